@@ -1,0 +1,1 @@
+"""One file per experiment: a grid of runs and what to measure."""

@@ -1,0 +1,20 @@
+"""`python -m experiments NAME` computes an experiment's runs, those that are not finished yet."""
+
+import click
+
+from experiments.three_cases import three_cases
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Compute an experiment's runs; a finished one is never recomputed, a killed one resumes.
+
+    Start the same command twice to use two cores: each process takes runs the other has not (set
+    OMP_NUM_THREADS=1 for both).
+    """
+
+
+main.add_command(three_cases)
+
+if __name__ == "__main__":
+    main(prog_name="python -m experiments")

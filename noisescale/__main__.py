@@ -1,0 +1,5 @@
+"""`python -m noisescale` is the command `noisescale`."""
+
+from noisescale.cli import main
+
+main()

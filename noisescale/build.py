@@ -1,0 +1,51 @@
+"""From configurations to the problem they describe, on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from noisescale.config import ProblemConfig
+from noisescale.data import load_splits
+from noisescale.models import build_model
+from noisescale.problem import Problem
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """−log softmax(outputs)[target] of each example, in nats: logits (B, C), classes (B,) -> (B,)."""
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def build_problem(
+    config: ProblemConfig,
+    *,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Problem:
+    """The problem `config` describes, its data and its model on `device`.
+
+    The initial parameters are PyTorch's default initialisation under `seed`, drawn on the CPU so that they
+    are the same on every device; no other random state is touched.
+    """
+    splits = load_splits(
+        config.dataset,
+        pixel_scale=config.pixel_scale,
+        num_train=config.num_train,
+        data_dir=data_dir,
+        device=device,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(config, splits.train.inputs.shape[1:], splits.num_classes)
+    return Problem(
+        model=model.to(device),
+        loss=cross_entropy,
+        train=splits.train,
+        validation=splits.validation,
+        test=splits.test,
+        config=config,
+    )

@@ -1,0 +1,92 @@
+"""Checkpoints: everything a run needs to go on bit for bit, saved whole or not at all, loaded safely."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noisescale.config import ProblemConfig, TrainConfig
+from noisescale.errors import CheckpointError
+from noisescale.problem import Params
+from noisescale.store import CHECKPOINT, write_atomically
+
+FORMAT = "noisescale checkpoint"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A run after `step` updates.
+
+    problem: the configuration its problem was built from, None for a problem of the user's own.
+    training: how it is trained.
+    step, examples_seen: updates made and examples used in them.
+    seconds: time spent in updates.
+    params, buffers: the model's parameters and buffers by name, copies.
+    optimizer, batches: the states of the optimizer and of the order of the examples.
+    diverged_at_step: the first update (from 1) whose loss was not finite, None while all were.
+    """
+
+    problem: ProblemConfig | None
+    training: TrainConfig
+    step: int
+    examples_seen: int
+    seconds: float
+    params: Params
+    buffers: Params
+    optimizer: dict[str, Any]
+    batches: dict[str, Any]
+    diverged_at_step: int | None = None
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes `checkpoint` atomically, in a form `torch.load(weights_only=True)` reads."""
+    content = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    content["problem"] = checkpoint.problem and checkpoint.problem.to_dict()
+    content["training"] = checkpoint.training.to_dict()
+    buffer = io.BytesIO()  # so that a full disk is met in write_atomically alone
+    torch.save({"format": FORMAT, "version": FORMAT_VERSION, **content}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> Checkpoint:
+    """The checkpoint in a file, or in a run folder's checkpoint.pt, its tensors on `device`.
+
+    Raises CheckpointError where the file is absent, damaged, or not one of ours. Never runs code from it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / CHECKPOINT
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; give a checkpoint.pt or a run folder that has one") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is damaged, cut short or of another kind ({reason[:120]})"
+        ) from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise CheckpointError(
+            f"{path} was not written by noisescale: give a checkpoint.pt of a run made by `noisescale train`"
+        )
+    if (version := content.pop("version", None)) != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version}, this noisescale reads {FORMAT_VERSION}: use the version that wrote it"
+        )
+    try:
+        problem = content.pop("problem")
+        training = content.pop("training")
+        checkpoint = Checkpoint(
+            problem=None if problem is None else ProblemConfig.from_dict(problem),
+            training=TrainConfig.from_dict(training),
+            **content,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} lacks or adds fields of a checkpoint: {error}") from error
+    return checkpoint

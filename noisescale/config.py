@@ -1,0 +1,147 @@
+"""What a run is, as plain data: the problem it solves and how it is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from noisescale.errors import SettingError
+
+DatasetName = Literal["mnist", "fashion-mnist", "digits"]
+PixelScale = Literal["unit", "raw"]
+ModelName = Literal["mlp", "cnn"]
+Norm = Literal["none", "layer", "batch"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
+FullBatch = Literal["full"]
+
+
+class _Config:
+    """Reading and writing shared by the configurations."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The configuration stored in `values`; fields it lacks take their defaults.
+
+        Raises SettingError (a ValueError) for a field this version does not know.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(values) - known):
+            raise SettingError(
+                f"{cls.__name__} has no field {', '.join(unknown)}: was it written by a newer noisescale?"
+            )
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemConfig(_Config):
+    """Which data and which model.
+
+    dataset: "mnist", "fashion-mnist" or "digits".
+    pixel_scale: "unit" divides the pixels by their largest value before standardising, "raw" does not, as
+        in the three-case study, whose inputs were (x − 0.1307)/0.3081 with x in 0…255.
+    num_train: train on a random subset of so many examples, the same one for every seed; None: on all.
+    model: "mlp" or "cnn".
+    width: hidden units of the MLP or channels of the CNN's first block; None: the model's own (1024, 32).
+    depth: hidden layers of the MLP or convolution blocks of the CNN; None: the model's own (2, 2).
+    norm: the normalisation before each activation.
+    """
+
+    dataset: DatasetName = "mnist"
+    pixel_scale: PixelScale = "unit"
+    num_train: int | None = None
+    model: ModelName = "mlp"
+    width: int | None = None
+    depth: int | None = None
+    norm: Norm = "none"
+
+    def __post_init__(self) -> None:
+        _check_choice("dataset", self.dataset, get_args(DatasetName))
+        _check_choice("pixel scale", self.pixel_scale, get_args(PixelScale))
+        _check_choice("model", self.model, get_args(ModelName))
+        _check_choice("norm", self.norm, get_args(Norm))
+        for name in ("num_train", "width", "depth"):
+            if getattr(self, name) is not None:
+                _check_count(name.replace("_", " "), getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Config):
+    """How to train.
+
+    batch_size: examples per update, or "full" for gradient descent on all of them.
+    learning_rate: of the update on the *mean* loss of the batch; constant.
+    optimizer: "sgd", "adam" or "adamw"; momentum is SGD's (heavy ball) alone.
+    weight_decay: as torch.optim defines it for that optimizer.
+    epochs, max_steps: training ends at whichever comes first.
+    seed: of the initial parameters and of the order of the examples.
+    """
+
+    batch_size: int | FullBatch = 32
+    learning_rate: float = 0.01
+    optimizer: OptimizerName = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    epochs: int = 5
+    max_steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size != "full":
+            _check_count("batch size", self.batch_size, instead=' or "full"')
+        _check_choice("optimizer", self.optimizer, get_args(OptimizerName))
+        if not (_is_real(self.learning_rate) and 0 < self.learning_rate < math.inf):
+            raise SettingError(f"learning rate {self.learning_rate!r}: give a finite number above 0, such as 0.01")
+        if not (_is_real(self.momentum) and 0 <= self.momentum < 1):
+            raise SettingError(f"momentum {self.momentum!r}: give a number in [0, 1), such as 0.9")
+        if self.momentum and self.optimizer != "sgd":
+            raise SettingError(f"momentum {self.momentum!r} with {self.optimizer}: only sgd takes a momentum")
+        if not (_is_real(self.weight_decay) and 0 <= self.weight_decay < math.inf):
+            raise SettingError(f"weight decay {self.weight_decay!r}: give a finite number, 0 or above")
+        _check_count("epochs", self.epochs)
+        if self.max_steps is not None:
+            _check_count("max steps", self.max_steps)
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise SettingError(f"seed {self.seed!r}: give a whole number from 0 to 2**63 - 1")
+
+
+def run_key(*configs: ProblemConfig | TrainConfig) -> str:
+    """Eight hex digits that name a run: a hash of every field that differs from its default.
+
+    Fields at their defaults are left out, so a field added later does not rename the runs made before it.
+    """
+    changed = {
+        f"{type(config).__name__}.{field.name}": getattr(config, field.name)
+        for config in configs
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    }
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_name(problem: ProblemConfig, training: TrainConfig) -> str:
+    """A run's default folder name, readable and unique: mnist-mlp-bs32-lr0.01-0123abcd."""
+    return (
+        f"{problem.dataset}-{problem.model}-bs{training.batch_size}-lr{training.learning_rate:g}"
+        f"-{run_key(problem, training)}"
+    )
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SettingError(f"{name} {value!r}: choose one of {', '.join(allowed)}")
+
+
+def _check_count(name: str, value: object, *, instead: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SettingError(f"{name} {value!r}: give a whole number of 1 or more{instead}")

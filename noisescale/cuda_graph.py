@@ -1,0 +1,60 @@
+"""One launch an update on a GPU, where a small batch's step is bound by launching its kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3  # eager updates of a batch size before it is captured: libraries set up lazily in them
+
+
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    indices: Tensor
+    loss: Tensor
+
+
+class CudaGraphUpdate:
+    """`update`, replayed as a CUDA graph from the fourth call of each batch size on.
+
+    update: indices (B,) on the GPU -> loss (), changing its model and optimizer in place and nothing else;
+        it must launch the same kernels whatever the values. The first calls run it as it is, and they are
+        real updates: nothing is computed twice and no state needs to be put back.
+    """
+
+    def __init__(self, update: Callable[[Tensor], Tensor]) -> None:
+        self.update = update
+        self._calls: Counter[int] = Counter()
+        self._captured: dict[int, _Captured] = {}
+        self._stream = torch.cuda.Stream()
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        batch_size = len(indices)
+        captured = self._captured.get(batch_size)
+        if captured is None:
+            self._calls[batch_size] += 1
+            if self._calls[batch_size] <= WARM_UP:
+                return self._on_side_stream(indices)
+            captured = self._captured[batch_size] = self._capture(indices)
+        captured.indices.copy_(indices)
+        captured.graph.replay()
+        return captured.loss.clone()
+
+    def _on_side_stream(self, indices: Tensor) -> Tensor:
+        """Capturing wants its warm-up off the default stream."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            loss = self.update(indices)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return loss
+
+    def _capture(self, indices: Tensor) -> _Captured:
+        static = indices.clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = self.update(static)
+        return _Captured(graph, static, loss)

@@ -1,0 +1,65 @@
+"""Loss, accuracy and macro F1 of a classifier on a set of examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from noisescale.problem import Examples, LossFn
+
+CHUNK = 2048  # examples a forward pass: activations stay near the cache, and the memory bounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores of one model on N examples.
+
+    loss: mean over the examples; nan or inf where an output is not finite.
+    confusion: counts (C, C), rows the true class, columns the predicted one.
+    """
+
+    loss: float
+    confusion: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the examples whose largest output is at their class."""
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+    @property
+    def f1(self) -> float:
+        """Macro F1: the mean over classes of 2·TP/(2·TP + FP + FN).
+
+        Classes neither present nor predicted are left out, and a class never hit counts 0, as
+        `sklearn.metrics.f1_score(average="macro", zero_division=0)` does.
+        """
+        hits = np.diag(self.confusion)
+        either = self.confusion.sum(0) + self.confusion.sum(1)
+        return float(np.mean(2 * hits[either > 0] / either[either > 0]))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loss: LossFn, examples: Examples) -> Evaluation:
+    """Scores of `model` in evaluation mode (restored afterwards) on all `examples`, in chunks.
+
+    The loss is summed in float64 and divided by N, so a short last chunk carries its own weight. Argmax
+    over outputs that are nan returns class 0: a diverged model "predicts" class 0 throughout.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64, device=examples.inputs.device)
+    confusion: torch.Tensor | None = None
+    for inputs, targets in zip(examples.inputs.split(CHUNK), examples.targets.split(CHUNK), strict=True):
+        outputs = model(inputs)  # (B, C)
+        total += loss(outputs, targets).sum(dtype=torch.float64)
+        num_classes = outputs.shape[1]
+        cells = targets * num_classes + outputs.argmax(1)
+        counts = torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+        confusion = counts if confusion is None else confusion + counts
+    for module, training in modes:
+        module.training = training
+    assert confusion is not None, "examples are never empty"
+    return Evaluation(loss=total.item() / len(examples), confusion=confusion.cpu().numpy())

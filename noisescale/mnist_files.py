@@ -1,0 +1,160 @@
+"""The files of MNIST and Fashion-MNIST in torchvision's layout: fetched whole, checked, read."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import queue
+import socket
+import tempfile
+import threading
+import time
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torchvision import datasets
+
+from noisescale.errors import DataError
+
+REACHABLE_WITHIN = 15.0  # seconds in which some server must have answered
+STALLED_AFTER = 30.0  # seconds without a byte after which a download is given up
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set of torchvision's, and the SHA-256 sums of its four files in the order of FILES.
+
+    raw: of the files as torchvision reads them. archives: of the .gz files as published, where the raw
+    ones' are not known: the raw files are then compared with what the archives beside them hold.
+    """
+
+    dataset: type[datasets.MNIST]
+    raw: tuple[str, ...] = ()
+    archives: tuple[str, ...] = ()
+
+
+SOURCES = {
+    "mnist": Source(
+        datasets.MNIST,
+        raw=(
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+    ),
+    "fashion-mnist": Source(
+        datasets.FashionMNIST,
+        archives=(
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        ),
+    ),
+}
+
+
+def fetch(source: Source, root: Path) -> None:
+    """Downloads the files into `root` unless all four are there; DataError where that cannot be done.
+
+    They arrive in a temporary folder that is renamed when complete, so a killed download leaves nothing
+    that could be taken for the data. Where no server answers, that is known after 15 seconds.
+    """
+    folder = root / source.dataset.__name__ / "raw"
+    if not [name for name in FILES if not (folder / name).is_file()]:
+        return
+    if not _reachable([f"{mirror}{source.dataset.resources[1][0]}" for mirror in source.dataset.mirrors]):
+        raise DataError(
+            f"{folder} lacks files of {source.dataset.__name__} and none of its servers answered: name a folder "
+            "that has them with --data-dir or NOISESCALE_DATA, or use --dataset digits"
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary, _socket_timeout():
+            source.dataset(temporary, download=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in (Path(temporary) / source.dataset.__name__ / "raw").iterdir():
+                file.replace(folder / file.name)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{source.dataset.__name__} could not be downloaded into {root}: {error}") from error
+
+
+def verify(source: Source, root: Path) -> None:
+    """DataError naming the first of the four files whose content is not the published one.
+
+    torchvision checks only what it downloads itself; a damaged or exchanged file would go unnoticed.
+    """
+    folder = root / source.dataset.__name__ / "raw"
+    for position, name in enumerate(FILES):
+        if source.raw:
+            expected = source.raw[position]
+        elif (archive := folder / f"{name}.gz").is_file():
+            _compare(archive, source.archives[position])
+            with gzip.open(archive) as stream:
+                expected = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        else:
+            warnings.warn(f"{folder / name} is not verified: its archive {name}.gz is not beside it", stacklevel=2)
+            continue
+        _compare(folder / name, expected)
+
+
+def read(source: Source, root: Path) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Training and test images (N, 28, 28) and classes (N,), uint8 and int64, as torchvision reads them."""
+    train, test = (source.dataset(root, train=split) for split in (True, False))
+    return (train.data, train.targets), (test.data, test.targets)
+
+
+def _compare(path: Path, expected: str) -> None:
+    try:
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if actual != expected:
+        raise DataError(
+            f"{path} is damaged: its SHA-256 is {actual[:12]}…, the published file's is {expected[:12]}…; "
+            "delete it and run again to download it"
+        )
+
+
+def _reachable(urls: list[str]) -> bool:
+    """Whether any of `urls` answers in time. Threads, since looking up a name obeys no time-out."""
+    answers: queue.Queue[bool] = queue.Queue()
+
+    def ask(url: str) -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACHABLE_WITHIN):
+                answers.put(True)
+        except (OSError, ValueError):
+            answers.put(False)
+
+    for url in urls:
+        threading.Thread(target=ask, args=(url,), daemon=True).start()
+    deadline = time.monotonic() + REACHABLE_WITHIN
+    with contextlib.suppress(queue.Empty):
+        return any(answers.get(timeout=max(0.0, deadline - time.monotonic())) for _ in urls)
+    return False
+
+
+@contextlib.contextmanager
+def _socket_timeout() -> Iterator[None]:
+    """torchvision downloads without a time-out of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALLED_AFTER)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,72 @@
+"""One function per kind of figure: a table in, matplotlib Axes drawn on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with any kind of colour vision
+COLOURS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
+LABELS = {"loss": "cross-entropy loss (nats)", "accuracy": "accuracy", "f1": "macro F1"}
+
+
+def plot_metric(axes: Axes, metrics: pd.DataFrame, *, metric: str) -> None:
+    """One of `metrics`' columns against the epoch, a line per split; where it is not finite, nothing is drawn.
+
+    metrics: rows with epoch, split and `metric`, as in metrics.csv. The loss has a logarithmic axis.
+    """
+    for split, rows in metrics.groupby("split", sort=False):
+        finite = rows[np.isfinite(rows[metric])]
+        axes.plot(finite["epoch"], finite[metric], ".-", color=COLOURS.get(str(split)), label=str(split))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(LABELS.get(metric, metric))
+    if metric == "loss":
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def plot_confusion(axes: Axes, confusion: np.ndarray, *, class_names: Sequence[str] | None = None) -> None:
+    """Counts (C, C) as a heat map, each row shaded by its share, the count written in every cell that has one."""
+    names = class_names or [str(index) for index in range(len(confusion))]
+    totals = confusion.sum(axis=1, keepdims=True)
+    shares = confusion / np.maximum(totals, 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(confusion):
+        shade = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=7, color=shade)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+
+
+def save_curves(path: Path, metrics: pd.DataFrame, *, title: str, remark: str | None = None) -> None:
+    """Loss and accuracy of every split against the epoch; `remark` is written into the picture."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    plot_metric(loss, metrics, metric="loss")
+    plot_metric(accuracy, metrics, metric="accuracy")
+    if remark:
+        loss.text(0.5, 0.5, remark, transform=loss.transAxes, ha="center", va="center", color="#D55E00", wrap=True)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def save_confusion(path: Path, confusion: np.ndarray, *, title: str) -> None:
+    """The confusion matrix (C, C) of one split."""
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes: Any = figure.subplots()
+    plot_confusion(axes, confusion)
+    axes.set_title(title, fontsize=10)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=150)

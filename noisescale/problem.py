@@ -1,0 +1,56 @@
+"""A learning problem: a model, a loss per example and the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from noisescale.config import ProblemConfig
+
+Params = dict[str, Tensor]
+LossFn = Callable[[Tensor, Tensor], Tensor]
+
+
+class Examples(NamedTuple):
+    """Inputs (N, *F) and targets (N, ...), on one device."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        """The number of examples N (not of fields)."""
+        return len(self.targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is trained and measured.
+
+    model: maps inputs (B, *F) to outputs (B, ...), row by row unless it normalises over the batch.
+    loss: outputs (B, ...), targets (B, ...) -> (B,), one loss per example, unreduced.
+    train, validation, test: examples on the model's device.
+    config: how the problem was built, where it was built from a ProblemConfig.
+    """
+
+    model: nn.Module
+    loss: LossFn
+    train: Examples | Dataset[tuple[Tensor, Tensor]]
+    validation: Examples | Dataset[tuple[Tensor, Tensor]] | None = None
+    test: Examples | Dataset[tuple[Tensor, Tensor]] | None = None
+    config: ProblemConfig | None = None
+
+
+def as_examples(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> Examples:
+    """All of `data` as one pair of tensors; Examples come back as they are.
+
+    A Dataset's items must be pairs (input, target) of equal shapes throughout.
+    """
+    if isinstance(data, Examples):
+        return data
+    num_examples = len(data)  # type: ignore[arg-type]
+    inputs, targets = next(iter(DataLoader(data, batch_size=num_examples)))
+    return Examples(inputs, targets)

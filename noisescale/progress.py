@@ -1,0 +1,57 @@
+"""What a person sees while a run trains: a bar on a terminal, a line per epoch anywhere. On stderr."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+REDRAW_EVERY = 0.1  # seconds
+
+
+class TrainingProgress:
+    """A progress bar over one run's examples, and log lines above it.
+
+    console: where to write; None writes nothing at all. Only a terminal gets the bar.
+    """
+
+    def __init__(self, console: Console | None, *, title: str = "", total_epochs: float = 1.0) -> None:
+        self.console = console or Console(quiet=True)
+        self.title = title
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("epoch {task.completed:.2f}/{task.total:g}"),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total_epochs, detail="")
+        self._drawn = 0.0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def update(self, *, epoch: float, step: int) -> None:
+        """Moves the bar, at most ten times a second."""
+        if (now := time.monotonic()) - self._drawn >= REDRAW_EVERY:
+            self._drawn = now
+            self._bar.update(self._task, completed=epoch, detail=f"step {step:,}")
+
+    def epoch(self, rows: list[dict[str, Any]]) -> None:
+        """One line from an epoch's rows of metrics.csv, one row per split."""
+        first = rows[0]
+        scores = "  ".join(f"{row['split']} {row['loss']:.4f}/{row['accuracy']:.4f}" for row in rows)
+        speed = f"  {first['seconds']:.1f} s" if first["seconds"] else ""
+        self.log(f"{self.title}  epoch {first['epoch']:<6.4g} step {first['step']:<8,} loss/accuracy: {scores}{speed}")
+
+    def log(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

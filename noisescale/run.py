@@ -1,0 +1,243 @@
+"""A training run on disk: evaluated each epoch, checkpointed, resumable, never computed twice."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from noisescale import store
+from noisescale.build import build_problem
+from noisescale.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from noisescale.config import ProblemConfig, TrainConfig
+from noisescale.environment import environment
+from noisescale.errors import SettingError
+from noisescale.evaluate import Evaluation, evaluate
+from noisescale.interrupts import DeferredInterrupts, Interrupted
+from noisescale.plots import save_confusion, save_curves
+from noisescale.problem import Problem, as_examples
+from noisescale.progress import TrainingProgress
+from noisescale.training import Training, resolve_batch_size
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out; nothing here changes its result.
+
+    device, data_dir: where it computes and where its data lie.
+    force: recompute what is finished.
+    checkpoint_every: also keep checkpoints/step-N.pt each so many steps.
+    log_dir: also write TensorBoard events there.
+    console: where progress goes; None for none.
+    notes: sentences for the run's record, such as why another data set stands in.
+    """
+
+    device: str = "cpu"
+    data_dir: Path | None = None
+    force: bool = False
+    checkpoint_every: int | None = None
+    log_dir: Path | None = None
+    console: Console | None = None
+    notes: tuple[str, ...] = ()
+
+
+def run_training(
+    problem_config: ProblemConfig, training_config: TrainConfig, path: Path, options: RunOptions | None = None
+) -> dict[str, Any]:
+    """The content of the run's summary.json, computed in the folder `path` unless it is already there.
+
+    A folder with a part of this run is continued from its newest checkpoint. SIGINT and SIGTERM are taken
+    between two steps: the run is saved and Interrupted raised. Raises RunFolderError where the folder
+    holds something else or another process is at it, SettingError for a batch larger than the training
+    set, OSError as the system reports it; what is already on disk stays valid in every case.
+    """
+    options = options or RunOptions()
+    identity = {"problem": problem_config.to_dict(), "training": training_config.to_dict()}
+    if not options.force and store.folder_state(path, identity) == "finished":
+        return store.read_json(path / store.SUMMARY) or {}
+    problem = build_problem(
+        problem_config, seed=training_config.seed, data_dir=options.data_dir, device=options.device
+    )
+    resolve_batch_size(training_config, len(as_examples(problem.train)))  # before a folder is made for it
+    with store.RunFolder(path, identity, force=options.force) as folder:
+        if folder.state == "finished":  # by another process, while we waited
+            return store.read_json(path / store.SUMMARY) or {}
+        start = load_checkpoint(path, device=options.device) if (path / store.CHECKPOINT).exists() else None
+        return _Run(problem, Training(problem, training_config, start=start), path, options).complete()
+
+
+class _Run:
+    """A run and its folder, which has been checked and locked."""
+
+    def __init__(self, problem: Problem, training: Training, path: Path, options: RunOptions) -> None:
+        self.problem = problem
+        self.training = training
+        self.path = path
+        self.options = options
+        rows = store.read_metrics(path)
+        # rows written after the checkpoint that is continued from will come again
+        self.rows: list[dict[str, Any]] = (
+            rows[rows["step"] <= training.step].to_dict("records") if training.step and len(rows) else []  # type: ignore[assignment]
+        )
+        self.evaluations: dict[str, Evaluation] = {}
+
+    def complete(self) -> dict[str, Any]:
+        training, options = self.training, self.options
+        epochs = training.config.epochs
+        if training.config.max_steps is not None:
+            epochs = min(epochs, training.config.max_steps * training.batch_size / training.batches.num_examples)  # type: ignore[assignment]
+        title = f"B = {training.config.batch_size}"
+        with (
+            TrainingProgress(options.console, title=title, total_epochs=epochs) as progress,
+            _event_writer(options.log_dir, self.path.name) as events,
+            DeferredInterrupts() as interrupts,
+        ):
+            if training.step:
+                progress.log(f"{title}  resumed at step {training.step:,}")
+            else:
+                self._evaluate(progress, events)
+            for step in training:
+                progress.update(epoch=training.epoch, step=step)
+                if training.epoch_ended or training.finished:
+                    if training.diverged_at_step is not None:
+                        progress.log(
+                            f"{title}  diverged: the loss of step {training.diverged_at_step:,} is not finite; "
+                            "this run ends here, which is a result"
+                        )
+                    self._evaluate(progress, events)
+                    self._checkpoint(training.checkpoint())
+                elif interrupts.received is not None:
+                    self._checkpoint(training.checkpoint())
+                if options.checkpoint_every and step % options.checkpoint_every == 0:
+                    checkpoint = training.checkpoint()
+                    save_checkpoint(checkpoint, self.path / store.STEP_CHECKPOINTS / f"step-{step}.pt")
+                    self._checkpoint(checkpoint)
+                if interrupts.received is not None and not training.finished:
+                    raise Interrupted(
+                        f"stopped and saved at step {step:,}: continue with noisescale train --resume {self.path}",
+                        interrupts.received,
+                    )
+        return self._finish()
+
+    def _checkpoint(self, checkpoint: Checkpoint) -> None:
+        save_checkpoint(checkpoint, self.path / store.CHECKPOINT)
+
+    def _evaluate(self, progress: TrainingProgress, events: Any) -> None:
+        """Appends a row per split to metrics.csv; the training row's seconds are those spent in updates."""
+        training = self.training
+        rows = []
+        for split, examples in self._splits():
+            started = time.perf_counter()
+            evaluation = self.evaluations[split] = evaluate(training.model, self.problem.loss, examples)
+            seconds, num_examples = time.perf_counter() - started, len(examples)
+            if split == "train":
+                past = [row for row in self.rows if row["split"] == "train"]
+                seconds = training.seconds - sum(row["seconds"] for row in past)
+                num_examples = training.examples_seen - round(past[-1]["epoch"] * num_examples) if past else 0
+            rows.append(
+                {
+                    "epoch": training.epoch,
+                    "step": training.step,
+                    "split": split,
+                    "loss": evaluation.loss,
+                    "accuracy": evaluation.accuracy,
+                    "f1": evaluation.f1,
+                    "seconds": seconds,
+                    "examples_per_second": num_examples / seconds if seconds > 0 else math.nan,
+                }
+            )
+        self.rows += rows
+        store.write_table(self.path / store.METRICS, pd.DataFrame(self.rows))
+        progress.epoch(rows)
+        if events is not None:
+            for row in rows:
+                for score in ("loss", "accuracy", "f1"):
+                    events.add_scalar(f"{score}/{row['split']}", row[score], row["step"])
+
+    def _splits(self) -> list[tuple[str, Any]]:
+        data = {split: getattr(self.problem, split) for split in SPLITS}
+        return [(split, as_examples(examples)) for split, examples in data.items() if examples is not None]
+
+    def _finish(self) -> dict[str, Any]:
+        """Pictures, confusion counts and, last, the summary whose presence means finished."""
+        training = self.training
+        if not self.evaluations:  # resumed after its last step
+            for split, examples in self._splits():
+                self.evaluations[split] = evaluate(training.model, self.problem.loss, examples)
+        metrics = pd.DataFrame(self.rows)
+        store.write_table(self.path / store.CONFUSION, _confusion_table(self.evaluations))
+        title = f"{self.path.name}\n{training.step:,} steps"
+        remark = None
+        if training.diverged_at_step is not None:
+            remark = f"diverged at step {training.diverged_at_step:,}"
+            title += f", {remark}"
+        picture = io.BytesIO()
+        save_curves(picture, metrics, title=title, remark=remark)
+        store.write_atomically(self.path / store.CURVES_PICTURE, picture.getvalue())
+        picture = io.BytesIO()
+        save_confusion(picture, self.evaluations["test"].confusion, title=f"{title}, test")
+        store.write_atomically(self.path / store.CONFUSION_PICTURE, picture.getvalue())
+        summary = self._summary()
+        store.write_json(self.path / store.SUMMARY, summary)
+        return summary
+
+    def _summary(self) -> dict[str, Any]:
+        training, config, problem = self.training, self.training.config, self.problem.config
+        assert problem is not None
+        scores = {
+            split: store.nullable(
+                {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "f1": evaluation.f1}
+            )
+            for split, evaluation in self.evaluations.items()
+        }
+        return {
+            "dataset": problem.dataset,
+            "pixel_scale": problem.pixel_scale,
+            "model": problem.model,
+            "batch_size": config.batch_size,
+            "learning_rate": config.learning_rate,
+            "seed": config.seed,
+            "steps": training.step,
+            "epochs": training.epoch,
+            "diverged_at_step": training.diverged_at_step,
+            **scores,
+            "seconds": training.seconds,
+            "examples_per_second": training.examples_seen / training.seconds,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "notes": list(self.options.notes),
+            "environment": environment(self.options.device),
+        }
+
+
+def _confusion_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
+    """Every split's confusion counts, tidy: split, target, predicted, count; zero counts included."""
+    tables = []
+    for split, evaluation in evaluations.items():
+        target, predicted = np.indices(evaluation.confusion.shape)
+        counts = {"target": target.ravel(), "predicted": predicted.ravel(), "count": evaluation.confusion.ravel()}
+        tables.append(pd.DataFrame({"split": split, **counts}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _event_writer(log_dir: Path | None, run: str) -> Any:
+    """A TensorBoard writer as a context, or a context of None."""
+    if log_dir is None:
+        return nullcontext()
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise SettingError(
+            "--log-dir writes TensorBoard events, and tensorboard is not installed: "
+            "pip install 'noisescale[tensorboard]', or leave --log-dir out"
+        ) from None
+    return SummaryWriter(log_dir / run)

@@ -1,0 +1,182 @@
+"""Run folders: written atomically, never by two at once, read back as tidy tables."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from noisescale.errors import RunFolderBusyError, RunFolderError
+
+CONFIG, METRICS, CONFUSION, SUMMARY = "config.json", "metrics.csv", "confusion.csv", "summary.json"
+CHECKPOINT, STEP_CHECKPOINTS = "checkpoint.pt", "checkpoints"
+CURVES_PICTURE, CONFUSION_PICTURE = "curves.png", "confusion.png"
+_LOCK = ".lock"
+
+State = Literal["new", "unfinished", "finished"]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Puts `content` at `path` whole or not at all: temporary name, sync, rename.
+
+    A crash, a kill or a full disk leaves the old file as it was. Raises OSError as the system reports it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as strict JSON: any nan or infinity in it is an error, see `nullable`."""
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """`table` as CSV with nan spelt out, so that an empty cell never stands for a diverged number."""
+    write_atomically(path, table.to_csv(index=False, na_rep="nan").encode())
+
+
+def nullable(scores: dict[str, float]) -> dict[str, float | str | None]:
+    """`scores` with every non-finite number as null and the reason beside it, for strict JSON."""
+    finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+    reasons = {
+        f"{name}_null_because": f"the {name} is {value}, not finite"
+        for name, value in scores.items()
+        if not math.isfinite(value)
+    }
+    return finite | reasons
+
+
+class RunFolder:
+    """One run's folder, held against a second writer while it is open as a context.
+
+    path: the folder, made when entered.
+    config: what identifies the run, as it stands in config.json. A folder that holds another run's
+        config.json, or files but no config.json, is refused with RunFolderError; one that another process
+        holds, with RunFolderBusyError.
+    force: a folder with results is emptied of them first, whosever configuration they have.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], *, force: bool = False) -> None:
+        self.path = path
+        self.config = config
+        self.force = force
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / _LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunFolderBusyError(
+                f"{self.path} is being written by another process: wait for it or choose another --out"
+            ) from None
+        try:
+            if self.force:
+                remove_results(self.path)
+            if self.state == "new":
+                write_json(self.path / CONFIG, self.config)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+        with contextlib.suppress(OSError):
+            (self.path / _LOCK).unlink()
+
+    @property
+    def state(self) -> State:
+        """Whether there is nothing yet, a part, or the whole of this run; RunFolderError if it is another's."""
+        return folder_state(self.path, self.config)
+
+
+def folder_state(path: Path, config: dict[str, Any]) -> State:
+    """What `path` holds of the run with this `config`; RunFolderError if it holds something else."""
+    stored = read_json(path / CONFIG)
+    if stored is None:
+        strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.is_dir() else []
+        if strangers:
+            raise RunFolderError(
+                f"{path} holds {', '.join(sorted(strangers)[:3])} but no {CONFIG}, so it is no run folder: "
+                "choose an empty or new folder with --out"
+            )
+        return "new"
+    if differences := _differences(stored, config):
+        raise RunFolderError(
+            f"{path} holds another run ({differences}): choose another --out, or --force to replace it"
+        )
+    return "finished" if (path / SUMMARY).exists() else "unfinished"
+
+
+def remove_results(path: Path) -> None:
+    """Deletes what a run leaves in its folder, summary first, and nothing else."""
+    for name in (SUMMARY, METRICS, CONFUSION, CURVES_PICTURE, CONFUSION_PICTURE, CHECKPOINT, CONFIG):
+        (path / name).unlink(missing_ok=True)
+    for step_checkpoint in (path / STEP_CHECKPOINTS).glob("step-*.pt"):
+        step_checkpoint.unlink()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None where there is no file; RunFolderError where it is damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise RunFolderError(f"{path} is not valid JSON ({error}): delete the folder or run with --force") from error
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{path} holds no JSON object: delete the folder or run with --force")
+    return content
+
+
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """One run's metrics.csv: a row per epoch and split, empty where nothing is written yet."""
+    path = folder / METRICS
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def finished_runs(root: Path) -> list[Path]:
+    """Folders of finished runs at or below `root`, sorted by name."""
+    return sorted(summary.parent for summary in root.rglob(SUMMARY))
+
+
+def metrics_table(folders: Iterable[Path]) -> pd.DataFrame:
+    """All rows of all runs' metrics, each beside its run's configuration (one column per field)."""
+    tables = []
+    for folder in folders:
+        config = read_json(folder / CONFIG) or {}
+        fields = config.get("problem", {}) | config.get("training", {})
+        tables.append(read_metrics(folder).assign(run=folder.name, **fields))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Fields in which two configurations differ, in words; "" where they agree."""
+    return "; ".join(
+        f"{section}.{field} is {stored.get(section, {}).get(field)!r} there, {value!r} here"
+        for section, fields in asked.items()
+        for field, value in fields.items()
+        if stored.get(section, {}).get(field) != value
+    )

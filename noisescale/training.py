@@ -1,0 +1,193 @@
+"""Training as a generator of checkpoints; divergence is a result, not a crash."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Collection, Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from noisescale.batches import Batches
+from noisescale.checkpoint import Checkpoint
+from noisescale.config import TrainConfig
+from noisescale.cuda_graph import CudaGraphUpdate
+from noisescale.errors import SettingError
+from noisescale.in_place_sgd import InPlaceSGD
+from noisescale.problem import Problem, as_examples
+
+CHUNK = 4096  # examples a forward and backward pass at most: a larger batch is accumulated in such chunks
+UNCHECKED_LOSSES = 64  # updates on a GPU between two looks at their losses, each of which waits for it
+
+
+def train(
+    problem: Problem,
+    config: TrainConfig,
+    *,
+    checkpoint_steps: Collection[int] = (),
+    start: Checkpoint | None = None,
+) -> Iterator[Checkpoint]:
+    """Checkpoints after each epoch, after each of `checkpoint_steps` (0: before the first), and at the end.
+
+    Minimises the mean loss over the training examples with the optimizer, rate and batch size of `config`,
+    batches drawn without replacement. Ends early, with `diverged_at_step` set in the last checkpoint, when
+    a batch's loss is not finite. `start` continues an earlier run of the same config: on the CPU, at the
+    same number of threads, to bit-identical parameters (for models that draw no random numbers themselves).
+    `problem.model` gives the initial parameters and is left as it is.
+
+    Batch normalisation sees at most 4,096 examples at once: a larger batch is accumulated in chunks.
+    """
+    training = Training(problem, config, start=start)
+    if start is None and 0 in checkpoint_steps:
+        yield training.checkpoint()
+    for step in training:
+        if training.epoch_ended or training.finished or step in checkpoint_steps:
+            yield training.checkpoint()
+
+
+class Training:
+    """A run in progress: iterate it for its steps, `checkpoint()` between any two of them.
+
+    model: a copy of the problem's, in training mode.
+    batch_size: may be set between any two steps.
+    step, examples_seen, seconds: updates made, examples used, time spent in updates.
+    diverged_at_step: the first update (from 1) whose loss was not finite. On a GPU the losses are looked at
+        every 64 updates and before each checkpoint, so a few more updates may follow it.
+    """
+
+    def __init__(self, problem: Problem, config: TrainConfig, *, start: Checkpoint | None = None) -> None:
+        self.config = config
+        self.problem = problem
+        self.examples = as_examples(problem.train)
+        self.device = self.examples.inputs.device
+        num_examples = len(self.examples)
+        self.batch_size = resolve_batch_size(config, num_examples)
+        self.model = copy.deepcopy(problem.model).train()
+        self.batches = Batches(num_examples, seed=config.seed, device=self.device)
+        self.optimizer = _build_optimizer(self.model, config, capturable=self.device.type == "cuda")
+        self.in_place = self._in_place_sgd()
+        self.step = 0
+        self.examples_seen = 0
+        self.seconds = 0.0
+        self.diverged_at_step: int | None = None
+        self._losses: list[Tensor] = []  # of the latest updates, not yet looked at
+        if start is not None:
+            self._restore(start)
+        self._update = CudaGraphUpdate(self._eager_update) if self.device.type == "cuda" else self._eager_update
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training examples so far, fractions included."""
+        return self.examples_seen / self.batches.num_examples
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the latest step completed a pass over the training examples."""
+        return self.step > 0 and self.batches.remaining == 0
+
+    @property
+    def finished(self) -> bool:
+        return (
+            self.diverged_at_step is not None
+            or self.examples_seen >= self.config.epochs * self.batches.num_examples
+            or (self.config.max_steps is not None and self.step >= self.config.max_steps)
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        """Makes one update at a time until `finished`, and gives the number of updates made."""
+        while not self.finished:
+            started = time.perf_counter()
+            indices = self.batches.take(self.batch_size)
+            self._losses.append(self._update(indices))
+            self.step += 1
+            self.examples_seen += len(indices)
+            if self.device.type == "cpu" or len(self._losses) >= UNCHECKED_LOSSES or self.epoch_ended:
+                self._check_losses()
+            self.seconds += time.perf_counter() - started
+            yield self.step
+
+    def checkpoint(self) -> Checkpoint:
+        """The state after the latest step, a copy."""
+        self._check_losses()
+        return Checkpoint(
+            problem=self.problem.config,
+            training=self.config,
+            step=self.step,
+            examples_seen=self.examples_seen,
+            seconds=self.seconds,
+            params={name: param.detach().clone() for name, param in self.model.named_parameters()},
+            buffers={name: buffer.clone() for name, buffer in self.model.named_buffers()},
+            optimizer=copy.deepcopy(self.optimizer.state_dict()),
+            batches=self.batches.state_dict(),
+            diverged_at_step=self.diverged_at_step,
+        )
+
+    def _eager_update(self, indices: Tensor) -> Tensor:
+        """One step on the mean loss of the examples at `indices` (B,); returns that loss."""
+        batch_size = len(indices)
+        in_place = self.in_place if batch_size <= CHUNK else None  # accumulating takes a stored gradient
+        chunk_losses = []
+        for chunk in indices.split(CHUNK):
+            inputs = self.examples.inputs.index_select(0, chunk)
+            targets = self.examples.targets.index_select(0, chunk)
+            with in_place or nullcontext():
+                outputs = self.model(inputs)
+            loss = self.problem.loss(outputs, targets).sum() / batch_size
+            loss.backward()  # type: ignore[no-untyped-call]
+            chunk_losses.append(loss.detach())
+        if in_place is None or not in_place.covers_all:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return chunk_losses[0] if len(chunk_losses) == 1 else torch.stack(chunk_losses).sum()
+
+    def _check_losses(self) -> None:
+        """Looks at the losses since the last look, which waits for the device, and notes a divergence."""
+        losses = [loss.item() for loss in self._losses] if len(self._losses) < 2 else torch.stack(self._losses).tolist()
+        first = self.step - len(losses) + 1
+        self._losses.clear()
+        if self.diverged_at_step is None:
+            bad = (step for step, loss in enumerate(losses, first) if not math.isfinite(loss))
+            self.diverged_at_step = next(bad, None)
+
+    def _in_place_sgd(self) -> InPlaceSGD | None:
+        """The in-place update of linear layers, where the optimizer is SGD without momentum."""
+        config = self.config
+        if config.optimizer != "sgd" or config.momentum:
+            return None
+        trial = self.examples.inputs[:2]
+        mode = InPlaceSGD(
+            self.model, trial, learning_rate=config.learning_rate, weight_decay=config.weight_decay
+        )
+        return mode if mode.covered else None
+
+    def _restore(self, start: Checkpoint) -> None:
+        self.model.load_state_dict(start.params | start.buffers)
+        self.optimizer.load_state_dict(start.optimizer)
+        self.batches.load_state_dict(start.batches)
+        self.step = start.step
+        self.examples_seen = start.examples_seen
+        self.seconds = start.seconds
+        self.diverged_at_step = start.diverged_at_step
+
+
+def resolve_batch_size(config: TrainConfig, num_examples: int) -> int:
+    """Examples per update; SettingError where the batch is larger than the training set."""
+    if config.batch_size == "full":
+        return num_examples
+    if config.batch_size > num_examples:
+        raise SettingError(
+            f"batch size {config.batch_size}: there are {num_examples} training examples; "
+            f"give 1 to {num_examples}, or full for all of them"
+        )
+    return config.batch_size
+
+
+def _build_optimizer(model: torch.nn.Module, config: TrainConfig, *, capturable: bool) -> torch.optim.Optimizer:
+    params, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=rate, momentum=config.momentum, weight_decay=decay)
+    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return adam(params, lr=rate, weight_decay=decay, capturable=capturable)
