@@ -16,11 +16,14 @@ from noisescale.config import run_name
 from noisescale.errors import RunFolderBusyError
 from noisescale.run import RunOptions
 
-SCALES: dict[str, dict[str, Any]] = {"quick": {"epochs": 2, "seeds": (0,)}, "full": {"epochs": 30, "seeds": (0, 1, 2)}}
+SCALES: dict[str, dict[str, Any]] = {
+    "quick": {"epochs": 2, "seeds": (0,)},
+    "full": {"epochs": 30, "seeds": (0, 1, 2)},
+}
 
 
 def grid(*, epochs: int, seeds: tuple[int, ...]) -> list[tuple[ProblemConfig, TrainConfig]]:
-    """The runs, longest first. B = 1 at unit pixels takes most of an hour and runs at the first seed alone."""
+    """The runs, longest first; B = 1 at unit pixels takes most of an hour, so it runs at one seed alone."""
     return [
         (
             ProblemConfig(dataset="mnist", pixel_scale=pixel_scale),
@@ -34,8 +37,18 @@ def grid(*, epochs: int, seeds: tuple[int, ...]) -> list[tuple[ProblemConfig, Tr
 
 
 @click.command("three_cases")
-@click.option("--scale", type=click.Choice(list(SCALES)), default="quick", show_default=True, help="quick: 2 epochs, one seed; full: 30 epochs, three seeds.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run folders.  [default: runs/three_cases-SCALE]")
+@click.option(
+    "--scale",
+    type=click.Choice(list(SCALES)),
+    default="quick",
+    show_default=True,
+    help="quick: 2 epochs, one seed; full: 30 epochs, three seeds.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the run folders.  [default: runs/three_cases-SCALE]",
+)
 @click.option("--device", default="cpu", show_default=True)
 def three_cases(scale: str, out: Path | None, device: str) -> None:
     """MNIST at B = 1024, 32 and 1, raw and unit pixels."""

@@ -65,11 +65,14 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; give a checkpoint.pt or a run folder that has one") from None
+        raise CheckpointError(
+            f"{path}: no such file; give a checkpoint.pt or a folder that has one"
+        ) from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is damaged, cut short or of another kind ({reason[:120]})"
+            f"{path} cannot be read as a checkpoint: it is damaged, cut short or of another kind "
+            f"({reason[:120]})"
         ) from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(
@@ -77,7 +80,8 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
         )
     if (version := content.pop("version", None)) != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint format {version}, this noisescale reads {FORMAT_VERSION}: use the version that wrote it"
+            f"{path} has checkpoint format {version}, this noisescale reads {FORMAT_VERSION}: "
+            "use the version that wrote it"
         )
     try:
         problem = content.pop("problem")

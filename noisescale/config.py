@@ -19,11 +19,12 @@ OptimizerName = Literal["sgd", "adam", "adamw"]
 FullBatch = Literal["full"]
 
 
+@dataclass(frozen=True)
 class _Config:
     """Reading and writing shared by the configurations."""
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -31,7 +32,7 @@ class _Config:
 
         Raises SettingError (a ValueError) for a field this version does not know.
         """
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise SettingError(
                 f"{cls.__name__} has no field {', '.join(unknown)}: was it written by a newer noisescale?"
@@ -97,7 +98,9 @@ class TrainConfig(_Config):
             _check_count("batch size", self.batch_size, instead=' or "full"')
         _check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         if not (_is_real(self.learning_rate) and 0 < self.learning_rate < math.inf):
-            raise SettingError(f"learning rate {self.learning_rate!r}: give a finite number above 0, such as 0.01")
+            raise SettingError(
+                f"learning rate {self.learning_rate!r}: give a finite number above 0, such as 0.01"
+            )
         if not (_is_real(self.momentum) and 0 <= self.momentum < 1):
             raise SettingError(f"momentum {self.momentum!r}: give a number in [0, 1), such as 0.9")
         if self.momentum and self.optimizer != "sgd":

@@ -36,7 +36,7 @@ _PIXELS = {
 
 
 class Splits(NamedTuple):
-    """Training, validation and test examples on one device: float32 inputs (N, 1, H, W), int64 classes (N,)."""
+    """Examples on one device: float32 inputs (N, 1, H, W), int64 classes (N,)."""
 
     train: Examples
     validation: Examples
@@ -79,7 +79,7 @@ def load_splits(
     """The data set `name`, standardised; MNIST and Fashion-MNIST are downloaded to `data_dir` when absent.
 
     mnist, fashion-mnist: 60,000 training images 28×28; the official test set is divided into 8,000 for
-    validation and 2,000 for test as in the three-case study, `train_test_split(test_size=.2, random_state=42)`.
+    validation and 2,000 for test by `train_test_split(test_size=.2, random_state=42)`, the study's split.
     digits: bundled with scikit-learn, 1,297 training images 8×8, 250 for validation and 250 for test.
     num_train: only a random subset of the training images, the same in every call.
 
@@ -102,7 +102,9 @@ def load_splits(
 
     if num_train is not None:
         if num_train > len(images):
-            raise SettingError(f"num train {num_train}: {name} has {len(images)} training images; give at most that")
+            raise SettingError(
+                f"num train {num_train}: {name} has {len(images)} training images; give at most that"
+            )
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))[:num_train]
         images, classes = images[chosen], classes[chosen]
 

@@ -51,7 +51,7 @@ class InPlaceSGD(TorchFunctionMode):
     ) -> Any:
         if func is F.linear and not kwargs and id(args[1]) in self._ids:
             bias = args[2] if len(args) > 2 else None
-            return _Linear.apply(args[0], args[1], bias, self.learning_rate, self.weight_decay)  # type: ignore[no-untyped-call]
+            return _Linear.apply(args[0], args[1], bias, self.learning_rate, self.weight_decay)
         return func(*args, **(kwargs or {}))
 
 
@@ -100,7 +100,12 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, learning_rate: float, weight_decay: float
+        ctx: Any,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        learning_rate: float,
+        weight_decay: float,
     ) -> Tensor:
         ctx.save_for_backward(inputs, weight, bias)
         ctx.learning_rate = learning_rate

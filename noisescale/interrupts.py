@@ -19,7 +19,7 @@ class Interrupted(BaseException):
 class DeferredInterrupts:
     """While open, SIGINT and SIGTERM only set `received`, for the work to stop where its state is whole.
 
-    A second one interrupts at once. Outside the main thread, where Python delivers no signals, it does nothing.
+    A second one interrupts at once. Does nothing outside the main thread, where Python has no signals.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,9 @@ class DeferredInterrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         else:
             self._before = {}
         return self

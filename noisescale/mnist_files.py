@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from torch import Tensor
 from torchvision import datasets
 
 from noisescale.errors import DataError
+
+Images = tuple[Tensor, Tensor]
 
 REACHABLE_WITHIN = 15.0  # seconds in which some server must have answered
 STALLED_AFTER = 30.0  # seconds without a byte after which a download is given up
@@ -78,8 +80,8 @@ def fetch(source: Source, root: Path) -> None:
         return
     if not _reachable([f"{mirror}{source.dataset.resources[1][0]}" for mirror in source.dataset.mirrors]):
         raise DataError(
-            f"{folder} lacks files of {source.dataset.__name__} and none of its servers answered: name a folder "
-            "that has them with --data-dir or NOISESCALE_DATA, or use --dataset digits"
+            f"{folder} lacks files of {source.dataset.__name__} and none of its servers answered: "
+            "name a folder that has them with --data-dir or NOISESCALE_DATA, or use --dataset digits"
         )
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -104,14 +106,15 @@ def verify(source: Source, root: Path) -> None:
         elif (archive := folder / f"{name}.gz").is_file():
             _compare(archive, source.archives[position])
             with gzip.open(archive) as stream:
-                expected = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+                expected = hashlib.file_digest(stream, "sha256").hexdigest()
         else:
-            warnings.warn(f"{folder / name} is not verified: its archive {name}.gz is not beside it", stacklevel=2)
+            message = f"{folder / name} is not verified: its archive {name}.gz is not beside it"
+            warnings.warn(message, stacklevel=2)
             continue
         _compare(folder / name, expected)
 
 
-def read(source: Source, root: Path) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+def read(source: Source, root: Path) -> tuple[Images, Images]:
     """Training and test images (N, 28, 28) and classes (N,), uint8 and int64, as torchvision reads them."""
     train, test = (source.dataset(root, train=split) for split in (True, False))
     return (train.data, train.targets), (test.data, test.targets)
@@ -151,7 +154,7 @@ def _reachable(urls: list[str]) -> bool:
 
 @contextlib.contextmanager
 def _socket_timeout() -> Iterator[None]:
-    """torchvision downloads without a time-out of its own."""
+    """A time-out for torchvision, which downloads without a time-out of its own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALLED_AFTER)
     try:

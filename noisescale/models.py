@@ -58,8 +58,12 @@ def build_model(config: ProblemConfig, input_shape: Sequence[int], num_classes: 
 
 
 def _norm_1d(norm: Norm, width: int) -> list[nn.Module]:
-    return {"none": [], "layer": [nn.LayerNorm(width)], "batch": [nn.BatchNorm1d(width)]}[norm]
+    if norm == "none":
+        return []
+    return [nn.LayerNorm(width) if norm == "layer" else nn.BatchNorm1d(width)]
 
 
 def _norm_2d(norm: Norm, channels: int) -> list[nn.Module]:
-    return {"none": [], "layer": [nn.GroupNorm(1, channels)], "batch": [nn.BatchNorm2d(channels)]}[norm]
+    if norm == "none":
+        return []
+    return [nn.GroupNorm(1, channels) if norm == "layer" else nn.BatchNorm2d(channels)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ LABELS = {"loss": "cross-entropy loss (nats)", "accuracy": "accuracy", "f1": "ma
 
 
 def plot_metric(axes: Axes, metrics: pd.DataFrame, *, metric: str) -> None:
-    """One of `metrics`' columns against the epoch, a line per split; where it is not finite, nothing is drawn.
+    """One of `metrics`' columns against the epoch, a line per split; nothing where it is not finite.
 
     metrics: rows with epoch, split and `metric`, as in metrics.csv. The loss has a logarithmic axis.
     """
@@ -33,7 +33,7 @@ def plot_metric(axes: Axes, metrics: pd.DataFrame, *, metric: str) -> None:
 
 
 def plot_confusion(axes: Axes, confusion: np.ndarray, *, class_names: Sequence[str] | None = None) -> None:
-    """Counts (C, C) as a heat map, each row shaded by its share, the count written in every cell that has one."""
+    """Counts (C, C) as a heat map, shaded by the share of the row, the count in every cell that has one."""
     names = class_names or [str(index) for index in range(len(confusion))]
     totals = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
@@ -47,26 +47,30 @@ def plot_confusion(axes: Axes, confusion: np.ndarray, *, class_names: Sequence[s
     axes.set_ylabel("true class")
 
 
-def save_curves(path: Path, metrics: pd.DataFrame, *, title: str, remark: str | None = None) -> None:
+def curves_figure(metrics: pd.DataFrame, *, title: str, remark: str | None = None) -> Figure:
     """Loss and accuracy of every split against the epoch; `remark` is written into the picture."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     plot_metric(loss, metrics, metric="loss")
     plot_metric(accuracy, metrics, metric="accuracy")
     if remark:
-        loss.text(0.5, 0.5, remark, transform=loss.transAxes, ha="center", va="center", color="#D55E00", wrap=True)
+        place = {"transform": loss.transAxes, "ha": "center", "va": "center"}
+        loss.text(0.5, 0.5, remark, color="#D55E00", **place)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    return figure
 
 
-def save_confusion(path: Path, confusion: np.ndarray, *, title: str) -> None:
+def confusion_figure(confusion: np.ndarray, *, title: str) -> Figure:
     """The confusion matrix (C, C) of one split."""
     figure = Figure(figsize=(5, 4.6), layout="constrained")
     axes: Any = figure.subplots()
     plot_confusion(axes, confusion)
     axes.set_title(title, fontsize=10)
-    _save(figure, path)
+    return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150)
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -51,6 +51,6 @@ def as_examples(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> Examples:
     """
     if isinstance(data, Examples):
         return data
-    num_examples = len(data)  # type: ignore[arg-type]
-    inputs, targets = next(iter(DataLoader(data, batch_size=num_examples)))
+    whole = DataLoader(data, batch_size=len(cast(Sized, data)))
+    inputs, targets = next(iter(whole))
     return Examples(inputs, targets)

@@ -51,7 +51,8 @@ class TrainingProgress:
         first = rows[0]
         scores = "  ".join(f"{row['split']} {row['loss']:.4f}/{row['accuracy']:.4f}" for row in rows)
         speed = f"  {first['seconds']:.1f} s" if first["seconds"] else ""
-        self.log(f"{self.title}  epoch {first['epoch']:<6.4g} step {first['step']:<8,} loss/accuracy: {scores}{speed}")
+        at = f"epoch {first['epoch']:<6.4g} step {first['step']:<8,}"
+        self.log(f"{self.title}  {at} loss/accuracy: {scores}{speed}")
 
     def log(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

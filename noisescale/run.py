@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from contextlib import nullcontext
@@ -16,13 +15,13 @@ from rich.console import Console
 
 from noisescale import store
 from noisescale.build import build_problem
-from noisescale.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from noisescale.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.environment import environment
 from noisescale.errors import SettingError
 from noisescale.evaluate import Evaluation, evaluate
 from noisescale.interrupts import DeferredInterrupts, Interrupted
-from noisescale.plots import save_confusion, save_curves
+from noisescale.plots import confusion_figure, curves_figure, png
 from noisescale.problem import Problem, as_examples
 from noisescale.progress import TrainingProgress
 from noisescale.training import Training, resolve_batch_size
@@ -84,21 +83,15 @@ class _Run:
         self.training = training
         self.path = path
         self.options = options
-        rows = store.read_metrics(path)
         # rows written after the checkpoint that is continued from will come again
-        self.rows: list[dict[str, Any]] = (
-            rows[rows["step"] <= training.step].to_dict("records") if training.step and len(rows) else []  # type: ignore[assignment]
-        )
+        self.rows = [row for row in store.read_metrics(path) if training.step >= max(row["step"], 1)]
         self.evaluations: dict[str, Evaluation] = {}
 
     def complete(self) -> dict[str, Any]:
         training, options = self.training, self.options
-        epochs = training.config.epochs
-        if training.config.max_steps is not None:
-            epochs = min(epochs, training.config.max_steps * training.batch_size / training.batches.num_examples)  # type: ignore[assignment]
         title = f"B = {training.config.batch_size}"
         with (
-            TrainingProgress(options.console, title=title, total_epochs=epochs) as progress,
+            TrainingProgress(options.console, title=title, total_epochs=training.last_epoch) as progress,
             _event_writer(options.log_dir, self.path.name) as events,
             DeferredInterrupts() as interrupts,
         ):
@@ -108,29 +101,25 @@ class _Run:
                 self._evaluate(progress, events)
             for step in training:
                 progress.update(epoch=training.epoch, step=step)
-                if training.epoch_ended or training.finished:
-                    if training.diverged_at_step is not None:
-                        progress.log(
-                            f"{title}  diverged: the loss of step {training.diverged_at_step:,} is not finite; "
-                            "this run ends here, which is a result"
-                        )
+                epoch_done = training.epoch_ended or training.finished
+                milestone = options.checkpoint_every is not None and step % options.checkpoint_every == 0
+                stopping = interrupts.received is not None
+                if epoch_done:
                     self._evaluate(progress, events)
-                    self._checkpoint(training.checkpoint())
-                elif interrupts.received is not None:
-                    self._checkpoint(training.checkpoint())
-                if options.checkpoint_every and step % options.checkpoint_every == 0:
+                if epoch_done or milestone or stopping:
                     checkpoint = training.checkpoint()
-                    save_checkpoint(checkpoint, self.path / store.STEP_CHECKPOINTS / f"step-{step}.pt")
-                    self._checkpoint(checkpoint)
-                if interrupts.received is not None and not training.finished:
-                    raise Interrupted(
-                        f"stopped and saved at step {step:,}: continue with noisescale train --resume {self.path}",
-                        interrupts.received,
-                    )
+                    if milestone:
+                        save_checkpoint(checkpoint, self.path / store.STEP_CHECKPOINTS / f"step-{step}.pt")
+                    save_checkpoint(checkpoint, self.path / store.CHECKPOINT)
+                if interrupts.received is not None and stopping and not training.finished:
+                    resume = f"continue with noisescale train --resume {self.path}"
+                    raise Interrupted(f"stopped and saved at step {step:,}: {resume}", interrupts.received)
+            if training.diverged_at_step is not None:
+                progress.log(
+                    f"{title}  diverged: the loss of step {training.diverged_at_step:,} is not finite; "
+                    "the run ends there, and that is its result"
+                )
         return self._finish()
-
-    def _checkpoint(self, checkpoint: Checkpoint) -> None:
-        save_checkpoint(checkpoint, self.path / store.CHECKPOINT)
 
     def _evaluate(self, progress: TrainingProgress, events: Any) -> None:
         """Appends a row per split to metrics.csv; the training row's seconds are those spent in updates."""
@@ -181,12 +170,10 @@ class _Run:
         if training.diverged_at_step is not None:
             remark = f"diverged at step {training.diverged_at_step:,}"
             title += f", {remark}"
-        picture = io.BytesIO()
-        save_curves(picture, metrics, title=title, remark=remark)
-        store.write_atomically(self.path / store.CURVES_PICTURE, picture.getvalue())
-        picture = io.BytesIO()
-        save_confusion(picture, self.evaluations["test"].confusion, title=f"{title}, test")
-        store.write_atomically(self.path / store.CONFUSION_PICTURE, picture.getvalue())
+        curves = curves_figure(metrics, title=title, remark=remark)
+        store.write_atomically(self.path / store.CURVES_PICTURE, png(curves))
+        confusion = confusion_figure(self.evaluations["test"].confusion, title=f"{title}, test")
+        store.write_atomically(self.path / store.CONFUSION_PICTURE, png(confusion))
         summary = self._summary()
         store.write_json(self.path / store.SUMMARY, summary)
         return summary
@@ -220,11 +207,11 @@ class _Run:
 
 
 def _confusion_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
-    """Every split's confusion counts, tidy: split, target, predicted, count; zero counts included."""
+    """Every split's confusion counts, tidy, zero counts included."""
     tables = []
     for split, evaluation in evaluations.items():
-        target, predicted = np.indices(evaluation.confusion.shape)
-        counts = {"target": target.ravel(), "predicted": predicted.ravel(), "count": evaluation.confusion.ravel()}
+        target, predicted = np.indices(evaluation.confusion.shape).reshape(2, -1)
+        counts = {"target": target, "predicted": predicted, "count": evaluation.confusion.ravel()}
         tables.append(pd.DataFrame({"split": split, **counts}))
     return pd.concat(tables, ignore_index=True)
 

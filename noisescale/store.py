@@ -108,7 +108,7 @@ class RunFolder:
 
     @property
     def state(self) -> State:
-        """Whether there is nothing yet, a part, or the whole of this run; RunFolderError if it is another's."""
+        """How much of this run is there; RunFolderError if it is another's."""
         return folder_state(self.path, self.config)
 
 
@@ -116,10 +116,10 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
     """What `path` holds of the run with this `config`; RunFolderError if it holds something else."""
     stored = read_json(path / CONFIG)
     if stored is None:
-        strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.is_dir() else []
-        if strangers:
+        entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        if strangers := [name for name in entries if not name.startswith(".")]:
             raise RunFolderError(
-                f"{path} holds {', '.join(sorted(strangers)[:3])} but no {CONFIG}, so it is no run folder: "
+                f"{path} holds {', '.join(strangers[:3])} but no {CONFIG}, so it is no run folder: "
                 "choose an empty or new folder with --out"
             )
         return "new"
@@ -145,16 +145,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise RunFolderError(f"{path} is not valid JSON ({error}): delete the folder or run with --force") from error
+        raise RunFolderError(f"{path} is not valid JSON ({error}): delete it or run with --force") from error
     if not isinstance(content, dict):
         raise RunFolderError(f"{path} holds no JSON object: delete the folder or run with --force")
     return content
 
 
-def read_metrics(folder: Path) -> pd.DataFrame:
-    """One run's metrics.csv: a row per epoch and split, empty where nothing is written yet."""
+def read_metrics(folder: Path) -> list[dict[Any, Any]]:
+    """The rows of a run's metrics.csv, one per epoch and split; none where nothing is written yet."""
     path = folder / METRICS
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+    return pd.read_csv(path).to_dict("records") if path.exists() else []
 
 
 def finished_runs(root: Path) -> list[Path]:
@@ -168,7 +168,7 @@ def metrics_table(folders: Iterable[Path]) -> pd.DataFrame:
     for folder in folders:
         config = read_json(folder / CONFIG) or {}
         fields = config.get("problem", {}) | config.get("training", {})
-        tables.append(read_metrics(folder).assign(run=folder.name, **fields))
+        tables.append(pd.DataFrame(read_metrics(folder)).assign(run=folder.name, **fields))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

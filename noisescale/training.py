@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from noisescale.batches import Batches
 from noisescale.checkpoint import Checkpoint
@@ -76,12 +77,20 @@ class Training:
         self._losses: list[Tensor] = []  # of the latest updates, not yet looked at
         if start is not None:
             self._restore(start)
-        self._update = CudaGraphUpdate(self._eager_update) if self.device.type == "cuda" else self._eager_update
+        self._update: Callable[[Tensor], Tensor] = self._eager_update
+        if self.device.type == "cuda":
+            self._update = CudaGraphUpdate(self._eager_update)
 
     @property
     def epoch(self) -> float:
         """Passes over the training examples so far, fractions included."""
         return self.examples_seen / self.batches.num_examples
+
+    @property
+    def last_epoch(self) -> float:
+        """What `epoch` will be at the end, unless the run diverges or its batch size changes."""
+        examples = math.inf if self.config.max_steps is None else self.config.max_steps * self.batch_size
+        return min(self.config.epochs, examples / self.batches.num_examples)
 
     @property
     def epoch_ended(self) -> bool:
@@ -104,7 +113,8 @@ class Training:
             self._losses.append(self._update(indices))
             self.step += 1
             self.examples_seen += len(indices)
-            if self.device.type == "cpu" or len(self._losses) >= UNCHECKED_LOSSES or self.epoch_ended:
+            due = self.device.type == "cpu" or len(self._losses) >= UNCHECKED_LOSSES
+            if due or self.epoch_ended or self.finished:
                 self._check_losses()
             self.seconds += time.perf_counter() - started
             yield self.step
@@ -136,7 +146,7 @@ class Training:
             with in_place or nullcontext():
                 outputs = self.model(inputs)
             loss = self.problem.loss(outputs, targets).sum() / batch_size
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             chunk_losses.append(loss.detach())
         if in_place is None or not in_place.covers_all:
             self.optimizer.step()
@@ -145,7 +155,7 @@ class Training:
 
     def _check_losses(self) -> None:
         """Looks at the losses since the last look, which waits for the device, and notes a divergence."""
-        losses = [loss.item() for loss in self._losses] if len(self._losses) < 2 else torch.stack(self._losses).tolist()
+        losses = torch.stack(self._losses).tolist() if self._losses else []
         first = self.step - len(losses) + 1
         self._losses.clear()
         if self.diverged_at_step is None:
@@ -185,9 +195,9 @@ def resolve_batch_size(config: TrainConfig, num_examples: int) -> int:
     return config.batch_size
 
 
-def _build_optimizer(model: torch.nn.Module, config: TrainConfig, *, capturable: bool) -> torch.optim.Optimizer:
+def _build_optimizer(model: nn.Module, config: TrainConfig, *, capturable: bool) -> Optimizer:
     params, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(params, lr=rate, momentum=config.momentum, weight_decay=decay)
-    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(params, lr=rate, weight_decay=decay, capturable=capturable)

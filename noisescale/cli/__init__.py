@@ -24,7 +24,8 @@ class _Commands(click.Group):
             raise click.ClickException(str(error)) from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{where}{error.strerror or error}; nothing already written is damaged") from error
+            message = f"{where}{error.strerror or error}; nothing already written is damaged"
+            raise click.ClickException(message) from error
         except Interrupted as interruption:
             click.echo(str(interruption), err=True)
             ctx.exit(interruption.exit_code)

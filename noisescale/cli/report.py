@@ -16,10 +16,10 @@ DIVERGED = (
 
 
 def print_comparison(summaries: list[dict[str, Any]]) -> None:
-    """A row per run: what it was, how it ended, what it scored."""
+    """A row per run: what it was, how it ended, what it scored; the run folders last."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ("batch size", "lr", "steps", "epochs", "train loss", "train acc", "test loss", "test acc", "test F1", "seconds", "ex/s")
-    for name in columns:
+    scores = ("train loss", "train acc", "test loss", "test acc", "test F1")
+    for name in ("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in summaries:
         table.add_row(
@@ -35,15 +35,19 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
             f"{run['seconds']:.1f}",
             f"{run['examples_per_second']:,.0f}",
         )
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     first = summaries[0]
-    console.print(f"{first['dataset']}, {first['pixel_scale']} pixels, {first['model']}, seed {first['seed']}", highlight=False)
+    console.print(
+        f"{first['dataset']}, {first['pixel_scale']} pixels, {first['model']}, seed {first['seed']}"
+    )
     console.print(table)
     diverged = [run for run in summaries if run["diverged_at_step"] is not None]
     for run in diverged:
-        console.print(f"B = {run['batch_size']} diverged at step {run['diverged_at_step']:,}.", highlight=False)
+        console.print(f"B = {run['batch_size']} diverged at step {run['diverged_at_step']:,}.")
     if diverged:
-        console.print(DIVERGED, highlight=False)
+        console.print(DIVERGED)
+    for run in summaries:
+        print(run["run"])
 
 
 def _score(value: float | None) -> str:

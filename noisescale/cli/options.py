@@ -1,0 +1,155 @@
+"""Options that several commands share: each mirrors a field of a configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+
+from noisescale import config as settings
+from noisescale.config import ProblemConfig, TrainConfig
+from noisescale.errors import SettingError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Config = TypeVar("Config", ProblemConfig, TrainConfig)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class BatchSize(click.ParamType[int | str]):
+    """A number of examples, or "full"."""
+
+    name = "N|full"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        try:
+            return TrainConfig(batch_size=value if value == "full" else int(value)).batch_size
+        except ValueError:
+            self.fail(f"{value!r}: give a whole number of 1 or more, or full", param, ctx)
+
+
+def problem_options(command: Command) -> Command:
+    """The fields of ProblemConfig, with the data set "auto" besides."""
+    return _together(
+        click.option(
+            "--dataset",
+            type=click.Choice(["auto", *get_args(settings.DatasetName)]),
+            default="auto",
+            show_default=True,
+            help="auto: MNIST, or digits where MNIST can be neither found nor downloaded.",
+        ),
+        click.option(
+            "--pixel-scale",
+            type=click.Choice(get_args(settings.PixelScale)),
+            default=ProblemConfig.pixel_scale,
+            show_default=True,
+            help="Divide pixels by their largest value before standardising (unit), or not (raw).",
+        ),
+        click.option("--num-train", type=int, help="Train on a random subset of so many examples."),
+        click.option(
+            "--model",
+            type=click.Choice(get_args(settings.ModelName)),
+            default=ProblemConfig.model,
+            show_default=True,
+        ),
+        click.option("--width", type=int, help="Hidden units (mlp: 1024) or first channels (cnn: 32)."),
+        click.option("--depth", type=int, help="Hidden layers (mlp: 2) or blocks (cnn: 2)."),
+        click.option(
+            "--norm",
+            type=click.Choice(get_args(settings.Norm)),
+            default=ProblemConfig.norm,
+            show_default=True,
+            help="Normalisation before each activation.",
+        ),
+    )(command)
+
+
+def training_options(command: Command) -> Command:
+    """The fields of TrainConfig except the batch size."""
+    return _together(
+        click.option(
+            "--lr",
+            "learning_rate",
+            type=float,
+            default=TrainConfig.learning_rate,
+            show_default=True,
+            help="Learning rate, on the mean loss of the batch.",
+        ),
+        click.option(
+            "--epochs",
+            type=int,
+            default=TrainConfig.epochs,
+            show_default=True,
+            help="Passes over the training set.",
+        ),
+        click.option("--max-steps", type=int, help="Stop after so many updates, if that comes first."),
+        click.option(
+            "--optimizer",
+            type=click.Choice(get_args(settings.OptimizerName)),
+            default=TrainConfig.optimizer,
+            show_default=True,
+        ),
+        click.option(
+            "--momentum",
+            type=float,
+            default=TrainConfig.momentum,
+            show_default=True,
+            help="Heavy ball, of sgd.",
+        ),
+        click.option("--weight-decay", type=float, default=TrainConfig.weight_decay, show_default=True),
+        click.option(
+            "--seed",
+            type=int,
+            default=TrainConfig.seed,
+            show_default=True,
+            help="Of the initial parameters and the order of the examples.",
+        ),
+    )(command)
+
+
+def machine_options(command: Command) -> Command:
+    """Where to compute and where the data lie."""
+    return _together(
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="auto: a GPU where there is one.",
+        ),
+        click.option(
+            "--data-dir",
+            type=FOLDER,
+            help="Where data sets lie.  [default: $NOISESCALE_DATA, else the user cache]",
+        ),
+    )(command)
+
+
+def fill(config: type[Config], options: dict[str, Any]) -> Config:
+    """The configuration whose fields are options of the same names."""
+    fields = [field.name for field in dataclasses.fields(config)]
+    return config(**{name: options[name] for name in fields if name in options})
+
+
+def resolve_device(name: str) -> str:
+    """The device that `name` means here; SettingError for a GPU that is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingError(
+            "--device cuda: torch sees no GPU here; give cpu, or auto to use one where there is"
+        )
+    return name
+
+
+def _together(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate

@@ -1,0 +1,115 @@
+"""Problems whose gradient mean, gradient covariance and Hessian are known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from noisescale.problem import Examples, Problem
+
+Population = Literal["dataset", "distribution"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactMoments:
+    """At one parameter vector: gradient G (P,), gradient covariance Σ (P, P), Hessian H (P, P).
+
+    Population "distribution": expectations over fresh examples. "dataset": over the problem's N training
+    examples, Σ with 1/N.
+    """
+
+    gradient: Tensor
+    covariance: Tensor
+    hessian: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticProblem:
+    """A problem with P parameters in one tensor, and its exact moments as a function of them."""
+
+    problem: Problem
+    moments: Callable[[Tensor, Population], ExactMoments]
+
+
+class _Quadratic(nn.Module):
+    """Noise vectors ζ (B, P) -> ½θᵀHθ + ζᵀθ (B,)."""
+
+    hessian: Tensor
+
+    def __init__(self, hessian: Tensor, start: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("hessian", hessian)
+        self.theta = nn.Parameter(start.clone())
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return 0.5 * self.theta @ self.hessian @ self.theta + noise @ self.theta
+
+
+def noisy_quadratic(
+    *, hessian: Tensor, covariance: Tensor, start: Tensor, num_examples: int, generator: torch.Generator
+) -> SyntheticProblem:
+    """Losses ℓ_i(θ) = ½θᵀHθ + ζ_iᵀθ with ζ_i ~ N(0, Σ): G = Hθ and Σ everywhere the same.
+
+    hessian, covariance (P, P): symmetric, the covariance positive definite. start (P,): initial θ.
+    The dtype is the hessian's.
+    """
+    root = torch.linalg.cholesky(covariance)
+    draws = torch.randn(num_examples, len(hessian), generator=generator, dtype=hessian.dtype)
+    noise = draws @ root.T  # (N, P)
+
+    def moments(theta: Tensor, population: Population) -> ExactMoments:
+        gradient = hessian @ theta
+        if population == "distribution":
+            return ExactMoments(gradient=gradient, covariance=covariance, hessian=hessian)
+        return ExactMoments(gradient=gradient + noise.mean(0), covariance=_covariance(noise), hessian=hessian)
+
+    train = Examples(noise, torch.zeros(num_examples, dtype=hessian.dtype))
+    problem = Problem(model=_Quadratic(hessian, start), loss=lambda outputs, targets: outputs, train=train)
+    return SyntheticProblem(problem=problem, moments=moments)
+
+
+def linear_regression(
+    *, input_variances: Tensor, weights: Tensor, noise: float, num_examples: int, generator: torch.Generator
+) -> SyntheticProblem:
+    """Losses ½(θᵀx − y)² with x ~ N(0, A), A = diag(input_variances), y = wᵀx + noise·N(0, 1); θ starts at 0.
+
+    With δ = θ − w, by the fourth moments of the normal distribution: G = Aδ, H = A and
+    Σ = (δᵀAδ + noise²)·A + Aδδᵀ A, so tr Σ = (δᵀAδ + noise²)·tr A + |Aδ|².
+
+    input_variances, weights (P,): positive variances, and w. The dtype is the weights'.
+    """
+    dtype, dim = weights.dtype, len(weights)
+    inputs = torch.randn(num_examples, dim, generator=generator, dtype=dtype) * input_variances.sqrt()
+    targets = inputs @ weights + noise * torch.randn(num_examples, generator=generator, dtype=dtype)
+    hessian = torch.diag(input_variances)
+
+    def moments(theta: Tensor, population: Population) -> ExactMoments:
+        if population == "dataset":
+            gradients = (inputs @ theta - targets).unsqueeze(1) * inputs  # (N, P)
+            curvature = inputs.T @ inputs / num_examples
+            return ExactMoments(
+                gradient=gradients.mean(0), covariance=_covariance(gradients), hessian=curvature
+            )
+        gradient = input_variances * (theta - weights)
+        residual = gradient @ (theta - weights) + noise**2  # E (θᵀx − y)²
+        covariance = residual * hessian + torch.outer(gradient, gradient)
+        return ExactMoments(gradient=gradient, covariance=covariance, hessian=hessian)
+
+    linear = nn.Linear(dim, 1, bias=False, dtype=dtype)
+    nn.init.zeros_(linear.weight)
+    problem = Problem(
+        model=nn.Sequential(linear, nn.Flatten(0)),
+        loss=lambda outputs, targets: 0.5 * (outputs - targets) ** 2,
+        train=Examples(inputs, targets),
+    )
+    return SyntheticProblem(problem=problem, moments=moments)
+
+
+def _covariance(values: Tensor) -> Tensor:
+    """With 1/N: (N, P) -> (P, P)."""
+    centred = values - values.mean(0)
+    return centred.T @ centred / len(values)

@@ -1,0 +1,64 @@
+import math
+
+import pytest
+
+from noisescale.config import ProblemConfig, TrainConfig, run_key, run_name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 0}, "batch size 0: give a whole number of 1 or more"),
+        ({"batch_size": -3}, "batch size -3"),
+        ({"batch_size": 1.5}, "batch size 1.5"),
+        ({"batch_size": True}, "batch size True"),
+        ({"batch_size": "half"}, 'or "full"'),
+        ({"learning_rate": 0.0}, "learning rate 0.0: give a finite number above 0"),
+        ({"learning_rate": -1.0}, "learning rate"),
+        ({"learning_rate": math.nan}, "learning rate"),
+        ({"learning_rate": math.inf}, "learning rate"),
+        ({"optimizer": "lion"}, "optimizer 'lion': choose one of sgd, adam, adamw"),
+        ({"momentum": 1.0}, "momentum 1.0"),
+        ({"momentum": 0.9, "optimizer": "adam"}, "only sgd takes a momentum"),
+        ({"weight_decay": -1e-3}, "weight decay"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"max_steps": 0}, "max steps 0"),
+        ({"seed": -1}, "seed -1"),
+    ],
+)
+def test_a_training_setting_out_of_range_says_what_is_allowed(fields, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        TrainConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dataset": "cifar"}, "dataset 'cifar': choose one of mnist, fashion-mnist, digits"),
+        ({"model": "vit"}, "model 'vit'"),
+        ({"norm": "group"}, "norm 'group'"),
+        ({"pixel_scale": "byte"}, "pixel scale 'byte'"),
+        ({"width": 0}, "width 0"),
+        ({"depth": -1}, "depth -1"),
+        ({"num_train": 0}, "num train 0"),
+    ],
+)
+def test_a_problem_setting_out_of_range_says_what_is_allowed(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ProblemConfig(**fields)
+
+
+def test_configurations_survive_a_round_trip_and_refuse_unknown_fields():
+    config = TrainConfig(batch_size="full", learning_rate=0.5, seed=7)
+    assert TrainConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ValueError, match="TrainConfig has no field warmup"):
+        TrainConfig.from_dict({"warmup": 3})
+
+
+def test_the_key_depends_on_what_differs_from_the_defaults_alone():
+    # fixed for good: if a later default or field changed it, every finished run would be computed again
+    assert run_key(ProblemConfig(), TrainConfig()) == "44136fa3"
+    assert run_key(ProblemConfig(), TrainConfig(batch_size=32)) == "44136fa3"
+    keys = {run_key(ProblemConfig(width=width), TrainConfig(seed=seed)) for width in (8, 16) for seed in (0, 1)}
+    assert len(keys) == 4
+    assert run_name(ProblemConfig(), TrainConfig(batch_size=1)).startswith("mnist-mlp-bs1-lr0.01-")
