@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,18 @@ from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import CheckpointError
 from noisescale.problem import Params
 from noisescale.store import CHECKPOINT, write_atomically
+
+# what a damaged or foreign file raises, depending on where that is noticed
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    AssertionError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
 
 FORMAT = "noisescale checkpoint"
 FORMAT_VERSION = 1
@@ -63,12 +76,18 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
     if path.is_dir():
         path = path / CHECKPOINT
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        file = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: no such file; give a checkpoint.pt or a folder that has one"
         ) from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    try:
+        with zipfile.ZipFile(file) as archive:  # torch itself does not compare the tensors' checksums
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
+        file.seek(0)
+        content = torch.load(file, map_location=device, weights_only=True)
+    except _UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is damaged, cut short or of another kind "

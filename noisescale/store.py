@@ -29,7 +29,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     A crash, a kill or a full disk leaves the old file as it was. Raises OSError as the system reports it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(_temporary(path.name, os.getpid()))
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -67,6 +67,10 @@ def nullable(scores: dict[str, float]) -> dict[str, float | str | None]:
     return finite | reasons
 
 
+def _temporary(name: str, process: int | str) -> str:
+    return f".{name}.{process}.tmp"
+
+
 class RunFolder:
     """One run's folder, held against a second writer while it is open as a context.
 
@@ -91,10 +95,13 @@ class RunFolder:
             raise RunFolderBusyError(
                 f"{self.path} is being written by another process: wait for it or choose another --out"
             ) from None
+        for litter in self.path.rglob(_temporary("*", "*")):  # of a writer that was killed
+            litter.unlink()
         try:
-            if self.force:
+            if self.force and (self.path / CONFIG).exists():
                 remove_results(self.path)
-            if self.state == "new":
+                write_json(self.path / CONFIG, self.config)
+            elif self.state == "new":
                 write_json(self.path / CONFIG, self.config)
         except BaseException:
             self.__exit__()
@@ -131,8 +138,8 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
 
 
 def remove_results(path: Path) -> None:
-    """Deletes what a run leaves in its folder, summary first, and nothing else."""
-    for name in (SUMMARY, METRICS, CONFUSION, CURVES_PICTURE, CONFUSION_PICTURE, CHECKPOINT, CONFIG):
+    """Deletes what a run has left in its folder, summary first, and nothing else; config.json stays."""
+    for name in (SUMMARY, METRICS, CONFUSION, CURVES_PICTURE, CONFUSION_PICTURE, CHECKPOINT):
         (path / name).unlink(missing_ok=True)
     for step_checkpoint in (path / STEP_CHECKPOINTS).glob("step-*.pt"):
         step_checkpoint.unlink()

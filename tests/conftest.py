@@ -19,7 +19,7 @@ def _reproducible() -> None:
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """Where MNIST lies; without it, as on a machine without a network, its tests cannot run."""
-    folder = default_data_dir()
+    folder = default_data_dir().resolve()
     if not all((folder / "MNIST" / "raw" / name).is_file() for name in FILES):
         pytest.skip("MNIST is not in $NOISESCALE_DATA or the user cache")
     return folder

@@ -59,6 +59,8 @@ def test_the_key_depends_on_what_differs_from_the_defaults_alone():
     # fixed for good: if a later default or field changed it, every finished run would be computed again
     assert run_key(ProblemConfig(), TrainConfig()) == "44136fa3"
     assert run_key(ProblemConfig(), TrainConfig(batch_size=32)) == "44136fa3"
-    keys = {run_key(ProblemConfig(width=width), TrainConfig(seed=seed)) for width in (8, 16) for seed in (0, 1)}
+    keys = {
+        run_key(ProblemConfig(width=width), TrainConfig(seed=seed)) for width in (8, 16) for seed in (0, 1)
+    }
     assert len(keys) == 4
     assert run_name(ProblemConfig(), TrainConfig(batch_size=1)).startswith("mnist-mlp-bs1-lr0.01-")

@@ -24,7 +24,9 @@ def test_scores_equal_scikit_learns_whatever_the_chunk(examples, chunk, monkeypa
     scores = evaluate(model, cross_entropy, examples)
     outputs = model(examples.inputs).detach()
     predicted = outputs.argmax(1)
-    assert scores.loss == pytest.approx(nn.functional.cross_entropy(outputs, examples.targets).item(), rel=1e-6)
+    assert scores.loss == pytest.approx(
+        nn.functional.cross_entropy(outputs, examples.targets).item(), rel=1e-6
+    )
     assert scores.accuracy == pytest.approx(accuracy_score(examples.targets, predicted))
     assert scores.f1 == pytest.approx(f1_score(examples.targets, predicted, average="macro"))
     np.testing.assert_array_equal(scores.confusion, confusion_matrix(examples.targets, predicted))

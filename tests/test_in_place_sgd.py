@@ -52,11 +52,12 @@ def step(model, mode, optimizer, inputs, targets):
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("batch_size", [1, 7])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "batch_size"),
+    # batch norm is undefined on one example
+    [(name, size) for name in MODELS for size in (1, 7) if (name, size) != ("mlp with batch norm", 1)],
+)
 def test_parameters_equal_those_of_sgd_on_stored_gradients(name, batch_size, weight_decay):
-    if name == "mlp with batch norm" and batch_size == 1:
-        pytest.skip("batch norm is undefined on one example")
     make, shape = MODELS[name]
     plain = make().double()
     ours = copy.deepcopy(plain)
@@ -75,7 +76,14 @@ def test_what_is_covered():
     def covered(model, shape):
         return covered_parameters(model, torch.randn(2, *shape))
 
-    assert covered(mlp((6,), 3, width=8), (6,)) == {"1.weight", "1.bias", "3.weight", "3.bias", "5.weight", "5.bias"}
+    assert covered(mlp((6,), 3, width=8), (6,)) == {
+        "1.weight",
+        "1.bias",
+        "3.weight",
+        "3.bias",
+        "5.weight",
+        "5.bias",
+    }
     assert covered(cnn((1, 8, 8), 3, width=2), (1, 8, 8)) == {"7.weight", "7.bias"}
     assert covered(Tied(), (6,)) == {"head.weight", "head.bias"}
     frozen = mlp((6,), 3, width=8)

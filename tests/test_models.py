@@ -22,11 +22,17 @@ def test_sizes_follow_the_data_and_the_configuration(name, norm, input_shape):
     assert [layer.weight.shape[0] for layer in model if isinstance(layer, kind)][:3] == (
         [5, 5, 5] if name == "mlp" else [5, 10, 20]
     )
-    norms = [layer for layer in model if isinstance(layer, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        layer
+        for layer in model
+        if isinstance(layer, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
+    ]
     assert len(norms) == (0 if norm == "none" else 3)
 
 
-@pytest.mark.parametrize("model", [mlp((1, 8, 8), 3, width=6, norm="layer"), cnn((1, 8, 8), 3, width=4, norm="layer")])
+@pytest.mark.parametrize(
+    "model", [mlp((1, 8, 8), 3, width=6, norm="layer"), cnn((1, 8, 8), 3, width=4, norm="layer")]
+)
 def test_layer_norm_treats_every_example_alone(model):
     inputs = torch.randn(5, 1, 8, 8)
     torch.testing.assert_close(model(inputs)[:2], model(inputs[:2]))

@@ -1,0 +1,113 @@
+"""The layers of the package, read off its imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import noisescale
+
+ROOT = Path(__file__).parent.parent
+LAYERS = {
+    0: {"_version", "config", "errors", "interrupts", "store"},
+    1: {"problem"},
+    2: {
+        "batches",
+        "build",
+        "cuda_graph",
+        "data",
+        "environment",
+        "in_place_sgd",
+        "mnist_files",
+        "models",
+        "synthetic",
+    },
+    3: {"checkpoint", "evaluate", "plots", "progress", "run", "training"},
+    4: {"cli", "__main__"},
+}
+LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
+
+
+def imports(path):
+    """Dotted names of everything imported anywhere in a file, functions' own imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules(names):
+    """Those of `names` that are the package's own modules."""
+    return {parts[1] for name in names if (parts := name.split("."))[0] == "noisescale" and parts[1] in LAYER}
+
+
+def files_of(module):
+    path = ROOT / "noisescale" / module
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+def test_every_module_has_its_layer():
+    present = {path.stem for path in (ROOT / "noisescale").glob("*.py")} | {"cli"}
+    assert present - {"__init__"} == set(LAYER)
+
+
+@pytest.mark.parametrize("module", sorted(LAYER))
+def test_a_module_imports_its_own_layer_or_lower_ones(module):
+    for path in files_of(module):
+        used = modules(imports(path)) - {module}
+        assert {other for other in used if LAYER[other] > LAYER[module]} == set()
+        if LAYER[module] == 0:
+            assert not {name for name in imports(path) if name.split(".")[0] in ("torch", "torchvision")}
+
+
+def test_there_are_no_cycles():
+    graph = {
+        module: set().union(*(modules(imports(path)) for path in files_of(module))) - {module}
+        for module in LAYER
+    }
+    while free := {module for module, used in graph.items() if not used}:
+        graph = {module: used - free for module, used in graph.items() if module not in free}
+    assert graph == {}
+
+
+@pytest.mark.parametrize(
+    ("folder", "allowed"),
+    [
+        ("analysis", {"noisescale.store", "noisescale.config", "noisescale.errors"}),
+        ("paper_figures", {"noisescale.plots"}),
+    ],
+)
+def test_tables_and_figures_touch_no_model(folder, allowed):
+    for path in (ROOT / folder).glob("*.py"):
+        own = {name for name in imports(path) if name.startswith("noisescale")}
+        assert {
+            name for name in own if not any(name == good or name.startswith(f"{good}.") for good in allowed)
+        } == set()
+        assert not {name for name in imports(path) if name.split(".")[0] in ("torch", "experiments")}
+
+
+def test_nothing_imports_the_experiments():
+    for folder in ("noisescale", "analysis", "paper_figures"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not {name for name in imports(path) if name.split(".")[0] == "experiments"}
+
+
+def test_public_names_load_when_they_are_used():
+    code = (
+        "import sys, noisescale, noisescale.config, noisescale.store\n"
+        "assert 'torch' not in sys.modules\n"
+        "noisescale.Problem\nassert 'torch' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_exists_and_has_a_docstring():
+    for name in set(noisescale.__all__) - {"__version__", "LossFn", "Params"}:
+        assert getattr(noisescale, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = noisescale.nonsense

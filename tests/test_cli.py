@@ -1,0 +1,206 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from noisescale import mnist_files
+from noisescale.cli import main
+from noisescale.mnist_files import FILES
+
+SMALL = ["train", "--dataset", "digits", "--width", "8", "--epochs", "1"]
+
+
+def run(*arguments, **options):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_prints_its_table_and_last_of_all_its_folder(tmp_path):
+    result = run(*SMALL, "--bs", 64)
+    assert result.exit_code == 0
+    folder = result.stdout.strip().splitlines()[-1]
+    assert folder.startswith("runs/digits-mlp-bs64-lr0.01-")
+    assert (tmp_path / folder / "summary.json").exists()
+    assert "test acc" in result.stdout
+    assert "epoch 1" in result.stderr
+    assert "test acc" not in result.stderr
+
+
+def test_several_batch_sizes_are_compared_and_divergence_does_not_stop_the_rest():
+    arguments = ["--bs", "1", "--bs", "full", "--bs", "1", "--lr", "1e30", "--out", "cases", "--json"]
+    result = run(*SMALL, *arguments)
+    assert result.exit_code == 0
+    summaries = json.loads(
+        result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON")
+    )
+    assert [summary["run"] for summary in summaries] == ["cases/bs1", "cases/bsfull"]
+    assert [summary["batch_size"] for summary in summaries] == [1, "full"]
+    assert summaries[0]["diverged_at_step"] is not None
+    table = run(*SMALL, *arguments[:-1]).stdout  # what is stored, as a table
+    assert "B = 1 diverged at step" in table
+    assert "argmax over nan returns class 0" in " ".join(table.split())
+
+
+def test_the_same_command_again_prints_what_is_stored():
+    first = run(*SMALL, "--out", "run")
+    again = run(*SMALL, "--out", "run")
+    assert again.stdout == first.stdout
+    assert "epoch" not in again.stderr
+    refused = run(*SMALL, "--out", "run", "--lr", "0.5")
+    assert refused.exit_code == 1
+    assert "training.learning_rate is 0.01 there, 0.5 here" in refused.stderr
+    assert run(*SMALL, "--out", "run", "--lr", "0.5", "--force").exit_code == 0
+
+
+def test_resume_takes_the_runs_own_settings():
+    run(*SMALL, "--out", "run", "--bs", "64")
+    resumed = run("train", "--resume", "run", "--json")
+    assert resumed.exit_code == 0
+    assert json.loads(resumed.stdout)[0]["batch_size"] == 64
+    refused = run("train", "--resume", "run", "--lr", "0.5")
+    assert refused.exit_code == 2
+    assert "leave out learning rate" in refused.stderr
+
+
+def test_the_preset_is_the_study_and_given_options_override_it(mnist_dir):
+    options = [
+        "--preset",
+        "three-cases",
+        "--max-steps",
+        "1",
+        "--epochs",
+        "2",
+        "--width",
+        "4",
+        "--data-dir",
+        mnist_dir,
+    ]
+    result = run("train", *options, "--json")
+    summaries = json.loads(result.stdout)
+    assert [summary["batch_size"] for summary in summaries] == [1024, 32, 1]
+    for summary in summaries:
+        assert (summary["pixel_scale"], summary["learning_rate"], summary["dataset"]) == (
+            "raw",
+            1e-3,
+            "mnist",
+        )
+        config = json.loads((mnist_dir.__class__(summary["run"]) / "config.json").read_text())
+        assert config["training"]["epochs"] == 2
+    unit = json.loads(run("train", *options, "--bs", "8", "--pixel-scale", "unit", "--json").stdout)
+    assert [(summary["batch_size"], summary["pixel_scale"]) for summary in unit] == [(8, "unit")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bs", "0"], "batch size 0|'0': give a whole number of 1 or more, or full"),
+        (["--bs", "-4"], "'-4': give a whole number of 1 or more, or full"),
+        (["--bs", "half"], "'half': give a whole number of 1 or more, or full"),
+        (["--bs", "1298"], "batch size 1298: there are 1297 training examples; give 1 to 1297, or full"),
+        (["--lr", "0"], "learning rate 0.0: give a finite number above 0"),
+        (["--lr", "nan"], "learning rate nan"),
+        (["--lr", "fast"], "'fast' is not a valid float"),
+        (["--epochs", "0"], "epochs 0: give a whole number of 1 or more"),
+        (["--dataset", "imagenet"], "'imagenet' is not one of 'auto', 'mnist', 'fashion-mnist', 'digits'"),
+        (["--model", "vit"], "'vit' is not one of 'mlp', 'cnn'"),
+        (["--model", "cnn", "--depth", "4"], "give a depth of at most 3"),
+        (["--num-train", "5000"], "digits has 1297 training images"),
+        (["--momentum", "0.9", "--optimizer", "adam"], "only sgd takes a momentum"),
+        (["--checkpoint-every", "0"], "0 is not in the range x>=1"),
+        (["--resume", "nowhere"], "Directory 'nowhere' does not exist"),
+    ],
+)
+def test_bad_usage_exits_with_2_and_one_clear_message(arguments, message):
+    import re
+
+    result = run(*SMALL, *arguments)
+    assert result.exit_code == 2
+    assert re.search(message, " ".join(result.stderr.split()))
+    assert "Traceback" not in result.output
+    assert not os.path.exists("runs")  # noqa: PTH110
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_so():
+    result = run(*SMALL, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "torch sees no GPU here" in result.stderr
+
+
+def test_failures_exit_with_1_and_one_clear_message(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("")
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in FILES:
+        (raw / name).write_text("not MNIST")
+    run(*SMALL, "--out", "unfinished")
+    (tmp_path / "unfinished" / "summary.json").unlink()
+    (tmp_path / "unfinished" / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut short")
+    for arguments, message in [
+        ([*SMALL, "--out", "folder"], "thesis.tex"),
+        ([*SMALL, "--out", "file/run"], "Not a directory"),
+        (["train", "--resume", "folder"], "folder has no config.json"),
+        (["train", "--dataset", "mnist", "--data-dir", "data"], "train-images-idx3-ubyte is damaged"),
+        (["train", "--data-dir", "data"], "train-images-idx3-ubyte is damaged"),  # auto never falls back then
+        (["train", "--resume", "unfinished"], "cannot be read as a checkpoint"),
+    ]:
+        result = run(*arguments)
+        assert result.exit_code == 1, (arguments, result.output)
+        assert message in result.stderr
+        assert "Traceback" not in result.output
+
+
+def test_where_mnist_cannot_be_had_auto_says_so_loudly_and_in_the_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist_files.SOURCES["mnist"].dataset, "mirrors", ["http://127.0.0.1:9/"])
+    result = run("train", "--width", "8", "--epochs", "1", "--data-dir", tmp_path / "none", "--json")
+    assert result.exit_code == 0
+    assert "NOTE: MNIST cannot be had" in result.stderr
+    (summary,) = json.loads(result.stdout)
+    assert summary["dataset"] == "digits"
+    assert "MNIST cannot be had" in summary["notes"][0]
+
+
+def test_events_for_tensorboard_hold_the_metrics(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(*SMALL, "--out", "run", "--log-dir", "events")
+    events = EventAccumulator(str(tmp_path / "events" / "run"))
+    events.Reload()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert events.Scalars("accuracy/test")[-1].value == pytest.approx(summary["test"]["accuracy"])
+    assert [event.step for event in events.Scalars("loss/train")] == [0, summary["steps"]]
+
+
+def test_without_tensorboard_log_dir_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    result = run(*SMALL, "--out", "run", "--log-dir", "events")
+    assert result.exit_code == 2
+    assert "pip install 'noisescale[tensorboard]'" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("command", [[], ["train"]])
+def test_help_fits_a_terminal_and_shows_examples(command):
+    result = run(*command, "--help", terminal_width=100)
+    assert result.exit_code == 0
+    assert max(len(line) for line in result.stdout.splitlines()) <= 100
+    if command:
+        assert "noisescale train --bs 32" in result.stdout
+
+
+def test_python_dash_m_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "noisescale", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("noisescale, version ")

@@ -1,0 +1,210 @@
+import gc
+import gzip
+import hashlib
+import http.server
+import shutil
+import socket
+import struct
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torchvision import datasets, transforms
+
+from noisescale import mnist_files
+from noisescale.data import load_splits, resolve_dataset
+from noisescale.errors import DataError, SettingError
+from noisescale.mnist_files import FILES, Source
+
+
+def idx(values):
+    """An array of bytes in the IDX format."""
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+@pytest.fixture
+def tiny_files():
+    """Four small files in MNIST's format: 20 training and 10 test images."""
+    random = np.random.default_rng(0)
+    contents = {}
+    for name in FILES:
+        count = 20 if name.startswith("train") else 10
+        shape = (count, 28, 28) if "images" in name else (count,)
+        contents[name] = idx(random.integers(0, 10, shape, dtype=np.uint8))
+    return contents
+
+
+def source_of(contents, mirrors, *, archives_only=False):
+    archives = {name: gzip.compress(content, mtime=0) for name, content in contents.items()}
+    dataset = type(
+        "Tiny",
+        (datasets.MNIST,),
+        {
+            "mirrors": mirrors,
+            "resources": [
+                (f"{name}.gz", hashlib.md5(archive).hexdigest()) for name, archive in archives.items()
+            ],
+        },
+    )
+    raw = tuple(hashlib.sha256(content).hexdigest() for content in contents.values())
+    published = tuple(hashlib.sha256(archive).hexdigest() for archive in archives.values())
+    return Source(dataset, archives=published) if archives_only else Source(dataset, raw=raw), archives
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on this machine; yields its address and its folder."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(folder))
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}/", folder
+        running.shutdown()
+
+
+@pytest.fixture
+def silent_server():
+    """Accepts connections and never says a word, as a filtered network may."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+
+
+@pytest.mark.parametrize("archives_only", [False, True])
+def test_absent_files_are_downloaded_whole_and_verified(tiny_files, server, tmp_path, archives_only):
+    address, folder = server
+    source, archives = source_of(tiny_files, [address], archives_only=archives_only)
+    for name, archive in archives.items():
+        (folder / f"{name}.gz").write_bytes(archive)
+    root = tmp_path / "data"
+    mnist_files.fetch(source, root)
+    mnist_files.verify(source, root)
+    (images, classes), (test_images, _) = mnist_files.read(source, root)
+    assert images.shape == (20, 28, 28)
+    assert test_images.shape == (10, 28, 28)
+    assert classes.numpy().astype(np.uint8).tobytes() == tiny_files[FILES[1]][8:]
+    assert [entry.name for entry in root.iterdir()] == ["Tiny"]  # nothing temporary stays
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # torchvision keeps the refused answers open
+def test_a_download_that_breaks_off_leaves_nothing_to_be_taken_for_data(tiny_files, server, tmp_path):
+    address, folder = server
+    source, archives = source_of(tiny_files, [address])
+    for name in FILES[:2]:  # the other two are not found
+        (folder / f"{name}.gz").write_bytes(archives[name])
+    with pytest.raises(DataError, match="could not be downloaded"):
+        mnist_files.fetch(source, tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+    gc.collect()
+
+
+@pytest.mark.parametrize("archives_only", [False, True])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named(tiny_files, tmp_path, name, archives_only):
+    source, archives = source_of(tiny_files, [], archives_only=archives_only)
+    raw = tmp_path / "Tiny" / "raw"
+    raw.mkdir(parents=True)
+    for file, content in tiny_files.items():
+        (raw / file).write_bytes(content)
+        (raw / f"{file}.gz").write_bytes(archives[file])
+    mnist_files.verify(source, tmp_path)
+    content = bytearray(tiny_files[name])
+    content[-1] ^= 1
+    (raw / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} is damaged: its SHA-256"):
+        mnist_files.verify(source, tmp_path)
+
+
+def test_files_without_a_published_sum_are_said_to_be_unverified(tiny_files, tmp_path):
+    source, _ = source_of(tiny_files, [], archives_only=True)
+    raw = tmp_path / "Tiny" / "raw"
+    raw.mkdir(parents=True)
+    for name, content in tiny_files.items():
+        (raw / name).write_bytes(content)
+    with pytest.warns(UserWarning, match="is not verified"):
+        mnist_files.verify(source, tmp_path)
+
+
+def test_without_an_answer_auto_falls_back_on_digits_within_twenty_seconds(
+    silent_server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [silent_server, silent_server])
+    monkeypatch.setattr(mnist_files, "REACHABLE_WITHIN", 1.0)
+    started = time.monotonic()
+    name, note = resolve_dataset("auto", tmp_path)
+    assert time.monotonic() - started < 5
+    assert name == "digits"
+    assert "none of its servers answered" in note
+    with pytest.raises(DataError, match="--dataset digits"):
+        load_splits("mnist", data_dir=tmp_path)  # asked for by name, it is never substituted
+
+
+def test_servers_are_given_less_than_the_twenty_seconds():
+    assert mnist_files.REACHABLE_WITHIN < 20
+
+
+def test_auto_means_mnist_where_it_is_on_disk(mnist_dir):
+    assert resolve_dataset("auto", mnist_dir) == ("mnist", None)
+
+
+def test_digits_are_scikit_learns_split_in_three():
+    splits = load_splits("digits")
+    assert [len(part) for part in splits[:3]] == [1297, 250, 250]
+    assert splits.train.inputs.shape == (1297, 1, 8, 8)
+    everything = torch.cat([part.inputs for part in splits[:3]]).flatten(1)
+    pixels = (everything * 0.3760 + 0.3053) * 16
+    expected = load_digits().data
+    assert sorted(map(tuple, pixels.round().int().tolist())) == sorted(map(tuple, expected.astype(int)))
+    assert abs(splits.train.inputs.mean()) < 0.01
+    assert abs(splits.train.inputs.std() - 1) < 0.01
+
+
+@pytest.mark.parametrize("pixel_scale", ["unit", "raw"])
+def test_mnist_is_what_torchvision_and_the_studys_split_give(mnist_dir, pixel_scale):
+    splits = load_splits("mnist", pixel_scale=pixel_scale, data_dir=mnist_dir)
+    train, test = (datasets.MNIST(str(mnist_dir), train=part) for part in (True, False))
+    largest = 255 if pixel_scale == "raw" else 1  # ToTensor divides by 255
+    recipe = transforms.Compose(
+        [transforms.ToTensor(), lambda image: image * largest, transforms.Normalize(0.1307, 0.3081)]
+    )
+    for position in (0, 1, 31_415, 59_999):
+        image, target = train[position]
+        torch.testing.assert_close(splits.train.inputs[position], recipe(image), rtol=1e-5, atol=1e-4)
+        assert splits.train.targets[position] == target
+    validation, held_out = train_test_split(test.targets, test_size=0.2, random_state=42)
+    assert torch.equal(splits.validation.targets, validation)
+    assert torch.equal(splits.test.targets, held_out)
+    assert [len(part) for part in splits[:3]] == [60_000, 8_000, 2_000]
+
+
+def test_a_subset_is_random_and_always_the_same():
+    whole, subset, again = (load_splits("digits", num_train=count).train for count in (None, 100, 100))
+    assert torch.equal(subset.inputs, again.inputs)
+    assert not torch.equal(subset.inputs, whole.inputs[:100])
+    with pytest.raises(SettingError, match="digits has 1297 training images"):
+        load_splits("digits", num_train=1298)
+
+
+def test_a_flipped_bit_in_mnist_is_noticed(mnist_dir, tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in FILES:
+        (raw / name).symlink_to(mnist_dir / "MNIST" / "raw" / name)
+    (raw / FILES[3]).unlink()
+    shutil.copyfile(mnist_dir / "MNIST" / "raw" / FILES[3], raw / FILES[3])
+    content = bytearray((raw / FILES[3]).read_bytes())
+    content[5000] ^= 1
+    (raw / FILES[3]).write_bytes(content)
+    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte is damaged"):
+        load_splits("mnist", data_dir=tmp_path)

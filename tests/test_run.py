@@ -1,0 +1,236 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from noisescale import store
+from noisescale.build import build_problem
+from noisescale.checkpoint import load_checkpoint
+from noisescale.config import ProblemConfig, TrainConfig
+from noisescale.errors import RunFolderBusyError, RunFolderError, SettingError
+from noisescale.run import RunOptions, run_training
+from noisescale.training import train
+
+PROBLEM = ProblemConfig(dataset="digits", width=16)
+TRAINING = TrainConfig(batch_size=100, learning_rate=0.1, epochs=3)
+
+
+def same_parameters(one, other):
+    return all(torch.equal(value, other.params[name]) for name, value in one.params.items())
+
+
+def test_a_run_leaves_every_file_and_its_numbers_agree(tmp_path):
+    summary = run_training(PROBLEM, TRAINING, tmp_path / "run")
+    names = {
+        "config.json",
+        "metrics.csv",
+        "confusion.csv",
+        "checkpoint.pt",
+        "confusion.png",
+        "curves.png",
+        "summary.json",
+    }
+    assert {entry.name for entry in (tmp_path / "run").iterdir()} == names
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["dataset"], summary["steps"], summary["epochs"], summary["diverged_at_step"]) == (
+        "digits",
+        39,
+        3,
+        None,
+    )
+    assert summary["environment"]["torch"] == torch.__version__
+
+    metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert metrics["epoch"].tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert metrics["split"].tolist() == ["train", "validation", "test"] * 4
+    final = metrics[(metrics["epoch"] == 3)].set_index("split")
+    for split in ("train", "validation", "test"):
+        assert summary[split] == {score: final.loc[split, score] for score in ("loss", "accuracy", "f1")}
+    training_rows = metrics[metrics["split"] == "train"]
+    assert training_rows["seconds"].sum() == pytest.approx(summary["seconds"])
+
+    # the checkpoint's model, evaluated afresh in one go
+    problem = build_problem(PROBLEM)
+    checkpoint = load_checkpoint(tmp_path / "run")
+    outputs = torch.func.functional_call(problem.model, checkpoint.params, problem.test.inputs)
+    assert summary["test"]["loss"] == pytest.approx(
+        problem.loss(outputs, problem.test.targets).mean().item(), rel=1e-5
+    )
+    predicted = outputs.argmax(1)
+    assert summary["test"]["f1"] == pytest.approx(f1_score(problem.test.targets, predicted, average="macro"))
+    confusion = pd.read_csv(tmp_path / "run" / "confusion.csv")
+    counts = confusion[confusion["split"] == "test"].pivot_table(
+        index="target", columns="predicted", values="count"
+    )
+    assert np.trace(counts) / counts.to_numpy().sum() == pytest.approx(summary["test"]["accuracy"])
+
+
+def test_a_finished_run_is_not_computed_again_unless_forced(tmp_path):
+    first = run_training(PROBLEM, TRAINING, tmp_path)
+    before = (tmp_path / "checkpoint.pt").stat().st_mtime_ns
+    assert run_training(PROBLEM, TRAINING, tmp_path) == first
+    assert (tmp_path / "checkpoint.pt").stat().st_mtime_ns == before
+    forced = run_training(PROBLEM, TRAINING, tmp_path, RunOptions(force=True))
+    assert (tmp_path / "checkpoint.pt").stat().st_mtime_ns > before
+    assert forced["test"] == first["test"]  # the same seed gives the same run
+
+
+def test_another_configuration_is_refused(tmp_path):
+    run_training(PROBLEM, TRAINING, tmp_path)
+    with pytest.raises(RunFolderError, match=r"training\.seed is 0 there, 1 here"):
+        run_training(PROBLEM, TrainConfig(batch_size=100, learning_rate=0.1, epochs=3, seed=1), tmp_path)
+
+
+def test_divergence_is_a_result(tmp_path):
+    raw = ProblemConfig(dataset="digits", width=16, pixel_scale="raw")
+    summary = run_training(raw, TrainConfig(batch_size=1, learning_rate=1e30), tmp_path)
+    assert summary["diverged_at_step"] == summary["steps"] < 100
+    assert summary["test"]["loss"] is None
+    assert summary["test"]["loss_null_because"] == "the loss is nan, not finite"
+    confusion = pd.read_csv(tmp_path / "confusion.csv")
+    assert confusion[confusion["predicted"] > 0]["count"].sum() == 0  # argmax over nan is class 0
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert load_checkpoint(tmp_path).diverged_at_step == summary["steps"]
+
+
+def test_a_batch_too_large_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(SettingError, match="there are 1297 training examples"):
+        run_training(PROBLEM, TrainConfig(batch_size=1298), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_step_checkpoints_are_those_of_the_generator(tmp_path):
+    run_training(PROBLEM, TRAINING, tmp_path, RunOptions(checkpoint_every=10))
+    kept = sorted((tmp_path / "checkpoints").iterdir())
+    assert [path.name for path in kept] == ["step-10.pt", "step-20.pt", "step-30.pt"]
+    checkpoints = train(build_problem(PROBLEM), TRAINING, checkpoint_steps=(20,))
+    (expected,) = [checkpoint for checkpoint in checkpoints if checkpoint.step == 20]
+    assert same_parameters(load_checkpoint(kept[1]), expected)
+
+
+def test_metrics_after_the_checkpoint_resumed_from_are_written_once(tmp_path):
+    """As after a kill between an epoch's metrics and its checkpoint."""
+    whole = tmp_path / "whole"
+    run_training(PROBLEM, TRAINING, whole, RunOptions(checkpoint_every=10))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name, content in {
+        "config.json": (whole / "config.json").read_bytes(),
+        "metrics.csv": (whole / "metrics.csv").read_bytes(),
+        "checkpoint.pt": (whole / "checkpoints" / "step-20.pt").read_bytes(),
+    }.items():
+        (broken / name).write_bytes(content)
+    run_training(PROBLEM, TRAINING, broken)
+    assert same_parameters(load_checkpoint(whole), load_checkpoint(broken))
+    one, other = (pd.read_csv(folder / "metrics.csv") for folder in (whole, broken))
+    columns = ["epoch", "step", "split", "loss", "accuracy", "f1"]
+    pd.testing.assert_frame_equal(one[columns], other[columns])
+
+
+OPTIONS = "--dataset digits --width 64 --bs 2 --epochs 6 --lr 0.001 --checkpoint-every 100"
+COMMAND = [sys.executable, "-m", "noisescale", "train", *OPTIONS.split()]
+CASE = (ProblemConfig(dataset="digits", width=64), TrainConfig(batch_size=2, learning_rate=0.001, epochs=6))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    run_training(*CASE, folder)
+    return load_checkpoint(folder)
+
+
+def start(folder):
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(
+        [*COMMAND, "--out", str(folder)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_checkpoint(folder, process, *, beyond=0):
+    """Until the running process has saved a step past `beyond`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "checkpoint.pt").exists() and load_checkpoint(folder).step > beyond:
+            return load_checkpoint(folder).step
+        time.sleep(0.02)
+    pytest.fail(f"no checkpoint past {beyond}: {process.communicate()}")
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(tmp_path, uninterrupted):
+    folder, step = tmp_path / "run", 0
+    for delay in (0.0, 0.013, 0.05):
+        with start(folder) as process:
+            step = wait_for_checkpoint(folder, process, beyond=step)
+            time.sleep(delay)
+            process.kill()
+    assert not (folder / "summary.json").exists()
+    resumed = subprocess.run(
+        [sys.executable, "-m", "noisescale", "train", "--resume", str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "resumed at step" in resumed.stderr
+    assert same_parameters(uninterrupted, load_checkpoint(folder))
+    assert not list(folder.rglob("*.tmp"))
+    assert json.loads((folder / "summary.json").read_text())["steps"] == uninterrupted.step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_saves_between_two_steps_and_says_how_to_go_on(tmp_path, uninterrupted, number, code):
+    folder = tmp_path / "run"
+    with start(folder) as process:
+        wait_for_checkpoint(folder, process)
+        process.send_signal(number)
+        _, messages = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"--resume {folder}" in messages
+    assert "Traceback" not in messages
+    assert f"saved at step {load_checkpoint(folder).step:,}" in messages
+    run_training(*CASE, folder)
+    assert same_parameters(uninterrupted, load_checkpoint(folder))
+
+
+@pytest.mark.slow
+def test_two_at_once_do_not_write_one_folder(tmp_path):
+    with start(tmp_path / "run") as process:
+        wait_for_checkpoint(tmp_path / "run", process)
+        with pytest.raises(RunFolderBusyError, match="another process"):
+            run_training(*CASE, tmp_path / "run")
+        process.kill()
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_ends_the_run_with_one_message_and_damages_nothing(tmp_path):
+    """No file may grow past 20 kB: config.json fits, the checkpoint does not."""
+    limited = (
+        "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from noisescale.cli import main\nmain(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *COMMAND[3:], "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "File too large; nothing already written is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+    files = {entry.name for entry in (tmp_path / "run").rglob("*") if entry.is_file()}
+    assert files - {".lock"} == {"config.json", "metrics.csv"}
+    identity = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert store.folder_state(tmp_path / "run", identity) == "unfinished"

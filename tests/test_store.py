@@ -1,0 +1,112 @@
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from noisescale.errors import RunFolderBusyError, RunFolderError
+from noisescale.store import RunFolder, finished_runs, metrics_table, nullable, write_atomically, write_json
+
+CONFIG = {"problem": {"dataset": "digits"}, "training": {"seed": 0}}
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
+    """A real full disk: the process may write no file larger than 1,000 bytes."""
+    target = tmp_path / "file"
+    write_atomically(target, b"old")
+    script = (
+        "import resource, signal, sys, pathlib\n"
+        "from noisescale.store import write_atomically\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    write_atomically(pathlib.Path(sys.argv[1]), b'x' * 5000)\n"
+        "except OSError as error:\n    print(error.strerror)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(target)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "File too large"
+    assert target.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_goes_from_new_to_unfinished_to_finished(tmp_path):
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        assert folder.state == "unfinished"  # config.json is there from the first moment
+        write_json(folder.path / "summary.json", {})
+        assert folder.state == "finished"
+    assert finished_runs(tmp_path) == [tmp_path / "run"]
+
+
+def test_another_runs_folder_is_refused_with_the_difference(tmp_path):
+    with RunFolder(tmp_path, CONFIG):
+        pass
+    other = {"problem": CONFIG["problem"], "training": {"seed": 1}}
+    with (
+        pytest.raises(RunFolderError, match=r"training.seed is 0 there, 1 here.*--force"),
+        RunFolder(tmp_path, other),
+    ):
+        pass
+    with RunFolder(tmp_path, other, force=True) as folder:
+        assert folder.state == "unfinished"
+    assert json.loads((tmp_path / "config.json").read_text()) == other
+
+
+def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for force in (False, True):
+        with pytest.raises(RunFolderError, match=r"thesis\.tex"), RunFolder(tmp_path, CONFIG, force=force):
+            pass
+    assert [entry.name for entry in tmp_path.iterdir() if not entry.name.startswith(".")] == ["thesis.tex"]
+
+
+def test_force_removes_the_runs_own_files_alone(tmp_path):
+    with RunFolder(tmp_path, CONFIG):
+        for name in ("summary.json", "metrics.csv", "notes.txt"):
+            (tmp_path / name).write_text("{}")
+    with RunFolder(tmp_path, CONFIG, force=True) as folder:
+        assert folder.state == "unfinished"
+        assert {entry.name for entry in tmp_path.iterdir()} == {"config.json", "notes.txt", ".lock"}
+
+
+def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path):
+    script = (
+        "import sys, pathlib, json\nfrom noisescale.store import RunFolder\n"
+        "with RunFolder(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), json.dumps(CONFIG)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline().strip() == "held"
+        with pytest.raises(RunFolderBusyError, match="another process"), RunFolder(tmp_path, CONFIG):
+            pass
+        holder.kill()
+    with RunFolder(tmp_path, CONFIG) as folder:
+        assert folder.state == "unfinished"
+
+
+def test_a_damaged_configuration_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"problem": ')
+    with pytest.raises(RunFolderError, match="not valid JSON"), RunFolder(tmp_path, CONFIG):
+        pass
+
+
+def test_numbers_that_are_not_finite_become_null_with_their_reason():
+    content = nullable({"loss": math.nan, "accuracy": 0.5})
+    assert content == {"loss": None, "accuracy": 0.5, "loss_null_because": "the loss is nan, not finite"}
+    with pytest.raises(ValueError, match="JSON"):
+        json.dumps({"loss": math.nan}, allow_nan=False)
+
+
+def test_metrics_of_several_runs_make_one_tidy_table(tmp_path):
+    for seed in (0, 1):
+        write_json(tmp_path / f"run{seed}" / "config.json", {"problem": {}, "training": {"seed": seed}})
+        (tmp_path / f"run{seed}" / "metrics.csv").write_text("epoch,split,loss\n0,train,nan\n1,train,0.5\n")
+    table = metrics_table([tmp_path / "run0", tmp_path / "run1"])
+    assert table[["run", "seed", "epoch"]].values.tolist() == [
+        ["run0", 0, 0],
+        ["run0", 0, 1],
+        ["run1", 1, 0],
+        ["run1", 1, 1],
+    ]
+    assert table["loss"].isna().tolist() == [True, False, True, False]
