@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,17 +31,18 @@ def plot_metric(axes: Axes, metrics: pd.DataFrame, *, metric: str) -> None:
     axes.legend(frameon=False)
 
 
-def plot_confusion(axes: Axes, confusion: np.ndarray, *, class_names: Sequence[str] | None = None) -> None:
+def plot_confusion(axes: Axes, confusion: np.ndarray, *, fontsize: float = 7) -> None:
     """Counts (C, C) as a heat map, shaded by the share of the row, the count in every cell that has one."""
-    names = class_names or [str(index) for index in range(len(confusion))]
     totals = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(confusion):
         shade = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=7, color=shade)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
+        axes.text(
+            column, row, str(confusion[row, column]), ha="center", va="center", fontsize=fontsize, color=shade
+        )
+    axes.set_xticks(range(len(confusion)))
+    axes.set_yticks(range(len(confusion)))
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
 

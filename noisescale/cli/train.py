@@ -36,6 +36,7 @@ CARRYING_OUT = {"resume", "device", "data_dir", "checkpoint_every", "log_dir", "
 
 
 @click.command(
+    short_help="Train at one or several batch sizes.",
     epilog="""\b
 Examples:
   noisescale train --bs 32
@@ -49,6 +50,7 @@ Examples:
     "--bs",
     "batch_sizes",
     type=BatchSize(),
+    metavar="N|full",
     multiple=True,
     default=(TrainConfig.batch_size,),
     show_default=True,

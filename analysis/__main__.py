@@ -1,0 +1,16 @@
+"""`python -m analysis NAME RUNS` turns an experiment's runs into the tables its figure is drawn from."""
+
+import click
+
+from analysis.three_cases import three_cases
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Turn run folders into tidy tables."""
+
+
+main.add_command(three_cases)
+
+if __name__ == "__main__":
+    main(prog_name="python -m analysis")

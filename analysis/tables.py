@@ -1,0 +1,51 @@
+"""Committed tables: CSV under a header that says how the numbers came about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from noisescale.errors import RunFolderError
+from noisescale.store import CONFIG, SUMMARY, finished_runs, read_json, write_atomically
+
+DATA = Path(__file__).parent.parent / "paper_figures" / "data"
+
+
+def read_runs(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Folder and record of every finished run below `root`: its summary under its configuration's fields."""
+    folders = finished_runs(root)
+    if not folders:
+        raise RunFolderError(f"{root} has no finished runs: compute them with python -m experiments")
+    return [
+        (folder, {**_fields(read_json(folder / CONFIG)), **(read_json(folder / SUMMARY) or {})})
+        for folder in folders
+    ]
+
+
+def write_committed_table(
+    path: Path, table: pd.DataFrame, *, command: str, records: list[dict[str, Any]]
+) -> None:
+    """`table` as CSV behind comment lines with the command, commits, machine, dates and seeds of its runs."""
+    environments = [record["environment"] for record in records]
+    header = {
+        "command": command,
+        "commit": _distinct(environment["commit"] for environment in environments),
+        "machine": _distinct(
+            f"{environment['device']}, {environment['threads']} threads a run, torch {environment['torch']}"
+            for environment in environments
+        ),
+        "date": _distinct(record["finished"][:10] for record in records),
+        "seeds": _distinct(record["seed"] for record in records),
+    }
+    lines = "".join(f"# {name}: {value}\n" for name, value in header.items())
+    write_atomically(path, (lines + table.to_csv(index=False, na_rep="nan", float_format="%.6g")).encode())
+
+
+def _fields(config: dict[str, Any] | None) -> dict[str, Any]:
+    return {} if config is None else {**config["problem"], **config["training"]}
+
+
+def _distinct(values: Any) -> str:
+    return ", ".join(sorted({str(value) for value in values}))

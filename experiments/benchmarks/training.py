@@ -1,0 +1,161 @@
+"""Steps per second of plain SGD: a notebook's loop, eager SGD on a resident tensor, and ours.
+
+    python -m experiments.benchmarks.training
+
+The limit. A step at batch size 1 is bound by memory traffic. The study's 1.86 M float32 parameters are
+7.5 MB. Eager SGD reads them forward (7.5), reads all but the first layer backward (4.2), writes the gradient
+(7.5), then reads gradient and parameters and writes the parameters (22.4): 41.6 MB. Without a stored gradient
+the update reads and writes the parameters alone: 26.6 MB, so at most 1.6 times as many steps where traffic is
+all there is; what Python, the optimizer and fresh pages cost comes on top. At batch size 1024 a step is
+11.4 GFLOP of matrix products on either side, and no form of the update can matter.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+from noisescale import Problem, ProblemConfig, TrainConfig, build_problem
+from noisescale.data import default_data_dir
+from noisescale.environment import environment
+from noisescale.store import write_json
+from noisescale.training import Training
+
+RESULTS = Path(__file__).parent / "results"
+LEARNING_RATE = 1e-3
+STEPS = {1: 300, 32: 80, 1024: 4}  # a round: short, so that the three see the same state of the machine
+TARGETS = {1: 1.6, 32: 1.25, 1024: 1.0}
+
+
+def notebook(problem: Problem, batch_size: int) -> Iterator[None]:
+    """Dataset, transforms, DataLoader, eager SGD: images are decoded and moved one by one."""
+    device = next(problem.model.parameters()).device
+    scale = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.1307, 0.3081)])
+    data = datasets.MNIST(str(default_data_dir()), transform=scale)
+    model = copy.deepcopy(problem.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    while True:
+        for inputs, targets in DataLoader(data, batch_size=batch_size, shuffle=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs.to(device)), targets.to(device)).backward()
+            optimizer.step()
+            yield
+
+
+def eager(problem: Problem, batch_size: int) -> Iterator[None]:
+    """Eager SGD on a tensor that lies on the device."""
+    inputs, targets = problem.train  # type: ignore[misc]
+    model = copy.deepcopy(problem.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    while True:
+        for batch in torch.randperm(len(targets), device=targets.device).split(batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs[batch]), targets[batch]).backward()
+            optimizer.step()
+            yield
+
+
+def ours(problem: Problem, batch_size: int) -> Iterator[Any]:
+    """`Training`: batches, update, and a look at every loss."""
+    config = TrainConfig(batch_size=batch_size, learning_rate=LEARNING_RATE, epochs=10**6)
+    return iter(Training(problem, config))
+
+
+LOOPS: dict[str, Callable[[Problem, int], Iterator[Any]]] = {
+    "notebook": notebook,
+    "eager": eager,
+    "ours": ours,
+}
+
+
+def compare(problem: Problem, batch_size: int, *, rounds: int) -> dict[str, Any]:
+    """Median steps per second of each loop over interleaved rounds, and the medians of ours/other."""
+    loops = {name: loop(problem, batch_size) for name, loop in LOOPS.items()}
+    speeds: dict[str, list[float]] = {name: [] for name in loops}
+    for counted in track([False, *[True] * rounds], description=f"B = {batch_size}", transient=True):
+        for name, loop in loops.items():
+            speed = _steps_per_second(loop, STEPS[batch_size], problem)
+            if counted:
+                speeds[name].append(speed)
+    return {
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "steps_per_round": STEPS[batch_size],
+        "steps_per_second": {name: statistics.median(values) for name, values in speeds.items()},
+        "ratio": {
+            name: _quartiles([mine / other for mine, other in zip(speeds["ours"], speeds[name], strict=True)])
+            for name in ("notebook", "eager")
+        },
+        "target": TARGETS[batch_size],
+    }
+
+
+def epoch_at_batch_size_one(problem: Problem) -> dict[str, float]:
+    """On a GPU: seconds of one epoch of 60,000 steps, after a warm-up, and the peak memory."""
+    training = Training(problem, TrainConfig(batch_size=1, learning_rate=LEARNING_RATE, epochs=2))
+    steps = iter(training)
+    for _ in range(100):
+        next(steps)
+    torch.cuda.synchronize()
+    before, started = training.step, time.perf_counter()
+    for step in steps:
+        if step == before + len(training.examples):
+            break
+    torch.cuda.synchronize()
+    return {"seconds": time.perf_counter() - started, "peak_bytes": torch.cuda.max_memory_allocated()}
+
+
+def _steps_per_second(loop: Iterator[Any], steps: int, problem: Problem) -> float:
+    started = time.perf_counter()
+    for _ in range(steps):
+        next(loop)
+    if next(problem.model.parameters()).is_cuda:
+        torch.cuda.synchronize()
+    return steps / (time.perf_counter() - started)
+
+
+def _quartiles(values: list[float]) -> dict[str, float]:
+    low, median, high = statistics.quantiles(values, n=4)
+    return {"median": median, "low": low, "high": high}
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(min=2), default=21, show_default=True)
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="JSON file.  [default: results/training-DEVICE.json]"
+)
+def main(rounds: int, device: str, out: Path | None) -> None:
+    """Compare training loops on MNIST with the study's network."""
+    problem = build_problem(ProblemConfig(), device=device)
+    rows = [compare(problem, batch_size, rounds=rounds) for batch_size in STEPS]
+    result: dict[str, Any] = {"environment": environment(device), "rows": rows}
+    if device == "cuda":
+        result["epoch_at_batch_size_one"] = epoch_at_batch_size_one(problem)
+    write_json(out or RESULTS / f"training-{device}.json", result)
+    click.echo("| B | notebook | eager | ours | ours/notebook | ours/eager (quartiles) | asked |")
+    click.echo("|---|---|---|---|---|---|---|")
+    for row in rows:
+        speeds, ratio = row["steps_per_second"], row["ratio"]
+        against = "{median:.2f} ({low:.2f}–{high:.2f})".format(**ratio["eager"])
+        click.echo(
+            f"| {row['batch_size']} | {speeds['notebook']:,.1f} | {speeds['eager']:,.1f} | {speeds['ours']:,.1f} "
+            f"| {ratio['notebook']['median']:.2f} | {against} | ≥ {row['target']} |"
+        )
+    if device == "cuda":
+        click.echo(f"one epoch at B = 1: {result['epoch_at_batch_size_one']['seconds']:.2f} s")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m experiments.benchmarks.training")

@@ -1,0 +1,1 @@
+"""One script per figure: tables in data/ -> a PNG and a PDF."""

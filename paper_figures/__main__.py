@@ -1,0 +1,34 @@
+"""`python -m paper_figures [NAME ...]` draws the named figures, or all of them, from the committed tables."""
+
+from pathlib import Path
+
+import click
+from matplotlib.figure import Figure
+
+from paper_figures import three_cases
+
+FIGURES = {"three_cases": three_cases.figure}
+HERE = Path(__file__).parent
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", nargs=-1, type=click.Choice(list(FIGURES)))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True),
+    default=HERE / "data",
+    help="Where the tables lie.",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=HERE, help="Where the figures go.")
+def main(names: tuple[str, ...], data: Path, out: Path) -> None:
+    """Draw the paper's figures, as NAME.png and NAME.pdf."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names or tuple(FIGURES):
+        drawn: Figure = FIGURES[name](data)
+        for suffix in ("png", "pdf"):
+            drawn.savefig(out / f"{name}.{suffix}", dpi=150)
+        click.echo(out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m paper_figures")

@@ -1,0 +1,88 @@
+"""From run folders to tables to pictures, and the committed tables themselves."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from analysis.__main__ import main as analysis
+from experiments.three_cases import SCALES, grid
+from noisescale.config import ProblemConfig, TrainConfig, run_name
+from noisescale.run import run_training
+from paper_figures.__main__ import FIGURES
+from paper_figures.__main__ import main as paper_figures
+from paper_figures.style import read_table
+
+ROOT = Path(__file__).parent.parent
+COMMITTED = sorted((ROOT / "paper_figures" / "data").glob("*/*.csv"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The study in small: digits, one epoch; B = 1 at raw pixels diverges, as at the real size."""
+    root = tmp_path_factory.mktemp("runs")
+    for pixel_scale in ("raw", "unit"):
+        for batch_size in (1024, 32, 1):
+            for seed in (0, 1):
+                rate = 1e30 if (pixel_scale, batch_size) == ("raw", 1) else 1e-3
+                problem = ProblemConfig(dataset="digits", width=8, pixel_scale=pixel_scale)
+                training = TrainConfig(batch_size=batch_size, learning_rate=rate, epochs=1, seed=seed)
+                run_training(problem, training, root / f"{pixel_scale}-{run_name(problem, training)}")
+    return root
+
+
+def test_the_grid_is_the_study(tmp_path):
+    cases = grid(**SCALES["full"])
+    assert len(cases) == 2 * 3 * 3 - 2
+    assert {training.epochs for _, training in cases} == {30}
+    assert {training.learning_rate for _, training in cases} == {1e-3}
+    assert all(problem == ProblemConfig(pixel_scale=problem.pixel_scale) for problem, _ in cases)
+    assert len({run_name(*case) for case in cases}) == len(cases)
+
+
+def test_runs_become_tables_and_tables_become_pictures(runs, tmp_path):
+    data = tmp_path / "data"
+    result = CliRunner().invoke(analysis, ["three_cases", str(runs), "--out", str(data / "three_cases")])
+    assert result.exit_code == 0, result.output
+    final = read_table(data / "three_cases" / "final.csv").set_index(["pixel_scale", "batch_size"])
+    summaries = [json.loads(path.read_text()) for path in runs.glob("unit-*bs32*/summary.json")]
+    losses = pd.Series([summary["test"]["loss"] for summary in summaries])
+    assert final.loc[("unit", "32"), "test_loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert final.loc[("unit", "32"), "test_loss_std"] == pytest.approx(losses.std(), rel=1e-5)
+    assert final.loc[("raw", "1"), "num_diverged"] == 2
+    assert pd.isna(final.loc[("raw", "1"), "test_loss"])
+    curves = read_table(data / "three_cases" / "curves.csv")
+    assert (
+        len(curves.query("pixel_scale == 'unit' and batch_size == '1' and split == 'test'")) == 2
+    )  # epochs 0, 1
+
+    (data / "published.csv").write_bytes((ROOT / "paper_figures" / "data" / "published.csv").read_bytes())
+    result = CliRunner().invoke(paper_figures, ["three_cases", "--data", str(data), "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / f"three_cases.{suffix}").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("table", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_committed_table_says_how_it_came_about(table):
+    header = [line for line in table.read_text().splitlines() if line.startswith("#")]
+    assert [line.split(":")[0] for line in header] == [
+        "# command",
+        "# commit",
+        "# machine",
+        "# date",
+        "# seeds",
+    ]
+    assert "+changes" not in header[1]
+    assert re.match(r"# commit: [0-9a-f]{12}$", header[1])
+    assert len(read_table(table)) > 0
+
+
+def test_every_figure_is_committed_and_can_be_drawn_from_the_committed_tables(tmp_path):
+    assert CliRunner().invoke(paper_figures, ["--out", str(tmp_path)]).exit_code == 0
+    for name in FIGURES:
+        assert (tmp_path / f"{name}.png").exists()
+        assert (ROOT / "paper_figures" / f"{name}.png").exists()
