@@ -3,9 +3,10 @@
 import click
 
 from analysis.three_cases import three_cases
+from noisescale.commands import Commands
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Turn run folders into tidy tables."""
 

@@ -9,7 +9,7 @@ import click
 import pandas as pd
 
 from analysis.tables import DATA, read_runs, write_committed_table
-from noisescale.store import CONFUSION, read_metrics
+from noisescale.store import CONFUSION, experiment_command, read_metrics
 
 CASE = ["pixel_scale", "batch_size"]
 SCORES = ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_f1", "seconds"]
@@ -77,8 +77,7 @@ def three_cases(runs: Path, out: Path) -> None:
     """Tables of the three-case study from its run folders."""
     found = read_runs(runs)
     records = [record for _, record in found]
-    scale = "full" if max(record["epochs"] for record in records) > 2 else "quick"
-    command = f"python -m experiments three_cases --scale {scale} && python -m analysis three_cases {runs}"
+    command = f"{experiment_command(runs)} && python -m analysis three_cases {runs}"
     tables = {"curves": curves_table(found), "final": final_table(found), "confusion": confusion_table(found)}
     for name, table in tables.items():
         write_committed_table(out / f"{name}.csv", table, command=command, records=records)

@@ -3,9 +3,10 @@
 import click
 
 from experiments.three_cases import three_cases
+from noisescale.commands import Commands
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Compute an experiment's runs; a finished one is never recomputed, a killed one resumes.
 

@@ -15,6 +15,7 @@ from noisescale import ProblemConfig, TrainConfig, run_training
 from noisescale.config import run_name
 from noisescale.errors import RunFolderBusyError
 from noisescale.run import RunOptions
+from noisescale.store import record_experiment
 
 SCALES: dict[str, dict[str, Any]] = {
     "quick": {"epochs": 2, "seeds": (0,)},
@@ -54,6 +55,7 @@ def three_cases(scale: str, out: Path | None, device: str) -> None:
     """MNIST at B = 1024, 32 and 1, raw and unit pixels."""
     console = Console(stderr=True)
     out = out or Path("runs") / f"three_cases-{scale}"
+    record_experiment(out, command=f"python -m experiments three_cases --scale {scale}")
     for problem, training in grid(**SCALES[scale]):
         path = out / f"{problem.pixel_scale}-{run_name(problem, training)}"
         console.print(str(path), highlight=False)

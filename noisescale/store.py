@@ -18,6 +18,7 @@ from noisescale.errors import RunFolderBusyError, RunFolderError
 CONFIG, METRICS, CONFUSION, SUMMARY = "config.json", "metrics.csv", "confusion.csv", "summary.json"
 CHECKPOINT, STEP_CHECKPOINTS = "checkpoint.pt", "checkpoints"
 CURVES_PICTURE, CONFUSION_PICTURE = "curves.png", "confusion.png"
+EXPERIMENT = "experiment.json"
 _LOCK = ".lock"
 
 State = Literal["new", "unfinished", "finished"]
@@ -162,6 +163,18 @@ def read_metrics(folder: Path) -> list[dict[Any, Any]]:
     """The rows of a run's metrics.csv, one per epoch and split; none where nothing is written yet."""
     path = folder / METRICS
     return pd.read_csv(path).to_dict("records") if path.exists() else []
+
+
+def record_experiment(root: Path, *, command: str) -> None:
+    """Notes in the folder of an experiment's runs by which command they are made."""
+    write_json(root / EXPERIMENT, {"command": command})
+
+
+def experiment_command(root: Path) -> str:
+    """The command noted by `record_experiment`."""
+    if (record := read_json(root / EXPERIMENT)) is None:
+        raise RunFolderError(f"{root} has no {EXPERIMENT}: compute its runs with python -m experiments")
+    return str(record["command"])
 
 
 def finished_runs(root: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import noisescale
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
-    0: {"_version", "config", "errors", "interrupts", "store"},
+    0: {"_version", "commands", "config", "errors", "interrupts", "store"},
     1: {"problem"},
     2: {
         "batches",
@@ -78,7 +78,7 @@ def test_there_are_no_cycles():
 @pytest.mark.parametrize(
     ("folder", "allowed"),
     [
-        ("analysis", {"noisescale.store", "noisescale.config", "noisescale.errors"}),
+        ("analysis", {"noisescale.store", "noisescale.config", "noisescale.errors", "noisescale.commands"}),
         ("paper_figures", {"noisescale.plots"}),
     ],
 )

@@ -12,6 +12,7 @@ from analysis.__main__ import main as analysis
 from experiments.three_cases import SCALES, grid
 from noisescale.config import ProblemConfig, TrainConfig, run_name
 from noisescale.run import run_training
+from noisescale.store import record_experiment
 from paper_figures.__main__ import FIGURES
 from paper_figures.__main__ import main as paper_figures
 from paper_figures.style import read_table
@@ -24,6 +25,7 @@ COMMITTED = sorted((ROOT / "paper_figures" / "data").glob("*/*.csv"))
 def runs(tmp_path_factory):
     """The study in small: digits, one epoch; B = 1 at raw pixels diverges, as at the real size."""
     root = tmp_path_factory.mktemp("runs")
+    record_experiment(root, command="python -m experiments three_cases --scale small")
     for pixel_scale in ("raw", "unit"):
         for batch_size in (1024, 32, 1):
             for seed in (0, 1):
@@ -54,6 +56,10 @@ def test_runs_become_tables_and_tables_become_pictures(runs, tmp_path):
     assert final.loc[("unit", "32"), "test_loss_std"] == pytest.approx(losses.std(), rel=1e-5)
     assert final.loc[("raw", "1"), "num_diverged"] == 2
     assert pd.isna(final.loc[("raw", "1"), "test_loss"])
+    header = (data / "three_cases" / "final.csv").read_text().splitlines()[0]
+    assert header.startswith(
+        "# command: python -m experiments three_cases --scale small && python -m analysis"
+    )
     curves = read_table(data / "three_cases" / "curves.csv")
     assert (
         len(curves.query("pixel_scale == 'unit' and batch_size == '1' and split == 'test'")) == 2

@@ -44,7 +44,7 @@ Examples:
   noisescale train --bs full --lr 0.5 --epochs 100        true gradient descent
   noisescale train --preset three-cases --epochs 2
   noisescale train --resume runs/NAME-KEY                 go on after a kill
-"""
+""",
 )
 @click.option(
     "--bs",
