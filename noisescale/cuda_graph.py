@@ -55,6 +55,6 @@ class CudaGraphUpdate:
     def _capture(self, indices: Tensor) -> _Captured:
         static = indices.clone()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=self._stream):
             loss = self.update(static)
         return _Captured(graph, static, loss)

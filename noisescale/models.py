@@ -36,10 +36,10 @@ def cnn(
     normalises each example over its channels and pixels (GroupNorm with one group).
     """
     channels, height, breadth = input_shape
-    if min(height, breadth) < 2**depth:
+    deepest = min(height, breadth).bit_length() - 1
+    if depth > deepest:
         raise SettingError(
-            f"depth {depth} halves a {height}×{breadth} image away: "
-            f"give a depth of at most {int(math.log2(min(height, breadth)))}"
+            f"depth {depth} halves a {height}×{breadth} image away: give a depth of at most {deepest}"
         )
     layers: list[nn.Module] = []
     for block in range(depth):
