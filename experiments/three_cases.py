@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from noisescale import ProblemConfig, TrainConfig, run_training
+from noisescale.cli.options import machine_options, resolve_device
 from noisescale.config import run_name
 from noisescale.errors import RunFolderBusyError
 from noisescale.run import RunOptions
@@ -50,8 +51,8 @@ def grid(*, epochs: int, seeds: tuple[int, ...]) -> list[tuple[ProblemConfig, Tr
     type=click.Path(path_type=Path),
     help="Folder of the run folders.  [default: runs/three_cases-SCALE]",
 )
-@click.option("--device", default="cpu", show_default=True)
-def three_cases(scale: str, out: Path | None, device: str) -> None:
+@machine_options
+def three_cases(scale: str, out: Path | None, device: str, data_dir: Path | None) -> None:
     """MNIST at B = 1024, 32 and 1, raw and unit pixels."""
     console = Console(stderr=True)
     out = out or Path("runs") / f"three_cases-{scale}"
@@ -60,7 +61,12 @@ def three_cases(scale: str, out: Path | None, device: str) -> None:
         path = out / f"{problem.pixel_scale}-{run_name(problem, training)}"
         console.print(str(path), highlight=False)
         try:
-            run_training(problem, training, path, RunOptions(device=device, console=console))
+            run_training(
+                problem,
+                training,
+                path,
+                RunOptions(device=resolve_device(device), data_dir=data_dir, console=console),
+            )
         except RunFolderBusyError:
             console.print("  another process is at it", highlight=False)
     click.echo(f"python -m analysis three_cases {out}")

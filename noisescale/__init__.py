@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from noisescale.config import ProblemConfig, TrainConfig
     from noisescale.data import load_splits
     from noisescale.errors import NoisescaleError
-    from noisescale.evaluate import Evaluation, evaluate
+    from noisescale.evaluation import Evaluation, evaluate
     from noisescale.models import cnn, mlp
     from noisescale.problem import Examples, LossFn, Params, Problem
     from noisescale.run import RunOptions, run_training
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Checkpoint": "checkpoint",
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "Examples": "problem",
     "LossFn": "problem",
     "NoisescaleError": "errors",
@@ -33,7 +33,7 @@ _MODULES = {
     "TrainConfig": "config",
     "build_problem": "build",
     "cnn": "models",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load_checkpoint": "checkpoint",
     "load_splits": "data",
     "mlp": "models",

@@ -45,7 +45,7 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.offset = state["epoch"], state["offset"]
-        self._generator.set_state(state["generator"])
+        self._generator.set_state(state["generator"].cpu())
         self._shuffle()
 
     def _shuffle(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from noisescale.store import CHECKPOINT, write_atomically
 # what a damaged or foreign file raises, depending on where that is noticed
 _UNREADABLE = (
     zipfile.BadZipFile,
+    zlib.error,
     pickle.UnpicklingError,
     AssertionError,
     EOFError,
@@ -110,6 +112,8 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
             training=TrainConfig.from_dict(training),
             **content,
         )
+        if not all(isinstance(getattr(checkpoint, name), int) for name in ("step", "examples_seen")):
+            raise TypeError("its step and examples_seen are not whole numbers")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} lacks or adds fields of a checkpoint: {error}") from error
     return checkpoint

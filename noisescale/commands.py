@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
 
 from noisescale.errors import NoisescaleError, SettingError
 from noisescale.interrupts import Interrupted
+
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 class Commands(click.Group):
@@ -21,9 +24,18 @@ class Commands(click.Group):
         except NoisescaleError as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            message = f"{where}{error.strerror or error}; nothing already written is damaged"
+            message = (
+                f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+            )
+            if error.errno in _DISK_FULL:
+                message += "; what is already written is whole: make room and run the same command again"
             raise click.ClickException(message) from error
+        except (MemoryError, RuntimeError) as error:
+            if "memory" not in str(error):
+                raise
+            raise click.ClickException(
+                f"not enough memory, give a smaller model or batch ({error})"
+            ) from error
         except Interrupted as interruption:
             click.echo(str(interruption), err=True)
             ctx.exit(interruption.exit_code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
@@ -17,6 +16,8 @@ ModelName = Literal["mlp", "cnn"]
 Norm = Literal["none", "layer", "batch"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 FullBatch = Literal["full"]
+
+LARGEST = 3e38  # what float32 parameters can be multiplied by
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,22 @@ class TrainConfig(_Config):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("learning_rate", "momentum", "weight_decay"):
+            if _is_real(getattr(self, name)):  # 1 and 1.0 are one configuration with one key
+                object.__setattr__(self, name, float(getattr(self, name)))
         if self.batch_size != "full":
             _check_count("batch size", self.batch_size, instead=' or "full"')
         _check_choice("optimizer", self.optimizer, get_args(OptimizerName))
-        if not (_is_real(self.learning_rate) and 0 < self.learning_rate < math.inf):
+        if not (_is_real(self.learning_rate) and 0 < self.learning_rate <= LARGEST):
             raise SettingError(
-                f"learning rate {self.learning_rate!r}: give a finite number above 0, such as 0.01"
+                f"learning rate {self.learning_rate!r}: give a number above 0 and below 3e38, such as 0.01"
             )
         if not (_is_real(self.momentum) and 0 <= self.momentum < 1):
             raise SettingError(f"momentum {self.momentum!r}: give a number in [0, 1), such as 0.9")
         if self.momentum and self.optimizer != "sgd":
             raise SettingError(f"momentum {self.momentum!r} with {self.optimizer}: only sgd takes a momentum")
-        if not (_is_real(self.weight_decay) and 0 <= self.weight_decay < math.inf):
-            raise SettingError(f"weight decay {self.weight_decay!r}: give a finite number, 0 or above")
+        if not (_is_real(self.weight_decay) and 0 <= self.weight_decay <= LARGEST):
+            raise SettingError(f"weight decay {self.weight_decay!r}: give a number of 0 or above, below 3e38")
         _check_count("epochs", self.epochs)
         if self.max_steps is not None:
             _check_count("max steps", self.max_steps)

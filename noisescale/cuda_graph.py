@@ -26,13 +26,20 @@ class CudaGraphUpdate:
         real updates: nothing is computed twice and no state needs to be put back.
     """
 
-    def __init__(self, update: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, update: Callable[[Tensor], Tensor], device: torch.device) -> None:
         self.update = update
         self._calls: Counter[int] = Counter()
         self._captured: dict[int, _Captured] = {}
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(device)
+        self._pool = (
+            torch.cuda.graph_pool_handle()
+        )  # one for all sizes: a graph's memory is free once replayed
 
     def __call__(self, indices: Tensor) -> Tensor:
+        with torch.cuda.device(indices.device):
+            return self._run(indices)
+
+    def _run(self, indices: Tensor) -> Tensor:
         batch_size = len(indices)
         captured = self._captured.get(batch_size)
         if captured is None:
@@ -55,6 +62,6 @@ class CudaGraphUpdate:
     def _capture(self, indices: Tensor) -> _Captured:
         static = indices.clone()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             loss = self.update(static)
         return _Captured(graph, static, loss)

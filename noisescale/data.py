@@ -17,6 +17,7 @@ from noisescale.config import DatasetName, PixelScale
 from noisescale.errors import DataError, SettingError
 from noisescale.problem import Examples
 
+NUM_TRAIN = {"mnist": 60_000, "fashion-mnist": 60_000, "digits": 1_297}
 SPLIT_SEED = 42  # the three-case study's
 
 
@@ -68,6 +69,16 @@ def resolve_dataset(
     return "mnist", None
 
 
+def num_training_examples(name: DatasetName, num_train: int | None = None) -> int:
+    """How many training examples `load_splits` gives, known without loading; SettingError if too many."""
+    available = NUM_TRAIN[name]
+    if num_train is not None and num_train > available:
+        raise SettingError(
+            f"num train {num_train}: {name} has {available} training images; give at most that"
+        )
+    return num_train or available
+
+
 def load_splits(
     name: DatasetName,
     *,
@@ -88,6 +99,7 @@ def load_splits(
     Raises DataError where files are damaged (checksums) or cannot be had, SettingError where num_train is
     too large.
     """
+    num_training_examples(name, num_train)
     if name == "digits":
         images, classes = map(torch.from_numpy, load_digits(return_X_y=True))
         images = images.unflatten(1, (8, 8))
@@ -101,10 +113,6 @@ def load_splits(
         (images, classes), (held_out_images, held_out_classes) = mnist_files.read(source, root)
 
     if num_train is not None:
-        if num_train > len(images):
-            raise SettingError(
-                f"num train {num_train}: {name} has {len(images)} training images; give at most that"
-            )
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))[:num_train]
         images, classes = images[chosen], classes[chosen]
 

@@ -62,7 +62,8 @@ def covered_parameters(model: nn.Module, inputs: Tensor) -> set[str]:
     random state are touched.
     """
     trial = copy.deepcopy(model)
-    with torch.random.fork_rng(), torch.no_grad(), _Uses() as uses:
+    devices = [inputs.device] if inputs.is_cuda else []
+    with torch.random.fork_rng(devices), torch.no_grad(), _Uses() as uses:
         trial(inputs)
     names = {id(param): name for name, param in trial.named_parameters() if param.requires_grad}
     return {
@@ -117,8 +118,8 @@ class _Linear(torch.autograd.Function):
         inputs, weight, bias = ctx.saved_tensors
         (grad,) = grad_outputs
         grad_inputs = grad @ weight if ctx.needs_input_grad[0] else None  # before the weight changes
-        grad = grad.flatten(0, -2)  # (B, ..., C) -> (B', C)
-        inputs = inputs.flatten(0, -2)  # (B, ..., F) -> (B', F)
+        grad = grad.reshape(-1, grad.shape[-1])  # (..., C) -> (B', C)
+        inputs = inputs.reshape(-1, inputs.shape[-1])  # (..., F) -> (B', F)
         if len(grad) == 1 and ctx.keep == 1.0:  # elementwise kernels beat BLAS at an outer product
             weight.addcmul_(grad.T, inputs, value=-ctx.learning_rate)
         else:

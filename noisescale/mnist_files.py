@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import http.client
 import queue
 import socket
 import tempfile
@@ -116,7 +117,10 @@ def verify(source: Source, root: Path) -> None:
 
 def read(source: Source, root: Path) -> tuple[Images, Images]:
     """Training and test images (N, 28, 28) and classes (N,), uint8 and int64, as torchvision reads them."""
-    train, test = (source.dataset(root, train=split) for split in (True, False))
+    try:
+        train, test = (source.dataset(root, train=split) for split in (True, False))
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{root}: the files of {source.dataset.__name__} cannot be read ({error})") from error
     return (train.data, train.targets), (test.data, test.targets)
 
 
@@ -141,7 +145,7 @@ def _reachable(urls: list[str]) -> bool:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACHABLE_WITHIN):
                 answers.put(True)
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             answers.put(False)
 
     for url in urls:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,8 +22,8 @@ class Examples(NamedTuple):
     inputs: Tensor
     targets: Tensor
 
-    def __len__(self) -> int:
-        """The number of examples N (not of fields)."""
+    @property
+    def num_examples(self) -> int:
         return len(self.targets)
 
 
@@ -51,6 +52,7 @@ def as_examples(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> Examples:
     """
     if isinstance(data, Examples):
         return data
-    whole = DataLoader(data, batch_size=len(cast(Sized, data)))
+    # a generator of its own, since a DataLoader otherwise draws a seed from the global random state
+    whole = DataLoader(data, batch_size=len(cast(Sized, data)), generator=torch.Generator())
     inputs, targets = next(iter(whole))
     return Examples(inputs, targets)

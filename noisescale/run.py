@@ -19,12 +19,12 @@ from noisescale.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.environment import environment
 from noisescale.errors import SettingError
-from noisescale.evaluate import Evaluation, evaluate
+from noisescale.evaluation import Evaluation, evaluate
 from noisescale.interrupts import DeferredInterrupts, Interrupted
 from noisescale.plots import confusion_figure, curves_figure, png
 from noisescale.problem import Problem, as_examples
 from noisescale.progress import TrainingProgress
-from noisescale.training import Training, resolve_batch_size
+from noisescale.training import Training
 
 SPLITS = ("train", "validation", "test")
 
@@ -61,18 +61,24 @@ def run_training(
     set, OSError as the system reports it; what is already on disk stays valid in every case.
     """
     options = options or RunOptions()
-    identity = {"problem": problem_config.to_dict(), "training": training_config.to_dict()}
-    if not options.force and store.folder_state(path, identity) == "finished":
-        return store.read_json(path / store.SUMMARY) or {}
+    record = {
+        "problem": problem_config.to_dict(),
+        "training": training_config.to_dict(),
+        "notes": list(options.notes),
+        "environment": environment(options.device),
+    }
+    if not options.force and store.folder_state(path, record) == "finished":
+        return store.read_summary(path)
     problem = build_problem(
         problem_config, seed=training_config.seed, data_dir=options.data_dir, device=options.device
     )
-    resolve_batch_size(training_config, len(as_examples(problem.train)))  # before a folder is made for it
-    with store.RunFolder(path, identity, force=options.force) as folder:
-        if folder.state == "finished":  # by another process, while we waited
-            return store.read_json(path / store.SUMMARY) or {}
-        start = load_checkpoint(path, device=options.device) if (path / store.CHECKPOINT).exists() else None
-        return _Run(problem, Training(problem, training_config, start=start), path, options).complete()
+    training = Training(problem, training_config)  # refuses what cannot work before a folder is made for it
+    with store.RunFolder(path, record, force=options.force) as folder:
+        if folder.state == "finished":  # by another process, while the data were loaded
+            return store.read_summary(path)
+        if (path / store.CHECKPOINT).exists():
+            training.restore(load_checkpoint(path))
+        return _Run(problem, training, path, options).complete()
 
 
 class _Run:
@@ -84,7 +90,8 @@ class _Run:
         self.path = path
         self.options = options
         # rows written after the checkpoint that is continued from will come again
-        self.rows = [row for row in store.read_metrics(path) if training.step >= max(row["step"], 1)]
+        rows = store.read_metrics(path) if training.step else []
+        self.rows = [row for row in rows if row["step"] <= training.step]
         self.evaluations: dict[str, Evaluation] = {}
 
     def complete(self) -> dict[str, Any]:
@@ -92,7 +99,7 @@ class _Run:
         title = f"B = {training.config.batch_size}"
         with (
             TrainingProgress(options.console, title=title, total_epochs=training.last_epoch) as progress,
-            _event_writer(options.log_dir, self.path.name) as events,
+            _event_writer(options.log_dir, self.path.name, training.step) as events,
             DeferredInterrupts() as interrupts,
         ):
             if training.step:
@@ -101,16 +108,17 @@ class _Run:
                 self._evaluate(progress, events)
             for step in training:
                 progress.update(epoch=training.epoch, step=step)
-                epoch_done = training.epoch_ended or training.finished
                 milestone = options.checkpoint_every is not None and step % options.checkpoint_every == 0
                 stopping = interrupts.received is not None
-                if epoch_done:
+                if not (training.epoch_ended or training.finished or milestone or stopping):
+                    continue
+                training.check_losses()  # on a GPU this may find that the run has diverged, and so finished
+                if training.epoch_ended or training.finished:
                     self._evaluate(progress, events)
-                if epoch_done or milestone or stopping:
-                    checkpoint = training.checkpoint()
-                    if milestone:
-                        save_checkpoint(checkpoint, self.path / store.STEP_CHECKPOINTS / f"step-{step}.pt")
-                    save_checkpoint(checkpoint, self.path / store.CHECKPOINT)
+                checkpoint = training.checkpoint()
+                if milestone:
+                    save_checkpoint(checkpoint, self.path / store.STEP_CHECKPOINTS / f"step-{step}.pt")
+                save_checkpoint(checkpoint, self.path / store.CHECKPOINT)
                 if interrupts.received is not None and stopping and not training.finished:
                     resume = f"continue with noisescale train --resume {self.path}"
                     raise Interrupted(f"stopped and saved at step {step:,}: {resume}", interrupts.received)
@@ -119,7 +127,12 @@ class _Run:
                     f"{title}  diverged: the loss of step {training.diverged_at_step:,} is not finite; "
                     "the run ends there, and that is its result"
                 )
-        return self._finish()
+            summary = self._finish()
+            if (
+                interrupts.received is not None
+            ):  # in its last moments: this run is whole, a next one is not begun
+                raise Interrupted(f"stopped; {self.path} is finished", interrupts.received)
+        return summary
 
     def _evaluate(self, progress: TrainingProgress, events: Any) -> None:
         """Appends a row per split to metrics.csv; the training row's seconds are those spent in updates."""
@@ -128,7 +141,7 @@ class _Run:
         for split, examples in self._splits():
             started = time.perf_counter()
             evaluation = self.evaluations[split] = evaluate(training.model, self.problem.loss, examples)
-            seconds, num_examples = time.perf_counter() - started, len(examples)
+            seconds, num_examples = time.perf_counter() - started, examples.num_examples
             if split == "train":
                 past = [row for row in self.rows if row["split"] == "train"]
                 seconds = training.seconds - sum(row["seconds"] for row in past)
@@ -145,6 +158,8 @@ class _Run:
                     "examples_per_second": num_examples / seconds if seconds > 0 else math.nan,
                 }
             )
+        if training.diverged_at_step is None and not math.isfinite(self.evaluations["train"].loss):
+            training.diverged_at_step = training.step  # by this last update, whose own loss still was finite
         self.rows += rows
         store.write_table(self.path / store.METRICS, pd.DataFrame(self.rows))
         progress.epoch(rows)
@@ -181,6 +196,7 @@ class _Run:
     def _summary(self) -> dict[str, Any]:
         training, config, problem = self.training, self.training.config, self.problem.config
         assert problem is not None
+        record = store.read_json(self.path / store.CONFIG) or {}  # as the run began
         scores = {
             split: store.nullable(
                 {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "f1": evaluation.f1}
@@ -201,8 +217,8 @@ class _Run:
             "seconds": training.seconds,
             "examples_per_second": training.examples_seen / training.seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "notes": list(self.options.notes),
-            "environment": environment(self.options.device),
+            "notes": record["notes"],
+            "environment": record["environment"],
         }
 
 
@@ -216,8 +232,8 @@ def _confusion_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _event_writer(log_dir: Path | None, run: str) -> Any:
-    """A TensorBoard writer as a context, or a context of None."""
+def _event_writer(log_dir: Path | None, run: str, step: int) -> Any:
+    """A TensorBoard writer as a context, events after `step` withdrawn; or a context of None."""
     if log_dir is None:
         return nullcontext()
     try:
@@ -227,4 +243,4 @@ def _event_writer(log_dir: Path | None, run: str) -> Any:
             "--log-dir writes TensorBoard events, and tensorboard is not installed: "
             "pip install 'noisescale[tensorboard]', or leave --log-dir out"
         ) from None
-    return SummaryWriter(log_dir / run)
+    return SummaryWriter(log_dir / run, purge_step=step + 1 if step else None)

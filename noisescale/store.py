@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import RunFolderBusyError, RunFolderError
 
 CONFIG, METRICS, CONFUSION, SUMMARY = "config.json", "metrics.csv", "confusion.csv", "summary.json"
 CHECKPOINT, STEP_CHECKPOINTS = "checkpoint.pt", "checkpoints"
 CURVES_PICTURE, CONFUSION_PICTURE = "curves.png", "confusion.png"
 EXPERIMENT = "experiment.json"
-_LOCK = ".lock"
+_LOCK = ".noisescale.lock"
 
 State = Literal["new", "unfinished", "finished"]
 
@@ -68,17 +67,13 @@ def nullable(scores: dict[str, float]) -> dict[str, float | str | None]:
     return finite | reasons
 
 
-def _temporary(name: str, process: int | str) -> str:
-    return f".{name}.{process}.tmp"
-
-
 class RunFolder:
     """One run's folder, held against a second writer while it is open as a context.
 
     path: the folder, made when entered.
-    config: what identifies the run, as it stands in config.json. A folder that holds another run's
-        config.json, or files but no config.json, is refused with RunFolderError; one that another process
-        holds, with RunFolderBusyError.
+    config: what config.json is to hold; its "problem" and "training" identify the run. A folder that
+        holds another run's config.json, or files but no config.json, is refused with RunFolderError; one
+        that another process holds, with RunFolderBusyError.
     force: a folder with results is emptied of them first, whosever configuration they have.
     """
 
@@ -96,23 +91,20 @@ class RunFolder:
             raise RunFolderBusyError(
                 f"{self.path} is being written by another process: wait for it or choose another --out"
             ) from None
-        for litter in self.path.rglob(_temporary("*", "*")):  # of a writer that was killed
-            litter.unlink()
         try:
             if self.force and (self.path / CONFIG).exists():
                 remove_results(self.path)
                 write_json(self.path / CONFIG, self.config)
             elif self.state == "new":
                 write_json(self.path / CONFIG, self.config)
+            _remove_litter(self.path)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()
-        with contextlib.suppress(OSError):
-            (self.path / _LOCK).unlink()
+        self._lock.release()  # its file stays: unlinked, it would let a third writer in beside a second
 
     @property
     def state(self) -> State:
@@ -131,11 +123,27 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
                 "choose an empty or new folder with --out"
             )
         return "new"
-    if differences := _differences(stored, config):
+    there, here = parse_config(path, stored), parse_config(path, config)
+    differences = [
+        f"{section}.{name} is {getattr(old, name)!r} there, {getattr(new, name)!r} here"
+        for section, old, new in zip(("problem", "training"), there, here, strict=True)
+        for name in new.to_dict()
+        if getattr(old, name) != getattr(new, name)
+    ]
+    if differences:
         raise RunFolderError(
-            f"{path} holds another run ({differences}): choose another --out, or --force to replace it"
+            f"{path} holds another run ({'; '.join(differences)}): "
+            "choose another --out, or --force to replace it"
         )
     return "finished" if (path / SUMMARY).exists() else "unfinished"
+
+
+def parse_config(path: Path, content: dict[str, Any]) -> tuple[ProblemConfig, TrainConfig]:
+    """The configurations in a config.json's content, fields it lacks at their defaults."""
+    try:
+        return ProblemConfig.from_dict(content["problem"]), TrainConfig.from_dict(content["training"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{path / CONFIG} is not a run's configuration: {error}") from error
 
 
 def remove_results(path: Path) -> None:
@@ -153,16 +161,34 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise RunFolderError(f"{path} is not valid JSON ({error}): delete it or run with --force") from error
+        raise RunFolderError(
+            f"{path} is not valid JSON ({error}): delete the folder and run again"
+        ) from error
     if not isinstance(content, dict):
-        raise RunFolderError(f"{path} holds no JSON object: delete the folder or run with --force")
+        raise RunFolderError(f"{path} holds no JSON object: delete the folder and run again")
     return content
 
 
 def read_metrics(folder: Path) -> list[dict[Any, Any]]:
     """The rows of a run's metrics.csv, one per epoch and split; none where nothing is written yet."""
     path = folder / METRICS
-    return pd.read_csv(path).to_dict("records") if path.exists() else []
+    if not path.exists():
+        return []
+    numbers = ["epoch", "step", "loss", "accuracy", "f1", "seconds", "examples_per_second"]
+    try:
+        table = pd.read_csv(path)[["epoch", "step", "split", *numbers[2:]]]
+        table = table.astype(dict.fromkeys(numbers, float) | {"step": int})
+    except (KeyError, ValueError) as error:
+        raise RunFolderError(f"{path} is damaged ({error}): delete the folder and run again") from error
+    return table.to_dict("records")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A finished run's summary; RunFolderError where it is damaged."""
+    summary = read_json(folder / SUMMARY)
+    if summary is None or not {"batch_size", "steps", "train", "test", "environment"} <= set(summary):
+        raise RunFolderError(f"{folder / SUMMARY} is no run's summary: delete it and run again")
+    return summary
 
 
 def record_experiment(root: Path, *, command: str) -> None:
@@ -182,21 +208,15 @@ def finished_runs(root: Path) -> list[Path]:
     return sorted(summary.parent for summary in root.rglob(SUMMARY))
 
 
-def metrics_table(folders: Iterable[Path]) -> pd.DataFrame:
-    """All rows of all runs' metrics, each beside its run's configuration (one column per field)."""
-    tables = []
-    for folder in folders:
-        config = read_json(folder / CONFIG) or {}
-        fields = config.get("problem", {}) | config.get("training", {})
-        tables.append(pd.DataFrame(read_metrics(folder)).assign(run=folder.name, **fields))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+def _temporary(name: str, process: int | str) -> str:
+    return f".{name}.{process}.tmp"
 
 
-def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
-    """Fields in which two configurations differ, in words; "" where they agree."""
-    return "; ".join(
-        f"{section}.{field} is {stored.get(section, {}).get(field)!r} there, {value!r} here"
-        for section, fields in asked.items()
-        for field, value in fields.items()
-        if stored.get(section, {}).get(field) != value
-    )
+def _remove_litter(path: Path) -> None:
+    """Deletes the temporary files of a writer that was killed, by the names that only a run's files have."""
+    names = (CONFIG, SUMMARY, METRICS, CONFUSION, CURVES_PICTURE, CONFUSION_PICTURE, CHECKPOINT)
+    patterns = [_temporary(name, "*") for name in names]
+    patterns.append(f"{STEP_CHECKPOINTS}/{_temporary('step-*.pt', '*')}")
+    for pattern in patterns:
+        for litter in path.glob(pattern):
+            litter.unlink()

@@ -16,9 +16,9 @@ from noisescale.batches import Batches
 from noisescale.checkpoint import Checkpoint
 from noisescale.config import TrainConfig
 from noisescale.cuda_graph import CudaGraphUpdate
-from noisescale.errors import SettingError
+from noisescale.errors import CheckpointError, SettingError
 from noisescale.in_place_sgd import InPlaceSGD
-from noisescale.problem import Problem, as_examples
+from noisescale.problem import Examples, Problem, as_examples
 
 CHUNK = 4096  # examples a forward and backward pass at most: a larger batch is accumulated in such chunks
 UNCHECKED_LOSSES = 64  # updates on a GPU between two looks at their losses, each of which waits for it
@@ -36,12 +36,15 @@ def train(
     Minimises the mean loss over the training examples with the optimizer, rate and batch size of `config`,
     batches drawn without replacement. Ends early, with `diverged_at_step` set in the last checkpoint, when
     a batch's loss is not finite. `start` continues an earlier run of the same config: on the CPU, at the
-    same number of threads, to bit-identical parameters (for models that draw no random numbers themselves).
+    same number of threads, to bit-identical parameters (for models that draw no random numbers themselves);
+    CheckpointError where it is of another configuration or model.
     `problem.model` gives the initial parameters and is left as it is.
 
     Batch normalisation sees at most 4,096 examples at once: a larger batch is accumulated in chunks.
     """
-    training = Training(problem, config, start=start)
+    training = Training(problem, config)
+    if start is not None:
+        training.restore(start)
     if start is None and 0 in checkpoint_steps:
         yield training.checkpoint()
     for step in training:
@@ -55,18 +58,20 @@ class Training:
     model: a copy of the problem's, in training mode.
     batch_size: may be set between any two steps.
     step, examples_seen, seconds: updates made, examples used, time spent in updates.
-    diverged_at_step: the first update (from 1) whose loss was not finite. On a GPU the losses are looked at
+    diverged_at_step: the first update (from 1) whose loss was not finite; may also be set from outside, after
+        an update that left the model with no finite loss, and ends the run. On a GPU the losses are looked at
         every 64 updates and before each checkpoint, so a few more updates may follow it.
     """
 
-    def __init__(self, problem: Problem, config: TrainConfig, *, start: Checkpoint | None = None) -> None:
+    def __init__(self, problem: Problem, config: TrainConfig) -> None:
         self.config = config
         self.problem = problem
-        self.examples = as_examples(problem.train)
-        self.device = self.examples.inputs.device
-        num_examples = len(self.examples)
-        self.batch_size = resolve_batch_size(config, num_examples)
         self.model = copy.deepcopy(problem.model).train()
+        self.device = next(self.model.parameters()).device
+        self.examples = Examples(*(values.to(self.device) for values in as_examples(problem.train)))
+        num_examples = self.examples.num_examples
+        self.batch_size = resolve_batch_size(config, num_examples)
+        self._check_batch_norm()
         self.batches = Batches(num_examples, seed=config.seed, device=self.device)
         self.optimizer = _build_optimizer(self.model, config, capturable=self.device.type == "cuda")
         self.in_place = self._in_place_sgd()
@@ -75,11 +80,9 @@ class Training:
         self.seconds = 0.0
         self.diverged_at_step: int | None = None
         self._losses: list[Tensor] = []  # of the latest updates, not yet looked at
-        if start is not None:
-            self._restore(start)
         self._update: Callable[[Tensor], Tensor] = self._eager_update
         if self.device.type == "cuda":
-            self._update = CudaGraphUpdate(self._eager_update)
+            self._update = CudaGraphUpdate(self._eager_update, self.device)
 
     @property
     def epoch(self) -> float:
@@ -115,13 +118,13 @@ class Training:
             self.examples_seen += len(indices)
             due = self.device.type == "cpu" or len(self._losses) >= UNCHECKED_LOSSES
             if due or self.epoch_ended or self.finished:
-                self._check_losses()
+                self.check_losses()
             self.seconds += time.perf_counter() - started
             yield self.step
 
     def checkpoint(self) -> Checkpoint:
         """The state after the latest step, a copy."""
-        self._check_losses()
+        self.check_losses()
         return Checkpoint(
             problem=self.problem.config,
             training=self.config,
@@ -153,7 +156,7 @@ class Training:
             self.optimizer.zero_grad()
         return chunk_losses[0] if len(chunk_losses) == 1 else torch.stack(chunk_losses).sum()
 
-    def _check_losses(self) -> None:
+    def check_losses(self) -> None:
         """Looks at the losses since the last look, which waits for the device, and notes a divergence."""
         losses = torch.stack(self._losses).tolist() if self._losses else []
         first = self.step - len(losses) + 1
@@ -173,14 +176,42 @@ class Training:
         )
         return mode if mode.covered else None
 
-    def _restore(self, start: Checkpoint) -> None:
-        self.model.load_state_dict(start.params | start.buffers)
-        self.optimizer.load_state_dict(start.optimizer)
-        self.batches.load_state_dict(start.batches)
+    def restore(self, start: Checkpoint) -> None:
+        """Takes over the state of `start`, from whichever device; CheckpointError unless it is this run's."""
+        if start.training != self.config or start.problem != self.problem.config:
+            raise CheckpointError("the checkpoint belongs to a run of another configuration: start anew")
+        try:
+            with torch.no_grad():
+                for name, param in self.model.named_parameters():
+                    param.copy_(start.params[name])
+                for name, buffer in self.model.named_buffers():
+                    buffer.copy_(start.buffers[name])
+            optimizer = copy.deepcopy(start.optimizer)
+            for group in optimizer["param_groups"]:
+                if "capturable" in group:  # Adam's, which only a GPU knows
+                    group["capturable"] = self.device.type == "cuda"
+            self.optimizer.load_state_dict(optimizer)
+            self.batches.load_state_dict(start.batches)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit the model or its training: {error}"
+            ) from error
         self.step = start.step
         self.examples_seen = start.examples_seen
         self.seconds = start.seconds
         self.diverged_at_step = start.diverged_at_step
+
+    def _check_batch_norm(self) -> None:
+        """Batch norm has no statistics of one example, and would fail mid-run on a last batch of one."""
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+            return
+        num_examples, size = self.examples.num_examples, self.batch_size
+        batches = {size, num_examples % size or size}
+        if any(batch % CHUNK == 1 for batch in batches):
+            raise SettingError(
+                f"batch size {size} with batch norm: {num_examples} training examples leave a batch of one, "
+                "which has no variance; give another batch size or --num-train, or --norm layer"
+            )
 
 
 def resolve_batch_size(config: TrainConfig, num_examples: int) -> int:

@@ -24,7 +24,12 @@ def main(names: tuple[str, ...], data: Path, out: Path) -> None:
     """Draw the paper's figures, as NAME.png and NAME.pdf."""
     out.mkdir(parents=True, exist_ok=True)
     for name in names or tuple(FIGURES):
-        drawn: Figure = FIGURES[name](data)
+        try:
+            drawn: Figure = FIGURES[name](data)
+        except FileNotFoundError as error:
+            raise click.ClickException(
+                f"{error.filename} is missing: make it with python -m analysis"
+            ) from error
         for suffix in ("png", "pdf"):
             drawn.savefig(out / f"{name}.{suffix}", dpi=150)
         click.echo(out / f"{name}.png")

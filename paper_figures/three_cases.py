@@ -66,7 +66,7 @@ def _curves(axes: Axes, curves: pd.DataFrame, final: pd.DataFrame, *, scale: str
         axes.legend(loc="upper right")
     else:
         axes.set_ylabel("test accuracy")
-        axes.set_ylim(0.8, 1.0)
+        axes.set_ylim(0.5, 1.0)
 
 
 def _confusion(

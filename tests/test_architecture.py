@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ LAYERS = {
         "models",
         "synthetic",
     },
-    3: {"checkpoint", "evaluate", "plots", "progress", "run", "training"},
+    3: {"checkpoint", "evaluation", "plots", "progress", "run", "training"},
     4: {"cli", "__main__"},
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -42,8 +43,9 @@ def imports(path):
 
 
 def modules(names):
-    """Those of `names` that are the package's own modules."""
-    return {parts[1] for name in names if (parts := name.split("."))[0] == "noisescale" and parts[1] in LAYER}
+    """The package's own modules behind `names`, a public name standing for the module it comes from."""
+    parts = [name.split(".")[1] for name in names if name.startswith("noisescale.")]
+    return {noisescale._MODULES.get(part, part) for part in parts} & set(LAYER)
 
 
 def files_of(module):
@@ -108,6 +110,8 @@ def test_public_names_load_when_they_are_used():
 
 def test_every_public_name_exists_and_has_a_docstring():
     for name in set(noisescale.__all__) - {"__version__", "LossFn", "Params"}:
-        assert getattr(noisescale, name).__doc__
+        value = getattr(noisescale, name)
+        assert value.__doc__
+        assert not isinstance(value, types.ModuleType)  # a submodule of the same name would take its place
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = noisescale.nonsense

@@ -44,6 +44,7 @@ def test_several_batch_sizes_are_compared_and_divergence_does_not_stop_the_rest(
     assert [summary["run"] for summary in summaries] == ["cases/bs1", "cases/bsfull"]
     assert [summary["batch_size"] for summary in summaries] == [1, "full"]
     assert summaries[0]["diverged_at_step"] is not None
+    assert summaries[1]["diverged_at_step"] == 1  # its only update's own loss was finite, the model's is not
     table = run(*SMALL, *arguments[:-1]).stdout  # what is stored, as a table
     assert "B = 1 diverged at step" in table
     assert "argmax over nan returns class 0" in " ".join(table.split())
@@ -67,7 +68,7 @@ def test_resume_takes_the_runs_own_settings():
     assert json.loads(resumed.stdout)[0]["batch_size"] == 64
     refused = run("train", "--resume", "run", "--lr", "0.5")
     assert refused.exit_code == 2
-    assert "leave out learning rate" in refused.stderr
+    assert "leave out --lr" in refused.stderr
 
 
 def test_the_preset_is_the_study_and_given_options_override_it(mnist_dir):
@@ -105,13 +106,17 @@ def test_the_preset_is_the_study_and_given_options_override_it(mnist_dir):
         (["--bs", "-4"], "'-4': give a whole number of 1 or more, or full"),
         (["--bs", "half"], "'half': give a whole number of 1 or more, or full"),
         (["--bs", "1298"], "batch size 1298: there are 1297 training examples; give 1 to 1297, or full"),
-        (["--lr", "0"], "learning rate 0.0: give a finite number above 0"),
+        (["--lr", "0"], "learning rate 0.0: give a number above 0 and below"),
         (["--lr", "nan"], "learning rate nan"),
         (["--lr", "fast"], "'fast' is not a valid float"),
         (["--epochs", "0"], "epochs 0: give a whole number of 1 or more"),
         (["--dataset", "imagenet"], "'imagenet' is not one of 'auto', 'mnist', 'fashion-mnist', 'digits'"),
         (["--model", "vit"], "'vit' is not one of 'mlp', 'cnn'"),
         (["--model", "cnn", "--depth", "4"], "give a depth of at most 3"),
+        (["--model", "cnn", "--depth", "1000000000000"], "give a depth of at most 3"),
+        (["--norm", "batch", "--bs", "1"], "leave a batch of one"),
+        (["--norm", "batch", "--bs", "2"], "leave a batch of one"),
+        (["--lr", "1e300"], "learning rate 1e\\+300"),
         (["--num-train", "5000"], "digits has 1297 training images"),
         (["--momentum", "0.9", "--optimizer", "adam"], "only sgd takes a momentum"),
         (["--checkpoint-every", "0"], "0 is not in the range x>=1"),
@@ -126,6 +131,13 @@ def test_bad_usage_exits_with_2_and_one_clear_message(arguments, message):
     assert re.search(message, " ".join(result.stderr.split()))
     assert "Traceback" not in result.output
     assert not os.path.exists("runs")  # noqa: PTH110
+
+
+def test_a_later_case_that_cannot_work_is_refused_before_the_first_trains():
+    result = run(*SMALL, "--bs", "64", "--bs", "1298", "--out", "cases")
+    assert result.exit_code == 2
+    assert "batch size 1298" in result.stderr
+    assert not os.path.exists("cases")  # noqa: PTH110
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -149,6 +161,7 @@ def test_failures_exit_with_1_and_one_clear_message(tmp_path):
     for arguments, message in [
         ([*SMALL, "--out", "folder"], "thesis.tex"),
         ([*SMALL, "--out", "file/run"], "Not a directory"),
+        ([*SMALL, "--width", "100000000000"], "not enough memory"),
         (["train", "--resume", "folder"], "folder has no config.json"),
         (["train", "--dataset", "mnist", "--data-dir", "data"], "train-images-idx3-ubyte is damaged"),
         (["train", "--data-dir", "data"], "train-images-idx3-ubyte is damaged"),  # auto never falls back then

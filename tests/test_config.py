@@ -13,7 +13,7 @@ from noisescale.config import ProblemConfig, TrainConfig, run_key, run_name
         ({"batch_size": 1.5}, "batch size 1.5"),
         ({"batch_size": True}, "batch size True"),
         ({"batch_size": "half"}, 'or "full"'),
-        ({"learning_rate": 0.0}, "learning rate 0.0: give a finite number above 0"),
+        ({"learning_rate": 0.0}, "learning rate 0.0: give a number above 0"),
         ({"learning_rate": -1.0}, "learning rate"),
         ({"learning_rate": math.nan}, "learning rate"),
         ({"learning_rate": math.inf}, "learning rate"),
@@ -53,6 +53,10 @@ def test_configurations_survive_a_round_trip_and_refuse_unknown_fields():
     assert TrainConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match="TrainConfig has no field warmup"):
         TrainConfig.from_dict({"warmup": 3})
+
+
+def test_equal_configurations_have_one_key():
+    assert run_key(TrainConfig(learning_rate=1)) == run_key(TrainConfig(learning_rate=1.0))
 
 
 def test_the_key_depends_on_what_differs_from_the_defaults_alone():

@@ -160,7 +160,7 @@ def test_auto_means_mnist_where_it_is_on_disk(mnist_dir):
 
 def test_digits_are_scikit_learns_split_in_three():
     splits = load_splits("digits")
-    assert [len(part) for part in splits[:3]] == [1297, 250, 250]
+    assert [part.num_examples for part in splits[:3]] == [1297, 250, 250]
     assert splits.train.inputs.shape == (1297, 1, 8, 8)
     everything = torch.cat([part.inputs for part in splits[:3]]).flatten(1)
     pixels = (everything * 0.3760 + 0.3053) * 16
@@ -185,7 +185,7 @@ def test_mnist_is_what_torchvision_and_the_studys_split_give(mnist_dir, pixel_sc
     validation, held_out = train_test_split(test.targets, test_size=0.2, random_state=42)
     assert torch.equal(splits.validation.targets, validation)
     assert torch.equal(splits.test.targets, held_out)
-    assert [len(part) for part in splits[:3]] == [60_000, 8_000, 2_000]
+    assert [part.num_examples for part in splits[:3]] == [60_000, 8_000, 2_000]
 
 
 def test_a_subset_is_random_and_always_the_same():

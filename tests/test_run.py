@@ -15,7 +15,7 @@ from noisescale import store
 from noisescale.build import build_problem
 from noisescale.checkpoint import load_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
-from noisescale.errors import RunFolderBusyError, RunFolderError, SettingError
+from noisescale.errors import CheckpointError, RunFolderBusyError, RunFolderError, SettingError
 from noisescale.run import RunOptions, run_training
 from noisescale.training import train
 
@@ -35,6 +35,7 @@ def test_a_run_leaves_every_file_and_its_numbers_agree(tmp_path):
         "confusion.csv",
         "checkpoint.pt",
         "confusion.png",
+        ".noisescale.lock",
         "curves.png",
         "summary.json",
     }
@@ -55,6 +56,8 @@ def test_a_run_leaves_every_file_and_its_numbers_agree(tmp_path):
     for split in ("train", "validation", "test"):
         assert summary[split] == {score: final.loc[split, score] for score in ("loss", "accuracy", "f1")}
     training_rows = metrics[metrics["split"] == "train"]
+    rates = training_rows["examples_per_second"] * training_rows["seconds"]
+    assert rates.tolist()[1:] == pytest.approx([1297] * 3)
     assert training_rows["seconds"].sum() == pytest.approx(summary["seconds"])
 
     # the checkpoint's model, evaluated afresh in one go
@@ -99,6 +102,16 @@ def test_divergence_is_a_result(tmp_path):
     assert confusion[confusion["predicted"] > 0]["count"].sum() == 0  # argmax over nan is class 0
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert load_checkpoint(tmp_path).diverged_at_step == summary["steps"]
+
+
+def test_a_checkpoint_of_another_run_in_the_folder_is_refused(tmp_path):
+    run_training(PROBLEM, TRAINING, tmp_path / "one")
+    other = TrainConfig(batch_size=100, learning_rate=0.2, epochs=3)
+    run_training(PROBLEM, other, tmp_path / "other")
+    (tmp_path / "one" / "summary.json").unlink()
+    (tmp_path / "other" / "checkpoint.pt").replace(tmp_path / "one" / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="another configuration"):
+        run_training(PROBLEM, TRAINING, tmp_path / "one")
 
 
 def test_a_batch_too_large_leaves_no_folder_behind(tmp_path):
@@ -228,9 +241,9 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_message_and_damages_nothing(
         check=False,
     )
     assert done.returncode == 1
-    assert "File too large; nothing already written is damaged" in done.stderr
+    assert "File too large; what is already written is whole: make room" in done.stderr
     assert "Traceback" not in done.stderr
     files = {entry.name for entry in (tmp_path / "run").rglob("*") if entry.is_file()}
-    assert files - {".lock"} == {"config.json", "metrics.csv"}
+    assert files - {".noisescale.lock"} == {"config.json", "metrics.csv"}
     identity = json.loads((tmp_path / "run" / "config.json").read_text())
     assert store.folder_state(tmp_path / "run", identity) == "unfinished"

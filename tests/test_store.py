@@ -5,8 +5,18 @@ import sys
 
 import pytest
 
+from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import RunFolderBusyError, RunFolderError
-from noisescale.store import RunFolder, finished_runs, metrics_table, nullable, write_atomically, write_json
+from noisescale.store import (
+    RunFolder,
+    finished_runs,
+    folder_state,
+    nullable,
+    read_metrics,
+    read_summary,
+    write_atomically,
+    write_json,
+)
 
 CONFIG = {"problem": {"dataset": "digits"}, "training": {"seed": 0}}
 
@@ -66,7 +76,11 @@ def test_force_removes_the_runs_own_files_alone(tmp_path):
             (tmp_path / name).write_text("{}")
     with RunFolder(tmp_path, CONFIG, force=True) as folder:
         assert folder.state == "unfinished"
-        assert {entry.name for entry in tmp_path.iterdir()} == {"config.json", "notes.txt", ".lock"}
+        assert {entry.name for entry in tmp_path.iterdir()} == {
+            "config.json",
+            "notes.txt",
+            ".noisescale.lock",
+        }
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path):
@@ -94,19 +108,52 @@ def test_a_damaged_configuration_is_named(tmp_path):
 def test_numbers_that_are_not_finite_become_null_with_their_reason():
     content = nullable({"loss": math.nan, "accuracy": 0.5})
     assert content == {"loss": None, "accuracy": 0.5, "loss_null_because": "the loss is nan, not finite"}
+
+
+def test_a_number_that_is_not_finite_is_never_written_as_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        json.dumps({"loss": math.nan}, allow_nan=False)
+        write_json(tmp_path / "summary.json", {"loss": math.nan})
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_metrics_of_several_runs_make_one_tidy_table(tmp_path):
-    for seed in (0, 1):
-        write_json(tmp_path / f"run{seed}" / "config.json", {"problem": {}, "training": {"seed": seed}})
-        (tmp_path / f"run{seed}" / "metrics.csv").write_text("epoch,split,loss\n0,train,nan\n1,train,0.5\n")
-    table = metrics_table([tmp_path / "run0", tmp_path / "run1"])
-    assert table[["run", "seed", "epoch"]].values.tolist() == [
-        ["run0", 0, 0],
-        ["run0", 0, 1],
-        ["run1", 1, 0],
-        ["run1", 1, 1],
-    ]
-    assert table["loss"].isna().tolist() == [True, False, True, False]
+def test_what_a_killed_writer_left_is_cleared_and_nothing_of_strangers(tmp_path):
+    with RunFolder(tmp_path, CONFIG):
+        pass
+    (tmp_path / "checkpoints").mkdir()
+    litter = [tmp_path / ".checkpoint.pt.123.tmp", tmp_path / "checkpoints" / ".step-10.pt.123.tmp"]
+    strangers = [tmp_path / ".notes.txt.123.tmp", tmp_path / ".lock"]
+    for path in litter + strangers:
+        path.write_text("")
+    with RunFolder(tmp_path, CONFIG):
+        pass
+    assert [path.exists() for path in litter + strangers] == [False, False, True, True]
+
+
+def test_the_lock_holds_against_one_who_waited_for_the_file_to_go(tmp_path):
+    """Were the lock file deleted on leaving, one could lock the old file and another a new one."""
+    with RunFolder(tmp_path, CONFIG):
+        first = (tmp_path / ".noisescale.lock").stat().st_ino
+    with RunFolder(tmp_path, CONFIG):
+        assert (tmp_path / ".noisescale.lock").stat().st_ino == first
+
+
+def test_a_configuration_without_a_field_added_later_is_still_the_same_run(tmp_path):
+    full = {"problem": ProblemConfig(dataset="digits").to_dict(), "training": TrainConfig().to_dict()}
+    write_json(tmp_path / "config.json", {"problem": {"dataset": "digits"}, "training": {}})
+    assert folder_state(tmp_path, full) == "unfinished"
+    write_json(tmp_path / "config.json", {"problem": {"dataset": "digits", "dropout": 0.5}, "training": {}})
+    with pytest.raises(RunFolderError, match="no field dropout"):
+        folder_state(tmp_path, full)
+    write_json(tmp_path / "config.json", {"problem": 3})
+    with pytest.raises(RunFolderError, match="not a run's configuration"):
+        folder_state(tmp_path, full)
+
+
+@pytest.mark.parametrize("content", ["", "garbage,,\n1\n", "epoch,step,split\n1,2,train\n"])
+def test_damaged_metrics_and_summaries_are_named(tmp_path, content):
+    (tmp_path / "metrics.csv").write_text(content)
+    with pytest.raises(RunFolderError, match=r"metrics\.csv is damaged"):
+        read_metrics(tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="no run's summary"):
+        read_summary(tmp_path)

@@ -10,6 +10,7 @@ from noisescale import training as module
 from noisescale.batches import Batches
 from noisescale.build import cross_entropy
 from noisescale.config import TrainConfig
+from noisescale.errors import CheckpointError
 from noisescale.models import mlp
 from noisescale.problem import Examples, Problem
 from noisescale.training import Training, train
@@ -39,7 +40,7 @@ def plain_loop(problem, config):
     )
     order = torch.Generator().manual_seed(config.seed)
     for _ in range(config.epochs):
-        for batch in torch.randperm(len(problem.train), generator=order).split(config.batch_size):
+        for batch in torch.randperm(problem.train.num_examples, generator=order).split(config.batch_size):
             optimizer.zero_grad()
             outputs = model(problem.train.inputs[batch])
             nn.functional.cross_entropy(outputs, problem.train.targets[batch]).backward()
@@ -124,6 +125,45 @@ def test_a_run_continued_from_any_checkpoint_ends_bit_for_bit_the_same(optimizer
             assert torch.equal((resumed.params | resumed.buffers)[name], value)
 
 
+def test_a_checkpoint_of_another_run_is_refused():
+    config = TrainConfig(batch_size=10, epochs=1)
+    start = next(train(classification(), config))
+    with pytest.raises(CheckpointError, match="another configuration"):
+        next(train(classification(), TrainConfig(batch_size=10, epochs=1, seed=1), start=start))
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        next(train(classification(mlp((6,), 3, width=5)), config, start=start))
+
+
+def test_models_with_tied_weights_and_unsaved_buffers_can_be_continued():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+            self.second.weight = self.first.weight
+            self.register_buffer("scale", torch.ones(()), persistent=False)
+
+        def forward(self, inputs):
+            return self.head(self.second(self.first(inputs))) * self.scale
+
+    problem, config = classification(Tied()), TrainConfig(batch_size=10, epochs=2)
+    start, end = train(problem, config)
+    assert_same(last(train(problem, config, start=start)).params, end.params)
+
+
+@pytest.mark.parametrize("position", [0, 45])
+def test_a_loss_that_is_not_finite_in_any_chunk_is_seen(position, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 20)
+    problem = classification()
+    problem.train.inputs[position] = math.inf
+    assert last(train(problem, TrainConfig(batch_size="full", epochs=3))).diverged_at_step == 1
+
+
+def test_the_optimizer_is_spared_where_everything_is_updated_in_place(monkeypatch):
+    training = Training(classification(), TrainConfig(batch_size=10, epochs=1))
+    monkeypatch.setattr(training.optimizer, "step", lambda: pytest.fail("the optimizer was called"))
+    assert list(training) == [1, 2, 3, 4, 5]
+
+
 def test_a_checkpoint_is_a_copy():
     checkpoints = train(classification(), TrainConfig(batch_size=10, epochs=2))
     first = next(checkpoints)
@@ -192,7 +232,9 @@ def test_a_dataset_serves_as_well_as_tensors():
     dataset = torch.utils.data.TensorDataset(*problem.train)
     config = TrainConfig(batch_size=8, epochs=1)
     same = Problem(model=problem.model, loss=cross_entropy, train=dataset)
+    state = torch.get_rng_state()
     assert_same(last(train(same, config)).params, last(train(problem, config)).params)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_order_is_the_batches_own():
@@ -212,3 +254,16 @@ def test_the_order_is_the_batches_own():
     batches = Batches(50, seed=4)
     expected = list(itertools.chain.from_iterable(batches.take(8).tolist() for _ in range(14)))
     assert torch.cat(seen[1:]).tolist() == expected  # after the trial pass
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_captured_updates_on_a_gpu_equal_the_textbook_loop_and_resume_on_the_cpu(optimizer):
+    problem = classification()
+    examples = Examples(problem.train.inputs.cuda(), problem.train.targets.cuda())
+    on_gpu = Problem(model=copy.deepcopy(problem.model).cuda(), loss=cross_entropy, train=examples)
+    config = TrainConfig(batch_size=8, epochs=6, **OPTIMIZERS[optimizer])  # 6 captured batches, a ragged one
+    checkpoints = list(train(on_gpu, config))
+    expected = plain_loop(problem, config)
+    assert_same({name: value.cpu() for name, value in checkpoints[-1].params.items()}, expected)
+    assert_same(last(train(problem, config, start=checkpoints[2])).params, expected)

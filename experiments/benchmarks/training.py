@@ -29,6 +29,7 @@ from torchvision import datasets, transforms
 from noisescale import Problem, ProblemConfig, TrainConfig, build_problem
 from noisescale.data import default_data_dir
 from noisescale.environment import environment
+from noisescale.problem import as_examples
 from noisescale.store import write_json
 from noisescale.training import Training
 
@@ -55,7 +56,7 @@ def notebook(problem: Problem, batch_size: int) -> Iterator[None]:
 
 def eager(problem: Problem, batch_size: int) -> Iterator[None]:
     """Eager SGD on a tensor that lies on the device."""
-    inputs, targets = problem.train  # type: ignore[misc]
+    inputs, targets = as_examples(problem.train)
     model = copy.deepcopy(problem.model)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     while True:
@@ -105,12 +106,13 @@ def epoch_at_batch_size_one(problem: Problem) -> dict[str, float]:
     """On a GPU: seconds of one epoch of 60,000 steps, after a warm-up, and the peak memory."""
     training = Training(problem, TrainConfig(batch_size=1, learning_rate=LEARNING_RATE, epochs=2))
     steps = iter(training)
+    torch.cuda.reset_peak_memory_stats()
     for _ in range(100):
         next(steps)
     torch.cuda.synchronize()
     before, started = training.step, time.perf_counter()
     for step in steps:
-        if step == before + len(training.examples):
+        if step == before + training.examples.num_examples:
             break
     torch.cuda.synchronize()
     return {"seconds": time.perf_counter() - started, "peak_bytes": torch.cuda.max_memory_allocated()}

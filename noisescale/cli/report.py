@@ -51,4 +51,4 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
 
 
 def _score(value: float | None) -> str:
-    return "nan" if value is None else f"{value:.4f}"
+    return "not finite" if value is None else f"{value:.4f}"

@@ -101,12 +101,13 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
     notes: tuple[str, ...] = ()
     if options["resume"] is not None:
-        cases = [_stored_case(options["resume"], given)]
+        cases = [_stored_case(ctx, options["resume"], given)]
     else:
         preset = PRESETS.get(options["preset"], {})
         options |= {name: value for name, value in preset.items() if name not in given}
         options["dataset"], notes = _dataset(options, console)
         cases = _cases(options)
+    _check(cases, force=options["force"])
     run_options = RunOptions(
         device=resolve_device(options["device"]),
         data_dir=options["data_dir"],
@@ -142,21 +143,33 @@ def _cases(options: dict[str, Any]) -> list[tuple[Path, ProblemConfig, TrainConf
     return cases
 
 
-def _stored_case(path: Path, given: set[str]) -> tuple[Path, ProblemConfig, TrainConfig]:
+def _stored_case(ctx: click.Context, path: Path, given: set[str]) -> tuple[Path, ProblemConfig, TrainConfig]:
     """The configurations in a run folder that is to be continued."""
-    from noisescale.store import CONFIG, read_json
+    from noisescale.store import CONFIG, parse_config, read_json
 
-    if others := sorted(given - CARRYING_OUT):
-        raise SettingError(
-            f"--resume continues a run with its own settings: leave out {', '.join(others).replace('_', ' ')}"
-        )
+    if others := [_flag(ctx, name) for name in sorted(given - CARRYING_OUT)]:
+        raise SettingError(f"--resume continues a run with its own settings: leave out {', '.join(others)}")
     stored = read_json(path / CONFIG)
     if stored is None:
         raise RunFolderError(f"{path} has no {CONFIG}: give the folder of a run of noisescale train")
-    try:
-        return path, ProblemConfig.from_dict(stored["problem"]), TrainConfig.from_dict(stored["training"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"{path / CONFIG} is not a run's configuration: {error}") from error
+    return (path, *parse_config(path, stored))
+
+
+def _flag(ctx: click.Context, name: str) -> str:
+    """How the option of this name is spelt on the command line."""
+    return next(option.opts[0] for option in ctx.command.params if option.name == name)
+
+
+def _check(cases: list[tuple[Path, ProblemConfig, TrainConfig]], *, force: bool) -> None:
+    """Raises what would stop a later case, before an earlier one has trained for an hour."""
+    from noisescale.data import num_training_examples
+    from noisescale.store import folder_state
+    from noisescale.training import resolve_batch_size
+
+    for path, problem, training in cases:
+        resolve_batch_size(training, num_training_examples(problem.dataset, problem.num_train))
+        if not force:
+            folder_state(path, {"problem": problem.to_dict(), "training": training.to_dict()})
 
 
 def _dataset(options: dict[str, Any], console: Any) -> tuple[str, tuple[str, ...]]:

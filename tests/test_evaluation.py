@@ -6,9 +6,9 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import nn
 
-from noisescale import evaluate as module
+from noisescale import evaluation as module
 from noisescale.build import cross_entropy
-from noisescale.evaluate import Evaluation, evaluate
+from noisescale.evaluation import Evaluation, evaluate
 from noisescale.problem import Examples
 
 

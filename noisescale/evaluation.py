@@ -62,4 +62,4 @@ def evaluate(model: nn.Module, loss: LossFn, examples: Examples) -> Evaluation:
     for module, training in modes:
         module.training = training
     assert confusion is not None, "examples are never empty"
-    return Evaluation(loss=total.item() / len(examples), confusion=confusion.cpu().numpy())
+    return Evaluation(loss=total.item() / examples.num_examples, confusion=confusion.cpu().numpy())
