@@ -63,10 +63,10 @@ def _curves(axes: Axes, curves: pd.DataFrame, final: pd.DataFrame, *, scale: str
     if metric == "loss":
         axes.set_yscale("log")
         axes.set_ylabel("test loss (nats)")
-        axes.legend(loc="upper right")
     else:
         axes.set_ylabel("test accuracy")
         axes.set_ylim(0.5, 1.0)
+        axes.legend(loc="lower right")
 
 
 def _confusion(
