@@ -1,7 +1,8 @@
 import json
-import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_the_preset_is_the_study_and_given_options_override_it(mnist_dir):
             1e-3,
             "mnist",
         )
-        config = json.loads((mnist_dir.__class__(summary["run"]) / "config.json").read_text())
+        config = json.loads((Path(summary["run"]) / "config.json").read_text())
         assert config["training"]["epochs"] == 2
     unit = json.loads(run("train", *options, "--bs", "8", "--pixel-scale", "unit", "--json").stdout)
     assert [(summary["batch_size"], summary["pixel_scale"]) for summary in unit] == [(8, "unit")]
@@ -124,20 +125,18 @@ def test_the_preset_is_the_study_and_given_options_override_it(mnist_dir):
     ],
 )
 def test_bad_usage_exits_with_2_and_one_clear_message(arguments, message):
-    import re
-
     result = run(*SMALL, *arguments)
     assert result.exit_code == 2
     assert re.search(message, " ".join(result.stderr.split()))
     assert "Traceback" not in result.output
-    assert not os.path.exists("runs")  # noqa: PTH110
+    assert not Path("runs").exists()
 
 
 def test_a_later_case_that_cannot_work_is_refused_before_the_first_trains():
     result = run(*SMALL, "--bs", "64", "--bs", "1298", "--out", "cases")
     assert result.exit_code == 2
     assert "batch size 1298" in result.stderr
-    assert not os.path.exists("cases")  # noqa: PTH110
+    assert not Path("cases").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
