@@ -128,9 +128,7 @@ class _Run:
                     "the run ends there, and that is its result"
                 )
             summary = self._finish()
-            if (
-                interrupts.received is not None
-            ):  # in its last moments: this run is whole, a next one is not begun
+            if interrupts.received is not None:  # while finishing: this run is whole, no other is begun
                 raise Interrupted(f"stopped; {self.path} is finished", interrupts.received)
         return summary
 

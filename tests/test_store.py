@@ -1,7 +1,9 @@
 import json
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +40,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     assert done.stdout.strip() == "File too large"
     assert target.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_and_then_its_folder_are_synced_around_the_rename(tmp_path, monkeypatch):
+    """A rename that reaches the disk before the content would leave an empty file after a power cut."""
+    calls = []
+
+    def synced(descriptor):
+        calls.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+
+    def renamed(source, target):
+        calls.append(("rename", target.name))
+        os.replace(source, target)  # noqa: PTH105
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_atomically(tmp_path / "file", b"content")
+    temporary = f".file.{os.getpid()}.tmp"
+    assert calls == [("sync", temporary), ("rename", "file"), ("sync", tmp_path.name)]
 
 
 def test_a_folder_goes_from_new_to_unfinished_to_finished(tmp_path):
