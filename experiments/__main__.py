@@ -2,6 +2,7 @@
 
 import click
 
+from experiments.edge_of_stability import edge_of_stability
 from experiments.three_cases import three_cases
 from noisescale.commands import Commands
 
@@ -16,6 +17,7 @@ def main() -> None:
 
 
 main.add_command(three_cases)
+main.add_command(edge_of_stability)
 
 if __name__ == "__main__":
     main(prog_name="python -m experiments")

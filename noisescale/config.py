@@ -14,6 +14,7 @@ DatasetName = Literal["mnist", "fashion-mnist", "digits"]
 PixelScale = Literal["unit", "raw"]
 ModelName = Literal["mlp", "cnn"]
 Norm = Literal["none", "layer", "batch"]
+LossName = Literal["cross_entropy", "mse"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 FullBatch = Literal["full"]
 
@@ -53,6 +54,7 @@ class ProblemConfig(_Config):
     width: hidden units of the MLP or channels of the CNN's first block; None: the model's own (1024, 32).
     depth: hidden layers of the MLP or convolution blocks of the CNN; None: the model's own (2, 2).
     norm: the normalisation before each activation.
+    loss: "cross_entropy", in nats; or "mse", ½ Σ_c (output_c − target_c)² with the class as a one-hot target.
     """
 
     dataset: DatasetName = "mnist"
@@ -62,12 +64,14 @@ class ProblemConfig(_Config):
     width: int | None = None
     depth: int | None = None
     norm: Norm = "none"
+    loss: LossName = "cross_entropy"
 
     def __post_init__(self) -> None:
         _check_choice("dataset", self.dataset, get_args(DatasetName))
         _check_choice("pixel scale", self.pixel_scale, get_args(PixelScale))
         _check_choice("model", self.model, get_args(ModelName))
         _check_choice("norm", self.norm, get_args(Norm))
+        _check_choice("loss", self.loss, get_args(LossName))
         for name in ("num_train", "width", "depth"):
             if getattr(self, name) is not None:
                 _check_count(name.replace("_", " "), getattr(self, name))

@@ -23,3 +23,7 @@ class RunFolderError(NoisescaleError):
 
 class RunFolderBusyError(RunFolderError):
     """Another process is writing to this run folder."""
+
+
+class MeasurementError(NoisescaleError):
+    """A quantity is not defined, or cannot be computed, for this model at these parameters."""

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from noisescale.config import ProblemConfig
+from noisescale.errors import SettingError
 
 Params = dict[str, Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]
+MatVec = Callable[[Tensor], Tensor]
+
+SPLITS = ("train", "validation", "test")
 
 
 class Examples(NamedTuple):
@@ -25,6 +29,10 @@ class Examples(NamedTuple):
     @property
     def num_examples(self) -> int:
         return len(self.targets)
+
+    def part(self, rows: slice | Tensor) -> Examples:
+        """The examples at these rows."""
+        return Examples(self.inputs[rows], self.targets[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +64,26 @@ def as_examples(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> Examples:
     whole = DataLoader(data, batch_size=len(cast(Sized, data)), generator=torch.Generator())
     inputs, targets = next(iter(whole))
     return Examples(inputs, targets)
+
+
+def select(
+    problem: Problem, *, split: str = "train", num_examples: int | None = None, seed: int = 0
+) -> tuple[int, Examples]:
+    """How many examples the split has, and a random subset of them under `seed`; all of them for None.
+
+    Random, never the first n: the order of a data set is seldom exchangeable. SettingError for a split that
+    the problem lacks and for a number it does not have.
+    """
+    present = [name for name in SPLITS if getattr(problem, name) is not None]
+    if split not in present:
+        raise SettingError(f"split {split!r}: this problem has {', '.join(present)}")
+    examples = as_examples(getattr(problem, split))
+    population = examples.num_examples
+    if num_examples is None or num_examples == population:
+        return population, examples
+    if not 1 <= num_examples <= population:
+        raise SettingError(
+            f"num examples {num_examples}: the {split} split has {population}; give 1 to {population}"
+        )
+    chosen = torch.randperm(population, generator=torch.Generator().manual_seed(seed))[:num_examples]
+    return population, examples.part(chosen.to(examples.targets.device))

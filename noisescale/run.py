@@ -21,12 +21,11 @@ from noisescale.environment import environment
 from noisescale.errors import SettingError
 from noisescale.evaluation import Evaluation, evaluate
 from noisescale.interrupts import DeferredInterrupts, Interrupted
-from noisescale.plots import confusion_figure, curves_figure, png
-from noisescale.problem import Problem, as_examples
+from noisescale.plots import confusion_figure, curves_figure, image, sharpness_figure
+from noisescale.problem import SPLITS, Problem, as_examples
 from noisescale.progress import TrainingProgress
+from noisescale.tracking import SharpnessTracker
 from noisescale.training import Training
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,9 @@ class RunOptions:
     device, data_dir: where it computes and where its data lie.
     force: recompute what is finished.
     checkpoint_every: also keep checkpoints/step-N.pt each so many steps.
+    evaluate_every: epochs between two evaluations, each with a checkpoint; the last is always evaluated.
+    measure_sharpness_every: also keep sharpness.csv, a row each so many steps.
+    sharpness_examples: of the random training subset it is measured on, at most.
     log_dir: also write TensorBoard events there.
     console: where progress goes; None for none.
     notes: sentences for the run's record, such as why another data set stands in.
@@ -45,6 +47,9 @@ class RunOptions:
     data_dir: Path | None = None
     force: bool = False
     checkpoint_every: int | None = None
+    evaluate_every: int = 1
+    measure_sharpness_every: int | None = None
+    sharpness_examples: int = 10_000
     log_dir: Path | None = None
     console: Console | None = None
     notes: tuple[str, ...] = ()
@@ -68,6 +73,7 @@ def run_training(
         "environment": environment(options.device),
     }
     if not options.force and store.folder_state(path, record) == "finished":
+        _note_unmeasured(path, options)
         return store.read_summary(path)
     problem = build_problem(
         problem_config, seed=training_config.seed, data_dir=options.data_dir, device=options.device
@@ -79,6 +85,17 @@ def run_training(
         if (path / store.CHECKPOINT).exists():
             training.restore(load_checkpoint(path))
         return _Run(problem, training, path, options).complete()
+
+
+def _note_unmeasured(path: Path, options: RunOptions) -> None:
+    """Says that a finished run is not trained again for the sake of a measurement."""
+    if options.measure_sharpness_every and options.console and not (path / store.SHARPNESS).exists():
+        options.console.print(
+            f"{path} is finished and has no {store.SHARPNESS}: measure its checkpoints with "
+            "noisescale sharpness, or train it again with --force",
+            style="yellow",
+            markup=False,
+        )
 
 
 class _Run:
@@ -93,6 +110,11 @@ class _Run:
         rows = store.read_metrics(path) if training.step else []
         self.rows = [row for row in rows if row["step"] <= training.step]
         self.evaluations: dict[str, Evaluation] = {}
+        self.tracker: SharpnessTracker | None = None
+        if options.measure_sharpness_every is not None:
+            self.tracker = SharpnessTracker(
+                training, path, every=options.measure_sharpness_every, num_examples=options.sharpness_examples
+            )
 
     def complete(self) -> dict[str, Any]:
         training, options = self.training, self.options
@@ -106,14 +128,17 @@ class _Run:
                 progress.log(f"{title}  resumed at step {training.step:,}")
             else:
                 self._evaluate(progress, events)
+            self._track(progress, events)
             for step in training:
                 progress.update(epoch=training.epoch, step=step)
+                self._track(progress, events)
                 milestone = options.checkpoint_every is not None and step % options.checkpoint_every == 0
                 stopping = interrupts.received is not None
-                if not (training.epoch_ended or training.finished or milestone or stopping):
+                epoch_due = training.epoch_ended and round(training.epoch) % options.evaluate_every == 0
+                if not (epoch_due or training.finished or milestone or stopping):
                     continue
                 training.check_losses()  # on a GPU this may find that the run has diverged, and so finished
-                if training.epoch_ended or training.finished:
+                if epoch_due or training.finished:
                     self._evaluate(progress, events)
                 checkpoint = training.checkpoint()
                 if milestone:
@@ -166,6 +191,16 @@ class _Run:
                 for score in ("loss", "accuracy", "f1"):
                     events.add_scalar(f"{score}/{row['split']}", row[score], row["step"])
 
+    def _track(self, progress: TrainingProgress, events: Any) -> None:
+        """Appends a row to sharpness.csv where one is due."""
+        if self.tracker is None or not self.tracker.due:
+            return
+        row = self.tracker.measure()
+        progress.sharpness(row)
+        if events is not None:
+            for name in ("largest_eigenvalue", "batch_sharpness"):
+                events.add_scalar(f"sharpness/{name}", row[name], row["step"])
+
     def _splits(self) -> list[tuple[str, Any]]:
         data = {split: getattr(self.problem, split) for split in SPLITS}
         return [(split, as_examples(examples)) for split, examples in data.items() if examples is not None]
@@ -184,9 +219,12 @@ class _Run:
             remark = f"diverged at step {training.diverged_at_step:,}"
             title += f", {remark}"
         curves = curves_figure(metrics, title=title, remark=remark)
-        store.write_atomically(self.path / store.CURVES_PICTURE, png(curves))
+        store.write_atomically(self.path / store.CURVES_PICTURE, image(curves))
         confusion = confusion_figure(self.evaluations["test"].confusion, title=f"{title}, test")
-        store.write_atomically(self.path / store.CONFUSION_PICTURE, png(confusion))
+        store.write_atomically(self.path / store.CONFUSION_PICTURE, image(confusion))
+        if self.tracker is not None:
+            picture = sharpness_figure(self.tracker.table, title=title)
+            store.write_atomically(self.path / store.SHARPNESS_PICTURE, image(picture))
         summary = self._summary()
         store.write_json(self.path / store.SUMMARY, summary)
         return summary

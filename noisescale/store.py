@@ -15,9 +15,37 @@ from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import RunFolderBusyError, RunFolderError
 
 CONFIG, METRICS, CONFUSION, SUMMARY = "config.json", "metrics.csv", "confusion.csv", "summary.json"
+SHARPNESS, SHARPNESS_PICTURE = "sharpness.csv", "sharpness.png"
 CHECKPOINT, STEP_CHECKPOINTS = "checkpoint.pt", "checkpoints"
 CURVES_PICTURE, CONFUSION_PICTURE = "curves.png", "confusion.png"
 EXPERIMENT = "experiment.json"
+# what remains of a run in its folder, beside config.json and the step checkpoints; the summary first
+_RESULTS = (
+    SUMMARY,
+    METRICS,
+    SHARPNESS,
+    CONFUSION,
+    CURVES_PICTURE,
+    CONFUSION_PICTURE,
+    SHARPNESS_PICTURE,
+    CHECKPOINT,
+)
+SHARPNESS_COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "gradient_norm",
+    "largest_eigenvalue",
+    "largest_eigenvalue_stderr",
+    "residual",
+    "converged",
+    "stable_sharpness",
+    "batch_sharpness",
+    "batch_sharpness_stderr",
+    "num_matvecs",
+    "seconds",
+    "reason",
+)
 _LOCK = ".noisescale.lock"
 
 State = Literal["new", "unfinished", "finished"]
@@ -148,7 +176,7 @@ def parse_config(path: Path, content: dict[str, Any]) -> tuple[ProblemConfig, Tr
 
 def remove_results(path: Path) -> None:
     """Deletes what a run has left in its folder, summary first, and nothing else; config.json stays."""
-    for name in (SUMMARY, METRICS, CONFUSION, CURVES_PICTURE, CONFUSION_PICTURE, CHECKPOINT):
+    for name in _RESULTS:
         (path / name).unlink(missing_ok=True)
     for step_checkpoint in (path / STEP_CHECKPOINTS).glob("step-*.pt"):
         step_checkpoint.unlink()
@@ -171,13 +199,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def read_metrics(folder: Path) -> list[dict[Any, Any]]:
     """The rows of a run's metrics.csv, one per epoch and split; none where nothing is written yet."""
-    path = folder / METRICS
+    numbers = ["epoch", "step", "loss", "accuracy", "f1", "seconds", "examples_per_second"]
+    columns = ["epoch", "step", "split", *numbers[2:]]
+    return _read_rows(folder / METRICS, columns, dict.fromkeys(numbers, float) | {"step": int})
+
+
+def read_sharpness(folder: Path) -> list[dict[Any, Any]]:
+    """The rows of a run's sharpness.csv, one per measurement; none where nothing is written yet."""
+    types = dict.fromkeys(SHARPNESS_COLUMNS[:-1], float) | {"step": int}
+    return _read_rows(folder / SHARPNESS, list(SHARPNESS_COLUMNS), types)
+
+
+def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[dict[Any, Any]]:
     if not path.exists():
         return []
-    numbers = ["epoch", "step", "loss", "accuracy", "f1", "seconds", "examples_per_second"]
     try:
-        table = pd.read_csv(path)[["epoch", "step", "split", *numbers[2:]]]
-        table = table.astype(dict.fromkeys(numbers, float) | {"step": int})
+        table = pd.read_csv(path)[columns].astype(types)
     except (KeyError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged ({error}): delete the folder and run again") from error
     return table.to_dict("records")
@@ -214,8 +251,7 @@ def _temporary(name: str, process: int | str) -> str:
 
 def _remove_litter(path: Path) -> None:
     """Deletes the temporary files of a writer that was killed, by the names that only a run's files have."""
-    names = (CONFIG, SUMMARY, METRICS, CONFUSION, CURVES_PICTURE, CONFUSION_PICTURE, CHECKPOINT)
-    patterns = [_temporary(name, "*") for name in names]
+    patterns = [_temporary(name, "*") for name in (CONFIG, *_RESULTS)]
     patterns.append(f"{STEP_CHECKPOINTS}/{_temporary('step-*.pt', '*')}")
     for pattern in patterns:
         for litter in path.glob(pattern):

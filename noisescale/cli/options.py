@@ -63,6 +63,13 @@ def problem_options(command: Command) -> Command:
             show_default=True,
             help="Normalisation before each activation.",
         ),
+        click.option(
+            "--loss",
+            type=click.Choice(get_args(settings.LossName)),
+            default=ProblemConfig.loss,
+            show_default=True,
+            help="mse: half the summed squared error against one-hot classes.",
+        ),
     )(command)
 
 

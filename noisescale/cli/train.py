@@ -32,7 +32,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     }
 }
 # Options that carry out a run without changing its result, and so go with --resume
-CARRYING_OUT = {"resume", "device", "data_dir", "checkpoint_every", "log_dir", "as_json"}
+MEASURING = ("checkpoint_every", "evaluate_every", "measure_sharpness_every", "sharpness_examples")
+CARRYING_OUT = {"resume", "device", "data_dir", "log_dir", "as_json", *MEASURING}
 
 
 @click.command(
@@ -82,6 +83,28 @@ Examples:
     metavar="STEPS",
     help="Also keep checkpoints/step-N.pt.",
 )
+@click.option(
+    "--evaluate-every",
+    type=click.IntRange(min=1),
+    metavar="EPOCHS",
+    default=1,
+    show_default=True,
+    help="Evaluate and save each so many epochs; with --bs full an epoch is one step.",
+)
+@click.option(
+    "--measure-sharpness-every",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Also keep sharpness.csv: the largest Hessian eigenvalue and the batch sharpness.",
+)
+@click.option(
+    "--sharpness-examples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=10_000,
+    show_default=True,
+    help="Measure sharpness on a random subset of so many training examples.",
+)
 @click.option("--log-dir", type=FOLDER, help="Also write TensorBoard events there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summaries as JSON, not as a table.")
 @click.pass_context
@@ -112,7 +135,7 @@ def train(ctx: click.Context, /, **options: Any) -> None:
         device=resolve_device(options["device"]),
         data_dir=options["data_dir"],
         force=options["force"],
-        checkpoint_every=options["checkpoint_every"],
+        **{name: options[name] for name in MEASURING},
         log_dir=options["log_dir"],
         console=console,
         notes=notes,

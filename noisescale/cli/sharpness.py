@@ -1,0 +1,152 @@
+"""noisescale sharpness."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from noisescale.cli.options import machine_options, resolve_device
+from noisescale.errors import SettingError
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from noisescale.problem import Problem
+
+DTYPES = ("float32", "float64")
+PICTURES = (".png", ".pdf", ".svg")
+
+
+@click.command(
+    short_help="Curvature of the loss at one or several checkpoints.",
+    epilog="""\b
+Examples:
+  noisescale sharpness runs/NAME-KEY/checkpoint.pt
+  noisescale sharpness runs/NAME-KEY                   all its checkpoints, along training
+  noisescale sharpness checkpoint.pt --num-examples 5000 --bottom 1 --trace
+  noisescale sharpness checkpoint.pt --batch-sharpness 32
+  noisescale sharpness checkpoint.pt --density --phi --plot sharpness.png
+""",
+)
+@click.argument(
+    "checkpoints",
+    nargs=-1,
+    required=True,
+    metavar="CHECKPOINT...",
+    type=click.Path(path_type=Path),
+)
+@click.option("--top", type=click.IntRange(min=0), default=1, show_default=True, help="Largest eigenvalues.")
+@click.option(
+    "--bottom", type=click.IntRange(min=0), default=0, show_default=True, help="Smallest (algebraically)."
+)
+@click.option("--trace", is_flag=True, help="Trace and squared Frobenius norm, with errors.")
+@click.option("--density", is_flag=True, help="Spectral density, by stochastic Lanczos quadrature.")
+@click.option("--phi", is_flag=True, help="Keskar's φ, full and 100-dim. space, ε = 1e-3 and 5e-4.")
+@click.option(
+    "--batch-sharpness",
+    "batch_size",
+    type=click.IntRange(min=1),
+    metavar="B",
+    help="Batch sharpness and gradient-noise interaction at batch size B.",
+)
+@click.option(
+    "--num-examples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="A random subset of the split, drawn under --seed; errors are given.  [default: all]",
+)
+@click.option("--split", default="train", show_default=True, help="train, validation or test.")
+@click.option("--ggn", is_flag=True, help="The Gauss-Newton matrix instead of the Hessian.")
+@click.option(
+    "--method",
+    type=click.Choice(["lanczos", "power"]),
+    default="lanczos",
+    show_default=True,
+    help="For eigenvalues.",
+)
+@click.option(
+    "--rtol",
+    type=float,
+    default=1e-3,
+    show_default=True,
+    help="Residual to reach, in units of the eigenvalue.",
+)
+@click.option(
+    "--max-matvecs",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Products for each end, at most.",
+)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the subset and the random probes.")
+@machine_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw sharpness along training, the density and φ, whichever is there; png, pdf or svg.",
+)
+def sharpness(
+    checkpoints: tuple[Path, ...],
+    device: str,
+    data_dir: Path | None,
+    as_json: bool,
+    plot: Path | None,
+    **options: Any,
+) -> None:
+    """Curvature of the loss at checkpoints of `noisescale train`: files, or run folders with all of theirs.
+
+    Eigenvalues come with their residual, the sampling error of a subset, and the limit of stability 2/η
+    of the rate they were trained with. Several checkpoints make a table along training, each search
+    started from the eigenvectors of the one before.
+    """
+    import torch
+    from rich.console import Console
+
+    from noisescale.cli.checkpoints import load_all, with_problems
+    from noisescale.cli.sharpness_report import print_sharpness, sharpness_entry
+    from noisescale.measure import Sharpness, SharpnessOptions, measure_sharpness
+
+    if plot is not None and plot.suffix not in PICTURES:
+        raise SettingError(f"--plot {plot}: give a file name that ends in {', '.join(PICTURES)}")
+    chosen = SharpnessOptions(**options | {"dtype": getattr(torch, options["dtype"])})
+    device = resolve_device(device)
+    loaded = load_all(checkpoints, device=device)
+    if plot is not None and len(loaded) == 1 and not (chosen.density or chosen.phi):
+        raise SettingError(
+            "--plot: one checkpoint alone gives a picture with --density or --phi; add one of them"
+        )
+    console = Console(stderr=True, highlight=False)
+    entries: list[dict[str, Any]] = []
+    previous: tuple[Problem, Sharpness] | None = None
+    with console.status("reading") as status:
+        for one, problem in with_problems(loaded, data_dir=data_dir, device=device):
+            title = f"{one.path}, step {one.checkpoint.step:,}"
+            found = measure_sharpness(
+                problem,
+                options=chosen,
+                start=previous[1] if previous is not None and previous[0] is problem else None,
+                report=partial(_show, status, title),
+            )
+            previous = problem, found
+            entries.append(sharpness_entry(one, found))
+    if as_json:
+        click.echo(json.dumps(entries, indent=2, allow_nan=False))
+    else:
+        print_sharpness(entries)
+    if plot is not None:
+        from noisescale.plots import image, measurements_figure
+        from noisescale.store import write_atomically
+
+        write_atomically(plot, image(measurements_figure(entries), plot.suffix[1:]))
+        click.echo(plot, err=as_json)
+
+
+def _show(status: Status, title: str, activity: str) -> None:
+    status.update(f"{title}: {activity}")

@@ -1,0 +1,128 @@
+"""An orthonormal Krylov basis of a symmetric matrix and the matrix's projection onto it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from noisescale.errors import MeasurementError
+from noisescale.problem import MatVec
+
+ASYMMETRY = 1e-2  # of the matrix's size: far above rounding in float32, far below a random product's
+
+
+class Krylov:
+    """Rows q_1 … q_m of Q (m, P) and T = Q H Qᵀ (m, m), grown by one product a step (Lanczos 1950).
+
+    Every new row is made orthogonal to all earlier ones, twice, so that Q stays orthonormal to rounding and
+    no copies of converged eigenvalues appear. Since each row meets all earlier ones anyway, T is filled from
+    those inner products, whatever the rows before were: so the basis may be replaced by a few Ritz vectors
+    (`restart`), and the steps go on.
+
+    start (P,): the first direction. random: gives a vector (P,) when the basis has become invariant.
+    capacity: rows at most between restarts.
+
+    coupling: β_m = |(I − QᵀQ) H q_m|, 0 once the basis spans an invariant subspace.
+    """
+
+    def __init__(self, matvec: MatVec, start: Tensor, *, capacity: int, random: Callable[[], Tensor]) -> None:
+        self.dim = len(start)
+        capacity = min(capacity, self.dim)
+        self.capacity = capacity
+        self.size = 0
+        self.coupling = 0.0
+        self.num_matvecs = 0
+        self._matvec = matvec
+        self._random = random
+        self._rows = torch.empty(capacity + 1, self.dim, dtype=start.dtype, device=start.device)
+        self._rows[0] = start / start.norm()
+        self._projection = torch.zeros(capacity + 1, capacity + 1, dtype=torch.float64)
+
+    @property
+    def basis(self) -> Tensor:
+        """Q (m, P)."""
+        return self._rows[: self.size]
+
+    @property
+    def projection(self) -> Tensor:
+        """T (m, m), float64, on the CPU."""
+        return self._projection[: self.size, : self.size]
+
+    @property
+    def norm(self) -> float:
+        """The largest entry of T: a lower bound of |H|, near it after a few steps."""
+        return float(self.projection.abs().max()) if self.size else 0.0
+
+    def step(self) -> None:
+        """One product: q_m joins the basis, the next direction is made ready."""
+        last = self.size
+        image = product(self._matvec, self._rows[last])
+        self.num_matvecs += 1
+        self.size += 1
+        inner, remainder = _orthogonalise(image, self.basis)
+        self._check_symmetry(inner[:last], self._projection[:last, last])
+        self._projection[last, : last + 1] = self._projection[: last + 1, last] = inner
+        self.coupling = float(remainder.norm())
+        if self.coupling <= rounding(image.dtype) * self.norm or self.size == self.dim:
+            self.coupling = 0.0
+            remainder = _orthogonalise(self._random(), self.basis)[1]
+        if self.size < self.dim:
+            self._rows[self.size] = remainder / remainder.norm()
+        if self.size <= self.capacity:
+            self._projection[last, self.size] = self._projection[self.size, last] = self.coupling
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (m,) ascending, their vectors' coordinates in Q as columns (m, m), residuals (m,)."""
+        values, coordinates = torch.linalg.eigh(self.projection)
+        return values, coordinates, self.coupling * coordinates[-1].abs()
+
+    def vectors(self, coordinates: Tensor) -> Tensor:
+        """Rows (K, P) with these coordinates (m, K)."""
+        return coordinates.T.to(self.basis) @ self.basis
+
+    def restart(self, keep: Tensor) -> None:
+        """Replaces the basis by the Ritz vectors at the indices `keep` (Wu and Simon 2000)."""
+        values, coordinates, _ = self.ritz()
+        count = len(keep)
+        following = self._rows[self.size].clone()
+        self._rows[:count] = self.vectors(coordinates[:, keep])
+        self._rows[count] = following
+        self._projection.zero_()
+        self._projection[range(count), range(count)] = values[keep]
+        border = self.coupling * coordinates[-1, keep]
+        self._projection[count, :count] = self._projection[:count, count] = border
+        self.size = count
+
+    def _check_symmetry(self, inner: Tensor, expected: Tensor) -> None:
+        """q_jᵀHq_m must be the q_mᵀHq_j seen before: β_j for the neighbour, 0 for the rest."""
+        if not len(inner):
+            return
+        difference = float((inner - expected).abs().max())
+        if difference > ASYMMETRY * max(self.norm, float(inner.abs().max())):
+            raise MeasurementError(
+                "the products are not those of one symmetric matrix: qᵀ(Hp) and pᵀ(Hq) differ by "
+                f"{difference:.2g}. Is the function random, as with an active dropout?"
+            )
+
+
+def product(matvec: MatVec, vector: Tensor) -> Tensor:
+    """Hv; MeasurementError where it is not finite."""
+    image = matvec(vector)
+    if not image.isfinite().all():
+        raise MeasurementError("a product of the matrix with a unit vector is not finite")
+    return image
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The relative size below which a residual is rounding error alone."""
+    return 100 * torch.finfo(dtype).eps
+
+
+def _orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner products (m,), float64, on the CPU, and what is orthogonal to the basis (P,); done twice."""
+    first = basis @ vector
+    remainder = vector - first @ basis
+    second = basis @ remainder
+    return (first.double() + second.double()).cpu(), remainder - second @ basis

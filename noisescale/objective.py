@@ -1,0 +1,223 @@
+"""The mean loss of a set of examples as a function of one flat parameter vector."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from noisescale.errors import MeasurementError, SettingError
+from noisescale.problem import Examples, Params, Problem, as_examples
+
+CHUNK_BYTES = 2**27  # what one chunk's graph may take on a CPU; a GPU takes a share of its free memory
+GPU_SHARE = 8
+LARGEST_CHUNK = {"cpu": 2048, "cuda": 65_536}  # examples; beyond these a larger chunk is no faster
+PROBE = 8  # examples whose graph is measured
+
+
+class Objective:
+    """L(θ) = (1/N) Σ_i ℓ_i(θ) over `examples`, the model in evaluation mode.
+
+    problem: model and loss. The model is only read: its mode, gradients and random state stay as they are.
+        In evaluation mode batch norm uses its running statistics, so that L is a mean over examples.
+    params: θ by name; None: the model's own. Copied. Frozen parameters are constants.
+    examples: None: all of the problem's training examples.
+    dtype: what everything is computed in; None: the parameters' own.
+    chunk_size: examples in one pass; None: by the memory they take. Either is halved for good when the
+        memory does not suffice.
+
+    dim: P, the number of differentiated parameters. point: θ as a vector (P,), in the order of
+    `model.named_parameters()`.
+
+    Raises MeasurementError where a parameter is not finite, SettingError where `params` do not fit the model.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        params: Params | None = None,
+        *,
+        examples: Examples | None = None,
+        dtype: torch.dtype | None = None,
+        chunk_size: int | None = None,
+    ) -> None:
+        if chunk_size is not None and chunk_size < 1:
+            raise SettingError(f"chunk size {chunk_size!r}: give a whole number of 1 or more")
+        own: Params = dict(problem.model.named_parameters())
+        params = own if params is None else params
+        _check_params(params, own)
+        differentiated = {name: params[name].detach() for name, param in own.items() if param.requires_grad}
+        if not differentiated:
+            raise SettingError(f"{_name(problem.model)} has no parameter that requires a gradient")
+        self.name = f"{_name(problem.model)} with the loss {_name(problem.loss)}"
+        self.examples = as_examples(problem.train) if examples is None else examples
+        self.dtype = dtype or next(iter(differentiated.values())).dtype
+        self.point = flatten(list(differentiated.values())).to(self.dtype)
+        self._shapes = {name: param.shape for name, param in differentiated.items()}
+        buffers = dict(problem.model.named_buffers())
+        self._constants = {
+            name: self._cast(tensor.detach())
+            for name, tensor in (params | buffers).items()
+            if name not in differentiated
+        }
+        # a copy for the sake of its mode alone: it shares every tensor with the problem's model
+        shared = {id(tensor): tensor for tensor in [*own.values(), *buffers.values()]}
+        self._model = copy.deepcopy(problem.model, shared).eval()
+        self._loss = problem.loss
+        self._chunk_size = chunk_size
+
+    @property
+    def dim(self) -> int:
+        return len(self.point)
+
+    @property
+    def device(self) -> torch.device:
+        return self.point.device
+
+    @property
+    def num_examples(self) -> int:
+        return self.examples.num_examples
+
+    def on(self, examples: Examples) -> Objective:
+        """The mean loss over other examples, at the same point."""
+        other = copy.copy(self)
+        other.examples = examples
+        return other
+
+    def params(self, vector: Tensor | None = None) -> Params:
+        """θ at `vector` (P,), by default the point: leaves by name, ready to be differentiated."""
+        leaves = self.unflatten(self.point if vector is None else vector.to(self.point))
+        return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+
+    def unflatten(self, vector: Tensor) -> Params:
+        """The parts of a vector (P,), each in its parameter's shape."""
+        parts = vector.split([shape.numel() for shape in self._shapes.values()])
+        named = zip(self._shapes.items(), parts, strict=True)
+        return {name: part.view(shape) for (name, shape), part in named}
+
+    def outputs(self, params: Params, inputs: Tensor) -> Tensor:
+        """The model's outputs (B, ...) for inputs (B, *F)."""
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+            outputs: Tensor = functional_call(self._model, (params, self._constants), (self._cast(inputs),))
+        return outputs
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """One loss per example (B,); MeasurementError where the problem's loss has reduced them already."""
+        losses = self._loss(outputs, self._cast(targets))
+        if losses.shape != targets.shape[:1]:
+            raise MeasurementError(
+                f"{self.name} gives shape {tuple(losses.shape)} for {len(targets)} examples: return one loss "
+                f'per example, shape ({len(targets)},), as reduction="none" does'
+            )
+        return losses
+
+    def value_and_gradient(self, vector: Tensor | None = None) -> tuple[float, Tensor]:
+        """L and its gradient (P,) at `vector` (P,), by default the point."""
+        params = self.params(vector)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        gradient = torch.zeros_like(self.point)
+
+        def add(chunk: Examples, start: int) -> None:
+            loss = self.losses(self.outputs(params, chunk.inputs), chunk.targets).sum()
+            parts = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+            gradient.add_(flatten(parts))
+            total.add_(loss.detach())
+
+        self.for_each_chunk(add)
+        return total.item() / self.num_examples, gradient / self.num_examples
+
+    @property
+    def chunk_size(self) -> int:
+        """Examples in one pass."""
+        if self._chunk_size is None:
+            budget, largest = CHUNK_BYTES, LARGEST_CHUNK[self.device.type]
+            if self.device.type == "cuda":
+                budget = torch.cuda.mem_get_info(self.device)[0] // GPU_SHARE
+            self._chunk_size = min(max(budget // self.bytes_per_example, 1), largest)
+        return self._chunk_size
+
+    @cached_property
+    def bytes_per_example(self) -> int:
+        """What autograd keeps of one example for a second derivative, measured on the first few."""
+        params = self.params()
+        known = {
+            param.untyped_storage().data_ptr() for param in [*params.values(), *self._constants.values()]
+        }
+        saved: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                saved[tensor.data_ptr()] = min(tensor.nbytes, storage.nbytes())
+            return tensor
+
+        probe = self.examples.part(slice(PROBE))
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = self.losses(self.outputs(params, probe.inputs), probe.targets).sum()
+            torch.autograd.grad(loss, list(params.values()), create_graph=True, materialize_grads=True)
+        return max(sum(saved.values()) // probe.num_examples, 1)
+
+    def for_each_chunk(self, work: Callable[[Examples, int], None]) -> None:
+        """Calls `work(chunk, start)` on the examples in turn; the last chunk is as short as it comes.
+
+        Where the memory does not suffice the chunk size is halved and the same examples are tried again, so
+        `work` must add its result as its last act. MeasurementError where a single example is too much.
+        """
+        start = 0
+        while start < self.num_examples:
+            chunk = self.examples.part(slice(start, start + self.chunk_size))
+            try:
+                work(chunk, start)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if chunk.num_examples == 1:
+                    raise MeasurementError(
+                        f"{self.name}: the memory does not hold a single example ({_first_line(error)})"
+                    ) from error
+                self._chunk_size = chunk.num_examples // 2
+                continue
+            start += chunk.num_examples
+
+    def _cast(self, values: Tensor) -> Tensor:
+        return values.to(self.point if values.is_floating_point() else self.device)
+
+
+def flatten(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of any shapes, detached, as one vector."""
+    return torch.cat([part.detach().flatten() for part in parts])
+
+
+def _check_params(params: Params, own: Params) -> None:
+    """SettingError unless names and shapes are the model's, MeasurementError unless all are finite."""
+    differences = sorted(params.keys() ^ own.keys()) or [
+        f"{name} {tuple(params[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if params[name].shape != own[name].shape
+    ]
+    if differences:
+        raise SettingError(f"the parameters do not fit the model: {', '.join(differences[:5])}")
+    if broken := [name for name, param in params.items() if not param.isfinite().all()]:
+        raise MeasurementError(
+            f"the parameters {', '.join(broken[:5])} are not finite: the run had diverged; "
+            "measure an earlier checkpoint"
+        )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory, for which a CPU has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _name(thing: object) -> str:
+    return getattr(thing, "__name__", None) or type(thing).__name__
