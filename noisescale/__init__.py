@@ -12,56 +12,107 @@ if TYPE_CHECKING:
     from noisescale.build import build_problem
     from noisescale.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from noisescale.config import ProblemConfig, TrainConfig
+    from noisescale.curvature import ggn_matvec, hessian_matvec
     from noisescale.data import load_splits
+    from noisescale.eigenpairs import EigenPairs, top_eigenpairs
     from noisescale.errors import NoisescaleError
+    from noisescale.estimate import Estimate
     from noisescale.evaluation import Evaluation, evaluate
+    from noisescale.measure import Sharpness, SharpnessOptions, measure_sharpness
     from noisescale.models import cnn, mlp
-    from noisescale.problem import Examples, LossFn, Params, Problem
+    from noisescale.objective import Objective
+    from noisescale.problem import Examples, LossFn, MatVec, Params, Problem
     from noisescale.run import RunOptions, run_training
+    from noisescale.sharpness import (
+        KeskarSharpness,
+        batch_sharpness,
+        gradient_noise_interaction,
+        keskar_sharpness,
+    )
+    from noisescale.spectrum import SpectralDensity, SpectralMoments, spectral_density, spectral_moments
+    from noisescale.stability import stable_sharpness
     from noisescale.training import train
 
 _MODULES = {
     "Checkpoint": "checkpoint",
+    "EigenPairs": "eigenpairs",
+    "Estimate": "estimate",
     "Evaluation": "evaluation",
     "Examples": "problem",
+    "KeskarSharpness": "sharpness",
     "LossFn": "problem",
+    "MatVec": "problem",
     "NoisescaleError": "errors",
+    "Objective": "objective",
     "Params": "problem",
     "Problem": "problem",
     "ProblemConfig": "config",
     "RunOptions": "run",
+    "Sharpness": "measure",
+    "SharpnessOptions": "measure",
+    "SpectralDensity": "spectrum",
+    "SpectralMoments": "spectrum",
     "TrainConfig": "config",
+    "batch_sharpness": "sharpness",
     "build_problem": "build",
     "cnn": "models",
     "evaluate": "evaluation",
+    "ggn_matvec": "curvature",
+    "gradient_noise_interaction": "sharpness",
+    "hessian_matvec": "curvature",
+    "keskar_sharpness": "sharpness",
     "load_checkpoint": "checkpoint",
     "load_splits": "data",
+    "measure_sharpness": "measure",
     "mlp": "models",
     "run_training": "run",
     "save_checkpoint": "checkpoint",
+    "spectral_density": "spectrum",
+    "spectral_moments": "spectrum",
+    "stable_sharpness": "stability",
+    "top_eigenpairs": "eigenpairs",
     "train": "training",
 }
 
 __all__ = [
     "Checkpoint",
+    "EigenPairs",
+    "Estimate",
     "Evaluation",
     "Examples",
+    "KeskarSharpness",
     "LossFn",
+    "MatVec",
     "NoisescaleError",
+    "Objective",
     "Params",
     "Problem",
     "ProblemConfig",
     "RunOptions",
+    "Sharpness",
+    "SharpnessOptions",
+    "SpectralDensity",
+    "SpectralMoments",
     "TrainConfig",
     "__version__",
+    "batch_sharpness",
     "build_problem",
     "cnn",
     "evaluate",
+    "ggn_matvec",
+    "gradient_noise_interaction",
+    "hessian_matvec",
+    "keskar_sharpness",
     "load_checkpoint",
     "load_splits",
+    "measure_sharpness",
     "mlp",
     "run_training",
     "save_checkpoint",
+    "spectral_density",
+    "spectral_moments",
+    "stable_sharpness",
+    "top_eigenpairs",
     "train",
 ]
 

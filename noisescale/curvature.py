@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from noisescale.errors import MeasurementError
 from noisescale.objective import Objective, flatten
@@ -154,13 +156,36 @@ def _derivative(
 ) -> Sequence[Tensor]:
     """autograd.grad that leaves the graph in place, zeros where there is no dependence."""
     try:
-        return torch.autograd.grad(
+        parts = torch.autograd.grad(
             outputs, inputs, along, create_graph=create_graph, retain_graph=True, materialize_grads=True
         )
     except (RuntimeError, NotImplementedError) as error:
-        if any(
-            sign in str(error)
-            for sign in ("is not implemented", "differentiate twice", "does not require grad")
-        ):
+        if "is not implemented" in str(error) or "does not require grad" in str(error):
             raise MeasurementError(f"{objective.name} has no second derivative: {error}") from error
         raise
+    if create_graph:
+        roots = [outputs] if isinstance(outputs, Tensor) else outputs
+        _check_twice_differentiable(objective, [*roots, *parts])
+    return parts
+
+
+def _check_twice_differentiable(objective: Objective, tensors: Sequence[Tensor]) -> None:
+    """Raises where the tensors' graph has a backward pass marked once_differentiable.
+
+    Its second derivative would silently count as zero: it leaves a node Error in the graph, which raises
+    only on the way to its own inputs, and those are cut off.
+    """
+    pending = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen: set[Any] = set(pending)
+    while pending:
+        for node, _ in pending.pop().next_functions:
+            if node is not None and node not in seen:
+                seen.add(node)
+                pending.append(node)
+    if any(type(node).__name__ == "Error" for node in seen):
+        own = {type(node).__name__ for node in seen if isinstance(node, BackwardCFunction)}
+        suspects = f" (it uses {', '.join(sorted(own))})" if own else ""
+        raise MeasurementError(
+            f"{objective.name} has no second derivative: one of its operations can be differentiated only "
+            f"once{suspects}"
+        )

@@ -44,3 +44,12 @@ def regression(*, num_examples: int = 30, seed: int = 0) -> SyntheticProblem:
         num_examples=num_examples,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def symmetric(extremes: list[float], *, dim: int, bulk: tuple[float, float] = (-1.0, 1.0)) -> torch.Tensor:
+    """A dense matrix (P, P) with these eigenvalues and an even bulk between, in random directions."""
+    generator = torch.Generator().manual_seed(0)
+    directions, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
+    rest = torch.linspace(*bulk, dim - len(extremes), dtype=torch.float64)
+    values = torch.cat([torch.tensor(extremes, dtype=torch.float64), rest])
+    return directions @ torch.diag(values) @ directions.T

@@ -12,20 +12,26 @@ import noisescale
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
-    0: {"_version", "commands", "config", "errors", "interrupts", "store"},
+    0: {"_version", "commands", "config", "errors", "estimate", "interrupts", "stability", "store"},
     1: {"problem"},
     2: {
         "batches",
         "build",
         "cuda_graph",
+        "curvature",
         "data",
+        "eigenpairs",
         "environment",
         "in_place_sgd",
+        "krylov",
         "mnist_files",
         "models",
+        "objective",
+        "sharpness",
+        "spectrum",
         "synthetic",
     },
-    3: {"checkpoint", "evaluation", "plots", "progress", "run", "training"},
+    3: {"checkpoint", "evaluation", "measure", "plots", "progress", "run", "tracking", "training"},
     4: {"cli", "__main__"},
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -109,7 +115,7 @@ def test_public_names_load_when_they_are_used():
 
 
 def test_every_public_name_exists_and_has_a_docstring():
-    for name in set(noisescale.__all__) - {"__version__", "LossFn", "Params"}:
+    for name in set(noisescale.__all__) - {"__version__", "LossFn", "MatVec", "Params"}:
         value = getattr(noisescale, name)
         assert value.__doc__
         assert not isinstance(value, types.ModuleType)  # a submodule of the same name would take its place

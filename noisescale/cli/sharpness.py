@@ -115,6 +115,9 @@ def sharpness(
 
     if plot is not None and plot.suffix not in PICTURES:
         raise SettingError(f"--plot {plot}: give a file name that ends in {', '.join(PICTURES)}")
+    wanted = ("top", "bottom", "trace", "density", "phi", "batch_size")
+    if not any(options[name] for name in wanted):
+        raise SettingError("nothing to measure: give --top, --bottom, --trace, --density, --phi or another")
     chosen = SharpnessOptions(**options | {"dtype": getattr(torch, options["dtype"])})
     device = resolve_device(device)
     loaded = load_all(checkpoints, device=device)

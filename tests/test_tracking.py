@@ -1,0 +1,113 @@
+"""Sharpness along a run: recorded, resumable, and without influence on it."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from noisescale import store
+from noisescale.build import build_problem
+from noisescale.checkpoint import load_checkpoint
+from noisescale.config import ProblemConfig, TrainConfig
+from noisescale.measure import SharpnessOptions, measure_sharpness
+from noisescale.run import RunOptions, run_training
+from noisescale.tracking import SharpnessTracker
+
+PROBLEM = ProblemConfig(dataset="digits", width=16)
+TRAINING = TrainConfig(batch_size=100, learning_rate=0.1, epochs=2)
+MEASURED = RunOptions(measure_sharpness_every=10, sharpness_examples=200)
+
+
+def table(path):
+    return pd.read_csv(path / store.SHARPNESS)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_measuring_leaves_the_trajectory_bit_identical(norm, tmp_path):
+    problem = ProblemConfig(dataset="digits", width=16, norm=norm)
+    for training in (TRAINING, TrainConfig(batch_size=100, optimizer="adam", learning_rate=0.01, epochs=2)):
+        plain, measured = (
+            tmp_path / f"plain-{training.optimizer}",
+            tmp_path / f"measured-{training.optimizer}",
+        )
+        torch.manual_seed(5)
+        run_training(problem, training, plain)
+        torch.manual_seed(5)
+        run_training(problem, training, measured, MEASURED)
+        one, other = load_checkpoint(plain), load_checkpoint(measured)
+        for name, value in (one.params | one.buffers).items():
+            assert torch.equal(value, (other.params | other.buffers)[name])
+
+
+def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
+    options = RunOptions(measure_sharpness_every=10, sharpness_examples=200, checkpoint_every=10)
+    run_training(PROBLEM, TRAINING, tmp_path / "run", options)
+    rows = table(tmp_path / "run")
+    assert list(rows.columns) == list(store.SHARPNESS_COLUMNS)
+    assert rows["step"].tolist() == [0, 10, 20, 26]
+    assert rows["stable_sharpness"].tolist() == [20] * 4
+    assert (rows["residual"] <= 1e-3 * rows["largest_eigenvalue"]).all()
+    assert (rows["batch_sharpness_stderr"] > 0).all()
+    assert (tmp_path / "run" / store.SHARPNESS_PICTURE).stat().st_size > 5000
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-20.pt")
+    found = measure_sharpness(
+        build_problem(PROBLEM), checkpoint.params, SharpnessOptions(num_examples=200, batch_size=100)
+    )
+    assert rows["largest_eigenvalue"][2] == pytest.approx(found.largest.value.value, rel=1e-4)
+    assert rows["largest_eigenvalue_stderr"][2] == pytest.approx(found.largest.value.stderr, rel=1e-2)
+    assert rows["batch_sharpness"][2] == pytest.approx(found.batch_sharpness.value, rel=1e-4)
+
+
+def test_a_resumed_run_has_every_row_once(tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_training(PROBLEM, TRAINING, whole, MEASURED)
+    measure = SharpnessTracker.measure
+
+    def killed(tracker):
+        if tracker._training.step == 20:
+            raise KeyboardInterrupt
+        return measure(tracker)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SharpnessTracker, "measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(PROBLEM, TRAINING, broken, MEASURED)
+    rows = table(broken)
+    assert rows["step"].tolist() == [0, 10]
+    # a row after the newest checkpoint, which is of step 13, will come again
+    store.write_table(broken / store.SHARPNESS, pd.concat([rows, rows.tail(1).assign(step=20)]))
+    run_training(PROBLEM, TRAINING, broken, MEASURED)
+    assert table(broken)["step"].tolist() == table(whole)["step"].tolist()
+    pd.testing.assert_series_equal(
+        table(broken)["largest_eigenvalue"], table(whole)["largest_eigenvalue"], rtol=1e-4
+    )
+
+
+def test_divergence_is_a_row_with_its_reason(tmp_path):
+    training = TrainConfig(batch_size=100, learning_rate=1e30, epochs=1)
+    options = RunOptions(measure_sharpness_every=1, sharpness_examples=200)
+    summary = run_training(PROBLEM, training, tmp_path / "run", options)
+    last = table(tmp_path / "run").iloc[-1]
+    assert summary["diverged_at_step"] is not None
+    assert math.isnan(last["largest_eigenvalue"])
+    assert "not finite" in last["reason"]
+
+
+def test_a_full_batch_has_its_own_sharpness_without_error(tmp_path):
+    training = TrainConfig(batch_size="full", learning_rate=0.1, epochs=4)
+    options = RunOptions(measure_sharpness_every=2, evaluate_every=3)
+    run_training(PROBLEM, training, tmp_path / "run", options)
+    rows = table(tmp_path / "run")
+    assert rows["step"].tolist() == [0, 2, 4]
+    assert rows["batch_sharpness_stderr"].tolist() == [0, 0, 0]
+    assert (rows["batch_sharpness"] <= rows["largest_eigenvalue"] * (1 + 1e-3)).all()
+    assert rows["largest_eigenvalue_stderr"].tolist() == [0, 0, 0]
+    metrics = pd.read_csv(tmp_path / "run" / store.METRICS)
+    assert sorted(set(metrics["step"])) == [0, 3, 4]
+
+
+def test_force_removes_the_old_measurements(tmp_path):
+    run_training(PROBLEM, TRAINING, tmp_path / "run", MEASURED)
+    run_training(PROBLEM, TRAINING, tmp_path / "run", RunOptions(force=True))
+    assert not (tmp_path / "run" / store.SHARPNESS).exists()
