@@ -2,6 +2,7 @@
 
 import click
 
+from analysis.edge_of_stability import edge_of_stability
 from analysis.three_cases import three_cases
 from noisescale.commands import Commands
 
@@ -12,6 +13,7 @@ def main() -> None:
 
 
 main.add_command(three_cases)
+main.add_command(edge_of_stability)
 
 if __name__ == "__main__":
     main(prog_name="python -m analysis")

@@ -43,6 +43,14 @@ def write_committed_table(
     write_atomically(path, (lines + table.to_csv(index=False, na_rep="nan", float_format="%.6g")).encode())
 
 
+def mean_and_std(grouped: Any, columns: list[str]) -> pd.DataFrame:
+    """Mean and standard deviation (1/(n−1)) over the seeds of a group; nan if any of them is not finite."""
+    means = grouped[columns].agg(lambda values: values.mean(skipna=False))
+    spreads = grouped[columns].agg(lambda values: values.std(skipna=False)).add_suffix("_std")
+    table = means.join(spreads).join(grouped["seed"].nunique().rename("num_seeds"))
+    return pd.DataFrame(table.reset_index())
+
+
 def _fields(config: dict[str, Any] | None) -> dict[str, Any]:
     return {} if config is None else {**config["problem"], **config["training"]}
 

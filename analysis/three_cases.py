@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pandas as pd
 
-from analysis.tables import DATA, read_runs, write_committed_table
+from analysis.tables import DATA, mean_and_std, read_runs, write_committed_table
 from noisescale.store import CONFUSION, experiment_command, read_metrics
 
 CASE = ["pixel_scale", "batch_size"]
@@ -24,7 +24,7 @@ def curves_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
         ]
     )
     grouped = rows.groupby([*CASE, "epoch", "split"])
-    return _mean_and_std(grouped, ["loss", "accuracy", "f1"])
+    return mean_and_std(grouped, ["loss", "accuracy", "f1"])
 
 
 def final_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def final_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
     diverged = grouped["diverged_at_step"].agg(
         num_diverged="count", first_diverged_step="min", last_diverged_step="max"
     )
-    return _mean_and_std(grouped, SCORES).merge(diverged.reset_index(), on=CASE)
+    return mean_and_std(grouped, SCORES).merge(diverged.reset_index(), on=CASE)
 
 
 def confusion_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
@@ -58,14 +58,6 @@ def confusion_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
     ]
     rows = pd.concat(tables, ignore_index=True)
     return rows.loc[rows["split"] == "test", [*CASE, "target", "predicted", "count"]]
-
-
-def _mean_and_std(grouped: Any, columns: list[str]) -> pd.DataFrame:
-    """Mean and standard deviation (1/(n−1)) over the seeds of a group; nan if any of them is not finite."""
-    means = grouped[columns].agg(lambda values: values.mean(skipna=False))
-    spreads = grouped[columns].agg(lambda values: values.std(skipna=False)).add_suffix("_std")
-    table = means.join(spreads).join(grouped["seed"].nunique().rename("num_seeds"))
-    return pd.DataFrame(table.reset_index())
 
 
 @click.command("three_cases")

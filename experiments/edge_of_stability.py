@@ -6,18 +6,11 @@ squared error are those whose 2/η lies above λ_max at initialisation.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
-
-from noisescale import ProblemConfig, TrainConfig, run_training
-from noisescale.cli.options import machine_options, resolve_device
+from experiments.runs import Case, experiment
+from noisescale import ProblemConfig, RunOptions, TrainConfig
 from noisescale.config import LossName, run_name
-from noisescale.errors import RunFolderBusyError
-from noisescale.run import RunOptions
-from noisescale.store import record_experiment
 
 # loss, learning rates, and steps of gradient descent or epochs of SGD at B = 8
 GRADIENT_DESCENT: tuple[tuple[LossName, tuple[float, ...]], ...] = (
@@ -51,37 +44,28 @@ def _problem(loss: LossName) -> ProblemConfig:
     return ProblemConfig(dataset="mnist", num_train=5000, width=200, loss=loss)
 
 
-@click.command("edge_of_stability")
-@click.option(
-    "--scale",
-    type=click.Choice(list(SCALES)),
-    default="quick",
-    show_default=True,
-    help="quick: one seed, 200 steps or 4 epochs; full: two seeds, 800 steps or 16 epochs.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Folder of the run folders.  [default: runs/edge_of_stability-SCALE]",
-)
-@machine_options
-def edge_of_stability(scale: str, out: Path | None, device: str, data_dir: Path | None) -> None:
-    """Sharpness along gradient descent and SGD, against 2/η."""
-    console = Console(stderr=True)
-    out = out or Path("runs") / f"edge_of_stability-{scale}"
-    record_experiment(out, command=f"python -m experiments edge_of_stability --scale {scale}")
-    for problem, training in grid(**SCALES[scale]):
-        path = out / f"{problem.loss}-{run_name(problem, training)}"
-        console.print(str(path), highlight=False)
-        options = RunOptions(
-            device=resolve_device(device),
-            data_dir=data_dir,
-            evaluate_every=100 if training.batch_size == "full" else 1,
-            measure_sharpness_every=EVERY[training.batch_size],
-            console=console,
+def cases(scale: str) -> list[Case]:
+    """Measured as they train, on all of their examples."""
+    return [
+        (
+            f"{problem.loss}-{run_name(problem, training)}",
+            problem,
+            training,
+            RunOptions(
+                evaluate_every=100 if training.batch_size == "full" else 1,
+                measure_sharpness_every=EVERY[training.batch_size],
+            ),
         )
-        try:
-            run_training(problem, training, path, options)
-        except RunFolderBusyError:
-            console.print("  another process is at it", highlight=False)
-    click.echo(f"python -m analysis edge_of_stability {out}")
+        for problem, training in grid(**SCALES[scale])
+    ]
+
+
+edge_of_stability = experiment(
+    "edge_of_stability",
+    cases,
+    scales={
+        "quick": "one seed, 200 steps or 4 epochs",
+        "full": "two seeds, 800 steps or 16 epochs",
+    },
+    help="Sharpness along gradient descent and SGD, against 2/η.",
+)

@@ -5,18 +5,11 @@ The study's question was why B = 1 diverged; the unit-pixel runs answer that its
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
-
-from noisescale import ProblemConfig, TrainConfig, run_training
-from noisescale.cli.options import machine_options, resolve_device
+from experiments.runs import Case, experiment
+from noisescale import ProblemConfig, RunOptions, TrainConfig
 from noisescale.config import run_name
-from noisescale.errors import RunFolderBusyError
-from noisescale.run import RunOptions
-from noisescale.store import record_experiment
 
 SCALES: dict[str, dict[str, Any]] = {
     "quick": {"epochs": 2, "seeds": (0,)},
@@ -38,35 +31,16 @@ def grid(*, epochs: int, seeds: tuple[int, ...]) -> list[tuple[ProblemConfig, Tr
     ]  # fmt: skip
 
 
-@click.command("three_cases")
-@click.option(
-    "--scale",
-    type=click.Choice(list(SCALES)),
-    default="quick",
-    show_default=True,
-    help="quick: 2 epochs, one seed; full: 30 epochs, three seeds.",
+def cases(scale: str) -> list[Case]:
+    return [
+        (f"{problem.pixel_scale}-{run_name(problem, training)}", problem, training, RunOptions())
+        for problem, training in grid(**SCALES[scale])
+    ]
+
+
+three_cases = experiment(
+    "three_cases",
+    cases,
+    scales={"quick": "2 epochs, one seed", "full": "30 epochs, three seeds"},
+    help="MNIST at B = 1024, 32 and 1, raw and unit pixels.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Folder of the run folders.  [default: runs/three_cases-SCALE]",
-)
-@machine_options
-def three_cases(scale: str, out: Path | None, device: str, data_dir: Path | None) -> None:
-    """MNIST at B = 1024, 32 and 1, raw and unit pixels."""
-    console = Console(stderr=True)
-    out = out or Path("runs") / f"three_cases-{scale}"
-    record_experiment(out, command=f"python -m experiments three_cases --scale {scale}")
-    for problem, training in grid(**SCALES[scale]):
-        path = out / f"{problem.pixel_scale}-{run_name(problem, training)}"
-        console.print(str(path), highlight=False)
-        try:
-            run_training(
-                problem,
-                training,
-                path,
-                RunOptions(device=resolve_device(device), data_dir=data_dir, console=console),
-            )
-        except RunFolderBusyError:
-            console.print("  another process is at it", highlight=False)
-    click.echo(f"python -m analysis three_cases {out}")

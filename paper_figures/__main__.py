@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 from matplotlib.figure import Figure
 
-from paper_figures import three_cases
+from paper_figures import edge_of_stability, three_cases
 
-FIGURES = {"three_cases": three_cases.figure}
+FIGURES = {"three_cases": three_cases.figure, "edge_of_stability": edge_of_stability.figure}
 HERE = Path(__file__).parent
 
 

@@ -9,9 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from analysis.__main__ import main as analysis
+from experiments import edge_of_stability
 from experiments.three_cases import SCALES, grid
 from noisescale.config import ProblemConfig, TrainConfig, run_name
-from noisescale.run import run_training
+from noisescale.run import RunOptions, run_training
 from noisescale.store import record_experiment
 from paper_figures.__main__ import FIGURES
 from paper_figures.__main__ import main as paper_figures
@@ -70,6 +71,52 @@ def test_runs_become_tables_and_tables_become_pictures(runs, tmp_path):
     assert result.exit_code == 0, result.output
     for suffix in ("png", "pdf"):
         assert (tmp_path / f"three_cases.{suffix}").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The edge of stability in small: digits, both losses, gradient descent and SGD."""
+    root = tmp_path_factory.mktemp("measured")
+    record_experiment(root, command="python -m experiments edge_of_stability --scale small")
+    for loss in ("cross_entropy", "mse"):
+        for batch_size, rate in (("full", 0.1), ("full", 0.4), (8, 0.1)):
+            problem = ProblemConfig(dataset="digits", width=8, num_train=100, loss=loss)
+            training = TrainConfig(batch_size=batch_size, learning_rate=rate, epochs=6, max_steps=20)
+            every = {"full": 2, 8: 10}[batch_size]
+            options = RunOptions(measure_sharpness_every=every)
+            run_training(problem, training, root / f"{loss}-{run_name(problem, training)}", options)
+    return root
+
+
+def test_measurements_along_training_become_tables_and_a_picture(measured, tmp_path):
+    tables = tmp_path / "data" / "edge_of_stability"
+    result = CliRunner().invoke(analysis, ["edge_of_stability", str(measured), "--out", str(tables)])
+    assert result.exit_code == 0, result.output
+    curves, plateau = read_table(tables / "curves.csv"), read_table(tables / "plateau.csv")
+    run = curves.query("loss == 'mse' and batch_size == 'full' and learning_rate == 0.4")
+    assert run["step"].tolist() == [0, 2, 4, 6]
+    assert (run["stable_sharpness"] == 5).all()
+    row = plateau.query("loss == 'mse' and batch_size == 'full' and learning_rate == 0.4").iloc[0]
+    ratios = run["largest_eigenvalue"] / 5
+    assert row["largest_eigenvalue_peak"] == pytest.approx(ratios.max(), rel=1e-4)
+    at_the_edge = run["step"][ratios >= 0.8]
+    expected = at_the_edge.iloc[-1] - at_the_edge.iloc[0] if len(at_the_edge) else 0
+    assert row["plateau_steps"] == expected
+    arguments = ["edge_of_stability", "--data", str(tmp_path / "data"), "--out", str(tmp_path)]
+    assert CliRunner().invoke(paper_figures, arguments).exit_code == 0
+    assert (tmp_path / "edge_of_stability.png").stat().st_size > 10_000
+
+
+def test_the_experiment_has_both_losses_three_rates_and_sgd():
+    cases = edge_of_stability.cases("full")
+    assert len({folder for folder, *_ in cases}) == len(cases)
+    for loss in ("cross_entropy", "mse"):
+        own = [training for _, problem, training, _ in cases if problem.loss == loss]
+        rates = {training.learning_rate for training in own if training.batch_size == "full"}
+        assert len(rates) >= 3
+        assert any(training.batch_size == 8 for training in own)
+    assert all((problem.num_train, problem.width) == (5000, 200) for _, problem, _, _ in cases)
+    assert all(options.measure_sharpness_every for *_, options in cases)
 
 
 @pytest.mark.parametrize("table", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -1,0 +1,63 @@
+"""Do λ_max of gradient descent and the batch sharpness of SGD come to stand at 2/η? Curves and plateaus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+from analysis.tables import DATA, mean_and_std, read_runs, write_committed_table
+from noisescale.store import experiment_command, read_sharpness
+
+CASE = ["loss", "batch_size", "learning_rate", "seed"]
+QUANTITIES = ["largest_eigenvalue", "batch_sharpness"]
+NEAR = 0.8  # of the limit of stability counts as at the edge
+
+
+def curves_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
+    """A row per run and measurement."""
+    rows = [
+        pd.DataFrame(read_sharpness(folder)).assign(**{name: record[name] for name in CASE})
+        for folder, record in runs
+    ]
+    columns = [name for quantity in QUANTITIES for name in (quantity, f"{quantity}_stderr")]
+    return pd.concat(rows, ignore_index=True)[[*CASE, "step", "stable_sharpness", "converged", *columns]]
+
+
+def plateau_table(curves: pd.DataFrame) -> pd.DataFrame:
+    """A row per loss, batch size and rate: how λ_max and batch sharpness stand to the limit 2/η.
+
+    peak: the largest ratio to the limit in the run. plateau: the median ratio while the run is "at the edge",
+    from the first to the last measurement at which the quantity that the theory sets there, λ_max of
+    gradient descent and batch sharpness of SGD, is at least 0.8 of the limit; nan where it never is.
+    plateau_steps: how long that lasts. Means and standard deviations over seeds.
+    """
+    rows = []
+    for case, run in curves.groupby(CASE, sort=False):
+        ratios = run[QUANTITIES].div(run["stable_sharpness"], axis=0)
+        leading = ratios["largest_eigenvalue" if case[1] == "full" else "batch_sharpness"]
+        near = run.index[leading >= NEAR]
+        plateau = slice(near[0], near[-1]) if len(near) else slice(0, 0)
+        numbers = {f"{name}_peak": ratios[name].max() for name in QUANTITIES}
+        numbers |= {f"{name}_plateau": ratios.loc[plateau, name].median() for name in QUANTITIES}
+        numbers["plateau_steps"] = run.loc[near[-1], "step"] - run.loc[near[0], "step"] if len(near) else 0
+        rows.append(dict(zip(CASE, case, strict=True)) | numbers)
+    return mean_and_std(pd.DataFrame(rows).groupby(CASE[:-1]), [name for name in rows[0] if name not in CASE])
+
+
+@click.command("edge_of_stability")
+@click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=DATA / "edge_of_stability", help="Folder of the tables."
+)
+def edge_of_stability(runs: Path, out: Path) -> None:
+    """Tables of sharpness along training from the experiment's run folders."""
+    found = read_runs(runs)
+    curves = curves_table(found)
+    command = f"{experiment_command(runs)} && python -m analysis edge_of_stability {runs}"
+    for name, table in {"curves": curves, "plateau": plateau_table(curves)}.items():
+        path = out / f"{name}.csv"
+        write_committed_table(path, table, command=command, records=[record for _, record in found])
+        click.echo(path)
