@@ -17,7 +17,7 @@ from noisescale.problem import Examples, Params, Problem, as_examples
 
 CHUNK_BYTES = 2**27  # what one chunk's graph may take on a CPU; a GPU takes a share of its free memory
 GPU_SHARE = 8
-LARGEST_CHUNK = {"cpu": 2048, "cuda": 65_536}  # examples; beyond these a larger chunk is no faster
+LARGEST_CHUNK, LARGEST_CHUNK_ON_GPU = 2048, 65_536  # examples; a larger chunk is no faster
 PROBE = 8  # examples whose graph is measured
 
 
@@ -88,6 +88,7 @@ class Objective:
         """The mean loss over other examples, at the same point."""
         other = copy.copy(self)
         other.examples = examples
+        other._chunk_size = self.chunk_size  # measured once, not for every batch
         return other
 
     def params(self, vector: Tensor | None = None) -> Params:
@@ -136,8 +137,9 @@ class Objective:
     def chunk_size(self) -> int:
         """Examples in one pass."""
         if self._chunk_size is None:
-            budget, largest = CHUNK_BYTES, LARGEST_CHUNK[self.device.type]
+            budget, largest = CHUNK_BYTES, LARGEST_CHUNK
             if self.device.type == "cuda":
+                largest = LARGEST_CHUNK_ON_GPU
                 budget = torch.cuda.mem_get_info(self.device)[0] // GPU_SHARE
             self._chunk_size = min(max(budget // self.bytes_per_example, 1), largest)
         return self._chunk_size

@@ -177,7 +177,10 @@ def _plot_phi(axes: Axes, entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         for phi in entry["phi"]:
             label = f"step {entry['step']:,}, {phi['space']}, ε = {phi['epsilon']:g}"
-            axes.plot(phi["history"], ".-", label=label)
+            found = phi["history"][1:]
+            style = ".-" if phi["space"] == "full" else ".:"
+            axes.plot(range(1, len(found) + 1), found, style, label=label)
+    axes.set_yscale("log")
     axes.set_xlabel("iteration of L-BFGS-B")
     axes.set_ylabel("Keskar's φ (%)")
 

@@ -52,6 +52,11 @@ def print_sharpness(entries: list[dict[str, Any]]) -> None:
             labels = "", ""
         table.add_section()
     console.print(table)
+    if first["num_examples"] < first["population_size"]:
+        console.print(
+            "Errors of eigenvalues are those of the subset of examples; those of the trace, the norm and the "
+            "batch quantities are of their probes and batches alone, on these examples."
+        )
     for entry in entries:
         if sentence := _verdict(entry):
             console.print(sentence)
