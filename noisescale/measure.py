@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from noisescale.curvature import CurvatureProduct, record_ggn, record_hessian
 from noisescale.eigenpairs import EigenPairs, Method, top_eigenpairs
-from noisescale.errors import SettingError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.estimate import Estimate, exact, from_stderr
 from noisescale.objective import Objective
 from noisescale.problem import MatVec, Params, Problem, select
@@ -182,6 +183,8 @@ def measure_sharpness(
 
     report("loss and gradient")
     loss, gradient = objective.value_and_gradient()
+    if not (math.isfinite(loss) and gradient.isfinite().all()):
+        raise MeasurementError(f"{objective.name} is not finite at these parameters: it is {loss}")
     space: Any = {"dim": objective.dim, "dtype": objective.dtype, "device": objective.device}
     pairs: dict[End, EigenPairs] = {}
     ends: tuple[tuple[End, int], ...] = (("largest", options.top), ("smallest", options.bottom))

@@ -28,7 +28,7 @@ class Objective:
         In evaluation mode batch norm uses its running statistics, so that L is a mean over examples.
     params: θ by name; None: the model's own. Copied. Frozen parameters are constants.
     examples: None: all of the problem's training examples.
-    dtype: what everything is computed in; None: the parameters' own.
+    dtype: what everything is computed in; None: the parameters' own, but at least float32.
     chunk_size: examples in one pass; None: by the memory they take. Either is halved for good when the
         memory does not suffice.
 
@@ -57,7 +57,8 @@ class Objective:
             raise SettingError(f"{_name(problem.model)} has no parameter that requires a gradient")
         self.name = f"{_name(problem.model)} with the loss {_name(problem.loss)}"
         self.examples = as_examples(problem.train) if examples is None else examples
-        self.dtype = dtype or next(iter(differentiated.values())).dtype
+        own_dtype = next(iter(differentiated.values())).dtype
+        self.dtype = dtype or torch.promote_types(own_dtype, torch.float32)
         self.point = flatten(list(differentiated.values())).to(self.dtype)
         self._shapes = {name: param.shape for name, param in differentiated.items()}
         buffers = dict(problem.model.named_buffers())

@@ -130,12 +130,12 @@ def power(problem: Problem, params: Params, examples: Examples, *, tol: float) -
     model = _at(problem, params)
     device = examples.inputs.device.type
     found = pyhessian(model, nn.CrossEntropyLoss(), data=tuple(examples), cuda=device == "cuda")
-    values, _ = found.eigenvalues(maxIter=300, tol=tol)
+    values, _ = found.eigenvalues(maxIter=100, tol=tol)
     return float(values[0]), 0
 
 
 def compare(problem: Problem, params: Params, examples: Examples, *, rounds: int) -> dict[str, Any]:
-    """Seconds, products and true error of each solver; PyHessian at the tolerances that reach ours."""
+    """Seconds, products and true error of each solver, PyHessian at two tolerances."""
     matvec = hessian_matvec(problem, params, examples=examples, dtype=torch.float64)
     options: Any = {"dim": _dim(params), "dtype": torch.float64, "device": examples.inputs.device}
     truth = top_eigenpairs(matvec, rtol=1e-7, **options).values.item()
@@ -144,7 +144,7 @@ def compare(problem: Problem, params: Params, examples: Examples, *, rounds: int
         "ours": ours,
         "curvlinops + eigsh": arpack,
     }
-    for tol in (1e-3, 1e-4, 1e-5, 1e-6):
+    for tol in (1e-3, 1e-5):  # its default, and as near to our true error as 100 iterations bring it
         solvers[f"PyHessian, tol {tol:g}"] = partial(power, tol=tol)
     rows: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in solvers}
     for _ in range(rounds):
@@ -224,7 +224,7 @@ def _at(problem: Problem, params: Params) -> nn.Module:
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file.")
 def main(rounds: int, device: str, out: Path | None) -> None:
@@ -241,10 +241,12 @@ def main(rounds: int, device: str, out: Path | None) -> None:
     result["peak_bytes"] = peak_bytes(problem, along[0], examples)
     console.print("products")
     result["products"] = products(problem, along[0], examples, rounds=max(rounds, 5))
+    console.print(result["products"])
     console.print("solvers")
     result["largest_eigenvalue"] = compare(problem, along[0], examples, rounds=rounds)
+    console.print(result["largest_eigenvalue"])
     console.print("warm starts")
-    result["warm_starts"] = warm_starts(problem, along, examples, seeds=3)
+    result["warm_starts"] = warm_starts(problem, along, examples, seeds=2)
     write_json(out or RESULTS / f"curvature-{device}.json", result)
 
     click.echo("| product | in gradients |\n|---|---|")
