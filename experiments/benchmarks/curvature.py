@@ -153,11 +153,11 @@ def compare(problem: Problem, params: Params, examples: Examples, *, rounds: int
             value, count = solver(problem, params, examples)
             rows[name]["seconds"].append(time.perf_counter() - started)
             rows[name] |= {"value": value, "num_matvecs": count, "relative_error": abs(value / truth - 1)}
+    mine = rows["ours"]["seconds"]
     for row in rows.values():
-        row["ours/theirs"] = statistics.median(
-            mine / other for mine, other in zip(rows["ours"]["seconds"], row["seconds"], strict=True)
-        )
-        row["seconds"] = statistics.median(row["seconds"])
+        theirs = row["seconds"]
+        row["ours/theirs"] = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+        row["seconds"] = statistics.median(theirs)
     return {"reference": truth, "solvers": rows}
 
 

@@ -1,0 +1,37 @@
+"""The benchmarks run, in small; what they measure is for their own reports."""
+
+import warnings
+
+import pytest
+
+from experiments.benchmarks import curvature
+from noisescale import ProblemConfig, TrainConfig, build_problem, train
+from noisescale.problem import as_examples
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return build_problem(ProblemConfig(dataset="digits", width=16))
+
+
+def test_curvature_solvers_agree_and_are_counted(digits):
+    params = {name: param.detach() for name, param in digits.model.named_parameters()}
+    examples = as_examples(digits.train)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyHessian's backward(create_graph=True)
+        found = curvature.compare(digits, params, examples, rounds=1)
+    solvers = found["solvers"]
+    assert solvers["ours"]["relative_error"] < 1e-5
+    assert solvers["curvlinops + eigsh"]["relative_error"] < 1e-3
+    assert solvers["ours"]["num_matvecs"] < solvers["curvlinops + eigsh"]["num_matvecs"]
+    assert solvers["ours"]["ours/theirs"] == 1
+    ratios = curvature.products(digits, params, examples, rounds=1)["in_gradients"]
+    assert all(ratio > 0 for ratio in ratios.values())
+
+
+def test_warm_starts_are_compared_with_cold_ones(digits):
+    config = TrainConfig(max_steps=20)
+    along = [found.params for found in train(digits, config, checkpoint_steps=(10, 20))]
+    found = curvature.warm_starts(digits, along, as_examples(digits.train), seeds=1)
+    assert len(found["cold"]) == len(found["warm"]) == len(along) - 1
+    assert found["ratio"] == sum(found["warm"]) / sum(found["cold"])
