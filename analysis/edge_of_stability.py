@@ -31,7 +31,8 @@ def plateau_table(curves: pd.DataFrame) -> pd.DataFrame:
 
     peak: the largest ratio to the limit in the run. plateau: the median ratio while the run is "at the edge",
     from the first to the last measurement at which the quantity that the theory sets there, λ_max of
-    gradient descent and batch sharpness of SGD, is at least 0.8 of the limit; nan where it never is.
+    gradient descent and batch sharpness of SGD, is at least 0.8 of the limit; nan where it is so at less
+    than half of the measurements between them.
     plateau_steps: how long that lasts. Means and standard deviations over seeds.
     """
     rows = []
@@ -39,10 +40,12 @@ def plateau_table(curves: pd.DataFrame) -> pd.DataFrame:
         ratios = run[QUANTITIES].div(run["stable_sharpness"], axis=0)
         leading = ratios["largest_eigenvalue" if case[1] == "full" else "batch_sharpness"]
         near = run.index[leading >= NEAR]
-        plateau = slice(near[0], near[-1]) if len(near) else slice(0, 0)
+        window = run.loc[near[0] : near[-1]].index if len(near) else near
+        plateau = window if 2 * len(near) >= len(window) else near[:0]  # single hits make no plateau
         numbers = {f"{name}_peak": ratios[name].max() for name in QUANTITIES}
         numbers |= {f"{name}_plateau": ratios.loc[plateau, name].median() for name in QUANTITIES}
-        numbers["plateau_steps"] = run.loc[near[-1], "step"] - run.loc[near[0], "step"] if len(near) else 0
+        steps = run.loc[plateau, "step"]
+        numbers["plateau_steps"] = steps.max() - steps.min() if len(plateau) else 0
         rows.append(dict(zip(CASE, case, strict=True)) | numbers)
     return mean_and_std(pd.DataFrame(rows).groupby(CASE[:-1]), [name for name in rows[0] if name not in CASE])
 

@@ -114,6 +114,11 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
         )
         if not all(isinstance(getattr(checkpoint, name), int) for name in ("step", "examples_seen")):
             raise TypeError("its step and examples_seen are not whole numbers")
+        for tensors in (checkpoint.params, checkpoint.buffers):
+            if not isinstance(tensors, dict) or not all(
+                isinstance(one, torch.Tensor) for one in tensors.values()
+            ):
+                raise TypeError("its params and buffers are not tensors by name")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} lacks or adds fields of a checkpoint: {error}") from error
     return checkpoint

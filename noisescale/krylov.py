@@ -10,8 +10,6 @@ from torch import Tensor
 from noisescale.errors import MeasurementError
 from noisescale.problem import MatVec
 
-ASYMMETRY = 1e-2  # of the matrix's size: far above rounding in float32, far below a random product's
-
 
 class Krylov:
     """Rows q_1 … q_m of Q (m, P) and T = Q H Qᵀ (m, m), grown by one product a step (Lanczos 1950).
@@ -24,6 +22,7 @@ class Krylov:
     start (P,): the first direction. random: gives a vector (P,) when the basis has become invariant.
     capacity: rows at most between restarts.
 
+    mismatch: the largest |q_iᵀHq_j − q_jᵀHq_i| met: rounding, for a symmetric H. A part of the residuals.
     coupling: β_m = |(I − QᵀQ) H q_m|, 0 once the basis spans an invariant subspace.
     """
 
@@ -33,6 +32,7 @@ class Krylov:
         self.capacity = capacity
         self.size = 0
         self.coupling = 0.0
+        self.mismatch = 0.0
         self.num_matvecs = 0
         self._matvec = matvec
         self._random = random
@@ -76,7 +76,7 @@ class Krylov:
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Values (m,) ascending, their vectors' coordinates in Q as columns (m, m), residuals (m,)."""
         values, coordinates = torch.linalg.eigh(self.projection)
-        return values, coordinates, self.coupling * coordinates[-1].abs()
+        return values, coordinates, self.coupling * coordinates[-1].abs() + self.mismatch
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Rows (K, P) with these coordinates (m, K)."""
@@ -96,20 +96,25 @@ class Krylov:
         self.size = count
 
     def _check_symmetry(self, inner: Tensor, expected: Tensor) -> None:
-        """q_jᵀHq_m must be the q_mᵀHq_j seen before: β_j for the neighbour, 0 for the rest."""
+        """q_jᵀHq_m must be the q_mᵀHq_j seen before: β_j for the neighbour, 0 for the rest.
+
+        Up to the root of the precision: well above rounding, below what a random or wrong product gives.
+        """
         if not len(inner):
             return
-        difference = float((inner - expected).abs().max())
-        if difference > ASYMMETRY * max(self.norm, float(inner.abs().max())):
+        self.mismatch = max(self.mismatch, float((inner - expected).abs().max()))
+        tolerance = torch.finfo(self._rows.dtype).eps ** 0.5
+        if self.mismatch > tolerance * max(self.norm, float(inner.abs().max())):
             raise MeasurementError(
                 "the products are not those of one symmetric matrix: qᵀ(Hp) and pᵀ(Hq) differ by "
-                f"{difference:.2g}. Is the function random, as with an active dropout?"
+                f"{self.mismatch:.2g}. Is the function random, as with an active dropout, or the second "
+                "derivative of one of its operations wrong, as that of weight_norm in some versions of torch?"
             )
 
 
 def product(matvec: MatVec, vector: Tensor) -> Tensor:
     """Hv; MeasurementError where it is not finite."""
-    image = matvec(vector)
+    image = matvec(vector).to(vector)
     if not image.isfinite().all():
         raise MeasurementError("a product of the matrix with a unit vector is not finite")
     return image

@@ -210,7 +210,9 @@ def measure_sharpness(
         density = spectral_density(reporting("density"), generator=_generator(options), **space)
     if options.batch_size is not None:
         report("batch sharpness")
-        num_batches = options.num_batches or min(max(BATCHED_EXAMPLES // options.batch_size, 16), 256)
+        num_batches = options.num_batches
+        if num_batches is None:
+            num_batches = min(max(BATCHED_EXAMPLES // options.batch_size, 16), 256)
         batches: Any = {"batch_size": options.batch_size, "generator": _generator(options)}
         batch = batch_sharpness(objective, num_batches=num_batches, **batches)
         if options.interaction_batches:
@@ -266,8 +268,10 @@ def _with_sampling_error(
     """
     share = objective.num_examples / population
     num_groups = min(GROUPS, objective.num_examples)
-    if share == 1 or num_groups < 2:
+    if share == 1:
         return [exact(float(value), num_samples=objective.num_examples) for value in pairs.values]
+    if num_groups < 2:
+        return [from_stderr(float(value), math.nan, num_samples=1) for value in pairs.values]
     report("sampling error")
     curvatures = torch.zeros(num_groups, len(pairs.values), dtype=torch.float64)
     for group, chosen in enumerate(torch.arange(objective.num_examples).tensor_split(num_groups)):

@@ -63,13 +63,16 @@ class Objective:
         self._shapes = {name: param.shape for name, param in differentiated.items()}
         buffers = dict(problem.model.named_buffers())
         self._constants = {
-            name: self._cast(tensor.detach())
+            name: self._cast(tensor.detach()).clone()
             for name, tensor in (params | buffers).items()
             if name not in differentiated
         }
         # a copy for the sake of its mode alone: it shares every tensor with the problem's model
         shared = {id(tensor): tensor for tensor in [*own.values(), *buffers.values()]}
-        self._model = copy.deepcopy(problem.model, shared).eval()
+        try:
+            self._model = copy.deepcopy(problem.model, shared).eval()
+        except RuntimeError as error:  # torch.nn.utils.weight_norm's tensors that are no leaves
+            raise MeasurementError(f"{_name(problem.model)} cannot be copied: {error}") from error
         self._loss = problem.loss
         self._chunk_size = chunk_size
 

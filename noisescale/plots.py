@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -127,18 +128,32 @@ def measurements_figure(entries: list[dict[str, Any]]) -> Figure:
 
 
 def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
-    """λ_max, λ_min, batch sharpness and their limit against the step, with 95 % intervals."""
-    steps = [entry["step"] for entry in entries]
+    """λ_max, λ_min, batch sharpness and their limit against the step, with 95 % intervals, a line per run."""
+    runs = list(dict.fromkeys(entry["run"] for entry in entries))
 
     def draw(found: list[dict[str, Any] | None], label: str, colour: str) -> None:
-        points = [(step, one) for step, one in zip(steps, found, strict=True) if one is not None]
-        if not points:
-            return
+        for run, style in zip(runs, itertools.cycle(["-", "--", ":", "-."]), strict=False):
+            of_run = zip(entries, found, strict=True)
+            points = [
+                (entry["step"], one) for entry, one in of_run if one is not None and entry["run"] == run
+            ]
+            if points:
+                line(points, label if len(runs) == 1 else f"{label}, {run}", colour, style)
+
+    def line(points: list[tuple[int, dict[str, Any]]], label: str, colour: str, style: str) -> None:
         values = np.array([one["value"] for _, one in points])
         low = np.array([one["value"] if one["low"] is None else one["low"] for _, one in points])
         high = np.array([one["value"] if one["high"] is None else one["high"] for _, one in points])
         at = [step for step, _ in points]
-        axes.errorbar(at, values, yerr=[values - low, high - values], fmt=".-", color=colour, label=label)
+        axes.errorbar(
+            at,
+            values,
+            yerr=[values - low, high - values],
+            fmt=".",
+            linestyle=style,
+            color=colour,
+            label=label,
+        )
         loose = [(step, one["value"]) for step, one in points if not one.get("converged", True)]
         axes.plot(
             [step for step, _ in loose], [value for _, value in loose], "o", color=colour, fillstyle="none"
@@ -156,7 +171,9 @@ def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
     draw([entry["batch_sharpness"] for entry in entries], "batch sharpness", SHARPNESS_COLOURS[1])
     for limit in dict.fromkeys(entry["stable_sharpness"] for entry in entries):
         if limit is not None:
-            axes.axhline(limit, color="black", linestyle="--", linewidth=1, label=f"limit 2/η, {limit:.4g}")
+            axes.axhline(
+                limit, color="black", linestyle="--", linewidth=1, label=f"limit of stability, {limit:.4g}"
+            )
     axes.set_xlabel("step")
     axes.set_ylabel("curvature")
 

@@ -57,7 +57,7 @@ class TrainingProgress:
     def sharpness(self, row: dict[str, Any]) -> None:
         """One line from a row of sharpness.csv."""
         at = f"{self.title}  epoch {row['epoch']:<6.4g} step {row['step']:<8,}"
-        if row["reason"]:
+        if row["largest_eigenvalue"] != row["largest_eigenvalue"]:
             self.log(f"{at} sharpness not measured: {row['reason']}")
             return
         text = f"{at} λ_max {row['largest_eigenvalue']:.4g}"

@@ -19,6 +19,7 @@ from noisescale.objective import Objective
 from noisescale.problem import Examples, MatVec
 
 Space = Literal["full", "random"]
+NEGLIGIBLE_RISE = 1e-11  # of the loss along its gradient, in units of 1 + loss: L-BFGS-B gets nowhere by it
 ROWS = 65_536  # of a random subspace's matrix, in float64 at a time
 
 
@@ -28,12 +29,14 @@ class KeskarSharpness:
 
     history: φ after each iteration, from the start (index 0) on. Still rising at its end: not converged.
     iterations, evaluations: of L-BFGS-B, and of the loss with its gradient.
+    status: what L-BFGS-B says about its end.
     """
 
     space: Space
     epsilon: float
     history: tuple[float, ...]
     evaluations: int
+    status: str
 
     @property
     def value(self) -> float:
@@ -50,6 +53,7 @@ class KeskarSharpness:
             "value": self.value,
             "iterations": self.iterations,
             "history": list(self.history),
+            "status": self.status,
         }
 
 
@@ -66,7 +70,8 @@ def keskar_sharpness(
 
     Keskar et al. 2017 (arXiv 1609.04836), metric 2.1, by L-BFGS-B from z = 0. space "full": A = I. "random":
     A (P, num_directions) has entries ±1/√P of random sign, so unit columns; the paper leaves the
-    distribution open. Where the gradient at x is exactly zero the search starts at a random point of C.
+    distribution open. Where the gradient at x is zero, or so small that along it the loss rises by rounding
+    alone, the search starts at a random point of C.
 
     objective: in float64, as the search divides differences of nearly equal losses.
 
@@ -85,6 +90,8 @@ def keskar_sharpness(
     coordinates = point if subspace is None else subspace.coordinates(point)
     radius = (epsilon * (coordinates.abs() + 1)).numpy()
     start_value, start_gradient = objective.value_and_gradient()
+    if start_value <= -1:
+        raise MeasurementError(f"{objective.name} is {start_value:.4g}: Keskar's φ takes a loss above −1")
     scale = 100 / (1 + start_value)
 
     def loss(z: np.ndarray) -> tuple[float, np.ndarray]:
@@ -101,7 +108,8 @@ def keskar_sharpness(
         history.append(scale * (-float(intermediate_result.fun) - start_value))
 
     start = np.zeros_like(radius)
-    if not start_gradient.any():
+    slope = start_gradient.cpu() if subspace is None else subspace.adjoint(start_gradient.cpu())
+    if float(slope.abs() @ torch.from_numpy(radius)) <= NEGLIGIBLE_RISE * (1 + abs(start_value)):
         start = np.random.default_rng(seed).uniform(-radius, radius)
     history = [scale * (-loss(start)[0] - start_value)]
     found = minimize(
@@ -114,7 +122,11 @@ def keskar_sharpness(
         options={"maxiter": max_iterations, "ftol": 0.0, "gtol": 0.0},
     )
     return KeskarSharpness(
-        space=space, epsilon=epsilon, history=tuple(history), evaluations=int(found.nfev) + 2
+        space=space,
+        epsilon=epsilon,
+        history=tuple(history),
+        evaluations=int(found.nfev) + 2,
+        status=str(found.message),
     )
 
 
@@ -224,8 +236,9 @@ def _batches(
 
 
 def _curvature_along(matvec: MatVec, vector: Tensor) -> float:
-    """vᵀHv/|v|²."""
-    unit = vector / vector.norm()
+    """vᵀHv/|v|², without underflow for the tiny gradients of examples that are fitted."""
+    unit = vector / vector.abs().max()
+    unit = unit / unit.norm()
     return float(unit.double() @ matvec(unit).double())
 
 

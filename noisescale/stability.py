@@ -10,11 +10,11 @@ def stable_sharpness(config: TrainConfig) -> float | None:
 
     For η the learning rate and m the heavy-ball momentum of SGD (Cohen et al. 2021, arXiv 2103.00065); the
     weight decay adds itself to every eigenvalue of the loss's Hessian. A statement about full batches. None
-    for Adam and AdamW, whose preconditioner the Hessian's eigenvalues leave out.
+    for Adam and AdamW, whose preconditioner the Hessian's eigenvalues leave out, and where the weight decay
+    alone is beyond the limit.
     """
-    if config.optimizer != "sgd":
-        return None
-    return 2 * (1 + config.momentum) / config.learning_rate - config.weight_decay
+    limit = 2 * (1 + config.momentum) / config.learning_rate - config.weight_decay
+    return limit if config.optimizer == "sgd" and limit > 0 else None
 
 
 def side_of(limit: float, *, low: float, high: float) -> str:

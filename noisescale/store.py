@@ -33,6 +33,7 @@ _RESULTS = (
 SHARPNESS_COLUMNS = (
     "step",
     "epoch",
+    "num_examples",
     "loss",
     "gradient_norm",
     "largest_eigenvalue",

@@ -14,13 +14,14 @@ from noisescale import store
 from noisescale.errors import MeasurementError
 from noisescale.measure import Sharpness, SharpnessOptions, measure_sharpness
 from noisescale.stability import stable_sharpness
-from noisescale.training import Training
+from noisescale.training import Training, has_batch_norm
 
 
 class SharpnessTracker:
     """Measures a run's λ_max and batch sharpness between its updates, which it does not influence.
 
-    path: the run's folder; rows there after the run's step will come again and are dropped.
+    path: the run's folder; rows there after the run's step will come again and are dropped, all of them where
+        they are of another number of examples.
     every: steps between two measurements; the first is at step 0.
     num_examples: of the random subset measured on, the same throughout; all where there are fewer.
     """
@@ -32,7 +33,8 @@ class SharpnessTracker:
         total = training.examples.num_examples
         self._options = SharpnessOptions(num_examples=min(num_examples, total), interaction_batches=0)
         rows = store.read_sharpness(path) if training.step else []
-        self._rows: list[dict[Any, Any]] = [row for row in rows if row["step"] <= training.step]
+        same = all(row["num_examples"] == self._options.num_examples for row in rows)  # else begun anew
+        self._rows: list[dict[Any, Any]] = [row for row in rows if same and row["step"] <= training.step]
         self._latest: Sharpness | None = None
 
     @property
@@ -58,11 +60,15 @@ class SharpnessTracker:
                 options=replace(self._options, batch_size=training.batch_size if fits else None),
                 start=self._latest,
             )
-            row |= _numbers(found) | {"reason": ""}
+            reason = "" if fits else "batch sharpness takes a subset of at least a batch"
+            row |= _numbers(found) | {"reason": reason}
             self._latest = found
         except MeasurementError as error:
             row |= {"reason": str(error)}
-        row["stable_sharpness"] = stable_sharpness(training.config)
+        row["stable_sharpness"] = (
+            None if has_batch_norm(training.model) else stable_sharpness(training.config)
+        )
+        row["num_examples"] = self._options.num_examples
         row["seconds"] = time.perf_counter() - started
         self._rows.append({name: row.get(name, math.nan) for name in store.SHARPNESS_COLUMNS})
         store.write_table(self._path, self.table)

@@ -203,7 +203,7 @@ class Training:
 
     def _check_batch_norm(self) -> None:
         """Batch norm has no statistics of one example, and would fail mid-run on a last batch of one."""
-        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+        if not has_batch_norm(self.model):
             return
         num_examples, size = self.examples.num_examples, self.batch_size
         batches = {size, num_examples % size or size}
@@ -212,6 +212,11 @@ class Training:
                 f"batch size {size} with batch norm: {num_examples} training examples leave a batch of one, "
                 "which has no variance; give another batch size or --num-train, or --norm layer"
             )
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a part of the model normalises over the batch."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def resolve_batch_size(config: TrainConfig, num_examples: int) -> int:

@@ -301,7 +301,7 @@ def test_sharpness_of_a_diverged_run_names_the_parameters():
     result = run("sharpness", "run")
     assert result.exit_code == 1
     assert re.search(
-        r"run/checkpoint\.pt: the parameters .* not finite.*by step 2\d", " ".join(result.stderr.split())
+        r"run/checkpoint\.pt, step \d+: the parameters .* are not finite", " ".join(result.stderr.split())
     )
 
 
@@ -315,3 +315,36 @@ def test_train_measures_sharpness_on_the_way():
     again = run(*SMALL, "--out", "plain", "--measure-sharpness-every", 10)
     assert again.exit_code == 0
     assert "is finished and has no sharpness.csv" in " ".join(again.stderr.split())
+
+
+def test_sharpness_measures_what_it_can_and_says_what_it_cannot(trained):
+    assert run(*SMALL, "--bs", 1, "--lr", "1e30", "--out", "diverged").exit_code == 0
+    result = run("sharpness", trained / "checkpoint.pt", "diverged")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    assert re.search(r"diverged, step \d+: not measured. the parameters .* are not finite", text)
+    assert "below the edge" in text
+    assert str(trained) in text.replace(" ", "")
+    entries = json.loads(run("sharpness", trained / "checkpoint.pt", "diverged", "--json").stdout)
+    assert [entry["reason"] is None for entry in entries] == [True, False]
+    assert entries[0].keys() - {"split", "matrix", "gradient_norm", "num_matvecs"} == entries[1].keys()
+
+
+def test_sharpness_of_one_example_is_not_called_exact(trained):
+    result = run("sharpness", trained / "checkpoint.pt", "--num-examples", 1)
+    assert result.exit_code == 0
+    assert "unknown" in result.stdout
+    assert "cannot be judged" in " ".join(result.stdout.split())
+
+
+def test_the_limit_is_named_for_what_it_is():
+    assert run(*SMALL, "--momentum", "0.9", "--weight-decay", "4", "--out", "run").exit_code == 0
+    text = " ".join(run("sharpness", "run").stdout.split())
+    assert "2(1+m)/η − weight decay = 376 at lr 0.01" in text
+    assert run(*SMALL, "--lr", "1", "--weight-decay", "2", "--max-steps", 2, "--out", "beyond").exit_code == 0
+    beyond = run("sharpness", "beyond")
+    assert beyond.exit_code == 0
+    assert "limit" not in beyond.stdout
+    assert run(*SMALL, "--norm", "batch", "--out", "norm").exit_code == 0
+    normed = run("sharpness", "norm", "--json")
+    assert json.loads(normed.stdout)[0]["stable_sharpness"] is None  # training descends another loss

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from analysis.__main__ import main as analysis
+from analysis.edge_of_stability import plateau_table
 from experiments import edge_of_stability
 from experiments.three_cases import SCALES, grid
 from noisescale.config import ProblemConfig, TrainConfig, run_name
@@ -105,6 +106,22 @@ def test_measurements_along_training_become_tables_and_a_picture(measured, tmp_p
     arguments = ["edge_of_stability", "--data", str(tmp_path / "data"), "--out", str(tmp_path)]
     assert CliRunner().invoke(paper_figures, arguments).exit_code == 0
     assert (tmp_path / "edge_of_stability.png").stat().st_size > 10_000
+
+
+def test_a_plateau_is_where_the_leading_quantity_stays_near_the_limit():
+    def rows(batch_size, ratios, seed=0):
+        leading = "largest_eigenvalue" if batch_size == "full" else "batch_sharpness"
+        other = {"largest_eigenvalue": "batch_sharpness", "batch_sharpness": "largest_eigenvalue"}[leading]
+        table = pd.DataFrame({"step": range(0, 10 * len(ratios), 10), "stable_sharpness": 4.0})
+        table = table.assign(loss="mse", batch_size=batch_size, learning_rate=0.5, seed=seed)
+        return table.assign(**{leading: [4 * ratio for ratio in ratios], other: 1.0})
+
+    curves = pd.concat([rows("8", [0.1, 0.9, 0.1, 0.1, 0.1, 0.9]), rows("full", [0.1, 0.9, 1.1, 1.0, 0.2])])
+    table = plateau_table(curves.reset_index(drop=True)).set_index("batch_size")
+    assert table.loc["full", "largest_eigenvalue_plateau"] == pytest.approx(1.0)
+    assert table.loc["full", "plateau_steps"] == 20
+    assert pd.isna(table.loc["8", "batch_sharpness_plateau"])  # two single hits
+    assert table.loc["8", "plateau_steps"] == 0
 
 
 def test_the_experiment_has_both_losses_three_rates_and_sgd():

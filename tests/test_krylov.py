@@ -56,6 +56,19 @@ def test_an_invariant_subspace_is_left_by_a_random_direction():
     assert krylov.ritz()[0].tolist() == pytest.approx([1, 1, 1, 5])
 
 
+def test_slight_asymmetry_is_part_of_the_residuals_or_an_error():
+    matrix = symmetric([50.0], dim=40)
+    skew = torch.triu(torch.ones(40, 40, dtype=torch.float64))
+    slight = grown(matrix + 1e-9 * skew, 10)
+    values, coordinates, residuals = slight.ritz()
+    vectors = slight.vectors(coordinates)
+    true = ((matrix + 1e-9 * skew) @ vectors.T - vectors.T * values).norm(dim=0)
+    assert (true <= 10 * residuals).all()
+    assert residuals.min() >= slight.mismatch > 1e-10
+    with pytest.raises(MeasurementError, match="not those of one symmetric matrix"):
+        grown(matrix + 1e-4 * skew, 10)
+
+
 def test_a_random_or_asymmetric_product_is_noticed():
     matrix = symmetric([50.0], dim=40)
     generator = torch.Generator().manual_seed(0)

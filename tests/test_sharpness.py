@@ -42,11 +42,11 @@ def bowl(curvatures, slopes, theta):
 
 
 @pytest.mark.parametrize("epsilon", [1e-3, 5e-4])
-@pytest.mark.parametrize("slopes", [[0.1, -0.2, 0.3], [0.0, 0.0, 0.0]])
+@pytest.mark.parametrize("slopes", [[0.1, -0.2, 0.3], [0.0, 0.0, 0.0], [1e-15, 1e-15, 1e-15]])
 def test_phi_of_a_bowl_is_reached_at_a_corner_of_the_box(epsilon, slopes):
     objective = bowl([100.0, 10.0, 1.0], slopes, [0.0, 0.0, 0.0])
     found = keskar_sharpness(objective, epsilon=epsilon)
-    corner = epsilon * np.sign(slopes) + epsilon * (np.array(slopes) == 0)
+    corner = epsilon * np.where(np.array(slopes) < 0, -1, 1)
     best = (0.5 * np.array([100, 10, 1]) * corner**2 + np.array(slopes) * corner).sum()
     assert found.value == pytest.approx(100 * best, rel=1e-6)
     assert list(found.history) == sorted(found.history)
@@ -61,7 +61,7 @@ def test_the_box_grows_with_the_parameters():
 
 def test_phi_in_a_subspace_is_that_of_a_dense_matrix():
     slopes = np.random.default_rng(0).normal(size=40)
-    theta = np.random.default_rng(1).normal(size=40)
+    theta = 0.3 * slopes  # so that the loss is positive
     objective = bowl([0.0] * 40, slopes, theta)
     subspace = _RandomSubspace(40, 5, seed=0)
     dense = torch.stack([subspace.apply(unit) for unit in torch.eye(5, dtype=torch.float64)], dim=1).numpy()
@@ -134,6 +134,17 @@ def test_batches_without_a_gradient_are_left_out_and_counted():
     problem.train.targets[:] = 0
     with pytest.raises(MeasurementError, match="every batch of 1 has a gradient of exactly zero"):
         batch_sharpness(Objective(problem), batch_size=1)
+
+
+def test_tiny_gradients_do_not_underflow():
+    """|g|² of a fitted example is below float32's range long before g is."""
+    problem = regression(num_examples=8).problem
+    tiny = Examples(problem.train.inputs.float(), problem.train.targets.float() * 1e-30)
+    single = Problem(model=problem.model.float(), loss=problem.loss, train=tiny)
+    found = batch_sharpness(Objective(single), batch_size=1, num_batches=50)
+    norms = tiny.inputs.square().sum(1)  # the only nonzero curvature of one example
+    assert norms.min() * 0.999 < found.value < norms.max() * 1.001
+    assert found.num_samples == 50
 
 
 def test_gradient_noise_interaction_has_its_closed_form():

@@ -33,8 +33,9 @@ def test_gradient_descent_on_a_quadratic_ends_exactly_at_the_limit(momentum, wei
     assert not distances[1] < 1e6
 
 
-def test_adam_has_no_such_limit():
+def test_adam_has_no_such_limit_and_neither_has_too_much_weight_decay():
     assert stable_sharpness(TrainConfig(optimizer="adam")) is None
+    assert stable_sharpness(TrainConfig(learning_rate=1.0, weight_decay=2.0)) is None
 
 
 def test_the_side_of_a_limit_is_that_of_the_whole_interval():

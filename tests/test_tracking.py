@@ -13,6 +13,7 @@ from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.measure import SharpnessOptions, measure_sharpness
 from noisescale.run import RunOptions, run_training
 from noisescale.tracking import SharpnessTracker
+from noisescale.training import Training
 
 PROBLEM = ProblemConfig(dataset="digits", width=16)
 TRAINING = TrainConfig(batch_size=100, learning_rate=0.1, epochs=2)
@@ -35,6 +36,7 @@ def test_measuring_leaves_the_trajectory_bit_identical(norm, tmp_path):
         run_training(problem, training, plain)
         torch.manual_seed(5)
         run_training(problem, training, measured, MEASURED)
+        assert torch.equal(torch.get_rng_state(), torch.manual_seed(5).get_state())
         one, other = load_checkpoint(plain), load_checkpoint(measured)
         for name, value in (one.params | one.buffers).items():
             assert torch.equal(value, (other.params | other.buffers)[name])
@@ -105,6 +107,27 @@ def test_a_full_batch_has_its_own_sharpness_without_error(tmp_path):
     assert rows["largest_eigenvalue_stderr"].tolist() == [0, 0, 0]
     metrics = pd.read_csv(tmp_path / "run" / store.METRICS)
     assert sorted(set(metrics["step"])) == [0, 3, 4]
+
+
+def test_another_number_of_examples_begins_the_table_anew(tmp_path, monkeypatch):
+    stop = iter([False] * 15)
+    step = Training.__iter__
+
+    def interrupted(self):
+        for made in step(self):
+            yield made
+            if next(stop, True):
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "__iter__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(PROBLEM, TRAINING, tmp_path / "run", MEASURED)
+    other = RunOptions(measure_sharpness_every=10, sharpness_examples=50)
+    run_training(PROBLEM, TRAINING, tmp_path / "run", other)
+    rows = table(tmp_path / "run")
+    assert set(rows["num_examples"]) == {50}
+    assert set(rows["reason"]) == {"batch sharpness takes a subset of at least a batch"}
 
 
 def test_force_removes_the_old_measurements(tmp_path):

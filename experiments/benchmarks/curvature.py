@@ -35,12 +35,11 @@ from noisescale import (
     ProblemConfig,
     TrainConfig,
     build_problem,
-    ggn_matvec,
     hessian_matvec,
     top_eigenpairs,
     train,
 )
-from noisescale import curvature as module
+from noisescale.curvature import CurvatureProduct, record_ggn, record_hessian
 from noisescale.environment import environment
 from noisescale.problem import Examples, Params, select
 from noisescale.store import write_json
@@ -70,22 +69,17 @@ def products(problem: Problem, params: Params, examples: Examples, *, rounds: in
     """Medians over interleaved rounds of the products' time in gradients, graphs kept and recorded anew."""
     objective = Objective(problem, params, examples=examples)
     vector = torch.randn(objective.dim, generator=torch.Generator().manual_seed(0)).to(objective.device)
-    kept = {
-        "hessian, kept": hessian_matvec(problem, params, examples=examples),
-        "ggn, kept": ggn_matvec(problem, params, examples=examples),
+    records = {"hessian": record_hessian, "ggn": record_ggn}
+    matvecs = {
+        f"{name}, {how}": CurvatureProduct(objective, record, kept_bytes=kept_bytes)
+        for name, record in records.items()
+        for how, kept_bytes in (("kept", None), ("anew", 0))
     }
-    anew = {
-        "hessian, anew": hessian_matvec(problem, params, examples=examples),
-        "ggn, anew": ggn_matvec(problem, params, examples=examples),
-    }
-    ratios: dict[str, list[float]] = {name: [] for name in kept | anew}
+    ratios: dict[str, list[float]] = {name: [] for name in matvecs}
     gradients = []
     for counted in (False, *[True] * rounds):
         gradient = _seconds(objective.value_and_gradient)
-        seconds = {name: _seconds(partial(matvec, vector)) for name, matvec in kept.items()}
-        budget, module.KEPT_BYTES = module.KEPT_BYTES, 0
-        seconds |= {name: _seconds(partial(matvec, vector)) for name, matvec in anew.items()}
-        module.KEPT_BYTES = budget
+        seconds = {name: _seconds(partial(matvec, vector)) for name, matvec in matvecs.items()}
         if counted:
             gradients.append(gradient)
             for name, value in seconds.items():

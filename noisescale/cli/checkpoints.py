@@ -20,12 +20,17 @@ class Loaded(NamedTuple):
     path: Path
     checkpoint: Checkpoint
 
+    @property
+    def run(self) -> str:
+        """The run folder it lies in, or the file itself."""
+        from noisescale.store import STEP_CHECKPOINTS
+
+        folder = self.path.parent
+        return str(folder.parent if folder.name == STEP_CHECKPOINTS else folder)
+
 
 def load_all(paths: tuple[Path, ...], *, device: str) -> list[Loaded]:
-    """The checkpoints in files and run folders, in the order given; a folder's by step, each step once.
-
-    CheckpointError where parameters are not finite, before anything has been measured.
-    """
+    """The checkpoints in files and run folders, in the order given; a folder's by step, each step once."""
     from noisescale.checkpoint import load_checkpoint
 
     loaded: list[Loaded] = []
@@ -33,12 +38,6 @@ def load_all(paths: tuple[Path, ...], *, device: str) -> list[Loaded]:
         found = [Loaded(file, load_checkpoint(file, device=device)) for file in _files(path)]
         by_step = {one.checkpoint.step: one for one in found}
         loaded += [by_step[step] for step in sorted(by_step)]
-    for path, checkpoint in loaded:
-        if broken := [name for name, param in checkpoint.params.items() if not param.isfinite().all()]:
-            raise CheckpointError(
-                f"{path}: the parameters {', '.join(broken[:5])} are not finite, since the run had diverged "
-                f"by step {checkpoint.step:,}: leave this checkpoint out"
-            )
     return loaded
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from noisescale.cli.options import machine_options, resolve_device
-from noisescale.errors import SettingError
+from noisescale.errors import MeasurementError, SettingError
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -83,7 +83,13 @@ Examples:
     help="Products for each end, at most.",
 )
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the subset and the random probes.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the subset and the random probes.",
+)
 @machine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
 @click.option(
@@ -110,8 +116,9 @@ def sharpness(
     from rich.console import Console
 
     from noisescale.cli.checkpoints import load_all, with_problems
-    from noisescale.cli.sharpness_report import print_sharpness, sharpness_entry
+    from noisescale.cli.sharpness_report import print_sharpness, sharpness_entry, unmeasured_entry
     from noisescale.measure import Sharpness, SharpnessOptions, measure_sharpness
+    from noisescale.training import has_batch_norm
 
     if plot is not None and plot.suffix not in PICTURES:
         raise SettingError(f"--plot {plot}: give a file name that ends in {', '.join(PICTURES)}")
@@ -131,14 +138,22 @@ def sharpness(
     with console.status("reading") as status:
         for one, problem in with_problems(loaded, data_dir=data_dir, device=device):
             title = f"{one.path}, step {one.checkpoint.step:,}"
-            found = measure_sharpness(
-                problem,
-                options=chosen,
-                start=previous[1] if previous is not None and previous[0] is problem else None,
-                report=partial(_show, status, title),
-            )
+            try:
+                found = measure_sharpness(
+                    problem,
+                    options=chosen,
+                    start=previous[1] if previous is not None and previous[0] is problem else None,
+                    report=partial(_show, status, title),
+                )
+            except MeasurementError as error:
+                if len(loaded) == 1:
+                    raise MeasurementError(f"{one.path}, step {one.checkpoint.step:,}: {error}") from error
+                entries.append(unmeasured_entry(one, str(error)))
+                continue
             previous = problem, found
-            entries.append(sharpness_entry(one, found))
+            entries.append(sharpness_entry(one, found, in_batches=has_batch_norm(problem.model)))
+    if all(entry["reason"] for entry in entries):
+        raise MeasurementError(f"none of the checkpoints can be measured: {entries[0]['reason']}")
     if as_json:
         click.echo(json.dumps(entries, indent=2, allow_nan=False))
     else:

@@ -19,53 +19,96 @@ if TYPE_CHECKING:
 NAMES = {"largest": "λ_max", "smallest": "λ_min"}
 
 
-def sharpness_entry(one: Loaded, found: Sharpness) -> dict[str, Any]:
-    """One entry of `noisescale sharpness --json`."""
+MEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
+    "num_examples": None,
+    "population_size": None,
+    "loss": None,
+    "eigenvalues": [],
+    "trace": None,
+    "frobenius": None,
+    "batch_size": None,
+    "batch_sharpness": None,
+    "gradient_noise_interaction": None,
+    "phi": [],
+    "density": None,
+}
+
+
+def sharpness_entry(one: Loaded, found: Sharpness, *, in_batches: bool) -> dict[str, Any]:
+    """One entry of `noisescale sharpness --json`.
+
+    in_batches: whether the model normalises over batches; training then descends another loss than the one
+    measured, in evaluation mode, and 2/η is no limit for this one.
+    """
+    limit = None if in_batches else stable_sharpness(one.checkpoint.training)
+    return {**_identity(one), "stable_sharpness": limit, "reason": None, **found.to_dict()}
+
+
+def unmeasured_entry(one: Loaded, reason: str) -> dict[str, Any]:
+    """The entry of a checkpoint that cannot be measured, among others that can."""
+    return {**_identity(one), "stable_sharpness": None, "reason": reason, **MEASURED}
+
+
+def _identity(one: Loaded) -> dict[str, Any]:
     training = one.checkpoint.training
     return {
         "checkpoint": str(one.path),
+        "run": one.run,
         "step": one.checkpoint.step,
         "learning_rate": training.learning_rate,
-        "stable_sharpness": stable_sharpness(training),
-        **found.to_dict(),
+        "momentum": training.momentum,
+        "weight_decay": training.weight_decay,
     }
 
 
 def print_sharpness(entries: list[dict[str, Any]]) -> None:
     """A table of all checkpoints' quantities, then a sentence on each λ_max against 2/η."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=True)
-    first = entries[0]
+    first = next(entry for entry in entries if not entry["reason"])
     matrix = "Gauss–Newton matrix" if first["matrix"] == "ggn" else "Hessian"
-    share = "all" if first["num_examples"] == first["population_size"] else f"{first['num_examples']:,} of"
-    console.print(
-        f"{matrix} of the mean loss over {share} {first['population_size']:,} {first['split']} examples"
-    )
+    several_runs = len({entry["run"] for entry in entries}) > 1
+    console.print(f"{matrix} of the mean loss over {_examples(entries)} {first['split']} examples")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    if several_runs:
+        table.add_column("run", overflow="fold")
     for name in ("step", "loss", "quantity"):
         table.add_column(name, justify="left" if name == "quantity" else "right", no_wrap=True)
     for name in ("value", "± stderr", "95 % interval", "residual"):
         table.add_column(name, justify="right", no_wrap=True)
     for entry in entries:
-        labels = f"{entry['step']:,}", f"{entry['loss']:.4g}"
+        if entry["reason"]:
+            continue
+        labels = [f"{entry['step']:,}", f"{entry['loss']:.4g}"]
+        labels = [entry["run"], *labels] if several_runs else labels
         for quantity in _quantities(entry):
             table.add_row(*labels, *quantity)
-            labels = "", ""
+            labels = [""] * len(labels)
         table.add_section()
     console.print(table)
-    if first["num_examples"] < first["population_size"]:
+    if any(not entry["reason"] and entry["num_examples"] < entry["population_size"] for entry in entries):
         console.print(
             "Errors of eigenvalues are those of the subset of examples; those of the trace, the norm and the "
             "batch quantities are of their probes and batches alone, on these examples."
         )
     for entry in entries:
-        if sentence := _verdict(entry):
-            console.print(sentence)
+        name = f"{entry['run']}, step {entry['step']:,}" if several_runs else f"Step {entry['step']:,}"
+        if entry["reason"]:
+            console.print(f"{name}: not measured. {entry['reason']}")
+        elif sentence := _verdict(entry):
+            console.print(f"{name}: {sentence}")
     if any(not eigenvalue["converged"] for entry in entries for eigenvalue in entry["eigenvalues"]):
         console.print(
             "Not converged: the residual is above its tolerance. Some eigenvalue lies that near the value, "
             "but which one is open: raise --max-matvecs.",
             style="bold yellow" if sys.stdout.isatty() else None,
         )
+
+
+def _examples(entries: list[dict[str, Any]]) -> str:
+    """On how many examples of how many, as far as the entries agree."""
+    counts = {(entry["num_examples"], entry["population_size"]) for entry in entries if not entry["reason"]}
+    texts = [f"all {size:,}" if count == size else f"{count:,} of {size:,}" for count, size in sorted(counts)]
+    return " or ".join(texts)
 
 
 def _quantities(entry: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -110,14 +153,12 @@ def _verdict(entry: dict[str, Any]) -> str | None:
     limit = entry["stable_sharpness"]
     if largest is None or limit is None:
         return None
-    margin = largest["residual"]
+    plain = not entry["momentum"] and not entry["weight_decay"]
+    formula = "2/η" if plain else "2(1+m)/η − weight decay"
+    named = f"the limit of full-batch stability, {formula} = {limit:.4g} at lr {entry['learning_rate']:g}"
     if largest["low"] is None or not largest["converged"]:
-        return f"Step {entry['step']:,}: λ_max against the limit 2/η = {limit:.4g} cannot be judged."
+        return f"λ_max against {named}, cannot be judged."
+    margin = largest["residual"]
     low, high = largest["low"] - margin, largest["high"] + margin
-    side = side_of(limit, low=low, high=high)
     ratio = f"{largest['value'] / limit:.3g} ({low / limit:.3g}–{high / limit:.3g})"
-    return (
-        f"Step {entry['step']:,}: λ_max is {ratio} "
-        f"times the limit of full-batch stability, 2/η = {limit:.4g} at lr {entry['learning_rate']:g}: "
-        f"{side} the edge."
-    )
+    return f"λ_max is {ratio} times {named}: {side_of(limit, low=low, high=high)} the edge."
