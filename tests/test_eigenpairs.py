@@ -124,18 +124,20 @@ def test_a_warm_start_saves_products_and_sees_what_has_overtaken():
     assert solve(overtaken, start=earlier.warm_start).values.item() == pytest.approx(60, rel=1e-3)
 
 
-def test_a_start_without_the_top_eigenvector_is_found_out():
-    """Seen on MNIST: λ = 8.09 to a residual of 5e-4 in ten products, where the largest is 8.41."""
+def test_an_overtaken_eigenvector_as_the_start_is_mostly_found_out():
+    """Seen on MNIST: λ = 8.09 to a residual of 5e-4 in ten products, where the largest is 8.41.
+
+    From the eigenvector of 8.09 itself: 15 of these 60 searches end there without patience, 3 with it.
+    """
+    outliers = torch.tensor([8.41, 8.09, 6.35, 5.5, 4.9, 4.4, 3.9, 3.3, 2.6, 1.5], dtype=torch.float64)
     misses = 0
-    for seed in range(40):
+    for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
-        spectrum = torch.tensor([8.41, 8.09, 6.35, 5.5, 4.9, 4.4, 3.9, 3.3, 2.6, 1.5], dtype=torch.float64)
         bulk = 0.03 * torch.randn(300, generator=generator, dtype=torch.float64)
-        matrix = torch.diag(torch.cat([spectrum, bulk]))
-        start = torch.randn(310, generator=generator, dtype=torch.float64)
-        start[0] *= 0.01
+        matrix = torch.diag(torch.cat([outliers, bulk]))
+        start = torch.eye(310, dtype=torch.float64)[1]
         misses += solve(matrix, start=start, generator=generator).values.item() < 8.3
-    assert misses <= 4
+    assert misses <= 6
 
 
 def test_an_eigenvalue_of_a_hessian_is_that_of_the_dense_matrix():

@@ -66,12 +66,12 @@ def test_the_gauss_newton_matrix_replaces_the_hessian():
 
 
 def test_a_subset_covers_the_whole_within_its_error():
-    """95 % intervals over 200 random subsets; λ_max of a subset is biased up by less than its error."""
+    """95 % intervals over 200 random subsets, two thirds of the whole, so that √(1 − n/N) matters."""
     problem = regression(num_examples=3000).problem
     inputs = problem.train.inputs
     truth = torch.linalg.eigvalsh(inputs.T @ inputs / 3000)[-1].item()
     found = [
-        measure_sharpness(problem, options=SharpnessOptions(num_examples=500, seed=seed)).largest.value
+        measure_sharpness(problem, options=SharpnessOptions(num_examples=2000, seed=seed)).largest.value
         for seed in range(200)
     ]
     hits = np.mean([one.low <= truth <= one.high for one in found])

@@ -36,6 +36,23 @@ def test_trace_and_frobenius_norm_cover_the_truth_95_times_in_100():
         assert np.mean([one.stderr**2 for one in estimates]) == pytest.approx(errors.var(), rel=0.3)
 
 
+def test_the_sketch_accounts_for_what_leaves_it():
+    """|HQᵀ|² is |T|² and the square of the last coupling, here larger than the probes' error."""
+    matrix = symmetric([], dim=8)
+    truth = matrix.square().sum().item()
+    values = [
+        spectral_moments(
+            lambda v: matrix @ v,
+            dim=8,
+            num_matvecs=9,
+            dtype=DOUBLE,
+            generator=torch.Generator().manual_seed(seed),
+        ).squared_frobenius_norm.value
+        for seed in range(1000)
+    ]
+    assert abs(np.mean(values) - truth) < 4 * np.std(values) / math.sqrt(1000)
+
+
 def test_the_outliers_do_not_enter_the_error():
     matrix = symmetric([1e4, -1e3], dim=100)
     found = spectral_moments(lambda v: matrix @ v, dim=100, num_matvecs=30, dtype=DOUBLE)
