@@ -1,0 +1,146 @@
+"""The command line of `noisescale sharpness` and of sharpness along training."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli import SMALL, run
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short run of two batch sizes with step checkpoints."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    arguments = [*SMALL, "--bs", 64, "--lr", "0.2", "--checkpoint-every", 10, "--out", folder]
+    assert run(*arguments).exit_code == 0
+    return folder
+
+
+def test_sharpness_of_a_checkpoint_is_a_table_and_a_sentence(trained):
+    result = run("sharpness", trained / "checkpoint.pt", "--bottom", 1)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    assert "Hessian of the mean loss over all 1,297 train examples" in text
+    assert "λ_max" in text
+    assert "λ_min" in text
+    assert "2/η = 10 at lr 0.2: below the edge." in text
+
+
+def test_sharpness_of_a_run_folder_goes_along_training(trained):
+    every = ["--trace", "--batch-sharpness", 16, "--density", "--phi", "--bottom", 1, "--num-examples", 100]
+    result = run("sharpness", trained, *every, "--json", "--plot", "picture.png")
+    assert result.exit_code == 0, result.output
+    entries = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
+    assert [entry["step"] for entry in entries] == [10, 20, 21]
+    assert entries[0]["checkpoint"].endswith("checkpoints/step-10.pt")
+    assert all(entry["stable_sharpness"] == 10 for entry in entries)
+    assert all(entry["eigenvalues"][0]["stderr"] > 0 for entry in entries)
+    assert all(len(entry["phi"]) == 4 for entry in entries)
+    assert Path("picture.png").stat().st_size > 10_000
+    table = run("sharpness", trained, *every).stdout
+    for quantity in ("trace", "squared Frobenius norm", "batch sharpness, B = 16", "gradient-noise", "φ (%)"):
+        assert table.count(quantity) >= 3
+
+
+def test_sharpness_says_what_has_not_converged(trained):
+    result = run("sharpness", trained / "checkpoint.pt", "--max-matvecs", 2)
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    assert "NOT CONVERGED" in text
+    assert "cannot be judged" in text
+    assert "raise --max-matvecs" in text
+
+
+def test_sharpness_measures_buffers_of_the_checkpoint():
+    """Batch norm's running statistics are part of the function that is measured."""
+    assert run(*SMALL, "--norm", "batch", "--out", "run").exit_code == 0
+    (entry,) = json.loads(run("sharpness", "run", "--json").stdout)
+    metrics = Path("run/metrics.csv").read_text().splitlines()
+    final = float(next(line for line in metrics[::-1] if ",train," in line).split(",")[3])
+    assert entry["loss"] == pytest.approx(final, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["--split", "valid"], "split 'valid': this problem has train, validation, test", 2),
+        (["--top", "999999999"], "top 999999999: the model has P =", 2),
+        (["--num-examples", "5000"], "the train split has 1297; give 1 to 1297", 2),
+        (["--batch-sharpness", "5000"], "batch size 5000: there are 1297 examples", 2),
+        (["--plot", "picture.txt"], "--plot picture.txt: give a file name that ends in .png", 2),
+        (
+            ["--plot", "picture.png"],
+            "--plot: one checkpoint alone gives a picture with --density or --phi",
+            2,
+        ),
+        (["--rtol", "2"], "rtol 2.0: give a number between 0 and 1", 2),
+        (["nowhere.pt"], "nowhere.pt: no such file", 1),
+        (["--top", "0"], "nothing to measure", 2),
+    ],
+)
+def test_sharpness_refuses_with_one_message(trained, arguments, message, code):
+    result = run("sharpness", trained / "checkpoint.pt", *arguments)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_sharpness_of_a_diverged_run_names_the_parameters():
+    assert run(*SMALL, "--bs", 1, "--lr", "1e30", "--out", "run").exit_code == 0
+    result = run("sharpness", "run")
+    assert result.exit_code == 1
+    assert re.search(
+        r"run/checkpoint\.pt, step \d+: the parameters .* are not finite", " ".join(result.stderr.split())
+    )
+
+
+def test_train_measures_sharpness_on_the_way():
+    result = run(*SMALL, "--bs", 64, "--measure-sharpness-every", 10, "--out", "run")
+    assert result.exit_code == 0
+    assert "λ_max" in result.stderr
+    assert Path("run/sharpness.csv").read_text().count("\n") == 1 + 4
+    assert Path("run/sharpness.png").exists()
+    assert run(*SMALL, "--out", "plain").exit_code == 0
+    again = run(*SMALL, "--out", "plain", "--measure-sharpness-every", 10)
+    assert again.exit_code == 0
+    assert "is finished and has no sharpness.csv" in " ".join(again.stderr.split())
+
+
+def test_sharpness_measures_what_it_can_and_says_what_it_cannot(trained):
+    assert run(*SMALL, "--bs", 1, "--lr", "1e30", "--out", "diverged").exit_code == 0
+    result = run("sharpness", trained / "checkpoint.pt", "diverged")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    assert re.search(r"diverged, step \d+: not measured. the parameters .* are not finite", text)
+    assert "below the edge" in text
+    assert str(trained) in text.replace(" ", "")
+    entries = json.loads(run("sharpness", trained / "checkpoint.pt", "diverged", "--json").stdout)
+    assert [entry["reason"] is None for entry in entries] == [True, False]
+    assert entries[0].keys() - {"split", "matrix", "gradient_norm", "num_matvecs"} == entries[1].keys()
+
+
+def test_sharpness_of_one_example_is_not_called_exact(trained):
+    result = run("sharpness", trained / "checkpoint.pt", "--num-examples", 1)
+    assert result.exit_code == 0
+    assert "unknown" in result.stdout
+    assert "cannot be judged" in " ".join(result.stdout.split())
+
+
+def test_the_limit_is_named_for_what_it_is():
+    assert run(*SMALL, "--momentum", "0.9", "--weight-decay", "4", "--out", "run").exit_code == 0
+    text = " ".join(run("sharpness", "run").stdout.split())
+    assert "2(1+m)/η − weight decay = 376 at lr 0.01" in text
+    assert run(*SMALL, "--lr", "1", "--weight-decay", "2", "--max-steps", 2, "--out", "beyond").exit_code == 0
+    beyond = run("sharpness", "beyond")
+    assert beyond.exit_code == 0
+    assert "limit" not in beyond.stdout
+    assert run(*SMALL, "--norm", "batch", "--out", "norm").exit_code == 0
+    normed = run("sharpness", "norm", "--json")
+    assert json.loads(normed.stdout)[0]["stable_sharpness"] is None  # training descends another loss
