@@ -27,7 +27,7 @@ def hessian_matvec(
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> MatVec:
-    """V -> Hv with H = ∇²L(θ), L the *mean* loss over the examples in evaluation mode; (P,) -> (P,).
+    """The product v -> Hv, H = ∇²L(θ), L the *mean* loss over the examples in evaluation mode; (P,) -> (P,).
 
     By differentiating the gradient, as a graph, along v (Pearlmutter 1994). At one θ that graph is the same
     for every v, so it is recorded once and kept for as many examples as 512 MiB hold (on a GPU: a quarter of
@@ -38,7 +38,9 @@ def hessian_matvec(
     params, examples, chunk_size, dtype: see Objective. Chunks are summed and divided by N once, so their
     size does not change the result beyond rounding.
 
-    Raises MeasurementError where the loss has no second derivative, or a product is not finite.
+    Raises MeasurementError where the loss has no second derivative, or a product is not finite. A wrong
+    second derivative, as torch's of `parametrizations.weight_norm`, shows only as a lack of symmetry, for
+    which `top_eigenpairs`, `spectral_moments` and `spectral_density` look.
     """
     return CurvatureProduct(
         Objective(problem, params, examples=examples, chunk_size=chunk_size, dtype=dtype), record_hessian
@@ -53,7 +55,7 @@ def ggn_matvec(
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> MatVec:
-    """V -> Gv with G = (1/N) Σ_i J_iᵀ (∇²_z ℓ_i) J_i, J_i the Jacobian of the outputs z_i; (P,) -> (P,).
+    """The product v -> Gv, G = (1/N) Σ_i J_iᵀ (∇²_z ℓ_i) J_i, J_i the Jacobian of the outputs z_i.
 
     The generalised Gauss–Newton matrix (Schraudolph 2002): positive semi-definite where the loss is convex
     in the outputs, and the Fisher matrix of a cross-entropy. A product costs about 1.4 gradients on the

@@ -239,7 +239,7 @@ def _tolerances(values: Tensor, norm: float, rtol: float, dtype: torch.dtype) ->
 
 
 def _starts(start: Tensor | None, random: Callable[[], Tensor], dim: int) -> Tensor | None:
-    """Unit vectors (K, P) near the given ones, with some of a random direction in each."""
+    """The given vectors (K, P), each with a random direction of its own length mixed in."""
     if start is None:
         return None
     start = start.reshape(-1, start.shape[-1])

@@ -22,7 +22,7 @@ class Loaded(NamedTuple):
 
     @property
     def run(self) -> str:
-        """The run folder it lies in, or the file itself."""
+        """The run folder it lies in."""
         from noisescale.store import STEP_CHECKPOINTS
 
         folder = self.path.parent
