@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from noisescale.errors import NoisescaleError
     from noisescale.estimate import Estimate
     from noisescale.evaluation import Evaluation, evaluate
-    from noisescale.measure import Sharpness, SharpnessOptions, measure_sharpness
+    from noisescale.factored_gradients import Outer
+    from noisescale.gradient_rules import gradient_rule
+    from noisescale.gradients import GradientMoments, gradient_moments
+    from noisescale.measure.noise import measure_noise
+    from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
     from noisescale.models import cnn, mlp
+    from noisescale.noise import NoiseScale, noise_scale
     from noisescale.objective import Objective
     from noisescale.problem import Examples, LossFn, MatVec, Params, Problem
     from noisescale.run import RunOptions, run_training
@@ -39,17 +44,20 @@ _MODULES = {
     "Estimate": "estimate",
     "Evaluation": "evaluation",
     "Examples": "problem",
+    "GradientMoments": "gradients",
     "KeskarSharpness": "sharpness",
     "LossFn": "problem",
     "MatVec": "problem",
+    "NoiseScale": "noise",
     "NoisescaleError": "errors",
     "Objective": "objective",
+    "Outer": "factored_gradients",
     "Params": "problem",
     "Problem": "problem",
     "ProblemConfig": "config",
     "RunOptions": "run",
-    "Sharpness": "measure",
-    "SharpnessOptions": "measure",
+    "Sharpness": "measure.sharpness",
+    "SharpnessOptions": "measure.sharpness",
     "SpectralDensity": "spectrum",
     "SpectralMoments": "spectrum",
     "TrainConfig": "config",
@@ -58,13 +66,17 @@ _MODULES = {
     "cnn": "models",
     "evaluate": "evaluation",
     "ggn_matvec": "curvature",
+    "gradient_moments": "gradients",
     "gradient_noise_interaction": "sharpness",
+    "gradient_rule": "gradient_rules",
     "hessian_matvec": "curvature",
     "keskar_sharpness": "sharpness",
     "load_checkpoint": "checkpoint",
     "load_splits": "data",
-    "measure_sharpness": "measure",
+    "measure_noise": "measure.noise",
+    "measure_sharpness": "measure.sharpness",
     "mlp": "models",
+    "noise_scale": "noise",
     "run_training": "run",
     "save_checkpoint": "checkpoint",
     "spectral_density": "spectrum",
@@ -80,11 +92,14 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Examples",
+    "GradientMoments",
     "KeskarSharpness",
     "LossFn",
     "MatVec",
+    "NoiseScale",
     "NoisescaleError",
     "Objective",
+    "Outer",
     "Params",
     "Problem",
     "ProblemConfig",
@@ -100,13 +115,17 @@ __all__ = [
     "cnn",
     "evaluate",
     "ggn_matvec",
+    "gradient_moments",
     "gradient_noise_interaction",
+    "gradient_rule",
     "hessian_matvec",
     "keskar_sharpness",
     "load_checkpoint",
     "load_splits",
+    "measure_noise",
     "measure_sharpness",
     "mlp",
+    "noise_scale",
     "run_training",
     "save_checkpoint",
     "spectral_density",

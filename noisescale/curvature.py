@@ -88,6 +88,20 @@ class CurvatureProduct:
         self._kept: dict[tuple[int, int], ChunkProduct] = {}  # by first and last example
 
     def __call__(self, vector: Tensor) -> Tensor:
+        return self._apply(vector, lambda count, part: None)
+
+    def with_forms(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hv, and of each of J chunks vᵀH_jv and its share of the examples: (P,), (J,), (J,) in float64."""
+        found: list[tuple[int, float]] = []
+
+        def note(count: int, part: Tensor) -> None:
+            found.append((count, float(vector.double() @ part.double()) / count))
+
+        image = self._apply(vector, note)
+        shares, forms = torch.tensor(found, dtype=torch.float64).T
+        return image, forms, shares / self.objective.num_examples
+
+    def _apply(self, vector: Tensor, note: Callable[[int, Tensor], None]) -> Tensor:
         parts = list(self.objective.unflatten(vector.to(self.objective.point)).values())
         total = torch.zeros_like(self.objective.point)
         may_keep = self._num_kept_chunks()
@@ -98,7 +112,9 @@ class CurvatureProduct:
                 self._kept.clear()
             key = (start, chunk.num_examples)
             product = self._kept.get(key) or self._record(self.objective, self._params, chunk)
-            total.add_(flatten(product(parts)))
+            found = flatten(product(parts))
+            total.add_(found)
+            note(chunk.num_examples, found)
             if len(self._kept) < may_keep and self.objective.chunk_size == recorded_for:
                 self._kept[key] = product
 

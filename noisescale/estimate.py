@@ -17,7 +17,7 @@ class Estimate:
     """value ± stderr, with `low` and `high` the 95 % interval, from `num_samples` independent samples.
 
     stderr, low and high are nan where one sample leaves the error unknown; stderr is 0 where the value is
-    exact.
+    exact. Of a ratio whose denominator may be zero, see `ratio`, value and stderr are nan.
     """
 
     value: float
@@ -47,12 +47,14 @@ def exact(value: float, *, num_samples: int = 1) -> Estimate:
     return Estimate(value=value, stderr=0.0, low=value, high=value, num_samples=num_samples)
 
 
-def from_stderr(value: float, stderr: float, *, num_samples: int) -> Estimate:
-    """Value ± stderr with Student's t interval of num_samples − 1 degrees of freedom."""
+def from_stderr(value: float, stderr: float, *, num_samples: int, dof: float | None = None) -> Estimate:
+    """Value ± stderr with Student's t interval of `dof` degrees of freedom, None: num_samples − 1."""
     if num_samples < 2:
         return Estimate(value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_samples)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_samples - 1)) * stderr
-    return Estimate(value=value, stderr=stderr, low=value - half, high=value + half, num_samples=num_samples)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof or num_samples - 1)) * float(stderr)
+    return Estimate(
+        value=value, stderr=float(stderr), low=value - half, high=value + half, num_samples=num_samples
+    )
 
 
 def from_samples(samples: Sequence[float] | np.ndarray) -> Estimate:
@@ -62,3 +64,41 @@ def from_samples(samples: Sequence[float] | np.ndarray) -> Estimate:
         return from_stderr(float(values.mean()), math.nan, num_samples=len(values))
     stderr = float(values.std(ddof=1)) / math.sqrt(len(values))
     return from_stderr(float(values.mean()), stderr, num_samples=len(values))
+
+
+def undefined(*, num_samples: int, low: float = math.nan) -> Estimate:
+    """No value, at most a lower bound."""
+    high = math.nan if math.isnan(low) else math.inf
+    return Estimate(value=math.nan, stderr=math.nan, low=low, high=high, num_samples=num_samples)
+
+
+def ratio(
+    numerator: float, denominator: float, covariance: np.ndarray, *, num_samples: int, dof: float
+) -> Estimate:
+    """numerator/denominator with Fieller's interval (1954): the R with |x − Ry| ≤ t·stderr(x − Ry).
+
+    covariance (2, 2): of the two estimates, zero where both are exact, nan where unknown. dof: degrees of
+    freedom of t. The stderr is that of first order.
+
+    Where the denominator is not significantly above zero the ratio is unresolved: value and stderr are nan,
+    `low` is Fieller's root, below which the ratio cannot lie, and `high` infinite; without even a bound,
+    all are nan. Never clamped.
+    """
+    x, y = numerator, denominator
+    if np.isnan(covariance).any():
+        value = x / y if y > 0 else math.nan
+        return Estimate(value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_samples)
+    squared_t = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof)) ** 2
+    (vxx, vxy), (_, vyy) = covariance
+    # a R² − 2b R + c ≤ 0
+    a, b, c = y**2 - squared_t * vyy, x * y - squared_t * vxy, x**2 - squared_t * vxx
+    discriminant = b**2 - a * c
+    if y > 0 and a > 0:
+        value = x / y
+        stderr = math.sqrt(max(vxx - 2 * value * vxy + value**2 * vyy, 0.0)) / y
+        half = math.sqrt(max(discriminant, 0.0))  # a sum of squares, negative by rounding alone
+        low, high = float((b - half) / a), float((b + half) / a)
+        return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=num_samples)
+    if a < 0 < c and x > 0:  # all but what lies between the roots, of which one is on either side of zero
+        return undefined(num_samples=num_samples, low=float((b - math.sqrt(discriminant)) / a))
+    return undefined(num_samples=num_samples)

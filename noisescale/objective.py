@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -63,7 +64,7 @@ class Objective:
         self._shapes = {name: param.shape for name, param in differentiated.items()}
         buffers = dict(problem.model.named_buffers())
         self._constants = {
-            name: self._cast(tensor.detach()).clone()
+            name: self.cast(tensor.detach()).clone()
             for name, tensor in (params | buffers).items()
             if name not in differentiated
         }
@@ -95,6 +96,13 @@ class Objective:
         other._chunk_size = self.chunk_size  # measured once, not for every batch
         return other
 
+    def instance(self, params: Params) -> nn.Module:
+        """A copy of the model, in evaluation mode, whose parameters are the tensors `params`."""
+        given = params | self._constants
+        own = [*self._model.named_parameters(), *self._model.named_buffers()]
+        model: nn.Module = copy.deepcopy(self._model, {id(tensor): given[name] for name, tensor in own})
+        return model
+
     def params(self, vector: Tensor | None = None) -> Params:
         """θ at `vector` (P,), by default the point: leaves by name, ready to be differentiated."""
         leaves = self.unflatten(self.point if vector is None else vector.to(self.point))
@@ -108,13 +116,13 @@ class Objective:
 
     def outputs(self, params: Params, inputs: Tensor) -> Tensor:
         """The model's outputs (B, ...) for inputs (B, *F)."""
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-            outputs: Tensor = functional_call(self._model, (params, self._constants), (self._cast(inputs),))
+        with plain_attention():
+            outputs: Tensor = functional_call(self._model, (params, self._constants), (self.cast(inputs),))
         return outputs
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """One loss per example (B,); MeasurementError where the problem's loss has reduced them already."""
-        losses = self._loss(outputs, self._cast(targets))
+        losses = self._loss(outputs, self.cast(targets))
         if losses.shape != targets.shape[:1]:
             raise MeasurementError(
                 f"{self.name} gives shape {tuple(losses.shape)} for {len(targets)} examples: return one loss "
@@ -124,18 +132,35 @@ class Objective:
 
     def value_and_gradient(self, vector: Tensor | None = None) -> tuple[float, Tensor]:
         """L and its gradient (P,) at `vector` (P,), by default the point."""
+        weights = torch.ones(1, self.num_examples, dtype=self.dtype, device=self.device)
+        losses, gradients = self.weighted_gradients(weights, vector)
+        return losses.sum().item() / self.num_examples, gradients[0] / self.num_examples
+
+    def weighted_gradients(self, weights: Tensor, vector: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The losses ℓ_i (N,) in float64, and the gradients of Σ_i w_ki ℓ_i for weights (K, N): (K, P)."""
         params = self.params(vector)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        gradient = torch.zeros_like(self.point)
+        losses = torch.empty(self.num_examples, dtype=torch.float64, device=self.device)
+        gradients = self.point.new_zeros(len(weights), self.dim)
 
         def add(chunk: Examples, start: int) -> None:
-            loss = self.losses(self.outputs(params, chunk.inputs), chunk.targets).sum()
-            parts = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
-            gradient.add_(flatten(parts))
-            total.add_(loss.detach())
+            rows = slice(start, start + chunk.num_examples)
+            found = self.losses(self.outputs(params, chunk.inputs), chunk.targets)
+            parts = [
+                torch.autograd.grad(
+                    found,
+                    list(params.values()),
+                    row[rows].to(found),
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+                for row in weights
+            ]
+            losses[rows] = found.detach()
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.add_(flatten(part))
 
         self.for_each_chunk(add)
-        return total.item() / self.num_examples, gradient / self.num_examples
+        return losses, gradients
 
     @property
     def chunk_size(self) -> int:
@@ -147,6 +172,10 @@ class Objective:
                 budget = torch.cuda.mem_get_info(self.device)[0] // GPU_SHARE
             self._chunk_size = min(max(budget // self.bytes_per_example, 1), largest)
         return self._chunk_size
+
+    def cap_chunk_size(self, largest: int) -> None:
+        """Takes at most so many examples in one pass from now on."""
+        self._chunk_size = max(min(self.chunk_size, largest), 1)
 
     @cached_property
     def bytes_per_example(self) -> int:
@@ -191,8 +220,15 @@ class Objective:
                 continue
             start += chunk.num_examples
 
-    def _cast(self, values: Tensor) -> Tensor:
+    def cast(self, values: Tensor) -> Tensor:
+        """`values` on the parameters' device, floating-point ones in their dtype."""
         return values.to(self.point if values.is_floating_point() else self.device)
+
+
+def plain_attention() -> contextlib.AbstractContextManager[None]:
+    """Attention without its fused kernels, which have neither a second derivative nor a batching rule."""
+    context: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context
 
 
 def flatten(parts: Sequence[Tensor]) -> Tensor:

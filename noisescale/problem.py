@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from noisescale.config import ProblemConfig
 from noisescale.errors import SettingError
@@ -66,24 +66,51 @@ def as_examples(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> Examples:
     return Examples(inputs, targets)
 
 
-def select(
-    problem: Problem, *, split: str = "train", num_examples: int | None = None, seed: int = 0
-) -> tuple[int, Examples]:
-    """How many examples the split has, and a random subset of them under `seed`; all of them for None.
+class Selection(NamedTuple):
+    """A random subset of a split: its examples, their indices (n,) in it, and how many it has in all."""
 
-    Random, never the first n: the order of a data set is seldom exchangeable. SettingError for a split that
-    the problem lacks and for a number it does not have.
+    examples: Examples
+    indices: Tensor
+    population_size: int
+
+
+def select(
+    problem: Problem,
+    *,
+    split: str = "train",
+    num_examples: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Selection:
+    """So many of the split's examples at random, in random order; None: all of them, in theirs.
+
+    Random, never the first n: the order of a data set is seldom exchangeable. generator: on the CPU; None:
+    seed 0. Of a Dataset only the chosen items are read. SettingError for a split that the problem lacks and
+    for a number it does not have.
     """
-    present = [name for name in SPLITS if getattr(problem, name) is not None]
-    if split not in present:
-        raise SettingError(f"split {split!r}: this problem has {', '.join(present)}")
-    examples = as_examples(getattr(problem, split))
-    population = examples.num_examples
+    data = split_data(problem, split)
+    population = data.num_examples if isinstance(data, Examples) else len(cast(Sized, data))
     if num_examples is None or num_examples == population:
-        return population, examples
+        return Selection(as_examples(data), torch.arange(population), population)
     if not 1 <= num_examples <= population:
         raise SettingError(
             f"num examples {num_examples}: the {split} split has {population}; give 1 to {population}"
         )
-    chosen = torch.randperm(population, generator=torch.Generator().manual_seed(seed))[:num_examples]
-    return population, examples.part(chosen.to(examples.targets.device))
+    generator = generator or torch.Generator().manual_seed(0)
+    indices = torch.randperm(population, generator=generator)[:num_examples]
+    return Selection(part_of(data, indices), indices, population)
+
+
+def part_of(data: Examples | Dataset[tuple[Tensor, Tensor]], indices: Tensor) -> Examples:
+    """The examples at these indices (n,), on the CPU; of a Dataset only they are read."""
+    if isinstance(data, Examples):
+        return data.part(indices.to(data.targets.device))
+    return as_examples(Subset(data, indices.tolist()))
+
+
+def split_data(problem: Problem, split: str) -> Examples | Dataset[tuple[Tensor, Tensor]]:
+    """The data of a split; SettingError for one that the problem lacks."""
+    present = [name for name in SPLITS if getattr(problem, name) is not None]
+    if split not in present:
+        raise SettingError(f"split {split!r}: this problem has {', '.join(present)}")
+    data: Examples | Dataset[tuple[Tensor, Tensor]] = getattr(problem, split)
+    return data

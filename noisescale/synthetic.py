@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from noisescale.noise import Population
 from noisescale.problem import Examples, Problem
-
-Population = Literal["dataset", "distribution"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from noisescale import store
 from noisescale.errors import MeasurementError
-from noisescale.measure import Sharpness, SharpnessOptions, measure_sharpness
+from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
 from noisescale.stability import stable_sharpness
 from noisescale.training import Training, has_batch_norm
 

@@ -10,6 +10,10 @@ from noisescale.problem import Examples, Problem
 from noisescale.synthetic import SyntheticProblem, linear_regression, noisy_quadratic
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def classification(model: nn.Module | None = None, *, num_examples: int = 50, seed: int = 0) -> Problem:
     """Six features, three classes, float64; the default model is a small tanh network."""
     generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,7 @@ from noisescale import store
 from noisescale.build import build_problem
 from noisescale.checkpoint import load_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
-from noisescale.measure import SharpnessOptions, measure_sharpness
+from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.run import RunOptions, run_training
 from noisescale.tracking import SharpnessTracker
 from noisescale.training import Training

@@ -117,7 +117,7 @@ def sharpness(
 
     from noisescale.cli.checkpoints import load_all, with_problems
     from noisescale.cli.sharpness_report import print_sharpness, sharpness_entry, unmeasured_entry
-    from noisescale.measure import Sharpness, SharpnessOptions, measure_sharpness
+    from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
     from noisescale.training import has_batch_norm
 
     if plot is not None and plot.suffix not in PICTURES:

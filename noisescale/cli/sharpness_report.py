@@ -14,7 +14,7 @@ from noisescale.stability import side_of, stable_sharpness
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Loaded
-    from noisescale.measure import Sharpness
+    from noisescale.measure.sharpness import Sharpness
 
 NAMES = {"largest": "λ_max", "smallest": "λ_min"}
 

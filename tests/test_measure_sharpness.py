@@ -11,9 +11,9 @@ from noisescale.build import build_problem
 from noisescale.config import ProblemConfig
 from noisescale.curvature import hessian_matvec
 from noisescale.errors import SettingError
-from noisescale.measure import SharpnessOptions, measure_sharpness
+from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.problem import select
-from tests.problems import classification, regression
+from tests.problems import classification, regression, seeded
 
 EVERYTHING = SharpnessOptions(
     top=2, bottom=1, trace=True, density=True, phi=True, batch_size=5, num_batches=8, dtype=torch.float64
@@ -90,13 +90,15 @@ def test_a_warm_start_takes_fewer_products():
 
 def test_a_subset_is_random_seeded_and_without_repeats():
     problem = classification()
-    population, examples = select(problem, num_examples=20, seed=1)
+    examples, _, population = select(problem, num_examples=20, generator=seeded(1))
     assert population == 50
     rows = {tuple(row.tolist()) for row in examples.inputs}
     assert len(rows) == 20
     assert not torch.equal(examples.inputs, problem.train.inputs[:20])
-    assert torch.equal(select(problem, num_examples=20, seed=1)[1].inputs, examples.inputs)
-    assert not torch.equal(select(problem, num_examples=20, seed=2)[1].inputs, examples.inputs)
+    assert torch.equal(select(problem, num_examples=20, generator=seeded(1)).examples.inputs, examples.inputs)
+    assert not torch.equal(
+        select(problem, num_examples=20, generator=seeded(2)).examples.inputs, examples.inputs
+    )
 
 
 def test_impossible_measurements_are_refused():

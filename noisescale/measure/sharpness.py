@@ -1,4 +1,4 @@
-"""Measurements of a problem at one parameter vector: curvature of its loss, as one record."""
+"""The curvature of a problem's loss at one parameter vector, as one record."""
 
 from __future__ import annotations
 
@@ -158,8 +158,8 @@ def measure_sharpness(
     parameters that are not finite and losses without a second derivative.
     """
     options = options or SharpnessOptions()
-    population, examples = select(
-        problem, split=options.split, num_examples=options.num_examples, seed=options.seed
+    examples, _, population = select(
+        problem, split=options.split, num_examples=options.num_examples, generator=_generator(options)
     )
     objective = Objective(problem, params, examples=examples, dtype=options.dtype)
     record = record_ggn if options.ggn else record_hessian

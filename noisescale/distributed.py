@@ -1,0 +1,59 @@
+"""Work divided over the processes of a torch.distributed group; with one process, no work at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def rank_and_size() -> tuple[int, int]:
+    """The number of this process and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def own_share(count: int) -> slice:
+    """The part of this process in 0…count − 1, in order and as even as it comes; maybe empty."""
+    rank, size = rank_and_size()
+    return slice(rank * count // size, (rank + 1) * count // size)
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of every process's `values`, of one shape."""
+    if rank_and_size()[1] > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def gather_rows(values: np.ndarray) -> np.ndarray:
+    """Every process's rows (n_rank, ...), in the order of the processes."""
+    size = rank_and_size()[1]
+    if size == 1:
+        return values
+    gathered: list[np.ndarray] = [values] * size
+    dist.all_gather_object(gathered, values)
+    return np.concatenate(gathered)
+
+
+@contextmanager
+def process_group(*, device: str) -> Iterator[str]:
+    """The group that `torchrun` describes in the environment, where it does; yields this process's device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        yield device
+        return
+    if device == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()

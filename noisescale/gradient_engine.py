@@ -1,0 +1,32 @@
+"""What every way of computing per-example gradients has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from noisescale.objective import Objective
+from noisescale.problem import Examples, Params
+
+
+class ChunkStatistics(NamedTuple):
+    """losses (B,), squared_norms (B, L) in float64, and gradient (P,), the sum over the chunk."""
+
+    losses: Tensor
+    squared_norms: Tensor
+    gradient: Tensor
+
+
+class Engine(Protocol):
+    """How per-example gradients are had; `objective` carries the point, the examples and the chunk size."""
+
+    name: str
+    objective: Objective
+
+    def statistics(self, chunk: Examples) -> ChunkStatistics:
+        """Norms of the examples' gradients, by parameter tensor, and their sum."""
+
+    def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
+        """g_i·v for K directions v: (K, B, L) by parameter tensor, or (K, B, 1) in all; float64."""

@@ -1,0 +1,236 @@
+"""Sufficient statistics of per-example gradients, the one thing noise scales need of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from noisescale.distributed import gather_rows, own_share, sum_over_processes
+from noisescale.errors import MeasurementError, SettingError
+from noisescale.gradient_engine import Engine
+from noisescale.layer_engine import LayerEngine
+from noisescale.objective import Objective
+from noisescale.problem import Examples, Params, Problem, select
+from noisescale.vmap_engine import CompilationError, CompiledEngine, VmapEngine
+
+EngineName = Literal["auto", "hooks", "compiled", "vmap"]
+PROBE = 4  # examples on which an engine is checked before it is believed
+WORTH_COMPILING = 2e10  # numbers of written-out gradients, which take about as long as a compilation
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientMoments:
+    """Statistics of n per-example gradients g_i, out of which |G|² and tr Σ are estimated.
+
+    num_examples, population_size: n, and N of the split that they are a random subset of; indices (n,) in it.
+    mean: ḡ = (1/n) Σ g_i by parameter, float64. squared_norms (n, L): |g_i|² of each parameter tensor.
+    projections: g_i·ḡ of each tensor (n, L), or in all (n,), or None where errors were not asked for.
+    losses (n,): ℓ_i. engine: what computed them. notes: what a reader should know of that.
+    """
+
+    num_examples: int
+    population_size: int
+    mean: Params
+    squared_norms: np.ndarray
+    projections: np.ndarray | None
+    losses: np.ndarray
+    indices: np.ndarray
+    engine: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mean_squares(self) -> np.ndarray:
+        """|ḡ|² of each parameter tensor (L,)."""
+        return np.array([part.square().sum().item() for part in self.mean.values()])
+
+
+def gradient_moments(
+    problem: Problem,
+    params: Params | None = None,
+    *,
+    split: str = "train",
+    num_examples: int | None = None,
+    engine: EngineName = "auto",
+    chunk_size: int | None = None,
+    standard_errors: bool = True,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> GradientMoments:
+    """Mean, squared norms and projections on the mean of the per-example gradients at `params`.
+
+    split, num_examples, generator: a random subset of so many of the split's examples; None: all, and seed 0.
+    engine: "hooks" takes norms from the layers' inputs and output gradients, at about the price of one
+        gradient; "vmap" writes the gradients out, a chunk at a time, and is the definition; "compiled" has
+        torch.compile fuse them away and falls back on "vmap" with a note. "auto": hooks where they pass their
+        check against single-example backward passes, else compiled or vmap by the amount of work.
+    chunk_size: examples in one pass, which does not change the result; None: by the memory.
+    standard_errors: whether to compute projections, in a second pass of about the same price.
+
+    The model must treat examples one by one: SettingError for batch norm or dropout in training mode.
+    In several processes each takes a share of the examples, and all get the same result.
+
+    Raises SettingError for fewer than 2 examples and other bad arguments, MeasurementError for parameters,
+    losses or gradients that are not finite, losses reduced over the batch, and losses that are random.
+    """
+    if engine not in get_args(EngineName):
+        raise SettingError(f"engine {engine!r}: give one of {', '.join(get_args(EngineName))}")
+    check_modes(problem.model)
+    selected = select(problem, split=split, num_examples=num_examples, generator=generator)
+    objective = Objective(problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size)
+    return moments_on(
+        objective,
+        indices=selected.indices,
+        population_size=selected.population_size,
+        engine=engine,
+        standard_errors=standard_errors,
+    )
+
+
+def moments_on(
+    objective: Objective,
+    *,
+    indices: Tensor,
+    population_size: int,
+    engine: EngineName = "auto",
+    standard_errors: bool = True,
+) -> GradientMoments:
+    """The moments of the objective's examples, which have these indices (n,) in their split."""
+    whole = objective.num_examples
+    if whole < 2:
+        raise SettingError(f"{whole} example(s): the covariance of gradients takes at least 2")
+    own = objective.on(objective.examples.part(own_share(whole)))
+    chosen, notes = choose_engine(engine, own, objective.examples.part(slice(PROBE)))
+    try:
+        losses, squared_norms, total = _statistics(chosen)
+    except CompilationError as error:
+        notes = (*notes, f"{error}; vmap was used instead, many times slower")
+        chosen = VmapEngine(own)
+        losses, squared_norms, total = _statistics(chosen)
+    mean = sum_over_processes(total) / whole
+    losses, squared_norms = gather_rows(losses), gather_rows(squared_norms)
+    _check_finite(objective, losses, squared_norms, indices)
+    found = None
+    if standard_errors:
+        found = gather_rows(_projections(chosen, objective.unflatten(mean.to(objective.dtype))))
+    return GradientMoments(
+        num_examples=whole,
+        population_size=population_size,
+        mean=objective.unflatten(mean),
+        squared_norms=squared_norms,
+        projections=found if found is None or len(mean) == 1 or found.shape[1] > 1 else found[:, 0],
+        losses=losses,
+        indices=indices.numpy(),
+        engine=chosen.name,
+        notes=notes,
+    )
+
+
+def choose_engine(name: EngineName, objective: Objective, probe: Examples) -> tuple[Engine, tuple[str, ...]]:
+    """The engine, and what to say of the choice; MeasurementError where the wanted one does not apply.
+
+    Checks on the way that the examples' losses are separate and not random.
+    """
+    _check_separate(objective, probe)
+    if name in ("vmap", "compiled"):
+        return (VmapEngine if name == "vmap" else CompiledEngine)(objective), ()
+    layers = LayerEngine(objective, probe)
+    if not layers.elsewhere:
+        return layers, ()
+    names = sorted(layers.elsewhere)
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    written_out = sum(part.numel() for name, part in layers.params.items() if name in layers.elsewhere)
+    if name == "auto" and written_out * objective.num_examples > WORTH_COMPILING:
+        return CompiledEngine(objective), (f"compiled instead of hooks, which cannot reach {listed}",)
+    return layers, (f"{listed}: not used by the module they belong to, example by example; through vmap",)
+
+
+def check_modes(model: nn.Module) -> None:
+    """SettingError where the model, as it stands, would mix or randomise examples."""
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if module.training or module.running_mean is None:
+                raise SettingError(
+                    f"{name or kind} ({kind}) normalises over the batch, so that no example has a gradient "
+                    "of its own: call model.eval() to measure with running statistics, or use GroupNorm"
+                )
+        elif module.training and _dropout(module) > 0:
+            raise SettingError(
+                f"{name or kind} ({kind}) is active dropout, which makes every gradient random: "
+                "call model.eval()"
+            )
+
+
+def _dropout(module: nn.Module) -> float:
+    """The probability with which a module drops activations in training mode."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p
+    return module.dropout if isinstance(module, nn.MultiheadAttention | nn.RNNBase) else 0.0
+
+
+def _check_separate(objective: Objective, probe: Examples) -> None:
+    """MeasurementError unless an example's loss is the same every time and in every company."""
+    params = {name: leaf.detach() for name, leaf in objective.params().items()}
+
+    def losses(examples: Examples) -> Tensor:
+        try:
+            return objective.losses(objective.outputs(params, examples.inputs), examples.targets)
+        except MeasurementError:
+            raise
+        except Exception as error:  # whatever a model or a loss of the user's own raises
+            raise MeasurementError(
+                f"{objective.name} fails on {examples.num_examples} examples with inputs of shape "
+                f"{tuple(examples.inputs.shape)} and targets of shape {tuple(examples.targets.shape)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    together, again = losses(probe), losses(probe)
+    if not torch.equal(together, again) and together.isfinite().all():
+        raise MeasurementError(f"{objective.name} is random at fixed parameters: turn its randomness off")
+    alone = torch.cat([losses(probe.part(slice(i, i + 1))) for i in range(probe.num_examples)])
+    precision = torch.finfo(objective.dtype).eps ** 0.5
+    if not torch.allclose(together, alone, rtol=precision, atol=precision, equal_nan=True):
+        raise MeasurementError(
+            f"{objective.name}: an example's loss depends on which others are in the batch, so that none has "
+            "a gradient of its own"
+        )
+
+
+def _statistics(engine: Engine) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Losses (n,), squared norms (n, L) and the summed gradient (P,), float64, of this process's share."""
+    losses: list[Tensor] = []
+    squared_norms: list[Tensor] = []
+    total = engine.objective.point.new_zeros(engine.objective.dim, dtype=torch.float64)
+
+    def add(chunk: Examples, start: int) -> None:
+        found = engine.statistics(chunk)
+        losses.append(found.losses.double().cpu())
+        squared_norms.append(found.squared_norms.cpu())
+        total.add_(found.gradient)
+
+    engine.objective.for_each_chunk(add)
+    return torch.cat(losses).numpy(), torch.cat(squared_norms).numpy(), total
+
+
+def _projections(engine: Engine, direction: Params) -> np.ndarray:
+    """g_i·direction, (n, L) or (n, 1), of this process's share."""
+    found: list[Tensor] = []
+
+    def add(chunk: Examples, start: int) -> None:
+        found.append(engine.projections(chunk, [direction])[0].cpu())
+
+    engine.objective.for_each_chunk(add)
+    return torch.cat(found).numpy()
+
+
+def _check_finite(objective: Objective, losses: np.ndarray, norms: np.ndarray, indices: Tensor) -> None:
+    broken = np.flatnonzero(~np.isfinite(losses) | ~np.isfinite(norms).all(1))
+    if len(broken):
+        raise MeasurementError(
+            f"{objective.name}: the loss or gradient of {len(broken)} of {len(losses)} examples is not "
+            f"finite (first index {int(indices[broken[0]])})"
+        )

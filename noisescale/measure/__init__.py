@@ -1,0 +1,1 @@
+"""Measurements of a problem at one parameter vector, each as one record."""

@@ -1,0 +1,182 @@
+"""tr(HΣ) and GᵀHG, the two halves of B_noise, by random-sign noise probes and Hessian products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisescale.curvature import CurvatureProduct, record_hessian
+from noisescale.distributed import gather_rows, own_share
+from noisescale.eigenpairs import EigenPairs, top_eigenpairs
+from noisescale.errors import SettingError
+from noisescale.gradient_engine import Engine
+from noisescale.gradients import PROBE, EngineName, choose_engine
+from noisescale.noise import CurvatureNoise, Population
+from noisescale.objective import Objective
+from noisescale.problem import Examples, Params
+
+HESSIAN_GROUPS = 16  # whose spread is H's sampling error
+DEFLATED = 10  # eigenvectors taken out of the probes
+PRODUCTS_PER_VECTOR = 2.5  # spent on them; a control variate need not have converged
+
+
+def measure_curvature_noise(
+    gradients: Objective,
+    hessian: Objective,
+    *,
+    squared_gradient_norm: Callable[[Tensor], float],
+    population: Population,
+    population_size: int,
+    num_probes: int = 32,
+    engine: EngineName = "auto",
+    generator: torch.Generator,
+    report: Callable[[str], None] = lambda activity: None,
+) -> CurvatureNoise:
+    """|G|², tr(HΣ) and GᵀHG with their joint covariance.
+
+    gradients, hessian: the objectives whose examples give G and Σ, and H. Unbiased if H does not depend on
+        the choice of the former: disjoint examples of a distribution, or independent draws from a data set
+        (so too all of it). H is taken on at most 1/16 of its examples at a time.
+    squared_gradient_norm: ḡ -> |G|². num_probes: K, of which each takes one product.
+
+    The n gradients are divided at random into K blocks. In each, u = Σ_i ξ_i (g_i − ḡ_b)/√(n_b − 1) with
+    random signs ξ_i has E uᵀHu = tr(HΣ_b). The top eigenvectors v_k serve as a control variate: what they
+    contribute, Σ_k λ_k (u·v_k)², is exchanged for its mean over the signs, Σ_k λ_k Var_b(g_i·v_k), from the
+    examples' own projections; so unconverged vectors cost precision, not correctness.
+    GᵀHG = ḡᵀHḡ − tr(HΣ)/n, for a data set with 1/n − 1/N.
+
+    Errors: the spread over blocks covers the signs and the sample of gradients, that over 16 groups of its
+    examples the sample of H. For a data set the former's share of sampling shrinks by 1 − n/N, the latter's
+    by 1 − m/N; what cannot be told apart counts in full.
+    """
+    num_examples = gradients.num_examples
+    num_blocks = min(num_probes, num_examples // 2)
+    if num_probes < 2:
+        raise SettingError(f"num probes {num_probes}: an error takes at least 2")
+    if num_blocks < 2:
+        raise SettingError(f"{num_examples} examples: B_noise takes at least 4")
+    hessian.cap_chunk_size(-(-hessian.num_examples // HESSIAN_GROUPS))
+    product = CurvatureProduct(hessian, record_hessian)
+    report("mean gradient")
+    mean = gradients.value_and_gradient()[1]
+    image, mean_forms, shares = product.with_forms(mean)
+    report("eigenvectors")
+    pairs = _deflation(product, generator)
+    values = pairs.values.numpy()
+    order = torch.randperm(num_examples, generator=generator)
+    signs = torch.randint(0, 2, (num_examples,), generator=generator) * 2.0 - 1.0
+    blocks = list(torch.arange(num_examples).tensor_split(num_blocks))[own_share(num_blocks)]
+    projector, _ = choose_engine(engine, gradients, gradients.examples.part(slice(PROBE)))
+    directions = [gradients.unflatten(vector) for vector in pairs.vectors]
+    rows = []
+    for number, block in enumerate(blocks):
+        report(f"noise probe {number + 1} of {len(blocks)}")
+        examples = gradients.examples.part(order[block].to(gradients.examples.targets.device))
+        within = gradients.on(examples)
+        weights = torch.stack([signs[block], torch.ones(len(block))]).to(within.point)
+        noise, own_mean = within.weighted_gradients(weights)[1]
+        own_mean /= len(block)
+        probe = (noise - weights[0].sum() * own_mean) / (len(block) - 1) ** 0.5
+        forms = product.with_forms(probe)[1].numpy()
+        along = (pairs.vectors @ probe).double().cpu().numpy()
+        deflated = values @ along**2
+        variances = values @ _variances(within, projector, directions)
+        on_mean, on_image = (float(own_mean.double() @ one.double()) for one in (mean, image))
+        rows.append([on_mean, on_image, deflated, variances, *forms])
+    table = gather_rows(np.array(rows, dtype=np.float64).reshape(len(blocks), 4 + len(shares)))
+    return _combine(
+        table,
+        squared_norm=squared_gradient_norm(mean),
+        mean_forms=mean_forms.numpy(),
+        shares=shares.numpy(),
+        population=population,
+        population_size=population_size,
+        num_examples=num_examples,
+        hessian_examples=hessian.num_examples,
+        num_matvecs=1 + pairs.num_matvecs + num_blocks,
+    )
+
+
+def _combine(
+    table: np.ndarray,
+    *,
+    squared_norm: float,
+    mean_forms: np.ndarray,
+    shares: np.ndarray,
+    population: Population,
+    population_size: int,
+    num_examples: int,
+    hessian_examples: int,
+    num_matvecs: int,
+) -> CurvatureNoise:
+    """Estimates and covariance from a row per block: ḡ_b·ḡ, ḡ_b·Hḡ, the exchanged terms, uᵀH_ju."""
+    is_dataset = population == "dataset"
+    on_mean, on_image, deflated, variances = table.T[:4]
+    forms = table[:, 4:]  # (K, J)
+    num_blocks, num_groups = forms.shape
+    per_example = 1 / num_examples - (1 / population_size if is_dataset else 0.0)  # of Var ḡ in Σ
+    finite = 1 - 1 / population_size if is_dataset else 1.0  # Σ with 1/N
+
+    remainder = forms @ shares - deflated
+    trace = remainder + variances  # (K,), each unbiased for tr(HΣ)
+    curvature = 2 * (on_image - on_image.mean()) - per_example * trace
+    blocks = np.stack([2 * (on_mean - on_mean.mean()), finite * trace, curvature])
+    signs_alone = np.stack([0 * remainder, finite * remainder, -per_example * remainder])
+    sampled = 1 - num_examples / population_size if is_dataset else 1.0
+    covariance = (sampled * np.cov(blocks) + (1 - sampled) * np.cov(signs_alone)) / num_blocks
+
+    mean_curvature = mean_forms @ shares - per_example * trace.mean()
+    mean_curvature = mean_forms @ shares - per_example * trace.mean()
+    unseen = 1 - hessian_examples / population_size if is_dataset else 1.0
+    of_groups = (forms - deflated[:, None]).mean(0) + variances.mean()  # (J,), tr(H_jΣ)
+    groups = np.stack([0 * of_groups, finite * of_groups, mean_forms - per_example * of_groups])
+    covariance += _covariance_of_mean(groups, shares) * unseen
+    return CurvatureNoise(
+        values=np.array([squared_norm, finite * trace.mean(), mean_curvature]),
+        covariance=covariance,
+        dof=(min(num_blocks, num_groups) if unseen else num_blocks) - 1,
+        num_examples=num_examples,
+        hessian_examples=hessian_examples,
+        num_matvecs=num_matvecs,
+    )
+
+
+def _covariance_of_mean(groups: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Of the mean of independent columns (3, J) weighted by their shares (J,): (3, 3), nan for one."""
+    count = len(shares)
+    if count < 2:
+        return np.full((len(groups), len(groups)), np.nan)
+    weighted = (groups - (groups @ shares)[:, None]) * shares
+    covariance: np.ndarray = weighted @ weighted.T * count / (count - 1)
+    return covariance
+
+
+def _variances(objective: Objective, engine: Engine, directions: list[Params]) -> np.ndarray:
+    """Of g_i·v over the objective's examples, with 1/(n−1), for K directions v: (K,)."""
+    found: list[Tensor] = []
+
+    def add(chunk: Examples, start: int) -> None:
+        found.append(engine.projections(chunk, directions).sum(-1).cpu())
+
+    objective.for_each_chunk(add)
+    variances: np.ndarray = torch.cat(found, 1).var(1).numpy()
+    return variances
+
+
+def _deflation(product: CurvatureProduct, generator: torch.Generator) -> EigenPairs:
+    objective = product.objective
+    k = min(DEFLATED, objective.dim)
+    return top_eigenpairs(
+        product,
+        dim=objective.dim,
+        k=k,
+        which="magnitude",
+        rtol=0.1,
+        max_matvecs=min(round(PRODUCTS_PER_VECTOR * k), objective.dim) + 1,
+        dtype=objective.dtype,
+        device=objective.device,
+        generator=generator,
+    )

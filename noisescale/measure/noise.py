@@ -1,0 +1,232 @@
+"""The noise of a problem's gradient at one parameter vector, as one record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from noisescale.errors import SettingError
+from noisescale.gradients import EngineName, GradientMoments, check_modes, moments_on
+from noisescale.measure.curvature_noise import measure_curvature_noise
+from noisescale.noise import (
+    CurvatureNoise,
+    NoiseScale,
+    Population,
+    gradient_noise,
+    mean_estimate,
+    noise_scale,
+    table,
+)
+from noisescale.objective import Objective
+from noisescale.problem import Params, Problem, Selection, part_of, select, split_data
+
+HESSIAN_EXAMPLES = 4096
+TOP_EXAMPLES = 10
+
+
+def measure_noise(
+    problem: Problem,
+    params: Params | None = None,
+    *,
+    split: str = "train",
+    population: Population | None = None,
+    num_examples: int | None = None,
+    hessian: bool = False,
+    num_probes: int = 32,
+    hessian_examples: int | None = None,
+    per_layer: bool = False,
+    per_class: bool = False,
+    engine: EngineName = "auto",
+    chunk_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+    report: Callable[[str], None] = lambda activity: None,
+) -> NoiseScale:
+    """|G|², tr Σ and B_simple = tr Σ/|G|² at `params` (None: the model's own), with their errors.
+
+    split, num_examples, engine, chunk_size, dtype: of `gradient_moments`.
+    population: "dataset", noise about the mean gradient of the split's examples, the default for "train"; or
+        "distribution", about that of fresh examples, the default for others.
+    hessian: tr(HΣ), GᵀHG, B_noise and ε_max as well, see `measure_curvature_noise`: with `num_probes` noise
+        probes, H on `hessian_examples` (None: 4,096, at most half of the split). For a data set these are
+        drawn independently of the gradients' examples; for a distribution they are others, taken from
+        the gradients' where the split has no more.
+    per_layer, per_class: a row for each parameter tensor, for each class of the target.
+    generator: of every random choice, on the CPU; None: seed 0.
+    report: is told what is being computed.
+
+    McCandlish et al. 2018 (arXiv 1812.06162), (2.8), (2.9). Raises as `gradient_moments` does.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    population = population or ("dataset" if split == "train" else "distribution")
+    check_modes(problem.model)
+    selected = select(problem, split=split, num_examples=num_examples, generator=generator)
+    objective = Objective(problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size)
+    report("gradients")
+    moments = moments_on(
+        objective, indices=selected.indices, population_size=selected.population_size, engine=engine
+    )
+    found = noise_scale(
+        moments.squared_norms,
+        moments.projections,
+        moments.mean_squares,
+        population=population,
+        population_size=selected.population_size,
+        names=list(moments.mean) if per_layer else None,
+    )
+    notes = moments.notes
+    if found.per_layer is not None and found.per_layer["gradient_variance_stderr"].isna().any():
+        notes = (*notes, f"the engine {moments.engine} gives no errors per layer; hooks does")
+    curvature = None
+    if hessian:
+        curvature = _curvature_noise(
+            problem,
+            objective,
+            selected,
+            moments,
+            split=split,
+            population=population,
+            num_probes=num_probes,
+            hessian_examples=hessian_examples,
+            engine=engine,
+            generator=generator,
+            report=report,
+        )
+    by_class = None
+    if per_class:
+        by_class = _per_class(problem, objective, selected, split, population, engine, report)
+    return replace(
+        found,
+        split=split,
+        engine=moments.engine,
+        loss=mean_estimate(moments.losses, population=population, population_size=selected.population_size),
+        curvature=curvature,
+        per_class=by_class,
+        top_examples=_top_examples(moments, selected),
+        notes=notes,
+    )
+
+
+def _curvature_noise(
+    problem: Problem,
+    objective: Objective,
+    selected: Selection,
+    moments: GradientMoments,
+    *,
+    split: str,
+    population: Population,
+    num_probes: int,
+    hessian_examples: int | None,
+    engine: EngineName,
+    generator: torch.Generator,
+    report: Callable[[str], None],
+) -> CurvatureNoise:
+    """With H on examples that are independent of the gradients'."""
+    size, sample = selected.population_size, selected.examples.num_examples
+    wanted = min(HESSIAN_EXAMPLES, size // 2) if hessian_examples is None else hessian_examples
+    largest = size if population == "dataset" else size - 4
+    if not 2 <= wanted <= largest:
+        raise SettingError(
+            f"hessian examples {wanted}: the {split} split has {size}; give 2 to {largest}"
+            + ("" if population == "dataset" else ", which leaves 4 others for the gradients")
+        )
+    order = torch.randperm(size, generator=generator)
+    of_gradients = objective
+    if population == "distribution":
+        taken = torch.zeros(size, dtype=torch.bool)
+        taken[selected.indices] = True
+        order = torch.cat([order[~taken[order]], order[taken[order]]])  # those without a gradient come first
+        kept = ~torch.isin(selected.indices, order[:wanted])
+        if kept.sum() < 4:
+            raise SettingError(f"{sample} examples: B_noise takes at least 4 beside those of the Hessian")
+        if not kept.all():
+            of_gradients = objective.on(selected.examples.part(kept.to(selected.examples.targets.device)))
+    examples = part_of(split_data(problem, split), order[:wanted])
+    spread = moments.squared_norms.sum(1).mean() - moments.mean_squares.sum()
+    variance = float(spread) * sample / (sample - 1)
+    unseen = 1 / of_gradients.num_examples - (1 / size if population == "dataset" else 0.0)
+    return measure_curvature_noise(
+        of_gradients,
+        objective.on(examples),
+        squared_gradient_norm=lambda mean: float(mean.double().square().sum()) - unseen * variance,
+        population=population,
+        population_size=size,
+        num_probes=num_probes,
+        engine=engine,
+        generator=generator,
+        report=report,
+    )
+
+
+def _per_class(
+    problem: Problem,
+    objective: Objective,
+    selected: Selection,
+    split: str,
+    population: Population,
+    engine: EngineName,
+    report: Callable[[str], None],
+) -> pd.DataFrame:
+    """A row per class, each a population of its own; nan for a class with fewer than two examples."""
+    targets = selected.examples.targets
+    if targets.ndim != 1 or targets.is_floating_point():
+        raise SettingError("per class: the targets are no classes, one whole number for each example")
+    whole = _class_sizes(problem, split, selected)
+    found = {}
+    for number in sorted(whole):
+        rows = (targets == number).nonzero().squeeze(1)
+        if len(rows) < 2:
+            continue
+        report(f"class {number}")
+        moments = moments_on(
+            objective.on(selected.examples.part(rows)),
+            indices=selected.indices[rows.cpu()],
+            population_size=whole[number],
+            engine=engine,
+        )
+        assert moments.projections is not None
+        projections = moments.projections
+        found[number] = gradient_noise(
+            moments.squared_norms.sum(1),
+            projections.sum(1) if projections.ndim == 2 else projections,
+            float(moments.mean_squares.sum()),
+            population=population,
+            population_size=whole[number],
+        )
+    return table("class", found)
+
+
+def _class_sizes(problem: Problem, split: str, selected: Selection) -> dict[int, int]:
+    """How many examples of each class the split has."""
+    targets = selected.examples.targets
+    if len(targets) < selected.population_size:
+        targets = part_of(split_data(problem, split), torch.arange(selected.population_size)).targets
+    values, counts = targets.unique(return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _top_examples(moments: GradientMoments, selected: Selection) -> pd.DataFrame:
+    """The examples with the largest shares |g_i − ḡ|²/Σ_j |g_j − ḡ|² of tr Σ."""
+    projections = moments.projections
+    assert projections is not None
+    total = projections.sum(1) if projections.ndim == 2 else projections
+    distances = moments.squared_norms.sum(1) - 2 * total + moments.mean_squares.sum()
+    first = np.argsort(-distances, kind="stable")[:TOP_EXAMPLES]
+    rows = {
+        "index": moments.indices[first],
+        "share": distances[first] / distances.sum() if distances.sum() else 0 * distances[first],
+        "loss": moments.losses[first],
+    }
+    if selected.examples.targets.ndim == 1:
+        rows["target"] = _at(selected.examples.targets, first)
+    return pd.DataFrame(rows)
+
+
+def _at(values: Tensor, rows: np.ndarray) -> np.ndarray:
+    found: np.ndarray = values.cpu().numpy()[rows]
+    return found

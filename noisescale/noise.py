@@ -1,0 +1,324 @@
+"""From statistics of per-example gradients to |G|², tr Σ and the noise scales, with their errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from noisescale.errors import SettingError
+from noisescale.estimate import CONFIDENCE, Estimate, exact, from_stderr, ratio
+
+Population = Literal["dataset", "distribution"]
+
+
+class GradientNoise(NamedTuple):
+    """|G|², tr Σ and B_simple = tr Σ/|G|² of all parameters or of some, of all examples or of a class."""
+
+    squared_gradient_norm: Estimate
+    gradient_variance: Estimate
+    simple: Estimate
+    examples_to_resolve: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvatureNoise:
+    """Estimates of (|G|², tr(HΣ), GᵀHG) by one sample, and what McCandlish et al. 2018 predict from them.
+
+    values (3,), covariance (3, 3) in that order; dof: degrees of freedom of the t intervals.
+    num_examples, hessian_examples: gradients measured, and examples H was taken on. num_matvecs: products.
+    """
+
+    values: np.ndarray
+    covariance: np.ndarray
+    dof: float
+    num_examples: int
+    hessian_examples: int
+    num_matvecs: int
+
+    @property
+    def covariance_trace(self) -> Estimate:
+        """tr(HΣ), of either sign."""
+        return self._combination(np.array([0.0, 1.0, 0.0]))
+
+    @property
+    def gradient_curvature(self) -> Estimate:
+        """GᵀHG, of either sign."""
+        return self._combination(np.array([0.0, 0.0, 1.0]))
+
+    @property
+    def full(self) -> Estimate:
+        """B_noise = tr(HΣ)/GᵀHG (2.8); undefined unless GᵀHG is significantly above zero."""
+        return self._ratio(np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0]))
+
+    @property
+    def max_learning_rate(self) -> Estimate:
+        """ε_max = |G|²/GᵀHG (2.6): the learning rate of steepest descent without noise."""
+        return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0]))
+
+    def optimal_learning_rate(self, batch_size: int) -> Estimate:
+        """ε_opt(B) = ε_max/(1 + B_noise/B) (2.6): the one step at batch size B that lowers the loss most."""
+        return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, 1 / batch_size, 1.0]))
+
+    def _combination(self, weights: np.ndarray) -> Estimate:
+        stderr = math.sqrt(max(float(weights @ self.covariance @ weights), 0.0))
+        return from_stderr(float(weights @ self.values), stderr, num_samples=self.num_examples, dof=self.dof)
+
+    def _ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
+        both = np.stack([numerator, denominator])
+        x, y = both @ self.values
+        return ratio(
+            float(x), float(y), both @ self.covariance @ both.T, num_samples=self.num_examples, dof=self.dof
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseScale:
+    """The noise of the gradient at one parameter vector.
+
+    squared_gradient_norm: |G|², unbiased; it may come out negative where it is unresolved.
+    gradient_variance: tr Σ, summed over the parameters; units of |G|².
+    simple: B_simple = tr Σ/|G|² in examples, its `low` alone where it is not resolved.
+    population: whose mean G is. "dataset": of the split's N examples, Σ with 1/N. "distribution": of fresh
+        examples.
+    num_examples, population_size: measured on, out of how many of the split.
+    resolved: whether |G|² is significantly above zero. examples_to_resolve: about how many examples would
+        resolve it, where it is not.
+    full: B_noise = tr(HΣ)/GᵀHG, and curvature what it was made of; None unless asked for.
+    per_layer, per_class: a row per parameter tensor or class: |G|², tr Σ and B_simple with their errors.
+    top_examples: index in the split, share of tr Σ and loss of the examples with the largest shares.
+    loss: the mean over the examples. engine: what computed the gradients. notes: what a reader should know.
+    """
+
+    squared_gradient_norm: Estimate
+    gradient_variance: Estimate
+    simple: Estimate
+    population: Population
+    num_examples: int
+    population_size: int
+    resolved: bool
+    examples_to_resolve: int | None = None
+    split: str | None = None
+    loss: Estimate | None = None
+    engine: str | None = None
+    curvature: CurvatureNoise | None = None
+    per_layer: pd.DataFrame | None = None
+    per_class: pd.DataFrame | None = None
+    top_examples: pd.DataFrame | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def full(self) -> Estimate | None:
+        """B_noise = tr(HΣ)/GᵀHG in examples; undefined unless GᵀHG is significantly above zero."""
+        return self.curvature.full if self.curvature is not None else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For strict JSON: the file format of `noisescale measure-noise --json`, without the checkpoint."""
+        curvature = self.curvature
+        return {
+            "split": self.split,
+            "population": self.population,
+            "num_examples": self.num_examples,
+            "population_size": self.population_size,
+            "engine": self.engine,
+            "loss": self.loss and self.loss.to_dict(),
+            "squared_gradient_norm": self.squared_gradient_norm.to_dict(),
+            "gradient_variance": self.gradient_variance.to_dict(),
+            "simple": self.simple.to_dict(),
+            "resolved": self.resolved,
+            "examples_to_resolve": self.examples_to_resolve,
+            "full": curvature and curvature.full.to_dict(),
+            "hessian_covariance_trace": curvature and curvature.covariance_trace.to_dict(),
+            "gradient_curvature": curvature and curvature.gradient_curvature.to_dict(),
+            "max_learning_rate": curvature and curvature.max_learning_rate.to_dict(),
+            "hessian_examples": curvature and curvature.hessian_examples,
+            "num_matvecs": curvature and curvature.num_matvecs,
+            "per_layer": _records(self.per_layer),
+            "per_class": _records(self.per_class),
+            "top_examples": _records(self.top_examples),
+            "notes": list(self.notes),
+        }
+
+
+def noise_scale(
+    squared_norms: np.ndarray,
+    projections: np.ndarray | None,
+    mean_squares: np.ndarray,
+    *,
+    population: Population,
+    population_size: int,
+    names: Sequence[str] | None = None,
+) -> NoiseScale:
+    """|G|², tr Σ and B_simple from the statistics of n per-example gradients g_i with mean ḡ.
+
+    squared_norms (n, L): |g_i|² of each of L parameter tensors; mean_squares (L,): |ḡ|² of each.
+    projections (n,) or (n, L): g_i·ḡ, in all or of each tensor; None: no standard errors, and then `resolved`
+        is False, since it cannot be judged.
+    population_size: N of the data set that the examples are a random subset of.
+    names: of the tensors; with them the result has `per_layer`, whose errors take projections (n, L).
+
+    The estimators are unbiased. "distribution": tr Σ = n/(n−1)·(mean|g_i|² − |ḡ|²) and the U-statistic
+    |G|² = (n|ḡ|² − mean|g_i|²)/(n−1). "dataset", for draws without replacement:
+    |G|² = |ḡ|² − (1/n − 1/N)·tr Σ̂ and tr Σ = (1 − 1/N)·tr Σ̂, with tr Σ̂ the estimate above, exact at n = N.
+
+    Standard errors by influence functions: that of |G|² is 2(c_i − mean c), c_i = (n g_i·ḡ − |g_i|²)/(n−1)
+    the projection on the mean of the *others*, that of tr Σ the rest of |g_i|²; times √(1 − n/N) for the data
+    set. Intervals by Student's t, of B_simple by Fieller.
+    """
+    num_examples = len(squared_norms)
+    _check(squared_norms, projections, mean_squares, population, population_size)
+    total = projections.sum(1) if projections is not None and projections.ndim == 2 else projections
+    found = gradient_noise(
+        squared_norms.sum(1),
+        total,
+        float(mean_squares.sum()),
+        population=population,
+        population_size=population_size,
+    )
+    per_layer = None
+    if names is not None:
+        each = projections if projections is not None and projections.ndim == 2 else None
+        per_layer = table(
+            "parameter",
+            {
+                name: gradient_noise(
+                    squared_norms[:, index],
+                    None if each is None else each[:, index],
+                    float(mean_squares[index]),
+                    population=population,
+                    population_size=population_size,
+                )
+                for index, name in enumerate(names)
+            },
+        )
+    return NoiseScale(
+        squared_gradient_norm=found.squared_gradient_norm,
+        gradient_variance=found.gradient_variance,
+        simple=found.simple,
+        population=population,
+        num_examples=num_examples,
+        population_size=population_size,
+        resolved=not math.isnan(found.simple.value) and projections is not None,
+        examples_to_resolve=found.examples_to_resolve,
+        per_layer=per_layer,
+    )
+
+
+def gradient_noise(
+    squared_norms: np.ndarray,
+    projections: np.ndarray | None,
+    mean_square: float,
+    *,
+    population: Population,
+    population_size: int,
+) -> GradientNoise:
+    """The estimates of `noise_scale` from |g_i|² (n,), g_i·ḡ (n,) and |ḡ|²."""
+    n = len(squared_norms)
+    variance = (float(squared_norms.mean()) - mean_square) * n / (n - 1)
+    squared_norm = mean_square - variance / n
+    unsampled = 1.0
+    if population == "dataset":
+        unsampled = 1 - n / population_size
+        squared_norm += variance / population_size
+        variance *= 1 - 1 / population_size
+    covariance = np.full((2, 2), math.nan)  # of tr Σ and |G|²
+    if unsampled == 0:
+        covariance = np.zeros((2, 2))
+    elif projections is not None:
+        on_others = (n * projections - squared_norms) / (n - 1)
+        covariance = np.cov(np.stack([squared_norms - 2 * on_others, 2 * on_others])) * unsampled / n
+    stderr_variance, stderr_norm = np.sqrt(covariance.diagonal())
+    simple = ratio(variance, squared_norm, covariance, num_samples=n, dof=n - 1)
+    unresolved = math.isnan(simple.value)
+    return GradientNoise(
+        squared_gradient_norm=from_stderr(squared_norm, stderr_norm, num_samples=n),
+        gradient_variance=from_stderr(variance, stderr_variance, num_samples=n),
+        simple=simple,
+        examples_to_resolve=_examples_to_resolve(squared_norm, stderr_norm, n, population, population_size)
+        if unresolved
+        else None,
+    )
+
+
+def mean_estimate(values: np.ndarray, *, population: Population, population_size: int) -> Estimate:
+    """The mean of a quantity over the population, from a random subset's values (n,)."""
+    n = len(values)
+    if population == "dataset" and n == population_size:
+        return exact(float(values.mean()), num_samples=n)
+    unsampled = 1 - n / population_size if population == "dataset" else 1.0
+    stderr = float(values.std(ddof=1)) * math.sqrt(unsampled / n)
+    return from_stderr(float(values.mean()), stderr, num_samples=n)
+
+
+def table(key: str, found: dict[Any, GradientNoise]) -> pd.DataFrame:
+    """A row for each, its estimates as columns name, name_stderr, name_low and name_high."""
+    rows = []
+    for name, noise in found.items():
+        row: dict[str, Any] = {key: name, "num_examples": noise.simple.num_samples}
+        for quantity in ("squared_gradient_norm", "gradient_variance", "simple"):
+            estimate: Estimate = getattr(noise, quantity)
+            row[quantity] = estimate.value
+            for part in ("stderr", "low", "high"):
+                row[f"{quantity}_{part}"] = getattr(estimate, part)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _examples_to_resolve(
+    squared_norm: float, stderr: float, num_examples: int, population: Population, population_size: int
+) -> int | None:
+    """How many examples make |G|² significant, if it is as large as estimated.
+
+    If the estimate is not positive: as large as its interval's upper end, so at least that many. Errors are
+    taken to fall as 1/√n, which they do at the slowest. None where nothing can be said.
+    """
+    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_examples - 1))
+    likely = squared_norm if squared_norm > 0 else squared_norm + t * stderr
+    if not likely > 0 or not stderr > 0:
+        return None
+    unsampled = 1 / num_examples - (1 / population_size if population == "dataset" else 0.0)
+    inverse = (likely / (t * stderr)) ** 2 * unsampled
+    if population == "dataset":
+        inverse += 1 / population_size
+    return math.ceil(1 / inverse)
+
+
+def _check(
+    squared_norms: np.ndarray,
+    projections: np.ndarray | None,
+    mean_squares: np.ndarray,
+    population: str,
+    population_size: int,
+) -> None:
+    n = len(squared_norms)
+    if population not in ("dataset", "distribution"):
+        raise SettingError(f"population {population!r}: give dataset or distribution")
+    if n < 2:
+        raise SettingError(f"{n} example(s): a variance takes at least 2")
+    if n > population_size:
+        raise SettingError(f"{n} examples out of a population of {population_size}")
+    if squared_norms.ndim != 2 or mean_squares.shape != squared_norms.shape[1:]:
+        raise SettingError(
+            f"squared norms {squared_norms.shape} and mean squares {mean_squares.shape}: "
+            "give (n, L) and (L,) for L parameter tensors"
+        )
+    if projections is not None and projections.shape not in (squared_norms.shape, (n,)):
+        raise SettingError(f"projections {projections.shape}: give ({n},) or {squared_norms.shape}")
+
+
+def _records(frame: pd.DataFrame | None) -> list[dict[str, Any]] | None:
+    """Rows for strict JSON: None where not finite."""
+    if frame is None:
+        return None
+    return [
+        {
+            str(name): None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        for row in frame.to_dict("records")
+    ]

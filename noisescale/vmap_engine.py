@@ -1,0 +1,149 @@
+"""Per-example gradients by their definition, `torch.func.vmap(grad(loss))`, written out or compiled away."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from noisescale.errors import MeasurementError
+from noisescale.gradient_engine import ChunkStatistics
+from noisescale.objective import Objective, flatten
+from noisescale.problem import Examples, Params
+
+WRITTEN_BYTES = 2**25  # of written-out gradients on a CPU, where more page-fault: measured, see theory.md
+GPU_SHARE = 16  # of the free memory
+LARGEST_COMPILED_CHUNK = 2048  # examples
+
+
+class CompilationError(MeasurementError):
+    """torch.compile does not work here, or not on this model."""
+
+
+class VmapEngine:
+    """`torch.func.vmap(grad(loss))`: the definition, every gradient of a chunk written out."""
+
+    name = "vmap"
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        gradient_bytes = objective.dim * objective.point.element_size()
+        budget = WRITTEN_BYTES
+        if objective.device.type == "cuda":
+            budget = torch.cuda.mem_get_info(objective.device)[0] // GPU_SHARE
+        objective.cap_chunk_size(budget // gradient_bytes)
+        self._params: Params = {name: leaf.detach() for name, leaf in objective.params().items()}
+
+    def statistics(self, chunk: Examples) -> ChunkStatistics:
+        gradients, losses = example_gradients(self.objective, self._params, chunk)
+        total = flatten([part.sum(0) for part in gradients.values()])
+        norms = [part.flatten(1).square().sum(1, dtype=torch.float64) for part in gradients.values()]
+        return ChunkStatistics(losses, torch.stack(norms, 1), total)
+
+    def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
+        """By forward-mode differentiation of the losses along each direction; (K, B, 1)."""
+        inputs, targets = chunk
+
+        def losses(params: Params) -> Tensor:
+            return self.objective.losses(self.objective.outputs(params, inputs), targets)
+
+        try:
+            found = [jvp(losses, (self._params,), (direction,))[1] for direction in directions]
+        except (RuntimeError, NotImplementedError) as error:
+            if "forward AD" not in str(error) and "forward mode AD" not in str(error):
+                raise
+            # an operation without a forward-mode derivative
+            gradients, _ = example_gradients(self.objective, self._params, chunk)
+            found = [
+                torch.cat([(part * direction[name]).flatten(1) for name, part in gradients.items()], 1).sum(1)
+                for direction in directions
+            ]
+        return torch.stack(found).double().unsqueeze(-1)
+
+
+def example_gradients(
+    objective: Objective, params: Params, chunk: Examples, names: Sequence[str] | None = None
+) -> tuple[Params, Tensor]:
+    """The gradients (B, *shape) of the examples' losses in the named parameters, all of them for None.
+
+    And the losses (B,).
+    """
+    constants: Params = {name: leaf.detach() for name, leaf in params.items()}
+    free = {name: constants[name] for name in (constants if names is None else names)}
+
+    def loss(free: Params, example: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = objective.outputs(constants | free, example.unsqueeze(0))
+        (value,) = objective.losses(outputs, target.unsqueeze(0))
+        return value, value.detach()
+
+    found: tuple[Params, Tensor] = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0))(free, *chunk)
+    return found
+
+
+class CompiledEngine(VmapEngine):
+    """The vmapped function compiled together with the norms, so that no example's gradient is ever stored.
+
+    The compiler fuses the outer products with their squares and sums. The summed gradient comes from a
+    backward pass of the batch in the same program. A short last chunk is filled up with examples of weight
+    zero, since every shape is compiled anew. Raises CompilationError where compilation is not possible.
+    """
+
+    name = "compiled"
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        if objective.device.type == "cpu":
+            objective.cap_chunk_size(LARGEST_COMPILED_CHUNK)
+        num_chunks = -(-objective.num_examples // objective.chunk_size)
+        objective.cap_chunk_size(-(-objective.num_examples // num_chunks))
+        self._params = {name: leaf.detach() for name, leaf in objective.params().items()}
+        self._compiled = torch.compile(self._program, fullgraph=True, dynamic=False)
+
+    def _program(
+        self, params: Params, inputs: Tensor, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        gradients, losses = example_gradients(self.objective, params, Examples(inputs, targets))
+        norms = [part.flatten(1).square().sum(1) for part in gradients.values()]
+
+        def total(params: Params) -> Tensor:
+            return (self.objective.losses(self.objective.outputs(params, inputs), targets) * weights).sum()
+
+        return losses, norms, list(grad(total)(params).values())
+
+    def statistics(self, chunk: Examples) -> ChunkStatistics:
+        missing = self.objective.chunk_size - chunk.num_examples
+        index = torch.arange(self.objective.chunk_size, device=chunk.targets.device)
+        whole = chunk if missing <= 0 else chunk.part(index % chunk.num_examples)
+        weights = (index < chunk.num_examples).to(self.objective.point)
+        with _quietly():
+            try:
+                losses, norms, gradient = self._compiled(self._params, *whole, weights)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = f"{self.objective.name} cannot be compiled ({_reason(error)})"
+                raise CompilationError(reason) from error
+        count = chunk.num_examples
+        return ChunkStatistics(losses[:count], torch.stack(norms, 1)[:count].double(), flatten(gradient))
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the compiler's remarks on the machine it runs on."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
