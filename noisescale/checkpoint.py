@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
@@ -74,6 +75,19 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
 
     Raises CheckpointError where the file is absent, damaged, or not one of ours. Never runs code from it.
     """
+    path, content = read_tensors(path, device=device)
+    if not is_checkpoint(content):
+        raise CheckpointError(
+            f"{path} was not written by noisescale: give a checkpoint.pt of a run made by `noisescale train`"
+        )
+    return parse_checkpoint(path, content)
+
+
+def read_tensors(path: Path | str, *, device: torch.device | str = "cpu") -> tuple[Path, Any]:
+    """What `torch.save` wrote to a file, or to a run folder's checkpoint.pt, and the file.
+
+    Raises CheckpointError where it is absent, damaged, or holds anything but tensors and plain values.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / CHECKPOINT
@@ -84,21 +98,33 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
             f"{path}: no such file; give a checkpoint.pt or a folder that has one"
         ) from None
     try:
-        with zipfile.ZipFile(file) as archive:  # torch itself does not compare the tensors' checksums
-            if (damaged := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:  # torch itself does not compare the tensors' checksums
+                if (damaged := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
         file.seek(0)
-        content = torch.load(file, map_location=device, weights_only=True)
+        return path, torch.load(file, map_location=device, weights_only=True)
     except _UNREADABLE as error:
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"{path} holds Python objects ({found[1]}) beside its tensors, and loading them could run "
+                "code: save the model's state_dict() alone, where you trust the file"
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is damaged, cut short or of another kind "
             f"({reason[:120]})"
         ) from error
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise CheckpointError(
-            f"{path} was not written by noisescale: give a checkpoint.pt of a run made by `noisescale train`"
-        )
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether this was written by `save_checkpoint`."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def parse_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
+    """The checkpoint in what `read_tensors` read; CheckpointError where it is another version's."""
+    content = {name: value for name, value in content.items() if name != "format"}
     if (version := content.pop("version", None)) != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has checkpoint format {version}, this noisescale reads {FORMAT_VERSION}: "

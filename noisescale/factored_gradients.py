@@ -69,7 +69,7 @@ def projections(pieces: Sequence[ExampleGradients], direction: Tensor) -> Tensor
 
 def _projection(piece: ExampleGradients, direction: Tensor) -> Tensor:
     if not isinstance(piece, Outer):
-        return (piece * direction).flatten(1).sum(1, dtype=torch.float64)
+        return (piece * direction).reshape(len(piece), -1).sum(1, dtype=torch.float64)
     groups, columns = piece.right.shape[1], piece.right.shape[3]
     matrix = direction.reshape(groups, piece.num_rows, columns)  # (G, O, I)
     if piece.left.ndim == 3:
@@ -85,7 +85,7 @@ def _projection(piece: ExampleGradients, direction: Tensor) -> Tensor:
 def _squared_norms_written_out(pieces: Sequence[ExampleGradients]) -> Tensor:
     total = sum(piece.dense() if isinstance(piece, Outer) else piece for piece in pieces)
     assert isinstance(total, Tensor)
-    return _squares(total.flatten(1), 1)
+    return _squares(total.reshape(len(total), -1), 1)
 
 
 def _squared_norms_by_gram(pieces: Sequence[ExampleGradients]) -> Tensor:

@@ -102,8 +102,10 @@ def moments_on(
     whole = objective.num_examples
     if whole < 2:
         raise SettingError(f"{whole} example(s): the covariance of gradients takes at least 2")
+    probe = objective.examples.part(slice(PROBE))
+    _check_separate(objective, probe)
     own = objective.on(objective.examples.part(own_share(whole)))
-    chosen, notes = choose_engine(engine, own, objective.examples.part(slice(PROBE)))
+    chosen, notes = choose_engine(engine, own, probe)
     try:
         losses, squared_norms, total = _statistics(chosen)
     except CompilationError as error:
@@ -116,6 +118,7 @@ def moments_on(
     found = None
     if standard_errors:
         found = gather_rows(_projections(chosen, objective.unflatten(mean.to(objective.dtype))))
+        _check_sum(objective, found, mean)
     return GradientMoments(
         num_examples=whole,
         population_size=population_size,
@@ -130,11 +133,10 @@ def moments_on(
 
 
 def choose_engine(name: EngineName, objective: Objective, probe: Examples) -> tuple[Engine, tuple[str, ...]]:
-    """The engine, and what to say of the choice; MeasurementError where the wanted one does not apply.
+    """The engine, and what to say of the choice.
 
-    Checks on the way that the examples' losses are separate and not random.
+    probe: a few examples on which hooks are compared with single-example backward passes.
     """
-    _check_separate(objective, probe)
     if name in ("vmap", "compiled"):
         return (VmapEngine if name == "vmap" else CompiledEngine)(objective), ()
     layers = LayerEngine(objective, probe)
@@ -225,6 +227,17 @@ def _projections(engine: Engine, direction: Params) -> np.ndarray:
 
     engine.objective.for_each_chunk(add)
     return torch.cat(found).numpy()
+
+
+def _check_sum(objective: Objective, projections: np.ndarray, mean: Tensor) -> None:
+    """MeasurementError unless the mean of g_i·ḡ is |ḡ|², which no engine makes so by construction."""
+    total = projections.sum(1)
+    gap = abs(total.mean() - mean.square().sum().item())
+    if gap > torch.finfo(objective.dtype).eps ** 0.5 * np.abs(total).mean():
+        raise MeasurementError(
+            f"{objective.name}: the projections of its gradients do not sum up (gap {gap:.2g}), as where "
+            "forward and backward derivatives differ; try another engine"
+        )
 
 
 def _check_finite(objective: Objective, losses: np.ndarray, norms: np.ndarray, indices: Tensor) -> None:

@@ -78,6 +78,11 @@ class Objective:
         self._chunk_size = chunk_size
 
     @property
+    def model(self) -> nn.Module:
+        """The copy in evaluation mode, with the problem's own parameters; to look at."""
+        return self._model
+
+    @property
     def dim(self) -> int:
         return len(self.point)
 
@@ -122,7 +127,10 @@ class Objective:
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """One loss per example (B,); MeasurementError where the problem's loss has reduced them already."""
-        losses = self._loss(outputs, self.cast(targets))
+        try:
+            losses = self._loss(outputs, self.cast(targets))
+        except IndexError as error:  # a class that the model has no output for
+            raise MeasurementError(f"{self.name} fails on its targets: {error}") from error
         if losses.shape != targets.shape[:1]:
             raise MeasurementError(
                 f"{self.name} gives shape {tuple(losses.shape)} for {len(targets)} examples: return one loss "

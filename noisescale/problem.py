@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
@@ -51,6 +54,37 @@ class Problem:
     validation: Examples | Dataset[tuple[Tensor, Tensor]] | None = None
     test: Examples | Dataset[tuple[Tensor, Tensor]] | None = None
     config: ProblemConfig | None = None
+
+
+def load_problem(name: str) -> Problem:
+    """The problem that a function of the user's own makes: "module:factory" or "path/to/file.py:factory".
+
+    The module is imported as Python would from the current directory; the function takes no arguments.
+    SettingError, with what went wrong, where any of that fails or what comes back is no Problem.
+    """
+    module_name, _, factory_name = name.rpartition(":")
+    if not module_name or not factory_name:
+        raise SettingError(f"problem {name!r}: give module:factory or file.py:factory")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        if module_name.endswith(".py"):
+            sys.path.insert(0, str(Path(module_name).resolve().parent))
+            module_name = Path(module_name).stem
+        module = importlib.import_module(module_name)
+        factory = getattr(module, factory_name, None)
+        if not callable(factory):
+            raise SettingError(f"problem {name!r}: {module.__file__} has no function {factory_name}")
+        problem = factory()
+    except SettingError:
+        raise
+    except Exception as error:  # whatever a module of the user's own raises
+        raise SettingError(f"problem {name!r} cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(problem, Problem):
+        raise SettingError(
+            f"problem {name!r} gives a {type(problem).__name__}: "
+            "return noisescale.Problem(model=…, loss=…, train=…)"
+        )
+    return problem
 
 
 def as_examples(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> Examples:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
 from noisescale.errors import MeasurementError
@@ -32,38 +32,53 @@ class VmapEngine:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        gradient_bytes = objective.dim * objective.point.element_size()
-        budget = WRITTEN_BYTES
-        if objective.device.type == "cuda":
-            budget = torch.cuda.mem_get_info(objective.device)[0] // GPU_SHARE
-        objective.cap_chunk_size(budget // gradient_bytes)
+        self._written_chunk = _written_chunk(objective)
+        objective.cap_chunk_size(self._written_chunk)
         self._params: Params = {name: leaf.detach() for name, leaf in objective.params().items()}
+        self._forward_mode = not _has_padding(objective.model)
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         gradients, losses = example_gradients(self.objective, self._params, chunk)
         total = flatten([part.sum(0) for part in gradients.values()])
-        norms = [part.flatten(1).square().sum(1, dtype=torch.float64) for part in gradients.values()]
+        norms = [
+            part.reshape(len(part), -1).square().sum(1, dtype=torch.float64) for part in gradients.values()
+        ]
         return ChunkStatistics(losses, torch.stack(norms, 1), total)
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
-        """By forward-mode differentiation of the losses along each direction; (K, B, 1)."""
-        inputs, targets = chunk
+        """By forward-mode differentiation of the losses along each direction; (K, B, 1).
 
+        Where an operation has no forward-mode derivative, from the written-out gradients.
+        """
+        if self._forward_mode:
+            try:
+                return self._by_forward_mode(chunk, directions).unsqueeze(-1)
+            except (RuntimeError, NotImplementedError) as error:
+                if "forward AD" not in str(error) and "forward mode AD" not in str(error):
+                    raise
+                self._forward_mode = False
+        return self._by_gradients(chunk, directions).unsqueeze(-1)
+
+    def _by_forward_mode(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         def losses(params: Params) -> Tensor:
-            return self.objective.losses(self.objective.outputs(params, inputs), targets)
+            return self.objective.losses(self.objective.outputs(params, chunk.inputs), chunk.targets)
 
-        try:
-            found = [jvp(losses, (self._params,), (direction,))[1] for direction in directions]
-        except (RuntimeError, NotImplementedError) as error:
-            if "forward AD" not in str(error) and "forward mode AD" not in str(error):
-                raise
-            # an operation without a forward-mode derivative
-            gradients, _ = example_gradients(self.objective, self._params, chunk)
-            found = [
-                torch.cat([(part * direction[name]).flatten(1) for name, part in gradients.items()], 1).sum(1)
-                for direction in directions
-            ]
-        return torch.stack(found).double().unsqueeze(-1)
+        found = [jvp(losses, (self._params,), (direction,))[1] for direction in directions]
+        return torch.stack(found).double()
+
+    def _by_gradients(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
+        found = []
+        for start in range(0, chunk.num_examples, self._written_chunk):
+            part = chunk.part(slice(start, start + self._written_chunk))
+            gradients = flatten_examples(example_gradients(self.objective, self._params, part)[0])
+            vectors = torch.stack([flatten(list(direction.values())) for direction in directions])
+            found.append(vectors @ gradients.T)  # (K, B)
+        return torch.cat(found, 1).double()
+
+
+def flatten_examples(parts: Params) -> Tensor:
+    """Tensors (B, *shape) as one (B, P)."""
+    return torch.cat([part.reshape(len(part), -1) for part in parts.values()], 1)
 
 
 def example_gradients(
@@ -97,6 +112,8 @@ class CompiledEngine(VmapEngine):
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
+        self._written_chunk = _written_chunk(objective)
+        self._forward_mode = not _has_padding(objective.model)
         if objective.device.type == "cpu":
             objective.cap_chunk_size(LARGEST_COMPILED_CHUNK)
         num_chunks = -(-objective.num_examples // objective.chunk_size)
@@ -108,7 +125,7 @@ class CompiledEngine(VmapEngine):
         self, params: Params, inputs: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         gradients, losses = example_gradients(self.objective, params, Examples(inputs, targets))
-        norms = [part.flatten(1).square().sum(1) for part in gradients.values()]
+        norms = [part.reshape(len(part), -1).square().sum(1) for part in gradients.values()]
 
         def total(params: Params) -> Tensor:
             return (self.objective.losses(self.objective.outputs(params, inputs), targets) * weights).sum()
@@ -128,6 +145,21 @@ class CompiledEngine(VmapEngine):
                 raise CompilationError(reason) from error
         count = chunk.num_examples
         return ChunkStatistics(losses[:count], torch.stack(norms, 1)[:count].double(), flatten(gradient))
+
+
+def _has_padding(model: nn.Module) -> bool:
+    """Whether an embedding has a padding index, whose row gets no gradient but, in torch, a tangent."""
+    return any(
+        isinstance(module, nn.Embedding) and module.padding_idx is not None for module in model.modules()
+    )
+
+
+def _written_chunk(objective: Objective) -> int:
+    """How many examples' gradients are written out at a time."""
+    budget = WRITTEN_BYTES
+    if objective.device.type == "cuda":
+        budget = torch.cuda.mem_get_info(objective.device)[0] // GPU_SHARE
+    return max(budget // (objective.dim * objective.point.element_size()), 1)
 
 
 def _reason(error: Exception) -> str:

@@ -74,7 +74,7 @@ def test_sharpness_measures_buffers_of_the_checkpoint():
         (["--top", "999999999"], "top 999999999: the model has P =", 2),
         (["--num-examples", "5000"], "the train split has 1297; give 1 to 1297", 2),
         (["--batch-sharpness", "5000"], "batch size 5000: there are 1297 examples", 2),
-        (["--plot", "picture.txt"], "--plot picture.txt: give a file name that ends in .png", 2),
+        (["--plot", "picture.txt"], "picture.txt: give a file name that ends in .png", 2),
         (
             ["--plot", "picture.png"],
             "--plot: one checkpoint alone gives a picture with --density or --phi",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from noisescale._version import __version__
+from noisescale.cli.measure_noise import measure_noise
 from noisescale.cli.sharpness import sharpness
 from noisescale.cli.train import train
 from noisescale.commands import Commands
@@ -21,4 +22,5 @@ def main() -> None:
 
 
 main.add_command(train)
+main.add_command(measure_noise)
 main.add_command(sharpness)

@@ -1,76 +1,128 @@
-"""Checkpoints named on the command line, and the problems they belong to."""
+"""Checkpoints named on the command line, the problems they belong to, and a measurement of each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from noisescale.errors import CheckpointError
+from rich.console import Console
+
+from noisescale.errors import CheckpointError, MeasurementError
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from noisescale.checkpoint import Checkpoint
     from noisescale.config import ProblemConfig
-    from noisescale.problem import Problem
+    from noisescale.problem import Params, Problem
 
 
 class Loaded(NamedTuple):
-    """A checkpoint and the file it came from."""
+    """A file and what it holds: a checkpoint of `noisescale train`, or a state dict of another origin."""
 
     path: Path
-    checkpoint: Checkpoint
+    content: Checkpoint | Params
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """It, where it is one of ours."""
+        return None if isinstance(self.content, dict) else self.content
+
+    @property
+    def step(self) -> int | None:
+        return None if self.checkpoint is None else self.checkpoint.step
 
     @property
     def run(self) -> str:
-        """The run folder it lies in."""
+        """The run folder it lies in, the file itself where it is not ours."""
         from noisescale.store import STEP_CHECKPOINTS
 
+        if self.checkpoint is None:
+            return str(self.path)
         folder = self.path.parent
         return str(folder.parent if folder.name == STEP_CHECKPOINTS else folder)
 
+    @property
+    def title(self) -> str:
+        return str(self.path) if self.step is None else f"{self.path}, step {self.step:,}"
+
 
 def load_all(paths: tuple[Path, ...], *, device: str) -> list[Loaded]:
-    """The checkpoints in files and run folders, in the order given; a folder's by step, each step once."""
-    from noisescale.checkpoint import load_checkpoint
+    """What is in files and run folders, in the order given; a folder's by step, each step once."""
+    from noisescale.weights import read_weights
 
     loaded: list[Loaded] = []
     for path in paths:
-        found = [Loaded(file, load_checkpoint(file, device=device)) for file in _files(path)]
-        by_step = {one.checkpoint.step: one for one in found}
-        loaded += [by_step[step] for step in sorted(by_step)]
+        found = [Loaded(*read_weights(file, device=device)) for file in _files(path)]
+        by_step = {one.step: one for one in found}
+        loaded += [by_step[step] for step in sorted(by_step, key=lambda step: step or 0)]
     return loaded
 
 
 def with_problems(
-    loaded: list[Loaded], *, data_dir: Path | None, device: str
+    loaded: list[Loaded], *, problem: str | None, data_dir: Path | None, device: str
 ) -> Iterator[tuple[Loaded, Problem]]:
-    """Each checkpoint with its problem, whose model holds the checkpoint's parameters and buffers.
+    """Each with its problem, whose model holds its parameters and buffers.
 
-    Problems are built once per configuration. CheckpointError for a problem of the user's own.
+    problem: "module:factory", the problem of all; None: each checkpoint's own, in evaluation mode, built once
+        per configuration. CheckpointError for weights that do not say which problem they belong to.
     """
-    import torch
-
     from noisescale.build import build_problem
+    from noisescale.problem import load_problem
+    from noisescale.weights import apply_weights
 
-    problems: dict[ProblemConfig, Problem] = {}
+    given = None if problem is None else load_problem(problem)
+    built: dict[ProblemConfig, Problem] = {}
     for one in loaded:
-        config = one.checkpoint.problem
-        if config is None:
+        config = None if one.checkpoint is None else one.checkpoint.problem
+        if given is not None:
+            current = given
+        elif config is None:
             raise CheckpointError(
-                f"{one.path} belongs to a problem that noisescale did not build: "
-                "measure it in Python, with noisescale.measure_sharpness"
+                f"{one.path} does not say which model and data it belongs to: give --problem module:factory"
             )
-        if config not in problems:
-            problems[config] = build_problem(config, data_dir=data_dir, device=device)
-        problem = problems[config]
-        state = {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
-        stored = {**one.checkpoint.params, **one.checkpoint.buffers}
-        if state.keys() != stored.keys() or any(stored[name].shape != state[name].shape for name in state):
-            raise CheckpointError(f"{one.path} does not hold the parameters of the model it names: {config}")
-        with torch.no_grad():
-            for name, tensor in state.items():
-                tensor.copy_(stored[name])
-        yield one, problem
+        else:
+            if config not in built:
+                built[config] = build_problem(config, data_dir=data_dir, device=device)
+                built[config].model.eval()
+            current = built[config]
+        current.model.to(device)
+        apply_weights(current.model, one.content, path=one.path)
+        yield one, current
+
+
+def measure_all(
+    loaded: list[Loaded],
+    measure: Callable[[Loaded, Problem, Callable[[str], None]], dict[str, Any]],
+    unmeasured: Callable[[Loaded, str], dict[str, Any]],
+    *,
+    quiet: bool = False,
+    **where: Any,
+) -> list[dict[str, Any]]:
+    """An entry for each: what `measure` gives or, where it cannot be measured, what `unmeasured` does.
+
+    measure: is given a function to report its activity to, shown on stderr unless `quiet`. where: for
+    `with_problems`. MeasurementError where there is only one, or none can be measured.
+    """
+    entries: list[dict[str, Any]] = []
+    console = Console(stderr=True, highlight=False, quiet=quiet)
+    with console.status("reading") as status:
+        for one, problem in with_problems(loaded, **where):
+            try:
+                entries.append(measure(one, problem, partial(_show, status, one.title)))
+            except MeasurementError as error:
+                if len(loaded) == 1:
+                    raise MeasurementError(f"{one.title}: {error}") from error
+                entries.append(unmeasured(one, str(error)))
+    if all(entry["reason"] for entry in entries):
+        raise MeasurementError(f"none of the checkpoints can be measured: {entries[0]['reason']}")
+    return entries
+
+
+def _show(status: Status, title: str, activity: str) -> None:
+    status.update(f"{title}: {activity}")
 
 
 def _files(path: Path) -> list[Path]:

@@ -16,6 +16,8 @@ from noisescale.errors import SettingError
 Command = TypeVar("Command", bound=Callable[..., Any])
 Config = TypeVar("Config", ProblemConfig, TrainConfig)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+DTYPES = ("float32", "float64")
+PICTURES = (".png", ".pdf", ".svg")
 
 
 class BatchSize(click.ParamType[int | str]):
@@ -113,6 +115,57 @@ def training_options(command: Command) -> Command:
             show_default=True,
             help="Of the initial parameters and the order of the examples.",
         ),
+    )(command)
+
+
+class Picture(click.ParamType[Path]):
+    """A file that a picture can be written to."""
+
+    name = "FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if path.suffix not in PICTURES or path.is_dir():
+            self.fail(f"{value}: give a file name that ends in {', '.join(PICTURES)}", param, ctx)
+        return path
+
+
+def measurement_options(command: Command) -> Command:
+    """What to measure on which examples of which problem, and how to print it."""
+    return _together(
+        click.argument(
+            "checkpoints",
+            nargs=-1,
+            required=True,
+            metavar="CHECKPOINT...",
+            type=click.Path(path_type=Path),
+        ),
+        click.option(
+            "--num-examples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="A random subset of the split, drawn under --seed; errors are given.  [default: all]",
+        ),
+        click.option("--split", default="train", show_default=True, help="train, validation or test."),
+        click.option(
+            "--dtype", type=click.Choice(DTYPES), help="Of all computing.  [default: the parameters' own]"
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            help="Of the subset and the random probes.",
+        ),
+        click.option(
+            "--problem",
+            metavar="MODULE:FACTORY",
+            help="A function of your own (or FILE.py:FACTORY) that returns a noisescale.Problem; then any "
+            "state dict will do.",
+        ),
+        machine_options,
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table."),
+        click.option("--plot", type=Picture(), help="Draw what was measured; png, pdf or svg."),
     )(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -48,6 +49,40 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
         console.print(DIVERGED)
     for run in summaries:
         print(run["run"])
+
+
+def numbers(estimate: dict[str, Any]) -> tuple[str, str, str]:
+    """Value, stderr and interval as text; an exact value has neither of the latter, a bound no value."""
+    value, stderr, low, high = (estimate[name] for name in ("value", "stderr", "low", "high"))
+    if value is None:
+        return ("not resolved", "", "" if low is None else f"> {low:,.4g}")
+    if stderr == 0:
+        return f"{value:,.5g}", "", ""
+    if stderr is None:
+        return f"{value:,.5g}", "unknown", ""
+    digits = max(0, 1 - math.floor(math.log10(stderr)))
+    text = [f"{number:,.{digits}f}" for number in (value, stderr, low, high)]
+    return text[0], text[1], f"{text[2]} – {text[3]}"
+
+
+def examples_text(entries: list[dict[str, Any]]) -> str:
+    """On how many examples of how many, as far as the entries agree."""
+    counts = {(entry["num_examples"], entry["population_size"]) for entry in entries if not entry["reason"]}
+    texts = [f"all {size:,}" if count == size else f"{count:,} of {size:,}" for count, size in sorted(counts)]
+    return " or ".join(texts)
+
+
+def step_text(entry: dict[str, Any]) -> str:
+    return "–" if entry["step"] is None else f"{entry['step']:,}"
+
+
+def name_text(entry: dict[str, Any], entries: list[dict[str, Any]]) -> str:
+    """What to call a checkpoint in a sentence among these."""
+    if entry["step"] is None:
+        return str(entry["checkpoint"])
+    step = f"step {entry['step']:,}"
+    several_runs = len({one["run"] for one in entries}) > 1
+    return f"{entry['run']}, {step}" if several_runs else step.capitalize()
 
 
 def _score(value: float | None) -> str:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from noisescale.cli.options import machine_options, resolve_device
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.cli.options import measurement_options, resolve_device
+from noisescale.errors import SettingError
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from noisescale.problem import Problem
-
-DTYPES = ("float32", "float64")
-PICTURES = (".png", ".pdf", ".svg")
 
 
 @click.command(
@@ -31,13 +26,6 @@ Examples:
   noisescale sharpness checkpoint.pt --batch-sharpness 32
   noisescale sharpness checkpoint.pt --density --phi --plot sharpness.png
 """,
-)
-@click.argument(
-    "checkpoints",
-    nargs=-1,
-    required=True,
-    metavar="CHECKPOINT...",
-    type=click.Path(path_type=Path),
 )
 @click.option("--top", type=click.IntRange(min=0), default=1, show_default=True, help="Largest eigenvalues.")
 @click.option(
@@ -53,13 +41,6 @@ Examples:
     metavar="B",
     help="Batch sharpness and gradient-noise interaction at batch size B.",
 )
-@click.option(
-    "--num-examples",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="A random subset of the split, drawn under --seed; errors are given.  [default: all]",
-)
-@click.option("--split", default="train", show_default=True, help="train, validation or test.")
 @click.option("--ggn", is_flag=True, help="The Gauss-Newton matrix instead of the Hessian.")
 @click.option(
     "--method",
@@ -82,24 +63,10 @@ Examples:
     show_default=True,
     help="Products for each end, at most.",
 )
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
-    help="Of the subset and the random probes.",
-)
-@machine_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Draw sharpness along training, the density and φ, whichever is there; png, pdf or svg.",
-)
+@measurement_options
 def sharpness(
     checkpoints: tuple[Path, ...],
+    problem: str | None,
     device: str,
     data_dir: Path | None,
     as_json: bool,
@@ -108,52 +75,42 @@ def sharpness(
 ) -> None:
     """Curvature of the loss at checkpoints of `noisescale train`: files, or run folders with all of theirs.
 
+    With --plot: sharpness along training, the density and φ, whichever is there.
+
     Eigenvalues come with their residual, the sampling error of a subset, and the limit of stability 2/η
     of the rate they were trained with. Several checkpoints make a table along training, each search
     started from the eigenvectors of the one before.
     """
     import torch
-    from rich.console import Console
 
-    from noisescale.cli.checkpoints import load_all, with_problems
+    from noisescale.cli.checkpoints import Loaded, load_all, measure_all
     from noisescale.cli.sharpness_report import print_sharpness, sharpness_entry, unmeasured_entry
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
     from noisescale.training import has_batch_norm
 
-    if plot is not None and plot.suffix not in PICTURES:
-        raise SettingError(f"--plot {plot}: give a file name that ends in {', '.join(PICTURES)}")
     wanted = ("top", "bottom", "trace", "density", "phi", "batch_size")
     if not any(options[name] for name in wanted):
         raise SettingError("nothing to measure: give --top, --bottom, --trace, --density, --phi or another")
-    chosen = SharpnessOptions(**options | {"dtype": getattr(torch, options["dtype"])})
+    dtype = options.pop("dtype")
+    chosen = SharpnessOptions(**options, dtype=dtype and getattr(torch, dtype))
     device = resolve_device(device)
     loaded = load_all(checkpoints, device=device)
     if plot is not None and len(loaded) == 1 and not (chosen.density or chosen.phi):
         raise SettingError(
             "--plot: one checkpoint alone gives a picture with --density or --phi; add one of them"
         )
-    console = Console(stderr=True, highlight=False)
-    entries: list[dict[str, Any]] = []
     previous: tuple[Problem, Sharpness] | None = None
-    with console.status("reading") as status:
-        for one, problem in with_problems(loaded, data_dir=data_dir, device=device):
-            title = f"{one.path}, step {one.checkpoint.step:,}"
-            try:
-                found = measure_sharpness(
-                    problem,
-                    options=chosen,
-                    start=previous[1] if previous is not None and previous[0] is problem else None,
-                    report=partial(_show, status, title),
-                )
-            except MeasurementError as error:
-                if len(loaded) == 1:
-                    raise MeasurementError(f"{one.path}, step {one.checkpoint.step:,}: {error}") from error
-                entries.append(unmeasured_entry(one, str(error)))
-                continue
-            previous = problem, found
-            entries.append(sharpness_entry(one, found, in_batches=has_batch_norm(problem.model)))
-    if all(entry["reason"] for entry in entries):
-        raise MeasurementError(f"none of the checkpoints can be measured: {entries[0]['reason']}")
+
+    def measure(one: Loaded, problem: Problem, report: Callable[[str], None]) -> dict[str, Any]:
+        nonlocal previous
+        start = previous[1] if previous is not None and previous[0] is problem else None
+        found = measure_sharpness(problem, options=chosen, start=start, report=report)
+        previous = problem, found
+        return sharpness_entry(one, found, in_batches=has_batch_norm(problem.model))
+
+    entries = measure_all(
+        loaded, measure, unmeasured_entry, problem=problem, data_dir=data_dir, device=device
+    )
     if as_json:
         click.echo(json.dumps(entries, indent=2, allow_nan=False))
     else:
@@ -164,7 +121,3 @@ def sharpness(
 
         write_atomically(plot, image(measurements_figure(entries), plot.suffix[1:]))
         click.echo(plot, err=as_json)
-
-
-def _show(status: Status, title: str, activity: str) -> None:
-    status.update(f"{title}: {activity}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from noisescale.cli.report import examples_text, name_text, numbers, step_text
 from noisescale.stability import side_of, stable_sharpness
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def sharpness_entry(one: Loaded, found: Sharpness, *, in_batches: bool) -> dict[
     in_batches: whether the model normalises over batches; training then descends another loss than the one
     measured, in evaluation mode, and 2/η is no limit for this one.
     """
-    limit = None if in_batches else stable_sharpness(one.checkpoint.training)
+    limit = None
+    if one.checkpoint is not None and not in_batches:
+        limit = stable_sharpness(one.checkpoint.training)
     return {**_identity(one), "stable_sharpness": limit, "reason": None, **found.to_dict()}
 
 
@@ -50,14 +52,14 @@ def unmeasured_entry(one: Loaded, reason: str) -> dict[str, Any]:
 
 
 def _identity(one: Loaded) -> dict[str, Any]:
-    training = one.checkpoint.training
+    training = None if one.checkpoint is None else one.checkpoint.training
     return {
         "checkpoint": str(one.path),
         "run": one.run,
-        "step": one.checkpoint.step,
-        "learning_rate": training.learning_rate,
-        "momentum": training.momentum,
-        "weight_decay": training.weight_decay,
+        "step": one.step,
+        "learning_rate": training and training.learning_rate,
+        "momentum": training and training.momentum,
+        "weight_decay": training and training.weight_decay,
     }
 
 
@@ -67,7 +69,7 @@ def print_sharpness(entries: list[dict[str, Any]]) -> None:
     first = next(entry for entry in entries if not entry["reason"])
     matrix = "Gauss–Newton matrix" if first["matrix"] == "ggn" else "Hessian"
     several_runs = len({entry["run"] for entry in entries}) > 1
-    console.print(f"{matrix} of the mean loss over {_examples(entries)} {first['split']} examples")
+    console.print(f"{matrix} of the mean loss over {examples_text(entries)} {first['split']} examples")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     if several_runs:
         table.add_column("run", overflow="fold")
@@ -78,7 +80,7 @@ def print_sharpness(entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         if entry["reason"]:
             continue
-        labels = [f"{entry['step']:,}", f"{entry['loss']:.4g}"]
+        labels = [step_text(entry), f"{entry['loss']:.4g}"]
         labels = [entry["run"], *labels] if several_runs else labels
         for quantity in _quantities(entry):
             table.add_row(*labels, *quantity)
@@ -91,7 +93,7 @@ def print_sharpness(entries: list[dict[str, Any]]) -> None:
             "batch quantities are of their probes and batches alone, on these examples."
         )
     for entry in entries:
-        name = f"{entry['run']}, step {entry['step']:,}" if several_runs else f"Step {entry['step']:,}"
+        name = name_text(entry, entries)
         if entry["reason"]:
             console.print(f"{name}: not measured. {entry['reason']}")
         elif sentence := _verdict(entry):
@@ -104,13 +106,6 @@ def print_sharpness(entries: list[dict[str, Any]]) -> None:
         )
 
 
-def _examples(entries: list[dict[str, Any]]) -> str:
-    """On how many examples of how many, as far as the entries agree."""
-    counts = {(entry["num_examples"], entry["population_size"]) for entry in entries if not entry["reason"]}
-    texts = [f"all {size:,}" if count == size else f"{count:,} of {size:,}" for count, size in sorted(counts)]
-    return " or ".join(texts)
-
-
 def _quantities(entry: dict[str, Any]) -> list[tuple[str, ...]]:
     """Name, value, stderr, interval and residual of everything that was measured."""
     rows: list[tuple[str, ...]] = []
@@ -119,7 +114,7 @@ def _quantities(entry: dict[str, Any]) -> list[tuple[str, ...]]:
         which = eigenvalue["which"]
         ranks[which] = rank = ranks.get(which, 0) + 1
         residual = f"{eigenvalue['residual']:.2g}" + ("" if eigenvalue["converged"] else " NOT CONVERGED")
-        rows.append((NAMES[which] + (f" ({rank})" if rank > 1 else ""), *_numbers(eigenvalue), residual))
+        rows.append((NAMES[which] + (f" ({rank})" if rank > 1 else ""), *numbers(eigenvalue), residual))
     size = entry["batch_size"]
     named = {
         "trace": "trace",
@@ -127,24 +122,11 @@ def _quantities(entry: dict[str, Any]) -> list[tuple[str, ...]]:
         "batch_sharpness": f"batch sharpness, B = {size}",
         "gradient_noise_interaction": f"gradient-noise interaction, B = {size}",
     }
-    rows += [(label, *_numbers(entry[name]), "") for name, label in named.items() if entry[name]]
+    rows += [(label, *numbers(entry[name]), "") for name, label in named.items() if entry[name]]
     for phi in entry["phi"]:
         label = f"φ (%), {phi['space']} space, ε = {phi['epsilon']:g}"
         rows.append((label, f"{phi['value']:.4g}", "", f"after {phi['iterations']} iterations", ""))
     return rows
-
-
-def _numbers(estimate: dict[str, Any]) -> tuple[str, str, str]:
-    """Value, stderr and interval as text; an exact value has neither of the latter."""
-    value, stderr = estimate["value"], estimate["stderr"]
-    if stderr == 0:
-        return f"{value:.5g}", "", ""
-    if stderr is None:
-        return f"{value:.5g}", "unknown", ""
-    digits = max(0, 1 - math.floor(math.log10(stderr)))
-    numbers = (f"{number:,.{digits}f}" for number in (value, stderr, estimate["low"], estimate["high"]))
-    text = list(numbers)
-    return text[0], text[1], f"{text[2]} – {text[3]}"
 
 
 def _verdict(entry: dict[str, Any]) -> str | None:

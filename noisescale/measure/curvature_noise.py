@@ -42,10 +42,10 @@ def measure_curvature_noise(
         (so too all of it). H is taken on at most 1/16 of its examples at a time.
     squared_gradient_norm: ḡ -> |G|². num_probes: K, of which each takes one product.
 
-    The n gradients are divided at random into K blocks. In each, u = Σ_i ξ_i (g_i − ḡ_b)/√(n_b − 1) with
-    random signs ξ_i has E uᵀHu = tr(HΣ_b). The top eigenvectors v_k serve as a control variate: what they
-    contribute, Σ_k λ_k (u·v_k)², is exchanged for its mean over the signs, Σ_k λ_k Var_b(g_i·v_k), from the
-    examples' own projections; so unconverged vectors cost precision, not correctness.
+    The n gradients are divided at random into K blocks. In each, u = Σ_i ξ_i (g_i − ḡ)·√(n/((n−1)n_b)) with
+    random signs ξ_i: the mean of uᵀHu over blocks and signs is tr(HΣ̂). The top eigenvectors v_k serve as a
+    control variate: what they contribute, Σ_k λ_k (u·v_k)², is exchanged for its mean over the signs, from
+    the examples' own projections g_i·v_k; so unconverged vectors cost precision, not correctness.
     GᵀHG = ḡᵀHḡ − tr(HΣ)/n, for a data set with 1/n − 1/N.
 
     Errors: the spread over blocks covers the signs and the sample of gradients, that over 16 groups of its
@@ -70,23 +70,25 @@ def measure_curvature_noise(
     signs = torch.randint(0, 2, (num_examples,), generator=generator) * 2.0 - 1.0
     blocks = list(torch.arange(num_examples).tensor_split(num_blocks))[own_share(num_blocks)]
     projector, _ = choose_engine(engine, gradients, gradients.examples.part(slice(PROBE)))
-    directions = [gradients.unflatten(vector) for vector in pairs.vectors]
+    vectors = torch.cat([torch.stack([mean, image]), pairs.vectors])
+    directions = [gradients.unflatten(vector) for vector in vectors]
+    centres = (vectors.double() @ mean.double()).cpu().numpy()[:, None]
+    unbiased = num_examples / (num_examples - 1)
     rows = []
     for number, block in enumerate(blocks):
         report(f"noise probe {number + 1} of {len(blocks)}")
         examples = gradients.examples.part(order[block].to(gradients.examples.targets.device))
         within = gradients.on(examples)
-        weights = torch.stack([signs[block], torch.ones(len(block))]).to(within.point)
-        noise, own_mean = within.weighted_gradients(weights)[1]
-        own_mean /= len(block)
-        probe = (noise - weights[0].sum() * own_mean) / (len(block) - 1) ** 0.5
+        sign = signs[block].to(within.point)
+        noise = within.weighted_gradients(sign.unsqueeze(0))[1][0]
+        probe = (noise - sign.sum() * mean) * (unbiased / len(block)) ** 0.5
         forms = product.with_forms(probe)[1].numpy()
         along = (pairs.vectors @ probe).double().cpu().numpy()
-        deflated = values @ along**2
-        variances = values @ _variances(within, projector, directions)
-        on_mean, on_image = (float(own_mean.double() @ one.double()) for one in (mean, image))
-        rows.append([on_mean, on_image, deflated, variances, *forms])
-    table = gather_rows(np.array(rows, dtype=np.float64).reshape(len(blocks), 4 + len(shares)))
+        projections = _projections(within, projector, directions)  # (2 + K, n_b)
+        variances = unbiased * ((projections - centres) ** 2).mean(1)[2:]
+        of_mean = projections[:2].mean(1)
+        rows.append([len(block) / num_examples, *of_mean, values @ along**2, values @ variances, *forms])
+    table = gather_rows(np.array(rows, dtype=np.float64).reshape(len(blocks), 5 + len(shares)))
     return _combine(
         table,
         squared_norm=squared_gradient_norm(mean),
@@ -112,30 +114,30 @@ def _combine(
     hessian_examples: int,
     num_matvecs: int,
 ) -> CurvatureNoise:
-    """Estimates and covariance from a row per block: ḡ_b·ḡ, ḡ_b·Hḡ, the exchanged terms, uᵀH_ju."""
+    """Estimates and covariance from a row per block: its share, ḡ_b·ḡ, ḡ_b·Hḡ, what is exchanged, uᵀH_ju."""
     is_dataset = population == "dataset"
-    on_mean, on_image, deflated, variances = table.T[:4]
-    forms = table[:, 4:]  # (K, J)
+    block_shares, on_mean, on_image, deflated, variances = table.T[:5]
+    forms = table[:, 5:]  # (K, J)
     num_blocks, num_groups = forms.shape
     per_example = 1 / num_examples - (1 / population_size if is_dataset else 0.0)  # of Var ḡ in Σ
     finite = 1 - 1 / population_size if is_dataset else 1.0  # Σ with 1/N
 
     remainder = forms @ shares - deflated
-    trace = remainder + variances  # (K,), each unbiased for tr(HΣ)
-    curvature = 2 * (on_image - on_image.mean()) - per_example * trace
-    blocks = np.stack([2 * (on_mean - on_mean.mean()), finite * trace, curvature])
+    traces = remainder + variances  # (K,), each unbiased for tr(HΣ)
+    trace = block_shares @ traces
+    curvature = mean_forms @ shares - per_example * trace
+    blocks = np.stack([2 * on_mean, finite * traces, 2 * on_image - per_example * traces])
     signs_alone = np.stack([0 * remainder, finite * remainder, -per_example * remainder])
     sampled = 1 - num_examples / population_size if is_dataset else 1.0
-    covariance = (sampled * np.cov(blocks) + (1 - sampled) * np.cov(signs_alone)) / num_blocks
+    covariance = sampled * _covariance_of_mean(blocks, block_shares)
+    covariance += (1 - sampled) * _covariance_of_mean(signs_alone, block_shares)
 
-    mean_curvature = mean_forms @ shares - per_example * trace.mean()
-    mean_curvature = mean_forms @ shares - per_example * trace.mean()
     unseen = 1 - hessian_examples / population_size if is_dataset else 1.0
-    of_groups = (forms - deflated[:, None]).mean(0) + variances.mean()  # (J,), tr(H_jΣ)
+    of_groups = block_shares @ (forms - (deflated - variances)[:, None])  # (J,), tr(H_jΣ)
     groups = np.stack([0 * of_groups, finite * of_groups, mean_forms - per_example * of_groups])
-    covariance += _covariance_of_mean(groups, shares) * unseen
+    covariance += unseen * _covariance_of_mean(groups, shares)
     return CurvatureNoise(
-        values=np.array([squared_norm, finite * trace.mean(), mean_curvature]),
+        values=np.array([squared_norm, finite * trace, curvature]),
         covariance=covariance,
         dof=(min(num_blocks, num_groups) if unseen else num_blocks) - 1,
         num_examples=num_examples,
@@ -154,16 +156,16 @@ def _covariance_of_mean(groups: np.ndarray, shares: np.ndarray) -> np.ndarray:
     return covariance
 
 
-def _variances(objective: Objective, engine: Engine, directions: list[Params]) -> np.ndarray:
-    """Of g_i·v over the objective's examples, with 1/(n−1), for K directions v: (K,)."""
+def _projections(objective: Objective, engine: Engine, directions: list[Params]) -> np.ndarray:
+    """g_i·v of the objective's examples, for K directions v: (K, n)."""
     found: list[Tensor] = []
 
     def add(chunk: Examples, start: int) -> None:
         found.append(engine.projections(chunk, directions).sum(-1).cpu())
 
     objective.for_each_chunk(add)
-    variances: np.ndarray = torch.cat(found, 1).var(1).numpy()
-    return variances
+    projections: np.ndarray = torch.cat(found, 1).numpy()
+    return projections
 
 
 def _deflation(product: CurvatureProduct, generator: torch.Generator) -> EigenPairs:

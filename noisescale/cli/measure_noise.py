@@ -1,0 +1,124 @@
+"""noisescale measure-noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from noisescale.cli.options import measurement_options, resolve_device
+
+if TYPE_CHECKING:
+    from noisescale.cli.checkpoints import Loaded
+    from noisescale.problem import Problem
+
+
+@click.command(
+    short_help="Gradient noise scale at one or several checkpoints.",
+    epilog="""\b
+Examples:
+  noisescale measure-noise runs/NAME-KEY/checkpoint.pt
+  noisescale measure-noise runs/NAME-KEY --plot noise.png   all its checkpoints, along training
+  noisescale measure-noise checkpoint.pt --num-examples 5000 --per-layer --per-class
+  noisescale measure-noise checkpoint.pt --hessian --bs 32 --bs 1024
+  noisescale measure-noise weights.safetensors --problem my_module:make_problem
+  torchrun --nproc-per-node 4 -m noisescale measure-noise checkpoint.pt
+""",
+)
+@click.option(
+    "--population",
+    type=click.Choice(["dataset", "distribution"]),
+    help="Noise about the mean gradient of the split, or of fresh examples.  "
+    "[default: dataset for train, else distribution]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "hooks", "compiled", "vmap"]),
+    default="auto",
+    show_default=True,
+    help="How per-example gradients are computed; the result does not depend on it.",
+)
+@click.option("--hessian", is_flag=True, help="B_noise = tr(HΣ)/GᵀHG and the learning rates it predicts.")
+@click.option(
+    "--num-probes",
+    type=click.IntRange(min=2),
+    default=32,
+    show_default=True,
+    help="Noise probes for --hessian, a Hessian product each.",
+)
+@click.option(
+    "--hessian-examples",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Examples that H is taken on.  [default: 4096, at most half of the split]",
+)
+@click.option(
+    "--bs",
+    "batch_sizes",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="B",
+    help="With --hessian, the best learning rate at this batch size; repeatable.  [default: the run's own]",
+)
+@click.option("--per-layer", is_flag=True, help="Every parameter tensor's share.")
+@click.option("--per-class", is_flag=True, help="Every class by itself, and the noisiest examples.")
+@measurement_options
+def measure_noise(
+    checkpoints: tuple[Path, ...],
+    problem: str | None,
+    device: str,
+    data_dir: Path | None,
+    as_json: bool,
+    plot: Path | None,
+    seed: int,
+    batch_sizes: tuple[int, ...],
+    **options: Any,
+) -> None:
+    """The gradient noise scale B_simple = tr Σ/|G|² at checkpoints: files, or run folders with all of theirs.
+
+    From per-example gradients, with standard errors and 95 % intervals, at about the price of two gradients
+    over the same examples. What a subset cannot resolve is called so, with a lower bound. Several
+    checkpoints make a table along training; checkpoints of `noisescale train` need nothing else.
+    """
+    import torch
+
+    from noisescale import measure_noise
+    from noisescale.cli.checkpoints import load_all, measure_all
+    from noisescale.cli.noise_report import noise_entry, print_noise, unmeasured_entry
+    from noisescale.distributed import process_group, rank_and_size
+
+    if dtype := options.pop("dtype"):
+        options["dtype"] = getattr(torch, dtype)
+
+    def measure(one: Loaded, problem: Problem, report: Callable[[str], None]) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(seed)  # the same examples for every checkpoint
+        found = measure_noise(problem, generator=generator, report=report, **options)
+        return noise_entry(one, found, batch_sizes)
+
+    with process_group(device=resolve_device(device)) as own_device:
+        loaded = load_all(checkpoints, device=own_device)
+        is_first = rank_and_size()[0] == 0
+        entries = measure_all(
+            loaded,
+            measure,
+            unmeasured_entry,
+            problem=problem,
+            data_dir=data_dir,
+            device=own_device,
+            quiet=not is_first,
+        )
+    if not is_first:
+        return
+    if as_json:
+        click.echo(json.dumps(entries, indent=2, allow_nan=False))
+    else:
+        print_noise(entries)
+    if plot is not None:
+        from noisescale.plots import image, noise_figure
+        from noisescale.store import write_atomically
+
+        write_atomically(plot, image(noise_figure(entries), plot.suffix[1:]))
+        click.echo(plot, err=as_json)
