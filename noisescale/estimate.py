@@ -81,8 +81,9 @@ def ratio(
     freedom of t. The stderr is that of first order.
 
     Where the denominator is not significantly above zero the ratio is unresolved: value and stderr are nan,
-    `low` is Fieller's root, below which the ratio cannot lie, and `high` infinite; without even a bound,
-    all are nan. Never clamped.
+    `low` is Fieller's root, below which the ratio of a positive denominator cannot lie, and `high` infinite;
+    without even a bound, all are nan. An estimate below zero gives the (weaker) bound of zero, since its
+    stderr is small by the same chance. Values are never clamped.
     """
     x, y = numerator, denominator
     if np.isnan(covariance).any():
@@ -91,7 +92,8 @@ def ratio(
     squared_t = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof)) ** 2
     (vxx, vxy), (_, vyy) = covariance
     # a R² − 2b R + c ≤ 0
-    a, b, c = y**2 - squared_t * vyy, x * y - squared_t * vxy, x**2 - squared_t * vxx
+    bounded = max(y, 0.0)
+    a, b, c = bounded**2 - squared_t * vyy, x * bounded - squared_t * vxy, x**2 - squared_t * vxx
     discriminant = b**2 - a * c
     if y > 0 and a > 0:
         value = x / y

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TEMPORARY_BYTES = 2**26  # what a step may take beyond its operands, before it is divided over examples
@@ -15,7 +16,7 @@ TEMPORARY_BYTES = 2**26  # what a step may take beyond its operands, before it i
 class Outer:
     """g_i = Σ_s left_is ⊗ right_is, for each of G groups of the parameter's rows.
 
-    left: (B, G, S, O), or (B, G, S) integers that stand for one-hot rows, as of an embedding.
+    left: (B, G, S, O), or (B, G, S) integers that stand for one-hot rows, as of an embedding (G = 1).
     right: (B, G, S, I). shape: the parameter's, of G·O·I elements (G = 1 but for grouped convolutions).
     S counts the places where the parameter is used: sequence positions, pixels; 1 for a plain linear layer.
     """
@@ -25,23 +26,99 @@ class Outer:
     shape: torch.Size
 
     @property
-    def num_rows(self) -> int:
-        """O."""
-        return self.shape.numel() // (self.right.shape[1] * self.right.shape[3])
+    def sizes(self) -> tuple[int, int, int]:
+        """S, O and I."""
+        _, groups, places, columns = self.right.shape
+        return places, self.shape.numel() // (groups * columns), columns
 
-    def part(self, rows: slice) -> Outer:
+    @property
+    def temporary(self) -> int:
+        """Numbers that writing out one example's gradient takes."""
+        return self.shape.numel()
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+    def __getitem__(self, rows: slice) -> Outer:
         return Outer(self.left[rows], self.right[rows], self.shape)
+
+    def outer(self) -> Outer:
+        return self
 
     def dense(self) -> Tensor:
         """(B, *shape)."""
         left = self.left
         if left.ndim == 3:
-            left = torch.nn.functional.one_hot(left, self.num_rows).to(self.right)
-        gradients = torch.einsum("bgso,bgsi->bgoi", left, self.right)
-        return gradients.reshape(len(left), *self.shape)
+            left = F.one_hot(left, self.sizes[1]).to(self.right)
+        return (left.mT @ self.right).reshape(len(self), *self.shape)  # (B, G, O, I)
+
+    def project(self, direction: Tensor) -> Tensor:
+        """The inner products with `direction` (*shape): (B,), float64."""
+        _, rows, columns = self.sizes
+        matrix = direction.reshape(-1, rows, columns)  # (G, O, I)
+        if self.left.ndim == 3:
+            images, others = matrix[0][self.left], self.right  # (B, 1, S, I)
+        else:
+            images, others = self.right @ matrix.mT, self.left  # (B, G, S, O)
+        return (images * others).flatten(1).sum(1, dtype=torch.float64)
 
 
-ExampleGradients = Outer | Tensor  # a tensor: written out, (B, *shape)
+@dataclass(frozen=True)
+class Convolved:
+    """The gradients of a convolution's weight, g_i = Σ over places of gradient ⊗ patch of the inputs.
+
+    inputs: (B, C, H, W), padded. gradient: of the outputs, (B, channels, H', W').
+    shape: (channels, C/groups, h, w).
+    """
+
+    inputs: Tensor
+    gradient: Tensor
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """S, O and I."""
+        return self.gradient.shape[2:].numel(), self.shape[0] // self.groups, self.shape[1:].numel()
+
+    @property
+    def temporary(self) -> int:
+        """Numbers that writing out one example's gradient takes, its patches included."""
+        places, _, columns = self.sizes
+        return self.shape.numel() + self.groups * columns * places
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, rows: slice) -> Convolved:
+        return replace(self, inputs=self.inputs[rows], gradient=self.gradient[rows])
+
+    def outer(self) -> Outer:
+        """With the patches copied out, which takes h·w times the memory of the inputs."""
+        patches = F.unfold(self.inputs, self.shape[2:], dilation=self.dilation, stride=self.stride)
+        right = patches.unflatten(1, (self.groups, -1)).mT  # (B, G·I, S) -> (B, G, S, I)
+        left = self.gradient.flatten(2).unflatten(1, (self.groups, -1)).mT  # (B, G, S, O)
+        return Outer(left, right, self.shape)
+
+    def dense(self) -> Tensor:
+        """(B, *shape)."""
+        return self.outer().dense()
+
+    def project(self, direction: Tensor) -> Tensor:
+        """The inner products with `direction` (*shape), from a layer with these weights: (B,), float64."""
+        outputs = F.conv2d(
+            self.inputs,
+            direction.view(self.shape),
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        return (outputs * self.gradient).flatten(1).sum(1, dtype=torch.float64)
+
+
+ExampleGradients = Outer | Convolved | Tensor  # a tensor: written out, (B, *shape)
 
 
 def squared_norms(pieces: Sequence[ExampleGradients]) -> Tensor:
@@ -50,55 +127,43 @@ def squared_norms(pieces: Sequence[ExampleGradients]) -> Tensor:
     Outer products either by their Gram matrices, Σ_{s,t} (left_s·left_t)(right_s·right_t), or written out,
     whichever takes fewer operations (Goodfellow 2015, arXiv 1510.01799, for S = 1).
     """
-    outers = [piece for piece in pieces if isinstance(piece, Outer)]
-    if len(outers) == len(pieces):
-        first, places = outers[0], sum(outer.right.shape[2] for outer in outers)
-        if len(outers) == 1 and places == 1 and first.left.ndim == 4:
-            return (_squares(first.left, -1) * _squares(first.right, -1)).sum((1, 2))
-        rows, columns = first.num_rows, first.right.shape[3]
-        if all(outer.left.ndim == 3 for outer in outers) or places * (rows + columns) < rows * columns:
-            return _in_parts(_squared_norms_by_gram, outers, places**2)
-    size = pieces[0].shape.numel() if isinstance(pieces[0], Outer) else pieces[0][0].numel()
-    return _in_parts(_squared_norms_written_out, pieces, size)
+    factored = [piece for piece in pieces if not isinstance(piece, Tensor)]
+    if len(factored) == len(pieces):
+        places = sum(piece.sizes[0] for piece in factored)
+        _, rows, columns = factored[0].sizes
+        indexed = all(isinstance(piece, Outer) and piece.left.ndim == 3 for piece in factored)
+        if indexed or places * (rows + columns) < rows * columns:
+            return _in_parts(_squared_norms_by_gram, pieces, places**2)
+    temporary = max(piece[0].numel() if isinstance(piece, Tensor) else piece.temporary for piece in pieces)
+    return _in_parts(_squared_norms_written_out, pieces, temporary)
 
 
 def projections(pieces: Sequence[ExampleGradients], direction: Tensor) -> Tensor:
     """The inner product of Σ pieces with `direction` (*shape), of each example: (B,), float64."""
-    return torch.stack([_projection(piece, direction) for piece in pieces]).sum(0)
-
-
-def _projection(piece: ExampleGradients, direction: Tensor) -> Tensor:
-    if not isinstance(piece, Outer):
-        return (piece * direction).reshape(len(piece), -1).sum(1, dtype=torch.float64)
-    groups, columns = piece.right.shape[1], piece.right.shape[3]
-    matrix = direction.reshape(groups, piece.num_rows, columns)  # (G, O, I)
-    if piece.left.ndim == 3:
-        images = matrix[0][piece.left]  # (B, 1, S, I): an embedding has no groups
-        return (images * piece.right).flatten(1).sum(1, dtype=torch.float64)
-    if groups == 1:
-        images = torch.nn.functional.linear(piece.right, matrix[0])  # (B, 1, S, O)
-    else:
-        images = torch.einsum("bgsi,goi->bgso", piece.right, matrix)
-    return images.mul_(piece.left).flatten(1).sum(1, dtype=torch.float64)
+    found = [
+        _sum(piece * direction) if isinstance(piece, Tensor) else piece.project(direction) for piece in pieces
+    ]
+    return torch.stack(found).sum(0)
 
 
 def _squared_norms_written_out(pieces: Sequence[ExampleGradients]) -> Tensor:
-    total = sum(piece.dense() if isinstance(piece, Outer) else piece for piece in pieces)
-    assert isinstance(total, Tensor)
-    return _squares(total.reshape(len(total), -1), 1)
+    first, *others = (piece if isinstance(piece, Tensor) else piece.dense() for piece in pieces)
+    for other in others:
+        first = first + other.view_as(first)
+    return _sum(first.square())
 
 
 def _squared_norms_by_gram(pieces: Sequence[ExampleGradients]) -> Tensor:
-    total: Tensor | float = 0.0
-    for index, one in enumerate(pieces):
-        for other in pieces[: index + 1]:
-            assert isinstance(one, Outer)
-            assert isinstance(other, Outer)
+    outers = [piece.outer() for piece in pieces if not isinstance(piece, Tensor)]
+    if len(outers) == 1 and outers[0].sizes[0] == 1 and outers[0].left.ndim == 4:
+        squares = (part.square().sum(-1, dtype=torch.float64) for part in (outers[0].left, outers[0].right))
+        return _sum(torch.stack([*squares], -1).prod(-1))
+    found = []
+    for index, one in enumerate(outers):
+        for other in outers[: index + 1]:
             products = _left_gram(one, other) * (one.right @ other.right.mT)  # (B, G, S, T)
-            twice = 1 if one is other else 2
-            total = total + twice * products.flatten(1).sum(1, dtype=torch.float64)
-    assert isinstance(total, Tensor)
-    return total
+            found.append(_sum(products) * (1 if one is other else 2))
+    return torch.stack(found).sum(0)
 
 
 def _left_gram(one: Outer, other: Outer) -> Tensor:
@@ -119,15 +184,11 @@ def _in_parts(
     elements: int,
 ) -> Tensor:
     """`work` on so many examples at a time that its temporaries stay small; `elements` of them each."""
-    piece = pieces[0]
-    batch = len(piece.right) if isinstance(piece, Outer) else len(piece)
     step = max(TEMPORARY_BYTES // (8 * elements), 1)
-    parts = [
-        work([one.part(rows) if isinstance(one, Outer) else one[rows] for one in pieces])
-        for rows in (slice(start, start + step) for start in range(0, batch, step))
-    ]
-    return torch.cat(parts)
+    starts = range(0, len(pieces[0]), step)
+    return torch.cat([work([piece[slice(start, start + step)] for piece in pieces]) for start in starts])
 
 
-def _squares(values: Tensor, dim: int) -> Tensor:
-    return values.square().sum(dim, dtype=torch.float64)
+def _sum(values: Tensor) -> Tensor:
+    """Over all but the first dimension: (B, ...) -> (B,), accumulated in float64."""
+    return values.reshape(len(values), -1).sum(1, dtype=torch.float64)

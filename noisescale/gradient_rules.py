@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisescale.factored_gradients import ExampleGradients, Outer
+from noisescale.factored_gradients import Convolved, ExampleGradients, Outer
 
 Rule = Callable[[Any, Tensor, Tensor], dict[str, ExampleGradients]]
 GivenRule = TypeVar("GivenRule", bound=Rule)
@@ -49,15 +49,21 @@ def _convolution(
     inputs = F.pad(inputs, module._reversed_padding_repeated_twice, mode=_padding_mode(module))
     if isinstance(module, nn.Conv1d):  # as an image of height 1
         inputs, gradient = inputs.unsqueeze(2), gradient.unsqueeze(2)
-    kernel, stride, dilation = (
-        size if len(size) == 2 else (1, *size)
-        for size in (module.kernel_size, module.stride, module.dilation)
+    channels, columns, *kernel = module.weight.shape
+    weight = Convolved(
+        inputs=inputs,
+        gradient=gradient,
+        shape=torch.Size([channels, columns, *_image(kernel)]),
+        stride=_image(module.stride),
+        dilation=_image(module.dilation),
+        groups=module.groups,
     )
-    groups = module.groups
-    patches = F.unfold(inputs, kernel, dilation=dilation, stride=stride)  # (B, G·I, S)
-    right = patches.unflatten(1, (groups, -1)).mT  # (B, G, S, I)
-    left = gradient.flatten(2).unflatten(1, (groups, -1)).mT  # (B, channels, H, W) -> (B, G, S, O)
-    return _affine(module, Outer(left, right, module.weight.shape), gradient.sum((2, 3)))
+    return _affine(module, weight, gradient.sum((2, 3)))
+
+
+def _image(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sizes along height and width; a signal has height 1."""
+    return tuple(sizes) if len(sizes) == 2 else (1, *sizes)
 
 
 def _padding_mode(module: nn.Conv1d | nn.Conv2d) -> str:
@@ -104,7 +110,7 @@ def _batch_norm(
     return _scaled(module, normalised, gradient.movedim(1, -1), module.weight)
 
 
-def _affine(module: nn.Module, weight: Outer, bias: Tensor) -> dict[str, ExampleGradients]:
+def _affine(module: nn.Module, weight: ExampleGradients, bias: Tensor) -> dict[str, ExampleGradients]:
     return {"weight": weight} if module.bias is None else {"weight": weight, "bias": bias}
 
 

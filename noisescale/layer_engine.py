@@ -77,8 +77,12 @@ class LayerEngine:
                 unit = _Unit(module, own, type(module) in RULES)
                 module.register_forward_hook(partial(self._record, unit), with_kwargs=True)
                 self.elsewhere -= set(own.values())
+        self._repeated: set[int] = set()  # the calls whose outputs are repeated for every example
+        self._count = 0  # of the examples in the present pass
         self._batched = self._which_arguments_hold_examples(probe)
-        self._divide(probe)
+        once = {number for number, batched in enumerate(self._batched) if not any(batched)}
+        if not (once and self._divide(probe, once)):
+            self._divide(probe, set())
         if num_elsewhere := sum(self.params[name].numel() for name in self.elsewhere):
             objective.cap_chunk_size(TEMPORARY_BYTES // (num_elsewhere * objective.point.element_size()))
 
@@ -115,17 +119,31 @@ class LayerEngine:
             return [[] for _ in sizes[1]]
         return [[one != two for one, two in zip(*both, strict=False)] for both in zip(*sizes, strict=True)]
 
-    def _divide(self, probe: Examples) -> None:
-        """Finds the parameters whose norms by the rules are not those of single-example backward passes."""
+    def _divide(self, probe: Examples, repeated: set[int]) -> bool:
+        """Finds the parameters whose norms by the rules are not those of single-example backward passes.
+
+        repeated: calls that hold no examples, as that of an embedding of positions, and whose outputs are to
+        be repeated for each. Returns whether that did no harm, and the norms of their parameters are right.
+        """
+        found_before = self.elsewhere.copy()
+        self._repeated = repeated
         count = probe.num_examples
         wanted = torch.stack([self._alone(probe.part(slice(i, i + 1))) for i in range(count)])
         precision = torch.finfo(self.objective.dtype).eps
         floor = precision * float(wanted.sum(1).max())
-        losses = self._forward(probe, differentiate=True)
-        torch.autograd.grad(losses.sum(), list(self.params.values()), allow_unused=True)
+        try:
+            losses = self._forward(probe, differentiate=True)
+            torch.autograd.grad(losses.sum(), list(self.params.values()), allow_unused=True)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            if not repeated:
+                raise
+            return False  # the model does not take the repeated outputs
+        once: set[str] = set()
         for number, call in enumerate(self._calls):
-            if self.elsewhere == set(self.params) or not any(self._batched[number]):
-                self.elsewhere |= set(call.unit.names.values())
+            if not any(self._batched[number]):
+                once |= set(call.unit.names.values())
+        if not repeated:
+            self.elsewhere |= once
         pieces = self._pieces(forgiving=True)
         for index, name in enumerate(self.params):
             try:
@@ -135,6 +153,10 @@ class LayerEngine:
                 continue
             if not torch.allclose(found, wanted[:, index], rtol=10 * precision**0.5, atol=floor):
                 self.elsewhere.add(name)
+        if repeated and once & self.elsewhere:
+            self.elsewhere = found_before
+            return False
+        return True
 
     def _alone(self, example: Examples) -> Tensor:
         gradient = self.objective.on(example).value_and_gradient()[1]
@@ -145,6 +167,7 @@ class LayerEngine:
         """The losses (B,), their calls recorded; without `differentiate` for the outputs' gradients alone."""
         self._calls.clear()
         self._anchors.clear()
+        self._count = chunk.num_examples
         for param in self.params.values():
             param.requires_grad_(differentiate)
         self._recording = True
@@ -165,6 +188,10 @@ class LayerEngine:
         if not self._recording:
             return output
         leaves, structure = tree_flatten(output)
+        repeat = len(self._calls) in self._repeated and unit.has_rule
+        if repeat:
+            arguments = tuple(self._for_every_example(arguments))
+            leaves = self._for_every_example(leaves)
         call = _Call(unit, arguments, keywords, [])
         self._calls.append(call)
         for index, leaf in enumerate(leaves):
@@ -178,6 +205,13 @@ class LayerEngine:
             call.gradients.append(None)
             leaf.register_hook(partial(_keep, call.gradients, slot))
         return tree_unflatten(leaves, structure)
+
+    def _for_every_example(self, values: Sequence[Any]) -> list[Any]:
+        """Tensors (...) or (1, ...) as (B, ...)."""
+        return [
+            value.expand(self._count, *value.shape[len(value.shape) > 0 and value.shape[0] == 1 :])
+            for value in values
+        ]
 
     def _pieces(self, *, forgiving: bool = False) -> dict[str, list[ExampleGradients]]:
         """The gradients of the single examples, by parameter, from the recorded calls.

@@ -12,9 +12,10 @@ import pandas as pd
 from scipy import stats
 
 from noisescale.errors import SettingError
-from noisescale.estimate import CONFIDENCE, Estimate, exact, from_stderr, ratio
+from noisescale.estimate import CONFIDENCE, Estimate, exact, from_stderr, ratio, undefined
 
 Population = Literal["dataset", "distribution"]
+FITTED = 5  # standard errors below zero that no fresh examples give
 
 
 class GradientNoise(NamedTuple):
@@ -70,6 +71,8 @@ class CurvatureNoise:
         return from_stderr(float(weights @ self.values), stderr, num_samples=self.num_examples, dof=self.dof)
 
     def _ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
+        if self._combination(denominator).high < 0:
+            return undefined(num_samples=self.num_examples)
         both = np.stack([numerator, denominator])
         x, y = both @ self.values
         return ratio(
@@ -87,8 +90,8 @@ class NoiseScale:
     population: whose mean G is. "dataset": of the split's N examples, Σ with 1/N. "distribution": of fresh
         examples.
     num_examples, population_size: measured on, out of how many of the split.
-    resolved: whether |G|² is significantly above zero. examples_to_resolve: about how many examples would
-        resolve it, where it is not.
+    resolved: whether |G|² is significantly above zero. examples_to_resolve: where it is not, how many
+        examples would do if |G|² is as large as estimated or, where larger, as its standard error.
     full: B_noise = tr(HΣ)/GᵀHG, and curvature what it was made of; None unless asked for.
     per_layer, per_class: a row per parameter tensor or class: |G|², tr Σ and B_simple with their errors.
     top_examples: index in the split, share of tr Σ and loss of the examples with the largest shares.
@@ -196,7 +199,14 @@ def noise_scale(
                 for index, name in enumerate(names)
             },
         )
+    notes: tuple[str, ...] = ()
+    if found.squared_gradient_norm.value < -FITTED * found.squared_gradient_norm.stderr:
+        notes = (
+            "|G|² comes out far below zero: the parameters were fitted to these very examples, so "
+            "that they say nothing of fresh ones; take the population dataset, or examples held out",
+        )
     return NoiseScale(
+        notes=notes,
         squared_gradient_norm=found.squared_gradient_norm,
         gradient_variance=found.gradient_variance,
         simple=found.simple,
@@ -272,15 +282,15 @@ def table(key: str, found: dict[Any, GradientNoise]) -> pd.DataFrame:
 def _examples_to_resolve(
     squared_norm: float, stderr: float, num_examples: int, population: Population, population_size: int
 ) -> int | None:
-    """How many examples make |G|² significant, if it is as large as estimated.
+    """How many examples make |G|² significant, if it is what was estimated or, where larger, its stderr.
 
-    If the estimate is not positive: as large as its interval's upper end, so at least that many. Errors are
-    taken to fall as 1/√n, which they do at the slowest. None where nothing can be said.
+    So at most about four times as many as were measured; more where |G|² is smaller still. Errors are taken
+    to fall as 1/√n, which they do at the slowest. None where nothing can be said.
     """
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_examples - 1))
-    likely = squared_norm if squared_norm > 0 else squared_norm + t * stderr
-    if not likely > 0 or not stderr > 0:
+    if not stderr > 0:
         return None
+    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_examples - 1))
+    likely = max(squared_norm, stderr)
     unsampled = 1 / num_examples - (1 / population_size if population == "dataset" else 0.0)
     inverse = (likely / (t * stderr)) ** 2 * unsampled
     if population == "dataset":

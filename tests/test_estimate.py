@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from noisescale.estimate import exact, from_samples, from_stderr
+from noisescale.estimate import exact, from_samples, from_stderr, ratio
 
 
 def test_mean_stderr_and_interval_are_scipys():
@@ -39,3 +39,47 @@ def test_one_sample_has_no_error():
 def test_an_exact_number_has_error_zero():
     assert exact(4.0).to_dict() == {"value": 4.0, "stderr": 0.0, "low": 4.0, "high": 4.0}
     assert from_stderr(4.0, 0.0, num_samples=3).low == 4
+
+
+def test_fiellers_interval_ends_where_the_difference_is_just_significant():
+    covariance = np.array([[0.04, 0.01], [0.01, 0.02]])
+    found = ratio(6.0, 2.0, covariance, num_samples=40, dof=39)
+    t = stats.t.ppf(0.975, 39)
+    for end in (found.low, found.high):
+        spread = math.sqrt(np.array([1, -end]) @ covariance @ np.array([1, -end]))
+        assert abs(6 - 2 * end) == pytest.approx(t * spread)
+    assert found.low < found.value == 3 < found.high
+    assert found.stderr == pytest.approx(math.sqrt(0.04 - 2 * 3 * 0.01 + 9 * 0.02) / 2)
+
+
+@pytest.mark.parametrize("truth", [4.0, 0.6])  # well resolved, and most often not
+def test_fiellers_interval_or_bound_covers_95_times_in_100(truth):
+    numerator, covariance = 3.0, np.array([[0.09, 0.02], [0.02, 0.25]])
+    draws = np.random.default_rng(2).multivariate_normal([numerator, truth], covariance, size=3000)
+    hits, bounds = [], 0
+    for x, y in draws:
+        found = ratio(x, y, covariance, num_samples=10_000, dof=9_999)
+        bounds += math.isnan(found.value)
+        hits.append(math.isnan(found.low) or found.low <= numerator / truth <= found.high)
+    assert abs(np.mean(hits) - 0.95) < 0.03
+    assert bounds == 0 if truth == 4 else bounds > 1500
+
+
+def test_an_unresolved_ratio_has_a_bound_and_no_value():
+    covariance = np.diag([0.01, 1.0])
+    for denominator in (0.5, -0.5):
+        found = ratio(10.0, denominator, covariance, num_samples=9, dof=8)
+        assert math.isnan(found.value)
+        assert 0 < found.low < math.inf
+        assert found.high == math.inf
+        t = stats.t.ppf(0.975, 8)
+        distance = abs(10 - max(denominator, 0) * found.low)
+        assert distance == pytest.approx(t * math.sqrt(0.01 + found.low**2))
+    nothing = ratio(0.01, -9.0, covariance, num_samples=9, dof=8)
+    assert nothing.to_dict() == {"value": None, "stderr": None, "low": None, "high": None}
+
+
+def test_an_exact_ratio_has_no_error_and_an_unknown_one_no_interval():
+    assert ratio(6.0, 2.0, np.zeros((2, 2)), num_samples=5, dof=4).to_dict() == exact(3.0).to_dict()
+    unknown = ratio(6.0, 2.0, np.full((2, 2), np.nan), num_samples=5, dof=4)
+    assert (unknown.value, math.isnan(unknown.low)) == (3.0, True)

@@ -239,7 +239,7 @@ def test_map_style_datasets_serve_and_only_chosen_items_are_read():
     np.testing.assert_allclose(found.squared_norms, gradient_moments(same).squared_norms, rtol=1e-12)
 
 
-def test_longsequences_take_bounded_memory_whichever_form_is_smaller():
+def test_long_sequences_take_bounded_memory_whichever_form_is_smaller():
     problem = sequences(LanguageModel())
     tokens = torch.randint(0, 11, (4, 5))
     agree(replace(problem, train=Examples(tokens, tokens.roll(1, 1))))

@@ -29,6 +29,7 @@ from rich.console import Console
 from scipy.sparse.linalg import eigsh
 from torch import nn
 
+from experiments.benchmarks.resources import peak_bytes, seconds
 from noisescale import (
     Objective,
     Problem,
@@ -78,11 +79,11 @@ def products(problem: Problem, params: Params, examples: Examples, *, rounds: in
     ratios: dict[str, list[float]] = {name: [] for name in matvecs}
     gradients = []
     for counted in (False, *[True] * rounds):
-        gradient = _seconds(objective.value_and_gradient)
-        seconds = {name: _seconds(partial(matvec, vector)) for name, matvec in matvecs.items()}
+        gradient = seconds(objective.value_and_gradient)
+        taken = {name: seconds(partial(matvec, vector)) for name, matvec in matvecs.items()}
         if counted:
             gradients.append(gradient)
-            for name, value in seconds.items():
+            for name, value in taken.items():
                 ratios[name].append(value / gradient)
     return {
         "gradient_seconds": statistics.median(gradients),
@@ -179,33 +180,6 @@ def warm_starts(problem: Problem, along: list[Params], examples: Examples, *, se
     return {"cold": cold, "warm": warm, "ratio": sum(warm) / sum(cold)}
 
 
-def peak_bytes(problem: Problem, params: Params, examples: Examples) -> int:
-    """Peak memory of λ_max above what the model and the data take."""
-    if examples.inputs.is_cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        ours(problem, params, examples)
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the process's peak
-    before = _status("VmRSS")
-    ours(problem, params, examples)
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def _dim(params: Params) -> int:
     return sum(param.numel() for param in params.values())
 
@@ -232,7 +206,7 @@ def main(rounds: int, device: str, out: Path | None) -> None:
     result: dict[str, Any] = {"environment": environment(device), "num_examples": NUM_EXAMPLES}
     result["targets"] = TARGETS
     console.print("peak memory")
-    result["peak_bytes"] = peak_bytes(problem, along[0], examples)
+    result["peak_bytes"] = peak_bytes(partial(ours, problem, along[0], examples), device=device)
     console.print("products")
     result["products"] = products(problem, along[0], examples, rounds=max(rounds, 5))
     console.print(result["products"])

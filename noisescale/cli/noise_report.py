@@ -168,7 +168,7 @@ def _sentence(entry: dict[str, Any]) -> str:
         )
     bound = "" if simple["low"] is None else f" > {_rounded(simple['low'])}, but"
     needed = entry["examples_to_resolve"]
-    advice = "" if needed is None else f": about {_rounded(needed)} would"
+    advice = "" if needed is None else f": {_rounded(needed)} or more would"
     if needed is not None and population == "distribution" and needed > entry["population_size"]:
         advice += ", more than the split has"
     unresolved = f"{count:,} examples cannot tell |G|² from zero{advice}"

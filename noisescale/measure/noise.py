@@ -79,7 +79,7 @@ def measure_noise(
         population_size=selected.population_size,
         names=list(moments.mean) if per_layer else None,
     )
-    notes = moments.notes
+    notes = found.notes + moments.notes
     if found.per_layer is not None and found.per_layer["gradient_variance_stderr"].isna().any():
         notes = (*notes, f"the engine {moments.engine} gives no errors per layer; hooks does")
     curvature = None

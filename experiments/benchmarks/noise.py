@@ -1,0 +1,233 @@
+"""Statistics of per-example gradients against a plain gradient, BackPACK, Opacus and eager vmap.
+
+    python -m experiments.benchmarks.noise
+
+The limit, counting matrix products of the study's network (1.86 M weights, .80 M of them in the first layer):
+a forward and backward pass takes 4.78 M multiplications per example. Norms from layer inputs and output
+gradients add 1e4, so moments without errors are bounded by 1.0. Errors take a second pass of 4.78 M, forward,
+back to the layers' outputs, and one product with the mean gradient each: bounded by 2.0. The compiled program
+adds a multiplication, a square and a sum for each of 1.86 M entries of the outer products, which no matrix
+unit does: about 2.5 at the machine's ratio of vector to matrix arithmetic. Eager vmap writes and reads 7.5 MB
+per example.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import backpack
+import click
+import torch
+import torch.nn.functional as F
+from backpack.extensions import BatchL2Grad
+from opacus import GradSampleModule
+from rich.console import Console
+from torch import Tensor, nn
+
+from experiments.benchmarks.resources import peak_bytes, seconds
+from noisescale import Problem, ProblemConfig, build_problem, gradient_moments
+from noisescale.environment import environment
+from noisescale.problem import Examples, select
+from noisescale.store import write_json
+
+RESULTS = Path(__file__).parent / "results"
+VOCABULARY, LENGTH, WIDTH, HEADS, LAYERS = 256, 64, 128, 4, 2
+TARGETS = {
+    "hooks": 1.25,
+    "hooks, with errors": 2.4,
+    "compiled": 4.0,
+    "compiled against eager vmap": 12.0,
+    "peak bytes": 2**30,
+    "seconds for 60,000 on a GPU": 1.0,
+}
+
+
+class Case(NamedTuple):
+    """A problem, how many of its examples fast and slow competitors get, and the slow ones' chunk sizes."""
+
+    problem: Problem
+    many: int
+    few: int
+    chunk_sizes: tuple[int, ...]
+
+
+class Transformer(nn.Module):
+    """A small causal language model: tokens (B, T) -> logits (B, T, V)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
+        self.positions = nn.Embedding(LENGTH, WIDTH)
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.tokens(tokens) + self.positions(torch.arange(LENGTH, device=tokens.device))
+        mask = nn.Transformer.generate_square_subsequent_mask(LENGTH, device=tokens.device)
+        outputs: Tensor = self.head(self.layers(hidden, mask=mask))
+        return outputs
+
+
+def sequence_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of each sequence: (B, T, V), (B, T) -> (B,)."""
+    losses = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view_as(targets).mean(1)
+
+
+def cases(device: str, *, scale: float = 1.0) -> dict[str, Case]:
+    """The study's MLP and a CNN on MNIST, and a transformer on random tokens; `scale` for smaller runs."""
+
+    def count(number: int) -> int:
+        return max(round(scale * number), 16)
+
+    mlp = build_problem(ProblemConfig(), device=device)
+    cnn = build_problem(ProblemConfig(model="cnn"), device=device)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokens = torch.randint(0, VOCABULARY, (count(512), LENGTH + 1), device=device)
+        model = Transformer().to(device)
+    examples = Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    transformer = Problem(model=model, loss=sequence_loss, train=examples)
+    return {
+        "mlp": Case(mlp, count(8192), count(256), (2, 4, 8, 16)),
+        "cnn": Case(cnn, count(4096), count(512), (16, 64, 256)),
+        "transformer": Case(transformer, count(512), count(128), (4, 8, 16)),
+    }
+
+
+def plain(problem: Problem, examples: Examples, chunk_size: int) -> None:
+    """One forward and backward pass of the summed loss."""
+    params = list(problem.model.parameters())
+    for start in range(0, examples.num_examples, chunk_size):
+        chunk = examples.part(slice(start, start + chunk_size))
+        torch.autograd.grad(problem.loss(problem.model(chunk.inputs), chunk.targets).sum(), params)
+
+
+def ours(problem: Problem, examples: Examples, chunk_size: int | None, **options: Any) -> None:
+    """`gradient_moments` by one engine, chunk size chosen by itself for None."""
+    gradient_moments(
+        Problem(model=problem.model, loss=problem.loss, train=examples), chunk_size=chunk_size, **options
+    )
+
+
+def by_backpack(problem: Problem, examples: Examples, chunk_size: int) -> None:
+    """Squared norms by BackPACK's BatchL2Grad."""
+    model = backpack.extend(copy.deepcopy(problem.model))
+    loss = backpack.extend(nn.CrossEntropyLoss(reduction="sum"))
+    for start in range(0, examples.num_examples, chunk_size):
+        chunk = examples.part(slice(start, start + chunk_size))
+        model.zero_grad()
+        with backpack.backpack(BatchL2Grad()):
+            loss(model(chunk.inputs), chunk.targets).backward()
+        torch.stack([param.batch_l2 for param in model.parameters()], 1)
+
+
+def by_opacus(problem: Problem, examples: Examples, chunk_size: int) -> None:
+    """Squared norms of Opacus' written-out gradients."""
+    model = GradSampleModule(copy.deepcopy(problem.model), loss_reduction="sum")
+    for start in range(0, examples.num_examples, chunk_size):
+        chunk = examples.part(slice(start, start + chunk_size))
+        model.zero_grad()
+        problem.loss(model(chunk.inputs), chunk.targets).sum().backward()
+        norms = [param.grad_sample.flatten(1).square().sum(1) for param in model.parameters()]
+        torch.stack(norms, 1)
+
+
+Competitor = Callable[[Problem, Examples, Any], None]
+
+
+def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
+    """Examples per second of each competitor at its best chunk size, medians over interleaved rounds."""
+    many = select(case.problem, num_examples=case.many).examples
+    few = many.part(slice(case.few))
+    large = (256, 512, 1024, 2048)
+    competitors: dict[str, tuple[Competitor, Examples, tuple[int | None, ...]]] = {
+        "forward and backward": (plain, many, large),
+        "hooks": (partial(ours, engine="hooks", standard_errors=False), many, (None,)),
+        "hooks, with errors": (partial(ours, engine="hooks"), many, (None,)),
+        "compiled": (partial(ours, engine="compiled", standard_errors=False), many, (None,)),
+        "BackPACK BatchL2Grad": (by_backpack, many, large),
+        "Opacus GradSampleModule": (by_opacus, few, case.chunk_sizes),
+        "eager vmap": (partial(ours, engine="vmap", standard_errors=False), few, (None, *case.chunk_sizes)),
+    }
+    best: dict[str, tuple[Competitor, Examples, int | None]] = {}
+    missing: dict[str, str] = {}
+    for name, (work, examples, sizes) in competitors.items():
+        try:
+            work(case.problem, examples, sizes[0])  # compilation, caches
+            taken = {size: seconds(partial(work, case.problem, examples, size)) for size in sizes}
+        except Exception as error:  # a peer that does not cover the model
+            missing[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+            continue
+        best[name] = work, examples, min(taken, key=lambda size: taken[size])
+        console.print(f"{name}: {taken}")
+    rates: dict[str, list[float]] = {name: [] for name in best}
+    for _ in range(rounds):
+        for name, (work, examples, size) in best.items():
+            taken_now = seconds(partial(work, case.problem, examples, size))
+            rates[name].append(examples.num_examples / taken_now)
+    baseline = rates["forward and backward"]
+    rows = {
+        name: {
+            "examples_per_second": statistics.median(found),
+            "in_gradients": statistics.median(
+                [plain_rate / rate for plain_rate, rate in zip(baseline, found, strict=True)]
+            ),
+            "chunk_size": best[name][2],
+        }
+        for name, found in rates.items()
+    }
+    return {"num_parameters": _size(case.problem.model), "rates": rows, "not_covered": missing}
+
+
+def _size(model: nn.Module) -> int:
+    return sum(param.numel() for param in model.parameters())
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--scale", type=float, default=1.0, show_default=True, help="Share of the examples.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file.")
+def main(rounds: int, device: str, scale: float, out: Path | None) -> None:
+    """Compare ways of measuring per-example gradients on an MLP, a CNN and a transformer."""
+    warnings.simplefilter("ignore")  # the peers' own
+    console = Console(stderr=True, highlight=False)
+    found = cases(device, scale=scale)
+    result: dict[str, Any] = {"environment": environment(device), "targets": TARGETS, "models": {}}
+    whole = found["mlp"].problem
+    console.print("peak memory and seconds for the whole of MNIST")
+    result["peak_bytes"] = peak_bytes(partial(gradient_moments, whole), device=device)
+    result["seconds_with_errors"] = seconds(partial(gradient_moments, whole))
+    for name, case in found.items():
+        console.rule(name)
+        result["models"][name] = compare(case, rounds=rounds, console=console)
+    rates = result["models"]["mlp"]["rates"]
+    fast, slow = (rates[name]["examples_per_second"] for name in ("compiled", "eager vmap"))
+    result["compiled_against_eager_vmap"] = fast / slow
+    write_json(out or RESULTS / f"noise-{device}.json", result)
+
+    for name, row in result["models"].items():
+        click.echo(f"\n{name}, {row['num_parameters']:,} parameters\n")
+        click.echo("| | examples/s | in gradients |\n|---|---|---|")
+        for way, numbers in row["rates"].items():
+            rate = f"{numbers['examples_per_second']:,.0f}"
+            click.echo(f"| {way} | {rate} | {numbers['in_gradients']:.2f} |")
+        for way, reason in row["not_covered"].items():
+            click.echo(f"| {way} | not covered: {reason} | |")
+    click.echo(f"\ncompiled against eager vmap: {result['compiled_against_eager_vmap']:.1f}")
+    click.echo(f"all of MNIST with errors: {result['seconds_with_errors']:.1f} s")
+    click.echo(f"peak memory above the model: {result['peak_bytes'] / 2**20:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m experiments.benchmarks.noise")

@@ -1,0 +1,199 @@
+"""From statistics to |G|², tr Σ and B_simple: by enumeration, in closed form and by coverage."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from noisescale.errors import SettingError
+from noisescale.noise import CurvatureNoise, mean_estimate, noise_scale
+
+VECTORS = np.array([[1.0, 0.0, 2.0], [0.5, -1.0, 1.0], [2.0, 3.0, -1.0], [0.0, 1.0, 1.0], [4.0, 0.5, 0.0]])
+
+
+def statistics(vectors, groups=None):
+    """|g_i|² (n, L), g_i·ḡ (n, L) and |ḡ|² (L,) of gradients (n, P), each column a tensor for None."""
+    mean = vectors.mean(0)
+    return vectors**2, vectors * mean, mean**2
+
+
+def measured(vectors, *, population, size=None, **options):
+    return noise_scale(
+        *statistics(vectors), population=population, population_size=size or len(vectors), **options
+    )
+
+
+def test_the_mean_over_all_subsets_is_the_data_sets_own():
+    found = [
+        measured(VECTORS[list(chosen)], population="dataset", size=5)
+        for chosen in itertools.combinations(range(5), 3)
+    ]
+    centred = VECTORS - VECTORS.mean(0)
+    norms = [one.squared_gradient_norm.value for one in found]
+    variances = [one.gradient_variance.value for one in found]
+    assert np.mean(norms) == pytest.approx((VECTORS.mean(0) ** 2).sum(), rel=1e-12)
+    assert np.mean(variances) == pytest.approx((centred**2).sum() / 5, rel=1e-12)  # Σ with 1/N
+
+
+def test_the_mean_over_all_samples_is_the_distributions():
+    """Uniform over five vectors, drawn with replacement."""
+    draws = itertools.product(range(5), repeat=3)
+    found = [measured(VECTORS[list(draw)], population="distribution", size=10) for draw in draws]
+    centred = VECTORS - VECTORS.mean(0)
+    norms = [one.squared_gradient_norm.value for one in found]
+    assert np.mean(norms) == pytest.approx((VECTORS.mean(0) ** 2).sum(), rel=1e-12)
+    assert min(norms) < 0  # never clamped
+    variances = [one.gradient_variance.value for one in found]
+    assert np.mean(variances) == pytest.approx((centred**2).sum() / 5, rel=1e-12)
+
+
+def test_the_whole_data_set_is_exact():
+    found = measured(VECTORS, population="dataset")
+    assert found.resolved
+    assert found.simple.stderr == 0
+    mean = VECTORS.mean(0)
+    assert found.simple.value == pytest.approx(((VECTORS - mean) ** 2).sum() / 5 / (mean**2).sum())
+
+
+@pytest.mark.parametrize("population", ["dataset", "distribution"])
+def test_influence_functions_give_the_right_errors(population):
+    """400 draws of 300 gradients, skewed and unequal: coverage of all intervals, and bias in stderrs."""
+    generator = np.random.default_rng(0)
+    scale = np.linspace(0.2, 2, 12)
+    truth_mean = np.linspace(0.5, -0.4, 12)
+
+    def draw(n):
+        return truth_mean + scale * (generator.gamma(4, 0.5, size=(n, 12)) - 2)
+
+    whole = draw(900)
+    mean, variance = truth_mean, scale**2
+    if population == "dataset":
+        mean, variance = whole.mean(0), whole.var(0)
+    truth = {"squared_gradient_norm": (mean**2).sum(), "gradient_variance": variance.sum()}
+    truth["simple"] = truth["gradient_variance"] / truth["squared_gradient_norm"]
+    deviations = {name: [] for name in truth}
+    hits = dict.fromkeys(truth, 0)
+    for _ in range(400):
+        sample = draw(300) if population == "distribution" else generator.choice(whole, 300, replace=False)
+        found = measured(sample, population=population, size=900)
+        for name, value in truth.items():
+            estimate = getattr(found, name)
+            hits[name] += estimate.low <= value <= estimate.high
+            deviations[name].append((estimate.value - value) / estimate.stderr)
+    for name in truth:
+        assert 0.92 <= hits[name] / 400 <= 0.98, name
+        assert abs(np.mean(deviations[name])) < 4 / 20, name
+
+
+def test_the_unresolved_is_called_so_with_a_bound_and_what_it_takes():
+    generator = np.random.default_rng(3)
+    draws = [
+        measured(generator.normal(size=(100, 30)), population="distribution", size=4000) for _ in range(40)
+    ]
+    negative = [found for found in draws if found.squared_gradient_norm.value < 0]  # never clamped
+    assert 10 < len(negative) < 30
+    unresolved = [found for found in draws if not found.resolved]
+    assert len(unresolved) >= 36
+    for found in unresolved:
+        assert math.isnan(found.simple.value)
+        assert found.simple.high == math.inf
+        assert 10 < found.simple.low < math.inf
+        assert 100 < found.examples_to_resolve <= 400
+        record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+        assert record["simple"] == {"value": None, "stderr": None, "low": found.simple.low, "high": None}
+        assert record["notes"] == []
+    signal = generator.normal(size=(1000, 30)) + 0.1  # B_simple = 30/(30·.01) = 100
+    weak = measured(signal[:40], population="distribution", size=4000)
+    assert not weak.resolved
+    assert weak.simple.low < 100
+    assert measured(signal, population="distribution", size=4000).resolved
+
+
+def test_fitted_examples_passed_off_as_fresh_ones_are_found_out():
+    noise = np.random.default_rng(3).normal(size=(100, 30))
+    found = measured(noise - noise.mean(0), population="distribution", size=4000)
+    assert not found.resolved
+    assert found.simple.low > 1000
+    assert "far below zero" in found.notes[0]
+
+
+def test_examples_to_resolve_make_the_norm_significant():
+    """That many, at the same values per example, and of a data set never more than all of them."""
+    vectors = np.random.default_rng(5).normal(size=(60, 10)) + 0.17
+    needed = {}
+    for population in ("dataset", "distribution"):
+        found = measured(vectors, population=population, size=150)
+        assert not found.resolved
+        needed[population] = found.examples_to_resolve
+        norm = found.squared_gradient_norm
+        share = 1 / 60 - (1 / 150 if population == "dataset" else 0)
+        then = 1 / needed[population] - (1 / 150 if population == "dataset" else 0)
+        stderr = norm.stderr * math.sqrt(then / share)
+        assert max(norm.value, norm.stderr) / stderr == pytest.approx(2, abs=0.05)
+    assert 60 < needed["dataset"] <= 150
+    assert needed["dataset"] < needed["distribution"]
+
+
+def test_layers_sum_to_the_whole():
+    found = measured(VECTORS, population="distribution", size=9, names=["a", "b", "c"])
+    layers = found.per_layer
+    assert list(layers["parameter"]) == ["a", "b", "c"]
+    assert layers["squared_gradient_norm"].sum() == pytest.approx(found.squared_gradient_norm.value)
+    assert layers["gradient_variance"].sum() == pytest.approx(found.gradient_variance.value)
+    assert (layers["gradient_variance_stderr"] > 0).all()
+
+
+def test_without_projections_there_are_values_and_no_errors():
+    norms, _, means = statistics(VECTORS)
+    found = noise_scale(norms, None, means, population="distribution", population_size=9)
+    assert (
+        found.gradient_variance.value == measured(VECTORS, population="distribution").gradient_variance.value
+    )
+    assert math.isnan(found.gradient_variance.stderr)
+    assert not found.resolved
+
+
+def test_bad_arguments_are_named():
+    norms, projections, means = statistics(VECTORS)
+    for arguments, options, message in (
+        ((norms, projections, means), {"population": "both"}, "population 'both'"),
+        ((norms[:1], projections[:1], means), {}, "a variance takes at least 2"),
+        ((norms, projections, means), {"population_size": 4}, "5 examples out of a population of 4"),
+        ((norms, projections, means[:2]), {}, r"give \(n, L\) and \(L,\)"),
+        ((norms, projections[:3], means), {}, r"projections \(3, 3\)"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            noise_scale(*arguments, **{"population": "dataset", "population_size": 9} | options)
+
+
+def test_the_mean_loss_has_its_sampling_error():
+    values = np.array([1.0, 2.0, 4.0, 5.0])
+    assert mean_estimate(values, population="dataset", population_size=4).stderr == 0
+    assert mean_estimate(values, population="distribution", population_size=4).stderr == pytest.approx(
+        values.std(ddof=1) / 2
+    )
+    part = mean_estimate(values, population="dataset", population_size=8)
+    assert part.stderr == pytest.approx(values.std(ddof=1) / 2 * math.sqrt(0.5))
+
+
+def test_predicted_learning_rates_minimise_the_expected_loss():
+    """(2.6): E L(θ − εg_B) − L(θ) = −ε|G|² + ½ε²(GᵀHG + tr(HΣ)/B), minimised on a grid."""
+    squared_norm, trace, curvature = 2.0, 30.0, 5.0
+    found = CurvatureNoise(
+        values=np.array([squared_norm, trace, curvature]),
+        covariance=np.diag([0.01, 0.5, 0.02]),
+        dof=30,
+        num_examples=100,
+        hessian_examples=50,
+        num_matvecs=1,
+    )
+    rates = np.linspace(0.001, 1, 20_000)
+    for batch_size in (1, 8, 100_000_000):
+        change = -rates * squared_norm + 0.5 * rates**2 * (curvature + trace / batch_size)
+        best = rates[change.argmin()]
+        assert found.optimal_learning_rate(batch_size).value == pytest.approx(best, abs=1e-4)
+    assert found.max_learning_rate.value == pytest.approx(0.4)
+    assert found.full.value == pytest.approx(6)
+    assert found.full.low < 6 < found.full.high
