@@ -58,6 +58,8 @@ class Outer:
         matrix = direction.reshape(-1, rows, columns)  # (G, O, I)
         if self.left.ndim == 3:
             images, others = matrix[0][self.left], self.right  # (B, 1, S, I)
+        elif len(matrix) == 1:
+            images, others = F.linear(self.right, matrix[0]), self.left  # (B, 1, S, O)
         else:
             images, others = self.right @ matrix.mT, self.left  # (B, G, S, O)
         return (images * others).flatten(1).sum(1, dtype=torch.float64)

@@ -12,11 +12,11 @@ from noisescale.problem import Examples, Params
 
 
 class ChunkStatistics(NamedTuple):
-    """losses (B,), squared_norms (B, L) in float64, and gradient (P,), the sum over the chunk."""
+    """losses (B,), squared_norms (B, L) in float64, and the sum of the gradients, by parameter tensor."""
 
     losses: Tensor
     squared_norms: Tensor
-    gradient: Tensor
+    gradient: Sequence[Tensor]
 
 
 class Engine(Protocol):

@@ -212,8 +212,10 @@ def _statistics(engine: Engine) -> tuple[np.ndarray, np.ndarray, Tensor]:
         found = engine.statistics(chunk)
         losses.append(found.losses.double().cpu())
         squared_norms.append(found.squared_norms.cpu())
-        total.add_(found.gradient)
+        for whole, part in zip(totals.values(), found.gradient, strict=True):
+            whole.add_(part)
 
+    totals = engine.objective.unflatten(total)
     engine.objective.for_each_chunk(add)
     return torch.cat(losses).numpy(), torch.cat(squared_norms).numpy(), total
 

@@ -19,10 +19,11 @@ from noisescale.factored_gradients import (
 )
 from noisescale.gradient_engine import ChunkStatistics
 from noisescale.gradient_rules import RULES, by_vmap
-from noisescale.objective import Objective, flatten, plain_attention
+from noisescale.objective import Objective, plain_attention
 from noisescale.problem import Examples, Params
 from noisescale.vmap_engine import example_gradients
 
+COMPARED = 2  # examples that are compared with backward passes of their own
 LARGEST_CHUNK = 1024  # examples on a CPU, whose caches more would leave
 
 
@@ -89,7 +90,7 @@ class LayerEngine:
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         losses = self._forward(chunk, differentiate=True)
         leaves = list(self.params.values())
-        gradient = flatten(torch.autograd.grad(losses.sum(), leaves, materialize_grads=True))
+        gradient = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
         pieces = self._pieces() | self._by_vmap_of_the_whole(chunk)
         norms = [self._norms(pieces[name], len(losses)) for name in self.params]
         return ChunkStatistics(losses.detach(), torch.stack(norms, 1), gradient)
@@ -127,6 +128,7 @@ class LayerEngine:
         """
         found_before = self.elsewhere.copy()
         self._repeated = repeated
+        probe = probe.part(slice(COMPARED))
         count = probe.num_examples
         wanted = torch.stack([self._alone(probe.part(slice(i, i + 1))) for i in range(count)])
         precision = torch.finfo(self.objective.dtype).eps

@@ -39,7 +39,7 @@ class VmapEngine:
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         gradients, losses = example_gradients(self.objective, self._params, chunk)
-        total = flatten([part.sum(0) for part in gradients.values()])
+        total = [part.sum(0) for part in gradients.values()]
         norms = [
             part.reshape(len(part), -1).square().sum(1, dtype=torch.float64) for part in gradients.values()
         ]
@@ -144,7 +144,7 @@ class CompiledEngine(VmapEngine):
                 reason = f"{self.objective.name} cannot be compiled ({_reason(error)})"
                 raise CompilationError(reason) from error
         count = chunk.num_examples
-        return ChunkStatistics(losses[:count], torch.stack(norms, 1)[:count].double(), flatten(gradient))
+        return ChunkStatistics(losses[:count], torch.stack(norms, 1)[:count].double(), gradient)
 
 
 def _has_padding(model: nn.Module) -> bool:
