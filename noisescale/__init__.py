@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from noisescale.spectrum import SpectralDensity, SpectralMoments, spectral_density, spectral_moments
     from noisescale.stability import stable_sharpness
     from noisescale.training import train
+    from noisescale.weights import load_weights
 
 _MODULES = {
     "Checkpoint": "checkpoint",
@@ -73,6 +74,7 @@ _MODULES = {
     "keskar_sharpness": "sharpness",
     "load_checkpoint": "checkpoint",
     "load_splits": "data",
+    "load_weights": "weights",
     "measure_noise": "measure.noise",
     "measure_sharpness": "measure.sharpness",
     "mlp": "models",
@@ -122,6 +124,7 @@ __all__ = [
     "keskar_sharpness",
     "load_checkpoint",
     "load_splits",
+    "load_weights",
     "measure_noise",
     "measure_sharpness",
     "mlp",

@@ -129,33 +129,3 @@ def _scaled(
     if getattr(module, "bias", None) is not None:
         found["bias"] = over_places(gradient)
     return found
-
-
-def by_vmap(
-    module: nn.Module,
-    params: dict[str, Tensor],
-    arguments: list[Any],
-    batched: list[bool],
-    call: Callable[[nn.Module, dict[str, Tensor], list[Any]], list[Tensor]],
-    gradients: list[Tensor],
-) -> dict[str, ExampleGradients]:
-    """The gradients of the single examples for any module: those of Σ output·gradient, one by one.
-
-    params: the module's own by name. arguments: all that it was called with, flat; batched: which of them
-    have a first dimension of examples. call: the module's outputs that depend on its parameters, each with
-    such a dimension; gradients: of the loss with respect to them.
-    """
-
-    def product(params: dict[str, Tensor], example: list[Any], of_outputs: list[Tensor]) -> Tensor:
-        given = [
-            one.unsqueeze(0) if has_batch else one for one, has_batch in zip(example, batched, strict=True)
-        ]
-        outputs = call(module, params, given)
-        pairs = zip(outputs, of_outputs, strict=True)
-        return torch.stack([(output.squeeze(0) * gradient).sum() for output, gradient in pairs]).sum()
-
-    dims = [0 if has_batch else None for has_batch in batched]
-    found: dict[str, ExampleGradients] = torch.func.vmap(torch.func.grad(product), in_dims=(None, dims, 0))(
-        params, arguments, gradients
-    )
-    return found

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch import Tensor
 
 from noisescale.factored_gradients import (
     TEMPORARY_BYTES,
@@ -18,41 +14,26 @@ from noisescale.factored_gradients import (
     squared_norms,
 )
 from noisescale.gradient_engine import ChunkStatistics
-from noisescale.gradient_rules import RULES, by_vmap
-from noisescale.objective import Objective, plain_attention
+from noisescale.layer_recorder import LayerRecorder, first_sizes
+from noisescale.objective import Objective
 from noisescale.problem import Examples, Params
 from noisescale.vmap_engine import example_gradients
 
 COMPARED = 2  # examples that are compared with backward passes of their own
 LARGEST_CHUNK = 1024  # examples on a CPU, whose caches more would leave
-
-
-class _Call(NamedTuple):
-    """One use of a module in a forward pass."""
-
-    unit: _Unit
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    gradients: list[Tensor | None]  # of the outputs that depend on parameters
-
-
-class _Unit(NamedTuple):
-    """A module whose parameters are handled together, by a rule of its own or through vmap."""
-
-    module: nn.Module
-    names: dict[str, str]  # of its differentiated parameters: the module's name -> the model's
-    has_rule: bool
+# what a rule or a module raises for shapes that it does not expect
+UNFIT = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 class LayerEngine:
-    """Norms from the inputs of layers and the gradients of their outputs, by the rules of `gradient_rules`.
+    """Norms by the rules of `gradient_rules`, at about the price of one gradient.
 
     One forward and one backward pass over the batch as a whole, from which the summed gradient falls out;
-    projections take one more without the products that give weights their gradients. A parameter that is
-    not used by the module it belongs to, or not along a first dimension of examples (positions that are
-    embedded once for all), goes through vmap of the whole model's gradient with respect to it alone.
+    projections take one more without the products that give weights their gradients.
 
-    probe: a few examples, on which single-example backward passes tell those parameters from the others.
+    elsewhere: the parameters that are not used by the module they belong to, or not along a first dimension
+    of examples; they go through vmap of the whole model's gradient with respect to them alone. Which they
+    are is found by comparison with single-example backward passes on the first of `probe`.
     """
 
     name = "hooks"
@@ -61,46 +42,35 @@ class LayerEngine:
         self.objective = objective
         if objective.device.type == "cpu":
             objective.cap_chunk_size(LARGEST_CHUNK)
-        self.params = objective.params()
-        self._model = objective.instance(self.params)
-        self._calls: list[_Call] = []
-        self._anchors: list[Tensor] = []
-        self._recording = False
-        names = {id(tensor): name for name, tensor in self.params.items()}
-        self.elsewhere = set(self.params)  # the parameters left to the vmap of the whole model
-        for module in dict.fromkeys(_units(self._model)):  # one that is used in two places only once
-            own = {
-                own_name: names[id(tensor)]
-                for own_name, tensor in module.named_parameters(remove_duplicate=False)
-                if id(tensor) in names
-            }
-            if own:
-                unit = _Unit(module, own, type(module) in RULES)
-                module.register_forward_hook(partial(self._record, unit), with_kwargs=True)
-                self.elsewhere -= set(own.values())
-        self._repeated: set[int] = set()  # the calls whose outputs are repeated for every example
-        self._count = 0  # of the examples in the present pass
-        self._batched = self._which_arguments_hold_examples(probe)
-        once = {number for number, batched in enumerate(self._batched) if not any(batched)}
-        if not (once and self._divide(probe, once)):
-            self._divide(probe, set())
+        self._recorder = LayerRecorder(objective)
+        self._holds_examples = self._which_arguments_hold_examples(probe)
+        once = {number for number, holds in enumerate(self._holds_examples) if not any(holds)}
+        few = probe.part(slice(COMPARED))
+        self.elsewhere = self._unreachable(few, repeated=once)
+        if once and self.elsewhere:  # does it do without repeated outputs?
+            without = self._unreachable(few, repeated=set())
+            if len(without) <= len(self.elsewhere):
+                self.elsewhere = without
+            else:
+                self._recorder.repeated = once
         if num_elsewhere := sum(self.params[name].numel() for name in self.elsewhere):
             objective.cap_chunk_size(TEMPORARY_BYTES // (num_elsewhere * objective.point.element_size()))
 
+    @property
+    def params(self) -> Params:
+        return self._recorder.params
+
     def statistics(self, chunk: Examples) -> ChunkStatistics:
-        losses = self._forward(chunk, differentiate=True)
-        leaves = list(self.params.values())
-        gradient = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
-        pieces = self._pieces() | self._by_vmap_of_the_whole(chunk)
+        losses = self._recorder.forward(chunk, parameters=True)
+        gradient = self._recorder.backward(losses)
+        pieces = self._pieces(chunk)
         norms = [self._norms(pieces[name], len(losses)) for name in self.params]
         return ChunkStatistics(losses.detach(), torch.stack(norms, 1), gradient)
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
-        losses = self._forward(chunk, differentiate=False)
-        if self._anchors:
-            torch.autograd.grad(losses.sum(), self._anchors, allow_unused=True)
-        pieces = self._pieces() | self._by_vmap_of_the_whole(chunk)
-        nothing = losses.new_zeros(len(losses), dtype=torch.float64)
+        self._recorder.backward(self._recorder.forward(chunk, parameters=False))
+        pieces = self._pieces(chunk)
+        nothing = torch.zeros(chunk.num_examples, dtype=torch.float64, device=self.objective.device)
         found = [
             projections(pieces[name], direction[name]) if pieces[name] else nothing
             for direction in directions
@@ -109,135 +79,19 @@ class LayerEngine:
         by_tensor: Tensor = torch.stack(found).unflatten(0, (len(directions), -1))  # (K, L, B)
         return by_tensor.mT
 
-    def _which_arguments_hold_examples(self, probe: Examples) -> list[list[bool]]:
-        """Of each call in a forward pass: the arguments whose first dimension follows the batch's."""
-        sizes = []
-        for count in (1, 2):
-            self._forward(probe.part(slice(count)), differentiate=True)
-            sizes.append([_sizes(call) for call in self._calls])
-        if len(sizes[0]) != len(sizes[1]):  # which modules run depends on the batch
-            self.elsewhere = set(self.params)
-            return [[] for _ in sizes[1]]
-        return [[one != two for one, two in zip(*both, strict=False)] for both in zip(*sizes, strict=True)]
-
-    def _divide(self, probe: Examples, repeated: set[int]) -> bool:
-        """Finds the parameters whose norms by the rules are not those of single-example backward passes.
-
-        repeated: calls that hold no examples, as that of an embedding of positions, and whose outputs are to
-        be repeated for each. Returns whether that did no harm, and the norms of their parameters are right.
-        """
-        found_before = self.elsewhere.copy()
-        self._repeated = repeated
-        probe = probe.part(slice(COMPARED))
-        count = probe.num_examples
-        wanted = torch.stack([self._alone(probe.part(slice(i, i + 1))) for i in range(count)])
-        precision = torch.finfo(self.objective.dtype).eps
-        floor = precision * float(wanted.sum(1).max())
-        try:
-            losses = self._forward(probe, differentiate=True)
-            torch.autograd.grad(losses.sum(), list(self.params.values()), allow_unused=True)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            if not repeated:
-                raise
-            return False  # the model does not take the repeated outputs
-        once: set[str] = set()
-        for number, call in enumerate(self._calls):
-            if not any(self._batched[number]):
-                once |= set(call.unit.names.values())
-        if not repeated:
-            self.elsewhere |= once
-        pieces = self._pieces(forgiving=True)
-        for index, name in enumerate(self.params):
-            try:
-                found = self._norms(pieces[name], count)
-            except RuntimeError:  # shapes that do not go together
-                self.elsewhere.add(name)
-                continue
-            if not torch.allclose(found, wanted[:, index], rtol=10 * precision**0.5, atol=floor):
-                self.elsewhere.add(name)
-        if repeated and once & self.elsewhere:
-            self.elsewhere = found_before
-            return False
-        return True
-
-    def _alone(self, example: Examples) -> Tensor:
-        gradient = self.objective.on(example).value_and_gradient()[1]
-        parts = self.objective.unflatten(gradient.double()).values()
-        return torch.stack([part.square().sum() for part in parts])
-
-    def _forward(self, chunk: Examples, *, differentiate: bool) -> Tensor:
-        """The losses (B,), their calls recorded; without `differentiate` for the outputs' gradients alone."""
-        self._calls.clear()
-        self._anchors.clear()
-        self._count = chunk.num_examples
-        for param in self.params.values():
-            param.requires_grad_(differentiate)
-        self._recording = True
-        with plain_attention():
-            outputs = self._model(self.objective.cast(chunk.inputs))
-        self._recording = False
-        return self.objective.losses(outputs, chunk.targets)
-
-    def _record(
-        self,
-        unit: _Unit,
-        module: nn.Module,
-        arguments: tuple[Any, ...],
-        keywords: dict[str, Any],
-        output: Any,
-    ) -> Any:
-        """Notes a call and asks for the gradients of its outputs, which may later be changed in place."""
-        if not self._recording:
-            return output
-        leaves, structure = tree_flatten(output)
-        repeat = len(self._calls) in self._repeated and unit.has_rule
-        if repeat:
-            arguments = tuple(self._for_every_example(arguments))
-            leaves = self._for_every_example(leaves)
-        call = _Call(unit, arguments, keywords, [])
-        self._calls.append(call)
-        for index, leaf in enumerate(leaves):
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-                continue
-            if not leaf.requires_grad:
-                anchor = leaf.detach().requires_grad_()
-                self._anchors.append(anchor)
-                leaves[index] = leaf = anchor.clone()  # a leaf itself must not be changed in place
-            slot = len(call.gradients)
-            call.gradients.append(None)
-            leaf.register_hook(partial(_keep, call.gradients, slot))
-        return tree_unflatten(leaves, structure)
-
-    def _for_every_example(self, values: Sequence[Any]) -> list[Any]:
-        """Tensors (...) or (1, ...) as (B, ...)."""
-        return [
-            value.expand(self._count, *value.shape[len(value.shape) > 0 and value.shape[0] == 1 :])
-            for value in values
-        ]
-
-    def _pieces(self, *, forgiving: bool = False) -> dict[str, list[ExampleGradients]]:
-        """The gradients of the single examples, by parameter, from the recorded calls.
-
-        forgiving: parameters of a call that its rule cannot take are left to the vmap of the whole model.
-        """
+    def _pieces(self, chunk: Examples) -> dict[str, list[ExampleGradients]]:
+        """The gradients of the single examples, by parameter, after a backward pass."""
         pieces: dict[str, list[ExampleGradients]] = {name: [] for name in self.params}
-        for number, call in enumerate(self._calls):
-            names = call.unit.names
-            unused = all(gradient is None for gradient in call.gradients)
-            if unused or self.elsewhere >= set(names.values()):
-                continue
-            try:
-                found = self._apply_rule(call) if call.unit.has_rule else self._apply_vmap(number, call)
-            except (RuntimeError, ValueError, TypeError, IndexError):
-                if not forgiving:
-                    raise
-                self.elsewhere |= set(names.values())
-                continue
-            for name, gradients in found.items():
-                if name in names:
-                    pieces[names[name]].append(gradients)
-        self._calls.clear()
-        self._anchors.clear()
+        for call in self._recorder.calls:
+            is_used = any(gradient is not None for gradient in call.gradients)
+            if is_used and not self.elsewhere >= call.parameters:
+                found = self._recorder.gradients(call, self._holds_examples[call.number])
+                for name, gradients in found.items():
+                    pieces[name].append(gradients)
+        self._recorder.calls.clear()
+        if self.elsewhere:
+            written, _ = example_gradients(self.objective, self.params, chunk, sorted(self.elsewhere))
+            pieces |= {name: [gradients] for name, gradients in written.items()}
         return pieces
 
     def _norms(self, pieces: list[ExampleGradients], count: int) -> Tensor:
@@ -245,70 +99,57 @@ class LayerEngine:
             return torch.zeros(count, dtype=torch.float64, device=self.objective.device)
         return squared_norms(pieces)
 
-    def _by_vmap_of_the_whole(self, chunk: Examples) -> dict[str, list[ExampleGradients]]:
-        """The written-out gradients (B, *shape) of the parameters that are elsewhere."""
-        if not self.elsewhere:
-            return {}
-        gradients, _ = example_gradients(self.objective, self.params, chunk, sorted(self.elsewhere))
-        return {name: [gradient] for name, gradient in gradients.items()}
+    def _which_arguments_hold_examples(self, probe: Examples) -> list[list[bool]]:
+        """Of each call in a pass: the arguments whose first dimension follows the number of examples."""
+        sizes = []
+        for count in (1, 2):
+            self._recorder.forward(probe.part(slice(count)), parameters=True)
+            sizes.append([first_sizes(call) for call in self._recorder.calls])
+        if len(sizes[0]) != len(sizes[1]):  # which modules run depends on the batch
+            return [[] for _ in sizes[1]]
+        return [[one != two for one, two in zip(*both, strict=False)] for both in zip(*sizes, strict=True)]
 
-    def _apply_rule(self, call: _Call) -> dict[str, ExampleGradients]:
-        (inputs,) = [*call.arguments, *call.keywords.values()]
-        (gradient,) = call.gradients
-        assert gradient is not None
-        with torch.no_grad():
-            return RULES[type(call.unit.module)](call.unit.module, inputs.detach(), gradient)
+    def _unreachable(self, probe: Examples, *, repeated: set[int]) -> set[str]:
+        """The parameters whose norms by the rules are not those of single-example backward passes.
 
-    def _apply_vmap(self, number: int, call: _Call) -> dict[str, ExampleGradients]:
-        arguments, structure = tree_flatten((call.arguments, call.keywords))
-        wanted = [index for index, gradient in enumerate(call.gradients) if gradient is not None]
-        constants = {
-            name: tensor.detach()
-            for name, tensor in [*call.unit.module.named_parameters(), *call.unit.module.named_buffers()]
-            if name not in call.unit.names
-        }
+        repeated: calls without examples whose outputs are repeated for each; all parameters where the model
+        does not take that.
+        """
+        recorder, count = self._recorder, probe.num_examples
+        recorder.repeated = repeated
+        try:
+            recorder.backward(recorder.forward(probe, parameters=True))
+        except UNFIT:
+            if repeated:
+                return set(self.params)
+            raise
+        pieces: dict[str, list[ExampleGradients]] = {name: [] for name in self.params}
+        unreachable: set[str] = set()
+        for call in recorder.calls:
+            holds_examples = self._holds_examples[call.number]
+            if not any(holds_examples) and not repeated:
+                unreachable |= call.parameters
+            elif any(gradient is not None for gradient in call.gradients):
+                try:
+                    for name, gradients in recorder.gradients(call, holds_examples).items():
+                        pieces[name].append(gradients)
+                except UNFIT:
+                    unreachable |= call.parameters
+        wanted = torch.stack([self._alone(probe.part(slice(i, i + 1))) for i in range(count)])
+        precision = torch.finfo(self.objective.dtype).eps
+        floor = precision * float(wanted.sum(1).max())
+        for index, name in enumerate(self.params):
+            try:
+                found = self._norms(pieces[name], count)
+                agree = torch.allclose(found, wanted[:, index], rtol=10 * precision**0.5, atol=floor)
+            except RuntimeError:  # shapes that do not go together
+                agree = False
+            if not agree:
+                unreachable.add(name)
+        return unreachable
 
-        def outputs(module: nn.Module, params: Params, arguments: list[Any]) -> list[Tensor]:
-            args, kwargs = tree_unflatten(arguments, structure)
-            with plain_attention():
-                found = functional_call(module, (params, constants), args, kwargs)
-            leaves = [
-                leaf
-                for leaf in tree_flatten(found)[0]
-                if isinstance(leaf, Tensor) and leaf.is_floating_point()
-            ]
-            return [leaves[index] for index in wanted]
-
-        return by_vmap(
-            call.unit.module,
-            {name: self.params[of_model].detach() for name, of_model in call.unit.names.items()},
-            [one.detach() if isinstance(one, Tensor) else one for one in arguments],
-            self._batched[number],
-            outputs,
-            [gradient for gradient in call.gradients if gradient is not None],
-        )
-
-
-def _units(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules whose parameters are handled together.
-
-    Those with a rule; others with parameters of their own that no module below uses, or that are torch's,
-    as MultiheadAttention, which uses the weights of its parts without calling them.
-    """
-    has_own = next(module.parameters(recurse=False), None) is not None
-    is_leaf = not any(True for child in module.children() for _ in child.parameters())
-    if type(module) in RULES or (has_own and (is_leaf or module.__module__.startswith("torch.nn."))):
-        yield module
-        return
-    for child in module.children():
-        yield from _units(child)
-
-
-def _sizes(call: _Call) -> list[int | None]:
-    """The first dimension of each argument of a call, None of what is no tensor."""
-    leaves = tree_flatten((call.arguments, call.keywords))[0]
-    return [leaf.shape[0] if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in leaves]
-
-
-def _keep(gradients: list[Tensor | None], slot: int, gradient: Tensor) -> None:
-    gradients[slot] = gradient.detach()
+    def _alone(self, example: Examples) -> Tensor:
+        """|g|² of a single example, by parameter: (L,)."""
+        gradient = self.objective.on(example).value_and_gradient()[1]
+        parts = self.objective.unflatten(gradient.double()).values()
+        return torch.stack([part.square().sum() for part in parts])

@@ -40,9 +40,7 @@ class VmapEngine:
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         gradients, losses = example_gradients(self.objective, self._params, chunk)
         total = [part.sum(0) for part in gradients.values()]
-        norms = [
-            part.reshape(len(part), -1).square().sum(1, dtype=torch.float64) for part in gradients.values()
-        ]
+        norms = [_squared_norms(part) for part in gradients.values()]
         return ChunkStatistics(losses, torch.stack(norms, 1), total)
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
@@ -132,6 +130,14 @@ class CompiledEngine(VmapEngine):
 
         return losses, norms, list(grad(total)(params).values())
 
+    def _run(self, *arguments: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        try:
+            found: tuple[Tensor, list[Tensor], list[Tensor]] = self._compiled(self._params, *arguments)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:  # eight models or sizes in this process
+            torch.compiler.reset()
+            found = self._compiled(self._params, *arguments)
+        return found
+
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         missing = self.objective.chunk_size - chunk.num_examples
         index = torch.arange(self.objective.chunk_size, device=chunk.targets.device)
@@ -139,12 +145,19 @@ class CompiledEngine(VmapEngine):
         weights = (index < chunk.num_examples).to(self.objective.point)
         with _quietly():
             try:
-                losses, norms, gradient = self._compiled(self._params, *whole, weights)
+                losses, norms, gradient = self._run(*whole, weights)
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = f"{self.objective.name} cannot be compiled ({_reason(error)})"
                 raise CompilationError(reason) from error
         count = chunk.num_examples
         return ChunkStatistics(losses[:count], torch.stack(norms, 1)[:count].double(), gradient)
+
+
+def _squared_norms(gradients: Tensor) -> Tensor:
+    """(B, *shape) -> (B,): rows in the gradients' own precision, which takes no copy, their sum in float64."""
+    rows = gradients.unsqueeze(-1) if gradients.ndim == 1 else gradients
+    lengths = torch.linalg.vector_norm(rows, dim=-1)
+    return lengths.double().square().flatten(1).sum(1) if lengths.ndim > 1 else lengths.double().square()
 
 
 def _has_padding(model: nn.Module) -> bool:
@@ -169,13 +182,15 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the compiler's remarks on the machine it runs on."""
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without the compiler's remarks on the machine it runs on, and on how often it has run."""
+    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

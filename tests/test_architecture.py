@@ -30,6 +30,7 @@ LAYERS = {
         "in_place_sgd",
         "krylov",
         "layer_engine",
+        "layer_recorder",
         "mnist_files",
         "models",
         "objective",
@@ -38,7 +39,7 @@ LAYERS = {
         "synthetic",
         "vmap_engine",
     },
-    3: {"checkpoint", "evaluation", "measure", "plots", "progress", "run", "tracking", "training"},
+    3: {"checkpoint", "evaluation", "measure", "plots", "progress", "run", "tracking", "training", "weights"},
     4: {"cli", "__main__"},
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}

@@ -3,8 +3,9 @@
 import warnings
 
 import pytest
+from rich.console import Console
 
-from experiments.benchmarks import curvature
+from experiments.benchmarks import curvature, noise
 from noisescale import ProblemConfig, TrainConfig, build_problem, train
 from noisescale.problem import as_examples
 
@@ -35,3 +36,15 @@ def test_warm_starts_are_compared_with_cold_ones(digits):
     found = curvature.warm_starts(digits, along, as_examples(digits.train), seeds=1)
     assert len(found["cold"]) == len(found["warm"]) == len(along) - 1
     assert found["ratio"] == sum(found["warm"]) / sum(found["cold"])
+
+
+@pytest.mark.slow
+def test_all_ways_to_per_example_norms_run_on_an_mlp(digits):
+    case = noise.Case(digits, many=64, few=16, chunk_sizes=(4, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers' own
+        found = noise.compare(case, rounds=1, console=Console(quiet=True))
+    assert found["not_covered"] == {}
+    assert len(found["rates"]) == 7
+    assert found["rates"]["forward and backward"]["in_gradients"] == 1
+    assert all(row["examples_per_second"] > 0 for row in found["rates"].values())

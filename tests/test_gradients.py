@@ -56,6 +56,19 @@ def test_the_compiled_engine_really_compiles_and_equals_the_loop(name):
 
 
 @pytest.mark.slow
+def test_one_program_after_another_is_compiled_in_a_process():
+    """More than the compiler remembers; each with its own loss, none with another's."""
+    problem = PROBLEMS["mlp"]()
+    for factor in range(1, 11):
+        scaled = replace(
+            problem, loss=lambda outputs, targets, factor=factor: factor * problem.loss(outputs, targets)
+        )
+        found = gradient_moments(scaled, engine="compiled")
+        assert found.engine == "compiled"
+        np.testing.assert_allclose(found.squared_norms, loop(scaled).squared_norms, rtol=1e-10)
+
+
+@pytest.mark.slow
 def test_without_a_compiler_vmap_takes_over_and_says_so(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
