@@ -154,10 +154,10 @@ class CompiledEngine(VmapEngine):
 
 
 def _squared_norms(gradients: Tensor) -> Tensor:
-    """(B, *shape) -> (B,): rows in the gradients' own precision, which takes no copy, their sum in float64."""
-    rows = gradients.unsqueeze(-1) if gradients.ndim == 1 else gradients
-    lengths = torch.linalg.vector_norm(rows, dim=-1)
-    return lengths.double().square().flatten(1).sum(1) if lengths.ndim > 1 else lengths.double().square()
+    """(B, *shape) -> (B,): rows in the gradients' own precision, to save a copy, and their sum in float64."""
+    rows = gradients.reshape(len(gradients), -1, gradients.shape[-1] if gradients.ndim > 1 else 1)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1)
+    return lengths.double().square().sum(1)
 
 
 def _has_padding(model: nn.Module) -> bool:
