@@ -185,7 +185,7 @@ def noise_figure(entries: list[dict[str, Any]]) -> Figure:
     panels: list[tuple[Any, Any]] = [(_plot_scales, entries)] if len(entries) > 1 else []
     for key, rows in (("parameter", last["per_layer"]), ("class", last["per_class"])):
         if rows:
-            panels.append((_plot_parts, (key, rows)))
+            panels.append((_plot_parts, (key, rows, last["step"])))
     if not panels:
         panels = [(_plot_shares, last)]
     figure = Figure(figsize=(5 * len(panels), 3.8), layout="constrained")
@@ -238,9 +238,11 @@ def _plot_scales(axes: Axes, entries: list[dict[str, Any]]) -> None:
     axes.legend(frameon=False, fontsize=7)
 
 
-def _plot_parts(axes: Axes, content: tuple[str, list[dict[str, Any]]]) -> None:
+def _plot_parts(axes: Axes, content: tuple[str, list[dict[str, Any]], int | None]) -> None:
     """B_simple of each parameter tensor or class, 95 % intervals; lower bounds as arrows."""
-    key, rows = content
+    key, rows, step = content
+    if step is not None:
+        axes.set_title(f"step {step:,}", fontsize=10)
     for at, row in enumerate(rows):
         value, low, high = (row[name] for name in ("simple", "simple_low", "simple_high"))
         if value is not None:

@@ -274,3 +274,14 @@ def test_a_single_class_of_losses_without_gradient_is_zero_not_an_error():
     found = gradient_moments(Problem(model=layer, loss=cross_entropy, train=examples))
     assert (found.squared_norms[:, 0] == 0).all()
     assert (found.squared_norms[:, 1] > 0).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("engine", ["hooks", "vmap", "compiled"])
+def test_a_gpu_gives_what_the_cpu_gives(engine):
+    problem = PROBLEMS["cnn"]()
+    wanted = loop(problem)
+    problem.model.cuda()
+    found = gradient_moments(problem, engine=engine)  # examples on the CPU go along chunk by chunk
+    np.testing.assert_allclose(found.squared_norms, wanted.squared_norms, rtol=1e-8)
+    assert found.engine == engine
