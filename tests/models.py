@@ -132,6 +132,9 @@ def _frozen() -> Problem:
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "mlp": lambda: classification(num_examples=9),
     "frozen": _frozen,
+    "in place": lambda: classification(
+        nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)), num_examples=9
+    ),
     "cnn": lambda: _images(
         nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.MaxPool2d(2)
     ),

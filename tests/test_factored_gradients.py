@@ -7,7 +7,7 @@ import torch
 
 from noisescale.factored_gradients import Outer, projections, squared_norms
 
-BATCH, ROWS, COLUMNS = 5, 4, 3
+BATCH, ROWS, COLUMNS = 5, 11, 9
 
 
 def outer(places, *, groups=1, indexed=False):
@@ -35,13 +35,14 @@ def by_hand(piece):
 
 CASES = {
     "one place": [outer(1)],
-    "few places, by Gram": [outer(2)],
+    "few places, by Gram": [outer(3)],
     "many places, written out": [outer(9)],
     "groups": [outer(2, groups=3)],
     "many places, groups": [outer(7, groups=2)],
     "indices": [outer(6, indexed=True)],
     "indices and dense, tied": [outer(1, indexed=True), outer(1)],
     "indices and dense, many places": [outer(9, indexed=True), outer(8)],
+    "indices twice": [outer(4, indexed=True), outer(3, indexed=True)],
     "used three times": [outer(1), outer(1), outer(2)],
     "with one written out": [outer(2), torch.randn(BATCH, ROWS, COLUMNS, dtype=torch.float64)],
 }

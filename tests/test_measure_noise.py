@@ -168,6 +168,29 @@ def test_the_hessian_is_independent_of_the_gradients():
     assert (stderr < 0.06).all()
 
 
+def test_both_samples_have_their_part_in_the_error():
+    problem = regression(0, 400).problem
+    whole = measure_noise(problem, hessian=True, hessian_examples=400).curvature.covariance_trace
+    part = measure_noise(problem, hessian=True, hessian_examples=40).curvature.covariance_trace
+    assert part.stderr > 5 * whole.stderr
+    fewer = measure_noise(problem, num_examples=100, hessian=True, hessian_examples=400)
+    assert fewer.curvature.covariance_trace.stderr > 5 * whole.stderr
+
+
+@pytest.mark.parametrize("population", ["dataset", "distribution"])
+def test_unused_examples_serve_for_the_hessian_first(population):
+    found = measure_noise(
+        regression(0, 400).problem,
+        population=population,
+        num_examples=150,
+        hessian=True,
+        hessian_examples=200,
+    )
+    assert found.curvature.num_examples == 150
+    assert found.curvature.hessian_examples == 200
+    assert found.curvature.values[0] == pytest.approx(found.squared_gradient_norm.value)
+
+
 def test_a_saddle_reports_both_signs_and_no_learning_rate():
     hessian = torch.diag(torch.tensor([1.0, -6.0, 0.5], dtype=DOUBLE))
     problem = quadratic(num_examples=400).problem

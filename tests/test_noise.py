@@ -87,6 +87,18 @@ def test_influence_functions_give_the_right_errors(population):
         assert abs(np.mean(deviations[name])) < 4 / 20, name
 
 
+def test_the_error_of_the_norm_is_the_jackknifes():
+    """By leaving every gradient out in turn; exactly (n−1)/(n−2) times ours, which is of first order."""
+    n = len(VECTORS)
+
+    def norm(vectors):
+        return measured(vectors, population="distribution", size=9).squared_gradient_norm
+
+    without = np.array([norm(np.delete(VECTORS, index, 0)).value for index in range(n)])
+    jackknife = math.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    assert norm(VECTORS).stderr * (n - 1) / (n - 2) == pytest.approx(jackknife)
+
+
 def test_the_unresolved_is_called_so_with_a_bound_and_what_it_takes():
     generator = np.random.default_rng(3)
     draws = [
