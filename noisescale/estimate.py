@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+Population = Literal["dataset", "distribution"]  # whose mean: of the examples there are, or of fresh ones
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,22 +126,21 @@ class LayerEngine:
         pieces: dict[str, list[ExampleGradients]] = {name: [] for name in self.params}
         unreachable: set[str] = set()
         for call in recorder.calls:
-            holds_examples = self._holds_examples[call.number]
-            if not any(holds_examples) and not repeated:
-                unreachable |= call.parameters
-            elif any(gradient is not None for gradient in call.gradients):
+            if any(gradient is not None for gradient in call.gradients):
                 try:
-                    for name, gradients in recorder.gradients(call, holds_examples).items():
-                        pieces[name].append(gradients)
+                    found = recorder.gradients(call, self._holds_examples[call.number])
                 except UNFIT:
                     unreachable |= call.parameters
+                    continue
+                for name, gradients in found.items():
+                    pieces[name].append(gradients)
         wanted = torch.stack([self._alone(probe.part(slice(i, i + 1))) for i in range(count)])
         precision = torch.finfo(self.objective.dtype).eps
         floor = precision * float(wanted.sum(1).max())
         for index, name in enumerate(self.params):
             try:
-                found = self._norms(pieces[name], count)
-                agree = torch.allclose(found, wanted[:, index], rtol=10 * precision**0.5, atol=floor)
+                norms = self._norms(pieces[name], count)
+                agree = torch.allclose(norms, wanted[:, index], rtol=10 * precision**0.5, atol=floor)
             except RuntimeError:  # shapes that do not go together
                 agree = False
             if not agree:

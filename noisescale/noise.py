@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from noisescale.curvature_noise import CurvatureNoise
 from noisescale.errors import SettingError
-from noisescale.estimate import CONFIDENCE, Estimate, exact, from_stderr, ratio, undefined
+from noisescale.estimate import CONFIDENCE, Estimate, Population, exact, from_stderr, ratio
 
-Population = Literal["dataset", "distribution"]
 FITTED = 5  # standard errors below zero that no fresh examples give
 
 
@@ -25,59 +25,6 @@ class GradientNoise(NamedTuple):
     gradient_variance: Estimate
     simple: Estimate
     examples_to_resolve: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurvatureNoise:
-    """Estimates of (|G|², tr(HΣ), GᵀHG) by one sample, and what McCandlish et al. 2018 predict from them.
-
-    values (3,), covariance (3, 3) in that order; dof: degrees of freedom of the t intervals.
-    num_examples, hessian_examples: gradients measured, and examples H was taken on. num_matvecs: products.
-    """
-
-    values: np.ndarray
-    covariance: np.ndarray
-    dof: float
-    num_examples: int
-    hessian_examples: int
-    num_matvecs: int
-
-    @property
-    def covariance_trace(self) -> Estimate:
-        """tr(HΣ), of either sign."""
-        return self._combination(np.array([0.0, 1.0, 0.0]))
-
-    @property
-    def gradient_curvature(self) -> Estimate:
-        """GᵀHG, of either sign."""
-        return self._combination(np.array([0.0, 0.0, 1.0]))
-
-    @property
-    def full(self) -> Estimate:
-        """B_noise = tr(HΣ)/GᵀHG (2.8); undefined unless GᵀHG is significantly above zero."""
-        return self._ratio(np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0]))
-
-    @property
-    def max_learning_rate(self) -> Estimate:
-        """ε_max = |G|²/GᵀHG (2.6): the learning rate of steepest descent without noise."""
-        return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0]))
-
-    def optimal_learning_rate(self, batch_size: int) -> Estimate:
-        """ε_opt(B) = ε_max/(1 + B_noise/B) (2.6): the one step at batch size B that lowers the loss most."""
-        return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, 1 / batch_size, 1.0]))
-
-    def _combination(self, weights: np.ndarray) -> Estimate:
-        stderr = math.sqrt(max(float(weights @ self.covariance @ weights), 0.0))
-        return from_stderr(float(weights @ self.values), stderr, num_samples=self.num_examples, dof=self.dof)
-
-    def _ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
-        if self._combination(denominator).high < 0:
-            return undefined(num_samples=self.num_examples)
-        both = np.stack([numerator, denominator])
-        x, y = both @ self.values
-        return ratio(
-            float(x), float(y), both @ self.covariance @ both.T, num_samples=self.num_examples, dof=self.dof
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from noisescale.noise import Population
+from noisescale.estimate import Population
 from noisescale.problem import Examples, Problem
 
 

@@ -12,7 +12,18 @@ import noisescale
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
-    0: {"_version", "commands", "config", "errors", "estimate", "interrupts", "noise", "stability", "store"},
+    0: {
+        "_version",
+        "commands",
+        "config",
+        "curvature_noise",
+        "errors",
+        "estimate",
+        "interrupts",
+        "noise",
+        "stability",
+        "store",
+    },
     1: {"problem"},
     2: {
         "batches",

@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from noisescale.curvature_noise import CurvatureNoise
 from noisescale.errors import SettingError
+from noisescale.estimate import Population
 from noisescale.gradients import EngineName, GradientMoments, check_modes, moments_on
-from noisescale.measure.curvature_noise import measure_curvature_noise
+from noisescale.measure.noise_probes import probe_curvature
 from noisescale.noise import (
-    CurvatureNoise,
     NoiseScale,
-    Population,
     gradient_noise,
     mean_estimate,
     noise_scale,
@@ -52,7 +52,7 @@ def measure_noise(
     split, num_examples, engine, chunk_size, dtype: of `gradient_moments`.
     population: "dataset", noise about the mean gradient of the split's examples, the default for "train"; or
         "distribution", about that of fresh examples, the default for others.
-    hessian: tr(HΣ), GᵀHG, B_noise and ε_max as well, see `measure_curvature_noise`: with `num_probes` noise
+    hessian: tr(HΣ), GᵀHG, B_noise and ε_max as well, see `probe_curvature`: with `num_probes` noise
         probes, H on `hessian_examples` (None: 4,096, at most half of the split). For a data set these are
         drawn independently of the gradients' examples; for a distribution they are others, taken from
         the gradients' where the split has no more.
@@ -150,7 +150,7 @@ def _curvature_noise(
     spread = moments.squared_norms.sum(1).mean() - moments.mean_squares.sum()
     variance = float(spread) * sample / (sample - 1)
     unseen = 1 / of_gradients.num_examples - (1 / size if population == "dataset" else 0.0)
-    return measure_curvature_noise(
+    return probe_curvature(
         of_gradients,
         objective.on(examples),
         squared_gradient_norm=lambda mean: float(mean.double().square().sum()) - unseen * variance,

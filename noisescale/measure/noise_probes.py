@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from noisescale.curvature import CurvatureProduct, record_hessian
+from noisescale.curvature_noise import CurvatureNoise, curvature_noise
 from noisescale.distributed import gather_rows, own_share
 from noisescale.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.errors import SettingError
+from noisescale.estimate import Population
 from noisescale.gradient_engine import Engine
 from noisescale.gradients import PROBE, EngineName, choose_engine
-from noisescale.noise import CurvatureNoise, Population
 from noisescale.objective import Objective
 from noisescale.problem import Examples, Params
 
@@ -23,7 +24,7 @@ DEFLATED = 10  # eigenvectors taken out of the probes
 PRODUCTS_PER_VECTOR = 2.5  # spent on them; a control variate need not have converged
 
 
-def measure_curvature_noise(
+def probe_curvature(
     gradients: Objective,
     hessian: Objective,
     *,
@@ -89,7 +90,7 @@ def measure_curvature_noise(
         of_mean = projections[:2].mean(1)
         rows.append([len(block) / num_examples, *of_mean, values @ along**2, values @ variances, *forms])
     table = gather_rows(np.array(rows, dtype=np.float64).reshape(len(blocks), 5 + len(shares)))
-    return _combine(
+    return curvature_noise(
         table,
         squared_norm=squared_gradient_norm(mean),
         mean_forms=mean_forms.numpy(),
@@ -100,60 +101,6 @@ def measure_curvature_noise(
         hessian_examples=hessian.num_examples,
         num_matvecs=1 + pairs.num_matvecs + num_blocks,
     )
-
-
-def _combine(
-    table: np.ndarray,
-    *,
-    squared_norm: float,
-    mean_forms: np.ndarray,
-    shares: np.ndarray,
-    population: Population,
-    population_size: int,
-    num_examples: int,
-    hessian_examples: int,
-    num_matvecs: int,
-) -> CurvatureNoise:
-    """Estimates and covariance from a row per block: its share, ḡ_b·ḡ, ḡ_b·Hḡ, what is exchanged, uᵀH_ju."""
-    is_dataset = population == "dataset"
-    block_shares, on_mean, on_image, deflated, variances = table.T[:5]
-    forms = table[:, 5:]  # (K, J)
-    num_blocks, num_groups = forms.shape
-    per_example = 1 / num_examples - (1 / population_size if is_dataset else 0.0)  # of Var ḡ in Σ
-    finite = 1 - 1 / population_size if is_dataset else 1.0  # Σ with 1/N
-
-    remainder = forms @ shares - deflated
-    traces = remainder + variances  # (K,), each unbiased for tr(HΣ)
-    trace = block_shares @ traces
-    curvature = mean_forms @ shares - per_example * trace
-    blocks = np.stack([2 * on_mean, finite * traces, 2 * on_image - per_example * traces])
-    signs_alone = np.stack([0 * remainder, finite * remainder, -per_example * remainder])
-    sampled = 1 - num_examples / population_size if is_dataset else 1.0
-    covariance = sampled * _covariance_of_mean(blocks, block_shares)
-    covariance += (1 - sampled) * _covariance_of_mean(signs_alone, block_shares)
-
-    unseen = 1 - hessian_examples / population_size if is_dataset else 1.0
-    of_groups = block_shares @ (forms - (deflated - variances)[:, None])  # (J,), tr(H_jΣ)
-    groups = np.stack([0 * of_groups, finite * of_groups, mean_forms - per_example * of_groups])
-    covariance += unseen * _covariance_of_mean(groups, shares)
-    return CurvatureNoise(
-        values=np.array([squared_norm, finite * trace, curvature]),
-        covariance=covariance,
-        dof=(min(num_blocks, num_groups) if unseen else num_blocks) - 1,
-        num_examples=num_examples,
-        hessian_examples=hessian_examples,
-        num_matvecs=num_matvecs,
-    )
-
-
-def _covariance_of_mean(groups: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Of the mean of independent columns (3, J) weighted by their shares (J,): (3, 3), nan for one."""
-    count = len(shares)
-    if count < 2:
-        return np.full((len(groups), len(groups)), np.nan)
-    weighted = (groups - (groups @ shares)[:, None]) * shares
-    covariance: np.ndarray = weighted @ weighted.T * count / (count - 1)
-    return covariance
 
 
 def _projections(objective: Objective, engine: Engine, directions: list[Params]) -> np.ndarray:
