@@ -111,9 +111,9 @@ def read_tensors(path: Path | str, *, device: torch.device | str = "cpu") -> tup
                 "code: save the model's state_dict() alone, where you trust the file"
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        detail = "" if reason.startswith("Weights only load failed") else f" ({reason[:120]})"
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is damaged, cut short or of another kind "
-            f"({reason[:120]})"
+            f"{path} cannot be read as a checkpoint: it is damaged, cut short or of another kind{detail}"
         ) from error
 
 

@@ -19,28 +19,34 @@ def rank_and_size() -> tuple[int, int]:
     return 0, 1
 
 
-def own_share(count: int) -> slice:
-    """The part of this process in 0…count − 1, in order and as even as it comes; maybe empty."""
-    rank, size = rank_and_size()
-    return slice(rank * count // size, (rank + 1) * count // size)
+class Share:
+    """The part of this process in `count` pieces of work, and what the parts make together.
 
+    rows: which pieces are its own, in order and as even as it comes; all of them where there are fewer pieces
+    than processes.
+    """
 
-def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of every process's `values`, of one shape."""
-    if rank_and_size()[1] > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-    return values
+    def __init__(self, count: int) -> None:
+        rank, size = rank_and_size()
+        self._size = size if count >= size else 1
+        self.rows = slice(0, count)
+        if self._size > 1:
+            self.rows = slice(rank * count // size, (rank + 1) * count // size)
 
-
-def gather_rows(values: np.ndarray) -> np.ndarray:
-    """Every process's rows (n_rank, ...), in the order of the processes."""
-    size = rank_and_size()[1]
-    if size == 1:
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of every process's `values`, of one shape."""
+        if self._size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
         return values
-    gathered: list[np.ndarray] = [values] * size
-    dist.all_gather_object(gathered, values)
-    return np.concatenate(gathered)
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """Every process's rows (n_rank, ...), in the order of the processes."""
+        if self._size == 1:
+            return values
+        gathered: list[np.ndarray] = [values] * self._size
+        dist.all_gather_object(gathered, values)
+        return np.concatenate(gathered)
 
 
 @contextmanager

@@ -91,6 +91,8 @@ def ratio(
     if np.isnan(covariance).any():
         value = x / y if y > 0 else math.nan
         return Estimate(value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_samples)
+    if y > 0 and not covariance.any():
+        return exact(x / y, num_samples=num_samples)
     squared_t = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof)) ** 2
     (vxx, vxy), (_, vyy) = covariance
     # a R² − 2b R + c ≤ 0

@@ -7,8 +7,13 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from noisescale.errors import MeasurementError
 from noisescale.objective import Objective
 from noisescale.problem import Examples, Params
+
+
+class EngineError(MeasurementError):
+    """An engine does not work here, or not on this model; another may."""
 
 
 class ChunkStatistics(NamedTuple):
@@ -24,6 +29,10 @@ class Engine(Protocol):
 
     name: str
     objective: Objective
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how the latest pass went."""
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         """Norms of the examples' gradients, by parameter tensor, and their sum."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisescale.distributed import gather_rows, own_share, sum_over_processes
+from noisescale.distributed import Share
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.gradient_engine import Engine
+from noisescale.gradient_engine import Engine, EngineError
 from noisescale.layer_engine import LayerEngine
-from noisescale.objective import Objective
+from noisescale.objective import Objective, is_out_of_memory
 from noisescale.problem import Examples, Params, Problem, select
-from noisescale.vmap_engine import CompilationError, CompiledEngine, VmapEngine
+from noisescale.vmap_engine import CompiledEngine, VmapEngine
 
 EngineName = Literal["auto", "hooks", "compiled", "vmap"]
 PROBE = 4  # examples on which an engine is checked before it is believed
@@ -70,14 +71,13 @@ def gradient_moments(
     chunk_size: examples in one pass, which does not change the result; None: by the memory.
     standard_errors: whether to compute projections, in a second pass of about the same price.
 
-    The model must treat examples one by one: SettingError for batch norm or dropout in training mode.
-    In several processes each takes a share of the examples, and all get the same result.
+    The model must treat examples one by one: SettingError for batch norm or dropout in training mode. It is
+    measured in evaluation mode. In several processes each takes a share of the examples, and all get the same
+    result.
 
     Raises SettingError for fewer than 2 examples and other bad arguments, MeasurementError for parameters,
     losses or gradients that are not finite, losses reduced over the batch, and losses that are random.
     """
-    if engine not in get_args(EngineName):
-        raise SettingError(f"engine {engine!r}: give one of {', '.join(get_args(EngineName))}")
     check_modes(problem.model)
     selected = select(problem, split=split, num_examples=num_examples, generator=generator)
     objective = Objective(problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size)
@@ -99,36 +99,48 @@ def moments_on(
     standard_errors: bool = True,
 ) -> GradientMoments:
     """The moments of the objective's examples, which have these indices (n,) in their split."""
+    if engine not in get_args(EngineName):
+        raise SettingError(f"engine {engine!r}: give one of {', '.join(get_args(EngineName))}")
     whole = objective.num_examples
     if whole < 2:
         raise SettingError(f"{whole} example(s): the covariance of gradients takes at least 2")
     probe = objective.examples.part(slice(PROBE))
     _check_separate(objective, probe)
-    own = objective.on(objective.examples.part(own_share(whole)))
+    share = Share(whole)
+    own = objective.on(objective.examples.part(share.rows))
     chosen, notes = choose_engine(engine, own, probe)
+    failure = None
     try:
         losses, squared_norms, total = _statistics(chosen)
-    except CompilationError as error:
-        notes = (*notes, f"{error}; vmap was used instead, many times slower")
+        if isinstance(chosen, LayerEngine) and not chosen.confirms(squared_norms):
+            failure = "the engine hooks gave wrong norms, as where a model reorders its batch"
+    except EngineError as error:
+        if type(chosen) is VmapEngine:
+            raise
+        failure = str(error)
+    if share.sum(torch.tensor(int(failure is not None))):  # in all processes or in none
+        notes = (*notes, f"{failure or 'another process failed'}; vmap was used instead, many times slower")
         chosen = VmapEngine(own)
         losses, squared_norms, total = _statistics(chosen)
-    mean = sum_over_processes(total) / whole
-    losses, squared_norms = gather_rows(losses), gather_rows(squared_norms)
+    mean = share.sum(total) / whole
+    losses, squared_norms = share.gather(losses), share.gather(squared_norms)
     _check_finite(objective, losses, squared_norms, indices)
     found = None
     if standard_errors:
-        found = gather_rows(_projections(chosen, objective.unflatten(mean.to(objective.dtype))))
+        found = share.gather(_projections(chosen, objective.unflatten(mean.to(objective.dtype))))
         _check_sum(objective, found, mean)
+        if found.shape != squared_norms.shape:
+            found = found[:, 0]
     return GradientMoments(
         num_examples=whole,
         population_size=population_size,
         mean=objective.unflatten(mean),
         squared_norms=squared_norms,
-        projections=found if found is None or len(mean) == 1 or found.shape[1] > 1 else found[:, 0],
+        projections=found,
         losses=losses,
         indices=indices.numpy(),
         engine=chosen.name,
-        notes=notes,
+        notes=notes + chosen.notes,
     )
 
 
@@ -140,14 +152,10 @@ def choose_engine(name: EngineName, objective: Objective, probe: Examples) -> tu
     if name in ("vmap", "compiled"):
         return (VmapEngine if name == "vmap" else CompiledEngine)(objective), ()
     layers = LayerEngine(objective, probe)
-    if not layers.elsewhere:
-        return layers, ()
-    names = sorted(layers.elsewhere)
-    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    written_out = sum(part.numel() for name, part in layers.params.items() if name in layers.elsewhere)
+    written_out = sum(layers.params[name].numel() for name in layers.elsewhere)
     if name == "auto" and written_out * objective.num_examples > WORTH_COMPILING:
-        return CompiledEngine(objective), (f"compiled instead of hooks, which cannot reach {listed}",)
-    return layers, (f"{listed}: not used by the module they belong to, example by example; through vmap",)
+        return CompiledEngine(objective), ("compiled instead of hooks, which cannot reach most parameters",)
+    return layers, ()
 
 
 def check_modes(model: nn.Module) -> None:
@@ -160,6 +168,14 @@ def check_modes(model: nn.Module) -> None:
                     f"{name or kind} ({kind}) normalises over the batch, so that no example has a gradient "
                     "of its own: call model.eval() to measure with running statistics, or use GroupNorm"
                 )
+        elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and (
+            module.max_norm is not None or module.scale_grad_by_freq
+        ):
+            option = "max_norm" if module.max_norm is not None else "scale_grad_by_freq"
+            raise SettingError(
+                f"{name or kind} ({kind}) has {option}, with which a gradient depends on the whole batch: "
+                "measure without it"
+            )
         elif module.training and _dropout(module) > 0:
             raise SettingError(
                 f"{name or kind} ({kind}) is active dropout, which makes every gradient random: "
@@ -176,7 +192,7 @@ def _dropout(module: nn.Module) -> float:
 
 def _check_separate(objective: Objective, probe: Examples) -> None:
     """MeasurementError unless an example's loss is the same every time and in every company."""
-    params = {name: leaf.detach() for name, leaf in objective.params().items()}
+    params = objective.params()
 
     def losses(examples: Examples) -> Tensor:
         try:
@@ -191,6 +207,8 @@ def _check_separate(objective: Objective, probe: Examples) -> None:
             ) from error
 
     together, again = losses(probe), losses(probe)
+    if not together.requires_grad:
+        raise MeasurementError(f"{objective.name} does not depend on the parameters that are to be trained")
     if not torch.equal(together, again) and together.isfinite().all():
         raise MeasurementError(f"{objective.name} is random at fixed parameters: turn its randomness off")
     alone = torch.cat([losses(probe.part(slice(i, i + 1))) for i in range(probe.num_examples)])
@@ -216,7 +234,7 @@ def _statistics(engine: Engine) -> tuple[np.ndarray, np.ndarray, Tensor]:
             whole.add_(part)
 
     totals = engine.objective.unflatten(total)
-    engine.objective.for_each_chunk(add)
+    _run(engine, add)
     return torch.cat(losses).numpy(), torch.cat(squared_norms).numpy(), total
 
 
@@ -227,8 +245,23 @@ def _projections(engine: Engine, direction: Params) -> np.ndarray:
     def add(chunk: Examples, start: int) -> None:
         found.append(engine.projections(chunk, [direction])[0].cpu())
 
-    engine.objective.for_each_chunk(add)
+    _run(engine, add)
     return torch.cat(found).numpy()
+
+
+def _run(engine: Engine, work: Callable[[Examples, int], None]) -> None:
+    """`work` on every chunk; a failure of the model's own as an EngineError."""
+    try:
+        engine.objective.for_each_chunk(work)
+    except MeasurementError:
+        raise
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise EngineError(
+            f"the engine {engine.name} does not work on {engine.objective.name}: {reason}"
+        ) from error
 
 
 def _check_sum(objective: Objective, projections: np.ndarray, mean: Tensor) -> None:

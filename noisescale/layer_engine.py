@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from noisescale.example_map import ExampleMap
 from noisescale.factored_gradients import (
     TEMPORARY_BYTES,
     ExampleGradients,
@@ -19,7 +22,8 @@ from noisescale.objective import Objective
 from noisescale.problem import Examples, Params
 from noisescale.vmap_engine import example_gradients
 
-COMPARED = 2  # examples that are compared with backward passes of their own
+COMPARED = 2  # examples that are compared with backward passes of their own before the pass
+CONFIRMED = 5  # and after it
 LARGEST_CHUNK = 1024  # examples on a CPU, whose caches more would leave
 # what a rule or a module raises for shapes that it does not expect
 UNFIT = (RuntimeError, ValueError, TypeError, IndexError)
@@ -43,6 +47,7 @@ class LayerEngine:
         if objective.device.type == "cpu":
             objective.cap_chunk_size(LARGEST_CHUNK)
         self._recorder = LayerRecorder(objective)
+        self._each = ExampleMap()
         self._holds_examples = self._which_arguments_hold_examples(probe)
         once = {number for number, holds in enumerate(self._holds_examples) if not any(holds)}
         few = probe.part(slice(COMPARED))
@@ -59,6 +64,39 @@ class LayerEngine:
     @property
     def params(self) -> Params:
         return self._recorder.params
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        maps = self._recorder.maps | {"this model": self._each}
+        looped = sorted(name for name, each in maps.items() if each.reason is not None)
+        notes = [f"vmap does not work on {name}, its examples went one by one" for name in looped]
+        if self.elsewhere:
+            names = sorted(self.elsewhere)
+            listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            notes.append(
+                f"{listed}: not used by the module they belong to, example by example; through vmap of the "
+                "whole model"
+            )
+        return tuple(notes)
+
+    def confirms(self, squared_norms: np.ndarray) -> bool:
+        """Whether the norms (n, L) of some examples are those of backward passes of their own.
+
+        The largest and some at random: what shows only in a large batch, as a model that sorts it.
+        """
+        if not np.isfinite(squared_norms).all():
+            return True  # which is another's to report
+        count = min(CONFIRMED, len(squared_norms))
+        chosen = np.random.default_rng(0).choice(len(squared_norms), count, replace=False)
+        chosen[0] = squared_norms.sum(1).argmax()
+        alone = [self._alone(self.objective.examples.part(slice(i, i + 1))) for i in chosen.tolist()]
+        return bool(self._agree(torch.from_numpy(squared_norms[chosen]), torch.stack(alone).cpu()).all())
+
+    def _agree(self, found: Tensor, wanted: Tensor) -> Tensor:
+        """Which tensors' norms (n, L) agree up to rounding: (L,)."""
+        precision = torch.finfo(self.objective.dtype).eps
+        floor = precision * float(wanted.sum(1).max())
+        return torch.isclose(found, wanted, rtol=10 * precision**0.5, atol=floor).all(0)
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         losses = self._recorder.forward(chunk, parameters=True)
@@ -90,7 +128,8 @@ class LayerEngine:
                     pieces[name].append(gradients)
         self._recorder.calls.clear()
         if self.elsewhere:
-            written, _ = example_gradients(self.objective, self.params, chunk, sorted(self.elsewhere))
+            names = sorted(self.elsewhere)
+            written, _ = example_gradients(self.objective, self.params, chunk, names, each=self._each)
             pieces |= {name: [gradients] for name, gradients in written.items()}
         return pieces
 
@@ -135,17 +174,12 @@ class LayerEngine:
                 for name, gradients in found.items():
                     pieces[name].append(gradients)
         wanted = torch.stack([self._alone(probe.part(slice(i, i + 1))) for i in range(count)])
-        precision = torch.finfo(self.objective.dtype).eps
-        floor = precision * float(wanted.sum(1).max())
+        found_norms = torch.full_like(wanted, torch.nan)
         for index, name in enumerate(self.params):
-            try:
-                norms = self._norms(pieces[name], count)
-                agree = torch.allclose(norms, wanted[:, index], rtol=10 * precision**0.5, atol=floor)
-            except RuntimeError:  # shapes that do not go together
-                agree = False
-            if not agree:
-                unreachable.add(name)
-        return unreachable
+            with contextlib.suppress(RuntimeError):  # shapes that do not go together
+                found_norms[:, index] = self._norms(pieces[name], count)
+        agree = self._agree(found_norms, wanted).tolist()
+        return unreachable | {name for name, right in zip(self.params, agree, strict=True) if not right}
 
     def _alone(self, example: Examples) -> Tensor:
         """|g|² of a single example, by parameter: (L,)."""

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from noisescale.example_map import ExampleMap
 from noisescale.factored_gradients import ExampleGradients
 from noisescale.gradient_rules import RULES
 from noisescale.objective import Objective, plain_attention
@@ -44,6 +45,7 @@ class LayerRecorder:
     """A copy of the objective's model, in evaluation mode, that notes its layers' calls.
 
     params: its parameters, leaves by name. units: the modules that are recorded. calls: of the latest pass.
+    maps: of the modules without a rule, by type, how their examples are gone through.
     repeated: numbers of calls that hold no examples, as that of an embedding of positions, whose outputs are
     to be repeated for every example, so that each gets a gradient of its own; none unless set.
     """
@@ -55,6 +57,7 @@ class LayerRecorder:
         self.calls: list[Call] = []
         self.units: list[Unit] = []
         self._model = objective.instance(self.params)
+        self.maps: dict[str, ExampleMap] = {}
         self._anchors: list[Tensor] = []
         self._count = 0  # of the examples in the present pass
         self._recording = False
@@ -90,7 +93,7 @@ class LayerRecorder:
         leaves = [leaf for leaf in self.params.values() if leaf.requires_grad]
         if leaves:
             return torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
-        if self._anchors:
+        if self._anchors and losses.requires_grad:
             torch.autograd.grad(losses.sum(), self._anchors, allow_unused=True)
         return ()
 
@@ -155,9 +158,12 @@ class LayerRecorder:
             pairs = zip(used, of_outputs, strict=True)
             return torch.stack([(leaf.squeeze(0) * gradient).sum() for leaf, gradient in pairs]).sum()
 
-        found: dict[str, ExampleGradients] = vmap(
-            grad(product), in_dims=(None, [0 if batched else None for batched in holds_examples], 0)
-        )({name: self.params[of_model].detach() for name, of_model in names.items()}, arguments, gradients)
+        params = {name: self.params[of_model].detach() for name, of_model in names.items()}
+        dims = (None, [0 if batched else None for batched in holds_examples], 0)
+        each = self.maps.setdefault(type(module).__name__, ExampleMap())
+        found: dict[str, ExampleGradients] = each(
+            grad(product), dims, self._count, (params, arguments, gradients)
+        )
         return found
 
 

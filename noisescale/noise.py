@@ -107,8 +107,8 @@ def noise_scale(
     """|G|², tr Σ and B_simple from the statistics of n per-example gradients g_i with mean ḡ.
 
     squared_norms (n, L): |g_i|² of each of L parameter tensors; mean_squares (L,): |ḡ|² of each.
-    projections (n,) or (n, L): g_i·ḡ, in all or of each tensor; None: no standard errors, and then `resolved`
-        is False, since it cannot be judged.
+    projections (n,) or (n, L): g_i·ḡ, in all or of each tensor; None, or n = 2: no standard errors, and then
+        `resolved` is False, since it cannot be judged.
     population_size: N of the data set that the examples are a random subset of.
     names: of the tensors; with them the result has `per_layer`, whose errors take projections (n, L).
 
@@ -160,7 +160,7 @@ def noise_scale(
         population=population,
         num_examples=num_examples,
         population_size=population_size,
-        resolved=not math.isnan(found.simple.value) and projections is not None,
+        resolved=not math.isnan(found.simple.value) and not math.isnan(found.simple.low),
         examples_to_resolve=found.examples_to_resolve,
         per_layer=per_layer,
     )
@@ -186,7 +186,7 @@ def gradient_noise(
     covariance = np.full((2, 2), math.nan)  # of tr Σ and |G|²
     if unsampled == 0:
         covariance = np.zeros((2, 2))
-    elif projections is not None:
+    elif projections is not None and n > 2:  # of two, the projection of either on the other is the same
         on_others = (n * projections - squared_norms) / (n - 1)
         covariance = np.cov(np.stack([squared_norms - 2 * on_others, 2 * on_others])) * unsampled / n
     stderr_variance, stderr_norm = np.sqrt(covariance.diagonal())
@@ -231,10 +231,10 @@ def _examples_to_resolve(
 ) -> int | None:
     """How many examples make |G|² significant, if it is what was estimated or, where larger, its stderr.
 
-    So at most about four times as many as were measured; more where |G|² is smaller still. Errors are taken
+    So mostly within four times as many as were measured; more where |G|² is smaller still. Errors are taken
     to fall as 1/√n, which they do at the slowest. None where nothing can be said.
     """
-    if not stderr > 0:
+    if not stderr > 0:  # unknown, or exact
         return None
     t = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_examples - 1))
     likely = max(squared_norm, stderr)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import UninitializedParameter
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.problem import Examples, Params, Problem, as_examples
@@ -48,8 +49,12 @@ class Objective:
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
     ) -> None:
-        if chunk_size is not None and chunk_size < 1:
+        if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
             raise SettingError(f"chunk size {chunk_size!r}: give a whole number of 1 or more")
+        if dtype not in (None, torch.float32, torch.float64):
+            raise SettingError(f"dtype {dtype}: give torch.float32 or torch.float64")
+        if any(isinstance(param, UninitializedParameter) for param in problem.model.parameters()):
+            raise SettingError(f"{_name(problem.model)} has lazy parameters: run it on one batch first")
         own: Params = dict(problem.model.named_parameters())
         params = own if params is None else params
         _check_params(params, own)
@@ -218,7 +223,7 @@ class Objective:
             try:
                 work(chunk, start)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if chunk.num_examples == 1:
                     raise MeasurementError(
@@ -260,7 +265,7 @@ def _check_params(params: Params, own: Params) -> None:
         )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether torch ran out of memory, for which a CPU has no exception of its own."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 

@@ -234,7 +234,8 @@ def _plot_scales(axes: Axes, entries: list[dict[str, Any]]) -> None:
                 break
     axes.set_yscale("log")
     axes.set_xlabel("checkpoint" if numbered else "step")
-    axes.set_ylabel(f"noise scale (examples, {entries[-1]['population'] or 'unknown'} population)")
+    (population, *_) = [entry["population"] for entry in entries if not entry["reason"]]
+    axes.set_ylabel(f"noise scale (examples, {population} population)")
     axes.legend(frameon=False, fontsize=7)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, cast
 
 import torch
@@ -14,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from noisescale.config import ProblemConfig
-from noisescale.errors import SettingError
+from noisescale.errors import DataError, SettingError
 
 Params = dict[str, Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 MatVec = Callable[[Tensor], Tensor]
 
 SPLITS = ("train", "validation", "test")
+PAIRS = "the items of a Dataset must be pairs (input, target) of tensors, of equal shapes throughout"
 
 
 class Examples(NamedTuple):
@@ -59,32 +62,51 @@ class Problem:
 def load_problem(name: str) -> Problem:
     """The problem that a function of the user's own makes: "module:factory" or "path/to/file.py:factory".
 
-    The module is imported as Python would from the current directory; the function takes no arguments.
-    SettingError, with what went wrong, where any of that fails or what comes back is no Problem.
+    A module is imported as Python would from the current directory; the function takes no arguments.
+    SettingError, with what went wrong, where any of that fails or what comes back is no usable Problem.
     """
     module_name, _, factory_name = name.rpartition(":")
     if not module_name or not factory_name:
         raise SettingError(f"problem {name!r}: give module:factory or file.py:factory")
-    sys.path.insert(0, str(Path.cwd()))
     try:
-        if module_name.endswith(".py"):
-            sys.path.insert(0, str(Path(module_name).resolve().parent))
-            module_name = Path(module_name).stem
-        module = importlib.import_module(module_name)
+        module = _import_file(module_name) if module_name.endswith(".py") else _import(module_name)
         factory = getattr(module, factory_name, None)
         if not callable(factory):
             raise SettingError(f"problem {name!r}: {module.__file__} has no function {factory_name}")
         problem = factory()
     except SettingError:
         raise
-    except Exception as error:  # whatever a module of the user's own raises
+    except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
         raise SettingError(f"problem {name!r} cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(problem, Problem):
         raise SettingError(
             f"problem {name!r} gives a {type(problem).__name__}: "
             "return noisescale.Problem(model=…, loss=…, train=…)"
         )
+    if not isinstance(problem.model, nn.Module) or not callable(problem.loss):
+        raise SettingError(f"problem {name!r}: its model must be a torch.nn.Module and its loss a function")
     return problem
+
+
+def _import(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module(name)
+
+
+def _import_file(name: str) -> ModuleType:
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise SettingError(f"problem: there is no file {name}")
+    if str(path.parent) not in sys.path:  # for what it imports from beside it
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"_noisescale_problem_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def as_examples(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> Examples:
@@ -95,9 +117,30 @@ def as_examples(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> Examples:
     if isinstance(data, Examples):
         return data
     # a generator of its own, since a DataLoader otherwise draws a seed from the global random state
-    whole = DataLoader(data, batch_size=len(cast(Sized, data)), generator=torch.Generator())
-    inputs, targets = next(iter(whole))
+    whole = DataLoader(data, batch_size=_length(data), generator=torch.Generator())
+    try:
+        inputs, targets = next(iter(whole))
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise DataError(f"{PAIRS}: {error}") from error
+    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
+        raise DataError(f"{PAIRS}: the first gives {type(inputs).__name__} and {type(targets).__name__}")
     return Examples(inputs, targets)
+
+
+def _length(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> int:
+    """How many examples there are; SettingError for what is neither Examples nor a map-style Dataset."""
+    if isinstance(data, Examples):
+        if len(data.inputs) != len(data.targets):
+            raise SettingError(
+                f"{len(data.inputs)} inputs but {len(data.targets)} targets: give as many of both"
+            )
+        return len(data.targets)
+    is_map_style = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if isinstance(data, DataLoader | tuple | list) or not is_map_style:
+        raise SettingError(
+            f"data of type {type(data).__name__}: give noisescale.Examples or a map-style torch Dataset"
+        )
+    return len(cast(Sized, data))
 
 
 class Selection(NamedTuple):
@@ -122,7 +165,9 @@ def select(
     for a number it does not have.
     """
     data = split_data(problem, split)
-    population = data.num_examples if isinstance(data, Examples) else len(cast(Sized, data))
+    population = _length(data)
+    if num_examples is not None and not isinstance(num_examples, int):
+        raise SettingError(f"num examples {num_examples!r}: give a whole number")
     if num_examples is None or num_examples == population:
         return Selection(as_examples(data), torch.arange(population), population)
     if not 1 <= num_examples <= population:

@@ -9,20 +9,16 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, jvp, vmap
+from torch.func import grad, jvp
 
-from noisescale.errors import MeasurementError
-from noisescale.gradient_engine import ChunkStatistics
+from noisescale.example_map import ExampleMap, Map, by_vmap
+from noisescale.gradient_engine import ChunkStatistics, EngineError
 from noisescale.objective import Objective, flatten
 from noisescale.problem import Examples, Params
 
 WRITTEN_BYTES = 2**25  # of written-out gradients on a CPU, where more page-fault: measured, see theory.md
 GPU_SHARE = 16  # of the free memory
 LARGEST_COMPILED_CHUNK = 2048  # examples
-
-
-class CompilationError(MeasurementError):
-    """torch.compile does not work here, or not on this model."""
 
 
 class VmapEngine:
@@ -32,13 +28,20 @@ class VmapEngine:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
+        self._each = ExampleMap()
         self._written_chunk = _written_chunk(objective)
         objective.cap_chunk_size(self._written_chunk)
         self._params: Params = {name: leaf.detach() for name, leaf in objective.params().items()}
         self._forward_mode = not _has_padding(objective.model)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if self._each.reason is None:
+            return ()
+        return (f"vmap does not work on this model ({self._each.reason}), its examples went one by one",)
+
     def statistics(self, chunk: Examples) -> ChunkStatistics:
-        gradients, losses = example_gradients(self.objective, self._params, chunk)
+        gradients, losses = example_gradients(self.objective, self._params, chunk, each=self._each)
         total = [part.sum(0) for part in gradients.values()]
         norms = [_squared_norms(part) for part in gradients.values()]
         return ChunkStatistics(losses, torch.stack(norms, 1), total)
@@ -68,7 +71,9 @@ class VmapEngine:
         found = []
         for start in range(0, chunk.num_examples, self._written_chunk):
             part = chunk.part(slice(start, start + self._written_chunk))
-            gradients = flatten_examples(example_gradients(self.objective, self._params, part)[0])
+            gradients = flatten_examples(
+                example_gradients(self.objective, self._params, part, each=self._each)[0]
+            )
             vectors = torch.stack([flatten(list(direction.values())) for direction in directions])
             found.append(vectors @ gradients.T)  # (K, B)
         return torch.cat(found, 1).double()
@@ -80,11 +85,16 @@ def flatten_examples(parts: Params) -> Tensor:
 
 
 def example_gradients(
-    objective: Objective, params: Params, chunk: Examples, names: Sequence[str] | None = None
+    objective: Objective,
+    params: Params,
+    chunk: Examples,
+    names: Sequence[str] | None = None,
+    *,
+    each: Map = by_vmap,
 ) -> tuple[Params, Tensor]:
     """The gradients (B, *shape) of the examples' losses in the named parameters, all of them for None.
 
-    And the losses (B,).
+    And the losses (B,). each: what applies the gradient of one example to all of them.
     """
     constants: Params = {name: leaf.detach() for name, leaf in params.items()}
     free = {name: constants[name] for name in (constants if names is None else names)}
@@ -94,7 +104,8 @@ def example_gradients(
         (value,) = objective.losses(outputs, target.unsqueeze(0))
         return value, value.detach()
 
-    found: tuple[Params, Tensor] = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0))(free, *chunk)
+    gradient = grad(loss, has_aux=True)
+    found: tuple[Params, Tensor] = each(gradient, (None, 0, 0), chunk.num_examples, (free, *chunk))
     return found
 
 
@@ -103,13 +114,14 @@ class CompiledEngine(VmapEngine):
 
     The compiler fuses the outer products with their squares and sums. The summed gradient comes from a
     backward pass of the batch in the same program. A short last chunk is filled up with examples of weight
-    zero, since every shape is compiled anew. Raises CompilationError where compilation is not possible.
+    zero, since every shape is compiled anew. Raises EngineError where compilation is not possible.
     """
 
     name = "compiled"
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
+        self._each = ExampleMap()
         self._written_chunk = _written_chunk(objective)
         self._forward_mode = not _has_padding(objective.model)
         if objective.device.type == "cpu":
@@ -148,7 +160,7 @@ class CompiledEngine(VmapEngine):
                 losses, norms, gradient = self._run(*whole, weights)
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = f"{self.objective.name} cannot be compiled ({_reason(error)})"
-                raise CompilationError(reason) from error
+                raise EngineError(reason) from error
         count = chunk.num_examples
         return ChunkStatistics(losses[:count], torch.stack(norms, 1)[:count].double(), gradient)
 

@@ -53,7 +53,7 @@ def apply_weights(model: nn.Module, content: Any, *, path: Path) -> None:
     own: Params = dict(model.named_parameters(remove_duplicate=False))
     own |= dict(model.named_buffers(remove_duplicate=False))
     required = model.state_dict().keys()
-    stored = _without_prefixes(stored, own)
+    stored = _without_prefixes(stored, own, path)
     tied = {id(own[name]): tensor for name, tensor in stored.items() if name in own}
     given = {name: stored.get(name, tied.get(id(tensor))) for name, tensor in own.items()}
     missing = [name for name, tensor in given.items() if tensor is None and name in required]
@@ -81,28 +81,34 @@ def _shape(tensor: Tensor | None) -> tuple[int, ...]:
     return () if tensor is None else tuple(tensor.shape)
 
 
-def _without_prefixes(stored: Params, own: Params) -> Params:
+def _without_prefixes(stored: Params, own: Params, path: Path) -> Params:
     """The names as the model has them, as far as leaving out wrappers and one common prefix achieves that.
 
     What lies outside the common prefix, such as a Lightning module's metrics, is left out.
     """
-    readings = []
+    best: list[tuple[str, Params]] = [("", stored)]
+    most = 0
     for wrappers in ((), WRAPPERS[:1], WRAPPERS):
         plain = {
             ".".join(part for part in name.split(".") if part not in wrappers): tensor
             for name, tensor in stored.items()
         }
         first = next(iter(own), "")
-        prefixes = [name.removesuffix(first) for name in plain if name == first or name.endswith(f".{first}")]
-        for prefix in ["", *prefixes]:
-            readings.append(
-                {
-                    name.removeprefix(prefix): tensor
-                    for name, tensor in plain.items()
-                    if name.startswith(prefix)
-                }
-            )
-    return max(readings, key=lambda reading: len(reading.keys() & own.keys()))  # the first of equals
+        prefixes = [name.removesuffix(first) for name in plain if name.endswith(f".{first}")]
+        readings = [
+            (prefix, {name.removeprefix(prefix): plain[name] for name in plain if name.startswith(prefix)})
+            for prefix in ["", *prefixes]
+        ]
+        matches = [len(reading.keys() & own.keys()) for _, reading in readings]
+        if max(matches) > most:
+            most = max(matches)
+            best = [one for one, count in zip(readings, matches, strict=True) if count == most]
+    if len(best) > 1:
+        names = ", ".join(repr(prefix) for prefix, _ in best)
+        raise CheckpointError(
+            f"{path} holds the model's weights more than once, under {names}: save the ones you mean alone"
+        )
+    return best[0][1]
 
 
 def _read_safetensors(path: Path, device: torch.device | str) -> Params:

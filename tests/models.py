@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -82,6 +83,59 @@ class Repeated(nn.Module):
         return self.head(inputs)
 
 
+class Recurrent(nn.Module):
+    """An LSTM, which torch.func.vmap cannot do, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
+        self.lstm = nn.LSTM(WIDTH, 7, batch_first=True)
+        self.head = nn.Linear(7, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.lstm(self.tokens(tokens))[0])
+
+
+class Routed(nn.Module):
+    """Two experts, each of which sees the examples that are its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = inputs.new_zeros(len(inputs), 3)
+        for number, expert in enumerate(self.experts):
+            (rows,) = ((inputs[:, 0] > 0).long() == number).nonzero(as_tuple=True)
+            outputs = outputs.index_add(0, rows, expert(inputs[rows]))
+        return outputs
+
+
+class Sorted(nn.Module):
+    """Reorders its batch on the way, by the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        order = inputs[:, 0].argsort()
+        return self.head(torch.tanh(self.hidden(inputs[order]))[order.argsort()])
+
+
+class Auxiliary(nn.Module):
+    """A layer whose output is not used, and a weight of the model's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(6, 2)
+        self.weight = nn.Parameter(torch.randn(6, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.unused(inputs)
+        return inputs @ self.weight
+
+
 def sequence_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of each sequence: (B, T, V), (B, T) -> (B,)."""
     return (
@@ -123,6 +177,13 @@ def _signals() -> Problem:
     )
 
 
+def _sorted() -> Problem:
+    """The first examples in order, so that they tell nothing."""
+    problem = classification(Sorted(), num_examples=9)
+    order = problem.train.inputs[:4, 0].argsort()
+    return replace(problem, train=problem.train.part(torch.cat([order, torch.arange(4, 9)])))
+
+
 def _frozen() -> Problem:
     problem = classification(num_examples=9)
     problem.model[0].weight.requires_grad_(False)
@@ -143,6 +204,10 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
         nn.ConvTranspose2d(4, 3, 2), nn.InstanceNorm2d(3, affine=True), nn.PReLU(3)
     ),
     "signals": _signals,
+    "recurrent": lambda: sequences(Recurrent()),
+    "routed": lambda: classification(Routed(), num_examples=9),
+    "sorted": _sorted,
+    "auxiliary": lambda: classification(Auxiliary(), num_examples=9),
     "transformer": lambda: sequences(LanguageModel()),
     "untied": lambda: sequences(LanguageModel(tied=False)),
     "own positions": lambda: sequences(LanguageModel(own_positions=True)),

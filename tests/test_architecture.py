@@ -34,6 +34,7 @@ LAYERS = {
         "distributed",
         "eigenpairs",
         "environment",
+        "example_map",
         "factored_gradients",
         "gradient_engine",
         "gradient_rules",

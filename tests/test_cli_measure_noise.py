@@ -71,6 +71,8 @@ def test_a_run_folder_goes_along_training(trained):
     assert "population: distribution" in text
     assert re.search(r" 10 [\d.]+ .* 20 [\d.]+ .* 21 [\d.]+", text)
     assert Path("along.svg").exists()
+    exact = run("measure-noise", trained, "--per-layer", "--per-class", "--plot", "exact.png")
+    assert exact.exit_code == 0, exact.output
     same = run(
         "measure-noise", trained, "--split", "test", "--dtype", "float64", "--engine", "vmap", "--json"
     )
@@ -113,6 +115,9 @@ def test_a_checkpoint_that_cannot_be_measured_is_a_row_with_its_reason(trained, 
     assert good["reason"] is None
     assert "1.bias are not finite" in bad["reason"]
     assert bad["simple"] is None
+    drawn = run("measure-noise", trained / "checkpoint.pt", "diverged.pt", "--plot", "picture.png")
+    assert drawn.exit_code == 0, drawn.output
+    assert good.keys() == bad.keys()
     assert "not measured" in run("measure-noise", trained / "checkpoint.pt", "diverged.pt").stdout
     alone = run("measure-noise", "diverged.pt")
     assert alone.exit_code == 1

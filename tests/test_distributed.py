@@ -1,4 +1,4 @@
-"""Two processes over gloo measure what one does."""
+"""Several processes over gloo measure what one does."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from noisescale.distributed import gather_rows, own_share, process_group, rank_and_size, sum_over_processes
+from noisescale.distributed import Share, process_group, rank_and_size
 from noisescale.gradients import gradient_moments
 from noisescale.measure.noise import measure_noise
 from tests.models import PROBLEMS
@@ -21,11 +21,11 @@ from tests.test_cli import SMALL, run
 
 def test_one_process_has_it_all():
     assert rank_and_size() == (0, 1)
-    assert own_share(7) == slice(0, 7)
-    values = torch.ones(3)
-    assert sum_over_processes(values) is values
-    rows = np.ones((2, 3))
-    assert gather_rows(rows) is rows
+    share = Share(7)
+    assert share.rows == slice(0, 7)
+    values, rows = torch.ones(3), np.ones((2, 3))
+    assert share.sum(values) is values
+    assert share.gather(rows) is rows
 
 
 def free_port():
@@ -43,11 +43,13 @@ def as_rank(rank, port, size, name, path):
     with process_group(device="cpu"):
         problem = PROBLEMS[name]()
         found = gradient_moments(problem, num_examples=7, generator=seeded(1))
+        few = gradient_moments(problem, num_examples=2, generator=seeded(1))  # no more than processes
         scale = measure_noise(problem, hessian=True, hessian_examples=4, per_class=name == "cnn")
     record = {
         "norms": found.squared_norms.tolist(),
         "projections": found.projections.tolist(),
         "mean": {key: part.tolist() for key, part in found.mean.items()},
+        "few": few.squared_norms.tolist(),
         "losses": found.losses.tolist(),
         "scale": scale.to_dict(),
     }
@@ -66,10 +68,10 @@ def close(one, other):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "transformer"])
-def test_two_processes_give_the_numbers_of_one(name, tmp_path):
-    multiprocessing.spawn(as_rank, (free_port(), 2, name, tmp_path), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second
+def test_several_processes_give_the_numbers_of_one(name, tmp_path):
+    multiprocessing.spawn(as_rank, (free_port(), 3, name, tmp_path), nprocs=3)
+    first, *others = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3))
+    assert others == [first, first]
     alone = tmp_path / "alone"
     alone.mkdir()
     multiprocessing.spawn(as_rank, (free_port(), 1, name, alone), nprocs=1)

@@ -81,5 +81,8 @@ def test_an_unresolved_ratio_has_a_bound_and_no_value():
 
 def test_an_exact_ratio_has_no_error_and_an_unknown_one_no_interval():
     assert ratio(6.0, 2.0, np.zeros((2, 2)), num_samples=5, dof=4).to_dict() == exact(3.0).to_dict()
+    for x, y in np.random.default_rng(4).lognormal(size=(200, 2)):
+        whole = ratio(x, y, np.zeros((2, 2)), num_samples=5, dof=4)
+        assert whole.low == whole.value == whole.high == x / y
     unknown = ratio(6.0, 2.0, np.full((2, 2), np.nan), num_samples=5, dof=4)
     assert (unknown.value, math.isnan(unknown.low)) == (3.0, True)

@@ -38,9 +38,10 @@ def agree(problem, *, rtol=1e-10, **options):
 @pytest.mark.parametrize("engine", ["hooks", "vmap", "auto"])
 def test_engines_equal_the_loop(name, engine):
     problem = PROBLEMS[name]()
-    found = agree(problem, engine=engine, chunk_size=4)
-    assert found.engine == ("vmap" if engine == "vmap" else "hooks")
-    assert found.projections.ndim == (1 if engine == "vmap" else 2)
+    found = agree(problem, engine=engine, chunk_size=9 if name == "sorted" else 4)
+    by_vmap = engine == "vmap" or name in ("sorted", "routed")
+    assert found.engine == ("vmap" if by_vmap else "hooks")
+    assert found.projections.ndim == (1 if by_vmap else 2)
 
 
 @pytest.mark.slow
@@ -145,6 +146,19 @@ def test_what_hooks_cannot_reach_is_named():
     assert "hidden.weight" not in found.notes[0]
 
 
+def test_what_went_otherwise_than_asked_is_noted():
+    assert "reorders its batch" in gradient_moments(PROBLEMS["sorted"](), engine="hooks").notes[0]
+    (note,) = gradient_moments(PROBLEMS["recurrent"]()).notes
+    assert "vmap does not work on LSTM, its examples went one by one" in note
+    (note,) = gradient_moments(PROBLEMS["recurrent"](), engine="vmap").notes
+    assert "vmap does not work on this model" in note
+
+
+def test_one_parameter_tensor_has_errors_per_layer():
+    model = nn.Linear(6, 3, bias=False)
+    assert gradient_moments(classification(model)).projections.shape == (50, 1)
+
+
 def test_a_rule_of_the_users_own_is_used_and_a_wrong_one_is_found_out():
     class Scale(nn.Module):
         def __init__(self) -> None:
@@ -217,6 +231,16 @@ def test_bad_input_is_named():
             gradient_moments(problem, **options)
     with pytest.raises(MeasurementError, match=r"Target \d+ is out of bounds"):
         gradient_moments(replace(problem, train=Examples(examples.inputs, examples.targets + 9)))
+    with pytest.raises(MeasurementError, match="does not depend on the parameters"):
+        gradient_moments(replace(problem, loss=lambda outputs, targets: targets.double()))
+    with pytest.raises(SettingError, match=r"dtype torch.int64: give"):
+        gradient_moments(problem, dtype=torch.int64)
+    for option, value in {"max_norm": 1.0, "scale_grad_by_freq": True}.items():
+        embedding = nn.Sequential(nn.Embedding(9, 3, **{option: value}), nn.Flatten())
+        with pytest.raises(SettingError, match=f"has {option}"):
+            gradient_moments(classification(embedding))
+    with pytest.raises(SettingError, match="lazy parameters"):
+        gradient_moments(replace(problem, model=nn.LazyLinear(3)))
     with pytest.raises(MeasurementError, match="return one loss per example"):
         gradient_moments(replace(problem, loss=nn.CrossEntropyLoss()))
     with pytest.raises(MeasurementError, match="mat1 and mat2 shapes cannot be multiplied"):

@@ -220,6 +220,23 @@ def test_layers_and_classes_are_the_measurements_of_their_parts():
         measure_noise(regression(0, 20).problem, per_class=True)
 
 
+def test_a_class_with_one_example_is_left_out_and_named():
+    problem = classification(num_examples=60)
+    targets = problem.train.targets.clone()
+    targets[targets == 2] = 1
+    targets[7] = 2
+    found = measure_noise(replace(problem, train=Examples(problem.train.inputs, targets)), per_class=True)
+    assert found.per_class["class"].tolist() == [0, 1]
+    assert found.notes == ("classes with fewer than 2 examples are left out: 2",)
+
+
+def test_equal_gradients_are_said_to_leave_nothing_but_rounding():
+    problem = classification(num_examples=60)
+    same = Examples(problem.train.inputs[:1].expand(60, 6), problem.train.targets[:1].expand(60))
+    assert "nearly one" in measure_noise(replace(problem, train=same)).notes[0]
+    assert measure_noise(problem).notes == ()
+
+
 def test_the_noisiest_examples_are_those_farthest_from_the_mean():
     problem = classification(num_examples=60)
     inputs = problem.train.inputs.clone()

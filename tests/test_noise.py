@@ -100,6 +100,15 @@ def test_the_error_of_the_norm_is_the_jackknifes():
     assert norm(VECTORS).stderr * (n - 1) / (n - 2) == pytest.approx(jackknife)
 
 
+def test_two_examples_tell_nothing_of_the_error_of_the_norm():
+    """The projection of either on the other is the same number, which is no sign of certainty."""
+    found = measured(VECTORS[:2], population="distribution", size=9)
+    assert not found.resolved
+    assert math.isnan(found.squared_gradient_norm.stderr)
+    assert found.examples_to_resolve is None
+    assert found.notes == ()
+
+
 def test_the_unresolved_is_called_so_with_a_bound_and_what_it_takes():
     generator = np.random.default_rng(3)
     draws = [

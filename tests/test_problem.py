@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from noisescale.errors import SettingError
-from noisescale.problem import as_examples, load_problem, part_of
+from noisescale.errors import NoisescaleError, SettingError
+from noisescale.problem import Examples, Problem, as_examples, load_problem, part_of, select
 
 SOURCE = """
 import torch
@@ -26,8 +26,27 @@ def returns_a_model():
 def takes_arguments(path):
     pass
 
+def exits():
+    raise SystemExit(3)
+
+def no_model():
+    return Problem(model=3, loss=None, train=None)
+
 constant = 3
 """
+
+
+class Items(torch.utils.data.Dataset):
+    """A map-style data set of a list."""
+
+    def __init__(self, items) -> None:
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
 
 
 @pytest.fixture
@@ -54,7 +73,9 @@ def test_a_factory_is_found_by_module_or_file(here, name):
         ("a_problem", "give module:factory or file.py:factory"),
         ("a_problem:", "give module:factory"),
         ("absent:make_problem", "cannot be made: ModuleNotFoundError: No module named 'absent'"),
-        ("absent.py:make_problem", "cannot be made: ModuleNotFoundError"),
+        ("absent.py:make_problem", "there is no file absent.py"),
+        ("a_problem:exits", "cannot be made: SystemExit: 3"),
+        ("a_problem:no_model", "its model must be a torch.nn.Module"),
         ("a_problem:absent", "has no function absent"),
         ("a_problem:constant", "has no function constant"),
         ("a_problem:fails", "cannot be made: FileNotFoundError: no data in /nowhere"),
@@ -65,6 +86,39 @@ def test_a_factory_is_found_by_module_or_file(here, name):
 def test_what_is_wrong_with_a_factory_is_said(here, name, message):
     with pytest.raises(SettingError, match=message):
         load_problem(name)
+
+
+def test_files_of_one_name_are_told_apart(here):
+    for folder, size in (("one", 3), ("other", 7)):
+        (here / folder).mkdir()
+        source = SOURCE.replace("(3, 1)", f"({size}, 1)").replace("8, 3", f"8, {size}")
+        (here / folder / "json.py").write_text(source)
+    for folder, size in (("one", 3), ("other", 7)):
+        assert load_problem(f"{folder}/json.py:make_problem").model.in_features == size
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Examples(torch.zeros(20, 3), torch.zeros(10)), "20 inputs but 10 targets"),
+        (torch.utils.data.DataLoader([1]), "data of type DataLoader: give noisescale.Examples"),
+        ((torch.zeros(2, 3), torch.zeros(2)), "data of type tuple"),
+        (Items([(torch.zeros(2), 0), (torch.zeros(3), 0)]), "of equal shapes throughout"),
+        (Items([(torch.zeros(2), 0, 1)] * 2), "must be pairs"),
+        (Items([{"x": torch.zeros(2), "y": 0}] * 2), "the first gives str and str"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused(data, message):
+    problem = Problem(model=torch.nn.Linear(3, 1), loss=torch.nn.MSELoss(reduction="none"), train=data)
+    with pytest.raises(NoisescaleError, match=message):
+        select(problem)
+
+
+def test_a_number_of_examples_is_a_whole_number():
+    examples = Examples(torch.zeros(9, 3), torch.zeros(9))
+    problem = Problem(model=torch.nn.Linear(3, 1), loss=torch.abs, train=examples)
+    with pytest.raises(SettingError, match=r"num examples 2\.5: give a whole number"):
+        select(problem, num_examples=2.5)
 
 
 def test_parts_of_data_sets_come_in_the_order_asked_for():

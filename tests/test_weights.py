@@ -115,6 +115,14 @@ def test_what_does_not_fit_is_listed_and_changes_nothing(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_two_copies_of_the_weights_are_not_chosen_between(tmp_path):
+    state = random_state()
+    ema = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    torch.save({"state_dict": prefixed(ema, "ema.") | prefixed(state, "net.")}, tmp_path / "two.ckpt")
+    with pytest.raises(CheckpointError, match=r"more than once, under 'ema\.', 'net\.'"):
+        load_weights(Net(), tmp_path / "two.ckpt")
+
+
 def test_unreadable_files_are_named(tmp_path):
     torch.save({"state_dict": random_state(), "hyper_parameters": Settings()}, tmp_path / "objects.ckpt")
     torch.save([torch.zeros(2)], tmp_path / "list.pt")

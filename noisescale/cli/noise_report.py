@@ -26,7 +26,11 @@ QUANTITIES = {
     "max_learning_rate": "ε_max = |G|²/GᵀHG",
 }
 ALONG_TRAINING = ("squared_gradient_norm", "gradient_variance", "simple", "full")
-UNMEASURED = ("num_examples", "population_size", "resolved", "examples_to_resolve", *QUANTITIES)
+UNMEASURED = (
+    *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
+    *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples", "optimal_learning_rates"),
+    *QUANTITIES,
+)
 
 
 def noise_entry(one: Loaded, found: NoiseScale, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -44,8 +48,7 @@ def noise_entry(one: Loaded, found: NoiseScale, batch_sizes: tuple[int, ...]) ->
 def unmeasured_entry(one: Loaded, reason: str) -> dict[str, Any]:
     """The entry of a checkpoint that cannot be measured, among others that can."""
     nothing: dict[str, Any] = dict.fromkeys(UNMEASURED)
-    lists = {"per_layer": None, "per_class": None, "top_examples": None, "optimal_learning_rates": None}
-    return {**_identity(one), "reason": reason, **nothing, **lists, "resolved": False, "notes": []}
+    return {**_identity(one), "reason": reason, **nothing, "resolved": False, "notes": []}
 
 
 def print_noise(entries: list[dict[str, Any]]) -> None:

@@ -61,6 +61,8 @@ def numbers(estimate: dict[str, Any]) -> tuple[str, str, str]:
     if stderr is None:
         return f"{value:,.5g}", "unknown", ""
     digits = max(0, 1 - math.floor(math.log10(stderr)))
+    if digits > 6:
+        return f"{value:.5g}", f"{stderr:.2g}", f"{low:.5g} – {high:.5g}"
     text = [f"{number:,.{digits}f}" for number in (value, stderr, low, high)]
     return text[0], text[1], f"{text[2]} – {text[3]}"
 

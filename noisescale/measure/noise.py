@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from noisescale.curvature_noise import CurvatureNoise
 from noisescale.errors import SettingError
@@ -27,6 +26,7 @@ from noisescale.problem import Params, Problem, Selection, part_of, select, spli
 
 HESSIAN_EXAMPLES = 4096
 TOP_EXAMPLES = 10
+NEGLIGIBLE = 100  # units of rounding
 
 
 def measure_noise(
@@ -80,6 +80,12 @@ def measure_noise(
         names=list(moments.mean) if per_layer else None,
     )
     notes = found.notes + moments.notes
+    rounding = torch.finfo(objective.dtype).eps * moments.squared_norms.sum(1).mean()
+    if found.gradient_variance.value < NEGLIGIBLE * rounding:
+        notes = (
+            *notes,
+            f"tr Σ is no more than {objective.dtype} leaves of |g|²: the gradients are nearly one",
+        )
     if found.per_layer is not None and found.per_layer["gradient_variance_stderr"].isna().any():
         notes = (*notes, f"the engine {moments.engine} gives no errors per layer; hooks does")
     curvature = None
@@ -99,7 +105,10 @@ def measure_noise(
         )
     by_class = None
     if per_class:
-        by_class = _per_class(problem, objective, selected, split, population, engine, report)
+        by_class, left_out = _per_class(problem, objective, selected, split, population, engine, report)
+        if left_out:
+            names = ", ".join(map(str, left_out))
+            notes = (*notes, f"classes with fewer than 2 examples are left out: {names}")
     return replace(
         found,
         split=split,
@@ -171,16 +180,18 @@ def _per_class(
     population: Population,
     engine: EngineName,
     report: Callable[[str], None],
-) -> pd.DataFrame:
-    """A row per class, each a population of its own; nan for a class with fewer than two examples."""
+) -> tuple[pd.DataFrame, list[int]]:
+    """A row per class, each a population of its own, and the classes left out for want of two examples."""
     targets = selected.examples.targets
-    if targets.ndim != 1 or targets.is_floating_point():
+    if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
         raise SettingError("per class: the targets are no classes, one whole number for each example")
     whole = _class_sizes(problem, split, selected)
     found = {}
+    left_out = []
     for number in sorted(whole):
         rows = (targets == number).nonzero().squeeze(1)
         if len(rows) < 2:
+            left_out.append(number)
             continue
         report(f"class {number}")
         moments = moments_on(
@@ -198,7 +209,7 @@ def _per_class(
             population=population,
             population_size=whole[number],
         )
-    return table("class", found)
+    return table("class", found), left_out
 
 
 def _class_sizes(problem: Problem, split: str, selected: Selection) -> dict[int, int]:
@@ -223,10 +234,5 @@ def _top_examples(moments: GradientMoments, selected: Selection) -> pd.DataFrame
         "loss": moments.losses[first],
     }
     if selected.examples.targets.ndim == 1:
-        rows["target"] = _at(selected.examples.targets, first)
+        rows["target"] = selected.examples.targets[torch.from_numpy(first.copy())].tolist()
     return pd.DataFrame(rows)
-
-
-def _at(values: Tensor, rows: np.ndarray) -> np.ndarray:
-    found: np.ndarray = values.cpu().numpy()[rows]
-    return found

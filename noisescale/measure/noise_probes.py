@@ -10,9 +10,9 @@ from torch import Tensor
 
 from noisescale.curvature import CurvatureProduct, record_hessian
 from noisescale.curvature_noise import CurvatureNoise, curvature_noise
-from noisescale.distributed import gather_rows, own_share
+from noisescale.distributed import Share
 from noisescale.eigenpairs import EigenPairs, top_eigenpairs
-from noisescale.errors import SettingError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.estimate import Population
 from noisescale.gradient_engine import Engine
 from noisescale.gradients import PROBE, EngineName, choose_engine
@@ -69,7 +69,8 @@ def probe_curvature(
     values = pairs.values.numpy()
     order = torch.randperm(num_examples, generator=generator)
     signs = torch.randint(0, 2, (num_examples,), generator=generator) * 2.0 - 1.0
-    blocks = list(torch.arange(num_examples).tensor_split(num_blocks))[own_share(num_blocks)]
+    share = Share(num_blocks)
+    blocks = list(torch.arange(num_examples).tensor_split(num_blocks))[share.rows]
     projector, _ = choose_engine(engine, gradients, gradients.examples.part(slice(PROBE)))
     vectors = torch.cat([torch.stack([mean, image]), pairs.vectors])
     directions = [gradients.unflatten(vector) for vector in vectors]
@@ -84,12 +85,14 @@ def probe_curvature(
         noise = within.weighted_gradients(sign.unsqueeze(0))[1][0]
         probe = (noise - sign.sum() * mean) * (unbiased / len(block)) ** 0.5
         forms = product.with_forms(probe)[1].numpy()
+        if len(forms) != len(shares):
+            raise MeasurementError("the memory ran out between noise probes: give fewer --hessian-examples")
         along = (pairs.vectors @ probe).double().cpu().numpy()
         projections = _projections(within, projector, directions)  # (2 + K, n_b)
         variances = unbiased * ((projections - centres) ** 2).mean(1)[2:]
         of_mean = projections[:2].mean(1)
         rows.append([len(block) / num_examples, *of_mean, values @ along**2, values @ variances, *forms])
-    table = gather_rows(np.array(rows, dtype=np.float64).reshape(len(blocks), 5 + len(shares)))
+    table = share.gather(np.array(rows, dtype=np.float64).reshape(len(blocks), 5 + len(shares)))
     return curvature_noise(
         table,
         squared_norm=squared_gradient_norm(mean),
