@@ -40,7 +40,7 @@ def test_warm_starts_are_compared_with_cold_ones(digits):
 
 @pytest.mark.slow
 def test_all_ways_to_per_example_norms_run_on_an_mlp(digits):
-    case = noise.Case(digits, many=64, few=16, chunk_sizes=(4, 16))
+    case = noise.Case(digits, many=64, few=16, large=(16, 64), small=(4, 16))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' own
         found = noise.compare(case, rounds=1, console=Console(quiet=True))

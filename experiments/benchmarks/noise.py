@@ -49,12 +49,13 @@ TARGETS = {
 
 
 class Case(NamedTuple):
-    """A problem, how many of its examples fast and slow competitors get, and the slow ones' chunk sizes."""
+    """A problem, how many of its examples fast and slow competitors get, and the chunk sizes they may choose."""
 
     problem: Problem
     many: int
     few: int
-    chunk_sizes: tuple[int, ...]
+    large: tuple[int, ...]
+    small: tuple[int, ...]
 
 
 class Transformer(nn.Module):
@@ -98,9 +99,9 @@ def cases(device: str, *, scale: float = 1.0) -> dict[str, Case]:
     examples = Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
     transformer = Problem(model=model, loss=sequence_loss, train=examples)
     return {
-        "mlp": Case(mlp, count(60_000), count(512), (2, 4, 8, 16)),
-        "cnn": Case(cnn, count(4096), count(512), (16, 64, 256)),
-        "transformer": Case(transformer, count(512), count(128), (4, 8, 16)),
+        "mlp": Case(mlp, count(60_000), count(512), (512, 1024, 2048), (2, 4, 8, 16)),
+        "cnn": Case(cnn, count(4096), count(512), (64, 128, 256, 512), (16, 64, 256)),
+        "transformer": Case(transformer, count(512), count(128), (16, 32, 64, 128), (4, 8, 16)),
     }
 
 
@@ -149,15 +150,14 @@ def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
     """Examples per second of each competitor at its best chunk size, medians over interleaved rounds."""
     many = select(case.problem, num_examples=case.many).examples
     few = many.part(slice(case.few))
-    large = (256, 512, 1024, 2048)
     competitors: dict[str, tuple[Competitor, Examples, tuple[int | None, ...]]] = {
-        "forward and backward": (plain, many, large),
+        "forward and backward": (plain, many, case.large),
         "hooks": (partial(ours, engine="hooks", standard_errors=False), many, (None,)),
         "hooks, with errors": (partial(ours, engine="hooks"), many, (None,)),
         "compiled": (partial(ours, engine="compiled", standard_errors=False), many, (None,)),
-        "BackPACK BatchL2Grad": (by_backpack, many, large),
-        "Opacus GradSampleModule": (by_opacus, few, case.chunk_sizes),
-        "eager vmap": (partial(ours, engine="vmap", standard_errors=False), few, (None, *case.chunk_sizes)),
+        "BackPACK BatchL2Grad": (by_backpack, many, case.large),
+        "Opacus GradSampleModule": (by_opacus, few, case.small),
+        "eager vmap": (partial(ours, engine="vmap", standard_errors=False), few, (None, *case.small)),
     }
     best: dict[str, tuple[Competitor, Examples, int | None]] = {}
     missing: dict[str, str] = {}
