@@ -49,7 +49,7 @@ TARGETS = {
 
 
 class Case(NamedTuple):
-    """A problem, how many of its examples fast and slow competitors get, and the chunk sizes they may choose."""
+    """A problem, how many examples fast and slow competitors get, and chunk sizes to choose from."""
 
     problem: Problem
     many: int
