@@ -134,7 +134,7 @@ def by_backpack(problem: Problem, examples: Examples, chunk_size: int) -> None:
 
 def by_opacus(problem: Problem, examples: Examples, chunk_size: int) -> None:
     """Squared norms of Opacus' written-out gradients."""
-    model = GradSampleModule(copy.deepcopy(problem.model), loss_reduction="sum")
+    model = GradSampleModule(copy.deepcopy(problem.model).train(), loss_reduction="sum")  # it asks for that
     for start in range(0, examples.num_examples, chunk_size):
         chunk = examples.part(slice(start, start + chunk_size))
         model.zero_grad()
