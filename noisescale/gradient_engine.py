@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from noisescale.errors import MeasurementError
 from noisescale.objective import Objective
 from noisescale.problem import Examples, Params
+
+EngineName = Literal["auto", "hooks", "compiled", "vmap"]
 
 
 class EngineError(MeasurementError):
@@ -27,7 +29,7 @@ class ChunkStatistics(NamedTuple):
 class Engine(Protocol):
     """How per-example gradients are had; `objective` carries the point, the examples and the chunk size."""
 
-    name: str
+    name: EngineName
     objective: Objective
 
     @property

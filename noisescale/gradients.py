@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from noisescale.distributed import Share
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.gradient_engine import Engine, EngineError
+from noisescale.gradient_engine import Engine, EngineError, EngineName
 from noisescale.layer_engine import LayerEngine
 from noisescale.objective import Objective, is_out_of_memory
 from noisescale.problem import Examples, Params, Problem, select
 from noisescale.vmap_engine import CompiledEngine, VmapEngine
 
-EngineName = Literal["auto", "hooks", "compiled", "vmap"]
 PROBE = 4  # examples on which an engine is checked before it is believed
 WORTH_COMPILING = 2e10  # numbers of written-out gradients, which take about as long as a compilation
 
@@ -40,8 +39,14 @@ class GradientMoments:
     projections: np.ndarray | None
     losses: np.ndarray
     indices: np.ndarray
-    engine: str
+    engine: EngineName
     notes: tuple[str, ...] = ()
+
+    @property
+    def total_projections(self) -> np.ndarray | None:
+        """g_i·ḡ in all (n,), None where errors were not asked for."""
+        found = self.projections
+        return found.sum(1) if found is not None and found.ndim == 2 else found
 
     @property
     def mean_squares(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from noisescale.factored_gradients import (
     projections,
     squared_norms,
 )
-from noisescale.gradient_engine import ChunkStatistics
+from noisescale.gradient_engine import ChunkStatistics, EngineName
 from noisescale.layer_recorder import LayerRecorder, first_sizes
 from noisescale.objective import Objective
 from noisescale.problem import Examples, Params
@@ -40,7 +40,7 @@ class LayerEngine:
     are is found by comparison with single-example backward passes on the first of `probe`.
     """
 
-    name = "hooks"
+    name: EngineName = "hooks"
 
     def __init__(self, objective: Objective, probe: Examples) -> None:
         self.objective = objective

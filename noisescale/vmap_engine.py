@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp
 
 from noisescale.example_map import ExampleMap, Map, by_vmap
-from noisescale.gradient_engine import ChunkStatistics, EngineError
+from noisescale.gradient_engine import ChunkStatistics, EngineError, EngineName
 from noisescale.objective import Objective, flatten
 from noisescale.problem import Examples, Params
 
@@ -24,7 +24,7 @@ LARGEST_COMPILED_CHUNK = 2048  # examples
 class VmapEngine:
     """`torch.func.vmap(grad(loss))`: the definition, every gradient of a chunk written out."""
 
-    name = "vmap"
+    name: EngineName = "vmap"
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
@@ -117,7 +117,7 @@ class CompiledEngine(VmapEngine):
     zero, since every shape is compiled anew. Raises EngineError where compilation is not possible.
     """
 
-    name = "compiled"
+    name: EngineName = "compiled"
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective

@@ -177,6 +177,15 @@ def test_both_samples_have_their_part_in_the_error():
     assert fewer.curvature.covariance_trace.stderr > 5 * whole.stderr
 
 
+def test_a_model_that_hooks_do_not_fit_has_its_probes_by_vmap_too():
+    problem = PROBLEMS["sorted"]()
+    options = {"hessian": True, "hessian_examples": 9, "num_probes": 2, "chunk_size": 9}
+    found, by_vmap = (measure_noise(problem, engine=engine, **options) for engine in ("auto", "vmap"))
+    assert found.engine == "vmap"
+    for name in ("values", "covariance"):
+        np.testing.assert_allclose(getattr(found.curvature, name), getattr(by_vmap.curvature, name))
+
+
 @pytest.mark.parametrize("population", ["dataset", "distribution"])
 def test_unused_examples_serve_for_the_hessian_first(population):
     found = measure_noise(

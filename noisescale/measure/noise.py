@@ -12,7 +12,8 @@ import torch
 from noisescale.curvature_noise import CurvatureNoise
 from noisescale.errors import SettingError
 from noisescale.estimate import Population
-from noisescale.gradients import EngineName, GradientMoments, check_modes, moments_on
+from noisescale.gradient_engine import EngineName
+from noisescale.gradients import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_probes import probe_curvature
 from noisescale.noise import (
     NoiseScale,
@@ -99,7 +100,6 @@ def measure_noise(
             population=population,
             num_probes=num_probes,
             hessian_examples=hessian_examples,
-            engine=engine,
             generator=generator,
             report=report,
         )
@@ -131,7 +131,6 @@ def _curvature_noise(
     population: Population,
     num_probes: int,
     hessian_examples: int | None,
-    engine: EngineName,
     generator: torch.Generator,
     report: Callable[[str], None],
 ) -> CurvatureNoise:
@@ -166,7 +165,7 @@ def _curvature_noise(
         population=population,
         population_size=size,
         num_probes=num_probes,
-        engine=engine,
+        engine=moments.engine,  # the one that was found to fit the model
         generator=generator,
         report=report,
     )
@@ -200,11 +199,9 @@ def _per_class(
             population_size=whole[number],
             engine=engine,
         )
-        assert moments.projections is not None
-        projections = moments.projections
         found[number] = gradient_noise(
             moments.squared_norms.sum(1),
-            projections.sum(1) if projections.ndim == 2 else projections,
+            moments.total_projections,
             float(moments.mean_squares.sum()),
             population=population,
             population_size=whole[number],
@@ -223,9 +220,8 @@ def _class_sizes(problem: Problem, split: str, selected: Selection) -> dict[int,
 
 def _top_examples(moments: GradientMoments, selected: Selection) -> pd.DataFrame:
     """The examples with the largest shares |g_i − ḡ|²/Σ_j |g_j − ḡ|² of tr Σ."""
-    projections = moments.projections
-    assert projections is not None
-    total = projections.sum(1) if projections.ndim == 2 else projections
+    total = moments.total_projections
+    assert total is not None
     distances = moments.squared_norms.sum(1) - 2 * total + moments.mean_squares.sum()
     first = np.argsort(-distances, kind="stable")[:TOP_EXAMPLES]
     rows = {

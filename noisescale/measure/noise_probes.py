@@ -14,8 +14,8 @@ from noisescale.distributed import Share
 from noisescale.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.estimate import Population
-from noisescale.gradient_engine import Engine
-from noisescale.gradients import PROBE, EngineName, choose_engine
+from noisescale.gradient_engine import Engine, EngineName
+from noisescale.gradients import PROBE, choose_engine
 from noisescale.objective import Objective
 from noisescale.problem import Examples, Params
 
