@@ -9,7 +9,8 @@ import click
 import pandas as pd
 
 from analysis.tables import DATA, mean_and_std, read_runs, write_committed_table
-from noisescale.store import experiment_command, read_sharpness
+from noisescale.run_tables import read_sharpness
+from noisescale.store import experiment_command
 
 CASE = ["loss", "batch_size", "learning_rate", "seed"]
 QUANTITIES = ["largest_eigenvalue", "batch_sharpness"]

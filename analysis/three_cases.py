@@ -9,7 +9,8 @@ import click
 import pandas as pd
 
 from analysis.tables import DATA, mean_and_std, read_runs, write_committed_table
-from noisescale.store import CONFUSION, experiment_command, read_metrics
+from noisescale.run_tables import CONFUSION, read_metrics
+from noisescale.store import experiment_command
 
 CASE = ["pixel_scale", "batch_size"]
 SCORES = ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_f1", "seconds"]

@@ -93,7 +93,9 @@ class LayerEngine:
         return bool(self._agree(torch.from_numpy(squared_norms[chosen]), torch.stack(alone).cpu()).all())
 
     def _agree(self, found: Tensor, wanted: Tensor) -> Tensor:
-        """Which tensors' norms (n, L) agree up to rounding: (L,)."""
+        """Which tensors' norms (n, L) agree up to rounding: (L,); all where some are not finite."""
+        if not wanted.isfinite().all():
+            return torch.ones_like(wanted[0], dtype=torch.bool)
         precision = torch.finfo(self.objective.dtype).eps
         floor = precision * float(wanted.sum(1).max())
         return torch.isclose(found, wanted, rtol=10 * precision**0.5, atol=floor).all(0)

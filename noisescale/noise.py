@@ -19,12 +19,20 @@ FITTED = 5  # standard errors below zero that no fresh examples give
 
 
 class GradientNoise(NamedTuple):
-    """|G|², tr Σ and B_simple = tr Σ/|G|² of all parameters or of some, of all examples or of a class."""
+    """|G|², tr Σ and B_simple = tr Σ/|G|² of all parameters or of some, of all examples or of a class.
+
+    examples_to_resolve: where |G|² cannot be told from zero, how many examples may do; else None.
+    """
 
     squared_gradient_norm: Estimate
     gradient_variance: Estimate
     simple: Estimate
     examples_to_resolve: int | None
+
+    @property
+    def resolved(self) -> bool:
+        """Whether |G|² is significantly above zero, so that `simple` has a value and an interval."""
+        return not math.isnan(self.simple.value) and not math.isnan(self.simple.low)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +168,7 @@ def noise_scale(
         population=population,
         num_examples=num_examples,
         population_size=population_size,
-        resolved=not math.isnan(found.simple.value) and not math.isnan(found.simple.low),
+        resolved=found.resolved,
         examples_to_resolve=found.examples_to_resolve,
         per_layer=per_layer,
     )

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 
 # Okabe and Ito's palette: told apart with any kind of colour vision
 COLOURS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
@@ -177,99 +176,6 @@ def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
             )
     axes.set_xlabel("step")
     axes.set_ylabel("curvature")
-
-
-def noise_figure(entries: list[dict[str, Any]]) -> Figure:
-    """What `noisescale measure-noise --json` gave: scales along training, and the last one's parts."""
-    last = next(entry for entry in reversed(entries) if not entry["reason"])
-    panels: list[tuple[Any, Any]] = [(_plot_scales, entries)] if len(entries) > 1 else []
-    for key, rows in (("parameter", last["per_layer"]), ("class", last["per_class"])):
-        if rows:
-            panels.append((_plot_parts, (key, rows, last["step"])))
-    if not panels:
-        panels = [(_plot_shares, last)]
-    figure = Figure(figsize=(5 * len(panels), 3.8), layout="constrained")
-    for axes, (panel, content) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
-        panel(axes, content)
-        axes.grid(alpha=0.3)
-    return figure
-
-
-def _plot_scales(axes: Axes, entries: list[dict[str, Any]]) -> None:
-    """B_simple and B_noise against the step with 95 % intervals; what is unresolved as a lower bound."""
-    runs = list(dict.fromkeys(entry["run"] for entry in entries))
-    steps = [entry["step"] for entry in entries]
-    numbered = None in steps  # weights of unknown step: in their order
-    for name, label, colour in (
-        ("simple", r"$B_{\mathrm{simple}}$", "#0072B2"),
-        ("full", r"$B_{\mathrm{noise}}$", "#D55E00"),
-    ):
-        for run, style in zip(runs, itertools.cycle(["-", "--", ":", "-."]), strict=False):
-            found = [
-                (index if numbered else entry["step"], entry[name])
-                for index, entry in enumerate(entries)
-                if entry["run"] == run or numbered
-                if entry[name] is not None
-            ]
-            points = [(at, one) for at, one in found if one["value"] is not None]
-            loose = [(at, one["low"]) for at, one in found if one["value"] is None]
-            bounds = [(at, low) for at, low in loose if low is not None]
-            if points:
-                values = np.array([one["value"] for _, one in points])
-                low = np.array([one["value"] if one["low"] is None else one["low"] for _, one in points])
-                high = np.array([one["value"] if one["high"] is None else one["high"] for _, one in points])
-                axes.errorbar(
-                    [at for at, _ in points],
-                    values,
-                    yerr=[values - low, high - values],
-                    fmt=".",
-                    linestyle=style,
-                    color=colour,
-                    label=label if len(runs) == 1 or numbered else f"{label}, {run}",
-                )
-            if bounds:
-                x, y = zip(*bounds, strict=True)
-                axes.plot(x, y, "^", color=colour, fillstyle="none", label=f"{label}, lower bound")
-            if numbered:
-                break
-    axes.set_yscale("log")
-    axes.set_xlabel("checkpoint" if numbered else "step")
-    (population, *_) = [entry["population"] for entry in entries if not entry["reason"]]
-    axes.set_ylabel(f"noise scale (examples, {population} population)")
-    axes.legend(frameon=False, fontsize=7)
-
-
-def _plot_parts(axes: Axes, content: tuple[str, list[dict[str, Any]], int | None]) -> None:
-    """B_simple of each parameter tensor or class, 95 % intervals; lower bounds as arrows."""
-    key, rows, step = content
-    if step is not None:
-        axes.set_title(f"step {step:,}", fontsize=10)
-    for at, row in enumerate(rows):
-        value, low, high = (row[name] for name in ("simple", "simple_low", "simple_high"))
-        if value is not None:
-            errors = None if low is None else [[value - low], [high - value]]
-            axes.errorbar(value, at, xerr=errors, fmt="o", color="#0072B2", markersize=4)
-        elif low is not None:
-            axes.plot(low, at, ">", color="#0072B2", fillstyle="none")
-    axes.set_yticks(range(len(rows)), [str(row[key]) for row in rows], fontsize=7)
-    axes.invert_yaxis()
-    axes.margins(y=0.1)
-    axes.set_xscale("log")
-    for kind in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        kind(LogFormatter(minor_thresholds=(1.5, 0.5)))
-    axes.set_xlabel(r"$B_{\mathrm{simple}}$ (examples); open: lower bound")
-    if key == "class":
-        axes.set_ylabel("class")
-
-
-def _plot_shares(axes: Axes, entry: dict[str, Any]) -> None:
-    """The shares of the noisiest examples in tr Σ."""
-    rows = entry["top_examples"]
-    axes.barh(range(len(rows)), [100 * row["share"] for row in rows], color="#0072B2")
-    axes.set_yticks(range(len(rows)), [str(row["index"]) for row in rows], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_ylabel("example")
-    axes.set_xlabel(r"share of $\mathrm{tr}\,\Sigma$ (%)")
 
 
 def _plot_densities(axes: Axes, entries: list[dict[str, Any]]) -> None:

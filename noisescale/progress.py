@@ -54,22 +54,9 @@ class TrainingProgress:
         at = f"epoch {first['epoch']:<6.4g} step {first['step']:<8,}"
         self.log(f"{self.title}  {at} loss/accuracy: {scores}{speed}")
 
-    def sharpness(self, row: dict[str, Any]) -> None:
-        """One line from a row of sharpness.csv."""
-        at = f"{self.title}  epoch {row['epoch']:<6.4g} step {row['step']:<8,}"
-        if row["largest_eigenvalue"] != row["largest_eigenvalue"]:
-            self.log(f"{at} sharpness not measured: {row['reason']}")
-            return
-        text = f"{at} λ_max {row['largest_eigenvalue']:.4g}"
-        if row["largest_eigenvalue_stderr"]:
-            text += f" ± {row['largest_eigenvalue_stderr']:.2g}"
-        if not row["converged"]:
-            text += f" (not converged, residual {row['residual']:.2g})"
-        if row["batch_sharpness"] == row["batch_sharpness"]:
-            text += f"  batch sharpness {row['batch_sharpness']:.4g} ± {row['batch_sharpness_stderr']:.2g}"
-        if row["stable_sharpness"] is not None:
-            text += f"  limit {row['stable_sharpness']:.4g}"
-        self.log(f"{text}  {row['seconds']:.1f} s")
+    def measurement(self, row: dict[str, Any], text: str) -> None:
+        """One line on what was measured between two steps."""
+        self.log(f"{self.title}  epoch {row['epoch']:<6.3g} step {row['step']:<8,} {text}")
 
     def log(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

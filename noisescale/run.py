@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from noisescale import store
+from noisescale import run_tables, store
 from noisescale.build import build_problem
 from noisescale.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
@@ -21,10 +21,12 @@ from noisescale.environment import environment
 from noisescale.errors import SettingError
 from noisescale.evaluation import Evaluation, evaluate
 from noisescale.interrupts import DeferredInterrupts, Interrupted
-from noisescale.plots import confusion_figure, curves_figure, image, sharpness_figure
+from noisescale.plots import confusion_figure, curves_figure, image
 from noisescale.problem import SPLITS, Problem, as_examples
 from noisescale.progress import TrainingProgress
-from noisescale.tracking import SharpnessTracker
+from noisescale.tracking.noise import NoiseTracker, NoiseTracking
+from noisescale.tracking.rows import Every, Tracker
+from noisescale.tracking.sharpness import SharpnessTracker
 from noisescale.training import Training
 
 
@@ -36,8 +38,9 @@ class RunOptions:
     force: recompute what is finished.
     checkpoint_every: also keep checkpoints/step-N.pt each so many steps.
     evaluate_every: epochs between two evaluations, each with a checkpoint; the last is always evaluated.
-    measure_sharpness_every: also keep sharpness.csv, a row each so many steps.
+    measure_sharpness_every: also keep sharpness.csv, a row each so many steps, or at log-spaced ones.
     sharpness_examples: of the random training subset it is measured on, at most.
+    noise: also keep noise.csv, measured as this says.
     log_dir: also write TensorBoard events there.
     console: where progress goes; None for none.
     notes: sentences for the run's record, such as why another data set stands in.
@@ -48,8 +51,9 @@ class RunOptions:
     force: bool = False
     checkpoint_every: int | None = None
     evaluate_every: int = 1
-    measure_sharpness_every: int | None = None
+    measure_sharpness_every: Every | None = None
     sharpness_examples: int = 10_000
+    noise: NoiseTracking | None = None
     log_dir: Path | None = None
     console: Console | None = None
     notes: tuple[str, ...] = ()
@@ -89,13 +93,18 @@ def run_training(
 
 def _note_unmeasured(path: Path, options: RunOptions) -> None:
     """Says that a finished run is not trained again for the sake of a measurement."""
-    if options.measure_sharpness_every and options.console and not (path / store.SHARPNESS).exists():
-        options.console.print(
-            f"{path} is finished and has no {store.SHARPNESS}: measure its checkpoints with "
-            "noisescale sharpness, or train it again with --force",
-            style="yellow",
-            markup=False,
-        )
+    asked = (
+        (options.measure_sharpness_every, run_tables.SHARPNESS, "sharpness"),
+        (options.noise, run_tables.NOISE, "measure-noise"),
+    )
+    for wanted, file, command in asked:
+        if wanted and options.console and not (path / file).exists():
+            options.console.print(
+                f"{path} is finished and has no {file}: measure its checkpoints with "
+                f"noisescale {command}, or train it again with --force",
+                style="yellow",
+                markup=False,
+            )
 
 
 class _Run:
@@ -107,14 +116,15 @@ class _Run:
         self.path = path
         self.options = options
         # rows written after the checkpoint that is continued from will come again
-        rows = store.read_metrics(path) if training.step else []
+        rows = run_tables.read_metrics(path) if training.step else []
         self.rows = [row for row in rows if row["step"] <= training.step]
         self.evaluations: dict[str, Evaluation] = {}
-        self.tracker: SharpnessTracker | None = None
+        self.trackers: list[Tracker] = []
         if options.measure_sharpness_every is not None:
-            self.tracker = SharpnessTracker(
-                training, path, every=options.measure_sharpness_every, num_examples=options.sharpness_examples
-            )
+            every, count = options.measure_sharpness_every, options.sharpness_examples
+            self.trackers.append(SharpnessTracker(training, path, every=every, num_examples=count))
+        if options.noise is not None:
+            self.trackers.append(NoiseTracker(training, path, options.noise))
 
     def complete(self) -> dict[str, Any]:
         training, options = self.training, self.options
@@ -184,7 +194,7 @@ class _Run:
         if training.diverged_at_step is None and not math.isfinite(self.evaluations["train"].loss):
             training.diverged_at_step = training.step  # by this last update, whose own loss still was finite
         self.rows += rows
-        store.write_table(self.path / store.METRICS, pd.DataFrame(self.rows))
+        store.write_table(self.path / run_tables.METRICS, pd.DataFrame(self.rows))
         progress.epoch(rows)
         if events is not None:
             for row in rows:
@@ -192,14 +202,14 @@ class _Run:
                     events.add_scalar(f"{score}/{row['split']}", row[score], row["step"])
 
     def _track(self, progress: TrainingProgress, events: Any) -> None:
-        """Appends a row to sharpness.csv where one is due."""
-        if self.tracker is None or not self.tracker.due:
-            return
-        row = self.tracker.measure()
-        progress.sharpness(row)
-        if events is not None:
-            for name in ("largest_eigenvalue", "batch_sharpness"):
-                events.add_scalar(f"sharpness/{name}", row[name], row["step"])
+        """Measures what is due after the present step."""
+        for tracker in self.trackers:
+            if tracker.due:
+                row = tracker.measure()
+                progress.measurement(row, tracker.describe(row))
+                if events is not None:
+                    for name, value in tracker.scalars(row).items():
+                        events.add_scalar(name, value, row["step"])
 
     def _splits(self) -> list[tuple[str, Any]]:
         data = {split: getattr(self.problem, split) for split in SPLITS}
@@ -212,7 +222,7 @@ class _Run:
             for split, examples in self._splits():
                 self.evaluations[split] = evaluate(training.model, self.problem.loss, examples)
         metrics = pd.DataFrame(self.rows)
-        store.write_table(self.path / store.CONFUSION, _confusion_table(self.evaluations))
+        store.write_table(self.path / run_tables.CONFUSION, _confusion_table(self.evaluations))
         title = f"{self.path.name}\n{training.step:,} steps"
         remark = None
         if training.diverged_at_step is not None:
@@ -222,9 +232,9 @@ class _Run:
         store.write_atomically(self.path / store.CURVES_PICTURE, image(curves))
         confusion = confusion_figure(self.evaluations["test"].confusion, title=f"{title}, test")
         store.write_atomically(self.path / store.CONFUSION_PICTURE, image(confusion))
-        if self.tracker is not None:
-            picture = sharpness_figure(self.tracker.table, title=title)
-            store.write_atomically(self.path / store.SHARPNESS_PICTURE, image(picture))
+        for tracker in self.trackers:
+            name, picture = tracker.picture(title)
+            store.write_atomically(self.path / name, image(picture))
         summary = self._summary()
         store.write_json(self.path / store.SUMMARY, summary)
         return summary

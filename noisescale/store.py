@@ -13,39 +13,22 @@ from filelock import FileLock, Timeout
 
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import RunFolderBusyError, RunFolderError
+from noisescale.run_tables import TABLES
 
-CONFIG, METRICS, CONFUSION, SUMMARY = "config.json", "metrics.csv", "confusion.csv", "summary.json"
-SHARPNESS, SHARPNESS_PICTURE = "sharpness.csv", "sharpness.png"
+CONFIG, SUMMARY = "config.json", "summary.json"
 CHECKPOINT, STEP_CHECKPOINTS = "checkpoint.pt", "checkpoints"
 CURVES_PICTURE, CONFUSION_PICTURE = "curves.png", "confusion.png"
+SHARPNESS_PICTURE, NOISE_PICTURE = "sharpness.png", "noise.png"
 EXPERIMENT = "experiment.json"
 # what remains of a run in its folder, beside config.json and the step checkpoints; the summary first
 _RESULTS = (
     SUMMARY,
-    METRICS,
-    SHARPNESS,
-    CONFUSION,
+    *TABLES,
     CURVES_PICTURE,
     CONFUSION_PICTURE,
     SHARPNESS_PICTURE,
+    NOISE_PICTURE,
     CHECKPOINT,
-)
-SHARPNESS_COLUMNS = (
-    "step",
-    "epoch",
-    "num_examples",
-    "loss",
-    "gradient_norm",
-    "largest_eigenvalue",
-    "largest_eigenvalue_stderr",
-    "residual",
-    "converged",
-    "stable_sharpness",
-    "batch_sharpness",
-    "batch_sharpness_stderr",
-    "num_matvecs",
-    "seconds",
-    "reason",
 )
 _LOCK = ".noisescale.lock"
 
@@ -196,29 +179,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise RunFolderError(f"{path} holds no JSON object: delete the folder and run again")
     return content
-
-
-def read_metrics(folder: Path) -> list[dict[Any, Any]]:
-    """The rows of a run's metrics.csv, one per epoch and split; none where nothing is written yet."""
-    numbers = ["epoch", "step", "loss", "accuracy", "f1", "seconds", "examples_per_second"]
-    columns = ["epoch", "step", "split", *numbers[2:]]
-    return _read_rows(folder / METRICS, columns, dict.fromkeys(numbers, float) | {"step": int})
-
-
-def read_sharpness(folder: Path) -> list[dict[Any, Any]]:
-    """The rows of a run's sharpness.csv, one per measurement; none where nothing is written yet."""
-    types = dict.fromkeys(SHARPNESS_COLUMNS[:-1], float) | {"step": int}
-    return _read_rows(folder / SHARPNESS, list(SHARPNESS_COLUMNS), types)
-
-
-def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[dict[Any, Any]]:
-    if not path.exists():
-        return []
-    try:
-        table = pd.read_csv(path)[columns].astype(types)
-    except (KeyError, ValueError) as error:
-        raise RunFolderError(f"{path} is damaged ({error}): delete the folder and run again") from error
-    return table.to_dict("records")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

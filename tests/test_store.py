@@ -9,12 +9,12 @@ import pytest
 
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import RunFolderBusyError, RunFolderError
+from noisescale.run_tables import read_metrics
 from noisescale.store import (
     RunFolder,
     finished_runs,
     folder_state,
     nullable,
-    read_metrics,
     read_summary,
     write_atomically,
     write_json,

@@ -117,7 +117,8 @@ def measure_noise(
     else:
         print_noise(entries)
     if plot is not None:
-        from noisescale.plots import image, noise_figure
+        from noisescale.noise_plots import noise_figure
+        from noisescale.plots import image
         from noisescale.store import write_atomically
 
         write_atomically(plot, image(noise_figure(entries), plot.suffix[1:]))

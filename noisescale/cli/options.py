@@ -32,6 +32,23 @@ class BatchSize(click.ParamType[int | str]):
             self.fail(f"{value!r}: give a whole number of 1 or more, or full", param, ctx)
 
 
+class Steps(click.ParamType[int | str]):
+    """A number of steps between two measurements, or "log"."""
+
+    name = "STEPS|log"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "log":
+            return "log"
+        try:
+            steps = int(value)
+        except ValueError:
+            steps = 0
+        if steps < 1:
+            self.fail(f"{value!r}: give a number of steps, 1 or more, or log", param, ctx)
+        return steps
+
+
 def problem_options(command: Command) -> Command:
     """The fields of ProblemConfig, with the data set "auto" besides."""
     return _together(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from noisescale.cli.options import (
     FOLDER,
     BatchSize,
+    Steps,
     fill,
     machine_options,
     problem_options,
@@ -21,6 +22,10 @@ from noisescale.cli.options import (
 from noisescale.config import ProblemConfig, TrainConfig, run_name
 from noisescale.errors import RunFolderError, SettingError
 
+if TYPE_CHECKING:
+    from noisescale.tracking.noise import NoiseTracking
+
+NOISE_EXAMPLES = 10_000
 # The three-case study; see the README
 PRESETS: dict[str, dict[str, Any]] = {
     "three-cases": {
@@ -33,7 +38,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Options that carry out a run without changing its result, and so go with --resume
 MEASURING = ("checkpoint_every", "evaluate_every", "measure_sharpness_every", "sharpness_examples")
-CARRYING_OUT = {"resume", "device", "data_dir", "log_dir", "as_json", *MEASURING}
+TRACKING = ("measure_noise_every", "noise_examples", "noise_hessian", "noise_per_layer")
+CARRYING_OUT = {"resume", "device", "data_dir", "log_dir", "as_json", *MEASURING, *TRACKING}
 
 
 @click.command(
@@ -43,6 +49,7 @@ Examples:
   noisescale train --bs 32
   noisescale train --bs 1024 --bs 32 --bs 1 --epochs 3    compare batch sizes
   noisescale train --bs full --lr 0.5 --epochs 100        true gradient descent
+  noisescale train --bs 128 --epochs 1 --measure-noise-every log
   noisescale train --preset three-cases --epochs 2
   noisescale train --resume runs/NAME-KEY                 go on after a kill
 """,
@@ -92,9 +99,27 @@ Examples:
     help="Evaluate and save each so many epochs; with --bs full an epoch is one step.",
 )
 @click.option(
+    "--measure-noise-every",
+    type=Steps(),
+    metavar="STEPS|log",
+    help="Also keep noise.csv: |G|², tr Σ and B_simple with errors; log: at eight steps in each decade.",
+)
+@click.option(
+    "--noise-examples",
+    type=click.IntRange(min=3),
+    metavar="N",
+    default=NOISE_EXAMPLES,
+    show_default=True,
+    help="Measure noise on a random subset of so many training examples.",
+)
+@click.option("--noise-hessian", is_flag=True, help="B_noise as well, each time 32 to 60 Hessian products.")
+@click.option(
+    "--noise-per-layer", is_flag=True, help="Every parameter tensor's as well, in noise_layers.csv."
+)
+@click.option(
     "--measure-sharpness-every",
-    type=click.IntRange(min=1),
-    metavar="STEPS",
+    type=Steps(),
+    metavar="STEPS|log",
     help="Also keep sharpness.csv: the largest Hessian eigenvalue and the batch sharpness.",
 )
 @click.option(
@@ -136,6 +161,7 @@ def train(ctx: click.Context, /, **options: Any) -> None:
         data_dir=options["data_dir"],
         force=options["force"],
         **{name: options[name] for name in MEASURING},
+        noise=_noise_tracking(options),
         log_dir=options["log_dir"],
         console=console,
         notes=notes,
@@ -148,6 +174,19 @@ def train(ctx: click.Context, /, **options: Any) -> None:
         click.echo(json.dumps(summaries, indent=2, allow_nan=False))
     else:
         print_comparison(summaries)
+
+
+def _noise_tracking(options: dict[str, Any]) -> NoiseTracking | None:
+    from noisescale.tracking.noise import NoiseTracking
+
+    if options["measure_noise_every"] is None:
+        return None
+    return NoiseTracking(
+        every=options["measure_noise_every"],
+        num_examples=options["noise_examples"],
+        hessian=options["noise_hessian"],
+        per_layer=options["noise_per_layer"],
+    )
 
 
 def _cases(options: dict[str, Any]) -> list[tuple[Path, ProblemConfig, TrainConfig]]:

@@ -121,6 +121,11 @@ def measure_noise(
     )
 
 
+def hessian_sample_size(population_size: int) -> int:
+    """How many examples H is taken on unless it is said."""
+    return min(HESSIAN_EXAMPLES, population_size // 2)
+
+
 def _curvature_noise(
     problem: Problem,
     objective: Objective,
@@ -136,7 +141,7 @@ def _curvature_noise(
 ) -> CurvatureNoise:
     """With H on examples that are independent of the gradients'."""
     size, sample = selected.population_size, selected.examples.num_examples
-    wanted = min(HESSIAN_EXAMPLES, size // 2) if hessian_examples is None else hessian_examples
+    wanted = hessian_sample_size(size) if hessian_examples is None else hessian_examples
     largest = size if population == "dataset" else size - 4
     if not 2 <= wanted <= largest:
         raise SettingError(

@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 import torch
 
-from noisescale import store
+from noisescale import run_tables, store
 from noisescale.build import build_problem
 from noisescale.checkpoint import load_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.run import RunOptions, run_training
-from noisescale.tracking import SharpnessTracker
+from noisescale.tracking.sharpness import SharpnessTracker
 from noisescale.training import Training
 
 PROBLEM = ProblemConfig(dataset="digits", width=16)
@@ -21,7 +21,7 @@ MEASURED = RunOptions(measure_sharpness_every=10, sharpness_examples=200)
 
 
 def table(path):
-    return pd.read_csv(path / store.SHARPNESS)
+    return pd.read_csv(path / run_tables.SHARPNESS)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -46,7 +46,7 @@ def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
     options = RunOptions(measure_sharpness_every=10, sharpness_examples=200, checkpoint_every=10)
     run_training(PROBLEM, TRAINING, tmp_path / "run", options)
     rows = table(tmp_path / "run")
-    assert list(rows.columns) == list(store.SHARPNESS_COLUMNS)
+    assert list(rows.columns) == list(run_tables.SHARPNESS_COLUMNS)
     assert rows["step"].tolist() == [0, 10, 20, 26]
     assert rows["stable_sharpness"].tolist() == [20] * 4
     assert (rows["residual"] <= 1e-3 * rows["largest_eigenvalue"]).all()
@@ -78,7 +78,7 @@ def test_a_resumed_run_has_every_row_once(tmp_path, monkeypatch):
     rows = table(broken)
     assert rows["step"].tolist() == [0, 10]
     # a row after the newest checkpoint, which is of step 13, will come again
-    store.write_table(broken / store.SHARPNESS, pd.concat([rows, rows.tail(1).assign(step=20)]))
+    store.write_table(broken / run_tables.SHARPNESS, pd.concat([rows, rows.tail(1).assign(step=20)]))
     run_training(PROBLEM, TRAINING, broken, MEASURED)
     assert table(broken)["step"].tolist() == table(whole)["step"].tolist()
     pd.testing.assert_series_equal(
@@ -105,7 +105,7 @@ def test_a_full_batch_has_its_own_sharpness_without_error(tmp_path):
     assert rows["batch_sharpness_stderr"].tolist() == [0, 0, 0]
     assert (rows["batch_sharpness"] <= rows["largest_eigenvalue"] * (1 + 1e-3)).all()
     assert rows["largest_eigenvalue_stderr"].tolist() == [0, 0, 0]
-    metrics = pd.read_csv(tmp_path / "run" / store.METRICS)
+    metrics = pd.read_csv(tmp_path / "run" / run_tables.METRICS)
     assert sorted(set(metrics["step"])) == [0, 3, 4]
 
 
@@ -133,4 +133,4 @@ def test_another_number_of_examples_begins_the_table_anew(tmp_path, monkeypatch)
 def test_force_removes_the_old_measurements(tmp_path):
     run_training(PROBLEM, TRAINING, tmp_path / "run", MEASURED)
     run_training(PROBLEM, TRAINING, tmp_path / "run", RunOptions(force=True))
-    assert not (tmp_path / "run" / store.SHARPNESS).exists()
+    assert not (tmp_path / "run" / run_tables.SHARPNESS).exists()

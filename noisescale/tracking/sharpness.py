@@ -1,4 +1,4 @@
-"""Sharpness along a training run, appended to a table in its folder."""
+"""Sharpness along a training run."""
 
 from __future__ import annotations
 
@@ -8,48 +8,43 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from matplotlib.figure import Figure
 
-from noisescale import store
+from noisescale import run_tables, store
 from noisescale.errors import MeasurementError
 from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
+from noisescale.plots import sharpness_figure
 from noisescale.stability import stable_sharpness
+from noisescale.tracking.rows import Every, Rows
 from noisescale.training import Training, has_batch_norm
 
 
 class SharpnessTracker:
-    """Measures a run's λ_max and batch sharpness between its updates, which it does not influence.
+    """A run's λ_max and batch sharpness, in sharpness.csv.
 
-    path: the run's folder; rows there after the run's step will come again and are dropped, all of them where
-        they are of another number of examples.
-    every: steps between two measurements; the first is at step 0.
     num_examples: of the random subset measured on, the same throughout; all where there are fewer.
     """
 
-    def __init__(self, training: Training, path: Path, *, every: int, num_examples: int) -> None:
-        self.every = every
-        self._path = path / store.SHARPNESS
+    def __init__(self, training: Training, path: Path, *, every: Every, num_examples: int) -> None:
         self._training = training
         total = training.examples.num_examples
         self._options = SharpnessOptions(num_examples=min(num_examples, total), interaction_batches=0)
-        rows = store.read_sharpness(path) if training.step else []
+        rows = run_tables.read_sharpness(path)
         same = all(row["num_examples"] == self._options.num_examples for row in rows)  # else begun anew
-        self._rows: list[dict[Any, Any]] = [row for row in rows if same and row["step"] <= training.step]
+        self._rows = Rows(
+            training,
+            path / run_tables.SHARPNESS,
+            columns=run_tables.SHARPNESS_COLUMNS,
+            every=every,
+            rows=rows if same else [],
+        )
         self._latest: Sharpness | None = None
 
     @property
-    def table(self) -> pd.DataFrame:
-        return pd.DataFrame(self._rows)
-
-    @property
     def due(self) -> bool:
-        """Whether the step just made is to be measured and has not been yet."""
-        step = self._training.step
-        measured = bool(self._rows) and self._rows[-1]["step"] == step
-        return not measured and (step % self.every == 0 or self._training.finished)
+        return self._rows.due
 
     def measure(self) -> dict[str, Any]:
-        """Appends a row for the present step and returns it; nan and the reason where there is no value."""
         training = self._training
         fits = training.batch_size <= (self._options.num_examples or 0)
         started = time.perf_counter()
@@ -61,7 +56,7 @@ class SharpnessTracker:
                 start=self._latest,
             )
             reason = "" if fits else "batch sharpness takes a subset of at least a batch"
-            row |= _numbers(found) | {"reason": reason}
+            row |= _sharpness_numbers(found) | {"reason": reason}
             self._latest = found
         except MeasurementError as error:
             row |= {"reason": str(error)}
@@ -70,12 +65,30 @@ class SharpnessTracker:
         )
         row["num_examples"] = self._options.num_examples
         row["seconds"] = time.perf_counter() - started
-        self._rows.append({name: row.get(name, math.nan) for name in store.SHARPNESS_COLUMNS})
-        store.write_table(self._path, self.table)
-        return self._rows[-1]
+        return self._rows.add(row)
+
+    def describe(self, row: dict[str, Any]) -> str:
+        if math.isnan(row["largest_eigenvalue"]):
+            return f"sharpness not measured: {row['reason']}"
+        text = f"λ_max {row['largest_eigenvalue']:.4g}"
+        if row["largest_eigenvalue_stderr"]:
+            text += f" ± {row['largest_eigenvalue_stderr']:.2g}"
+        if not row["converged"]:
+            text += f" (not converged, residual {row['residual']:.2g})"
+        if not math.isnan(row["batch_sharpness"]):
+            text += f"  batch sharpness {row['batch_sharpness']:.4g} ± {row['batch_sharpness_stderr']:.2g}"
+        if row["stable_sharpness"] is not None:
+            text += f"  limit {row['stable_sharpness']:.4g}"
+        return f"{text}  {row['seconds']:.1f} s"
+
+    def scalars(self, row: dict[str, Any]) -> dict[str, float]:
+        return {f"sharpness/{name}": row[name] for name in ("largest_eigenvalue", "batch_sharpness")}
+
+    def picture(self, title: str) -> tuple[str, Figure]:
+        return store.SHARPNESS_PICTURE, sharpness_figure(self._rows.table, title=title)
 
 
-def _numbers(found: Sharpness) -> dict[str, Any]:
+def _sharpness_numbers(found: Sharpness) -> dict[str, Any]:
     largest, batch = found.largest, found.batch_sharpness
     assert largest is not None, "one eigenvalue at least is always asked for"
     return {

@@ -1,0 +1,74 @@
+"""Squared norms of gradients: of one process, and before and after a data-parallel reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from noisescale.errors import MeasurementError
+
+CommHook = Callable[[Any, Any], torch.futures.Future[Tensor]]  # (state, dist.GradBucket) -> reduced bucket
+
+
+def squared_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """Σ|g|² of tensors of one device, float64, without waiting for it."""
+    norms = [torch.linalg.vector_norm(_values(one), dtype=torch.float64) for one in gradients]
+    return torch.stack(norms).square().sum()
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """A sparse gradient's values, with repeated rows added up; a dense one as it is."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+class ReplicaNorms:
+    """A communication hook of DistributedDataParallel that keeps the squared norms of what it reduces.
+
+    comm_hook: the state and hook that do the reduction; None: the mean over the group's processes.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, comm_hook: tuple[Any, CommHook] | None = None) -> None:
+        self._group = group
+        self._state: Any = group
+        self._reduce: CommHook = allreduce_hook
+        if comm_hook is not None:
+            self._state, self._reduce = comm_hook
+        self._local: list[Tensor] = []  # by bucket
+        self._reduced: list[Tensor] = []
+        self._rounds = 0  # reductions since the last look
+
+    def hook(self, state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+        """To be registered."""
+        self._rounds += bucket.is_last()
+        self._local.append(squared_norm([bucket.buffer()]))  # before it is overwritten
+
+        def keep(future: torch.futures.Future[Any]) -> Tensor:
+            reduced: Tensor = future.value()
+            self._reduced.append(squared_norm([reduced]))
+            return reduced
+
+        return self._reduce(self._state, bucket).then(keep)
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """|.|² of this process's gradient and of the reduced one, since the last look.
+
+        MeasurementError unless there was one reduction.
+        """
+        local, reduced, rounds = self._local, self._reduced, self._rounds
+        self._local, self._reduced, self._rounds = [], [], 0
+        if rounds != 1:
+            raise MeasurementError(
+                f"{rounds} reductions in this update: run all micro-batches but the last under "
+                "model.no_sync(), and call update() after the last"
+            )
+        return torch.stack(local).sum(), torch.stack(reduced).sum()
+
+    def sum(self, values: Tensor) -> tuple[int, Tensor]:
+        """The number of processes, and the sum of their values."""
+        dist.all_reduce(values, group=self._group)
+        return self._group.size(), values

@@ -1,0 +1,249 @@
+"""The noise scale inside anybody's training loop, from gradients it computes anyway."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from noisescale.errors import MeasurementError, SettingError
+from noisescale.gradient_norms import CommHook, ReplicaNorms, squared_norm
+from noisescale.noise import GradientNoise
+from noisescale.two_batch import RunningNoise, two_batch
+
+Reduction = Literal["mean", "sum"]
+MEMORY = 100  # updates' worth of examples, where no memory is given
+UNREAD = 64  # updates on a GPU between two looks at their norms, each of which waits for it
+
+
+class NoiseScaleMonitor:
+    """|G|², tr Σ and B_simple along a training loop that accumulates micro-batches or runs data-parallel.
+
+    Two squared norms per update and no further backward pass: that of the gradient after the first of an
+    update's micro-batches, and after the last.
+
+        monitor = NoiseScaleMonitor(model.parameters())
+        for batch in batches:
+            for inputs, targets in micro_batches(batch):  # two or more
+                (loss(model(inputs), targets) / len(micro_batches)).backward()
+                monitor.micro_batch(len(inputs))
+            monitor.update()  # before the gradient is unscaled, clipped or zeroed
+            optimizer.step()
+            optimizer.zero_grad()
+        print(monitor.noise().simple)
+
+    With DistributedDataParallel see `attach`: then one micro-batch per process is enough.
+
+    parameters: a module, or its parameters; whole tensors, not shards of them.
+    reduction: what `.grad` is once an update's micro-batches are in. "mean": the mean of the micro-batches'
+        mean gradients, equally weighted, as where each mean loss is divided by their number. "sum": the mean
+        over examples, as where each summed loss is divided by all their number. They differ for uneven
+        micro-batches.
+    memory: examples after which an update's weight in the averages has fallen to 1/e; None: 100 times those
+        of the first update.
+
+    The estimates are of the population "distribution": noise about the mean gradient over fresh examples;
+    they are unbiased for micro-batches drawn independently or without replacement. An update with one
+    micro-batch or with a gradient that is not finite is left out and counted in `num_skipped`.
+    """
+
+    def __init__(
+        self,
+        parameters: nn.Module | Iterable[Tensor],
+        *,
+        reduction: Reduction = "mean",
+        memory: float | None = None,
+    ) -> None:
+        if isinstance(parameters, DistributedDataParallel):
+            raise SettingError(
+                "a DistributedDataParallel model: give its parameters() and call attach(model)"
+            )
+        whole = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+        self._parameters = [one for one in whole if one.requires_grad]
+        if not self._parameters:
+            raise SettingError("no parameter requires a gradient: give model.parameters()")
+        if any(hasattr(one, "full_tensor") for one in self._parameters):
+            raise SettingError(
+                "sharded parameters (DTensor) have sharded gradients: only whole ones are measured"
+            )
+        if reduction not in get_args(Reduction):
+            raise SettingError(f"reduction {reduction!r}: give one of {', '.join(get_args(Reduction))}")
+        self.reduction = reduction
+        self.num_skipped = 0
+        self._running = RunningNoise(memory=memory)
+        self._first: Tensor | None = None  # |.grad|² after the first micro-batch
+        self._scales: list[float] = []
+        self._sizes: list[int] = []
+        self._seen: list[tuple[int, int]] = []  # the gradients and their versions after the last one
+        self._unread: list[tuple[Tensor, Tensor]] = []  # (small, big) squared norms and sizes, of each update
+        self._replicas: ReplicaNorms | None = None
+
+    @property
+    def memory(self) -> float | None:
+        """Examples that the averages remember; None before the first update if none was given."""
+        return self._running.memory
+
+    @property
+    def num_updates(self) -> int:
+        """Updates that the averages have taken in."""
+        self._read()
+        return self._running.num_updates
+
+    def micro_batch(self, num_examples: int, *, scale: float = 1.0) -> None:
+        """To be called after each micro-batch's backward pass, with its number of examples.
+
+        scale: the factor in `.grad` beside what `reduction` says, such as an AMP GradScaler's get_scale(),
+            or the number of micro-batches where their losses are not divided by it.
+        """
+        if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
+            raise SettingError(
+                f"a micro-batch of {num_examples!r} examples: give a whole number of 1 or more"
+            )
+        if not 0 < scale < math.inf:
+            raise SettingError(f"scale {scale!r}: give the positive factor in the gradient")
+        if not self._sizes and self._replicas is None:
+            self._first = squared_norm(self._gradients())
+        self._sizes.append(num_examples)
+        self._scales.append(float(scale))
+        self._seen = self._versions()
+
+    def update(self, *, scale: float | None = None, last: Tensor | None = None) -> bool:
+        """To be called after the last micro-batch, before the optimizer; whether the update is taken in.
+
+        scale: of the gradient as it is now; None: the last micro-batch's, and then it must not have been
+            changed since (SettingError where it was, as by clipping). last: its squared norm, where the
+            caller has it.
+        """
+        sizes, scales, first = self._sizes, self._scales, self._first
+        self._sizes, self._scales, self._first = [], [], None
+        if not sizes:
+            raise MeasurementError("update() before any micro_batch(): call that after each backward pass")
+        if scale is None:
+            if last is None and self._versions() != self._seen:
+                raise SettingError(
+                    "the gradients were changed after the last micro_batch(): call update() before they are "
+                    "unscaled, clipped or zeroed"
+                )
+            scale = scales[-1]
+        if self._replicas is not None:
+            found = _across(self._replicas, sizes, scale, self.reduction)
+        elif len(sizes) < 2:
+            found = None
+        else:
+            assert first is not None, "taken at the first micro-batch"
+            last = squared_norm(self._gradients()) if last is None else last
+            found = _nested(first / scales[0] ** 2, last / scale**2, sizes, self.reduction)
+        if found is None:
+            self.num_skipped += 1
+            return False
+        self._unread.append(found)
+        if found[0].device.type == "cpu" or len(self._unread) >= UNREAD:
+            skipped = self.num_skipped
+            self._read()
+            return self.num_skipped == skipped
+        return True
+
+    def attach(self, model: DistributedDataParallel, comm_hook: tuple[Any, CommHook] | None = None) -> None:
+        """Takes each process's gradient as the small batch and the reduced one as the big batch.
+
+        By a communication hook, which sees a gradient before and after its reduction; all processes get the
+        same numbers, by one further reduction of a few of them per update. Call `micro_batch` after each
+        backward pass, under `no_sync()` for all but the last, and `update` after that.
+
+        comm_hook: state and hook of another communication hook, which then does the reduction. What it
+            returns must be the mean over processes up to rounding, as that of a half-precision hook is, and
+            PowerSGD's is not. SettingError where the model has a hook already: hand it over here instead.
+        """
+        if not isinstance(model, DistributedDataParallel):
+            raise SettingError(f"{type(model).__name__}: give the model wrapped in DistributedDataParallel")
+        if model.process_group.size() < 2:
+            raise SettingError("a process group of one: its gradient is the whole batch's; use micro-batches")
+        replicas = ReplicaNorms(model.process_group, comm_hook)
+        try:
+            model.register_comm_hook(None, replicas.hook)
+        except RuntimeError as error:
+            raise SettingError(
+                "the model has a communication hook already: leave register_comm_hook out and give "
+                f"attach(model, comm_hook=(state, hook)) ({error})"
+            ) from error
+        self._replicas = replicas
+
+    def noise(self) -> GradientNoise:
+        """|G|², tr Σ and B_simple, averaged over the latest updates, with their errors.
+
+        MeasurementError before the first update that counts.
+        """
+        if self.num_updates == 0:
+            skipped = f"; {self.num_skipped} were left out" if self.num_skipped else ""
+            raise MeasurementError(
+                "no noise scale yet: it takes an update of two or more micro-batches with finite "
+                f"gradients{skipped}"
+            )
+        return self._running.noise
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages between two updates, as plain numbers."""
+        self._read()
+        return {"running": self._running.state_dict(), "num_skipped": self.num_skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from another monitor's `state_dict`, bit for bit."""
+        self._unread.clear()
+        self._running.load_state_dict(state["running"])
+        self.num_skipped = state["num_skipped"]
+
+    def _gradients(self) -> list[Tensor]:
+        found = [one.grad for one in self._parameters if one.grad is not None]
+        if not found:
+            raise MeasurementError(
+                "no parameter has a gradient: call this after backward(), before zero_grad()"
+            )
+        return found
+
+    def _versions(self) -> list[tuple[int, int]]:
+        """What changes with every write to a gradient."""
+        return [(id(one.grad), one.grad._version) for one in self._parameters if one.grad is not None]
+
+    def _read(self) -> None:
+        """Takes the waiting norms into the averages."""
+        unread, self._unread = self._unread, []
+        for squares, sizes in unread:
+            (small, big), (small_size, big_size) = squares.tolist(), sizes.tolist()
+            if not math.isfinite(small) or not math.isfinite(big):
+                self.num_skipped += 1
+                continue
+            if self._running.memory is None:
+                self._running.memory = MEMORY * big_size
+            found = two_batch(small, small_size, big, big_size)
+            self._running.add(*found, num_examples=big_size)
+
+
+def _nested(first: Tensor, last: Tensor, sizes: list[int], reduction: Reduction) -> tuple[Tensor, Tensor]:
+    """Squared norms of the first micro-batch's mean gradient and of all's, and the sizes they are of."""
+    count, total = len(sizes), sum(sizes)
+    if reduction == "mean":
+        share, big_size = 1 / count, count**2 / sum(1 / size for size in sizes)
+    else:
+        share, big_size = sizes[0] / total, float(total)
+    pair = torch.tensor([sizes[0], big_size], dtype=torch.float64)
+    return torch.stack([first / share**2, last]), pair
+
+
+def _across(
+    replicas: ReplicaNorms, sizes: list[int], scale: float, reduction: Reduction
+) -> tuple[Tensor, Tensor]:
+    """The mean squared norm of the processes' mean gradients, that of all's, and the sizes they are of."""
+    size = len(sizes) ** 2 / sum(1 / one for one in sizes) if reduction == "mean" else float(sum(sizes))
+    square, reduced = (one / scale**2 for one in replicas.take())
+    full = torch.full_like(square, size)
+    count, sums = replicas.sum(torch.stack([square, square / full, full, 1 / full]))
+    squares, over_sizes, total, inverse = sums
+    if reduction == "mean":  # every process counts alike
+        small, small_size, big_size = squares / count, count / inverse, count**2 / inverse
+    else:  # by its examples; .grad of one is count·size/total times its mean gradient
+        small, small_size, big_size = over_sizes * total / count**2, total / count, total
+    return torch.stack([small, reduced]), torch.stack([small_size, big_size])

@@ -1,0 +1,86 @@
+"""The tables that a run leaves in its folder: their names and columns, and how they are read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from noisescale.errors import RunFolderError
+
+METRICS, CONFUSION, SHARPNESS = "metrics.csv", "confusion.csv", "sharpness.csv"
+NOISE, NOISE_LAYERS, BATCH_SIZE = "noise.csv", "noise_layers.csv", "batch_size.csv"
+TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE)
+
+
+def estimate_columns(*names: str) -> list[str]:
+    """The columns of estimates: each one's value, standard error and 95 % interval."""
+    return [f"{name}{part}" for name in names for part in ("", "_stderr", "_low", "_high")]
+
+
+SHARPNESS_COLUMNS = (
+    "step",
+    "epoch",
+    "num_examples",
+    "loss",
+    "gradient_norm",
+    "largest_eigenvalue",
+    "largest_eigenvalue_stderr",
+    "residual",
+    "converged",
+    "stable_sharpness",
+    "batch_sharpness",
+    "batch_sharpness_stderr",
+    "num_matvecs",
+    "seconds",
+    "reason",
+)
+GRADIENT_NOISE = ("squared_gradient_norm", "gradient_variance", "simple")
+CURVATURE_NOISE = ("hessian_covariance_trace", "gradient_curvature", "full", "max_learning_rate")
+NOISE_COLUMNS = (
+    *("step", "epoch", "batch_size", "num_examples", "population_size", "num_probes", "hessian_examples"),
+    *estimate_columns("loss", *GRADIENT_NOISE, *CURVATURE_NOISE),
+    *("seconds", "reason"),
+)
+NOISE_LAYER_COLUMNS = ("step", "epoch", "parameter", "num_examples", *estimate_columns(*GRADIENT_NOISE))
+
+
+def read_metrics(folder: Path) -> list[dict[Any, Any]]:
+    """The rows of a run's metrics.csv, one per epoch and split; none where nothing is written yet."""
+    numbers = ["epoch", "step", "loss", "accuracy", "f1", "seconds", "examples_per_second"]
+    columns = ["epoch", "step", "split", *numbers[2:]]
+    return _read_rows(folder / METRICS, columns, dict.fromkeys(numbers, float) | {"step": int})
+
+
+def read_sharpness(folder: Path) -> list[dict[Any, Any]]:
+    """The rows of a run's sharpness.csv, one per measurement; none where nothing is written yet."""
+    return _read_rows(folder / SHARPNESS, list(SHARPNESS_COLUMNS), _types(SHARPNESS_COLUMNS))
+
+
+def read_noise(folder: Path) -> list[dict[Any, Any]]:
+    """The rows of a run's noise.csv, one per measurement; none where nothing is written yet."""
+    return _read_rows(folder / NOISE, list(NOISE_COLUMNS), _types(NOISE_COLUMNS))
+
+
+def read_noise_layers(folder: Path) -> list[dict[Any, Any]]:
+    """The rows of a run's noise_layers.csv, one per measurement and parameter tensor."""
+    return _read_rows(folder / NOISE_LAYERS, list(NOISE_LAYER_COLUMNS), _types(NOISE_LAYER_COLUMNS))
+
+
+def _types(columns: tuple[str, ...]) -> dict[str, Any]:
+    """Numbers, but for the columns of words."""
+    words = {"reason", "parameter"}
+    whole = {"step", "batch_size", "num_probes", "hessian_examples"}
+    return {name: int if name in whole else float for name in columns if name not in words}
+
+
+def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[dict[Any, Any]]:
+    if not path.exists():
+        return []
+    try:
+        table = pd.read_csv(path, dtype={"reason": str})[columns].astype(types)
+        table = table.fillna({"reason": ""} if "reason" in table else {})
+    except (KeyError, ValueError) as error:
+        raise RunFolderError(f"{path} is damaged ({error}): delete the folder and run again") from error
+    return table.to_dict("records")

@@ -1,0 +1,1 @@
+"""Measurements along a training run, appended to tables in its folder."""

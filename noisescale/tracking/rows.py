@@ -1,0 +1,83 @@
+"""What a run measures between its updates, and the tables in its folder that keep it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from noisescale import store
+from noisescale.training import Training
+
+Every = int | Literal["log"]  # steps between two measurements, or eight in each decade of steps
+PER_DECADE = 8
+
+
+def is_due(step: int, every: Every) -> bool:
+    """Whether a measurement falls on this step: 0 and the multiples of `every`, or 0 and round(10^(k/8))."""
+    if every != "log":
+        return step % every == 0
+    return step == 0 or step == round(10 ** (round(PER_DECADE * math.log10(step)) / PER_DECADE))
+
+
+class Tracker(Protocol):
+    """What a run measures between its updates, which it does not influence."""
+
+    @property
+    def due(self) -> bool:
+        """Whether the step just made is to be measured and has not been yet."""
+
+    def measure(self) -> dict[str, Any]:
+        """Appends a row for the present step and returns it; nan and the reason where there is no value."""
+
+    def describe(self, row: dict[str, Any]) -> str:
+        """The row in a line."""
+
+    def scalars(self, row: dict[str, Any]) -> dict[str, float]:
+        """What of it goes to a logger."""
+
+    def picture(self, title: str) -> tuple[str, Figure]:
+        """All rows as a picture, and its file's name."""
+
+
+class Rows:
+    """A table in a run's folder, its rows along the run's steps.
+
+    columns: of the file. every: when a row is due, beside after the last step.
+    rows: those that the run goes on from; what lies after its present step will come again.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        file: Path,
+        *,
+        columns: tuple[str, ...],
+        every: Every,
+        rows: list[dict[Any, Any]],
+    ) -> None:
+        self._training = training
+        self._file = file
+        self._columns = columns
+        self._every = every
+        self._rows = [row for row in rows if row["step"] <= training.step] if training.step else []
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self._rows, columns=list(self._columns))
+
+    @property
+    def due(self) -> bool:
+        """Whether the step just made is to have a row and has none yet."""
+        step = self._training.step
+        measured = bool(self._rows) and self._rows[-1]["step"] == step
+        return not measured and (is_due(step, self._every) or self._training.finished)
+
+    def add(self, *rows: dict[str, Any]) -> dict[str, Any]:
+        """Appends rows, nan for what they lack, writes the file, and returns the last of them."""
+        self._rows += [{name: row.get(name, math.nan) for name in self._columns} for row in rows]
+        store.write_table(self._file, self.table)
+        return self._rows[-1]

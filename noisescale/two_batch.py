@@ -1,0 +1,118 @@
+"""|G|² and tr Σ from squared gradient norms at two batch sizes, and their averages along training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from noisescale.errors import SettingError
+from noisescale.estimate import CONFIDENCE, from_stderr, ratio
+from noisescale.noise import GradientNoise
+
+LEAST_UPDATES = 1.5  # equally weighted ones, below which the spread says nothing
+
+
+def two_batch(
+    small_square: float, small_size: float, big_square: float, big_size: float
+) -> tuple[float, float]:
+    """|G|² and tr Σ from |g_b|² and |g_B|², the squared norms of mean gradients over b < B examples.
+
+    |G|² = (B|g_B|² − b|g_b|²)/(B − b) and tr Σ = (|g_b|² − |g_B|²)/(1/b − 1/B), both unbiased, also where the
+    small batch is a part of the big one; either may come out negative. Of a weighted mean gradient Σ a_i g_i
+    with Σ a_i = 1, the size is 1/Σ a_i². McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1.
+
+    SettingError unless 0 < b < B.
+    """
+    if not 0 < small_size < big_size:
+        raise SettingError(f"batches of {small_size:g} and {big_size:g} examples: give the smaller one first")
+    squared_norm = (big_size * big_square - small_size * small_square) / (big_size - small_size)
+    variance = (small_square - big_square) / (1 / small_size - 1 / big_size)
+    return squared_norm, variance
+
+
+class RunningNoise:
+    """|G|², tr Σ and B_simple about fresh examples, averaged over the latest updates of a training run.
+
+    memory: examples after which an update's weight has fallen to 1/e; None: updates are never forgotten.
+
+    Numerator and denominator are averaged separately and only then divided: of a mean of ratios the
+    expectation need not even exist. Each update counts in proportion to its examples, and the average is
+    over those seen, not over a start at zero. The standard error is that of a weighted mean of independent
+    updates, from their spread, which contains what the quantities themselves moved meanwhile; degrees of
+    freedom are those of (Σw)²/Σw² updates, and the interval of B_simple is Fieller's.
+    """
+
+    def __init__(self, *, memory: float | None = None) -> None:
+        if memory is not None and not 0 < memory < math.inf:
+            raise SettingError(f"memory {memory!r}: give a number of examples above 0, or None")
+        self.memory = memory
+        self.num_updates = 0
+        self._weight = 0.0  # Σ w
+        self._sums = np.zeros(2)  # Σ w x, x = (tr Σ, |G|²)
+        self._squared_weight = 0.0  # Σ w²
+        self._squared_sums = np.zeros(2)  # Σ w² x
+        self._squares = np.zeros((2, 2))  # Σ w² x xᵀ
+
+    def add(self, squared_norm: float, variance: float, *, num_examples: float) -> None:
+        """Takes in one update's estimates of |G|² and tr Σ, from so many examples."""
+        x = np.array([variance, squared_norm])
+        if not np.isfinite(x).all():
+            raise SettingError(f"|G|² {squared_norm} and tr Σ {variance}: not finite; leave this update out")
+        kept = 1.0 if self.memory is None else math.exp(-num_examples / self.memory)
+        self._weight = kept * self._weight + num_examples
+        self._sums = kept * self._sums + num_examples * x
+        self._squared_weight = kept**2 * self._squared_weight + num_examples**2
+        self._squared_sums = kept**2 * self._squared_sums + num_examples**2 * x
+        self._squares = kept**2 * self._squares + num_examples**2 * np.outer(x, x)
+        self.num_updates += 1
+
+    @property
+    def noise(self) -> GradientNoise:
+        """The averages with their errors, of as many samples as there were updates; one gives no error."""
+        if self.num_updates == 0:
+            raise SettingError("no update yet: there is nothing to average")
+        mean = self._sums / self._weight
+        variance, squared_norm = mean.tolist()
+        updates = self._weight**2 / self._squared_weight  # as many as would be, were they equally weighted
+        dof = updates - 1
+        covariance = np.full((2, 2), math.nan)
+        if updates >= LEAST_UPDATES:
+            crossed = np.outer(mean, self._squared_sums)
+            spread = self._squares - crossed - crossed.T + np.outer(mean, mean) * self._squared_weight
+            covariance = spread / self._weight**2 * updates / dof
+        # a negative variance is one of rounding alone
+        stderr_variance, stderr_norm = np.sqrt(np.maximum(covariance.diagonal(), 0.0))
+        count = self.num_updates
+        simple = ratio(variance, squared_norm, covariance, num_samples=count, dof=dof)
+        needed = None
+        if math.isnan(simple.value) and stderr_norm > 0:
+            t = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof))
+            needed = math.ceil(self._weight * (t * stderr_norm / max(squared_norm, stderr_norm)) ** 2)
+        return GradientNoise(
+            squared_gradient_norm=from_stderr(squared_norm, stderr_norm, num_samples=count, dof=dof),
+            gradient_variance=from_stderr(variance, stderr_variance, num_samples=count, dof=dof),
+            simple=simple,
+            examples_to_resolve=needed,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers: for JSON, or for torch.load with weights_only=True."""
+        return {
+            "memory": self.memory,
+            "num_updates": self.num_updates,
+            "weight": self._weight,
+            "sums": self._sums.tolist(),
+            "squared_weight": self._squared_weight,
+            "squared_sums": self._squared_sums.tolist(),
+            "squares": self._squares.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over another's averages, bit for bit."""
+        self.memory, self.num_updates = state["memory"], state["num_updates"]
+        self._weight, self._squared_weight = state["weight"], state["squared_weight"]
+        self._sums, self._squared_sums = np.array(state["sums"]), np.array(state["squared_sums"])
+        self._squares = np.array(state["squares"])
