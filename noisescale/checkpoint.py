@@ -46,6 +46,7 @@ class Checkpoint:
     params, buffers: the model's parameters and buffers by name, copies.
     optimizer, batches: the states of the optimizer and of the order of the examples.
     diverged_at_step: the first update (from 1) whose loss was not finite, None while all were.
+    schedule: the state of an adaptive batch size.
     """
 
     problem: ProblemConfig | None
@@ -58,6 +59,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     batches: dict[str, Any]
     diverged_at_step: int | None = None
+    schedule: dict[str, Any] | None = None
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

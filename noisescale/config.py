@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
@@ -16,8 +17,19 @@ ModelName = Literal["mlp", "cnn"]
 Norm = Literal["none", "layer", "batch"]
 LossName = Literal["cross_entropy", "mse"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
-FullBatch = Literal["full"]
+BatchRule = Literal["full", "adaptive"]
+LrScaling = Literal["none", "sqrt", "linear", "noise"]
 
+# what only an adaptive batch size takes
+ADAPTIVE = (
+    "exchange_rate",
+    "initial_batch_size",
+    "min_batch_size",
+    "max_batch_size",
+    "hysteresis",
+    "noise_memory",
+    "lr_scaling",
+)
 LARGEST = 3e38  # what float32 parameters can be multiplied by
 
 
@@ -81,15 +93,25 @@ class ProblemConfig(_Config):
 class TrainConfig(_Config):
     """How to train.
 
-    batch_size: examples per update, or "full" for gradient descent on all of them.
-    learning_rate: of the update on the *mean* loss of the batch; constant.
+    batch_size: examples per update, "full" for gradient descent on all of them, or "adaptive": B =
+        √(r·B_simple) with the noise scale measured from the very gradients of training
+        (`noisescale.schedule`).
+    learning_rate: of the update on the *mean* loss of the batch; constant, unless lr_scaling says otherwise.
     optimizer: "sgd", "adam" or "adamw"; momentum is SGD's (heavy ball) alone.
     weight_decay: as torch.optim defines it for that optimizer.
     epochs, max_steps: training ends at whichever comes first.
     seed: of the initial parameters and of the order of the examples.
+
+    The rest is for an adaptive batch size alone:
+    exchange_rate: r, how many examples one would spend to save a step.
+    initial_batch_size, min_batch_size, max_batch_size: where it starts, and its bounds; None: 4,096, or all
+        training examples where there are fewer.
+    hysteresis: it changes once it is wrong by this factor.
+    noise_memory: examples after which an update's weight in the running B_simple has fallen to 1/e.
+    lr_scaling: how the learning rate follows: "none", "sqrt", "linear" or "noise".
     """
 
-    batch_size: int | FullBatch = 32
+    batch_size: int | BatchRule = 32
     learning_rate: float = 0.01
     optimizer: OptimizerName = "sgd"
     momentum: float = 0.0
@@ -97,13 +119,20 @@ class TrainConfig(_Config):
     epochs: int = 5
     max_steps: int | None = None
     seed: int = 0
+    exchange_rate: float = 1000.0
+    initial_batch_size: int = 32
+    min_batch_size: int = 8
+    max_batch_size: int | None = None
+    hysteresis: float = 1.25
+    noise_memory: int = 20_000
+    lr_scaling: LrScaling = "none"
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "momentum", "weight_decay"):
+        for name in ("learning_rate", "momentum", "weight_decay", "exchange_rate", "hysteresis"):
             if _is_real(getattr(self, name)):  # 1 and 1.0 are one configuration with one key
                 object.__setattr__(self, name, float(getattr(self, name)))
-        if self.batch_size != "full":
-            _check_count("batch size", self.batch_size, instead=' or "full"')
+        if self.batch_size not in get_args(BatchRule):
+            _check_count("batch size", self.batch_size, instead=', "full" or "adaptive"')
         _check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         if not (_is_real(self.learning_rate) and 0 < self.learning_rate <= LARGEST):
             raise SettingError(
@@ -120,6 +149,35 @@ class TrainConfig(_Config):
             _check_count("max steps", self.max_steps)
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise SettingError(f"seed {self.seed!r}: give a whole number from 0 to 2**63 - 1")
+        self._check_adaptive()
+
+    def _check_adaptive(self) -> None:
+        """SettingError for what contradicts itself, or is set though the batch size is not adaptive."""
+        if self.batch_size != "adaptive":
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            for name in ADAPTIVE:
+                if getattr(self, name) != defaults[name]:
+                    raise SettingError(
+                        f"{name.replace('_', ' ')} {getattr(self, name)!r}, batch size {self.batch_size}: "
+                        "only an adaptive batch size takes it"
+                    )
+            return
+        _check_choice("lr scaling", self.lr_scaling, get_args(LrScaling))
+        for name in ("initial_batch_size", "min_batch_size", "max_batch_size", "noise_memory"):
+            if name != "max_batch_size" or self.max_batch_size is not None:
+                _check_count(name.replace("_", " "), getattr(self, name))
+        if not (_is_real(self.exchange_rate) and 0 < self.exchange_rate <= LARGEST):
+            raise SettingError(
+                f"exchange rate {self.exchange_rate!r}: give the examples worth a step, a number above 0"
+            )
+        if not (_is_real(self.hysteresis) and 1 < self.hysteresis <= LARGEST):
+            raise SettingError(f"hysteresis {self.hysteresis!r}: give a factor above 1, such as 1.25")
+        largest = math.inf if self.max_batch_size is None else self.max_batch_size
+        if not 2 <= self.min_batch_size <= self.initial_batch_size <= largest:
+            raise SettingError(
+                f"batch sizes from {self.min_batch_size} by way of {self.initial_batch_size} to "
+                f"{self.max_batch_size or 'the default'}: give 2 <= smallest <= initial <= largest"
+            )
 
 
 def run_key(*configs: ProblemConfig | TrainConfig) -> str:

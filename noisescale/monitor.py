@@ -93,6 +93,11 @@ class NoiseScaleMonitor:
         self._read()
         return self._running.num_updates
 
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Examples in each micro-batch since the last update."""
+        return tuple(self._sizes)
+
     def micro_batch(self, num_examples: int, *, scale: float = 1.0) -> None:
         """To be called after each micro-batch's backward pass, with its number of examples.
 

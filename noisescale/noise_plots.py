@@ -80,6 +80,30 @@ def noise_growth_figure(table: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
+def batch_size_figure(table: pd.DataFrame, *, title: str) -> Figure:
+    """An adaptive batch size against the epoch beside the noise scale it follows, and the learning rate."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    sizes, rates = figure.subplots(1, 2)
+    known = table[np.isfinite(table["simple"])]
+    label, colour = SCALES["simple"]
+    sizes.step(table["epoch"], table["batch_size"], where="post", color="black", label="batch size")
+    sizes.plot(known["epoch"], known["simple"], ".", color=colour, label=f"running {label}")
+    sizes.fill_between(
+        known["epoch"], known["simple_low"], known["simple_high"], color=colour, alpha=0.2, linewidth=0
+    )
+    sizes.set_yscale("log")
+    sizes.set_ylabel("examples")
+    sizes.legend(frameon=False)
+    rates.step(table["epoch"], table["learning_rate"], where="post", color="black")
+    rates.set_ylim(bottom=0)
+    rates.set_ylabel("learning rate")
+    for axes in (sizes, rates):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def noise_figure(entries: list[dict[str, Any]]) -> Figure:
     """What `noisescale measure-noise --json` gave: scales along training, and the last one's parts."""
     last = next(entry for entry in reversed(entries) if not entry["reason"])

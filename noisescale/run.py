@@ -24,6 +24,7 @@ from noisescale.interrupts import DeferredInterrupts, Interrupted
 from noisescale.plots import confusion_figure, curves_figure, image
 from noisescale.problem import SPLITS, Problem, as_examples
 from noisescale.progress import TrainingProgress
+from noisescale.tracking.batch_size import BatchSizeTracker
 from noisescale.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.tracking.rows import Every, Tracker
 from noisescale.tracking.sharpness import SharpnessTracker
@@ -125,6 +126,8 @@ class _Run:
             self.trackers.append(SharpnessTracker(training, path, every=every, num_examples=count))
         if options.noise is not None:
             self.trackers.append(NoiseTracker(training, path, options.noise))
+        if training.schedule is not None:
+            self.trackers.append(BatchSizeTracker(training, path, training.schedule))
 
     def complete(self) -> dict[str, Any]:
         training, options = self.training, self.options
@@ -260,12 +263,27 @@ class _Run:
             "epochs": training.epoch,
             "diverged_at_step": training.diverged_at_step,
             **scores,
+            **_prediction(training),
             "seconds": training.seconds,
             "examples_per_second": training.examples_seen / training.seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "notes": record["notes"],
             "environment": record["environment"],
         }
+
+
+def _prediction(training: Training) -> dict[str, Any]:
+    """What theory says of an adaptive run: B_crit, γ, and the steps saved at equal examples."""
+    if (schedule := training.schedule) is None:
+        return {}
+    course, predicted = schedule.tradeoff, None
+    if course.min_steps > 0:
+        predicted = {
+            "critical_batch_size": course.critical_batch_size,
+            "gain": course.gain,
+            "steps_saved": course.steps_saved(training.config.exchange_rate),
+        }
+    return {"final_batch_size": schedule.batch_size, "predicted": predicted}
 
 
 def _confusion_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:

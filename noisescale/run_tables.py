@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from noisescale.errors import RunFolderError
+from noisescale.estimate import Estimate
 
 METRICS, CONFUSION, SHARPNESS = "metrics.csv", "confusion.csv", "sharpness.csv"
 NOISE, NOISE_LAYERS, BATCH_SIZE = "noise.csv", "noise_layers.csv", "batch_size.csv"
@@ -17,6 +18,12 @@ TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE)
 def estimate_columns(*names: str) -> list[str]:
     """The columns of estimates: each one's value, standard error and 95 % interval."""
     return [f"{name}{part}" for name in names for part in ("", "_stderr", "_low", "_high")]
+
+
+def estimate_row(name: str, estimate: Estimate) -> dict[str, float]:
+    """An estimate under these columns; exact ones have stderr 0."""
+    values = (estimate.value, estimate.stderr, estimate.low, estimate.high)
+    return dict(zip(estimate_columns(name), values, strict=True))
 
 
 SHARPNESS_COLUMNS = (
@@ -44,6 +51,10 @@ NOISE_COLUMNS = (
     *("seconds", "reason"),
 )
 NOISE_LAYER_COLUMNS = ("step", "epoch", "parameter", "num_examples", *estimate_columns(*GRADIENT_NOISE))
+BATCH_SIZE_COLUMNS = (
+    *("step", "epoch", "batch_size", "learning_rate"),
+    *estimate_columns(*GRADIENT_NOISE),
+)
 
 
 def read_metrics(folder: Path) -> list[dict[Any, Any]]:
@@ -66,6 +77,11 @@ def read_noise(folder: Path) -> list[dict[Any, Any]]:
 def read_noise_layers(folder: Path) -> list[dict[Any, Any]]:
     """The rows of a run's noise_layers.csv, one per measurement and parameter tensor."""
     return _read_rows(folder / NOISE_LAYERS, list(NOISE_LAYER_COLUMNS), _types(NOISE_LAYER_COLUMNS))
+
+
+def read_batch_size(folder: Path) -> list[dict[Any, Any]]:
+    """The rows of a run's batch_size.csv, one per change of an adaptive batch size."""
+    return _read_rows(folder / BATCH_SIZE, list(BATCH_SIZE_COLUMNS), _types(BATCH_SIZE_COLUMNS))
 
 
 def _types(columns: tuple[str, ...]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from noisescale.run_tables import TABLES
 CONFIG, SUMMARY = "config.json", "summary.json"
 CHECKPOINT, STEP_CHECKPOINTS = "checkpoint.pt", "checkpoints"
 CURVES_PICTURE, CONFUSION_PICTURE = "curves.png", "confusion.png"
-SHARPNESS_PICTURE, NOISE_PICTURE = "sharpness.png", "noise.png"
+SHARPNESS_PICTURE, NOISE_PICTURE, BATCH_SIZE_PICTURE = "sharpness.png", "noise.png", "batch_size.png"
 EXPERIMENT = "experiment.json"
 # what remains of a run in its folder, beside config.json and the step checkpoints; the summary first
 _RESULTS = (
@@ -28,6 +28,7 @@ _RESULTS = (
     CONFUSION_PICTURE,
     SHARPNESS_PICTURE,
     NOISE_PICTURE,
+    BATCH_SIZE_PICTURE,
     CHECKPOINT,
 )
 _LOCK = ".noisescale.lock"

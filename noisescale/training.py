@@ -19,6 +19,7 @@ from noisescale.cuda_graph import CudaGraphUpdate
 from noisescale.errors import CheckpointError, SettingError
 from noisescale.in_place_sgd import InPlaceSGD
 from noisescale.problem import Examples, Problem, as_examples
+from noisescale.schedule import AdaptiveBatchSize
 
 CHUNK = 4096  # examples a forward and backward pass at most: a larger batch is accumulated in such chunks
 UNCHECKED_LOSSES = 64  # updates on a GPU between two looks at their losses, each of which waits for it
@@ -74,6 +75,9 @@ class Training:
         self._check_batch_norm()
         self.batches = Batches(num_examples, seed=config.seed, device=self.device)
         self.optimizer = _build_optimizer(self.model, config, capturable=self.device.type == "cuda")
+        self.schedule: AdaptiveBatchSize | None = None
+        if config.batch_size == "adaptive":
+            self.schedule = AdaptiveBatchSize(config, self.model, num_examples=num_examples)
         self.in_place = self._in_place_sgd()
         self.step = 0
         self.examples_seen = 0
@@ -81,7 +85,7 @@ class Training:
         self.diverged_at_step: int | None = None
         self._losses: list[Tensor] = []  # of the latest updates, not yet looked at
         self._update: Callable[[Tensor], Tensor] = self._eager_update
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self.schedule is None:
             self._update = CudaGraphUpdate(self._eager_update, self.device)
 
     @property
@@ -136,6 +140,7 @@ class Training:
             optimizer=copy.deepcopy(self.optimizer.state_dict()),
             batches=self.batches.state_dict(),
             diverged_at_step=self.diverged_at_step,
+            schedule=None if self.schedule is None else self.schedule.state_dict(),
         )
 
     def _eager_update(self, indices: Tensor) -> Tensor:
@@ -143,7 +148,9 @@ class Training:
         batch_size = len(indices)
         in_place = self.in_place if batch_size <= CHUNK else None  # accumulating takes a stored gradient
         chunk_losses = []
-        for chunk in indices.split(CHUNK):
+        schedule = self.schedule
+        chunks = schedule.parts(indices, largest=CHUNK) if schedule else indices.split(CHUNK)
+        for chunk in chunks:
             inputs = self.examples.inputs.index_select(0, chunk)
             targets = self.examples.targets.index_select(0, chunk)
             with in_place or nullcontext():
@@ -151,10 +158,22 @@ class Training:
             loss = self.problem.loss(outputs, targets).sum() / batch_size
             loss.backward()
             chunk_losses.append(loss.detach())
+            if schedule:
+                schedule.monitor.micro_batch(len(chunk))
+        if schedule:
+            schedule.update(self.step + 1)
         if in_place is None or not in_place.covers_all:
             self.optimizer.step()
             self.optimizer.zero_grad()
+        if schedule:
+            self._follow(schedule)
         return chunk_losses[0] if len(chunk_losses) == 1 else torch.stack(chunk_losses).sum()
+
+    def _follow(self, schedule: AdaptiveBatchSize) -> None:
+        """Takes over the batch size and the learning rate for the next update."""
+        self.batch_size = schedule.batch_size
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule.learning_rate
 
     def check_losses(self) -> None:
         """Looks at the losses since the last look, which waits for the device, and notes a divergence."""
@@ -168,7 +187,7 @@ class Training:
     def _in_place_sgd(self) -> InPlaceSGD | None:
         """The in-place update of linear layers, where the optimizer is SGD without momentum."""
         config = self.config
-        if config.optimizer != "sgd" or config.momentum:
+        if config.optimizer != "sgd" or config.momentum or self.schedule:
             return None
         trial = self.examples.inputs[:2]
         mode = InPlaceSGD(
@@ -192,6 +211,9 @@ class Training:
                     group["capturable"] = self.device.type == "cuda"
             self.optimizer.load_state_dict(optimizer)
             self.batches.load_state_dict(start.batches)
+            if self.schedule is not None:
+                self.schedule.load_state_dict(start.schedule or {})
+                self._follow(self.schedule)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint does not fit the model or its training: {error}"
@@ -205,6 +227,11 @@ class Training:
         """Batch norm has no statistics of one example, and would fail mid-run on a last batch of one."""
         if not has_batch_norm(self.model):
             return
+        if self.config.batch_size == "adaptive":
+            raise SettingError(
+                "an adaptive batch size with batch norm: its gradient depends on how a batch is divided, so "
+                "that it has no noise scale; give --norm layer"
+            )
         num_examples, size = self.examples.num_examples, self.batch_size
         batches = {size, num_examples % size or size}
         if any(batch % CHUNK == 1 for batch in batches):
@@ -223,6 +250,14 @@ def resolve_batch_size(config: TrainConfig, num_examples: int) -> int:
     """Examples per update; SettingError where the batch is larger than the training set."""
     if config.batch_size == "full":
         return num_examples
+    if config.batch_size == "adaptive":
+        largest = max(config.max_batch_size or 0, config.initial_batch_size)
+        if largest > num_examples:
+            raise SettingError(
+                f"batch sizes up to {largest}: there are {num_examples} training examples; "
+                f"give {num_examples} at most"
+            )
+        return config.initial_batch_size
     if config.batch_size > num_examples:
         raise SettingError(
             f"batch size {config.batch_size}: there are {num_examples} training examples; "

@@ -21,15 +21,16 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 class BatchSize(click.ParamType[int | str]):
-    """A number of examples, or "full"."""
+    """A number of examples, "full" or "adaptive"."""
 
-    name = "N|full"
+    name = "N|full|adaptive"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         try:
-            return TrainConfig(batch_size=value if value == "full" else int(value)).batch_size
+            words = get_args(settings.BatchRule)
+            return TrainConfig(batch_size=value if value in words else int(value)).batch_size
         except ValueError:
-            self.fail(f"{value!r}: give a whole number of 1 or more, or full", param, ctx)
+            self.fail(f"{value!r}: give a whole number of 1 or more, full or adaptive", param, ctx)
 
 
 class Steps(click.ParamType[int | str]):
@@ -131,6 +132,65 @@ def training_options(command: Command) -> Command:
             default=TrainConfig.seed,
             show_default=True,
             help="Of the initial parameters and the order of the examples.",
+        ),
+    )(command)
+
+
+def adaptive_options(command: Command) -> Command:
+    """The fields of TrainConfig that only an adaptive batch size takes."""
+    return _together(
+        click.option(
+            "--exchange-rate",
+            type=float,
+            metavar="EXAMPLES",
+            default=TrainConfig.exchange_rate,
+            show_default=True,
+            help="--bs adaptive: r of B = √(r·B_simple), the examples you would spend to save a step.",
+        ),
+        click.option(
+            "--lr-scaling",
+            type=click.Choice(get_args(settings.LrScaling)),
+            default=TrainConfig.lr_scaling,
+            show_default=True,
+            help="--bs adaptive: how the rate follows; noise: as 1/(1 + B_simple/B).",
+        ),
+        click.option(
+            "--bs-initial",
+            "initial_batch_size",
+            type=int,
+            default=TrainConfig.initial_batch_size,
+            show_default=True,
+            help="--bs adaptive: where it starts, and what --lr is for.",
+        ),
+        click.option(
+            "--bs-min",
+            "min_batch_size",
+            type=int,
+            default=TrainConfig.min_batch_size,
+            show_default=True,
+            help="--bs adaptive: lower bound.",
+        ),
+        click.option(
+            "--bs-max",
+            "max_batch_size",
+            type=int,
+            help="--bs adaptive: upper bound.  [default: 4096, or all examples]",
+        ),
+        click.option(
+            "--hysteresis",
+            type=float,
+            metavar="FACTOR",
+            default=TrainConfig.hysteresis,
+            show_default=True,
+            help="--bs adaptive: change once wrong by this factor.",
+        ),
+        click.option(
+            "--noise-memory",
+            type=int,
+            metavar="EXAMPLES",
+            default=TrainConfig.noise_memory,
+            show_default=True,
+            help="--bs adaptive: after so many an update's weight in B_simple has fallen to 1/e.",
         ),
     )(command)
 

@@ -48,7 +48,22 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
     if diverged:
         console.print(DIVERGED)
     for run in summaries:
+        if "final_batch_size" in run:
+            console.print(_adaptive(run))
+    for run in summaries:
         print(run["run"])
+
+
+def _adaptive(run: dict[str, Any]) -> str:
+    """What the adaptive batch size came to, and what is predicted of it."""
+    text = f"The adaptive batch size ended at {run['final_batch_size']:,}."
+    if (predicted := run["predicted"]) is None:
+        return f"{text} B_simple was never resolved, so that nothing is predicted."
+    return (
+        f"{text} From B_simple along the run, predicted: B_crit {predicted['critical_batch_size']:,.0f}, "
+        f"γ {predicted['gain']:.3f}, {100 * predicted['steps_saved']:.1f} % fewer steps than the fixed batch "
+        "size of as many examples."
+    )
 
 
 def numbers(estimate: dict[str, Any]) -> tuple[str, str, str]:

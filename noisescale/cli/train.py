@@ -13,13 +13,14 @@ from noisescale.cli.options import (
     FOLDER,
     BatchSize,
     Steps,
+    adaptive_options,
     fill,
     machine_options,
     problem_options,
     resolve_device,
     training_options,
 )
-from noisescale.config import ProblemConfig, TrainConfig, run_name
+from noisescale.config import ADAPTIVE, ProblemConfig, TrainConfig, run_name
 from noisescale.errors import RunFolderError, SettingError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ Examples:
   noisescale train --bs 1024 --bs 32 --bs 1 --epochs 3    compare batch sizes
   noisescale train --bs full --lr 0.5 --epochs 100        true gradient descent
   noisescale train --bs 128 --epochs 1 --measure-noise-every log
+  noisescale train --bs adaptive --bs 128 --lr 0.05 --lr-scaling noise
   noisescale train --preset three-cases --epochs 2
   noisescale train --resume runs/NAME-KEY                 go on after a kill
 """,
@@ -58,11 +60,11 @@ Examples:
     "--bs",
     "batch_sizes",
     type=BatchSize(),
-    metavar="N|full",
+    metavar="N|full|adaptive",
     multiple=True,
     default=(TrainConfig.batch_size,),
     show_default=True,
-    help="Examples per update, or full for all of them; several to compare.",
+    help="Examples per update; full for all; adaptive to follow the noise scale. Several to compare.",
 )
 @click.option(
     "--preset",
@@ -71,6 +73,7 @@ Examples:
     "An option given beside it overrides it.",
 )
 @training_options
+@adaptive_options
 @problem_options
 @machine_options
 @click.option(
@@ -196,7 +199,10 @@ def _cases(options: dict[str, Any]) -> list[tuple[Path, ProblemConfig, TrainConf
     out: Path | None = options["out"]
     cases = []
     for batch_size in batch_sizes:
-        training = fill(TrainConfig, options | {"batch_size": batch_size})
+        own = options | {"batch_size": batch_size}
+        if batch_size != "adaptive" and "adaptive" in batch_sizes:  # its options are no others'
+            own = {name: value for name, value in own.items() if name not in ADAPTIVE}
+        training = fill(TrainConfig, own)
         if out is None:
             path = Path("runs") / run_name(problem, training)
         else:

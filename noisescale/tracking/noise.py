@@ -18,7 +18,7 @@ from noisescale.measure.noise import hessian_sample_size, measure_noise
 from noisescale.noise import NoiseScale
 from noisescale.noise_plots import noise_growth_figure
 from noisescale.problem import Problem
-from noisescale.tracking.rows import Every, Rows
+from noisescale.tracking.rows import Every, Rows, is_due, short
 from noisescale.training import Training
 
 
@@ -75,7 +75,6 @@ class NoiseTracker:
             training,
             path / run_tables.NOISE,
             columns=run_tables.NOISE_COLUMNS,
-            every=options.every,
             rows=rows if same else [],  # else begun anew
         )
         steps = set(self._rows.table["step"])
@@ -83,13 +82,12 @@ class NoiseTracker:
             training,
             path / run_tables.NOISE_LAYERS,
             columns=run_tables.NOISE_LAYER_COLUMNS,
-            every=options.every,
             rows=[row for row in layers if row["step"] in steps],
         )
 
     @property
     def due(self) -> bool:
-        return self._rows.due
+        return self._rows.due(now=is_due(self._training.step, self._options.every))
 
     def measure(self) -> dict[str, Any]:
         training, options = self._training, self._options
@@ -124,7 +122,7 @@ class NoiseTracker:
         for name, label in (("simple", "B_simple"), ("full", "B_noise")):
             value, stderr, low = row[name], row[f"{name}_stderr"], row[f"{name}_low"]
             if not math.isnan(value):
-                text.append(f"{label} {value:.4g}" + (f" ± {float(f'{stderr:.2g}'):g}" if stderr else ""))
+                text.append(f"{label} {value:.4g}" + (f" ± {short(stderr)}" if stderr else ""))
             elif not math.isnan(low):
                 text.append(f"{label} > {low:.3g}, not resolved")
             elif name == "simple" or self._options.hessian:
@@ -156,6 +154,5 @@ def _noise_numbers(found: NoiseScale) -> dict[str, Any]:
     numbers: dict[str, Any] = {"population_size": found.population_size}
     for name, estimate in estimates.items():
         if estimate is not None:
-            numbers[name] = estimate.value
-            numbers |= {f"{name}_{part}": getattr(estimate, part) for part in ("stderr", "low", "high")}
+            numbers |= run_tables.estimate_row(name, estimate)
     return numbers

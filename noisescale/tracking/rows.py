@@ -46,7 +46,7 @@ class Tracker(Protocol):
 class Rows:
     """A table in a run's folder, its rows along the run's steps.
 
-    columns: of the file. every: when a row is due, beside after the last step.
+    columns: of the file.
     rows: those that the run goes on from; what lies after its present step will come again.
     """
 
@@ -56,28 +56,29 @@ class Rows:
         file: Path,
         *,
         columns: tuple[str, ...],
-        every: Every,
         rows: list[dict[Any, Any]],
     ) -> None:
         self._training = training
         self._file = file
         self._columns = columns
-        self._every = every
         self._rows = [row for row in rows if row["step"] <= training.step] if training.step else []
 
     @property
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self._rows, columns=list(self._columns))
 
-    @property
-    def due(self) -> bool:
-        """Whether the step just made is to have a row and has none yet."""
-        step = self._training.step
-        measured = bool(self._rows) and self._rows[-1]["step"] == step
-        return not measured and (is_due(step, self._every) or self._training.finished)
+    def due(self, *, now: bool) -> bool:
+        """Whether the step just made has no row yet though one is due `now`, or the run is finished."""
+        measured = bool(self._rows) and self._rows[-1]["step"] == self._training.step
+        return not measured and (now or self._training.finished)
 
     def add(self, *rows: dict[str, Any]) -> dict[str, Any]:
         """Appends rows, nan for what they lack, writes the file, and returns the last of them."""
         self._rows += [{name: row.get(name, math.nan) for name in self._columns} for row in rows]
         store.write_table(self._file, self.table)
         return self._rows[-1]
+
+
+def short(value: float) -> str:
+    """Two significant digits, without an exponent where it can be."""
+    return f"{float(f'{value:.2g}'):g}"

@@ -15,7 +15,7 @@ from noisescale.errors import MeasurementError
 from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
 from noisescale.plots import sharpness_figure
 from noisescale.stability import stable_sharpness
-from noisescale.tracking.rows import Every, Rows
+from noisescale.tracking.rows import Every, Rows, is_due
 from noisescale.training import Training, has_batch_norm
 
 
@@ -27,6 +27,7 @@ class SharpnessTracker:
 
     def __init__(self, training: Training, path: Path, *, every: Every, num_examples: int) -> None:
         self._training = training
+        self._every = every
         total = training.examples.num_examples
         self._options = SharpnessOptions(num_examples=min(num_examples, total), interaction_batches=0)
         rows = run_tables.read_sharpness(path)
@@ -35,14 +36,13 @@ class SharpnessTracker:
             training,
             path / run_tables.SHARPNESS,
             columns=run_tables.SHARPNESS_COLUMNS,
-            every=every,
             rows=rows if same else [],
         )
         self._latest: Sharpness | None = None
 
     @property
     def due(self) -> bool:
-        return self._rows.due
+        return self._rows.due(now=is_due(self._training.step, self._every))
 
     def measure(self) -> dict[str, Any]:
         training = self._training

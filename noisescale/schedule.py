@@ -1,0 +1,119 @@
+"""A batch size that follows the noise scale of the gradients it is training with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from noisescale.config import TrainConfig
+from noisescale.monitor import NoiseScaleMonitor
+from noisescale.noise import GradientNoise
+from noisescale.tradeoff import Tradeoff
+
+FIRST_PART = 4  # the small batch is a fourth of the whole
+LEAST_UPDATES = 10  # before the first change
+LARGEST = 4096  # unless it is said
+
+
+class AdaptiveBatchSize:
+    """B = √(r·B_simple) with smoothing, hysteresis and bounds, and the learning rate that goes with it.
+
+    Two norms per update, from the first fourth of each batch and all of it, give the running B_simple of a
+    NoiseScaleMonitor. The batch size changes where √(r·B_simple) has left the present one by the factor
+    `hysteresis`; where |G|² is not resolved, the lower bound of B_simple may raise it, and nothing lowers it.
+
+    config: `exchange_rate` is r, the examples worth a step; `min_batch_size` to `max_batch_size`;
+        `noise_memory`, in examples. num_examples: of the training set. `learning_rate` is that of the
+        initial batch size B_0, from which the rate goes by `lr_scaling`: none; √(B/B_0); B/B_0; or by the
+        noise, (1 + 𝓑_0/B_0)/(1 + 𝓑/B) with B_simple for 𝓑, and for 𝓑_0 its first value.
+
+    McCandlish et al. 2018 (arXiv 1812.06162), appendix D, with B_simple in the place of B_noise.
+    """
+
+    def __init__(self, config: TrainConfig, parameters: nn.Module, *, num_examples: int) -> None:
+        self.config = config
+        self.max_batch_size = config.max_batch_size or min(num_examples, LARGEST)
+        self.monitor = NoiseScaleMonitor(parameters, reduction="sum", memory=config.noise_memory)
+        self.batch_size = config.initial_batch_size
+        self.learning_rate = config.learning_rate
+        self.changed_at_step = 0
+        self.tradeoff = Tradeoff()
+        self._first_scale: float | None = None  # 𝓑_0
+
+    def parts(self, indices: Tensor, *, largest: int) -> list[Tensor]:
+        """The batch's indices (B,) as the small batch and the rest, in pieces of at most `largest`."""
+        first = min(max(1, len(indices) // FIRST_PART), largest)
+        rest = indices[first:]
+        return [indices[:first], *(rest.split(largest) if len(rest) else ())]
+
+    @property
+    def noise(self) -> GradientNoise | None:
+        """The running estimates; None before there are any."""
+        return self.monitor.noise() if self.monitor.num_updates else None
+
+    def update(self, step: int) -> None:
+        """To be called with the gradient of update number `step` in place; sets batch size and rate."""
+        used = sum(self.monitor.pending)
+        self.monitor.update()
+        noise = self.noise
+        if noise is None:
+            return
+        scale = noise.simple.value if noise.resolved else math.nan
+        if noise.resolved:
+            self.tradeoff = self.tradeoff.after(scale, batch_size=used)
+            self._first_scale = self._first_scale or scale
+        if self.monitor.num_updates < LEAST_UPDATES:
+            return
+        wanted = self._wanted(noise)
+        if 1 / self.config.hysteresis < wanted / self.batch_size < self.config.hysteresis:
+            return
+        self.batch_size = wanted
+        self.learning_rate = self._rate(noise)
+        self.changed_at_step = step
+
+    def _wanted(self, noise: GradientNoise) -> int:
+        """√(r·B_simple) within the bounds; what the lower bound alone says where it is larger than now."""
+        config = self.config
+        scale = noise.simple.value if noise.resolved else noise.simple.low
+        if math.isnan(scale):
+            return self.batch_size
+        wanted = round(math.sqrt(config.exchange_rate * scale))
+        wanted = min(max(wanted, config.min_batch_size), self.max_batch_size)
+        return wanted if noise.resolved else max(wanted, self.batch_size)
+
+    def _rate(self, noise: GradientNoise) -> float:
+        config = self.config
+        growth = self.batch_size / config.initial_batch_size
+        if config.lr_scaling == "sqrt":
+            return config.learning_rate * math.sqrt(growth)
+        if config.lr_scaling == "linear":
+            return config.learning_rate * growth
+        if config.lr_scaling == "noise":
+            scale = noise.simple.value if noise.resolved else noise.simple.low
+            first = self._first_scale or scale
+            return (
+                config.learning_rate * (1 + first / config.initial_batch_size) / (1 + scale / self.batch_size)
+            )
+        return config.learning_rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, with which another goes on bit for bit."""
+        return {
+            "monitor": self.monitor.state_dict(),
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "changed_at_step": self.changed_at_step,
+            "tradeoff": dataclasses.asdict(self.tradeoff),
+            "first_scale": self._first_scale,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.monitor.load_state_dict(state["monitor"])
+        self.batch_size = state["batch_size"]
+        self.learning_rate = state["learning_rate"]
+        self.changed_at_step = state["changed_at_step"]
+        self.tradeoff = Tradeoff(**state["tradeoff"])
+        self._first_scale = state["first_scale"]

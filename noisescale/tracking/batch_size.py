@@ -1,0 +1,64 @@
+"""The changes of an adaptive batch size along a training run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from noisescale import run_tables, store
+from noisescale.noise_plots import batch_size_figure
+from noisescale.schedule import AdaptiveBatchSize
+from noisescale.tracking.rows import Rows, short
+from noisescale.training import Training
+
+
+class BatchSizeTracker:
+    """Batch size, learning rate and running noise scale at the start, at each change, and at the end.
+
+    In batch_size.csv; a row says what the updates after its step are made with.
+    """
+
+    def __init__(self, training: Training, path: Path, schedule: AdaptiveBatchSize) -> None:
+        self._training = training
+        self._schedule = schedule
+        self._rows = Rows(
+            training,
+            path / run_tables.BATCH_SIZE,
+            columns=run_tables.BATCH_SIZE_COLUMNS,
+            rows=run_tables.read_batch_size(path),
+        )
+
+    @property
+    def due(self) -> bool:
+        return self._rows.due(now=self._schedule.changed_at_step == self._training.step)
+
+    def measure(self) -> dict[str, Any]:
+        training, schedule = self._training, self._schedule
+        row: dict[str, Any] = {
+            "step": training.step,
+            "epoch": training.epoch,
+            "batch_size": schedule.batch_size,
+            "learning_rate": schedule.learning_rate,
+        }
+        if noise := schedule.noise:
+            for name in run_tables.GRADIENT_NOISE:
+                row |= run_tables.estimate_row(name, getattr(noise, name))
+        return self._rows.add(row)
+
+    def describe(self, row: dict[str, Any]) -> str:
+        text = f"B {row['batch_size']:,}  lr {row['learning_rate']:.4g}"
+        if not math.isnan(row["simple"]):
+            return f"{text}  running B_simple {row['simple']:.4g} ± {short(row['simple_stderr'])}"
+        if not math.isnan(row["simple_low"]):
+            return f"{text}  running B_simple > {row['simple_low']:.3g}"
+        return text
+
+    def scalars(self, row: dict[str, Any]) -> dict[str, float]:
+        found = {"batch_size": row["batch_size"], "learning_rate": row["learning_rate"]}
+        return found if math.isnan(row["simple"]) else found | {"noise/running_simple": row["simple"]}
+
+    def picture(self, title: str) -> tuple[str, Figure]:
+        return store.BATCH_SIZE_PICTURE, batch_size_figure(self._rows.table, title=title)

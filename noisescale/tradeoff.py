@@ -1,0 +1,60 @@
+"""Steps against examples: what a run whose noise scale is known would take at other batch sizes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tradeoff:
+    """What one course of training takes in steps S and in examples E, by its batch size.
+
+    min_steps: S_min = ∫ds, updates with the noiseless gradient. min_examples: E_min = ∫𝓑 ds, examples one at
+        a time. root: R = ∫√𝓑 ds. s counts noiseless updates; one at batch size B makes 1/(1 + 𝓑/B) of such a
+        step, where 𝓑 is the noise scale at the time.
+
+    McCandlish et al. 2018 (arXiv 1812.06162), (2.11), (2.12) and appendix D. It assumes the learning rate
+    that is best for each batch size and a course that does not depend on it.
+    """
+
+    min_steps: float = 0.0
+    min_examples: float = 0.0
+    root: float = 0.0
+
+    def after(self, noise_scale: float, *, batch_size: float, steps: float = 1.0) -> Tradeoff:
+        """The course with so many updates more at this batch size."""
+        made = steps / (1 + noise_scale / batch_size)
+        return Tradeoff(
+            min_steps=self.min_steps + made,
+            min_examples=self.min_examples + noise_scale * made,
+            root=self.root + math.sqrt(noise_scale) * made,
+        )
+
+    @property
+    def critical_batch_size(self) -> float:
+        """B_crit = E_min/S_min, at which a fixed batch size takes twice the least of both."""
+        return self.min_examples / self.min_steps
+
+    @property
+    def gain(self) -> float:
+        """γ = R²/(S_min E_min), at most 1; 1 where the noise scale does not change.
+
+        (S/S_min − 1)(E/E_min − 1) is 1 at a fixed batch size and γ where B = √(r𝓑).
+        """
+        return self.root**2 / (self.min_steps * self.min_examples)
+
+    def fixed(self, batch_size: float) -> tuple[float, float]:
+        """S/S_min and E/E_min at a fixed batch size."""
+        ratio = batch_size / self.critical_batch_size
+        return 1 + 1 / ratio, 1 + ratio
+
+    def adaptive(self, exchange_rate: float) -> tuple[float, float]:
+        """S/S_min and E/E_min where B = √(r𝓑), r examples being worth a step."""
+        root = math.sqrt(exchange_rate)
+        return 1 + self.root / (root * self.min_steps), 1 + root * self.root / self.min_examples
+
+    def steps_saved(self, exchange_rate: float) -> float:
+        """The share of steps that B = √(r𝓑) saves against a fixed batch size of as many examples."""
+        steps, examples = self.adaptive(exchange_rate)
+        return 1 - steps / (1 + 1 / (examples - 1))
