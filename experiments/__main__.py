@@ -2,6 +2,7 @@
 
 import click
 
+from experiments.adaptive_batch import adaptive_batch
 from experiments.edge_of_stability import edge_of_stability
 from experiments.noise_growth import noise_growth
 from experiments.three_cases import three_cases
@@ -18,6 +19,7 @@ def main() -> None:
 
 
 main.add_command(three_cases)
+main.add_command(adaptive_batch)
 main.add_command(edge_of_stability)
 main.add_command(noise_growth)
 

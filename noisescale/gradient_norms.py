@@ -27,7 +27,7 @@ def _values(gradient: Tensor) -> Tensor:
 
 
 class ReplicaNorms:
-    """A communication hook of DistributedDataParallel that keeps the squared norms of what it reduces.
+    """The squared norms of what a communication hook of DistributedDataParallel reduces.
 
     comm_hook: the state and hook that do the reduction; None: the mean over the group's processes.
     """
@@ -42,8 +42,8 @@ class ReplicaNorms:
         self._reduced: list[Tensor] = []
         self._rounds = 0  # reductions since the last look
 
-    def hook(self, state: None, bucket: Any) -> torch.futures.Future[Tensor]:
-        """To be registered."""
+    def reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        """To be registered as the hook."""
         self._rounds += bucket.is_last()
         self._local.append(squared_norm([bucket.buffer()]))  # before it is overwritten
 

@@ -169,7 +169,7 @@ class NoiseScaleMonitor:
             raise SettingError("a process group of one: its gradient is the whole batch's; use micro-batches")
         replicas = ReplicaNorms(model.process_group, comm_hook)
         try:
-            model.register_comm_hook(None, replicas.hook)
+            model.register_comm_hook(None, lambda state, bucket: replicas.reduce(bucket))
         except RuntimeError as error:
             raise SettingError(
                 "the model has a communication hook already: leave register_comm_hook out and give "

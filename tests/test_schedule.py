@@ -1,0 +1,232 @@
+"""The adaptive batch size: its rule, its bounds, and the runs it makes."""
+
+import copy
+import itertools
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from noisescale import run_tables
+from noisescale.checkpoint import load_checkpoint
+from noisescale.config import ProblemConfig, TrainConfig
+from noisescale.errors import CheckpointError, SettingError
+from noisescale.estimate import exact, from_stderr, undefined
+from noisescale.noise import GradientNoise
+from noisescale.run import RunOptions, run_training
+from noisescale.schedule import AdaptiveBatchSize
+from noisescale.tradeoff import Tradeoff
+from noisescale.training import CHUNK, Training, train
+from tests.problems import classification
+
+DIGITS = ProblemConfig(dataset="digits", width=16)
+SMALL = {"batch_size": "adaptive", "learning_rate": 0.1, "noise_memory": 500, "exchange_rate": 100}
+
+
+def noise(value, *, low=None):
+    """A resolved B_simple, or one of which only a bound is known."""
+    simple = (
+        from_stderr(value, value / 10, num_samples=50) if low is None else undefined(num_samples=50, low=low)
+    )
+    return GradientNoise(exact(1.0), exact(1.0), simple, None)
+
+
+class Heard:
+    """A monitor of which every estimate is known."""
+
+    def __init__(self, *found, updates=100):
+        self.found = list(found)
+        self.num_updates = updates
+        self.pending = (8, 24)
+
+    def update(self):
+        self.present = self.found.pop(0)
+        self.num_updates += 1
+
+    def noise(self):
+        return self.present
+
+
+def scheduled(*found, updates=100, **settings):
+    """The batch size and rate after each of these estimates."""
+    config = TrainConfig(**{"batch_size": "adaptive", "learning_rate": 0.1, "exchange_rate": 100, **settings})
+    schedule = AdaptiveBatchSize(config, torch.nn.Linear(2, 2), num_examples=60_000)
+    schedule.monitor = Heard(*found, updates=updates)
+    made = []
+    for step in range(1, len(found) + 1):
+        schedule.update(step)
+        made.append((schedule.batch_size, schedule.learning_rate))
+    return schedule, made
+
+
+def test_the_batch_size_is_the_root_of_exchange_rate_times_noise_scale():
+    schedule, made = scheduled(noise(400.0), noise(900.0))
+    assert [size for size, _ in made] == [200, 300]
+    assert schedule.changed_at_step == 2
+
+
+def test_hysteresis_holds_what_is_nearly_right():
+    _, made = scheduled(noise(400.0), noise(600.0), noise(620.0), noise(630.0), hysteresis=1.25)
+    assert [size for size, _ in made] == [200, 200, 200, 251]  # √(100·600) = 245 < 250, √(100·630) = 251
+
+
+def test_bounds_hold():
+    _, made = scheduled(noise(1e6), noise(0.01), noise(4e6), min_batch_size=20, max_batch_size=500)
+    assert [size for size, _ in made] == [500, 20, 500]
+    _, made = scheduled(noise(1e9))
+    assert made[0][0] == 4096
+
+
+def test_nothing_changes_before_the_averages_are_worth_it():
+    _, made = scheduled(*[noise(400.0)] * 10, updates=0)
+    assert [size for size, _ in made] == [32] * 9 + [200]
+
+
+def test_a_lower_bound_raises_and_never_lowers():
+    _, made = scheduled(
+        noise(400.0), noise(math.nan, low=100.0), noise(math.nan, low=1600.0), noise(math.nan, low=math.nan)
+    )
+    assert [size for size, _ in made] == [200, 200, 400, 400]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("none", [0.1, 0.1]),
+        ("sqrt", [0.1 * math.sqrt(200 / 32), 0.1 * math.sqrt(400 / 32)]),
+        ("linear", [0.1 * 200 / 32, 0.1 * 400 / 32]),
+        ("noise", [0.1 * (1 + 400 / 32) / (1 + 400 / 200), 0.1 * (1 + 400 / 32) / (1 + 1600 / 400)]),
+    ],
+)
+def test_the_learning_rate_follows_its_rule(rule, expected):
+    _, made = scheduled(noise(400.0), noise(1600.0), lr_scaling=rule)
+    assert [rate for _, rate in made] == pytest.approx(expected)
+
+
+def test_the_course_is_kept_with_what_each_update_really_used():
+    schedule, _ = scheduled(noise(400.0), noise(math.nan, low=3.0), noise(1600.0))
+    assert schedule.tradeoff == Tradeoff().after(400.0, batch_size=32).after(1600.0, batch_size=32)
+
+
+def test_batches_are_divided_into_a_small_part_and_the_rest():
+    schedule, _ = scheduled()
+    for count in (1, 2, 3, 32, 33, 4 * CHUNK + 8, 20_000):
+        indices = torch.arange(count)
+        parts = schedule.parts(indices, largest=CHUNK)
+        assert torch.equal(torch.cat(parts), indices)
+        assert all(1 <= len(part) <= CHUNK for part in parts)
+        assert len(parts[0]) == min(max(1, count // 4), CHUNK)
+
+
+def test_updates_are_those_of_the_same_batches_at_the_same_rates():
+    """The division into parts, and the looking, leave plain SGD."""
+    problem = classification()
+    config = TrainConfig(**SMALL, epochs=8, initial_batch_size=8, lr_scaling="sqrt")
+    training = Training(problem, config)
+    model = copy.deepcopy(problem.model)
+    sizes, taken = [], Training(problem, config).batches
+    previous = (training.batch_size, config.learning_rate)
+    for _ in training:
+        size, rate = previous
+        previous = (training.batch_size, training.optimizer.param_groups[0]["lr"])
+        indices = taken.take(size)
+        model.zero_grad()
+        problem.loss(model(problem.train.inputs[indices]), problem.train.targets[indices]).mean().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= rate * parameter.grad
+        sizes.append(size)
+    assert len(set(sizes)) > 2
+    for one, other in zip(training.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_resumed_run_continues_identically(optimizer, tmp_path):
+    config = TrainConfig(**SMALL, epochs=4, lr_scaling="noise", optimizer=optimizer)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_training(DIGITS, config, whole)
+    step = Training.__iter__
+
+    def interrupted(self):
+        for made in step(self):
+            yield made
+            if made == 30:
+                raise ZeroDivisionError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "__iter__", interrupted)
+        with pytest.raises(ZeroDivisionError):
+            run_training(DIGITS, config, broken, RunOptions(checkpoint_every=7))
+    assert load_checkpoint(broken).step not in (0, 30)
+    run_training(DIGITS, config, broken)
+    one, other = load_checkpoint(whole), load_checkpoint(broken)
+    assert one.step == other.step
+    assert all(torch.equal(value, other.params[name]) for name, value in one.params.items())
+    assert one.schedule == other.schedule
+    tables = [pd.read_csv(path / run_tables.BATCH_SIZE) for path in (whole, broken)]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_every_change_is_a_row(tmp_path):
+    config = TrainConfig(**SMALL, epochs=4, lr_scaling="sqrt")
+    summary = run_training(DIGITS, config, tmp_path)
+    rows = pd.read_csv(tmp_path / run_tables.BATCH_SIZE)
+    assert list(rows.columns) == list(run_tables.BATCH_SIZE_COLUMNS)
+    assert rows["step"].tolist()[0] == 0
+    assert rows["batch_size"].tolist()[0] == 32
+    changes = rows.iloc[1:-1] if rows["batch_size"].iloc[-1] == rows["batch_size"].iloc[-2] else rows.iloc[1:]
+    assert len(changes) >= 2
+    resolved = changes[changes["simple"].notna()]
+    wanted = (100 * resolved["simple"]) ** 0.5
+    assert (abs(wanted.clip(8, 4096) - resolved["batch_size"]) <= 1).all()
+    assert (rows["learning_rate"] / (0.1 * (rows["batch_size"] / 32) ** 0.5)).round(9).eq(1).all()
+    assert summary["batch_size"] == "adaptive"
+    assert summary["final_batch_size"] == rows["batch_size"].iloc[-1]
+    assert 0 < summary["predicted"]["gain"] <= 1
+    json.dumps(summary, allow_nan=False)
+    assert (tmp_path / "batch_size.png").stat().st_size > 5000
+
+
+def test_a_checkpoint_without_its_schedule_is_refused():
+    problem = classification()
+    adaptive, plain = TrainConfig(**SMALL), TrainConfig(batch_size=8)
+    *_, checkpoint = train(problem, plain)
+    forged = copy.replace(checkpoint, training=adaptive) if hasattr(copy, "replace") else None
+    if forged is None:
+        import dataclasses
+
+        forged = dataclasses.replace(checkpoint, training=adaptive)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        list(itertools.islice(train(problem, adaptive, start=forged), 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"min_batch_size": 64}, "2 <= smallest <= initial <= largest"),
+        ({"max_batch_size": 16}, "2 <= smallest <= initial <= largest"),
+        ({"min_batch_size": 1}, "2 <= smallest <= initial <= largest"),
+        ({"min_batch_size": 100, "initial_batch_size": 200, "max_batch_size": 150}, "by way of 200"),
+        ({"exchange_rate": 0}, "examples worth a step"),
+        ({"exchange_rate": math.nan}, "examples worth a step"),
+        ({"hysteresis": 1}, "factor above 1"),
+        ({"noise_memory": 0}, "noise memory 0"),
+        ({"lr_scaling": "cubic"}, "choose one of none, sqrt, linear, noise"),
+        ({"batch_size": 32, "exchange_rate": 5}, "only an adaptive batch size takes it"),
+        ({"batch_size": "full", "lr_scaling": "sqrt"}, "only an adaptive batch size takes it"),
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        TrainConfig(**{"batch_size": "adaptive", **settings})
+
+
+def test_what_cannot_be_trained_so_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="with batch norm"):
+        run_training(ProblemConfig(dataset="digits", width=8, norm="batch"), TrainConfig(**SMALL), tmp_path)
+    with pytest.raises(SettingError, match="batch sizes up to 5000"):
+        run_training(DIGITS, TrainConfig(**SMALL, max_batch_size=5000), tmp_path)
+    assert not list(tmp_path.iterdir())
