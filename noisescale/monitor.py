@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,18 @@ from noisescale.two_batch import RunningNoise, two_batch
 Reduction = Literal["mean", "sum"]
 MEMORY = 100  # updates' worth of examples, where no memory is given
 UNREAD = 64  # updates on a GPU between two looks at their norms, each of which waits for it
+
+
+class _Part(NamedTuple):
+    """A micro-batch: its examples, the weight of its mean gradient, and a factor in the gradient with it.
+
+    alike: whether micro-batches count alike, and so processes too, however many of them they have.
+    """
+
+    num_examples: int
+    weight: float
+    scale: float
+    alike: bool
 
 
 class NoiseScaleMonitor:
@@ -76,8 +88,7 @@ class NoiseScaleMonitor:
         self.num_skipped = 0
         self._running = RunningNoise(memory=memory)
         self._first: Tensor | None = None  # |.grad|² after the first micro-batch
-        self._scales: list[float] = []
-        self._sizes: list[int] = []
+        self._parts: list[_Part] = []  # since the last update
         self._seen: list[tuple[int, int]] = []  # the gradients and their versions after the last one
         self._unread: list[tuple[Tensor, Tensor]] = []  # (small, big) squared norms and sizes, of each update
         self._replicas: ReplicaNorms | None = None
@@ -96,36 +107,46 @@ class NoiseScaleMonitor:
     @property
     def pending(self) -> tuple[int, ...]:
         """Examples in each micro-batch since the last update."""
-        return tuple(self._sizes)
+        return tuple(part.num_examples for part in self._parts)
 
-    def micro_batch(self, num_examples: int, *, scale: float = 1.0) -> None:
+    def micro_batch(self, num_examples: int, *, weight: float | None = None, scale: float = 1.0) -> None:
         """To be called after each micro-batch's backward pass, with its number of examples.
 
-        scale: the factor in `.grad` beside what `reduction` says, such as an AMP GradScaler's get_scale(),
-            or the number of micro-batches where their losses are not divided by it.
+        weight: what its mean gradient counts for beside the others', such as its number of tokens where the
+            loss is a mean over those; None: as `reduction` says.
+        scale: a further factor in `.grad`, such as an AMP GradScaler's get_scale().
         """
         if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
             raise SettingError(
                 f"a micro-batch of {num_examples!r} examples: give a whole number of 1 or more"
             )
-        if not 0 < scale < math.inf:
-            raise SettingError(f"scale {scale!r}: give the positive factor in the gradient")
-        if not self._sizes and self._replicas is None:
+        alike = weight is None and self.reduction == "mean"
+        if weight is None:
+            weight = 1.0 if alike else num_examples
+        for name, value in (("weight", weight), ("scale", scale)):
+            if not 0 < value < math.inf:
+                raise SettingError(f"{name} {value!r}: give a positive number")
+        if not self._parts and self._replicas is None:
             self._first = squared_norm(self._gradients())
-        self._sizes.append(num_examples)
-        self._scales.append(float(scale))
+        self._parts.append(_Part(num_examples, float(weight), float(scale), alike))
         self._seen = self._versions()
 
-    def update(self, *, scale: float | None = None, last: Tensor | None = None) -> bool:
+    def update(
+        self, *, scale: float | None = None, divided_by: float | None = None, last: Tensor | None = None
+    ) -> bool:
         """To be called after the last micro-batch, before the optimizer; whether the update is taken in.
 
         scale: of the gradient as it is now; None: the last micro-batch's, and then it must not have been
-            changed since (SettingError where it was, as by clipping). last: its squared norm, where the
-            caller has it.
+            changed since (SettingError where it was, as by clipping). divided_by: the sum of weights that
+            losses were divided by, as the usual number of micro-batches in an update that has fewer, or 1
+            where mean losses were not divided at all; None: those of this update. last: the squared norm of
+            the gradient, where the caller has it.
+
+        On a GPU a gradient that is not finite is noticed, and counted in `num_skipped`, later.
         """
-        sizes, scales, first = self._sizes, self._scales, self._first
-        self._sizes, self._scales, self._first = [], [], None
-        if not sizes:
+        parts, first = self._parts, self._first
+        self.discard()
+        if not parts:
             raise MeasurementError("update() before any micro_batch(): call that after each backward pass")
         if scale is None:
             if last is None and self._versions() != self._seen:
@@ -133,24 +154,28 @@ class NoiseScaleMonitor:
                     "the gradients were changed after the last micro_batch(): call update() before they are "
                     "unscaled, clipped or zeroed"
                 )
-            scale = scales[-1]
+            scale = parts[-1].scale
+        undivided = 1.0 if divided_by is None else divided_by / sum(part.weight for part in parts)
         if self._replicas is not None:
-            found = _across(self._replicas, sizes, scale, self.reduction)
-        elif len(sizes) < 2:
-            found = None
+            found = _across(self._replicas, parts, factor=(undivided / scale) ** 2)
+        elif len(parts) < 2:
+            self.num_skipped += 1
+            return False
         else:
             assert first is not None, "taken at the first micro-batch"
             last = squared_norm(self._gradients()) if last is None else last
-            found = _nested(first / scales[0] ** 2, last / scale**2, sizes, self.reduction)
-        if found is None:
-            self.num_skipped += 1
-            return False
+            squares = torch.stack([first / parts[0].scale ** 2, last / scale**2]) * undivided**2
+            found = _nested(squares, parts)
         self._unread.append(found)
         if found[0].device.type == "cpu" or len(self._unread) >= UNREAD:
             skipped = self.num_skipped
             self._read()
             return self.num_skipped == skipped
         return True
+
+    def discard(self) -> None:
+        """Forgets the micro-batches since the last update, as where that update is not to be made."""
+        self._parts, self._first = [], None
 
     def attach(self, model: DistributedDataParallel, comm_hook: tuple[Any, CommHook] | None = None) -> None:
         """Takes each process's gradient as the small batch and the reduced one as the big batch.
@@ -190,6 +215,17 @@ class NoiseScaleMonitor:
             )
         return self._running.noise
 
+    def scalars(self) -> dict[str, float]:
+        """The numbers of `noise`, with the interval of B_simple, for a logger; nan where not resolved."""
+        found = self.noise()
+        return {
+            "squared_gradient_norm": found.squared_gradient_norm.value,
+            "gradient_variance": found.gradient_variance.value,
+            "simple": found.simple.value if found.resolved else math.nan,
+            "simple_low": found.simple.low,
+            "simple_high": found.simple.high,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """The averages between two updates, as plain numbers."""
         self._read()
@@ -227,28 +263,35 @@ class NoiseScaleMonitor:
             self._running.add(*found, num_examples=big_size)
 
 
-def _nested(first: Tensor, last: Tensor, sizes: list[int], reduction: Reduction) -> tuple[Tensor, Tensor]:
-    """Squared norms of the first micro-batch's mean gradient and of all's, and the sizes they are of."""
-    count, total = len(sizes), sum(sizes)
-    if reduction == "mean":
-        share, big_size = 1 / count, count**2 / sum(1 / size for size in sizes)
-    else:
-        share, big_size = sizes[0] / total, float(total)
-    pair = torch.tensor([sizes[0], big_size], dtype=torch.float64)
-    return torch.stack([first / share**2, last]), pair
+def _nested(squares: Tensor, parts: list[_Part]) -> tuple[Tensor, Tensor]:
+    """Squared norms of the first micro-batch's mean gradient and of all's, and the sizes they are of.
+
+    squares (2,): of what was accumulated after the first and after the last.
+    """
+    share = parts[0].weight / sum(part.weight for part in parts)
+    sizes = torch.tensor([parts[0].num_examples, _size(parts)], dtype=torch.float64)
+    return squares / squares.new_tensor([share**2, 1.0]), sizes
 
 
-def _across(
-    replicas: ReplicaNorms, sizes: list[int], scale: float, reduction: Reduction
-) -> tuple[Tensor, Tensor]:
-    """The mean squared norm of the processes' mean gradients, that of all's, and the sizes they are of."""
-    size = len(sizes) ** 2 / sum(1 / one for one in sizes) if reduction == "mean" else float(sum(sizes))
-    square, reduced = (one / scale**2 for one in replicas.take())
-    full = torch.full_like(square, size)
-    count, sums = replicas.sum(torch.stack([square, square / full, full, 1 / full]))
-    squares, over_sizes, total, inverse = sums
-    if reduction == "mean":  # every process counts alike
-        small, small_size, big_size = squares / count, count / inverse, count**2 / inverse
-    else:  # by its examples; .grad of one is count·size/total times its mean gradient
-        small, small_size, big_size = over_sizes * total / count**2, total / count, total
-    return torch.stack([small, reduced]), torch.stack([small_size, big_size])
+def _across(replicas: ReplicaNorms, parts: list[_Part], *, factor: float) -> tuple[Tensor, Tensor]:
+    """The mean squared norm of the processes' mean gradients, that of all's, and the sizes they are of.
+
+    With w_r a process's weight and W their sum over n processes, its gradient before the reduction is n·w_r/W
+    times its mean gradient, which counts w_r/W.
+    """
+    weight = 1.0 if parts[0].alike else sum(part.weight for part in parts)
+    size = _size(parts)
+    local, reduced = replicas.take()
+    shares = [1 / weight, weight, weight / size, weight**2 / size]
+    count, sums = replicas.sum(
+        torch.cat([local.new_tensor(shares[:1]) * local, local.new_tensor(shares[1:])])
+    )
+    squares, whole, over_sizes, squares_over_sizes = sums
+    small = squares * whole / count**2
+    sizes = torch.stack([whole / over_sizes, whole**2 / squares_over_sizes])
+    return torch.stack([small, reduced]) * factor, sizes
+
+
+def _size(parts: list[_Part]) -> float:
+    """The number of examples that the weighted mean of the parts' mean gradients is worth."""
+    return sum(part.weight for part in parts) ** 2 / sum(part.weight**2 / part.num_examples for part in parts)

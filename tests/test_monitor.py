@@ -53,6 +53,65 @@ def test_it_is_unbiased_over_all_orders_of_the_examples(reduction, sizes):
     assert monitor.num_updates == 120
 
 
+def test_a_mean_over_tokens_weighs_micro_batches_by_them():
+    """Every example's gradient counts for its tokens; here as many in all examples of a micro-batch."""
+    model, inputs, targets, gradients = regression()
+    tokens, sizes = [3, 1, 2], [1, 2, 2]
+    monitor = NoiseScaleMonitor(model, memory=1e12)
+    for order in itertools.permutations(range(5)):
+        model.zero_grad()
+        for part, weight in zip(torch.tensor(order).split(sizes), tokens, strict=True):
+            losses = 0.5 * (model(inputs[part])[:, 0] - targets[part]) ** 2
+            (losses.mean() * weight / sum(tokens)).backward()
+            monitor.micro_batch(len(part), weight=weight)
+        monitor.update()
+    noise = monitor.noise()
+    assert (noise.squared_gradient_norm.value, noise.gradient_variance.value) == pytest.approx(
+        exact(gradients), rel=1e-9
+    )
+
+
+def test_losses_divided_by_something_else_are_put_right():
+    model, inputs, targets, _ = regression()
+    plain, other, none = (NoiseScaleMonitor(model) for _ in range(3))
+    for order in itertools.islice(itertools.permutations(range(5)), 4):
+        feed(plain, model, inputs, targets, order, [2, 2])
+        plain.update()
+        for monitor, divided_by in ((other, 4), (none, 1)):
+            model.zero_grad()
+            for part in torch.tensor(order[:4]).split(2):
+                losses = 0.5 * (model(inputs[part])[:, 0] - targets[part]) ** 2
+                (losses.mean() / divided_by).backward()
+                monitor.micro_batch(2)
+            monitor.update(divided_by=divided_by)
+    assert plain.noise() == other.noise() == none.noise()
+
+
+def test_what_is_discarded_is_not_seen():
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    feed(monitor, model, inputs, targets, range(5), [1, 1, 1])
+    assert monitor.pending == (1, 1, 1)
+    monitor.discard()
+    feed(monitor, model, inputs, targets, range(5), [2, 2])
+    monitor.update()
+    once = NoiseScaleMonitor(model)
+    feed(once, model, inputs, targets, range(5), [2, 2])
+    once.update()
+    assert monitor.state_dict() == once.state_dict()
+
+
+def test_scalars_for_a_logger():
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    feed(monitor, model, inputs, targets, range(5), [2, 2])
+    monitor.update()
+    found = monitor.scalars()
+    assert found["gradient_variance"] == monitor.noise().gradient_variance.value
+    assert math.isnan(found["simple"])  # of one update: no error, so not resolved
+    assert all(type(value) is float for value in found.values())
+
+
 @pytest.mark.parametrize("trained", [0, 100])
 def test_it_agrees_with_the_exact_measurement_on_mnist(trained, mnist_dir):
     problem = build_problem(ProblemConfig(dataset="mnist", width=128), data_dir=mnist_dir)

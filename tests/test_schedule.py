@@ -1,6 +1,7 @@
 """The adaptive batch size: its rule, its bounds, and the runs it makes."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import math
@@ -194,11 +195,7 @@ def test_a_checkpoint_without_its_schedule_is_refused():
     problem = classification()
     adaptive, plain = TrainConfig(**SMALL), TrainConfig(batch_size=8)
     *_, checkpoint = train(problem, plain)
-    forged = copy.replace(checkpoint, training=adaptive) if hasattr(copy, "replace") else None
-    if forged is None:
-        import dataclasses
-
-        forged = dataclasses.replace(checkpoint, training=adaptive)
+    forged = dataclasses.replace(checkpoint, training=adaptive)
     with pytest.raises(CheckpointError, match="does not fit"):
         list(itertools.islice(train(problem, adaptive, start=forged), 1))
 
