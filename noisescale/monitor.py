@@ -17,6 +17,7 @@ from noisescale.two_batch import RunningNoise, two_batch
 
 Reduction = Literal["mean", "sum"]
 MEMORY = 100  # updates' worth of examples, where no memory is given
+SCALARS = ("squared_gradient_norm", "gradient_variance", "simple", "simple_low", "simple_high")
 UNREAD = 64  # updates on a GPU between two looks at their norms, each of which waits for it
 
 
@@ -218,13 +219,9 @@ class NoiseScaleMonitor:
     def scalars(self) -> dict[str, float]:
         """The numbers of `noise`, with the interval of B_simple, for a logger; nan where not resolved."""
         found = self.noise()
-        return {
-            "squared_gradient_norm": found.squared_gradient_norm.value,
-            "gradient_variance": found.gradient_variance.value,
-            "simple": found.simple.value if found.resolved else math.nan,
-            "simple_low": found.simple.low,
-            "simple_high": found.simple.high,
-        }
+        simple = found.simple.value if found.resolved else math.nan
+        values = (found.squared_gradient_norm.value, found.gradient_variance.value, simple)
+        return dict(zip(SCALARS, (*values, found.simple.low, found.simple.high), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """The averages between two updates, as plain numbers."""

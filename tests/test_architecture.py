@@ -58,6 +58,7 @@ LAYERS = {
     3: {
         "checkpoint",
         "evaluation",
+        "integrations",
         "measure",
         "monitor",
         "noise_plots",

@@ -1,0 +1,1 @@
+"""The noise-scale monitor in other people's trainers, a file each."""

@@ -1,0 +1,152 @@
+"""The noise scale in a Hugging Face Trainer: pip install 'noisescale[transformers]'."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from accelerate.state import GradientState
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from noisescale.errors import SettingError
+from noisescale.gradient_norms import squared_norm
+from noisescale.monitor import NoiseScaleMonitor
+
+IGNORED = -100  # the label that no loss counts
+
+
+class NoiseScaleCallback(TrainerCallback, ExportableState):
+    """Logs |G|², tr Σ and B_simple of the gradients that a Trainer accumulates.
+
+        trainer = Trainer(model, TrainingArguments(gradient_accumulation_steps=8, ...), ...)
+        NoiseScaleCallback().add_to(trainer)
+
+    It needs gradient_accumulation_steps of 2 or more, and one process. The values join the training logs as
+    noise_scale/simple and so on, what is unresolved left out, and the averages go into checkpoints. The
+    gradient is looked at during the backward pass, so that the Trainer's clipping does not disturb it. Where
+    the loss is a mean over tokens, micro-batches count by theirs; an example is a sequence. It restores its
+    averages by itself: leave restore_callback_states_from_checkpoint at False, its default.
+
+    memory: of `NoiseScaleMonitor`, in examples.
+
+    monitor: the NoiseScaleMonitor, from the start of training on.
+    """
+
+    def __init__(self, *, memory: float | None = None) -> None:
+        self.monitor: NoiseScaleMonitor | None = None
+        self._memory = memory
+        self._hooks: list[Any] = []
+        self._norms: list[Tensor] = []  # of the whole gradient, by parameter
+        self._micro_batch: dict[str, Any] = {}  # num_examples and weight of the latest one
+        self._begun = False  # an update
+        self._spoilt = False  # whether this update's micro-batches cannot be compared
+
+    def add_to(self, trainer: Trainer) -> NoiseScaleCallback:
+        """Puts it before the trainer's other callbacks, so that all loggers see its values."""
+        trainer.add_callback(self)
+        callbacks = trainer.callback_handler.callbacks
+        callbacks.insert(0, callbacks.pop(callbacks.index(self)))
+        return self
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.gradient_accumulation_steps < 2:
+            raise SettingError(
+                "one batch per update leaves nothing to compare it with: set gradient_accumulation_steps to "
+                "2 or more"
+            )
+        if args.world_size > 1 or args.n_gpu > 1:
+            raise SettingError(
+                "several processes or GPUs: this callback measures one; attach a NoiseScaleMonitor to the "
+                "DistributedDataParallel model in a loop of your own"
+            )
+        model: nn.Module = kwargs["model"]
+        self.monitor = NoiseScaleMonitor(model, memory=self._memory)
+        callbacks: Any = state.stateful_callbacks  # from the checkpoint, where there is one
+        stored = callbacks.setdefault(type(self).__name__, self.state())
+        if state.global_step and stored["attributes"]["averages"]:
+            self.monitor.load_state_dict(stored["attributes"]["averages"])
+        self._begun = False
+        self._hooks = [model.register_forward_pre_hook(self._count, with_kwargs=True)]
+        self._hooks += [
+            one.register_post_accumulate_grad_hook(self._look)
+            for one in model.parameters()
+            if one.requires_grad
+        ]
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.monitor is not None, "made in on_train_begin"
+        self._spoilt = self._begun  # an epoch ended within an update, whose gradient is still there
+        self._begun = True
+        self.monitor.discard()
+        self._norms.clear()
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.monitor is not None, "made in on_train_begin"
+        if not self._spoilt:
+            self.monitor.micro_batch(**self._micro_batch, scale=_loss_scale(kwargs))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.monitor is not None, "made in on_train_begin"
+        if self.monitor.pending and not self._spoilt:
+            self.monitor.micro_batch(**self._micro_batch, scale=_loss_scale(kwargs))
+            self.monitor.update(last=torch.stack(self._norms).sum())
+        self._begun = False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs or self.monitor is None or not self.monitor.num_updates:
+            return
+        found = {name: value for name, value in self.monitor.scalars().items() if math.isfinite(value)}
+        values = {f"noise_scale/{name}": value for name, value in found.items()}
+        logs.update(values)
+        state.log_history[-1].update(values)  # a copy of the logs, made before
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer stores of it in a checkpoint."""
+        averages = None if self.monitor is None else self.monitor.state_dict()
+        return {"args": {"memory": self._memory}, "attributes": {"averages": averages}}
+
+    def _count(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a forward pass: what the micro-batch counts for."""
+        if not model.training:
+            return
+        tensors = [value for value in (*kwargs.values(), *args) if isinstance(value, Tensor) and value.ndim]
+        self._micro_batch = {"num_examples": len(tensors[0])}
+        if "num_items_in_batch" in kwargs and "labels" in kwargs:
+            self._micro_batch["weight"] = weight = float(kwargs["labels"].ne(IGNORED).sum())
+            self._spoilt |= weight == 0  # a micro-batch without a gradient of its own
+
+    def _look(self, parameter: Tensor) -> None:
+        """During the last backward pass of an update: the whole gradient, unclipped."""
+        if GradientState().sync_gradients and parameter.grad is not None:
+            self._norms.append(squared_norm([parameter.grad]))
+
+
+def _loss_scale(kwargs: dict[str, Any]) -> float:
+    """The factor of mixed precision in the gradients during the backward pass."""
+    scaler = getattr(kwargs.get("optimizer"), "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
