@@ -21,6 +21,7 @@ LAYERS = {
         "estimate",
         "interrupts",
         "noise",
+        "recommendation",
         "run_tables",
         "stability",
         "store",

@@ -81,13 +81,15 @@ def measure_noise(
 
     From per-example gradients, with standard errors and 95 % intervals, at about the price of two gradients
     over the same examples. What a subset cannot resolve is called so, with a lower bound. Several
-    checkpoints make a table along training; checkpoints of `noisescale train` need nothing else.
+    checkpoints make a table along training; checkpoints of `noisescale train` need nothing else. Where the
+    run was tracked (`noisescale train --measure-noise-every log`), batch sizes are recommended for another
+    like it.
     """
     import torch
 
     from noisescale import measure_noise
     from noisescale.cli.checkpoints import load_all, measure_all
-    from noisescale.cli.noise_report import noise_entry, print_noise, unmeasured_entry
+    from noisescale.cli.noise_report import noise_entry, print_noise, recommend_sizes, unmeasured_entry
     from noisescale.distributed import process_group, rank_and_size
 
     if dtype := options.pop("dtype"):
@@ -112,6 +114,7 @@ def measure_noise(
         )
     if not is_first:
         return
+    recommend_sizes(entries)
     if as_json:
         click.echo(json.dumps(entries, indent=2, allow_nan=False))
     else:

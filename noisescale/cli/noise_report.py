@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from noisescale.cli.report import examples_text, name_text, numbers, step_text
+from noisescale.errors import MeasurementError
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Loaded
@@ -26,6 +30,7 @@ QUANTITIES = {
     "max_learning_rate": "ε_max = |G|²/GᵀHG",
 }
 ALONG_TRAINING = ("squared_gradient_norm", "gradient_variance", "simple", "full")
+RECOMMENDED_FROM = {"simple": "B_simple", "full": "B_noise"}
 UNMEASURED = (
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
     *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples", "optimal_learning_rates"),
@@ -49,6 +54,21 @@ def unmeasured_entry(one: Loaded, reason: str) -> dict[str, Any]:
     """The entry of a checkpoint that cannot be measured, among others that can."""
     nothing: dict[str, Any] = dict.fromkeys(UNMEASURED)
     return {**_identity(one), "reason": reason, **nothing, "resolved": False, "notes": []}
+
+
+def recommend_sizes(entries: list[dict[str, Any]]) -> None:
+    """Gives the last entry of every run what the noise scale tracked along it recommends, None the others."""
+    from noisescale.recommendation import recommend
+    from noisescale.run_tables import read_noise
+
+    for entry in entries:
+        entry["recommendation"] = None
+    for run, last in {entry["run"]: entry for entry in entries}.items():
+        if rows := read_noise(Path(run)):
+            try:
+                last["recommendation"] = recommend(pd.DataFrame(rows)).to_dict()
+            except MeasurementError as error:
+                last["notes"] = [*last["notes"], f"no batch size is recommended: {error}"]
 
 
 def print_noise(entries: list[dict[str, Any]]) -> None:
@@ -79,6 +99,39 @@ def print_noise(entries: list[dict[str, Any]]) -> None:
             console.print(name + _sentence(entry))
             if entry["full"] is not None:
                 console.print(_prediction(entry))
+    for entry in entries:
+        if found := entry["recommendation"]:
+            console.print(_along(entry, found))
+            console.print(_sizes(found))
+            console.print(
+                f"A batch size that follows the noise scale (--bs adaptive): γ = {found['gain']:.2f}, so at "
+                f"best {1 + math.sqrt(found['gain']):.2f} times the least of both where a fixed one takes 2."
+            )
+
+
+def _along(entry: dict[str, Any], found: dict[str, Any]) -> str:
+    """Where a recommendation comes from."""
+    critical = found["critical_batch_size"]
+    high = "" if critical["high"] is None else f"–{_rounded(critical['high'])}"
+    text = (
+        f"Along {entry['run']}, {RECOMMENDED_FROM[found['from']]} goes from {_rounded(found['start'])} to "
+        f"{_rounded(found['end'])}, {_rounded(found['average'])} on the average step. For another run like "
+        f"it, B_crit ≈ {_rounded(critical['value'])} ({_rounded(critical['low'])}{high}):"
+    )
+    if found["num_unresolved"]:
+        text += f" ({found['num_unresolved']} of {found['num_measurements']} measurements were not resolved)"
+    return text
+
+
+def _sizes(found: dict[str, Any]) -> Table:
+    """A row per aim: the batch size, and what it takes."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("aim", no_wrap=True)
+    for name in ("batch size", "steps S/S_min", "examples E/E_min"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in found["sizes"]:
+        table.add_row(row["aim"], f"{row['batch_size']:,}", f"{row['steps']:.1f}", f"{row['examples']:.1f}")
+    return table
 
 
 def _identity(one: Loaded) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""`noisescale train` that measures as it goes, or follows the noise; and what is recommended of it."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from noisescale import run_tables
+from tests.test_cli import SMALL, run
+from tests.test_cli_measure_noise import strict
+
+ADAPTIVE = ["--bs", "adaptive", "--lr", "0.1", "--noise-memory", "500", "--exchange-rate", "100"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_noise_is_tracked_and_a_batch_size_recommended():
+    tracking = ["--measure-noise-every", "log", "--noise-examples", "300", "--noise-per-layer"]
+    result = run(*SMALL, "--bs", 64, "--lr", 0.1, *tracking, "--out", "run")
+    assert result.exit_code == 0, result.output
+    rows = pd.read_csv(f"run/{run_tables.NOISE}")
+    assert rows["step"].tolist()[:5] == [0, 1, 2, 3, 4]
+    assert set(rows["num_examples"]) == {300}
+    assert pd.read_csv(f"run/{run_tables.NOISE_LAYERS}")["parameter"].nunique() == 6
+    assert result.stderr.count("B_simple") == len(rows)
+    again = run("measure-noise", "run")
+    assert again.exit_code == 0, again.output
+    text = " ".join(again.stdout.split())
+    assert "For another run like it, B_crit ≈" in text
+    for aim in ("fewest examples", "balanced", "fewest steps"):
+        assert aim in text
+    (entry,) = strict(run("measure-noise", "run", "--json").stdout)
+    assert entry["recommendation"]["from"] == "simple"
+    assert entry["recommendation"]["num_measurements"] == len(rows)
+
+
+def test_the_full_noise_scale_is_tracked_on_demand():
+    tracking = ["--measure-noise-every", "10", "--noise-examples", "300", "--noise-hessian"]
+    result = run(*SMALL, "--bs", 64, "--lr", 0.1, *tracking, "--out", "run")
+    assert result.exit_code == 0, result.output
+    rows = pd.read_csv(f"run/{run_tables.NOISE}")
+    assert rows["step"].tolist() == [0, 10, 20, 21]
+    assert rows["hessian_covariance_trace"].notna().all()
+    assert "B_noise" in result.stderr
+
+
+def test_an_untracked_run_recommends_nothing():
+    assert run(*SMALL, "--bs", 64, "--out", "run").exit_code == 0
+    result = run("measure-noise", "run", "--json")
+    assert strict(result.stdout)[0]["recommendation"] is None
+
+
+def test_a_finished_run_is_not_trained_again_to_be_tracked():
+    assert run(*SMALL, "--bs", 64, "--out", "run").exit_code == 0
+    result = run(*SMALL, "--bs", 64, "--out", "run", "--measure-noise-every", "10")
+    assert result.exit_code == 0
+    assert "noisescale measure-noise, or train it again with --force" in result.stderr
+
+
+def test_an_adaptive_run_beside_a_fixed_one():
+    result = run(*SMALL, *ADAPTIVE, "--bs", "64", "--lr-scaling", "noise", "--epochs", 4, "--out", "runs")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    assert "The adaptive batch size ended at" in text
+    assert "predicted: B_crit" in text
+    assert "fewer steps than the fixed batch size of as many examples" in text
+    changes = pd.read_csv(f"runs/bsadaptive/{run_tables.BATCH_SIZE}")
+    assert result.stderr.count("  B ") == len(changes) > 2
+    fixed = json.loads(Path("runs/bs64/config.json").read_text())["training"]
+    assert fixed["lr_scaling"] == "none"  # what only an adaptive one takes
+    summaries = strict(
+        run(
+            *SMALL, *ADAPTIVE, "--lr-scaling", "noise", "--epochs", 4, "--out", "runs/bsadaptive", "--json"
+        ).stdout
+    )
+    assert set(summaries[0]["predicted"]) == {"critical_batch_size", "gain", "steps_saved"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--measure-noise-every", "0"], "1 or more, or log"),
+        (["--measure-noise-every", "often"], "1 or more, or log"),
+        (["--measure-noise-every", "10", "--noise-examples", "2"], "noise-examples"),
+        (["--lr-scaling", "sqrt"], "only an adaptive batch size takes it"),
+        (["--bs", "adaptive", "--bs-min", "64"], "2 <= smallest <= initial <= largest"),
+        (["--bs", "adaptive", "--bs-max", "5000"], "batch sizes up to 5000"),
+        (["--bs", "adaptive", "--exchange-rate", "nan"], "examples worth a step"),
+        (["--bs", "adaptive", "--norm", "batch"], "adaptive batch size with batch norm"),
+        (["--bs", "sometimes"], "full or adaptive"),
+    ],
+)
+def test_bad_usage_gets_one_message(arguments, message):
+    result = run(*SMALL, *arguments, "--out", "run")
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
