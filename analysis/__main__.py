@@ -3,6 +3,7 @@
 import click
 
 from analysis.edge_of_stability import edge_of_stability
+from analysis.noise_growth import noise_growth
 from analysis.three_cases import three_cases
 from noisescale.commands import Commands
 
@@ -14,6 +15,7 @@ def main() -> None:
 
 main.add_command(three_cases)
 main.add_command(edge_of_stability)
+main.add_command(noise_growth)
 
 if __name__ == "__main__":
     main(prog_name="python -m analysis")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, NullLocator
 
 Scale = Literal["simple", "full"]
 SCALES: dict[Scale, tuple[str, str]] = {
@@ -27,7 +27,9 @@ def plot_noise(
     label: str | None = None,
     **style: Any,
 ) -> None:
-    """A noise scale along training with its 95 % band; open triangles are lower bounds of what is unresolved.
+    """A noise scale along training with its 95 % band, interrupted where it is not resolved.
+
+    Open triangles are the lower bounds there.
 
     table: rows with `against`, `quantity`, and its _low and _high, as in noise.csv. The loss falls to the
         right.
@@ -35,31 +37,23 @@ def plot_noise(
     name, colour = SCALES[quantity]
     style = {"color": colour, "linewidth": 1.2, **style}
     rows = table.sort_values("step")
-    known = rows[np.isfinite(rows[quantity])]
-    axes.plot(known[against], known[quantity], ".-", markersize=4, label=label or name, **style)
-    # the lower end may lie below what a logarithmic axis shows
-    axes.fill_between(
-        known[against],
-        known[f"{quantity}_low"],
-        known[f"{quantity}_high"],
-        color=style["color"],
-        alpha=0.2,
-        linewidth=0,
-    )
+    axes.plot(rows[against], rows[quantity], ".-", markersize=4, label=label or name, **style)
+    low, high = (rows[f"{quantity}_{end}"].where(rows[quantity].notna()) for end in ("low", "high"))
+    axes.fill_between(rows[against], low, high, color=style["color"], alpha=0.2, linewidth=0)
     bounds = rows[rows[quantity].isna() & np.isfinite(rows[f"{quantity}_low"])]
     if len(bounds):
         axes.plot(bounds[against], bounds[f"{quantity}_low"], "^", color=style["color"], fillstyle="none")
     axes.set_yscale("log")
     if against == "step":
         axes.set_xscale("symlog", linthresh=1)
-        axes.set_xlim(left=0)
         axes.set_xlabel("step")
     else:
         axes.set_xscale("log")
         if not axes.xaxis_inverted():
             axes.invert_xaxis()
-        for kind in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            kind(LogFormatter(minor_thresholds=(1.5, 0.8)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("mean training loss")
     axes.grid(alpha=0.3)
 

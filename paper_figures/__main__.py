@@ -5,9 +5,13 @@ from pathlib import Path
 import click
 from matplotlib.figure import Figure
 
-from paper_figures import edge_of_stability, three_cases
+from paper_figures import edge_of_stability, noise_growth, three_cases
 
-FIGURES = {"three_cases": three_cases.figure, "edge_of_stability": edge_of_stability.figure}
+FIGURES = {
+    "three_cases": three_cases.figure,
+    "edge_of_stability": edge_of_stability.figure,
+    "noise_growth": noise_growth.figure,
+}
 HERE = Path(__file__).parent
 
 

@@ -119,7 +119,10 @@ def _along(entry: dict[str, Any], found: dict[str, Any]) -> str:
         f"it, B_crit ≈ {_rounded(critical['value'])} ({_rounded(critical['low'])}{high}):"
     )
     if found["num_unresolved"]:
-        text += f" ({found['num_unresolved']} of {found['num_measurements']} measurements were not resolved)"
+        text += (
+            f" ({found['num_unresolved']} of {found['num_measurements']} measurements were not resolved and "
+            "are left out: it may be larger)"
+        )
     return text
 
 
