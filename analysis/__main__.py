@@ -2,6 +2,7 @@
 
 import click
 
+from analysis.adaptive_batch import adaptive_batch
 from analysis.edge_of_stability import edge_of_stability
 from analysis.noise_growth import noise_growth
 from analysis.three_cases import three_cases
@@ -14,6 +15,7 @@ def main() -> None:
 
 
 main.add_command(three_cases)
+main.add_command(adaptive_batch)
 main.add_command(edge_of_stability)
 main.add_command(noise_growth)
 

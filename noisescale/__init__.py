@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from noisescale.measure.noise import measure_noise
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
     from noisescale.models import cnn, mlp
-    from noisescale.noise import NoiseScale, noise_scale
+    from noisescale.monitor import NoiseScaleMonitor
+    from noisescale.noise import GradientNoise, NoiseScale, noise_scale
     from noisescale.objective import Objective
     from noisescale.problem import Examples, LossFn, MatVec, Params, Problem
+    from noisescale.recommendation import Recommendation, recommend
     from noisescale.run import RunOptions, run_training
+    from noisescale.running_noise import RunningNoise, two_batch
+    from noisescale.schedule import AdaptiveBatchSize
     from noisescale.sharpness import (
         KeskarSharpness,
         batch_sharpness,
@@ -36,31 +40,40 @@ if TYPE_CHECKING:
     )
     from noisescale.spectrum import SpectralDensity, SpectralMoments, spectral_density, spectral_moments
     from noisescale.stability import stable_sharpness
+    from noisescale.tracking.noise import NoiseTracking
+    from noisescale.tradeoff import Tradeoff
     from noisescale.training import train
     from noisescale.weights import load_weights
 
 _MODULES = {
+    "AdaptiveBatchSize": "schedule",
     "Checkpoint": "checkpoint",
     "EigenPairs": "eigenpairs",
     "Estimate": "estimate",
     "Evaluation": "evaluation",
     "Examples": "problem",
     "GradientMoments": "gradients",
+    "GradientNoise": "noise",
     "KeskarSharpness": "sharpness",
     "LossFn": "problem",
     "MatVec": "problem",
     "NoiseScale": "noise",
+    "NoiseScaleMonitor": "monitor",
+    "NoiseTracking": "tracking.noise",
     "NoisescaleError": "errors",
     "Objective": "objective",
     "Outer": "factored_gradients",
     "Params": "problem",
     "Problem": "problem",
     "ProblemConfig": "config",
+    "Recommendation": "recommendation",
     "RunOptions": "run",
+    "RunningNoise": "running_noise",
     "Sharpness": "measure.sharpness",
     "SharpnessOptions": "measure.sharpness",
     "SpectralDensity": "spectrum",
     "SpectralMoments": "spectrum",
+    "Tradeoff": "tradeoff",
     "TrainConfig": "config",
     "batch_sharpness": "sharpness",
     "build_problem": "build",
@@ -79,6 +92,7 @@ _MODULES = {
     "measure_sharpness": "measure.sharpness",
     "mlp": "models",
     "noise_scale": "noise",
+    "recommend": "recommendation",
     "run_training": "run",
     "save_checkpoint": "checkpoint",
     "spectral_density": "spectrum",
@@ -86,30 +100,38 @@ _MODULES = {
     "stable_sharpness": "stability",
     "top_eigenpairs": "eigenpairs",
     "train": "training",
+    "two_batch": "running_noise",
 }
 
 __all__ = [
+    "AdaptiveBatchSize",
     "Checkpoint",
     "EigenPairs",
     "Estimate",
     "Evaluation",
     "Examples",
     "GradientMoments",
+    "GradientNoise",
     "KeskarSharpness",
     "LossFn",
     "MatVec",
     "NoiseScale",
+    "NoiseScaleMonitor",
+    "NoiseTracking",
     "NoisescaleError",
     "Objective",
     "Outer",
     "Params",
     "Problem",
     "ProblemConfig",
+    "Recommendation",
     "RunOptions",
+    "RunningNoise",
     "Sharpness",
     "SharpnessOptions",
     "SpectralDensity",
     "SpectralMoments",
+    "Tradeoff",
     "TrainConfig",
     "__version__",
     "batch_sharpness",
@@ -129,6 +151,7 @@ __all__ = [
     "measure_sharpness",
     "mlp",
     "noise_scale",
+    "recommend",
     "run_training",
     "save_checkpoint",
     "spectral_density",
@@ -136,6 +159,7 @@ __all__ = [
     "stable_sharpness",
     "top_eigenpairs",
     "train",
+    "two_batch",
 ]
 
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.gradient_norms import CommHook, ReplicaNorms, squared_norm
 from noisescale.noise import GradientNoise
-from noisescale.two_batch import RunningNoise, two_batch
+from noisescale.running_noise import RunningNoise, two_batch
 
 Reduction = Literal["mean", "sum"]
 MEMORY = 100  # updates' worth of examples, where no memory is given

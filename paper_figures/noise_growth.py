@@ -46,8 +46,8 @@ def figure(data: Path) -> Figure:
         seeds = ", ".join(str(seed) for seed in sorted(curves["seed"].unique()))
         drawn.supxlabel(
             "MNIST, unit pixels, 784–1024–1024–10, SGD at lr 0.01, two epochs, on a random 10,000 training "
-            f"images (population: dataset).\na–c: a line for each seed, {seeds}, with its 95 % band; "
-            "triangles: lower bounds where not resolved. d: B = 128, geometric mean of the seeds where all are.",
+            f"images (population: dataset).\na–c: a line for each seed, {seeds}, with 95 % band; "
+            "triangles: lower bounds where not resolved. d: B = 128, geometric mean of the seeds.",
             fontsize=7,
         )
     return drawn

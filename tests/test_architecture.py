@@ -23,10 +23,10 @@ LAYERS = {
         "noise",
         "recommendation",
         "run_tables",
+        "running_noise",
         "stability",
         "store",
         "tradeoff",
-        "two_batch",
     },
     1: {"problem"},
     2: {

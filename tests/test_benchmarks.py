@@ -3,9 +3,10 @@
 import warnings
 
 import pytest
+import torch
 from rich.console import Console
 
-from experiments.benchmarks import curvature, noise
+from experiments.benchmarks import curvature, monitor, noise
 from noisescale import ProblemConfig, TrainConfig, build_problem, train
 from noisescale.problem import as_examples
 
@@ -36,6 +37,22 @@ def test_warm_starts_are_compared_with_cold_ones(digits):
     found = curvature.warm_starts(digits, along, as_examples(digits.train), seeds=1)
     assert len(found["cold"]) == len(found["warm"]) == len(along) - 1
     assert found["ratio"] == sum(found["warm"]) / sum(found["cold"])
+
+
+def test_the_monitor_and_its_peer_see_the_same_step(digits):
+    found = monitor.measure(digits, 4, 8, rounds=3, num_examples=100)
+    assert 0 < found["looking"] < 1
+    assert 0 < found["looking_differences"] < 1
+    peer = monitor.Differences(digits.model)
+    parts = [torch.arange(8), torch.arange(8, 16)]
+    digits.model.zero_grad()
+    monitor.Step(digits, parts, peer.look)()
+    alone = []
+    for part in parts:
+        losses = digits.loss(digits.model(digits.train.inputs[part]), digits.train.targets[part])
+        gradients = torch.autograd.grad(losses.mean() / 2, list(digits.model.parameters()))
+        alone.append(sum(float(one.square().sum()) for one in gradients))
+    assert [float(one) for one in peer.squares] == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.noise import measure_noise
 from noisescale.monitor import NoiseScaleMonitor
 from noisescale.training import train
-from tests.test_two_batch import exact
+from tests.test_running_noise import exact
 
 
 def regression(num_examples=5):

@@ -1,0 +1,183 @@
+"""What a batch size that follows the noise saves, in steps and examples to a loss, against fixed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pandas as pd
+from scipy import optimize
+
+from analysis.tables import DATA, read_runs, write_committed_table
+from noisescale.estimate import Estimate, from_samples
+from noisescale.run_tables import estimate_row, read_noise
+from noisescale.store import experiment_command
+
+GOALS = (0.3, 0.2, 0.15)  # training loss
+SETTING = ["batch_size", "exchange_rate", "lr_scaling"]
+RUN = [*SETTING, "learning_rate", "seed"]
+
+
+def reached_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
+    """A row per run and goal: steps and examples to the first passage, in log–log between measurements.
+
+    nan where the goal was not reached.
+    """
+    rows = []
+    for folder, record in runs:
+        table = pd.DataFrame(read_noise(folder))
+        setting = {name: record[name] for name in RUN} | {"batch_size": str(record["batch_size"])}
+        per_epoch = table["population_size"].max()
+        gain = (record.get("predicted") or {}).get("gain", np.nan)
+        for goal in GOALS:
+            steps, epochs = (_passage(table, name, goal) for name in ("step", "epoch"))
+            found = {"goal": goal, "steps": steps, "examples": epochs * per_epoch, "predicted_gain": gain}
+            rows.append(setting | found)
+    return pd.DataFrame(rows)
+
+
+def _passage(table: pd.DataFrame, name: str, goal: float) -> float:
+    """Where the loss first passes the goal."""
+    below = np.flatnonzero(table["loss"] <= goal)
+    if not len(below) or table[name].iloc[max(below[0] - 1, 0)] <= 0:
+        return np.nan
+    last = below[0]
+    pair = table.iloc[[last - 1, last]]
+    share = np.log(pair["loss"].iloc[0] / goal) / np.log(pair["loss"].iloc[0] / pair["loss"].iloc[1])
+    return float(np.exp(np.log(pair[name].iloc[0]) + share * np.log(pair[name].iloc[1] / pair[name].iloc[0])))
+
+
+def tuned_table(reached: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each setting's best learning rate, least in mean log steps where all seeds arrive."""
+    means = (
+        reached.assign(log_steps=np.log(reached["steps"]))
+        .groupby(["goal", *SETTING, "learning_rate"])["log_steps"]
+        .agg(lambda values: values.mean(skipna=False))
+        .dropna()
+        .reset_index()
+    )
+    best = means.loc[means.groupby(["goal", *SETTING])["log_steps"].idxmin()]
+    return reached.merge(best.drop(columns="log_steps"), on=["goal", *SETTING, "learning_rate"])
+
+
+def front_table(tuned: pd.DataFrame) -> pd.DataFrame:
+    """A row per goal and setting: steps and examples, geometric means and their 95 % intervals."""
+    rows = []
+    for key, runs in tuned.groupby(["goal", *SETTING, "learning_rate"]):
+        row: dict[str, Any] = dict(zip(["goal", *SETTING, "learning_rate"], key, strict=True))
+        for name in ("steps", "examples"):
+            logs = from_samples(np.log(runs[name]))
+            ends = (logs.value, logs.low, logs.high)
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), np.exp(ends), strict=True))
+        rows.append(row | {"num_seeds": len(runs)})
+    return pd.DataFrame(rows)
+
+
+def comparison_table(tuned: pd.DataFrame) -> pd.DataFrame:
+    """A row per goal and adaptive setting: what it saves against fixed batch sizes, with 95 % intervals.
+
+    steps_saved: 1 − S/S_fixed at as many examples, S_fixed interpolated on the front of the fixed ones.
+    examples_saved: 1 − E/E_fixed at as many steps. Either is nan beyond the front's ends, where no fixed one
+    gets there at all. cost_saved: 1 − C/C_fixed with C = E + r·S and the best fixed batch size for it.
+    measured_gain: (S/S_min − 1)(E/E_min − 1), S_min and E_min fitted to the fixed ones; predicted_gain: γ of
+    the run's own noise scale. Errors by the jackknife over seeds.
+    """
+    rows = []
+    for goal, runs in tuned.groupby("goal"):
+        fixed = runs[runs["batch_size"] != "adaptive"]
+        for key, adaptive in runs[runs["batch_size"] == "adaptive"].groupby(SETTING):
+            row: dict[str, Any] = {"goal": goal, **dict(zip(SETTING, key, strict=True))}
+            for name, quantity in QUANTITIES.items():
+                row |= estimate_row(name, _jackknife(quantity, fixed, adaptive))
+            predicted = adaptive["predicted_gain"]
+            rows.append(row | {"predicted_gain": predicted.mean(), "predicted_gain_std": predicted.std()})
+    return pd.DataFrame(rows)
+
+
+def _jackknife(
+    quantity: Callable[[pd.DataFrame, pd.DataFrame], float], fixed: pd.DataFrame, adaptive: pd.DataFrame
+) -> Estimate:
+    """The quantity with the spread of its pseudo-values over seeds."""
+    seeds = sorted(adaptive["seed"].unique())
+    whole = quantity(fixed, adaptive)
+    without = [quantity(fixed[fixed["seed"] != seed], adaptive[adaptive["seed"] != seed]) for seed in seeds]
+    return from_samples([len(seeds) * whole - (len(seeds) - 1) * one for one in without])
+
+
+def _means(runs: pd.DataFrame) -> tuple[float, float]:
+    """Geometric means of steps and examples."""
+    return float(np.exp(np.log(runs["steps"]).mean())), float(np.exp(np.log(runs["examples"]).mean()))
+
+
+def _front(fixed: pd.DataFrame) -> np.ndarray:
+    """Steps and examples (2, J) of the fixed batch sizes that no other beats in both, by growing examples."""
+    points = [_means(runs) for _, runs in fixed.groupby("batch_size")]
+    kept = [
+        one
+        for one in points
+        if not any(other[0] <= one[0] and other[1] <= one[1] and other != one for other in points)
+    ]
+    return np.array(sorted(kept, key=lambda point: point[1])).T
+
+
+def _steps_saved(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+    (steps, examples), (all_steps, all_examples) = _means(adaptive), _front(fixed)
+    logs = np.interp(np.log(examples), np.log(all_examples), np.log(all_steps), left=np.nan, right=np.nan)
+    return float(1 - steps / np.exp(logs))
+
+
+def _examples_saved(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+    (steps, examples), (all_steps, all_examples) = _means(adaptive), _front(fixed)[:, ::-1]
+    logs = np.interp(np.log(steps), np.log(all_steps), np.log(all_examples), left=np.nan, right=np.nan)
+    return float(1 - examples / np.exp(logs))
+
+
+def _cost_saved(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+    rate = adaptive["exchange_rate"].iloc[0]
+    steps, examples = _means(adaptive)
+    all_steps, all_examples = _front(fixed)
+    return float(1 - (examples + rate * steps) / (all_examples + rate * all_steps).min())
+
+
+def _gain(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+    """With log S = log(S_min(1 + B_crit/B)) fitted to all fixed batch sizes."""
+    sizes = fixed["batch_size"].astype(float).to_numpy()
+    logs = np.log(fixed["steps"].to_numpy())
+
+    def misfit(logarithms: np.ndarray) -> np.ndarray:
+        min_steps, critical = np.exp(logarithms)
+        found: np.ndarray = np.log(min_steps * (1 + critical / sizes)) - logs
+        return found
+
+    min_steps, critical = np.exp(optimize.least_squares(misfit, [logs.min(), np.log(100.0)]).x)
+    steps, examples = _means(adaptive)
+    return float((steps / min_steps - 1) * (examples / (min_steps * critical) - 1))
+
+
+QUANTITIES = {
+    "steps_saved": _steps_saved,
+    "examples_saved": _examples_saved,
+    "cost_saved": _cost_saved,
+    "measured_gain": _gain,
+}
+
+
+@click.command("adaptive_batch")
+@click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=DATA / "adaptive_batch", help="Folder of the tables."
+)
+def adaptive_batch(runs: Path, out: Path) -> None:
+    """Tables of steps and examples to a loss, adaptive against fixed batch sizes."""
+    found = read_runs(runs)
+    command = f"{experiment_command(runs)} && python -m analysis adaptive_batch {runs}"
+    reached = reached_table(found)
+    tuned = tuned_table(reached)
+    tables = {"reached": reached, "front": front_table(tuned), "comparison": comparison_table(tuned)}
+    for name, table in tables.items():
+        path = out / f"{name}.csv"
+        write_committed_table(path, table, command=command, records=[record for _, record in found])
+        click.echo(path)
