@@ -23,7 +23,8 @@ class AdaptiveBatchSize:
 
     Two norms per update, from the first fourth of each batch and all of it, give the running B_simple of a
     NoiseScaleMonitor. The batch size changes where √(r·B_simple) has left the present one by the factor
-    `hysteresis`; where |G|² is not resolved, the lower bound of B_simple may raise it, and nothing lowers it.
+    `hysteresis`; where |G|² is not resolved, the lower bound of B_simple may raise it, and nothing lowers it; where tr Σ comes
+    out below zero, nothing changes it.
 
     config: `exchange_rate` is r, the examples worth a step; `min_batch_size` to `max_batch_size`;
         `noise_memory`, in examples. num_examples: of the training set. `learning_rate` is that of the
@@ -62,7 +63,7 @@ class AdaptiveBatchSize:
         if noise is None:
             return
         scale = noise.simple.value if noise.resolved else math.nan
-        if noise.resolved:
+        if scale > 0:
             self.tradeoff = self.tradeoff.after(scale, batch_size=used)
             self._first_scale = self._first_scale or scale
         if self.monitor.num_updates < LEAST_UPDATES:
@@ -78,7 +79,7 @@ class AdaptiveBatchSize:
         """√(r·B_simple) within the bounds; what the lower bound alone says where it is larger than now."""
         config = self.config
         scale = noise.simple.value if noise.resolved else noise.simple.low
-        if math.isnan(scale):
+        if not scale > 0:  # unknown, or tr Σ below zero by chance
             return self.batch_size
         wanted = round(math.sqrt(config.exchange_rate * scale))
         wanted = min(max(wanted, config.min_batch_size), self.max_batch_size)

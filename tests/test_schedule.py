@@ -29,7 +29,9 @@ SMALL = {"batch_size": "adaptive", "learning_rate": 0.1, "noise_memory": 500, "e
 def noise(value, *, low=None):
     """A resolved B_simple, or one of which only a bound is known."""
     simple = (
-        from_stderr(value, value / 10, num_samples=50) if low is None else undefined(num_samples=50, low=low)
+        from_stderr(value, abs(value) / 10, num_samples=50)
+        if low is None
+        else undefined(num_samples=50, low=low)
     )
     return GradientNoise(exact(1.0), exact(1.0), simple, None)
 
@@ -90,6 +92,12 @@ def test_a_lower_bound_raises_and_never_lowers():
         noise(400.0), noise(math.nan, low=100.0), noise(math.nan, low=1600.0), noise(math.nan, low=math.nan)
     )
     assert [size for size, _ in made] == [200, 200, 400, 400]
+
+
+def test_a_variance_below_zero_by_chance_changes_nothing():
+    schedule, made = scheduled(noise(400.0), noise(-30.0), noise(math.nan, low=-5.0))
+    assert [size for size, _ in made] == [200, 200, 200]
+    assert schedule.tradeoff == Tradeoff().after(400.0, batch_size=32)
 
 
 @pytest.mark.parametrize(

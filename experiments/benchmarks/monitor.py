@@ -90,7 +90,7 @@ class Differences:
 def measure(
     problem: Problem, micro_batches: int, examples: int, *, rounds: int, num_examples: int = 60_000
 ) -> dict[str, Any]:
-    """Seconds per update of random examples without anything, with the monitor and with the peer, interleaved."""
+    """Seconds per update of random examples: plain, with the monitor and with the peer, interleaved."""
     device = next(problem.model.parameters()).device
     parts = list(torch.randperm(num_examples)[: micro_batches * examples].to(device).split(examples))
     monitor, peer = NoiseScaleMonitor(problem.model), Differences(problem.model)
