@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
-from scipy import optimize
+from scipy import interpolate, optimize
 
 from analysis.tables import DATA, read_runs, write_committed_table
 from noisescale.estimate import Estimate, from_samples
@@ -79,7 +79,7 @@ def front_table(tuned: pd.DataFrame) -> pd.DataFrame:
 def comparison_table(tuned: pd.DataFrame) -> pd.DataFrame:
     """A row per goal and adaptive setting: what it saves against fixed batch sizes, with 95 % intervals.
 
-    steps_saved: 1 − S/S_fixed at as many examples, S_fixed interpolated on the front of the fixed ones.
+    steps_saved: 1 − S/S_fixed at as many examples, S_fixed interpolated on the front of fixed ones.
     examples_saved: 1 − E/E_fixed at as many steps. Either is nan beyond the front's ends, where no fixed one
     gets there at all. cost_saved: 1 − C/C_fixed with C = E + r·S and the best fixed batch size for it.
     measured_gain: (S/S_min − 1)(E/E_min − 1), S_min and E_min fitted to the fixed ones; predicted_gain: γ of
@@ -125,14 +125,18 @@ def _front(fixed: pd.DataFrame) -> np.ndarray:
 
 def _steps_saved(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
     (steps, examples), (all_steps, all_examples) = _means(adaptive), _front(fixed)
-    logs = np.interp(np.log(examples), np.log(all_examples), np.log(all_steps), left=np.nan, right=np.nan)
-    return float(1 - steps / np.exp(logs))
+    return 1 - steps / _interpolated(examples, all_examples, all_steps)
 
 
 def _examples_saved(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
     (steps, examples), (all_steps, all_examples) = _means(adaptive), _front(fixed)[:, ::-1]
-    logs = np.interp(np.log(steps), np.log(all_steps), np.log(all_examples), left=np.nan, right=np.nan)
-    return float(1 - examples / np.exp(logs))
+    return 1 - examples / _interpolated(steps, all_steps, all_examples)
+
+
+def _interpolated(x: float, along: np.ndarray, values: np.ndarray) -> float:
+    """On the front, in log–log by monotone cubics, since a chord lies above a convex front; nan beyond it."""
+    cubics = interpolate.PchipInterpolator(np.log(along), np.log(values), extrapolate=False)
+    return float(np.exp(cubics(np.log(x))))
 
 
 def _cost_saved(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:

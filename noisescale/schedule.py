@@ -23,8 +23,8 @@ class AdaptiveBatchSize:
 
     Two norms per update, from the first fourth of each batch and all of it, give the running B_simple of a
     NoiseScaleMonitor. The batch size changes where √(r·B_simple) has left the present one by the factor
-    `hysteresis`; where |G|² is not resolved, the lower bound of B_simple may raise it, and nothing lowers it; where tr Σ comes
-    out below zero, nothing changes it.
+    `hysteresis`; where |G|² is not resolved, the lower bound of B_simple may raise it, and nothing lowers
+    it; where tr Σ comes out below zero, nothing changes it.
 
     config: `exchange_rate` is r, the examples worth a step; `min_batch_size` to `max_batch_size`;
         `noise_memory`, in examples. num_examples: of the training set. `learning_rate` is that of the
