@@ -31,9 +31,9 @@ def figure(data: Path) -> Figure:
         panels[0].set_ylabel("steps")
         panels[0].legend(loc="lower left")
         drawn.supxlabel(
-            "MNIST, unit pixels, 784–256–256–10, SGD, each point at the best of three learning rates; geometric "
-            f"means of {front['num_seeds'].max()} seeds with 95 % intervals.\nSmall numbers: batch size, or the "
-            "examples r that B = √(r·B_simple) trades for a step. Below and left is better.",
+            "MNIST, unit pixels, 784–256–256–10, SGD, each point at the best of three learning rates; "
+            f"geometric means of {front['num_seeds'].max()} seeds, 95 % intervals.\nSmall numbers: batch "
+            "size, or the examples r that B = √(r·B_simple) trades for a step. Below and left is better.",
             fontsize=7,
         )
     return drawn
