@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+Update = Callable[[Tensor], Tensor]
 WARM_UP = 3  # eager updates of a batch size before it is captured: libraries set up lazily in them
 
 
@@ -19,15 +20,15 @@ class _Captured(NamedTuple):
 
 
 class CudaGraphUpdate:
-    """`update`, replayed as a CUDA graph from the fourth call of each batch size on.
+    """An update, replayed as a CUDA graph from the fourth call of each batch size on.
 
-    update: indices (B,) on the GPU -> loss (), changing its model and optimizer in place and nothing else;
-        it must launch the same kernels whatever the values. The first calls run it as it is, and they are
-        real updates: nothing is computed twice and no state needs to be put back.
+    Called with the update, the same every time, and the indices of its examples. update: indices (B,) on
+    the GPU -> loss (), changing its model and optimizer in place and nothing else; it must launch the same
+    kernels whatever the values. The first calls run it as it is, and they are real updates: nothing is
+    computed twice and no state needs to be put back.
     """
 
-    def __init__(self, update: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        self.update = update
+    def __init__(self, device: torch.device) -> None:
         self._calls: Counter[int] = Counter()
         self._captured: dict[int, _Captured] = {}
         self._stream = torch.cuda.Stream(device)
@@ -35,33 +36,33 @@ class CudaGraphUpdate:
             torch.cuda.graph_pool_handle()
         )  # one for all sizes: a graph's memory is free once replayed
 
-    def __call__(self, indices: Tensor) -> Tensor:
+    def __call__(self, update: Update, indices: Tensor) -> Tensor:
         with torch.cuda.device(indices.device):
-            return self._run(indices)
+            return self._run(update, indices)
 
-    def _run(self, indices: Tensor) -> Tensor:
+    def _run(self, update: Update, indices: Tensor) -> Tensor:
         batch_size = len(indices)
         captured = self._captured.get(batch_size)
         if captured is None:
             self._calls[batch_size] += 1
             if self._calls[batch_size] <= WARM_UP:
-                return self._on_side_stream(indices)
-            captured = self._captured[batch_size] = self._capture(indices)
+                return self._on_side_stream(update, indices)
+            captured = self._captured[batch_size] = self._capture(update, indices)
         captured.indices.copy_(indices)
         captured.graph.replay()
         return captured.loss.clone()
 
-    def _on_side_stream(self, indices: Tensor) -> Tensor:
+    def _on_side_stream(self, update: Update, indices: Tensor) -> Tensor:
         """Capturing wants its warm-up off the default stream."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            loss = self.update(indices)
+            loss = update(indices)
         torch.cuda.current_stream().wait_stream(self._stream)
         return loss
 
-    def _capture(self, indices: Tensor) -> _Captured:
+    def _capture(self, update: Update, indices: Tensor) -> _Captured:
         static = indices.clone()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            loss = self.update(static)
+            loss = update(static)
         return _Captured(graph, static, loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -70,7 +71,9 @@ class LayerRecorder:
             }
             if own:
                 self.units.append(Unit(module, own, type(module) in RULES))
-                module.register_forward_hook(partial(self._record, self.units[-1]), with_kwargs=True)
+                # by a proxy: a cycle would keep the examples until the next garbage collection
+                record = partial(LayerRecorder._record, weakref.proxy(self), self.units[-1])
+                module.register_forward_hook(record, with_kwargs=True)
 
     def forward(self, chunk: Examples, *, parameters: bool) -> Tensor:
         """The losses (B,), the calls recorded.

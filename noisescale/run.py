@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from contextlib import nullcontext
@@ -89,7 +90,10 @@ def run_training(
             return store.read_summary(path)
         if (path / store.CHECKPOINT).exists():
             training.restore(load_checkpoint(path))
-        return _Run(problem, training, path, options).complete()
+        summary = _Run(problem, training, path, options).complete()
+    # the pictures' text is parsed with exceptions in cycles, whose frames hold this run's data
+    gc.collect()
+    return summary
 
 
 def _note_unmeasured(path: Path, options: RunOptions) -> None:

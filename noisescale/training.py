@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 
 import torch
@@ -84,9 +84,10 @@ class Training:
         self.seconds = 0.0
         self.diverged_at_step: int | None = None
         self._losses: list[Tensor] = []  # of the latest updates, not yet looked at
-        self._update: Callable[[Tensor], Tensor] = self._eager_update
+        # neither holds on to this object, so that its data are freed with the last reference to it
+        self._graphs: CudaGraphUpdate | None = None
         if self.device.type == "cuda" and self.schedule is None:
-            self._update = CudaGraphUpdate(self._eager_update, self.device)
+            self._graphs = CudaGraphUpdate(self.device)
 
     @property
     def epoch(self) -> float:
@@ -142,6 +143,12 @@ class Training:
             diverged_at_step=self.diverged_at_step,
             schedule=None if self.schedule is None else self.schedule.state_dict(),
         )
+
+    def _update(self, indices: Tensor) -> Tensor:
+        """One step on the examples at `indices` (B,), as a CUDA graph on a GPU; returns their mean loss."""
+        if self._graphs is not None:
+            return self._graphs(self._eager_update, indices)
+        return self._eager_update(indices)
 
     def _eager_update(self, indices: Tensor) -> Tensor:
         """One step on the mean loss of the examples at `indices` (B,); returns that loss."""

@@ -103,9 +103,9 @@ def test_the_preset_is_the_study_and_given_options_override_it(mnist_dir):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bs", "0"], "batch size 0|'0': give a whole number of 1 or more, or full"),
-        (["--bs", "-4"], "'-4': give a whole number of 1 or more, or full"),
-        (["--bs", "half"], "'half': give a whole number of 1 or more, or full"),
+        (["--bs", "0"], "batch size 0|'0': give a whole number of 1 or more, full or adaptive"),
+        (["--bs", "-4"], "'-4': give a whole number of 1 or more, full or adaptive"),
+        (["--bs", "half"], "'half': give a whole number of 1 or more, full or adaptive"),
         (["--bs", "1298"], "batch size 1298: there are 1297 training examples; give 1 to 1297, or full"),
         (["--lr", "0"], "learning rate 0.0: give a number above 0 and below"),
         (["--lr", "nan"], "learning rate nan"),

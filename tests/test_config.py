@@ -12,7 +12,7 @@ from noisescale.config import ProblemConfig, TrainConfig, run_key, run_name
         ({"batch_size": -3}, "batch size -3"),
         ({"batch_size": 1.5}, "batch size 1.5"),
         ({"batch_size": True}, "batch size True"),
-        ({"batch_size": "half"}, 'or "full"'),
+        ({"batch_size": "half"}, '"full" or "adaptive"'),
         ({"learning_rate": 0.0}, "learning rate 0.0: give a number above 0"),
         ({"learning_rate": -1.0}, "learning rate"),
         ({"learning_rate": math.nan}, "learning rate"),

@@ -1,9 +1,11 @@
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -11,12 +13,14 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
+from noisescale import run as module
 from noisescale import store
 from noisescale.build import build_problem
 from noisescale.checkpoint import load_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import CheckpointError, RunFolderBusyError, RunFolderError, SettingError
 from noisescale.run import RunOptions, run_training
+from noisescale.tracking.noise import NoiseTracking
 from noisescale.training import train
 
 PROBLEM = ProblemConfig(dataset="digits", width=16)
@@ -247,3 +251,26 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_message_and_damages_nothing(
     assert files - {".noisescale.lock"} == {"config.json", "metrics.csv"}
     identity = json.loads((tmp_path / "run" / "config.json").read_text())
     assert store.folder_state(tmp_path / "run", identity) == "unfinished"
+
+
+def test_a_run_that_has_ended_holds_no_data(tmp_path, monkeypatch):
+    """A grid of runs in one process would else fill the memory before the garbage collector is due."""
+    alive = []
+    build = module.build_problem
+
+    def built(*arguments, **settings):
+        problem = build(*arguments, **settings)
+        alive.append(weakref.ref(problem.train.inputs))
+        return problem
+
+    monkeypatch.setattr(module, "build_problem", built)
+    gc.collect()
+    gc.disable()
+    try:
+        options = RunOptions(noise=NoiseTracking(every=10, num_examples=50), measure_sharpness_every=20)
+        run_training(
+            ProblemConfig(dataset="digits", width=8), TrainConfig(batch_size=100, epochs=1), tmp_path, options
+        )
+        assert [reference() for reference in alive] == [None]
+    finally:
+        gc.enable()
