@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pandas as pd
 from scipy import interpolate, optimize
 
-from analysis.tables import DATA, read_runs, write_committed_table
+from analysis.tables import Runs, analysis
 from noisescale.estimate import Estimate, from_samples
 from noisescale.run_tables import estimate_row, read_noise
-from noisescale.store import experiment_command
 
 GOALS = (0.3, 0.2, 0.15)  # training loss
 SETTING = ["batch_size", "exchange_rate", "lr_scaling"]
 RUN = [*SETTING, "learning_rate", "seed"]
 
 
-def reached_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
+def reached_table(runs: Runs) -> pd.DataFrame:
     """A row per run and goal: steps and examples to the first passage, in log–log between measurements.
 
     nan where the goal was not reached.
@@ -169,19 +166,15 @@ QUANTITIES = {
 }
 
 
-@click.command("adaptive_batch")
-@click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=DATA / "adaptive_batch", help="Folder of the tables."
-)
-def adaptive_batch(runs: Path, out: Path) -> None:
-    """Tables of steps and examples to a loss, adaptive against fixed batch sizes."""
-    found = read_runs(runs)
-    command = f"{experiment_command(runs)} && python -m analysis adaptive_batch {runs}"
-    reached = reached_table(found)
+def tables(runs: Runs) -> dict[str, pd.DataFrame]:
+    """Everything the figure is drawn from."""
+    reached = reached_table(runs)
     tuned = tuned_table(reached)
-    tables = {"reached": reached, "front": front_table(tuned), "comparison": comparison_table(tuned)}
-    for name, table in tables.items():
-        path = out / f"{name}.csv"
-        write_committed_table(path, table, command=command, records=[record for _, record in found])
-        click.echo(path)
+    return {"reached": reached, "front": front_table(tuned), "comparison": comparison_table(tuned)}
+
+
+adaptive_batch = analysis(
+    "adaptive_batch",
+    tables,
+    help="Tables of steps and examples to a loss, adaptive against fixed batch sizes.",
+)

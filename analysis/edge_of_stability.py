@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import click
 import pandas as pd
 
-from analysis.tables import DATA, mean_and_std, read_runs, write_committed_table
+from analysis.tables import Runs, analysis, mean_and_std
 from noisescale.run_tables import read_sharpness
-from noisescale.store import experiment_command
 
 CASE = ["loss", "batch_size", "learning_rate", "seed"]
 QUANTITIES = ["largest_eigenvalue", "batch_sharpness"]
 NEAR = 0.8  # of the limit of stability counts as at the edge
 
 
-def curves_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
+def curves_table(runs: Runs) -> pd.DataFrame:
     """A row per run and measurement."""
     rows = [
         pd.DataFrame(read_sharpness(folder)).assign(**{name: record[name] for name in CASE})
@@ -51,17 +46,12 @@ def plateau_table(curves: pd.DataFrame) -> pd.DataFrame:
     return mean_and_std(pd.DataFrame(rows).groupby(CASE[:-1]), [name for name in rows[0] if name not in CASE])
 
 
-@click.command("edge_of_stability")
-@click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=DATA / "edge_of_stability", help="Folder of the tables."
+def tables(runs: Runs) -> dict[str, pd.DataFrame]:
+    """Everything the figure is drawn from."""
+    curves = curves_table(runs)
+    return {"curves": curves, "plateau": plateau_table(curves)}
+
+
+edge_of_stability = analysis(
+    "edge_of_stability", tables, help="Tables of sharpness along training from the experiment's run folders."
 )
-def edge_of_stability(runs: Path, out: Path) -> None:
-    """Tables of sharpness along training from the experiment's run folders."""
-    found = read_runs(runs)
-    curves = curves_table(found)
-    command = f"{experiment_command(runs)} && python -m analysis edge_of_stability {runs}"
-    for name, table in {"curves": curves, "plateau": plateau_table(curves)}.items():
-        path = out / f"{name}.csv"
-        write_committed_table(path, table, command=command, records=[record for _, record in found])
-        click.echo(path)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import click
 import numpy as np
 import pandas as pd
 
-from analysis.tables import DATA, mean_and_std, read_runs, write_committed_table
+from analysis.tables import Runs, analysis, mean_and_std
 from noisescale.recommendation import recommend
 from noisescale.run_tables import estimate_columns, read_noise, read_noise_layers
-from noisescale.store import experiment_command
 
 CASE = ["batch_size", "seed"]
 SCALES = ["simple", "full"]
 CURVATURE = ["gradient_curvature", "gradient_curvature_stderr", "hessian_covariance_trace"]
 
 
-def curves_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
+def curves_table(runs: Runs) -> pd.DataFrame:
     """A row per run and measurement."""
     rows = [
         pd.DataFrame(read_noise(folder)).assign(**{name: record[name] for name in CASE})
@@ -29,7 +24,7 @@ def curves_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)[columns]
 
 
-def layers_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
+def layers_table(runs: Runs) -> pd.DataFrame:
     """A row per batch size, step and parameter tensor: B_simple's geometric mean over resolved seeds.
 
     num_resolved: of num_seeds. share: of tr Σ, the mean over seeds.
@@ -56,7 +51,7 @@ def layers_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
     return table.reset_index()
 
 
-def growth_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
+def growth_table(runs: Runs) -> pd.DataFrame:
     """A row per batch size: B_simple at the start, its mean over the steps, and its end; mean and deviation.
 
     growth: the end over the start. least: the smallest value along the run. loss: at the end.
@@ -88,17 +83,11 @@ def growth_table(runs: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
     return mean_and_std(pd.DataFrame(rows).groupby("batch_size"), numbers)
 
 
-@click.command("noise_growth")
-@click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=DATA / "noise_growth", help="Folder of the tables."
+def tables(runs: Runs) -> dict[str, pd.DataFrame]:
+    """Everything the figure is drawn from."""
+    return {"curves": curves_table(runs), "layers": layers_table(runs), "growth": growth_table(runs)}
+
+
+noise_growth = analysis(
+    "noise_growth", tables, help="Tables of the noise scale along training from the experiment's run folders."
 )
-def noise_growth(runs: Path, out: Path) -> None:
-    """Tables of the noise scale along training from the experiment's run folders."""
-    found = read_runs(runs)
-    command = f"{experiment_command(runs)} && python -m analysis noise_growth {runs}"
-    tables = {"curves": curves_table(found), "layers": layers_table(found), "growth": growth_table(found)}
-    for name, table in tables.items():
-        path = out / f"{name}.csv"
-        write_committed_table(path, table, command=command, records=[record for _, record in found])
-        click.echo(path)

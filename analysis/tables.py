@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pandas as pd
 
 from noisescale.errors import RunFolderError
-from noisescale.store import CONFIG, SUMMARY, finished_runs, read_json, write_atomically
+from noisescale.store import CONFIG, SUMMARY, experiment_command, finished_runs, read_json, write_atomically
 
+Runs = list[tuple[Path, dict[str, Any]]]  # folder and record of each
 DATA = Path(__file__).parent.parent / "paper_figures" / "data"
 
 
-def read_runs(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+def analysis(name: str, tables: Callable[[Runs], dict[str, pd.DataFrame]], *, help: str) -> click.Command:
+    """A command that writes the tables of an experiment's runs, one file for each."""
+
+    @click.command(name, help=help)
+    @click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False))
+    @click.option("--out", type=click.Path(path_type=Path), default=DATA / name, help="Folder of the tables.")
+    def command(runs: Path, out: Path) -> None:
+        found = read_runs(runs)
+        made_by = f"{experiment_command(runs)} && python -m analysis {name} {runs}"
+        for table_name, table in tables(found).items():
+            path = out / f"{table_name}.csv"
+            write_committed_table(path, table, command=made_by, records=[record for _, record in found])
+            click.echo(path)
+
+    return command
+
+
+def read_runs(root: Path) -> Runs:
     """Folder and record of every finished run below `root`: its summary under its configuration's fields."""
     folders = finished_runs(root)
     if not folders:
