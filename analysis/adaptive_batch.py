@@ -176,5 +176,5 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
 adaptive_batch = analysis(
     "adaptive_batch",
     tables,
-    help="Tables of steps and examples to a loss, adaptive against fixed batch sizes.",
+    help="Tables of steps and examples to a loss, adaptive against fixed ones.",
 )

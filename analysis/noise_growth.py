@@ -66,10 +66,10 @@ def growth_table(runs: Runs) -> pd.DataFrame:
         rows.append(
             {
                 **{name: record[name] for name in CASE},
-                "start": found.start,
-                "average": found.average,
-                "end": found.end,
-                "growth": found.end / found.start,
+                "start": found.start.value,
+                "average": found.average.value,
+                "end": found.end.value,
+                "growth": found.end.value / found.start.value,
                 "least": table["simple"].min(),
                 "loss": table["loss"].iloc[-1],
                 "critical_batch_size": found.course.critical_batch_size,

@@ -166,6 +166,8 @@ class TrainConfig(_Config):
         for name in ("initial_batch_size", "min_batch_size", "max_batch_size", "noise_memory"):
             if name != "max_batch_size" or self.max_batch_size is not None:
                 _check_count(name.replace("_", " "), getattr(self, name))
+        if self.noise_memory > LARGEST:
+            raise SettingError(f"noise memory {self.noise_memory}: give a number of examples below 3e38")
         if not (_is_real(self.exchange_rate) and 0 < self.exchange_rate <= LARGEST):
             raise SettingError(
                 f"exchange rate {self.exchange_rate!r}: give the examples worth a step, a number above 0"

@@ -60,13 +60,17 @@ class ReplicaNorms:
         MeasurementError unless there was one reduction.
         """
         local, reduced, rounds = self._local, self._reduced, self._rounds
-        self._local, self._reduced, self._rounds = [], [], 0
+        self.clear()
         if rounds != 1:
             raise MeasurementError(
                 f"{rounds} reductions in this update: run all micro-batches but the last under "
                 "model.no_sync(), and call update() after the last"
             )
         return torch.stack(local).sum(), torch.stack(reduced).sum()
+
+    def clear(self) -> None:
+        """Forgets what was reduced since the last look."""
+        self._local, self._reduced, self._rounds = [], [], 0
 
     def sum(self, values: Tensor) -> tuple[int, Tensor]:
         """The number of processes, and the sum of their values."""

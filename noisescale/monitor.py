@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from noisescale.errors import MeasurementError, SettingError
@@ -18,6 +19,7 @@ from noisescale.running_noise import RunningNoise, two_batch
 Reduction = Literal["mean", "sum"]
 MEMORY = 100  # updates' worth of examples, where no memory is given
 SCALARS = ("squared_gradient_norm", "gradient_variance", "simple", "simple_low", "simple_high")
+LEAST_RATIO = 1.25  # of the sizes of two gradients that are compared
 UNREAD = 64  # updates on a GPU between two looks at their norms, each of which waits for it
 
 
@@ -76,7 +78,7 @@ class NoiseScaleMonitor:
                 "a DistributedDataParallel model: give its parameters() and call attach(model)"
             )
         whole = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
-        self._parameters = [one for one in whole if one.requires_grad]
+        self._parameters = list({id(one): one for one in whole if one.requires_grad}.values())
         if not self._parameters:
             raise SettingError("no parameter requires a gradient: give model.parameters()")
         if any(hasattr(one, "full_tensor") for one in self._parameters):
@@ -90,6 +92,7 @@ class NoiseScaleMonitor:
         self._running = RunningNoise(memory=memory)
         self._first: Tensor | None = None  # |.grad|² after the first micro-batch
         self._parts: list[_Part] = []  # since the last update
+        self._witness: Tensor | None = None  # a part of the scaled gradient after the last one
         self._seen: list[tuple[int, int]] = []  # the gradients and their versions after the last one
         self._unread: list[tuple[Tensor, Tensor]] = []  # (small, big) squared norms and sizes, of each update
         self._replicas: ReplicaNorms | None = None
@@ -124,13 +127,13 @@ class NoiseScaleMonitor:
         alike = weight is None and self.reduction == "mean"
         if weight is None:
             weight = 1.0 if alike else num_examples
-        for name, value in (("weight", weight), ("scale", scale)):
-            if not 0 < value < math.inf:
-                raise SettingError(f"{name} {value!r}: give a positive number")
+        _check_positive(weight=weight, scale=scale)
         if not self._parts and self._replicas is None:
             self._first = squared_norm(self._gradients())
         self._parts.append(_Part(num_examples, float(weight), float(scale), alike))
         self._seen = self._versions()
+        if scale != 1:  # unscaling leaves no other trace
+            self._witness = min(self._gradients(), key=Tensor.numel).clone()
 
     def update(
         self, *, scale: float | None = None, divided_by: float | None = None, last: Tensor | None = None
@@ -140,17 +143,27 @@ class NoiseScaleMonitor:
         scale: of the gradient as it is now; None: the last micro-batch's, and then it must not have been
             changed since (SettingError where it was, as by clipping). divided_by: the sum of weights that
             losses were divided by, as the usual number of micro-batches in an update that has fewer, or 1
-            where mean losses were not divided at all; None: those of this update. last: the squared norm of
+            where mean losses were not divided at all; None: those of this update; with `attach`, all
+            processes must have as many micro-batches then. last: the squared norm of
             the gradient, where the caller has it.
 
         On a GPU a gradient that is not finite is noticed, and counted in `num_skipped`, later.
         """
-        parts, first = self._parts, self._first
-        self.discard()
+        parts, first, witness = self._parts, self._first, self._witness
+        self._parts, self._first, self._witness = [], None, None
         if not parts:
             raise MeasurementError("update() before any micro_batch(): call that after each backward pass")
+        _check_positive(scale=scale, divided_by=divided_by)
+        if self._replicas is None and dist.is_initialized() and dist.get_world_size() > 1:
+            raise SettingError(
+                "several processes: a gradient may be of one of them or reduced over all, which only "
+                "attach(model) can tell"
+            )
         if scale is None:
-            if last is None and self._versions() != self._seen:
+            changed = self._versions() != self._seen
+            if witness is not None and not changed:
+                changed = not any(torch.equal(one, witness) for one in self._gradients())
+            if last is None and changed:
                 raise SettingError(
                     "the gradients were changed after the last micro_batch(): call update() before they are "
                     "unscaled, clipped or zeroed"
@@ -176,7 +189,9 @@ class NoiseScaleMonitor:
 
     def discard(self) -> None:
         """Forgets the micro-batches since the last update, as where that update is not to be made."""
-        self._parts, self._first = [], None
+        self._parts, self._first, self._witness = [], None, None
+        if self._replicas is not None:
+            self._replicas.clear()
 
     def attach(self, model: DistributedDataParallel, comm_hook: tuple[Any, CommHook] | None = None) -> None:
         """Takes each process's gradient as the small batch and the reduced one as the big batch.
@@ -251,13 +266,21 @@ class NoiseScaleMonitor:
         unread, self._unread = self._unread, []
         for squares, sizes in unread:
             (small, big), (small_size, big_size) = squares.tolist(), sizes.tolist()
-            if not math.isfinite(small) or not math.isfinite(big):
+            if not math.isfinite(small + big) or big_size < LEAST_RATIO * small_size:
                 self.num_skipped += 1
                 continue
             if self._running.memory is None:
                 self._running.memory = MEMORY * big_size
             found = two_batch(small, small_size, big, big_size)
             self._running.add(*found, num_examples=big_size)
+
+
+def _check_positive(**values: float | None) -> None:
+    """SettingError for what is given and is no positive number."""
+    for name, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
+            raise SettingError(f"{name.replace('_', ' ')} {value!r}: give a positive number")
 
 
 def _nested(squares: Tensor, parts: list[_Part]) -> tuple[Tensor, Tensor]:

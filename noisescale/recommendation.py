@@ -9,45 +9,50 @@ import numpy as np
 import pandas as pd
 
 from noisescale.errors import MeasurementError
+from noisescale.estimate import Estimate
+from noisescale.run_tables import estimate_columns
 from noisescale.tradeoff import Tradeoff
 
 AIMS = {"fewest examples": 0.1, "balanced": 1.0, "fewest steps": 10.0}  # batch size in units of B_crit
-NAMES: dict[Literal["simple", "full"], str] = {"full": "B_noise", "simple": "B_simple"}
+LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be taken
+PARTS = ("value", "stderr", "low", "high")
+Scale = Literal["simple", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
     """What the noise scale 𝓑 along a run says about the batch size of another like it.
 
-    quantity: "full", B_noise, where it was tracked and resolved at least twice; else "simple", B_simple.
-    course: the steps and examples that the run's course takes, from 𝓑 interpolated between measurements.
+    quantity: "full", B_noise, where it was tracked and is resolved along most of the run; else "simple".
+    covered: the share of the run's steps in stretches at both of whose ends it is resolved.
+    course: the steps and examples that the run's course takes, from 𝓑 interpolated between resolved
+        measurements, at the batch size with which each stretch began.
     low, high: the same from the lower and the upper ends of all intervals, as if the errors were one: they
-        are of the same examples.
-    start, end, average: 𝓑 at the first and last resolved measurement, and its mean over the run's steps.
-    num_measurements, num_unresolved: rows there were, and those of them without a value.
+        are of the same examples; no `high` where an interval is open. Interpolation adds no error here.
+    start, end, average: 𝓑 at the first and last resolved measurement, and its mean over the steps between.
+    population_size: the training examples, which no batch can exceed.
     """
 
-    quantity: Literal["simple", "full"]
+    quantity: Scale
+    covered: float
     course: Tradeoff
     low: Tradeoff
     high: Tradeoff | None
-    start: float
-    end: float
-    average: float
+    start: Estimate
+    end: Estimate
+    average: Estimate
+    population_size: int
     num_measurements: int
     num_unresolved: int
-
-    @property
-    def name(self) -> str:
-        return NAMES[self.quantity]
 
     def batch_size(self, aim: str) -> int:
         """For "fewest examples" a tenth of B_crit, for "balanced" B_crit, for "fewest steps" ten times it.
 
-        They take 1.1, 2 and 11 times the fewest examples, and 11, 2 and 1.1 times the fewest steps.
+        They take 1.1, 2 and 11 times the fewest examples, and 11, 2 and 1.1 times the fewest steps. At most
+        all training examples.
         """
         size = AIMS[aim] * self.course.critical_batch_size
-        return max(1, round(float(f"{size:.2g}")))
+        return min(max(1, round(float(f"{size:.2g}"))), self.population_size)
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: the key `recommendation` of `noisescale measure-noise --json`."""
@@ -59,9 +64,10 @@ class Recommendation:
             )
         return {
             "from": self.quantity,
-            "start": self.start,
-            "average": self.average,
-            "end": self.end,
+            "covered": self.covered,
+            "start": self.start.to_dict(),
+            "average": self.average.to_dict(),
+            "end": self.end.to_dict(),
             "num_measurements": self.num_measurements,
             "num_unresolved": self.num_unresolved,
             "min_steps": self.course.min_steps,
@@ -79,32 +85,61 @@ class Recommendation:
 def recommend(table: pd.DataFrame) -> Recommendation:
     """The recommendation from the rows of a run's noise.csv.
 
-    MeasurementError where fewer than two of them have a noise scale.
+    MeasurementError where fewer than two of them have a noise scale, or their steps do not increase.
     """
-    for quantity in NAMES:
-        rows = table[np.isfinite(table[quantity]) & (table[quantity] > 0)]
-        if len(rows) >= 2:
-            break
-    else:
+    steps = table["step"].to_numpy(dtype=float)
+    if (np.diff(steps) <= 0).any() or (table["batch_size"] < 1).any():
+        raise MeasurementError("the table's steps do not increase, or a batch size in it is below 1")
+    quantity: Scale = "full" if _covered(table, "full") >= LEAST_COVERED else "simple"
+    rows = table[_known(table, quantity)]
+    if len(rows) < 2:
         raise MeasurementError(
             f"{len(rows)} of {len(table)} measurements along the run have a noise scale, and it takes 2: "
             "track it on more examples (--noise-examples)"
         )
-    low = rows[f"{quantity}_low"].fillna(rows[quantity]).clip(lower=0)
-    high = rows[f"{quantity}_high"].fillna(rows[quantity])
-    steps = rows["step"].to_numpy(dtype=float)
-    values = rows[quantity].to_numpy(dtype=float)
+    names = dict(zip(PARTS, estimate_columns(quantity), strict=True))
+    columns = {part: rows[name].to_numpy(dtype=float) for part, name in names.items()}
+    columns["high"] = np.where(np.isnan(columns["high"]), columns["value"], columns["high"])
+    # of a noise scale that is known to be positive
+    columns["low"] = np.where(columns["low"] > 0, columns["low"], np.finfo(float).tiny)
+    count = int(rows["num_examples"].iloc[0])
+
+    def at(index: int) -> Estimate:
+        return Estimate(**{part: float(found[index]) for part, found in columns.items()}, num_samples=count)
+
+    at_steps = rows["step"].to_numpy(dtype=float)
+    means = {
+        part: float(np.trapezoid(found, at_steps) / (at_steps[-1] - at_steps[0]))
+        for part, found in columns.items()
+    }
     return Recommendation(
         quantity=quantity,
-        course=_course(rows, values),
-        low=_course(rows, low.to_numpy(dtype=float)),
-        high=_course(rows, high.to_numpy(dtype=float)) if np.isfinite(high).all() else None,
-        start=float(values[0]),
-        end=float(values[-1]),
-        average=float(np.trapezoid(values, steps) / (steps[-1] - steps[0])),
+        covered=_covered(table, quantity),
+        course=_course(rows, columns["value"]),
+        low=_course(rows, columns["low"]),
+        high=_course(rows, columns["high"]) if np.isfinite(columns["high"]).all() else None,
+        start=at(0),
+        end=at(-1),
+        average=Estimate(**means, num_samples=count),
+        population_size=int(table["population_size"].max()),
         num_measurements=len(table),
         num_unresolved=len(table) - len(rows),
     )
+
+
+def _known(table: pd.DataFrame, quantity: Scale) -> np.ndarray:
+    """Which rows have a noise scale."""
+    values = table[quantity].to_numpy(dtype=float)
+    known: np.ndarray = np.isfinite(values) & (values > 0)
+    return known
+
+
+def _covered(table: pd.DataFrame, quantity: Scale) -> float:
+    """The share of steps in stretches at both of whose ends the quantity is known."""
+    known, steps = _known(table, quantity), table["step"].to_numpy(dtype=float)
+    if len(steps) < 2:
+        return 0.0
+    return float((np.diff(steps) * (known[1:] & known[:-1])).sum() / (steps[-1] - steps[0]))
 
 
 def _course(rows: pd.DataFrame, values: np.ndarray) -> Tradeoff:

@@ -277,7 +277,10 @@ class _Run:
 
 
 def _prediction(training: Training) -> dict[str, Any]:
-    """What theory says of an adaptive run: B_crit, γ, and the steps saved at equal examples."""
+    """What theory says of an adaptive run: B_crit, γ, and the steps saved at equal examples.
+
+    From the updates at which the running B_simple, of fresh examples, was resolved: their share is with it.
+    """
     if (schedule := training.schedule) is None:
         return {}
     course, predicted = schedule.tradeoff, None
@@ -285,6 +288,7 @@ def _prediction(training: Training) -> dict[str, Any]:
         predicted = {
             "critical_batch_size": course.critical_batch_size,
             "gain": course.gain,
+            "resolved_share": schedule.num_resolved / training.step,
             "steps_saved": course.steps_saved(training.config.exchange_rate),
         }
     return {"final_batch_size": schedule.batch_size, "predicted": predicted}

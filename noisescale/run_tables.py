@@ -87,7 +87,7 @@ def read_batch_size(folder: Path) -> list[dict[Any, Any]]:
 def _types(columns: tuple[str, ...]) -> dict[str, Any]:
     """Numbers, but for the columns of words."""
     words = {"reason", "parameter"}
-    whole = {"step", "batch_size", "num_probes", "hessian_examples"}
+    whole = {"step", "batch_size", "num_examples", "num_probes", "hessian_examples"}
     return {name: int if name in whole else float for name in columns if name not in words}
 
 
@@ -97,6 +97,8 @@ def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[di
     try:
         table = pd.read_csv(path, dtype={"reason": str})[columns].astype(types)
         table = table.fillna({"reason": ""} if "reason" in table else {})
+        if "population_size" in table and table["population_size"].notna().all():
+            table = table.astype({"population_size": int})
     except (KeyError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged ({error}): delete the folder and run again") from error
     return table.to_dict("records")

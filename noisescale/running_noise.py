@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from noisescale.config import LARGEST
 from noisescale.errors import SettingError
 from noisescale.estimate import CONFIDENCE, from_stderr, ratio
 from noisescale.noise import GradientNoise
@@ -46,7 +47,7 @@ class RunningNoise:
     """
 
     def __init__(self, *, memory: float | None = None) -> None:
-        if memory is not None and not 0 < memory < math.inf:
+        if memory is not None and not (isinstance(memory, int | float) and 0 < memory <= LARGEST):
             raise SettingError(f"memory {memory!r}: give a number of examples above 0, or None")
         self.memory = memory
         self.num_updates = 0

@@ -15,7 +15,7 @@ from noisescale.tradeoff import Tradeoff
 
 FIRST_PART = 4  # the small batch is a fourth of the whole
 LEAST_UPDATES = 10  # before the first change
-LARGEST = 4096  # unless it is said
+LARGEST_BATCH = 4096  # unless it is said
 
 
 class AdaptiveBatchSize:
@@ -29,19 +29,23 @@ class AdaptiveBatchSize:
     config: `exchange_rate` is r, the examples worth a step; `min_batch_size` to `max_batch_size`;
         `noise_memory`, in examples. num_examples: of the training set. `learning_rate` is that of the
         initial batch size B_0, from which the rate goes by `lr_scaling`: none; √(B/B_0); B/B_0; or by the
-        noise, (1 + 𝓑_0/B_0)/(1 + 𝓑/B) with B_simple for 𝓑, and for 𝓑_0 its first value.
+        noise, (1 + 𝓑_0/B_0)/(1 + 𝓑/B) with B_simple for 𝓑, and for 𝓑_0 its first
+        resolved value, uncertain as it is. The rate changes with the batch size alone, so not at its bounds.
 
     McCandlish et al. 2018 (arXiv 1812.06162), appendix D, with B_simple in the place of B_noise.
     """
 
     def __init__(self, config: TrainConfig, parameters: nn.Module, *, num_examples: int) -> None:
         self.config = config
-        self.max_batch_size = config.max_batch_size or min(num_examples, LARGEST)
+        self.max_batch_size = config.max_batch_size or max(
+            config.initial_batch_size, min(num_examples, LARGEST_BATCH)
+        )
         self.monitor = NoiseScaleMonitor(parameters, reduction="sum", memory=config.noise_memory)
         self.batch_size = config.initial_batch_size
         self.learning_rate = config.learning_rate
         self.changed_at_step = 0
-        self.tradeoff = Tradeoff()
+        self.tradeoff = Tradeoff()  # over the updates at which B_simple was resolved
+        self.num_resolved = 0
         self._first_scale: float | None = None  # 𝓑_0
 
     def parts(self, indices: Tensor, *, largest: int) -> list[Tensor]:
@@ -65,6 +69,7 @@ class AdaptiveBatchSize:
         scale = noise.simple.value if noise.resolved else math.nan
         if scale > 0:
             self.tradeoff = self.tradeoff.after(scale, batch_size=used)
+            self.num_resolved += 1
             self._first_scale = self._first_scale or scale
         if self.monitor.num_updates < LEAST_UPDATES:
             return
@@ -108,6 +113,7 @@ class AdaptiveBatchSize:
             "learning_rate": self.learning_rate,
             "changed_at_step": self.changed_at_step,
             "tradeoff": dataclasses.asdict(self.tradeoff),
+            "num_resolved": self.num_resolved,
             "first_scale": self._first_scale,
         }
 
@@ -117,4 +123,5 @@ class AdaptiveBatchSize:
         self.learning_rate = state["learning_rate"]
         self.changed_at_step = state["changed_at_step"]
         self.tradeoff = Tradeoff(**state["tradeoff"])
+        self.num_resolved = state["num_resolved"]
         self._first_scale = state["first_scale"]

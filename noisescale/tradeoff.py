@@ -56,5 +56,5 @@ class Tradeoff:
 
     def steps_saved(self, exchange_rate: float) -> float:
         """The share of steps that B = √(r𝓑) saves against a fixed batch size of as many examples."""
-        steps, examples = self.adaptive(exchange_rate)
-        return 1 - steps / (1 + 1 / (examples - 1))
+        excess = math.sqrt(exchange_rate) * self.root / self.min_examples  # E/E_min − 1
+        return 1 - self.adaptive(exchange_rate)[0] / (1 + 1 / excess)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from noisescale.cli.report import examples_text, name_text, numbers, step_text
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, RunFolderError
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Loaded
@@ -64,11 +64,11 @@ def recommend_sizes(entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         entry["recommendation"] = None
     for run, last in {entry["run"]: entry for entry in entries}.items():
-        if rows := read_noise(Path(run)):
-            try:
+        try:
+            if rows := read_noise(Path(run)):
                 last["recommendation"] = recommend(pd.DataFrame(rows)).to_dict()
-            except MeasurementError as error:
-                last["notes"] = [*last["notes"], f"no batch size is recommended: {error}"]
+        except (MeasurementError, RunFolderError) as error:
+            last["notes"] = [*last["notes"], f"no batch size is recommended: {error}"]
 
 
 def print_noise(entries: list[dict[str, Any]]) -> None:
@@ -109,19 +109,31 @@ def print_noise(entries: list[dict[str, Any]]) -> None:
             )
 
 
+def growth_text(found: dict[str, Any]) -> str:
+    """How the noise scale went along a run, from a recommendation."""
+    start, end, average = (_with_interval(found[name]) for name in ("start", "end", "average"))
+    return f"{RECOMMENDED_FROM[found['from']]} goes from {start} to {end}, {average} on the average step"
+
+
+def _with_interval(estimate: dict[str, Any]) -> str:
+    value = _rounded(estimate["value"])
+    if not estimate["stderr"]:
+        return value
+    high = "" if estimate["high"] is None else _rounded(estimate["high"])
+    return f"{value} ({_rounded(estimate['low'])}–{high})"
+
+
 def _along(entry: dict[str, Any], found: dict[str, Any]) -> str:
     """Where a recommendation comes from."""
-    critical = found["critical_batch_size"]
-    high = "" if critical["high"] is None else f"–{_rounded(critical['high'])}"
+    critical = {"stderr": found["average"]["stderr"], **found["critical_batch_size"]}
     text = (
-        f"Along {entry['run']}, {RECOMMENDED_FROM[found['from']]} goes from {_rounded(found['start'])} to "
-        f"{_rounded(found['end'])}, {_rounded(found['average'])} on the average step. For another run like "
-        f"it, B_crit ≈ {_rounded(critical['value'])} ({_rounded(critical['low'])}{high}):"
+        f"Along {entry['run']}, {growth_text(found)}. For another run like it, B_crit ≈ "
+        f"{_with_interval(critical)}:"
     )
     if found["num_unresolved"]:
         text += (
-            f" ({found['num_unresolved']} of {found['num_measurements']} measurements were not resolved and "
-            "are left out: it may be larger)"
+            f" ({found['num_unresolved']} of {found['num_measurements']} measurements were not resolved, and "
+            f"{100 * found['covered']:.0f} % of the steps are covered: it may be larger)"
         )
     return text
 

@@ -152,7 +152,7 @@ def adaptive_options(command: Command) -> Command:
             type=click.Choice(get_args(settings.LrScaling)),
             default=TrainConfig.lr_scaling,
             show_default=True,
-            help="--bs adaptive: how the rate follows; noise: as 1/(1 + B_simple/B).",
+            help="--bs adaptive: how the rate follows when B changes; noise: as 1/(1 + B_simple/B).",
         ),
         click.option(
             "--bs-initial",

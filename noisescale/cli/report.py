@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from noisescale.errors import MeasurementError, RunFolderError
 
 DIVERGED = (
     "A diverged model's outputs are nan, and argmax over nan returns class 0: every prediction is class 0, "
@@ -51,7 +55,24 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
         if "final_batch_size" in run:
             console.print(_adaptive(run))
     for run in summaries:
+        if text := _tracked(run):
+            console.print(text)
+    for run in summaries:
         print(run["run"])
+
+
+def _tracked(run: dict[str, Any]) -> str:
+    """How the noise scale went, where it was tracked."""
+    from noisescale.cli.noise_report import growth_text
+    from noisescale.recommendation import recommend
+    from noisescale.run_tables import read_noise
+
+    title = f"B = {run['batch_size']}"
+    try:
+        rows = read_noise(Path(run["run"]))
+        return f"{title}: {growth_text(recommend(pd.DataFrame(rows)).to_dict())}." if rows else ""
+    except (MeasurementError, RunFolderError) as error:
+        return f"{title}: {error}."
 
 
 def _adaptive(run: dict[str, Any]) -> str:
@@ -60,7 +81,8 @@ def _adaptive(run: dict[str, Any]) -> str:
     if (predicted := run["predicted"]) is None:
         return f"{text} B_simple was never resolved, so that nothing is predicted."
     return (
-        f"{text} From B_simple along the run, predicted: B_crit {predicted['critical_batch_size']:,.0f}, "
+        f"{text} From B_simple, resolved at {100 * predicted['resolved_share']:.0f} % of the updates "
+        f"(population: distribution), predicted: B_crit {predicted['critical_batch_size']:,.0f}, "
         f"γ {predicted['gain']:.3f}, {100 * predicted['steps_saved']:.1f} % fewer steps than the fixed batch "
         "size of as many examples."
     )

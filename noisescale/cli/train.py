@@ -149,6 +149,7 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     from noisescale.run import RunOptions, run_training
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    _check_tracking(ctx, options)
     given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
     notes: tuple[str, ...] = ()
     if options["resume"] is not None:
@@ -177,6 +178,16 @@ def train(ctx: click.Context, /, **options: Any) -> None:
         click.echo(json.dumps(summaries, indent=2, allow_nan=False))
     else:
         print_comparison(summaries)
+
+
+def _check_tracking(ctx: click.Context, options: dict[str, Any]) -> None:
+    """SettingError for how to measure what is not measured."""
+    for name in TRACKING[1:]:
+        given = ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if given and options["measure_noise_every"] is None:
+            raise SettingError(
+                f"{_flag(ctx, name)} without --measure-noise-every: give that too, such as log"
+            )
 
 
 def _noise_tracking(options: dict[str, Any]) -> NoiseTracking | None:

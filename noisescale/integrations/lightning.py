@@ -54,6 +54,11 @@ class NoiseScaleCallback(Callback):
         if isinstance(model, DistributedDataParallel) and trainer.world_size > 1:
             self._reduced = True
             self.monitor.attach(model)
+        elif trainer.world_size > 1:
+            raise SettingError(
+                f"{trainer.world_size} processes by {type(trainer.strategy).__name__}: only "
+                "DistributedDataParallel is measured; give the Trainer strategy='ddp'"
+            )
         elif trainer.accumulate_grad_batches < 2:
             raise SettingError(
                 "one batch per update leaves nothing to compare it with: give the Trainer "

@@ -71,6 +71,7 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         if state.global_step and stored["attributes"]["averages"]:
             self.monitor.load_state_dict(stored["attributes"]["averages"])
         self._begun = False
+        self._remove_hooks()  # of a training that was interrupted
         self._hooks = [model.register_forward_pre_hook(self._count, with_kwargs=True)]
         self._hooks += [
             one.register_post_accumulate_grad_hook(self._look)
@@ -121,14 +122,18 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._remove_hooks()
 
     def state(self) -> dict[str, Any]:
         """What the Trainer stores of it in a checkpoint."""
         averages = None if self.monitor is None else self.monitor.state_dict()
         return {"args": {"memory": self._memory}, "attributes": {"averages": averages}}
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._norms.clear()
 
     def _count(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass: what the micro-batch counts for."""

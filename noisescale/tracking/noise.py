@@ -57,8 +57,11 @@ class NoiseTracker:
         self._training = training
         self._options = options
         total = training.examples.num_examples
+        if total < 4:
+            raise SettingError(f"{total} training examples: the noise of their gradients takes 4 or more")
         self._settings = {
             "num_examples": min(options.num_examples, total),
+            "population_size": total,
             "num_probes": 0,
             "hessian_examples": 0,
         }
@@ -151,7 +154,7 @@ def _noise_numbers(found: NoiseScale) -> dict[str, Any]:
         estimates["hessian_covariance_trace"] = curvature.covariance_trace
         estimates["gradient_curvature"] = curvature.gradient_curvature
         estimates["max_learning_rate"] = curvature.max_learning_rate
-    numbers: dict[str, Any] = {"population_size": found.population_size}
+    numbers: dict[str, Any] = {}
     for name, estimate in estimates.items():
         if estimate is not None:
             numbers |= run_tables.estimate_row(name, estimate)
