@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import interpolate, optimize
 
 from analysis.tables import Runs, analysis
-from noisescale.estimate import Estimate, from_samples
+from noisescale.estimate import Estimate, from_samples, from_stderr
 from noisescale.run_tables import estimate_row, read_noise
 
 GOALS = (0.3, 0.2, 0.15)  # training loss
@@ -80,15 +80,16 @@ def comparison_table(tuned: pd.DataFrame) -> pd.DataFrame:
     examples_saved: 1 − E/E_fixed at as many steps. Either is nan beyond the front's ends, where no fixed one
     gets there at all. cost_saved: 1 − C/C_fixed with C = E + r·S and the best fixed batch size for it.
     measured_gain: (S/S_min − 1)(E/E_min − 1), S_min and E_min fitted to the fixed ones; predicted_gain: γ of
-    the run's own noise scale. Errors by the jackknife over seeds.
+    the run's own noise scale. Errors by the jackknife over seeds, of the savings in logarithms.
     """
     rows = []
     for goal, runs in tuned.groupby("goal"):
         fixed = runs[runs["batch_size"] != "adaptive"]
         for key, adaptive in runs[runs["batch_size"] == "adaptive"].groupby(SETTING):
             row: dict[str, Any] = {"goal": goal, **dict(zip(SETTING, key, strict=True))}
-            for name, quantity in QUANTITIES.items():
-                row |= estimate_row(name, _jackknife(quantity, fixed, adaptive))
+            for name, logarithm in LOGARITHMS.items():
+                row |= estimate_row(name, _saved(_jackknife(logarithm, fixed, adaptive)))
+            row |= estimate_row("measured_gain", _jackknife(_gain, fixed, adaptive))
             predicted = adaptive["predicted_gain"]
             rows.append(row | {"predicted_gain": predicted.mean(), "predicted_gain_std": predicted.std()})
     return pd.DataFrame(rows)
@@ -97,11 +98,24 @@ def comparison_table(tuned: pd.DataFrame) -> pd.DataFrame:
 def _jackknife(
     quantity: Callable[[pd.DataFrame, pd.DataFrame], float], fixed: pd.DataFrame, adaptive: pd.DataFrame
 ) -> Estimate:
-    """The quantity with the spread of its pseudo-values over seeds."""
+    """The quantity with the spread that leaving out one seed after another gives it."""
     seeds = sorted(adaptive["seed"].unique())
-    whole = quantity(fixed, adaptive)
     without = [quantity(fixed[fixed["seed"] != seed], adaptive[adaptive["seed"] != seed]) for seed in seeds]
-    return from_samples([len(seeds) * whole - (len(seeds) - 1) * one for one in without])
+    stderr = float(np.std(without)) * np.sqrt(len(seeds) - 1)
+    return from_stderr(quantity(fixed, adaptive), stderr, num_samples=len(seeds))
+
+
+def _saved(logarithm: Estimate) -> Estimate:
+    """The share saved, from the logarithm of what is spent over what would have been."""
+    left = float(np.exp(logarithm.value))
+    low, high = 1 - np.exp(logarithm.high), 1 - np.exp(logarithm.low)
+    return Estimate(
+        value=1 - left,
+        stderr=left * logarithm.stderr,
+        low=float(low),
+        high=float(high),
+        num_samples=logarithm.num_samples,
+    )
 
 
 def _means(runs: pd.DataFrame) -> tuple[float, float]:
@@ -120,14 +134,16 @@ def _front(fixed: pd.DataFrame) -> np.ndarray:
     return np.array(sorted(kept, key=lambda point: point[1])).T
 
 
-def _steps_saved(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+def _steps(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+    """Log S/S_fixed at as many examples."""
     (steps, examples), (all_steps, all_examples) = _means(adaptive), _front(fixed)
-    return 1 - steps / _interpolated(examples, all_examples, all_steps)
+    return float(np.log(steps / _interpolated(examples, all_examples, all_steps)))
 
 
-def _examples_saved(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+def _examples(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+    """Log E/E_fixed at as many steps."""
     (steps, examples), (all_steps, all_examples) = _means(adaptive), _front(fixed)[:, ::-1]
-    return 1 - examples / _interpolated(steps, all_steps, all_examples)
+    return float(np.log(examples / _interpolated(steps, all_steps, all_examples)))
 
 
 def _interpolated(x: float, along: np.ndarray, values: np.ndarray) -> float:
@@ -136,11 +152,12 @@ def _interpolated(x: float, along: np.ndarray, values: np.ndarray) -> float:
     return float(np.exp(cubics(np.log(x))))
 
 
-def _cost_saved(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+def _cost(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+    """Log C/C_fixed."""
     rate = adaptive["exchange_rate"].iloc[0]
     steps, examples = _means(adaptive)
     all_steps, all_examples = _front(fixed)
-    return float(1 - (examples + rate * steps) / (all_examples + rate * all_steps).min())
+    return float(np.log((examples + rate * steps) / (all_examples + rate * all_steps).min()))
 
 
 def _gain(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
@@ -158,12 +175,7 @@ def _gain(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
     return float((steps / min_steps - 1) * (examples / (min_steps * critical) - 1))
 
 
-QUANTITIES = {
-    "steps_saved": _steps_saved,
-    "examples_saved": _examples_saved,
-    "cost_saved": _cost_saved,
-    "measured_gain": _gain,
-}
+LOGARITHMS = {"steps_saved": _steps, "examples_saved": _examples, "cost_saved": _cost}
 
 
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:

@@ -12,7 +12,10 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from paper_figures.style import STYLE, read_table
 
-RULES = {"noise": ("rate follows the noise", "#0072B2", "s"), "none": ("constant rate", "#D55E00", "^")}
+RULES = {
+    "noise": ("rate follows the noise", "#0072B2", "s", (-16, -8)),
+    "none": ("constant rate", "#D55E00", "^", (5, 0)),
+}  # label, colour, marker, and where the name stands from it
 
 
 def figure(data: Path) -> Figure:
@@ -29,7 +32,7 @@ def figure(data: Path) -> Figure:
             axes.set_title(f"to training loss {goal:g}", loc="left", fontweight="bold")
             _finish(axes)
         panels[0].set_ylabel("steps")
-        panels[0].legend(loc="lower left")
+        panels[0].legend(loc="upper right")
         drawn.supxlabel(
             "MNIST, unit pixels, 784–256–256–10, SGD, each point at the best of three learning rates; "
             f"geometric means of {front['num_seeds'].max()} seeds, 95 % intervals.\nSmall numbers: batch "
@@ -48,11 +51,11 @@ def _fixed(axes: Axes, rows: pd.DataFrame) -> None:
 
 def _adaptive(axes: Axes, rows: pd.DataFrame) -> None:
     """The adaptive ones, joined for each rule of the learning rate."""
-    for rule, (label, colour, marker) in RULES.items():
+    for rule, (label, colour, marker, offset) in RULES.items():
         own = rows[rows["lr_scaling"] == rule].sort_values("exchange_rate")
         if len(own):
             _points(axes, own, label=f"adaptive, {label}", color=colour, fmt=f"{marker}--")
-            _names(axes, own, own["exchange_rate"].astype(int), colour, (-4, -10))
+            _names(axes, own, own["exchange_rate"].astype(int), colour, offset)
 
 
 def _points(axes: Axes, rows: pd.DataFrame, *, label: str, color: str, fmt: str) -> None:
