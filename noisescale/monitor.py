@@ -132,8 +132,8 @@ class NoiseScaleMonitor:
             self._first = squared_norm(self._gradients())
         self._parts.append(_Part(num_examples, float(weight), float(scale), alike))
         self._seen = self._versions()
-        if scale != 1:  # unscaling leaves no other trace
-            self._witness = min(self._gradients(), key=Tensor.numel).clone()
+        # unscaling leaves no other trace
+        self._witness = min(self._gradients(), key=Tensor.numel).clone() if scale != 1 else None
 
     def update(
         self, *, scale: float | None = None, divided_by: float | None = None, last: Tensor | None = None

@@ -27,6 +27,7 @@ def test_noise_is_tracked_and_a_batch_size_recommended():
     assert set(rows["num_examples"]) == {300}
     assert pd.read_csv(f"run/{run_tables.NOISE_LAYERS}")["parameter"].nunique() == 6
     assert result.stderr.count("B_simple") == len(rows)
+    assert "on the average step" in " ".join(result.stdout.split())
     again = run("measure-noise", "run")
     assert again.exit_code == 0, again.output
     text = " ".join(again.stdout.split())
@@ -46,6 +47,32 @@ def test_the_full_noise_scale_is_tracked_on_demand():
     assert rows["step"].tolist() == [0, 10, 20, 21]
     assert rows["hessian_covariance_trace"].notna().all()
     assert "B_noise" in result.stderr
+
+
+def test_a_damaged_table_costs_the_recommendation_alone():
+    tracking = ["--measure-noise-every", "10", "--noise-examples", "300", "--checkpoint-every", "10"]
+    assert run(*SMALL, "--bs", 64, *tracking, "--out", "run").exit_code == 0
+    entries = strict(run("measure-noise", "run", "--json").stdout)
+    assert [entry["recommendation"] is None for entry in entries] == [True, True, False]
+    table = Path("run") / run_tables.NOISE
+    for content in ("", "no table", table.read_text().replace("\n10,", "\n0,")):
+        table.write_text(content)
+        result = run("measure-noise", "run")
+        assert result.exit_code == 0, result.output
+        assert "no batch size is recommended" in result.stdout
+
+
+def test_what_is_tracked_reaches_tensorboard():
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tracking = ["--measure-noise-every", "10", "--noise-examples", "300"]
+    result = run(*SMALL, *ADAPTIVE, *tracking, "--epochs", 3, "--out", "run", "--log-dir", "events")
+    assert result.exit_code == 0, result.output
+    events = tensorboard.EventAccumulator("events/run")
+    events.Reload()
+    assert {"noise/simple", "batch_size", "learning_rate"} <= set(events.Tags()["scalars"])
+    rows = pd.read_csv(f"run/{run_tables.NOISE}").dropna(subset=["simple"])
+    logged = {one.step: one.value for one in events.Scalars("noise/simple")}
+    assert logged == pytest.approx(dict(zip(rows["step"], rows["simple"], strict=True)), rel=1e-5)
 
 
 def test_an_untracked_run_recommends_nothing():
@@ -77,7 +104,7 @@ def test_an_adaptive_run_beside_a_fixed_one():
             *SMALL, *ADAPTIVE, "--lr-scaling", "noise", "--epochs", 4, "--out", "runs/bsadaptive", "--json"
         ).stdout
     )
-    assert set(summaries[0]["predicted"]) == {"critical_batch_size", "gain", "steps_saved"}
+    assert set(summaries[0]["predicted"]) == {"critical_batch_size", "gain", "resolved_share", "steps_saved"}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +113,8 @@ def test_an_adaptive_run_beside_a_fixed_one():
         (["--measure-noise-every", "0"], "1 or more, or log"),
         (["--measure-noise-every", "often"], "1 or more, or log"),
         (["--measure-noise-every", "10", "--noise-examples", "2"], "noise-examples"),
+        (["--noise-hessian"], "--noise-hessian without --measure-noise-every"),
+        (["--num-train", "3", "--bs", "2", "--measure-noise-every", "log"], "takes 4 or more"),
         (["--lr-scaling", "sqrt"], "only an adaptive batch size takes it"),
         (["--bs", "adaptive", "--bs-min", "64"], "2 <= smallest <= initial <= largest"),
         (["--bs", "adaptive", "--bs-max", "5000"], "batch sizes up to 5000"),

@@ -351,3 +351,64 @@ def test_what_an_update_left_behind_is_not_measured(tmp_path):
     clean = [update for update in updates_of(model) if len(update[1]) == 4]
     assert callback.monitor.num_updates == 3
     assert_same(callback.monitor.noise(), replayed([*clean[:2], clean[-1]]))
+
+
+@lightning_warns
+def test_a_ragged_last_batch_does_not_end_a_training(tmp_path):
+    """Six micro-batches, the last of one example: that and the four before it are worth 3.2."""
+    callback = LightningCallback()
+    loader = DataLoader(data(21), batch_size=4)
+    lightning_trainer(tmp_path, callback, accumulate_grad_batches=2, max_epochs=1).fit(Recorder(), loader)
+    assert (callback.monitor.num_updates, callback.monitor.num_skipped) == (2, 1)
+    trainer = trainer_of(
+        tmp_path,
+        Regression(),
+        rows=[{"x": x, "labels": y} for x, y in data(21)],
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        num_train_epochs=1,
+    )
+    other = TransformersCallback().add_to(trainer)
+    trainer.train()
+    assert (other.monitor.num_updates, other.monitor.num_skipped) == (2, 1)
+
+
+def test_a_training_that_was_interrupted_leaves_no_hooks_behind(tmp_path):
+    class Interrupting(transformers.TrainerCallback):
+        def on_substep_end(self, args, state, control, **others):
+            if state.global_step == 1:
+                raise KeyboardInterrupt
+
+    model = Regression()
+    trainer = trainer_of(tmp_path, model)
+    callback = TransformersCallback().add_to(trainer)
+    interrupting = Interrupting()
+    trainer.add_callback(interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(interrupting)
+    model.seen.clear()
+    model.zero_grad()
+    trainer.train()
+    assert_same(callback.monitor.noise(), replayed(updates_of(model)))
+    assert not model._forward_pre_hooks
+
+
+@lightning_warns
+def test_lightning_takes_the_loss_scale_out(tmp_path):
+    """As 16-bit mixed precision has it: scaled in the backward pass, unscaled before the optimizer step."""
+
+    class Scaler:
+        def get_scale(self):
+            return 64.0
+
+    class Scaled(LightningCallback):
+        def on_after_backward(self, trainer, pl_module):
+            pl_module.layer.weight.grad *= 64
+            trainer.precision_plugin.scaler = Scaler()
+            super().on_after_backward(trainer, pl_module)
+            pl_module.layer.weight.grad /= 64
+
+    callback, model = Scaled(), Recorder()
+    lightning_trainer(tmp_path, callback, max_epochs=1).fit(model, DataLoader(data(), batch_size=BATCH))
+    assert_same(callback.monitor.noise(), replayed(model.updates))

@@ -12,6 +12,7 @@ from torch import nn
 from noisescale.build import build_problem
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import MeasurementError, SettingError
+from noisescale.gradient_norms import squared_norm
 from noisescale.measure.noise import measure_noise
 from noisescale.monitor import NoiseScaleMonitor
 from noisescale.training import train
@@ -241,7 +242,8 @@ def test_sparse_and_missing_gradients():
                 (model(part).square().sum() / 3).backward()
                 one.micro_batch(len(part))
             one.update()
-    assert str(monitor.noise()) == str(other.noise())
+    found, expected = monitor.noise().gradient_variance, other.noise().gradient_variance
+    assert (found.value, found.stderr) == pytest.approx((expected.value, expected.stderr), rel=1e-9)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "4", None])
@@ -284,3 +286,80 @@ def test_on_a_gpu_norms_wait_to_be_read():
         on_cpu.update()
     assert on_gpu.noise().simple.value == pytest.approx(on_cpu.noise().simple.value, rel=1e-9)
     assert np.isfinite(on_gpu.noise().simple.stderr)
+
+
+@pytest.mark.parametrize("sizes", [[4, 1], [1, 1, 3]])
+def test_a_very_short_last_micro_batch_is_no_error(sizes):
+    """Equally weighted, [4, 1] is worth 3.2 examples: fewer than its first part."""
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    feed(monitor, model, inputs, targets, range(5), sizes)
+    taken = sizes != [4, 1]
+    assert monitor.update() is taken
+    assert (monitor.num_updates, monitor.num_skipped) == ((1, 0) if taken else (0, 1))
+
+
+def test_unscaling_before_the_update_is_noticed():
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    feed(monitor, model, inputs, targets, range(5), [2, 2], scale=1024.0)
+    gradients = [one.grad for one in model.parameters()]
+    torch._amp_foreach_non_finite_check_and_unscale_(gradients, torch.zeros(1), torch.tensor([1 / 1024.0]))
+    with pytest.raises(SettingError, match="before they are unscaled"):
+        monitor.update()
+
+
+def test_every_scale_is_its_own_micro_batchs():
+    """A scale that changes within an update, as no GradScaler does but a user may."""
+    model, inputs, targets, _ = regression()
+    one, other = NoiseScaleMonitor(model), NoiseScaleMonitor(model)
+    feed(one, model, inputs, targets, range(5), [2, 2])
+    one.update()
+    feed(other, model, inputs, targets, range(5), [2, 2])
+    first = 0.5 * (model(inputs[:2])[:, 0] - targets[:2]) ** 2
+    model.zero_grad()
+    other.discard()
+    (8 * first.mean() / 2).backward()
+    other.micro_batch(2, scale=8.0)
+    model.weight.grad /= 8
+    (0.5 * (model(inputs[2:4])[:, 0] - targets[2:4]) ** 2).mean().div(2).backward()
+    other.micro_batch(2)
+    other.update()
+    assert one.noise().gradient_variance.value == pytest.approx(other.noise().gradient_variance.value)
+
+
+@pytest.mark.parametrize("broken", [0, 3])
+def test_a_first_or_last_norm_that_is_not_finite_is_left_out(broken):
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    inputs = inputs.clone()
+    inputs[broken] = math.inf
+    feed(monitor, model, inputs, targets, range(5), [2, 2])
+    assert not monitor.update()
+    again = NoiseScaleMonitor(model)
+    again.load_state_dict(monitor.state_dict())
+    assert again.num_skipped == 1
+
+
+def test_a_tied_parameter_counts_once_and_small_gradients_are_not_lost():
+    weight = nn.Parameter(torch.zeros(200_000))
+    values = torch.full((200_000,), 1e-4)
+    values[0] = 1000.0
+    assert NoiseScaleMonitor([weight, weight])._parameters == [weight]
+    expected = float(values.double().square().sum())
+    assert float(squared_norm([values])) == pytest.approx(expected, rel=1e-9)
+    assert float(squared_norm([values.to(torch.bfloat16)])) == pytest.approx(expected, rel=1e-2)
+    assert float(squared_norm([torch.ones(3), torch.zeros(0)])) == 3
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"scale": 0}, {"scale": -2.0}, {"scale": "a"}, {"divided_by": 0}, {"divided_by": math.inf}]
+)
+def test_wrong_factors_are_refused(wrong):
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    feed(monitor, model, inputs, targets, range(5), [2, 2])
+    with pytest.raises(SettingError, match="give a positive number"):
+        monitor.update(**wrong)
+    with pytest.raises(SettingError, match="give a positive number"):
+        monitor.micro_batch(2, weight="a")

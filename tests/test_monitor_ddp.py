@@ -17,7 +17,8 @@ from noisescale.running_noise import two_batch
 from tests.test_distributed import free_port
 from tests.test_monitor import regression
 
-EVEN, UNEVEN = ((2, 1), (2, 1)), ((1, 2), (1, 1))  # micro-batch sizes of either process
+EVEN, UNEVEN = ((2, 1), (2, 1)), ((1, 2), (1, 1))
+MORE = ((1, 2, 1), (2, 2))  # micro-batch sizes of either process
 
 
 def per_example(count):
@@ -54,7 +55,7 @@ def expected(sizes, reduction):
     return two_batch(small, small_size, float(whole @ whole), big_size)
 
 
-def step(model, monitor, inputs, targets, own, start, total):
+def step(model, monitor, inputs, targets, own, start, total, scale=1.0):
     """One update's micro-batches of this process, the last of them with a reduction."""
     rank, world = dist.get_rank(), dist.get_world_size()
     model.zero_grad()
@@ -64,8 +65,8 @@ def step(model, monitor, inputs, targets, own, start, total):
         with model.no_sync() if not last else torch.enable_grad():
             losses = 0.5 * (model(inputs[part])[:, 0] - targets[part]) ** 2
             share = 1 / len(parts) / len(part) if monitor.reduction == "mean" else world / total
-            (losses.sum() * share).backward()
-        monitor.micro_batch(len(part))
+            (scale * losses.sum() * share).backward()
+        monitor.micro_batch(len(part), scale=scale)
 
 
 def as_rank(rank, port, path):
@@ -77,6 +78,7 @@ def as_rank(rank, port, path):
         for name, sizes, reduction in (
             ("even", EVEN, "mean"),
             ("uneven", UNEVEN, "mean"),
+            ("more", MORE, "mean"),
             ("uneven-sum", UNEVEN, "sum"),
         ):
             total = sum(map(sum, sizes))
@@ -91,6 +93,25 @@ def as_rank(rank, port, path):
                 assert monitor.update()
             noise = monitor.noise()
             found[name] = [noise.squared_gradient_norm.value, noise.gradient_variance.value]
+
+        # an AMP scale, and an update that is not to be made
+        weights, inputs, targets, _ = regression(6)
+        model = DistributedDataParallel(weights)
+        monitor = NoiseScaleMonitor(model.parameters())
+        monitor.attach(model)
+        step(model, monitor, inputs, targets, EVEN, 3 * rank, 6)
+        monitor.discard()
+        step(model, monitor, inputs, targets, EVEN, 3 * rank, 6, scale=64.0)
+        monitor.update()
+        noise = monitor.noise()
+        found["scaled"] = [noise.squared_gradient_norm.value, noise.gradient_variance.value]
+        alone = NoiseScaleMonitor(weights)
+        with model.no_sync():
+            for part in (slice(0, 2), slice(2, 4)):
+                (model(inputs[part]) ** 2).mean().backward()
+                alone.micro_batch(2)
+        with pytest.raises(SettingError, match="several processes"):
+            alone.update()
 
         weights, inputs, targets, _ = regression(6)
         model = DistributedDataParallel(weights)
@@ -123,6 +144,8 @@ def test_two_processes_are_the_small_batches(tmp_path):
     assert first == second
     assert first["even"] == pytest.approx(expected(EVEN, "mean"), rel=1e-9)
     assert first["uneven"] == pytest.approx(expected(UNEVEN, "mean"), rel=1e-9)
+    assert first["more"] == pytest.approx(expected(MORE, "mean"), rel=1e-9)
+    assert first["scaled"] == pytest.approx(expected(EVEN, "mean"), rel=1e-9)
     assert first["uneven-sum"] == pytest.approx(expected(UNEVEN, "sum"), rel=1e-9)
     assert first["compressed"] == pytest.approx(expected(EVEN, "mean"), rel=1e-2)
     weights = torch.tensor([1, 1, 2, 1, 1, 2]) / 8  # micro-batches of 2, 1, 2 and 1 examples count alike

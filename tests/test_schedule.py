@@ -15,6 +15,7 @@ from noisescale.checkpoint import load_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import CheckpointError, SettingError
 from noisescale.estimate import exact, from_stderr, undefined
+from noisescale.monitor import NoiseScaleMonitor
 from noisescale.noise import GradientNoise
 from noisescale.run import RunOptions, run_training
 from noisescale.schedule import AdaptiveBatchSize
@@ -82,6 +83,14 @@ def test_bounds_hold():
     assert made[0][0] == 4096
 
 
+def test_bounds_that_are_not_given_do_not_contradict_those_that_are():
+    schedule, made = scheduled(noise(1e9), min_batch_size=5000, initial_batch_size=6000)
+    assert schedule.max_batch_size == made[0][0] == 6000
+    config = TrainConfig(batch_size="adaptive")
+    assert AdaptiveBatchSize(config, torch.nn.Linear(2, 2), num_examples=500).max_batch_size == 500
+    assert AdaptiveBatchSize(config, torch.nn.Linear(2, 2), num_examples=500).monitor.memory == 20_000
+
+
 def test_nothing_changes_before_the_averages_are_worth_it():
     _, made = scheduled(*[noise(400.0)] * 10, updates=0)
     assert [size for size, _ in made] == [32] * 9 + [200]
@@ -117,6 +126,7 @@ def test_the_learning_rate_follows_its_rule(rule, expected):
 def test_the_course_is_kept_with_what_each_update_really_used():
     schedule, _ = scheduled(noise(400.0), noise(math.nan, low=3.0), noise(1600.0))
     assert schedule.tradeoff == Tradeoff().after(400.0, batch_size=32).after(1600.0, batch_size=32)
+    assert schedule.num_resolved == 2
 
 
 def test_batches_are_divided_into_a_small_part_and_the_rest():
@@ -150,6 +160,20 @@ def test_updates_are_those_of_the_same_batches_at_the_same_rates():
     assert len(set(sizes)) > 2
     for one, other in zip(training.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_at_a_bound_of_the_noise_the_rate_is_that_of_the_bound():
+    schedule, made = scheduled(
+        noise(400.0), noise(math.nan, low=3600.0), lr_scaling="noise", max_batch_size=10_000
+    )
+    assert [rate for _, rate in made] == pytest.approx(
+        [0.1 * 13.5 / (1 + 400 / 200), 0.1 * 13.5 / (1 + 3600 / 600)]
+    )
+    other, _ = scheduled()
+    other.monitor = schedule.monitor = NoiseScaleMonitor(torch.nn.Linear(2, 2))
+    other.load_state_dict(schedule.state_dict())
+    assert other.state_dict() == schedule.state_dict()
+    assert (other.changed_at_step, other.num_resolved, other.batch_size) == (2, 1, 600)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -70,3 +70,9 @@ def test_a_constant_noise_scale_leaves_nothing_to_gain():
     found = Tradeoff().after(100.0, batch_size=10, steps=70).after(100.0, batch_size=500, steps=3)
     assert found.gain == pytest.approx(1)
     assert found.steps_saved(50.0) == pytest.approx(0, abs=1e-12)
+
+
+def test_savings_do_not_cancel_at_extreme_exchange_rates():
+    found = course(np.full(50, 64.0))
+    # (1 + x)/(1 + y) with x y = 1/γ: as r falls, the ratio of steps goes to γ
+    assert found.steps_saved(1e-30) == pytest.approx(1 - found.gain, rel=1e-6)
