@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.gradient_norms import CommHook, ReplicaNorms, squared_norm
+from noisescale.micro_batches import MicroBatch, across, nested
 from noisescale.noise import GradientNoise
 from noisescale.running_noise import RunningNoise, two_batch
 
@@ -21,18 +22,6 @@ MEMORY = 100  # updates' worth of examples, where no memory is given
 SCALARS = ("squared_gradient_norm", "gradient_variance", "simple", "simple_low", "simple_high")
 LEAST_RATIO = 1.25  # of the sizes of two gradients that are compared
 UNREAD = 64  # updates on a GPU between two looks at their norms, each of which waits for it
-
-
-class _Part(NamedTuple):
-    """A micro-batch: its examples, the weight of its mean gradient, and a factor in the gradient with it.
-
-    alike: whether micro-batches count alike, and so processes too, however many of them they have.
-    """
-
-    num_examples: int
-    weight: float
-    scale: float
-    alike: bool
 
 
 class NoiseScaleMonitor:
@@ -91,7 +80,7 @@ class NoiseScaleMonitor:
         self.num_skipped = 0
         self._running = RunningNoise(memory=memory)
         self._first: Tensor | None = None  # |.grad|² after the first micro-batch
-        self._parts: list[_Part] = []  # since the last update
+        self._parts: list[MicroBatch] = []  # since the last update
         self._witness: Tensor | None = None  # a part of the scaled gradient after the last one
         self._seen: list[tuple[int, int]] = []  # the gradients and their versions after the last one
         self._unread: list[tuple[Tensor, Tensor]] = []  # (small, big) squared norms and sizes, of each update
@@ -130,7 +119,7 @@ class NoiseScaleMonitor:
         _check_positive(weight=weight, scale=scale)
         if not self._parts and self._replicas is None:
             self._first = squared_norm(self._gradients())
-        self._parts.append(_Part(num_examples, float(weight), float(scale), alike))
+        self._parts.append(MicroBatch(num_examples, float(weight), float(scale), alike))
         self._seen = self._versions()
         # unscaling leaves no other trace
         self._witness = min(self._gradients(), key=Tensor.numel).clone() if scale != 1 else None
@@ -171,7 +160,7 @@ class NoiseScaleMonitor:
             scale = parts[-1].scale
         undivided = 1.0 if divided_by is None else divided_by / sum(part.weight for part in parts)
         if self._replicas is not None:
-            found = _across(self._replicas, parts, factor=(undivided / scale) ** 2)
+            found = across(self._replicas, parts, factor=(undivided / scale) ** 2)
         elif len(parts) < 2:
             self.num_skipped += 1
             return False
@@ -179,7 +168,7 @@ class NoiseScaleMonitor:
             assert first is not None, "taken at the first micro-batch"
             last = squared_norm(self._gradients()) if last is None else last
             squares = torch.stack([first / parts[0].scale ** 2, last / scale**2]) * undivided**2
-            found = _nested(squares, parts)
+            found = nested(squares, parts)
         self._unread.append(found)
         if found[0].device.type == "cpu" or len(self._unread) >= UNREAD:
             skipped = self.num_skipped
@@ -281,37 +270,3 @@ def _check_positive(**values: float | None) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 < value < math.inf):
             raise SettingError(f"{name.replace('_', ' ')} {value!r}: give a positive number")
-
-
-def _nested(squares: Tensor, parts: list[_Part]) -> tuple[Tensor, Tensor]:
-    """Squared norms of the first micro-batch's mean gradient and of all's, and the sizes they are of.
-
-    squares (2,): of what was accumulated after the first and after the last.
-    """
-    share = parts[0].weight / sum(part.weight for part in parts)
-    sizes = torch.tensor([parts[0].num_examples, _size(parts)], dtype=torch.float64)
-    return squares / squares.new_tensor([share**2, 1.0]), sizes
-
-
-def _across(replicas: ReplicaNorms, parts: list[_Part], *, factor: float) -> tuple[Tensor, Tensor]:
-    """The mean squared norm of the processes' mean gradients, that of all's, and the sizes they are of.
-
-    With w_r a process's weight and W their sum over n processes, its gradient before the reduction is n·w_r/W
-    times its mean gradient, which counts w_r/W.
-    """
-    weight = 1.0 if parts[0].alike else sum(part.weight for part in parts)
-    size = _size(parts)
-    local, reduced = replicas.take()
-    shares = [1 / weight, weight, weight / size, weight**2 / size]
-    count, sums = replicas.sum(
-        torch.cat([local.new_tensor(shares[:1]) * local, local.new_tensor(shares[1:])])
-    )
-    squares, whole, over_sizes, squares_over_sizes = sums
-    small = squares * whole / count**2
-    sizes = torch.stack([whole / over_sizes, whole**2 / squares_over_sizes])
-    return torch.stack([small, reduced]) * factor, sizes
-
-
-def _size(parts: list[_Part]) -> float:
-    """The number of examples that the weighted mean of the parts' mean gradients is worth."""
-    return sum(part.weight for part in parts) ** 2 / sum(part.weight**2 / part.num_examples for part in parts)

@@ -1,12 +1,16 @@
-"""What a person sees while a run trains: a bar on a terminal, a line per epoch anywhere. On stderr."""
+"""What a person sees of a run: a bar and a line per epoch, on stderr; or TensorBoard events."""
 
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from noisescale.errors import SettingError
 
 REDRAW_EVERY = 0.1  # seconds
 
@@ -60,3 +64,17 @@ class TrainingProgress:
 
     def log(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def event_writer(log_dir: Path | None, run: str, step: int) -> Any:
+    """A TensorBoard writer as a context, events after `step` withdrawn; or a context of None."""
+    if log_dir is None:
+        return nullcontext()
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise SettingError(
+            "--log-dir writes TensorBoard events, and tensorboard is not installed: "
+            "pip install 'noisescale[tensorboard]', or leave --log-dir out"
+        ) from None
+    return SummaryWriter(log_dir / run, purge_step=step + 1 if step else None)

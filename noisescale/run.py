@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from noisescale.build import build_problem
 from noisescale.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.environment import environment
-from noisescale.errors import SettingError
 from noisescale.evaluation import Evaluation, evaluate
 from noisescale.interrupts import DeferredInterrupts, Interrupted
 from noisescale.plots import confusion_figure, curves_figure, image
 from noisescale.problem import SPLITS, Problem, as_examples
-from noisescale.progress import TrainingProgress
+from noisescale.progress import TrainingProgress, event_writer
 from noisescale.tracking.batch_size import BatchSizeTracker
 from noisescale.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.tracking.rows import Every, Tracker
@@ -138,7 +136,7 @@ class _Run:
         title = f"B = {training.config.batch_size}"
         with (
             TrainingProgress(options.console, title=title, total_epochs=training.last_epoch) as progress,
-            _event_writer(options.log_dir, self.path.name, training.step) as events,
+            event_writer(options.log_dir, self.path.name, training.step) as events,
             DeferredInterrupts() as interrupts,
         ):
             if training.step:
@@ -267,31 +265,13 @@ class _Run:
             "epochs": training.epoch,
             "diverged_at_step": training.diverged_at_step,
             **scores,
-            **_prediction(training),
+            **({} if training.schedule is None else training.schedule.summary(training.step)),
             "seconds": training.seconds,
             "examples_per_second": training.examples_seen / training.seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "notes": record["notes"],
             "environment": record["environment"],
         }
-
-
-def _prediction(training: Training) -> dict[str, Any]:
-    """What theory says of an adaptive run: B_crit, γ, and the steps saved at equal examples.
-
-    From the updates at which the running B_simple, of fresh examples, was resolved: their share is with it.
-    """
-    if (schedule := training.schedule) is None:
-        return {}
-    course, predicted = schedule.tradeoff, None
-    if course.min_steps > 0:
-        predicted = {
-            "critical_batch_size": course.critical_batch_size,
-            "gain": course.gain,
-            "resolved_share": schedule.num_resolved / training.step,
-            "steps_saved": course.steps_saved(training.config.exchange_rate),
-        }
-    return {"final_batch_size": schedule.batch_size, "predicted": predicted}
 
 
 def _confusion_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
@@ -302,17 +282,3 @@ def _confusion_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
         counts = {"target": target, "predicted": predicted, "count": evaluation.confusion.ravel()}
         tables.append(pd.DataFrame({"split": split, **counts}))
     return pd.concat(tables, ignore_index=True)
-
-
-def _event_writer(log_dir: Path | None, run: str, step: int) -> Any:
-    """A TensorBoard writer as a context, events after `step` withdrawn; or a context of None."""
-    if log_dir is None:
-        return nullcontext()
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise SettingError(
-            "--log-dir writes TensorBoard events, and tensorboard is not installed: "
-            "pip install 'noisescale[tensorboard]', or leave --log-dir out"
-        ) from None
-    return SummaryWriter(log_dir / run, purge_step=step + 1 if step else None)

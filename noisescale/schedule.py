@@ -105,6 +105,22 @@ class AdaptiveBatchSize:
             )
         return config.learning_rate
 
+    def summary(self, steps: int) -> dict[str, Any]:
+        """Where the batch size ended, and what theory says of such a course: B_crit, γ, and the steps saved.
+
+        From the updates, out of `steps`, at which the running B_simple, of fresh examples, was resolved:
+        their share is with it.
+        """
+        course, predicted = self.tradeoff, None
+        if course.min_steps > 0:
+            predicted = {
+                "critical_batch_size": course.critical_batch_size,
+                "gain": course.gain,
+                "resolved_share": self.num_resolved / steps,
+                "steps_saved": course.steps_saved(self.config.exchange_rate),
+            }
+        return {"final_batch_size": self.batch_size, "predicted": predicted}
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, with which another goes on bit for bit."""
         return {

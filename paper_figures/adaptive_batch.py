@@ -32,7 +32,7 @@ def figure(data: Path) -> Figure:
             axes.set_title(f"to training loss {goal:g}", loc="left", fontweight="bold")
             _finish(axes)
         panels[0].set_ylabel("steps")
-        panels[0].legend(loc="upper right")
+        drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
         drawn.supxlabel(
             "MNIST, unit pixels, 784–256–256–10, SGD, each point at the best of three learning rates; "
             f"geometric means of {front['num_seeds'].max()} seeds, 95 % intervals.\nSmall numbers: batch "

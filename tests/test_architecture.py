@@ -48,6 +48,7 @@ LAYERS = {
         "krylov",
         "layer_engine",
         "layer_recorder",
+        "micro_batches",
         "mnist_files",
         "models",
         "objective",
