@@ -38,7 +38,7 @@ def grown(tmp_path_factory):
     """The growth of the noise scale in small: digits, two batch sizes, two seeds."""
     root = tmp_path_factory.mktemp("grown")
     record_experiment(root, command="python -m experiments noise_growth --scale small")
-    tracking = NoiseTracking(every=10, num_examples=400, hessian=True, num_probes=4, per_layer=True)
+    tracking = NoiseTracking(every=20, num_examples=400, hessian=True, num_probes=4, per_layer=True)
     for seed in (0, 1):
         for batch_size in (128, 32):
             problem = ProblemConfig(dataset="digits", width=8)

@@ -38,7 +38,7 @@ def test_log_spaced_steps_are_eight_in_each_decade():
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_measuring_leaves_the_trajectory_bit_identical(norm, optimizer, tmp_path):
     problem = ProblemConfig(dataset="digits", width=16, norm=norm)
-    training = TrainConfig(batch_size=100, optimizer=optimizer, learning_rate=0.01, epochs=2)
+    training = TrainConfig(batch_size=100, optimizer=optimizer, learning_rate=0.01, epochs=1)
     torch.manual_seed(5)
     run_training(problem, training, tmp_path / "plain")
     torch.manual_seed(5)
