@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from noisescale.distributed import rank_and_size
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.gradient_norms import CommHook, ReplicaNorms, squared_norm
 from noisescale.micro_batches import MicroBatch, across, nested
@@ -51,8 +51,10 @@ class NoiseScaleMonitor:
         of the first update.
 
     The estimates are of the population "distribution": noise about the mean gradient over fresh examples;
-    they are unbiased for micro-batches drawn independently or without replacement. An update with one
-    micro-batch or with a gradient that is not finite is left out and counted in `num_skipped`.
+    they are unbiased for micro-batches drawn independently or without replacement, of a model that treats
+    examples one by one, which batch norm in training mode does not. Left out and counted in `num_skipped` is
+    an update with one micro-batch, with a gradient that is not finite, or with a last micro-batch so short
+    that all together are hardly worth more examples than the first.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class NoiseScaleMonitor:
         self._running = RunningNoise(memory=memory)
         self._first: Tensor | None = None  # |.grad|² after the first micro-batch
         self._parts: list[MicroBatch] = []  # since the last update
-        self._witness: Tensor | None = None  # a part of the scaled gradient after the last one
+        self._witness: tuple[Tensor, Tensor] | None = None  # a scaled gradient, and a copy of it
         self._seen: list[tuple[int, int]] = []  # the gradients and their versions after the last one
         self._unread: list[tuple[Tensor, Tensor]] = []  # (small, big) squared norms and sizes, of each update
         self._replicas: ReplicaNorms | None = None
@@ -121,8 +123,10 @@ class NoiseScaleMonitor:
             self._first = squared_norm(self._gradients())
         self._parts.append(MicroBatch(num_examples, float(weight), float(scale), alike))
         self._seen = self._versions()
-        # unscaling leaves no other trace
-        self._witness = min(self._gradients(), key=Tensor.numel).clone() if scale != 1 else None
+        self._witness = None
+        if scale != 1:  # unscaling leaves no trace in the versions
+            smallest = min(self._gradients(), key=Tensor.numel)
+            self._witness = smallest, smallest.clone()
 
     def update(
         self, *, scale: float | None = None, divided_by: float | None = None, last: Tensor | None = None
@@ -133,8 +137,8 @@ class NoiseScaleMonitor:
             changed since (SettingError where it was, as by clipping). divided_by: the sum of weights that
             losses were divided by, as the usual number of micro-batches in an update that has fewer, or 1
             where mean losses were not divided at all; None: those of this update; with `attach`, all
-            processes must have as many micro-batches then. last: the squared norm of
-            the gradient, where the caller has it.
+            processes must have as many micro-batches then. last: the squared norm of the gradient, where the
+            caller has it.
 
         On a GPU a gradient that is not finite is noticed, and counted in `num_skipped`, later.
         """
@@ -143,16 +147,13 @@ class NoiseScaleMonitor:
         if not parts:
             raise MeasurementError("update() before any micro_batch(): call that after each backward pass")
         _check_positive(scale=scale, divided_by=divided_by)
-        if self._replicas is None and dist.is_initialized() and dist.get_world_size() > 1:
+        if self._replicas is None and rank_and_size()[1] > 1:
             raise SettingError(
                 "several processes: a gradient may be of one of them or reduced over all, which only "
                 "attach(model) can tell"
             )
         if scale is None:
-            changed = self._versions() != self._seen
-            if witness is not None and not changed:
-                changed = not any(torch.equal(one, witness) for one in self._gradients())
-            if last is None and changed:
+            if last is None and (self._versions() != self._seen or _differ(witness)):
                 raise SettingError(
                     "the gradients were changed after the last micro_batch(): call update() before they are "
                     "unscaled, clipped or zeroed"
@@ -262,6 +263,11 @@ class NoiseScaleMonitor:
                 self._running.memory = MEMORY * big_size
             found = two_batch(small, small_size, big, big_size)
             self._running.add(*found, num_examples=big_size)
+
+
+def _differ(witness: tuple[Tensor, Tensor] | None) -> bool:
+    """Whether a gradient is no longer what its copy is; two nan, as of an overflow, are the same."""
+    return witness is not None and not torch.allclose(*witness, rtol=0, atol=0, equal_nan=True)
 
 
 def _check_positive(**values: float | None) -> None:

@@ -29,8 +29,8 @@ class AdaptiveBatchSize:
     config: `exchange_rate` is r, the examples worth a step; `min_batch_size` to `max_batch_size`;
         `noise_memory`, in examples. num_examples: of the training set. `learning_rate` is that of the
         initial batch size B_0, from which the rate goes by `lr_scaling`: none; √(B/B_0); B/B_0; or by the
-        noise, (1 + 𝓑_0/B_0)/(1 + 𝓑/B) with B_simple for 𝓑, and for 𝓑_0 its first
-        resolved value, uncertain as it is. The rate changes with the batch size alone, so not at its bounds.
+        noise, (1 + 𝓑_0/B_0)/(1 + 𝓑/B) with B_simple for 𝓑, and for 𝓑_0 its first resolved value, uncertain
+        as it is. The rate changes with the batch size alone, so not at its bounds.
 
     McCandlish et al. 2018 (arXiv 1812.06162), appendix D, with B_simple in the place of B_noise.
     """

@@ -84,7 +84,7 @@ class Training:
         self.seconds = 0.0
         self.diverged_at_step: int | None = None
         self._losses: list[Tensor] = []  # of the latest updates, not yet looked at
-        # neither holds on to this object, so that its data are freed with the last reference to it
+        # not given a method of this object, which would then hold itself, and its data, in a cycle
         self._graphs: CudaGraphUpdate | None = None
         if self.device.type == "cuda" and self.schedule is None:
             self._graphs = CudaGraphUpdate(self.device)

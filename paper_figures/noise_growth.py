@@ -47,7 +47,7 @@ def figure(data: Path) -> Figure:
         drawn.supxlabel(
             "MNIST, unit pixels, 784–1024–1024–10, SGD at lr 0.01, two epochs, on a random 10,000 training "
             f"images (population: dataset).\na–c: a line for each seed, {seeds}, with 95 % band; "
-            "triangles: lower bounds where not resolved. d: B = 128, geometric mean of the seeds.",
+            "triangles: lower bounds. d: B = 128, geometric mean of the seeds, where all are resolved.",
             fontsize=7,
         )
     return drawn

@@ -309,6 +309,18 @@ def test_unscaling_before_the_update_is_noticed():
         monitor.update()
 
 
+def test_an_overflow_of_mixed_precision_is_left_out_and_no_error():
+    """Its gradients are nan or infinite, and nan is not equal to itself."""
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    for broken in (math.nan, math.inf):
+        spoilt = inputs.clone()
+        spoilt[3] = broken
+        feed(monitor, model, spoilt, targets, range(5), [2, 2], scale=1024.0)
+        assert not monitor.update()
+    assert monitor.num_skipped == 2
+
+
 def test_every_scale_is_its_own_micro_batchs():
     """A scale that changes within an update, as no GradScaler does but a user may."""
     model, inputs, targets, _ = regression()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from experiments.benchmarks.resources import seconds
 from noisescale import NoiseScaleMonitor, ProblemConfig, build_problem
 from noisescale.environment import environment
-from noisescale.problem import Problem
+from noisescale.problem import Problem, as_examples
 from noisescale.store import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,12 +58,12 @@ class Step:
         self.looking = 0.0  # seconds spent in look and finish
 
     def __call__(self) -> None:
-        problem, train = self.problem, self.problem.train
+        problem, train = self.problem, as_examples(self.problem.train)
         for part in self.parts:
-            outputs = problem.model(train.inputs[part])  # type: ignore[union-attr]
-            losses = problem.loss(outputs, train.targets[part])  # type: ignore[union-attr]
+            outputs = problem.model(train.inputs[part])
+            losses = problem.loss(outputs, train.targets[part])
             (losses.mean() / len(self.parts)).backward()
-            self.looking += seconds(lambda: self.look(len(part)))  # noqa: B023
+            self.looking += seconds(partial(self.look, len(part)))
         self.looking += seconds(self.finish)
         self.optimizer.step()
         self.optimizer.zero_grad()
