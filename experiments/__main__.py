@@ -5,6 +5,7 @@ import click
 from experiments.adaptive_batch import adaptive_batch
 from experiments.edge_of_stability import edge_of_stability
 from experiments.noise_growth import noise_growth
+from experiments.stability_map import stability_map
 from experiments.three_cases import three_cases
 from noisescale.commands import Commands
 
@@ -22,6 +23,7 @@ main.add_command(three_cases)
 main.add_command(adaptive_batch)
 main.add_command(edge_of_stability)
 main.add_command(noise_growth)
+main.add_command(stability_map)
 
 if __name__ == "__main__":
     main(prog_name="python -m experiments")

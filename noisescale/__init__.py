@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from noisescale.gradients import GradientMoments, gradient_moments
     from noisescale.measure.noise import measure_noise
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
+    from noisescale.measure.stability import measure_stability, simulate_threshold
     from noisescale.models import cnn, mlp
     from noisescale.monitor import NoiseScaleMonitor
     from noisescale.noise import GradientNoise, NoiseScale, noise_scale
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
         keskar_sharpness,
     )
     from noisescale.spectrum import SpectralDensity, SpectralMoments, spectral_density, spectral_moments
-    from noisescale.stability import stable_sharpness
+    from noisescale.stability import StabilityConstants, stable_sharpness
+    from noisescale.stable_region import fit_edge
+    from noisescale.sweep.config import Horizon, SweepConfig
+    from noisescale.sweep.engine import SweepOptions, SweepResult, run_sweep
     from noisescale.tracking.noise import NoiseTracking
     from noisescale.tradeoff import Tradeoff
     from noisescale.training import train
@@ -54,6 +58,7 @@ _MODULES = {
     "Examples": "problem",
     "GradientMoments": "gradients",
     "GradientNoise": "noise",
+    "Horizon": "sweep.config",
     "KeskarSharpness": "sharpness",
     "LossFn": "problem",
     "MatVec": "problem",
@@ -73,12 +78,17 @@ _MODULES = {
     "SharpnessOptions": "measure.sharpness",
     "SpectralDensity": "spectrum",
     "SpectralMoments": "spectrum",
+    "StabilityConstants": "stability",
+    "SweepConfig": "sweep.config",
+    "SweepOptions": "sweep.engine",
+    "SweepResult": "sweep.engine",
     "Tradeoff": "tradeoff",
     "TrainConfig": "config",
     "batch_sharpness": "sharpness",
     "build_problem": "build",
     "cnn": "models",
     "evaluate": "evaluation",
+    "fit_edge": "stable_region",
     "ggn_matvec": "curvature",
     "gradient_moments": "gradients",
     "gradient_noise_interaction": "sharpness",
@@ -90,11 +100,14 @@ _MODULES = {
     "load_weights": "weights",
     "measure_noise": "measure.noise",
     "measure_sharpness": "measure.sharpness",
+    "measure_stability": "measure.stability",
     "mlp": "models",
     "noise_scale": "noise",
     "recommend": "recommendation",
+    "run_sweep": "sweep.engine",
     "run_training": "run",
     "save_checkpoint": "checkpoint",
+    "simulate_threshold": "measure.stability",
     "spectral_density": "spectrum",
     "spectral_moments": "spectrum",
     "stable_sharpness": "stability",
@@ -112,6 +125,7 @@ __all__ = [
     "Examples",
     "GradientMoments",
     "GradientNoise",
+    "Horizon",
     "KeskarSharpness",
     "LossFn",
     "MatVec",
@@ -131,6 +145,10 @@ __all__ = [
     "SharpnessOptions",
     "SpectralDensity",
     "SpectralMoments",
+    "StabilityConstants",
+    "SweepConfig",
+    "SweepOptions",
+    "SweepResult",
     "Tradeoff",
     "TrainConfig",
     "__version__",
@@ -138,6 +156,7 @@ __all__ = [
     "build_problem",
     "cnn",
     "evaluate",
+    "fit_edge",
     "ggn_matvec",
     "gradient_moments",
     "gradient_noise_interaction",
@@ -149,11 +168,14 @@ __all__ = [
     "load_weights",
     "measure_noise",
     "measure_sharpness",
+    "measure_stability",
     "mlp",
     "noise_scale",
     "recommend",
+    "run_sweep",
     "run_training",
     "save_checkpoint",
+    "simulate_threshold",
     "spectral_density",
     "spectral_moments",
     "stable_sharpness",

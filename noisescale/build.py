@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisescale.config import LossName, ProblemConfig
-from noisescale.data import load_splits
+from noisescale.data import Splits, load_splits
 from noisescale.models import build_model
 from noisescale.problem import LossFn, Problem
+from noisescale.random_state import preserved_random_state
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -33,6 +34,14 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 LOSSES: dict[LossName, LossFn] = {"cross_entropy": cross_entropy, "mse": squared_error}
 
 
+def chance_loss(name: LossName, targets: Tensor) -> float:
+    """The mean loss over classes (n,) of the best output that is the same for every example."""
+    shares = torch.bincount(targets).double() / len(targets)
+    if name == "mse":
+        return 0.5 * float((shares * (1 - shares)).sum())
+    return float(torch.special.entr(shares).sum())
+
+
 def build_problem(
     config: ProblemConfig,
     *,
@@ -52,11 +61,16 @@ def build_problem(
         data_dir=data_dir,
         device=device,
     )
-    with torch.random.fork_rng(devices=[]):
+    return assemble_problem(config, splits, seed=seed)
+
+
+def assemble_problem(config: ProblemConfig, splits: Splits, *, seed: int = 0) -> Problem:
+    """The problem `config` describes on data loaded already, its model where they are."""
+    with preserved_random_state():
         torch.manual_seed(seed)
         model = build_model(config, splits.train.inputs.shape[1:], splits.num_classes)
     return Problem(
-        model=model.to(device),
+        model=model.to(splits.train.inputs.device),
         loss=LOSSES[config.loss],
         train=splits.train,
         validation=splits.validation,

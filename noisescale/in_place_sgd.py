@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from noisescale.random_state import preserved_random_state
+
 
 class InPlaceSGD(TorchFunctionMode):
     """Inside this context `F.linear` updates its own weight and bias as soon as their gradient is due.
@@ -63,7 +65,7 @@ def covered_parameters(model: nn.Module, inputs: Tensor) -> set[str]:
     """
     trial = copy.deepcopy(model)
     devices = [inputs.device] if inputs.is_cuda else []
-    with torch.random.fork_rng(devices), torch.no_grad(), _Uses() as uses:
+    with preserved_random_state(devices), torch.no_grad(), _Uses() as uses:
         trial(inputs)
     names = {id(param): name for name, param in trial.named_parameters() if param.requires_grad}
     return {

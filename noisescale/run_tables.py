@@ -12,7 +12,8 @@ from noisescale.estimate import Estimate
 
 METRICS, CONFUSION, SHARPNESS = "metrics.csv", "confusion.csv", "sharpness.csv"
 NOISE, NOISE_LAYERS, BATCH_SIZE = "noise.csv", "noise_layers.csv", "batch_size.csv"
-TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE)
+LOSSES = "losses.csv"  # of a cell of a sweep
+TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE, LOSSES)
 
 
 def estimate_columns(*names: str) -> list[str]:

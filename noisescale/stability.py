@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from noisescale.config import TrainConfig
+from noisescale.errors import SettingError
 
 
 def stable_sharpness(config: TrainConfig) -> float | None:
@@ -22,3 +26,101 @@ def side_of(limit: float, *, low: float, high: float) -> str:
     if high < limit:
         return "below"
     return "above" if low > limit else "at"
+
+
+def batch_noise_factor(batch_size: float, *, population_size: int | None) -> float:
+    """The p of Cov(mean over a batch) = p·Σ, Σ with 1/N over the examples.
+
+    (N − B)/(B(N − 1)) for a batch drawn without replacement from N = `population_size` examples; 1/B with
+    replacement or from a distribution (None).
+    """
+    if population_size is None:
+        return 1 / batch_size
+    if not 1 <= batch_size <= population_size:
+        raise SettingError(f"batch size {batch_size}: give 1 to {population_size}, the number of examples")
+    if population_size == 1:
+        return 0.0
+    return (population_size - batch_size) / (batch_size * (population_size - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityCurve:
+    """A predicted threshold η_max(B) = η_∞ / (1 + p·B_c), p as in `batch_noise_factor`.
+
+    largest_rate: η_∞, the threshold of gradient descent on all examples. critical_batch_size: B_c, the batch
+    size at which, with replacement, it has fallen to half.
+    """
+
+    largest_rate: float
+    critical_batch_size: float
+
+    def rate(self, batch_size: float, *, population_size: int | None) -> float:
+        """η_max(B)."""
+        factor = batch_noise_factor(batch_size, population_size=population_size)
+        return self.largest_rate / (1 + factor * self.critical_batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityConstants:
+    """What the predictions of plain SGD's stability at one point need to know of its curvature.
+
+    H = (1/N) Σ H_i, where H_i is an example's Gauss–Newton matrix, positive semi-definite.
+
+    sharpness: λ = λ_max(H).
+    concentration: κ = mean (vᵀH_i v)²/λ², v the eigenvector of λ; at least 1.
+    largest_example: β = max_i λ_max(H_i) over the examples looked at.
+    trace: tr H.
+    square_deviation: s² = λ_max(mean H_i² − H²).
+    best_rate, noise_batch_size: ε_max = |G|²/GᵀHG and B_noise with the Hessian of the loss; nan where they
+        are undefined or unresolved, as at a minimum.
+    num_examples: looked at; of a random subset β and s are those of the subset.
+    """
+
+    sharpness: float
+    concentration: float
+    largest_example: float
+    trace: float
+    square_deviation: float
+    best_rate: float
+    noise_batch_size: float
+    num_examples: int
+
+    @property
+    def curves(self) -> dict[str, StabilityCurve]:
+        """The curves η_∞/(1 + p·B_c), by name.
+
+        upper, lower, gaussian: of staying at a minimum in mean square, batches independent. No learning rate
+        above `upper` does (Mulayoff & Michaeli 2023, arXiv 2306.07850); every one below `lower` does (cf. Ma,
+        Bassily & Belkin 2018, arXiv 1712.06559); `gaussian` is sufficient where H_i = x xᵀ with Gaussian x.
+        descent: below it, one step lowers the expected loss: 2·ε_opt(B) (McCandlish et al. 2018,
+        arXiv 1812.06162, 2.6).
+        """
+        edge = 2 / self.sharpness
+        return {
+            "upper": StabilityCurve(largest_rate=edge, critical_batch_size=self.concentration - 1),
+            "lower": StabilityCurve(
+                largest_rate=edge, critical_batch_size=self.largest_example / self.sharpness - 1
+            ),
+            "gaussian": StabilityCurve(
+                largest_rate=edge, critical_batch_size=1 + self.trace / self.sharpness
+            ),
+            "descent": StabilityCurve(
+                largest_rate=2 * self.best_rate, critical_batch_size=self.noise_batch_size
+            ),
+        }
+
+    def wu_rate(self, batch_size: float, *, population_size: int | None) -> float:
+        """The rectangle of Wu, Ma & E (2018): the largest η with λ ≤ 2/η and s ≤ 1/(η√p).
+
+        Neither necessary nor sufficient for mean-square stability in more than one dimension.
+        """
+        noise = batch_noise_factor(batch_size, population_size=population_size) * self.square_deviation
+        return min(2 / self.sharpness, math.inf if noise <= 0 else 1 / math.sqrt(noise))
+
+    def rates(self, batch_size: float, *, population_size: int | None) -> dict[str, float]:
+        """Every prediction at this batch size, by name; nan where it has none."""
+        found = {
+            name: curve.rate(batch_size, population_size=population_size)
+            for name, curve in self.curves.items()
+        }
+        return found | {"wu": self.wu_rate(batch_size, population_size=population_size)}

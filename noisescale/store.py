@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -42,7 +43,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     A crash, a kill or a full disk leaves the old file as it was. Raises OSError as the system reports it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary(path.name, os.getpid()))
+    temporary = path.with_name(_temporary(path.name, secrets.token_hex(4)))
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -88,18 +89,22 @@ class RunFolder:
         holds another run's config.json, or files but no config.json, is refused with RunFolderError; one
         that another process holds, with RunFolderBusyError.
     force: a folder with results is emptied of them first, whosever configuration they have.
+    wait: until another process has let go of it, instead of refusing.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], *, force: bool = False) -> None:
+    def __init__(
+        self, path: Path, config: dict[str, Any], *, force: bool = False, wait: bool = False
+    ) -> None:
         self.path = path
         self.config = config
         self.force = force
+        self.wait = wait
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / _LOCK)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=-1 if self.wait else 0)
         except Timeout:
             raise RunFolderBusyError(
                 f"{self.path} is being written by another process: wait for it or choose another --out"
@@ -207,8 +212,8 @@ def finished_runs(root: Path) -> list[Path]:
     return sorted(summary.parent for summary in root.rglob(SUMMARY))
 
 
-def _temporary(name: str, process: int | str) -> str:
-    return f".{name}.{process}.tmp"
+def _temporary(name: str, writer: str) -> str:
+    return f".{name}.{writer}.tmp"
 
 
 def _remove_litter(path: Path) -> None:

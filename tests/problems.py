@@ -57,3 +57,38 @@ def symmetric(extremes: list[float], *, dim: int, bulk: tuple[float, float] = (-
     rest = torch.linspace(*bulk, dim - len(extremes), dtype=torch.float64)
     values = torch.cat([torch.tensor(extremes, dtype=torch.float64), rest])
     return directions @ torch.diag(values) @ directions.T
+
+
+def example_curvatures(problem: Problem) -> torch.Tensor:
+    """Each example's Gauss–Newton matrix (n, P, P), by dense Jacobians and Hessians, one after the other."""
+    names = [name for name, _ in problem.model.named_parameters()]
+    shapes = [param.shape for param in problem.model.parameters()]
+    point = torch.cat([param.detach().flatten() for param in problem.model.parameters()])
+    found = []
+    for example, target in zip(*problem.train, strict=True):
+
+        def outputs(vector: torch.Tensor, example: torch.Tensor = example) -> torch.Tensor:
+            parts = vector.split([shape.numel() for shape in shapes])
+            params = {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+            return torch.func.functional_call(problem.model, params, example.unsqueeze(0)).flatten()
+
+        def loss(values: torch.Tensor, target: torch.Tensor = target) -> torch.Tensor:
+            return problem.loss(values.unsqueeze(0), target.unsqueeze(0)).sum()
+
+        jacobian = torch.autograd.functional.jacobian(outputs, point)
+        curvature = torch.autograd.functional.hessian(loss, outputs(point).detach())
+        found.append(jacobian.T @ curvature @ jacobian)
+    return torch.stack(found)
+
+
+def small_network(*, num_examples: int = 12, seed: int = 0) -> Problem:
+    """Two features, two classes, eight parameters, float64; per-example curvatures that differ widely."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(num_examples, 2, generator=generator, dtype=torch.float64)
+    inputs *= torch.linspace(0.3, 3, num_examples, dtype=torch.float64).unsqueeze(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Tanh(), nn.Linear(2, 2, bias=False))
+    targets = torch.randint(2, (num_examples,), generator=generator)
+    examples = Examples(inputs, targets)
+    return Problem(model=model.double(), loss=cross_entropy, train=examples, test=examples)

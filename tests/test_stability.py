@@ -1,12 +1,17 @@
-"""The limit of stability, against gradient descent itself."""
+"""The limits of stability, against gradient descent itself and the exact mean-square recursion."""
+
+import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from noisescale.config import TrainConfig
-from noisescale.stability import side_of, stable_sharpness
+from noisescale.errors import SettingError
+from noisescale.stability import StabilityConstants, batch_noise_factor, side_of, stable_sharpness
 from noisescale.training import train
-from tests.problems import quadratic
+from tests.problems import example_curvatures, quadratic, seeded, small_network
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
@@ -42,3 +47,115 @@ def test_the_side_of_a_limit_is_that_of_the_whole_interval():
     assert side_of(10, low=8, high=9.9) == "below"
     assert side_of(10, low=9, high=11) == "at"
     assert side_of(10, low=10.1, high=11) == "above"
+
+
+def mean_square_threshold(curvatures: torch.Tensor, factor: float) -> float:
+    """η* = 2/λ_max(C†D) (Mulayoff & Michaeli 2023), by Kronecker products of the dense H_i (n, d, d)."""
+    mean = curvatures.mean(0)
+    identity = torch.eye(len(mean), dtype=mean.dtype)
+    symmetric = (torch.kron(mean, identity) + torch.kron(identity, mean)) / 2
+    squares = torch.stack([torch.kron(one, one) for one in curvatures]).mean(0)
+    second = (1 - factor) * torch.kron(mean, mean) + factor * squares
+    return 2 / torch.linalg.eigvals(torch.linalg.pinv(symmetric) @ second).real.max().item()
+
+
+def growth_in_mean_square(curvatures: torch.Tensor, factor: float, rate: float) -> float:
+    """Spectral radius of the map of E[xxᵀ] under one step: the recursion itself, without C or D."""
+    mean = curvatures.mean(0)
+    step = torch.eye(len(mean), dtype=mean.dtype) - rate * mean
+    squares = torch.stack([torch.kron(one, one) for one in curvatures]).mean(0)
+    noise = rate**2 * factor * (squares - torch.kron(mean, mean))
+    return torch.linalg.eigvals(torch.kron(step, step) + noise).abs().max().item()
+
+
+def constants_of(curvatures: torch.Tensor) -> StabilityConstants:
+    """The constants of dense H_i (n, d, d)."""
+    mean = curvatures.mean(0)
+    values, vectors = torch.linalg.eigh(mean)
+    along = torch.einsum("p,npq,q->n", vectors[:, -1], curvatures, vectors[:, -1])
+    deviation = (curvatures @ curvatures).mean(0) - mean @ mean
+    return StabilityConstants(
+        sharpness=values[-1].item(),
+        concentration=(along.square().mean() / values[-1] ** 2).item(),
+        largest_example=torch.linalg.eigvalsh(curvatures)[:, -1].max().item(),
+        trace=values.sum().item(),
+        square_deviation=torch.linalg.eigvalsh(deviation)[-1].item(),
+        best_rate=math.nan,
+        noise_batch_size=math.nan,
+        num_examples=len(curvatures),
+    )
+
+
+@pytest.fixture(params=["network", "random", "one parameter"])
+def curvatures(request):
+    if request.param == "network":
+        return example_curvatures(small_network())
+    dim = 4 if request.param == "random" else 1
+    roots = torch.randn(12, 2, dim, generator=seeded(0), dtype=torch.float64)
+    return roots.mT @ roots  # rank two, as with two outputs
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 2, 6, 12])
+def test_the_exact_threshold_lies_between_the_lower_and_the_upper_curve(curvatures, batch_size, replacement):
+    population = None if replacement else len(curvatures)
+    factor = batch_noise_factor(batch_size, population_size=population)
+    exact = mean_square_threshold(curvatures, factor)
+    assert growth_in_mean_square(curvatures, factor, 0.999 * exact) < 1 + 1e-9  # null directions stay at 1
+    assert growth_in_mean_square(curvatures, factor, 1.001 * exact) > 1 + 1e-5
+    rates = constants_of(curvatures).rates(batch_size, population_size=population)
+    assert rates["lower"] <= exact * (1 + 1e-9)
+    assert exact <= rates["upper"] * (1 + 1e-9)
+    if curvatures.shape[1] == 1:
+        assert exact == pytest.approx(rates["upper"])
+
+
+def test_the_gaussian_curve_is_sufficient_for_gaussian_inputs():
+    """H_i = xxᵀ has fourth moments in closed form: E[H_i C H_i] = 2HCH + H tr(HC)."""
+    variances = torch.tensor([0.2, 0.5, 1.0, 3.0], dtype=torch.float64)
+    hessian = torch.diag(variances)
+    constants = replace(
+        constants_of(hessian.unsqueeze(0)), trace=variances.sum().item(), sharpness=3.0, concentration=3.0
+    )
+    for batch_size in (1, 4, 64):
+        rate = constants.rates(batch_size, population_size=None)["gaussian"]
+        for factor, stable in ((1.0, True), (1 + constants.trace / 3.0 + 1, False)):
+
+            def residual(tried: float, size: int = batch_size) -> float:
+                """Σ_i ηλ_i/(2 − ηλ_i(1 + 1/B))/B, stable below 1."""
+                parts = tried * variances / (2 - tried * variances * (1 + 1 / size))
+                return parts.sum().item() / size if (parts > 0).all() else math.inf
+
+            assert (residual(factor * rate) < 1 + 1e-9) is stable
+
+
+def test_curves_follow_their_formulas():
+    constants = StabilityConstants(
+        sharpness=4.0,
+        concentration=3.0,
+        largest_example=40.0,
+        trace=20.0,
+        square_deviation=25.0,
+        best_rate=0.3,
+        noise_batch_size=50.0,
+        num_examples=100,
+    )
+    found = constants.rates(10, population_size=None)
+    assert found["upper"] == pytest.approx(0.5 / (1 + 2 / 10))
+    assert found["lower"] == pytest.approx(0.5 / (1 + 9 / 10))
+    assert found["gaussian"] == pytest.approx(0.5 / (1 + 6 / 10))
+    assert found["descent"] == pytest.approx(0.6 / (1 + 50 / 10))
+    assert found["wu"] == pytest.approx(min(0.5, 10**0.5 / 5))
+    whole = constants.rates(100, population_size=100)
+    assert whole["upper"] == whole["lower"] == whole["gaussian"] == whole["wu"] == 0.5
+    assert whole["descent"] == 0.6
+
+
+def test_the_noise_of_a_batch_without_replacement():
+    values = torch.randn(6, generator=seeded(1), dtype=torch.float64)
+    means = torch.stack([values[list(batch)].mean() for batch in itertools.combinations(range(6), 2)])
+    expected = means.var(correction=0) / values.var(correction=0)
+    assert batch_noise_factor(2, population_size=6) == pytest.approx(expected.item())
+    assert batch_noise_factor(1, population_size=1) == 0
+    with pytest.raises(SettingError, match="1 to 6"):
+        batch_noise_factor(7, population_size=6)

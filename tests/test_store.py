@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +57,10 @@ def test_a_file_and_then_its_folder_are_synced_around_the_rename(tmp_path, monke
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", renamed)
     write_atomically(tmp_path / "file", b"content")
-    temporary = f".file.{os.getpid()}.tmp"
-    assert calls == [("sync", temporary), ("rename", "file"), ("sync", tmp_path.name)]
+    (_, temporary), *rest = calls
+    assert calls[0] == ("sync", temporary)
+    assert re.fullmatch(r"\.file\.\w+\.tmp", temporary)
+    assert rest == [("rename", "file"), ("sync", tmp_path.name)]
 
 
 def test_a_folder_goes_from_new_to_unfinished_to_finished(tmp_path):

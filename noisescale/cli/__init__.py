@@ -7,6 +7,7 @@ import click
 from noisescale._version import __version__
 from noisescale.cli.measure_noise import measure_noise
 from noisescale.cli.sharpness import sharpness
+from noisescale.cli.sweep_lr import sweep_lr
 from noisescale.cli.train import train
 from noisescale.commands import Commands
 
@@ -24,3 +25,4 @@ def main() -> None:
 main.add_command(train)
 main.add_command(measure_noise)
 main.add_command(sharpness)
+main.add_command(sweep_lr)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from noisescale import config as settings
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import SettingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from noisescale.config import DatasetName
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Config = TypeVar("Config", ProblemConfig, TrainConfig)
@@ -112,6 +117,20 @@ def training_options(command: Command) -> Command:
             help="Passes over the training set.",
         ),
         click.option("--max-steps", type=int, help="Stop after so many updates, if that comes first."),
+        optimizer_options,
+        click.option(
+            "--seed",
+            type=int,
+            default=TrainConfig.seed,
+            show_default=True,
+            help="Of the initial parameters and the order of the examples.",
+        ),
+    )(command)
+
+
+def optimizer_options(command: Command) -> Command:
+    """The fields of TrainConfig that say how a gradient becomes an update, but for the rate."""
+    return _together(
         click.option(
             "--optimizer",
             type=click.Choice(get_args(settings.OptimizerName)),
@@ -126,13 +145,6 @@ def training_options(command: Command) -> Command:
             help="Heavy ball, of sgd.",
         ),
         click.option("--weight-decay", type=float, default=TrainConfig.weight_decay, show_default=True),
-        click.option(
-            "--seed",
-            type=int,
-            default=TrainConfig.seed,
-            show_default=True,
-            help="Of the initial parameters and the order of the examples.",
-        ),
     )(command)
 
 
@@ -281,6 +293,22 @@ def resolve_device(name: str) -> str:
             "--device cuda: torch sees no GPU here; give cpu, or auto to use one where there is"
         )
     return name
+
+
+def choose_dataset(options: dict[str, Any], console: Console) -> tuple[DatasetName, tuple[str, ...]]:
+    """The data set to use, and a note for the run's record where it is not the one hoped for."""
+    from noisescale.data import resolve_dataset
+
+    name, substitution = resolve_dataset(options["dataset"], options["data_dir"])
+    if substitution is None:
+        return name, ()
+    console.print(f"NOTE: {substitution}", style="bold yellow", markup=False)
+    return name, (substitution,)
+
+
+def flag(ctx: click.Context, name: str) -> str:
+    """How the option of this name is spelt on the command line."""
+    return next(option.opts[0] for option in ctx.command.params if option.name == name)
 
 
 def _together(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:

@@ -14,7 +14,9 @@ from noisescale.cli.options import (
     BatchSize,
     Steps,
     adaptive_options,
+    choose_dataset,
     fill,
+    flag,
     machine_options,
     problem_options,
     resolve_device,
@@ -157,7 +159,7 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     else:
         preset = PRESETS.get(options["preset"], {})
         options |= {name: value for name, value in preset.items() if name not in given}
-        options["dataset"], notes = _dataset(options, console)
+        options["dataset"], notes = choose_dataset(options, console)
         cases = _cases(options)
     _check(cases, force=options["force"])
     run_options = RunOptions(
@@ -185,9 +187,7 @@ def _check_tracking(ctx: click.Context, options: dict[str, Any]) -> None:
     for name in TRACKING[1:]:
         given = ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
         if given and options["measure_noise_every"] is None:
-            raise SettingError(
-                f"{_flag(ctx, name)} without --measure-noise-every: give that too, such as log"
-            )
+            raise SettingError(f"{flag(ctx, name)} without --measure-noise-every: give that too, such as log")
 
 
 def _noise_tracking(options: dict[str, Any]) -> NoiseTracking | None:
@@ -226,17 +226,12 @@ def _stored_case(ctx: click.Context, path: Path, given: set[str]) -> tuple[Path,
     """The configurations in a run folder that is to be continued."""
     from noisescale.store import CONFIG, parse_config, read_json
 
-    if others := [_flag(ctx, name) for name in sorted(given - CARRYING_OUT)]:
+    if others := [flag(ctx, name) for name in sorted(given - CARRYING_OUT)]:
         raise SettingError(f"--resume continues a run with its own settings: leave out {', '.join(others)}")
     stored = read_json(path / CONFIG)
     if stored is None:
         raise RunFolderError(f"{path} has no {CONFIG}: give the folder of a run of noisescale train")
     return (path, *parse_config(path, stored))
-
-
-def _flag(ctx: click.Context, name: str) -> str:
-    """How the option of this name is spelt on the command line."""
-    return next(option.opts[0] for option in ctx.command.params if option.name == name)
 
 
 def _check(cases: list[tuple[Path, ProblemConfig, TrainConfig]], *, force: bool) -> None:
@@ -249,14 +244,3 @@ def _check(cases: list[tuple[Path, ProblemConfig, TrainConfig]], *, force: bool)
         resolve_batch_size(training, num_training_examples(problem.dataset, problem.num_train))
         if not force:
             folder_state(path, {"problem": problem.to_dict(), "training": training.to_dict()})
-
-
-def _dataset(options: dict[str, Any], console: Any) -> tuple[str, tuple[str, ...]]:
-    """The data set to use, and a note for the run's record where it is not the one hoped for."""
-    from noisescale.data import resolve_dataset
-
-    name, substitution = resolve_dataset(options["dataset"], options["data_dir"])
-    if substitution is None:
-        return name, ()
-    console.print(f"NOTE: {substitution}", style="bold yellow", markup=False)
-    return name, (substitution,)

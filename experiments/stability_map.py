@@ -1,0 +1,108 @@
+"""Which learning rates are stable at which batch size: from initialisation, and from a trained minimum.
+
+From initialisation: MNIST at unit and at raw pixels, 784–256–256–10, one epoch; and the three-case study's own
+network at raw pixels. From a minimum: a random 1,000 images, 784–200–200–10, trained to interpolation with the
+squared error, where the linear theory applies, and with the cross-entropy; 1,000 steps from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from noisescale import (
+    ProblemConfig,
+    RunOptions,
+    SweepConfig,
+    SweepOptions,
+    TrainConfig,
+    run_sweep,
+    run_training,
+)
+from noisescale.cli.options import machine_options, resolve_device
+from noisescale.store import CHECKPOINT, record_experiment
+from noisescale.sweep import Horizon, file_digest
+
+UNIT = ProblemConfig(dataset="mnist", width=256)
+SMALL = ProblemConfig(dataset="mnist", num_train=1000, width=200)
+MINIMA = {  # how each is trained to its minimum
+    "mse": (replace(SMALL, loss="mse"), TrainConfig(batch_size=50, learning_rate=0.1, epochs=300)),
+    "cross_entropy": (SMALL, TrainConfig(batch_size=50, learning_rate=0.1, epochs=1000)),
+}
+SCALES: dict[str, dict[str, Any]] = {
+    "quick": {"num_seeds": 2, "factor": 2.0},
+    "full": {"num_seeds": 6, "factor": 1.15, "precision": 1.25, "max_seeds": 48},
+}
+
+
+def maps(scale: str, starts: dict[str, Path]) -> dict[str, SweepConfig]:
+    """The sweeps by name; starts: the checkpoints of the minima, by loss."""
+    settings = SCALES[scale]
+    from_start = {
+        "unit": SweepConfig(problem=UNIT, **settings),
+        "raw": SweepConfig(
+            problem=replace(UNIT, pixel_scale="raw"), batch_sizes=(1, 4, 16, 32, 64, 256, 1024), **settings
+        ),
+        "study": SweepConfig(
+            problem=ProblemConfig(dataset="mnist", pixel_scale="raw"),
+            batch_sizes=(1, 32, 1024),
+            lr_min=1e-5,
+            lr_max=0.1,
+            num_seeds=min(settings["num_seeds"], 5),
+            factor=max(settings["factor"], 1.25),
+        ),
+    }
+    from_minimum = {
+        loss: SweepConfig(
+            problem=MINIMA[loss][0],
+            batch_sizes=(1, 4, 16, 64, 256, 1000),
+            horizon=Horizon(steps=1000),
+            start=file_digest(path),
+            **settings,
+        )
+        for loss, path in starts.items()
+    }
+    return from_minimum | from_start
+
+
+@click.command("stability_map")
+@click.option(
+    "--scale",
+    type=click.Choice(list(SCALES)),
+    default="quick",
+    show_default=True,
+    help="quick: two seeds, edges to a factor of 2; full: six seeds and more, until every interval of an edge "
+    "spans a factor of 1.25 at most.",
+)
+@click.option(
+    "--only", multiple=True, help="Only this map (repeat it): mse, cross_entropy, unit, raw, study."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/stability_map-SCALE]")
+@machine_options
+def stability_map(
+    scale: str, only: tuple[str, ...], out: Path | None, device: str, data_dir: Path | None
+) -> None:
+    """Which learning rates are stable at which batch size, measured and predicted."""
+    console = Console(stderr=True, highlight=False)
+    out = out or Path("runs") / f"stability_map-{scale}"
+    record_experiment(out, command=f"python -m experiments stability_map --scale {scale}")
+    device = resolve_device(device)
+    options = RunOptions(device=device, data_dir=data_dir, console=console, evaluate_every=100)
+    starts = {}
+    for loss, (problem, training) in MINIMA.items():
+        run_training(problem, training, out / f"minimum-{loss}", options)
+        starts[loss] = out / f"minimum-{loss}" / CHECKPOINT
+    for name, config in maps(scale, starts).items():
+        if only and name not in only:
+            continue
+        console.print(str(out / name))
+        run_sweep(
+            config,
+            out / name,
+            options=SweepOptions(start=starts.get(name), device=device, data_dir=data_dir, console=console),
+        )
+    click.echo(f"python -m analysis stability_map {out}")

@@ -1,0 +1,264 @@
+"""noisescale sweep-lr."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from noisescale.cli.options import (
+    FOLDER,
+    BatchSize,
+    choose_dataset,
+    fill,
+    flag,
+    machine_options,
+    optimizer_options,
+    problem_options,
+    resolve_device,
+)
+from noisescale.config import ProblemConfig, TrainConfig
+from noisescale.errors import SettingError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from rich.console import Console
+
+    from noisescale.sweep.config import SweepConfig
+
+WIDTH = 256  # of the default map, which is to be had in minutes
+MINIMUM_STEPS = 1000  # of runs from a checkpoint
+# The three-case study; see the README
+PRESETS: dict[str, dict[str, Any]] = {
+    "three-cases": {
+        "batch_sizes": (1, 32, 1024),
+        "dataset": "mnist",
+        "pixel_scale": "raw",
+        "width": 1024,
+        "lr_min": 1e-6,
+        "lr_max": 1e-1,
+    }
+}
+HORIZONS = ("epochs", "steps", "examples")
+GRID = ("lr_min", "lr_max", "num_lr", "factor", "num_seeds", "precision", "max_seeds")
+
+
+@click.command(
+    short_help="Map which learning rates are stable at which batch size.",
+    epilog="""\b
+Examples:
+  noisescale sweep-lr                                     the map, in minutes
+  noisescale sweep-lr --pixel-scale raw --seeds 8
+  noisescale sweep-lr --bs 1 --bs 32 --num-lr 12 --lr-min 1e-3 --lr-max 1
+  noisescale sweep-lr --from runs/NAME-KEY/checkpoint.pt --steps 2000
+  noisescale sweep-lr --executor dask --scheduler tcp://HOST:8786
+""",
+)
+@click.option(
+    "--bs",
+    "batch_sizes",
+    type=BatchSize(),
+    metavar="N|full",
+    multiple=True,
+    help="Examples per update; repeat it.  [default: 1, 4, 16, 64, 256 and 1024, as the data allow]",
+)
+@click.option(
+    "--lr-min", type=float, help="Smallest learning rate.  [default: by the curvature at the start]"
+)
+@click.option("--lr-max", type=float, help="Largest learning rate.  [default: five decades above]")
+@click.option(
+    "--num-lr",
+    type=int,
+    metavar="N",
+    help="Run N rates, even in log η, each with every seed, instead of bisecting.",
+)
+@click.option(
+    "--bisect",
+    is_flag=True,
+    help="Locate η_max(B) by bisection: a scan with the first seed, then a few runs of each.  [default]",
+)
+@click.option(
+    "--factor",
+    type=float,
+    default=1.25,
+    show_default=True,
+    help="Bisection ends between neighbouring rates this far apart.",
+)
+@click.option(
+    "--seeds", "num_seeds", type=int, default=5, show_default=True, help="Seeds of every batch size."
+)
+@click.option(
+    "--precision",
+    type=float,
+    metavar="FACTOR",
+    help="Add seeds until the interval of each η_max spans no more than this factor.",
+)
+@click.option(
+    "--max-seeds", type=int, default=40, show_default=True, help="With --precision: so many at most."
+)
+@click.option("--epochs", type=int, help="Length of each run, in epochs.  [default: 1]")
+@click.option(
+    "--steps", type=int, help=f"Length of each run, in updates.  [default with --from: {MINIMUM_STEPS}]"
+)
+@click.option("--examples", type=int, help="Length of each run, in examples.")
+@click.option(
+    "--from",
+    "start",
+    type=click.Path(path_type=Path),
+    metavar="CHECKPOINT",
+    help="Start from a checkpoint of noisescale train: does SGD leave the minimum it is in?",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="three-cases: MNIST at raw pixels, width 1024, B = 1, 32 and 1024. An option given beside it "
+    "overrides it.",
+)
+@optimizer_options
+@problem_options
+@machine_options
+@click.option(
+    "--executor",
+    type=click.Choice(["auto", "processes", "replicas", "dask"]),
+    default="auto",
+    show_default=True,
+    help="Where cells run: in local processes of one thread each (auto on a CPU); several at once as one "
+    "vmapped program (auto on a GPU); on a Dask cluster.",
+)
+@click.option("--processes", type=click.IntRange(min=1), help="Local processes.  [default: one a core]")
+@click.option("--scheduler", metavar="ADDRESS", help="Of the Dask cluster, such as tcp://HOST:8786.")
+@click.option(
+    "--predict/--no-predict",
+    default=True,
+    show_default=True,
+    help="Measure the predicted edges as well (plain SGD only).",
+)
+@click.option("--out", type=FOLDER, help="Folder of the map and its cells.  [default: runs/sweep-NAME-KEY]")
+@click.option("--json", "as_json", is_flag=True, help="Print boundary and summary as JSON, not as a table.")
+@click.pass_context
+def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
+    """Map which learning rates are stable at which batch size, with predictions drawn over it.
+
+    From initialisation: which runs diverge? With --from: which leave the minimum they start from (the loss
+    rises above ten times its start)? η_max(B), where half of the seeds do, comes with a 95 % interval.
+
+    Every cell is a run folder of its own. The same command again runs only what is missing, so a killed
+    sweep goes on; with more seeds or batch sizes it runs only those.
+    """
+    from rich.console import Console
+
+    from noisescale.cli.sweep_report import print_sweep, sweep_record
+    from noisescale.sweep.engine import SweepOptions, run_sweep
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    if options["bisect"] and options["num_lr"] is not None:
+        raise SettingError("--bisect and --num-lr: give one of them")
+    if options["scheduler"] is not None and options["executor"] != "dask":
+        raise SettingError("--scheduler goes with --executor dask: give that too")
+    if options["executor"] == "dask" and options["scheduler"] is None:
+        raise SettingError("--executor dask takes the address of its scheduler: give --scheduler too")
+    options |= {
+        name: value for name, value in PRESETS.get(options["preset"], {}).items() if name not in given
+    }
+    options["device"] = resolve_device(options["device"])
+    config, notes = _config(ctx, options, given, console)
+    out = options["out"] or Path("runs") / sweep_name(config)
+    sweep_options = SweepOptions(
+        start=options["start"],
+        device=options["device"],
+        data_dir=options["data_dir"],
+        predict=options["predict"],
+        console=console,
+        notes=notes,
+    )
+    executor = _executor(options)
+    try:
+        result = run_sweep(config, out, executor=executor, options=sweep_options)
+    finally:
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+    if options["as_json"]:
+        click.echo(json.dumps(sweep_record(result), indent=2, allow_nan=False))
+    else:
+        print_sweep(result)
+    click.echo(out, err=options["as_json"])
+    if result.summary["failures"]:
+        count = len(result.summary["failures"])
+        raise click.ClickException(
+            f"{count} failed, see the error column of {out / 'cells.csv'}: the same command tries them again"
+        )
+
+
+def sweep_name(config: SweepConfig) -> str:
+    """A sweep's default folder name, by what its cells have in common, so that a larger one goes on in it."""
+    problem = config.problem
+    kind = "sweep" if config.start is None else "sweep-from"
+    key = hashlib.sha256(json.dumps(config.identity(), sort_keys=True).encode()).hexdigest()[:8]
+    return f"{kind}-{problem.dataset}-{problem.model}-{problem.pixel_scale}-{key}"
+
+
+def _config(
+    ctx: click.Context, options: dict[str, Any], given: set[str], console: Console
+) -> tuple[SweepConfig, tuple[str, ...]]:
+    """The sweep that the options describe, and notes for its record; `options` may get a default horizon."""
+    from noisescale.data import num_training_examples
+    from noisescale.sweep.cell import file_digest
+    from noisescale.sweep.config import DEFAULT_BATCH_SIZES, Horizon, SweepConfig
+
+    notes: tuple[str, ...] = ()
+    start, digest = options["start"], None
+    if start is None:
+        if options["width"] is None and options["model"] == "mlp":
+            options["width"] = WIDTH
+        options["dataset"], notes = choose_dataset(options, console)
+        problem = fill(ProblemConfig, options)
+    else:
+        from noisescale.checkpoint import load_checkpoint
+        from noisescale.store import CHECKPOINT
+
+        fields = {field.name for field in dataclasses.fields(ProblemConfig)}
+        if others := [flag(ctx, name) for name in sorted(given & (fields | {"preset"}))]:
+            raise SettingError(f"--from takes its problem from the checkpoint: leave out {', '.join(others)}")
+        options["start"] = start = start / CHECKPOINT if start.is_dir() else start
+        stored = load_checkpoint(start).problem
+        if stored is None:
+            raise SettingError(f"{start} does not say which model and data it belongs to: give one of ours")
+        problem, digest = stored, file_digest(start)
+    lengths = {name: options[name] for name in HORIZONS if options[name] is not None}
+    if len(lengths) > 1:
+        names = " and ".join(f"--{name}" for name in lengths)
+        raise SettingError(f"{names}: give one length of the runs")
+    default = {"epochs": 1} if start is None else {"steps": MINIMUM_STEPS}
+    num_examples = num_training_examples(problem.dataset, problem.num_train)
+    sizes = tuple(dict.fromkeys(options["batch_sizes"]))
+    config = SweepConfig(
+        problem=problem,
+        training=fill(
+            TrainConfig, {name: options[name] for name in ("optimizer", "momentum", "weight_decay")}
+        ),
+        batch_sizes=sizes or tuple(size for size in DEFAULT_BATCH_SIZES if size <= num_examples),
+        horizon=Horizon(**(lengths or default)),
+        start=digest,
+        **{name: options[name] for name in GRID},
+    )
+    return config, notes
+
+
+def _executor(options: dict[str, Any]) -> Executor | None:
+    """Where the cells run; None: local processes, as many as cores."""
+    from noisescale.sweep.executors import LocalProcesses, dask_executor
+
+    if options["executor"] == "dask":
+        return dask_executor(options["scheduler"])
+    if options["executor"] == "replicas" or (options["executor"], options["device"]) == ("auto", "cuda"):
+        from noisescale.sweep.replicas import ReplicaExecutor
+
+        return ReplicaExecutor()
+    return None if options["processes"] is None else LocalProcesses(options["processes"])

@@ -1,0 +1,192 @@
+"""The measured stable region: what a run in it is called, where it ends, how a prediction meets it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+from scipy.special import log_expit
+
+from noisescale.estimate import CONFIDENCE, Estimate
+
+Label = Literal["converged", "slow", "catapult", "dead", "diverged"]
+LABELS: tuple[Label, ...] = ("converged", "slow", "catapult", "dead", "diverged")
+BLOWN_UP = 10.0  # times the larger of its start and chance
+CONVERGED = 0.5  # of the loss at chance
+ROSE = 2.0  # times its start
+AT_CHANCE, ONE_CLASS = 0.95, 0.9  # of the loss at chance; of the examples, given the same class
+MOVED_UP, MOVED_DOWN = 1.02, 0.9  # times its start: further than a run that has hardly begun
+RESOLUTION = 20  # values of η_max tried within one step of the grid
+LEFT = 10.0  # times the loss at the minimum it started from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """What is kept of a run's loss on a fixed subset of the training examples.
+
+    start, largest, final: before the first update, the largest at any look, after the last; nan or inf where
+    it is not finite. chance: the loss of the best constant output. largest_share: of the examples that the
+    final model gives the same class. diverged_at_step: the first update whose own loss was not finite.
+    """
+
+    start: float
+    largest: float
+    final: float
+    chance: float
+    largest_share: float
+    diverged_at_step: int | None
+
+    @property
+    def label(self) -> Label:
+        """What the run is called; the first of these that holds.
+
+        diverged: a loss was not finite, or the final one is above ten times the larger of start and chance.
+        dead: the final loss is at least 0.95 of chance and 0.9 of the examples are given one class, though it
+            has moved: risen by 2 % or fallen by a tenth.
+        catapult: it rose to twice its start or more, and then fell below the start.
+        converged: the final loss is at most half of chance and, from a minimum, ten times its start.
+        slow: anything else.
+        """
+        if self.diverged_at_step is not None or not math.isfinite(self.final):
+            return "diverged"
+        if self.final > BLOWN_UP * max(self.start, self.chance):
+            return "diverged"
+        moved = self.largest > MOVED_UP * self.start or self.final < MOVED_DOWN * self.start
+        if moved and self.final >= AT_CHANCE * self.chance and self.largest_share >= ONE_CLASS:
+            return "dead"
+        if self.largest >= ROSE * self.start and self.final < self.start:
+            return "catapult"
+        if self.final <= min(CONVERGED * self.chance, LEFT * self.start):
+            return "converged"
+        return "slow"
+
+    @property
+    def left(self) -> bool:
+        """Whether it left the minimum it started from: a loss not finite, or above ten times its start."""
+        return self.label == "diverged" or not self.largest <= LEFT * self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """One seed's largest stable learning rate lies between `low` (or 0) and `high` (or infinity)."""
+
+    low: float
+    high: float
+
+
+def seed_threshold(outcomes: Iterable[tuple[float, bool]]) -> Threshold:
+    """Where one seed turns unstable, from its (learning rate, unstable) pairs.
+
+    Where these are not monotone, all that lies between the last stable rate below every unstable one and the
+    first unstable rate above every stable one: the threshold is somewhere in it.
+    """
+    pairs = sorted(outcomes)
+    first_unstable = min((rate for rate, unstable in pairs if unstable), default=math.inf)
+    last_stable = max((rate for rate, unstable in pairs if not unstable), default=0.0)
+    return Threshold(
+        low=max((rate for rate, unstable in pairs if not unstable and rate < first_unstable), default=0.0),
+        high=min((rate for rate, unstable in pairs if unstable and rate > last_stable), default=math.inf),
+    )
+
+
+def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
+    """η_max, the learning rate at which half of the seeds are unstable, with its 95 % interval.
+
+    P(unstable | η) = 1/(1 + (η/η_max)^(−1/s)), a logistic curve in log η: the seeds' own thresholds are
+    logistic in log η, each known to lie in its interval. η_max by maximum likelihood (the middle, where a
+    range of values is as likely), its interval by the profile of the likelihood over s, cut where that of n
+    normal thresholds has exactly 95 %: n·log(1 + t²/(n − 1)). stderr: a quarter of the interval, in units of
+    the rate, as of first order.
+
+    Where too many seeds are stable at every rate tried, or unstable at every one, the value is nan and the
+    interval goes to infinity or to 0. One seed gives no interval.
+    """
+    known = [one for one in thresholds if one.low > 0 or one.high < math.inf]
+    if not known:
+        return _edge(math.nan, math.nan, math.nan, 0)
+    low = np.array([math.log(one.low) if one.low > 0 else -math.inf for one in known])
+    high = np.array([math.log(one.high) for one in known])
+    ends = np.concatenate([low, high])
+    ends = ends[np.isfinite(ends)]
+    widths = (high - low)[np.isfinite(high - low)]
+    width = float(widths.min()) if len(widths) else 0.25
+    margin = 4 * width + np.ptp(ends)
+    middles = np.arange(ends.min() - margin, ends.max() + margin, width / RESOLUTION)
+    scales = np.geomspace(width / 50, 2 * margin, 40)
+    profile = _profile(low, high, middles, scales)
+    deviance = 2 * (profile.max() - profile)
+    best = middles[deviance < 1e-6]
+    value = float(np.exp(best.mean()))
+    if (best.min() <= ends.min() and not np.isfinite(low).all()) or (
+        best.max() >= ends.max() and not np.isfinite(high).all()
+    ):
+        value = math.nan
+    if len(known) < 2:
+        return _edge(value, math.nan, math.nan, 1)
+    count = len(known)
+    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    inside = np.flatnonzero(deviance <= count * math.log1p(t**2 / (count - 1)))
+    first, last = inside[0] - 1, inside[-1] + 1  # outwards to the steps of `middles`
+    bottom = 0.0 if first < 0 else float(np.exp(middles[first]))
+    top = math.inf if last == len(middles) else float(np.exp(middles[last]))
+    return _edge(value, bottom, top, count)
+
+
+def _profile(low: np.ndarray, high: np.ndarray, middles: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The log-likelihood of each middle at its best scale."""
+    best = np.full(len(middles), -np.inf)
+    for scale in scales:
+        above = (high[:, None] - middles) / scale  # (n, M)
+        below = (low[:, None] - middles) / scale
+        # log(F(a) − F(b)) = log F(a) + log(1 − F(b)) + log(1 − exp(b − a)) for the logistic F
+        gap = np.where(np.isinf(above - below), 0.0, np.log(-np.expm1(np.minimum(below - above, -1e-300))))
+        best = np.maximum(best, (log_expit(above) + log_expit(-below) + gap).sum(0))
+    return best
+
+
+def _edge(value: float, low: float, high: float, num_seeds: int) -> Estimate:
+    spread = (math.log(high) - math.log(low)) / 4 if low > 0 and math.isfinite(high) else math.nan
+    return Estimate(value=value, stderr=value * spread, low=low, high=high, num_samples=num_seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionScore:
+    """How a predicted η_max(B) meets the measured map.
+
+    cells_right: share of the cells on the side it says; num_cells: of so many. log2_error: mean of
+    |log₂(predicted/measured)| over the batch sizes whose edge was found; mean_log2_error: with its sign, so
+    above zero where the prediction is too large; num_edges: of so many.
+    """
+
+    cells_right: float
+    num_cells: int
+    log2_error: float
+    mean_log2_error: float
+    num_edges: int
+
+
+def score_prediction(
+    predicted: dict[int, float], cells: Iterable[tuple[int, float, bool]], edges: dict[int, float]
+) -> PredictionScore:
+    """The score of predicted rates by batch size against cells (B, η, unstable) and measured edges.
+
+    Batch sizes without a prediction are left out, and counted out.
+    """
+    usable = {size: rate for size, rate in predicted.items() if math.isfinite(rate)}
+    right = [(rate > usable[size]) == unstable for size, rate, unstable in cells if size in usable]
+    errors = [
+        math.log2(usable[size] / edge)
+        for size, edge in edges.items()
+        if size in usable and math.isfinite(edge)
+    ]
+    return PredictionScore(
+        cells_right=float(np.mean(right)) if right else math.nan,
+        num_cells=len(right),
+        log2_error=float(np.mean(np.abs(errors))) if errors else math.nan,
+        mean_log2_error=float(np.mean(errors)) if errors else math.nan,
+        num_edges=len(errors),
+    )

@@ -1,0 +1,141 @@
+"""What a sweep is, as plain data: its problem, its grid, and how long each run is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from noisescale.config import BatchRule, ProblemConfig, TrainConfig
+from noisescale.errors import SettingError
+
+BatchSize = int | BatchRule
+DEFAULT_BATCH_SIZES = (1, 4, 16, 64, 256, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Horizon:
+    """How long each run is: so many epochs, updates or examples, whichever one is given."""
+
+    epochs: int | None = None
+    steps: int | None = None
+    examples: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: amount for name, amount in vars(self).items() if amount is not None}
+        if len(given) != 1:
+            raise SettingError(
+                f"{len(given)} horizons ({', '.join(given) or 'none'}): give one of epochs, steps, examples"
+            )
+        ((name, amount),) = given.items()
+        if not isinstance(amount, int) or isinstance(amount, bool) or amount < 1:
+            raise SettingError(f"{name} {amount!r}: give a whole number of 1 or more")
+
+    def limits(self, batch_size: int, num_examples: int) -> tuple[int, int | None]:
+        """Epochs and max_steps of a TrainConfig for runs of this length."""
+        if self.epochs is not None:
+            return self.epochs, None
+        steps = self.steps if self.steps is not None else math.ceil((self.examples or 0) / batch_size)
+        steps_an_epoch = math.ceil(num_examples / batch_size)
+        return math.ceil(steps / steps_an_epoch), steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """A map of batch sizes and learning rates.
+
+    problem: what is trained. training: the optimizer, momentum and weight decay of every run; its batch size,
+        learning rate, length and seed are the sweep's.
+    batch_sizes: examples per update, or "full".
+    lr_min, lr_max: the learning rates lie evenly in log η from one to the other. None: by 2/λ where the runs
+        start, so that five decades lie around it (`noisescale.sweep.predictions.default_rates`).
+    num_lr: so many of them, and every cell is run with every seed. None: as many as `factor` takes, and only
+        those that locate the edge are run: a scan with the first seed, then bisection with each.
+    factor: between neighbouring learning rates, at most, where num_lr is None.
+    num_seeds: seeds 0, 1, ... for initial parameters and order of the examples.
+    precision, max_seeds: more seeds, half as many again each time and `max_seeds` at most, until the interval
+        of η_max spans no more than this factor; None: no more.
+    horizon: how long each run is.
+    start: digest of the checkpoint that every run starts from; None: from initialisation.
+    """
+
+    problem: ProblemConfig
+    training: TrainConfig = field(default_factory=TrainConfig)
+    batch_sizes: tuple[BatchSize, ...] = DEFAULT_BATCH_SIZES
+    lr_min: float | None = None
+    lr_max: float | None = None
+    num_lr: int | None = None
+    factor: float = 1.25
+    num_seeds: int = 5
+    precision: float | None = None
+    max_seeds: int = 40
+    horizon: Horizon = Horizon(epochs=1)
+    start: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes:
+            raise SettingError("an empty grid: give at least one batch size")
+        if len(set(self.batch_sizes)) < len(self.batch_sizes):
+            raise SettingError(f"batch sizes {', '.join(map(str, self.batch_sizes))}: give each once")
+        if "adaptive" in self.batch_sizes:
+            raise SettingError("an adaptive batch size has no place on a map of batch sizes: give numbers")
+        if self.num_lr is not None and self.num_lr < 1:
+            raise SettingError(f"an empty grid: {self.num_lr} learning rates; give 1 or more")
+        if self.num_seeds < 1:
+            raise SettingError(f"an empty grid: {self.num_seeds} seeds; give 1 or more")
+        if not 1 < self.factor < 100:
+            raise SettingError(f"factor {self.factor!r}: give a number above 1, such as 1.25")
+        if self.precision is not None and not 1 < self.precision < math.inf:
+            raise SettingError(f"precision {self.precision!r}: give a factor above 1, such as 1.25")
+        if self.precision is not None and self.max_seeds < self.num_seeds:
+            raise SettingError(
+                f"{self.num_seeds} seeds, at most {self.max_seeds}: give fewer seeds, or more at most"
+            )
+        for rate in (self.lr_min, self.lr_max):
+            if rate is not None:
+                TrainConfig(learning_rate=rate)  # refuses what is no rate
+        if self.lr_min is None or self.lr_max is None:
+            return
+        if self.lr_min > self.lr_max:
+            raise SettingError(
+                f"learning rates from {self.lr_min:g} to {self.lr_max:g}: the smallest is above the largest; "
+                "exchange --lr-min and --lr-max"
+            )
+        if self.num_lr == 1 and self.lr_min != self.lr_max:
+            raise SettingError("one learning rate between two ends: give 2 or more, or equal ends")
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """The grid of rates, ascending, to six digits; its ends must be known."""
+        assert self.lr_min is not None
+        assert self.lr_max is not None
+        if self.lr_min == self.lr_max:
+            return [float(self.lr_min)]
+        count = self.num_lr
+        if count is None:
+            count = math.ceil(math.log(self.lr_max / self.lr_min) / math.log(self.factor) - 1e-9) + 1
+        rates = np.geomspace(self.lr_min, self.lr_max, count)
+        return list(dict.fromkeys(float(f"{rate:.6g}") for rate in rates))
+
+    def run(
+        self, batch_size: BatchSize, learning_rate: float, seed: int, *, num_examples: int
+    ) -> TrainConfig:
+        """How the run of one cell is trained; SettingError where there are fewer examples than it takes."""
+        from noisescale.training import resolve_batch_size
+
+        config = replace(self.training, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+        size = resolve_batch_size(config, num_examples)
+        epochs, max_steps = self.horizon.limits(size, num_examples)
+        return replace(config, epochs=epochs, max_steps=max_steps)
+
+    def identity(self) -> dict[str, Any]:
+        """What all cells of a folder must have in common."""
+        training = {name: getattr(self.training, name) for name in ("optimizer", "momentum", "weight_decay")}
+        return {
+            "problem": self.problem.to_dict(),
+            "training": training,
+            "horizon": vars(self.horizon),
+            "start": self.start,
+        }

@@ -1,0 +1,410 @@
+"""A sweep: its cells on an executor as the searches ask for them, then its tables, picture and summary."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+from rich.console import Console
+
+from noisescale import store
+from noisescale.config import run_name
+from noisescale.data import num_training_examples
+from noisescale.environment import environment
+from noisescale.errors import RunFolderError
+from noisescale.interrupts import DeferredInterrupts, Interrupted
+from noisescale.plots import image
+from noisescale.stability import StabilityConstants
+from noisescale.stable_region import LABELS
+from noisescale.sweep.cell import Cell, run_cell
+from noisescale.sweep.config import BatchSize, SweepConfig
+from noisescale.sweep.executors import LocalProcesses, default_processes
+from noisescale.sweep.predictions import (
+    constants_at,
+    default_rates,
+    lyapunov_at,
+    nullable_record,
+    predicted_rates,
+)
+from noisescale.sweep.progress import SweepProgress
+from noisescale.sweep.search import Search, from_guess, scan_and_bisect, whole_grid
+from noisescale.sweep.tables import (
+    BOUNDARY,
+    CELLS,
+    MAP,
+    boundary_table,
+    cell_row,
+    cells_table,
+    edge_of,
+    scores,
+    scores_record,
+)
+from noisescale.sweep_plots import map_figure
+from noisescale.training import resolve_batch_size
+
+SETTINGS, CELL_FOLDER, LOCK = "sweep.json", "cells", ".noisescale.lock"
+SCAN_FACTOR = 4.0  # between neighbouring rates of the first seed's scan, about
+CELLS_A_SEED = 3  # that another seed's search takes, about
+POLL = 0.2  # seconds between two looks for a signal
+
+Key = tuple[BatchSize, int]  # batch size and seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """How a sweep is carried out; nothing here changes its results.
+
+    start: the checkpoint whose digest the config names. device, data_dir: where its runs compute and their
+    data lie. predict: measure the predicted edge too. console: where progress goes. notes: for every record.
+    """
+
+    start: Path | None = None
+    device: str = "cpu"
+    data_dir: Path | None = None
+    predict: bool = True
+    console: Console | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """The content of cells.csv, boundary.csv and summary.json; the config with its learning rates."""
+
+    config: SweepConfig
+    cells: pd.DataFrame
+    boundary: pd.DataFrame
+    summary: dict[str, Any]
+
+
+def run_sweep(
+    config: SweepConfig, out: Path, *, executor: Executor | None = None, options: SweepOptions | None = None
+) -> SweepResult:
+    """The map of `config`, computed in the folder `out` as far as its cells are not there already.
+
+    executor: any of concurrent.futures, left open; None: local processes, one a core. Its workers must see
+    `out` under the same path. Each cell is a run folder of its own below `out`/cells, so that a killed
+    sweep, started again, runs what is missing, and two at once share the work. More batch sizes, rates or
+    seeds may be added; cells of another problem, horizon, optimizer or start are refused with
+    RunFolderError. A cell that raises is recorded with its error, and the sweep goes on.
+
+    SettingError for a batch larger than the training set; Interrupted after SIGINT or SIGTERM.
+    """
+    options = options or SweepOptions()
+    num_examples = num_training_examples(config.problem.dataset, config.problem.num_train)
+    for size in config.batch_sizes:
+        config.run(size, 1.0, 0, num_examples=num_examples)
+    _claim(out, config)
+    own = executor is None
+    pool = executor or LocalProcesses(default_processes())
+    try:
+        result = _Sweep(config, out, pool, options, num_examples).complete()
+    except BaseException:
+        if own:
+            pool.shutdown(cancel_futures=True)
+        raise
+    if own:
+        pool.shutdown()
+    return result
+
+
+def _claim(out: Path, config: SweepConfig) -> None:
+    """Notes in the folder what its cells have in common; RunFolderError where it is something else."""
+    others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
+    strangers = [name for name in others if not name.startswith(".") and name != store.EXPERIMENT]
+    if strangers and SETTINGS not in others:
+        raise RunFolderError(
+            f"{out} holds {', '.join(strangers[:3])} but no {SETTINGS}, so it is no sweep's folder: "
+            "choose an empty or new folder with --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    identity = config.identity()
+    with FileLock(out / LOCK):  # so that of two that begin at once one sees the other's settings
+        stored = store.read_json(out / SETTINGS)
+        if stored is None:
+            store.write_json(out / SETTINGS, identity)
+            return
+    differences = [
+        f"{name} is {old!r} there, {new!r} here" for name, old, new in _differences(stored, identity)
+    ]
+    if differences:
+        raise RunFolderError(
+            f"{out} holds a sweep made by other settings ({'; '.join(differences)}): choose another --out"
+        )
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for name in here:
+        old, new = there.get(name), here[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append((prefix + name, old, new))
+    return found
+
+
+class _Sweep:
+    """A sweep in progress, on an executor."""
+
+    def __init__(
+        self, config: SweepConfig, out: Path, pool: Executor, options: SweepOptions, num_examples: int
+    ) -> None:
+        self.config = config
+        self.out = out
+        self.pool = pool
+        self.options = options
+        self.num_examples = num_examples
+        self.rows: dict[tuple[BatchSize, float, int], dict[str, Any]] = {}
+        self.searches: dict[Key, Search] = {}
+        self.asked: dict[Key, list[int]] = {}  # what each search waits for
+        self.pending: dict[Future[Any], tuple[Key, int]] = {}
+        self.simulations: dict[BatchSize, Future[Any]] = {}
+        self.failures: list[str] = []
+
+    def complete(self) -> SweepResult:
+        started = time.monotonic()
+        with (
+            DeferredInterrupts() as self.interrupts,
+            SweepProgress(self.options.console) as self.progress,
+        ):
+            constants = self._constants()
+            if self.config.lr_min is None or self.config.lr_max is None:
+                assert constants is not None
+                low, high = default_rates(constants)
+                self.config = replace(
+                    self.config,
+                    lr_min=low if self.config.lr_min is None else self.config.lr_min,
+                    lr_max=high if self.config.lr_max is None else self.config.lr_max,
+                )
+            self._search(constants)
+            predictions = self._predictions(constants)
+        return self._finish(predictions, constants, seconds=time.monotonic() - started)
+
+    @property
+    def rates(self) -> list[float]:
+        return self.config.learning_rates
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the predictions, which are about plain SGD, are asked for and apply."""
+        training = self.config.training
+        plain = training.optimizer == "sgd" and not training.momentum and not training.weight_decay
+        return self.options.predict and plain
+
+    def _cell(self, batch_size: BatchSize, learning_rate: float, seed: int) -> Cell:
+        training = self.config.run(batch_size, learning_rate, seed, num_examples=self.num_examples)
+        return Cell(
+            path=self.out / CELL_FOLDER / run_name(self.config.problem, training),
+            problem=self.config.problem,
+            training=training,
+            start=self.options.start,
+            device=self.options.device,
+            data_dir=self.options.data_dir,
+            notes=self.options.notes,
+        )
+
+    def _constants(self) -> StabilityConstants | None:
+        """What the predictions, and the default learning rates, are made of."""
+        if not self.predicts and self.config.lr_min is not None and self.config.lr_max is not None:
+            return None
+        self.progress.activity("curvature at the start")
+        future = self.pool.submit(constants_at, self._cell(self.config.batch_sizes[0], 1.0, 0), self.out)
+        self._wait({future})
+        return future.result()
+
+    def _search(self, constants: StabilityConstants | None) -> None:
+        """Runs what the searches ask for, as their answers come, in an order that does not depend on it."""
+        for size in self.config.batch_sizes:
+            self._begin(size, range(self.config.num_seeds) if self.config.num_lr is not None else range(1))
+        self._predict(constants)
+        while self.pending:
+            for future in self._wait(set(self.pending)):
+                self._take(future)
+
+    def _begin(self, size: BatchSize, seeds: range) -> None:
+        """Starts the searches of a batch size and these seeds; in bisection that of seed 0 has then ended."""
+        count = len(self.rates)
+        for seed in seeds:
+            if self.config.num_lr is not None:
+                search = whole_grid(count)
+            elif seed == 0:
+                stride = max(1, min(count - 1, round(_log_ratio(SCAN_FACTOR, self.rates))))
+                search = scan_and_bisect(count, stride)
+            else:
+                search = from_guess(count, self._last_stable(size))
+            self.searches[size, seed] = search
+            self._ask((size, seed), next(search))
+
+    def _ended(self, size: BatchSize) -> None:
+        """Goes on with a batch size, all of whose searches have ended: with the other seeds, or with more."""
+        config = self.config
+        begun = sum(key[0] == size for key in self.searches)
+        wanted = max(begun, config.num_seeds)
+        if begun >= config.num_seeds and config.precision is not None:
+            rows = [row for row in self.rows.values() if row["batch_size"] == size]
+            edge = edge_of(cells_table(rows, config.batch_sizes))
+            if math.isfinite(edge.value) and not edge.high <= config.precision * edge.low:
+                wanted = min(begun + math.ceil(begun / 2), config.max_seeds)
+        self._begin(size, range(begun, wanted))
+
+    def _ask(self, key: Key, indices: list[int]) -> None:
+        self.asked[key] = indices
+        size, seed = key
+        for index in indices:
+            future = self.pool.submit(run_cell, self._cell(size, self.rates[index], seed))
+            self.pending[future] = (key, index)
+
+    def _take(self, future: Future[Any]) -> None:
+        """Records a finished cell and, where its search has all it asked for, goes on with it."""
+        key, index = self.pending.pop(future)
+        (size, seed), rate = key, self.rates[index]
+        error = future.exception()
+        if error is None:
+            row = cell_row(future.result(), from_checkpoint=self.config.start is not None)
+            self.progress.cell(size, future.result()["seconds"])
+        else:
+            row = {"batch_size": size, "learning_rate": rate, "seed": seed}
+            row["error"] = self._failed(f"B = {size}, lr {rate:g}, seed {seed}", error)
+        self.rows[size, rate, seed] = row
+        answers = [self.rows.get((size, self.rates[one], seed)) for one in self.asked[key]]
+        if any(answer is None for answer in answers):
+            return
+        outcomes = [None if answer["error"] else bool(answer["unstable"]) for answer in answers if answer]
+        try:
+            self._ask(key, self.searches[key].send(outcomes))
+        except StopIteration:
+            del self.asked[key]
+            if not any(other == size for other, _ in self.asked):
+                self._ended(size)
+
+    def _last_stable(self, size: BatchSize) -> int:
+        """Index of the largest stable rate below every unstable one of seed 0; -1 where there is none."""
+        last = -1
+        for index, rate in enumerate(self.rates):
+            outcome = self.rows.get((size, rate, 0), {}).get("unstable")
+            if outcome == 1:
+                break
+            if outcome == 0:
+                last = index
+        return last
+
+    def _predict(self, constants: StabilityConstants | None) -> None:
+        """Submits the simulations of linearised SGD."""
+        if constants is None or not self.predicts:
+            return
+        for size in self.config.batch_sizes:
+            cell = self._cell(size, 1.0, 0)
+            resolved = resolve_batch_size(cell.training, self.num_examples)
+            self.simulations[size] = self.pool.submit(
+                lyapunov_at, cell, self.out, batch_size=resolved, constants=constants
+            )
+
+    def _predictions(self, constants: StabilityConstants | None) -> dict[BatchSize, dict[str, float]]:
+        """Each batch size's predicted edges, none without constants."""
+        found = {}
+        self.progress.activity("simulating linearised SGD")
+        for size, future in self.simulations.items():
+            assert constants is not None
+            self._wait({future})
+            if (error := future.exception()) is not None:
+                self._failed(f"the simulation of linearised SGD at B = {size}", error)
+            found[size] = predicted_rates(
+                constants,
+                None if error is not None else future.result(),
+                batch_size=resolve_batch_size(self._cell(size, 1.0, 0).training, self.num_examples),
+                population_size=self.num_examples,
+            )
+        return found
+
+    def _failed(self, what: str, error: BaseException) -> str:
+        """Notes a failure, for the summary and on the console; returns it in a line."""
+        words = str(error).strip().splitlines()
+        line = f"{type(error).__name__}: {words[0] if words else ''}"
+        self.failures.append(f"{what}: {line}")
+        self.progress.log(f"{what} failed: {line}")
+        return line
+
+    def _wait(self, futures: set[Future[Any]]) -> set[Future[Any]]:
+        """Those that are done, once one is; Interrupted after a signal, with what is at work given up."""
+        while True:
+            done, _ = wait(futures, timeout=POLL, return_when=FIRST_COMPLETED)
+            self.progress.update(self._remaining())
+            if self.interrupts.received is not None:
+                for future in [*self.pending, *self.simulations.values()]:
+                    future.cancel()
+                raise Interrupted(
+                    f"stopped; {len(self.rows)} cells are finished and kept: the same command runs the rest",
+                    self.interrupts.received,
+                )
+            if done:
+                return done
+
+    def _remaining(self) -> dict[BatchSize, int]:
+        """How many cells of each batch size are still to be run, about."""
+        left = Counter(key[0] for key, _ in self.pending.values())
+        if self.config.num_lr is None and self.searches:
+            for size in self.config.batch_sizes:
+                begun = sum(key[0] == size for key in self.searches)
+                left[size] += CELLS_A_SEED * max(self.config.num_seeds - begun, 0)
+        return dict(left)
+
+    def _finish(
+        self,
+        predictions: dict[BatchSize, dict[str, float]],
+        constants: StabilityConstants | None,
+        *,
+        seconds: float,
+    ) -> SweepResult:
+        """Tables, picture and, last, the summary."""
+        config = self.config
+        cells = cells_table(list(self.rows.values()), config.batch_sizes)
+        boundary = boundary_table(cells, predictions, config.batch_sizes)
+        found = scores(cells, boundary) if predictions else {}
+        labels = cells["label"].value_counts()
+        summary = {
+            **config.identity(),
+            "batch_sizes": list(config.batch_sizes),
+            "lr_min": config.lr_min,
+            "lr_max": config.lr_max,
+            "num_lr": len(config.learning_rates),
+            "bisected": config.num_lr is None,
+            "num_seeds": config.num_seeds,
+            "num_cells": len(cells),
+            "labels": {label: int(labels.get(label, 0)) for label in LABELS},
+            "failures": self.failures,
+            "constants": None if constants is None else nullable_record(constants),
+            "scores": scores_record(found),
+            "seconds": seconds,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "notes": list(self.options.notes),
+            "environment": environment(self.options.device),
+        }
+        store.write_table(self.out / CELLS, cells)
+        store.write_table(self.out / BOUNDARY, boundary)
+        picture = map_figure(cells, boundary, title=_title(config))
+        store.write_atomically(self.out / MAP, image(picture))
+        store.write_json(self.out / store.SUMMARY, summary)
+        return SweepResult(config=config, cells=cells, boundary=boundary, summary=summary)
+
+
+def _log_ratio(factor: float, rates: list[float]) -> float:
+    """How many steps of the grid make this factor."""
+    if len(rates) < 2:
+        return 1.0
+    return math.log(factor) * (len(rates) - 1) / math.log(rates[-1] / rates[0])
+
+
+def _title(config: SweepConfig) -> str:
+    problem = config.problem
+    size = "" if problem.width is None else f" of width {problem.width}"
+    start = "from initialisation" if config.start is None else "from a checkpoint"
+    name, amount = next((name, amount) for name, amount in vars(config.horizon).items() if amount is not None)
+    length = f"{amount:,} {name if amount > 1 else name.removesuffix('s')}"
+    return f"{problem.dataset}, {problem.pixel_scale} pixels, {problem.model}{size}, {start}, {length}"

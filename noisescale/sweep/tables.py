@@ -1,0 +1,126 @@
+"""A sweep's tables: its cells, and the measured edge beside the predicted ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from noisescale.estimate import Estimate
+from noisescale.stable_region import (
+    PredictionScore,
+    fit_edge,
+    score_prediction,
+    seed_threshold,
+)
+from noisescale.sweep.cell import trajectory
+from noisescale.sweep.config import BatchSize
+from noisescale.sweep.predictions import CURVES
+
+CELLS, BOUNDARY, MAP = "cells.csv", "boundary.csv", "map.png"
+CELL_COLUMNS = (
+    "batch_size",
+    "learning_rate",
+    "seed",
+    "start_loss",
+    "final_loss",
+    "max_loss",
+    "test_accuracy",
+    "steps",
+    "diverged_at_step",
+    "label",
+    "unstable",
+    "error",
+)
+
+
+def cell_row(summary: dict[str, Any], *, from_checkpoint: bool) -> dict[str, Any]:
+    """A row of cells.csv from a cell's summary.
+
+    unstable: what the edge is the edge of: the run diverged or, from a checkpoint, left its minimum.
+    """
+    course = trajectory(summary)
+    return {
+        "batch_size": summary["batch_size"],
+        "learning_rate": summary["learning_rate"],
+        "seed": summary["seed"],
+        "start_loss": course.start,
+        "final_loss": course.final,
+        "max_loss": course.largest,
+        "test_accuracy": summary["test"]["accuracy"],
+        "steps": summary["steps"],
+        "diverged_at_step": summary["diverged_at_step"],
+        "label": course.label,
+        "unstable": int(course.left if from_checkpoint else course.label == "diverged"),
+        "error": "",
+    }
+
+
+def cells_table(rows: list[dict[str, Any]], batch_sizes: tuple[BatchSize, ...]) -> pd.DataFrame:
+    """All cells, by batch size as they were given, rate and seed; failed ones without numbers."""
+    table = pd.DataFrame(rows, columns=list(CELL_COLUMNS))
+    for name in ("steps", "diverged_at_step", "unstable"):
+        table[name] = table[name].astype("Int64")
+    order = {size: place for place, size in enumerate(batch_sizes)}
+    keys = [table["batch_size"].map(order), table["learning_rate"], table["seed"]]
+    return table.iloc[np.lexsort(keys[::-1])].reset_index(drop=True)
+
+
+def edge_of(cells: pd.DataFrame) -> Estimate:
+    """η_max of one batch size's cells, see `fit_edge`."""
+    known = cells[cells["error"] == ""]
+    if known.empty:
+        return fit_edge([])
+    return fit_edge(
+        [
+            seed_threshold(zip(of_seed["learning_rate"], of_seed["unstable"] == 1, strict=True))
+            for _, of_seed in known.groupby("seed")
+        ]
+    )
+
+
+def boundary_table(
+    cells: pd.DataFrame, predictions: dict[BatchSize, dict[str, float]], batch_sizes: tuple[BatchSize, ...]
+) -> pd.DataFrame:
+    """A row per batch size: the measured edge with its interval, the number of seeds, and the predictions."""
+    rows = []
+    for size in batch_sizes:
+        edge = edge_of(cells[cells["batch_size"] == size])
+        rows.append(
+            {
+                "batch_size": size,
+                "lr_max": edge.value,
+                "lr_max_low": edge.low,
+                "lr_max_high": edge.high,
+                "num_seeds": edge.num_samples,
+                **predictions.get(size, {}),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def scores(cells: pd.DataFrame, boundary: pd.DataFrame) -> dict[str, PredictionScore]:
+    """How well each predicted curve of `boundary` meets the cells and the edges."""
+    known = cells[cells["error"] == ""]
+    outcomes = list(zip(known["batch_size"], known["learning_rate"], known["unstable"] == 1, strict=True))
+    edges = dict(zip(boundary["batch_size"], boundary["lr_max"], strict=True))
+    return {
+        name: score_prediction(
+            dict(zip(boundary["batch_size"], boundary[name], strict=True)), outcomes, edges
+        )
+        for name in CURVES
+        if name in boundary
+    }
+
+
+def scores_record(found: dict[str, PredictionScore]) -> dict[str, dict[str, float | None]]:
+    """The scores for strict JSON."""
+    return {
+        name: {
+            key: value if math.isfinite(value) else None for key, value in dataclasses.asdict(score).items()
+        }
+        for name, score in found.items()
+    }

@@ -1,0 +1,258 @@
+"""Pictures of a sweep: the map with the predicted curves, the usable rates, accuracy along its cuts."""
+
+from __future__ import annotations
+
+import math
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps, colors
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+
+# colour (Okabe and Ito's palette) and line of each prediction, and what it is a prediction of
+CURVES: dict[str, tuple[str, str, str]] = {
+    "upper": ("#0072B2", "-", "upper, mean square"),
+    "gaussian": ("#0072B2", "--", "Gaussian, mean square"),
+    "lower": ("#0072B2", "-.", "lower, mean square"),
+    "lyapunov": ("#D55E00", "-", "linearised SGD, almost surely"),
+    "descent": ("#009E73", "--", "descent in one step"),
+    "wu": ("#000000", ":", "Wu's rectangle"),
+}
+HATCHES = ((1.0, "xxxx", "all diverged"), (0.5, "///", "half or more"), (0.0, "/", "some"))
+USABLE = ("converged", "catapult")
+QUANTITIES = {"test_accuracy": "test accuracy", "final_loss": "final training loss"}
+THREE_CASES = ((1024, 1e-3), (32, 1e-3), (1, 1e-3))  # batch size and rate of the study
+MATCH = 1.15  # rates this close count as one where a cut takes what was tried
+
+
+def map_figure(cells: pd.DataFrame, boundary: pd.DataFrame, *, title: str, cases: bool = False) -> Figure:
+    """The map, the usable rates, and the accuracy at fixed rates and at fixed rate over batch size."""
+    if (cells["error"] != "").all():
+        figure = Figure(figsize=(5, 2))
+        figure.text(0.5, 0.5, f"{title}\nno cell has finished", ha="center", va="center")
+        return figure
+    figure = Figure(figsize=(11, 7.4), layout="constrained")
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1.55, 1))
+    left, right = parts
+    plot_map(left.subplots(), cells, boundary, cases=cases)
+    above, middle, below = right.subplots(3, 1)
+    plot_usable(above, cells, boundary)
+    plot_cut(middle, cells, along="learning_rate")
+    plot_cut(below, cells, along="rate_over_batch")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_map(
+    axes: Axes,
+    cells: pd.DataFrame,
+    boundary: pd.DataFrame,
+    *,
+    quantity: str = "test_accuracy",
+    unstable: str = "diverged",
+    cases: bool = False,
+    legend: bool = True,
+) -> None:
+    """The mean of `quantity` over seeds at every rate tried, P(unstable) as hatching, and the edges.
+
+    cells, boundary: rows of cells.csv and boundary.csv. A rate's patch reaches half-way to the next tried.
+    unstable: what the hatching says the runs did. cases: mark the three-case study.
+    """
+    table = _cells_by_place(cells)
+    sizes = _numeric_sizes(cells)
+    scale = colormaps["viridis"]
+    values = table[quantity][np.isfinite(table[quantity])]
+    norm: Any = colors.Normalize(0, 1)
+    if quantity != "test_accuracy":
+        norm = (
+            colors.LogNorm(values[values > 0].min(), values.max())
+            if (values > 0).any()
+            else colors.Normalize()
+        )
+    edges = _edges(np.log2(list(sizes.values())))
+    for place, name in enumerate(sizes):
+        rows = table[table["batch_size"] == name].sort_values("learning_rate")
+        bounds = _edges(np.log10(rows["learning_rate"].to_numpy()))
+        for (_, row), low, high in zip(rows.iterrows(), bounds[:-1], bounds[1:], strict=True):
+            value = row[quantity]
+            shade = scale(norm(value)) if math.isfinite(value) else (0.85, 0.85, 0.85, 1.0)
+            hatch = next(
+                (mark for least, mark, _ in HATCHES if row["unstable"] and row["unstable"] >= least), None
+            )
+            corner = (2.0 ** edges[place], 10.0**low)
+            width, height = 2.0 ** edges[place + 1] - corner[0], 10.0**high - corner[1]
+            axes.add_patch(
+                Rectangle(
+                    corner, width, height, facecolor=shade, edgecolor="white", linewidth=0.3, hatch=hatch
+                )
+            )
+    outline = [withStroke(linewidth=3, foreground="white")]
+    at = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
+    for name, (colour, style, label) in CURVES.items():
+        if name in boundary and np.isfinite(boundary[name]).any():
+            axes.plot(
+                at, boundary[name], style, color=colour, label=label, path_effects=outline, linewidth=1.4
+            )
+    found = boundary[np.isfinite(boundary["lr_max"])]
+    spread = np.abs(found[["lr_max_low", "lr_max_high"]].sub(found["lr_max"], axis=0)).to_numpy().T
+    axes.errorbar(
+        found["batch_size"].map(sizes).to_numpy(dtype=float),
+        found["lr_max"],
+        yerr=np.where(np.isfinite(spread), spread, 0),
+        fmt="o",
+        color="#CC79A7",
+        markeredgecolor="white",
+        capsize=3,
+        label=r"measured $\eta_{\max}$, 95 %",
+        zorder=5,
+    )
+    rates = table["learning_rate"]
+    if cases and rates.min() <= THREE_CASES[0][1] <= rates.max():
+        axes.plot(
+            *zip(*THREE_CASES, strict=True),
+            "*",
+            markersize=12,
+            color="#F0E442",
+            markeredgecolor="black",
+            linestyle="none",
+            label="the study's three cases",
+            zorder=6,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlim(2.0 ** edges[0], 2.0 ** edges[-1])
+    bottom, *_, top = 10.0 ** _edges(np.log10(np.sort(rates.unique())))
+    axes.set_ylim(bottom, top)
+    axes.set_xticks(list(sizes.values()), [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("batch size B (examples)")
+    axes.set_ylabel(r"learning rate $\eta$")
+    axes.figure.colorbar(ScalarMappable(norm, scale), ax=axes, label=QUANTITIES[quantity], pad=0.01)
+    if legend:
+        handles, _ = axes.get_legend_handles_labels()
+        handles += [
+            Patch(
+                facecolor="#D9D9D9",
+                edgecolor="white",
+                hatch=mark,
+                label=f"{words} {unstable}".replace("diverged diverged", "diverged"),
+            )
+            for _, mark, words in HATCHES
+        ]
+        axes.legend(
+            handles=handles,
+            fontsize=6.5,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.09),
+            ncols=3,
+            frameon=False,
+        )
+
+
+def plot_usable(axes: Axes, cells: pd.DataFrame, boundary: pd.DataFrame) -> None:
+    """The rates at which half of the seeds or more train, against B; beside it where they diverge."""
+    table = _cells_by_place(cells)
+    sizes = _numeric_sizes(cells)
+    for name, size in sizes.items():
+        rows = table[(table["batch_size"] == name)]
+        usable = rows[rows["usable"] >= 0.5]["learning_rate"]
+        if len(usable):
+            axes.plot(
+                [size, size],
+                [usable.min(), usable.max()],
+                "-",
+                color="#009E73",
+                linewidth=5,
+                solid_capstyle="butt",
+            )
+        axes.plot([size] * len(rows), rows["learning_rate"], ".", color="black", markersize=2, zorder=3)
+    axes.plot([], [], "-", color="#009E73", linewidth=5, label="trains (half of the seeds or more)")
+    axes.plot([], [], ".", color="black", markersize=2, label="tried")
+    at = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
+    axes.plot(at, boundary["lr_max"], "o-", color="#CC79A7", markersize=4, label=r"$\eta_{\max}$")
+    axes.set_yscale("log")
+    _finish(axes, sizes, r"learning rate $\eta$")
+
+
+def plot_cut(axes: Axes, cells: pd.DataFrame, *, along: str, most: int = 5) -> None:
+    """Test accuracy against B at the `most` best values of η or η/B; seeds as points, means as lines."""
+    sizes = _numeric_sizes(cells)
+    table = cells[cells["error"] == ""].assign(size=lambda rows: rows["batch_size"].map(sizes).astype(float))
+    table = table.assign(
+        value=table["learning_rate"] / (table["size"] if along == "rate_over_batch" else 1.0)
+    )
+    if not (groups := _matching(table)):
+        place: Any = {"transform": axes.transAxes, "ha": "center", "va": "center", "fontsize": 7}
+        axes.text(0.5, 0.5, "no value was tried at three batch sizes", **place)
+    best = sorted(groups, key=lambda group: group[1]["test_accuracy"].max())[-most:]
+    shades = colormaps["viridis"](np.linspace(0, 0.9, most))
+    name = r"$\eta/B$" if along == "rate_over_batch" else r"$\eta$"
+    for shade, (value, rows), marker in zip(shades, sorted(best, key=itemgetter(0)), "osv^D", strict=False):
+        means = rows.groupby("size")["test_accuracy"].mean()
+        label = f"{name} = {value:.2g}"
+        axes.plot(means.index, means, f"{marker}-", color=shade, markersize=4, linewidth=1, label=label)
+        axes.plot(rows["size"], rows["test_accuracy"], ".", color=shade, markersize=2)
+    _finish(axes, sizes, "test accuracy")
+
+
+def _matching(table: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
+    """Cells whose `value` is the same within a few per cent, where three batch sizes or more have it."""
+    found = []
+    logs = np.log(np.sort(table["value"].unique()))
+    taken = -math.inf
+    for middle in logs:
+        if middle - taken < 2 * math.log(MATCH):
+            continue
+        rows = table[np.abs(np.log(table["value"]) - middle) <= math.log(MATCH)]
+        # of each batch size the nearest rate alone
+        distance = np.abs(np.log(rows["value"]) - middle)
+        rows = rows[distance <= distance.groupby(rows["size"]).transform("min") + 1e-9]
+        if rows["size"].nunique() >= 3:
+            found.append((math.exp(middle), rows))
+            taken = middle
+    return found
+
+
+def _cells_by_place(cells: pd.DataFrame) -> pd.DataFrame:
+    """Means over the seeds of each batch size and rate; a quantity is finite where any seed's is."""
+    known = cells[cells["error"] == ""]
+    known = known.assign(
+        usable=known["label"].isin(USABLE).astype(float),
+        unstable=known["unstable"].astype(float),
+        final_loss=known["final_loss"].where(np.isfinite(known["final_loss"])),
+    )
+    columns = ["test_accuracy", "final_loss", "usable", "unstable"]
+    return known.groupby(["batch_size", "learning_rate"], sort=False)[columns].mean().reset_index()
+
+
+def _numeric_sizes(cells: pd.DataFrame) -> dict[Any, float]:
+    """Each batch size as a number, ascending; "full" stands right of the largest."""
+    names = list(dict.fromkeys(cells["batch_size"]))
+    numbers = [float(name) for name in names if str(name) != "full"]
+    known = {name: float(name) if str(name) != "full" else 4 * max(numbers, default=1.0) for name in names}
+    return dict(sorted(known.items(), key=lambda item: item[1]))
+
+
+def _edges(centres: np.ndarray) -> np.ndarray:
+    """Half-way points between ascending centres (n,), and as far beyond the ends: (n + 1,)."""
+    if len(centres) == 1:
+        return np.array([centres[0] - 0.5, centres[0] + 0.5])
+    between = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - between[0]], between, [2 * centres[-1] - between[-1]]])
+
+
+def _finish(axes: Axes, sizes: dict[Any, float], label: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(sizes.values()), [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("batch size B (examples)")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=6.5, frameon=False)

@@ -1,0 +1,160 @@
+"""Labels by their stated rule, the edge against thresholds drawn from a known distribution, scores."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from noisescale.stable_region import (
+    Threshold,
+    Trajectory,
+    fit_edge,
+    score_prediction,
+    seed_threshold,
+)
+
+GOOD = Trajectory(start=2.3, largest=2.3, final=0.2, chance=2.3, largest_share=0.15, diverged_at_step=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({}, "converged"),
+        ({"final": 1.2}, "slow"),
+        ({"final": 2.29, "largest_share": 0.95}, "slow"),  # has hardly begun
+        ({"largest": 5.0}, "catapult"),
+        ({"largest": 5.0, "final": 2.2}, "catapult"),
+        ({"largest": 5.0, "final": 2.4}, "slow"),
+        ({"largest": 5.0, "final": 2.4, "largest_share": 0.95}, "dead"),
+        ({"start": 40.0, "largest": 40.0, "final": 2.3, "largest_share": 1.0}, "dead"),
+        ({"largest": 1e6, "final": 24.0}, "diverged"),
+        ({"largest": 1e6, "final": 22.0}, "slow"),
+        ({"largest": math.inf, "final": math.inf}, "diverged"),
+        ({"final": math.nan}, "diverged"),
+        ({"diverged_at_step": 3}, "diverged"),
+        ({"start": 1e-4, "largest": 1.5e-4, "final": 1.2e-4}, "converged"),  # stayed at its minimum
+        ({"start": 1e-4, "largest": 1.0, "final": 0.5e-4}, "catapult"),
+        ({"start": 1e-4, "largest": 1.0, "final": 0.5}, "slow"),
+    ],
+)
+def test_labels(changes, label):
+    assert replace(GOOD, **changes).label == label
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({"largest": 22.9}, False),
+        ({"largest": 23.1}, True),
+        ({"largest": math.inf}, True),
+        ({"largest": math.nan}, True),
+        ({"diverged_at_step": 1}, True),
+    ],
+)
+def test_leaving_a_minimum_is_a_tenfold_loss(changes, left):
+    assert replace(GOOD, **changes).left is left
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "low", "high"),
+    [
+        ({1: False, 2: False, 4: True, 8: True}, 2, 4),
+        ({1: False, 2: False}, 2, math.inf),
+        ({1: True, 2: True}, 0, 1),
+        ({1: False, 2: True, 4: False, 8: True}, 1, 8),  # not monotone: anywhere in it
+        ({1: False, 2: True, 4: False}, 1, math.inf),
+        ({1: True, 2: False, 4: True}, 0, 4),
+        ({}, 0, math.inf),
+    ],
+)
+def test_one_seeds_threshold(outcomes, low, high):
+    assert seed_threshold(outcomes.items()) == Threshold(low=low, high=high)
+
+
+def draw(centre, *, count, spread, factor, generator, distribution):
+    """Thresholds of seeds, each known to a cell of a grid whose place is random."""
+    draws = centre + spread * getattr(generator, distribution)(size=count)
+    width, offset = math.log(factor), generator.uniform()
+    cells = np.floor(draws / width + offset)
+    return [
+        Threshold(low=math.exp((cell - offset) * width), high=math.exp((cell + 1 - offset) * width))
+        for cell in cells
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "spread", "distribution"),
+    [(5, 0.2, "logistic"), (12, 0.5, "logistic"), (3, 0.3, "normal")],
+)
+def test_the_interval_of_the_edge_covers_it(count, spread, distribution):
+    """200 draws: 95 % less 4 standard errors of 1.5 %; more where cells are wide beside the spread."""
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        thresholds = draw(
+            -1.0, count=count, spread=spread, factor=1.25, generator=generator, distribution=distribution
+        )
+        edge = fit_edge(thresholds)
+        hits += edge.low <= math.exp(-1.0) <= edge.high
+    assert hits / 200 >= 0.89
+
+
+def test_the_edge_of_many_seeds_is_their_median():
+    generator = np.random.default_rng(1)
+    thresholds = draw(0.5, count=400, spread=0.3, factor=1.1, generator=generator, distribution="logistic")
+    edge = fit_edge(thresholds)
+    # the logistic's location: standard error √3·s/√n = 0.026
+    assert abs(math.log(edge.value) - 0.5) < 4 * 0.026
+    assert math.log(edge.high / edge.low) == pytest.approx(2 * 1.96 * 0.026, rel=0.15)
+    assert edge.num_samples == 400
+
+
+def test_seeds_that_agree_leave_the_cell_and_few_of_them_more():
+    five = fit_edge([Threshold(low=0.4, high=0.5)] * 5)
+    assert five.value == pytest.approx(math.sqrt(0.2), rel=0.01)
+    assert five.low == pytest.approx(0.4, rel=0.02)
+    assert five.high == pytest.approx(0.5, rel=0.02)
+    two = fit_edge([Threshold(low=0.4, high=0.5)] * 2)
+    assert two.low < 0.35
+    one = fit_edge([Threshold(low=0.4, high=0.5)])
+    assert one.value == pytest.approx(math.sqrt(0.2), rel=0.01)
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+
+
+def test_an_edge_beyond_the_grid_is_a_bound():
+    above = fit_edge([Threshold(low=1.0, high=math.inf)] * 5)
+    assert math.isnan(above.value)
+    assert above.high == math.inf
+    assert above.low == pytest.approx(1.0, rel=0.02)  # all five stable there: its P is below ½
+    below = fit_edge([Threshold(low=0.0, high=1.0)] * 5)
+    assert math.isnan(below.value)
+    assert below.low == 0.0
+    assert below.high == pytest.approx(1.0, rel=0.02)
+    nothing = fit_edge([Threshold(low=0.0, high=math.inf)] * 5)
+    assert math.isnan(nothing.value)
+    assert nothing.num_samples == 0
+    mixed = fit_edge([Threshold(low=0.4, high=0.5)] * 4 + [Threshold(low=1.0, high=math.inf)])
+    assert 0.4 < mixed.value < 1.0
+    assert mixed.low < mixed.value < mixed.high
+
+
+def test_a_prediction_is_scored_by_sides_and_by_distance():
+    cells = [
+        (1, 0.1, False),
+        (1, 0.5, True),
+        (1, 1.0, True),
+        (8, 1.0, False),
+        (8, 4.0, True),
+        (64, 1.0, True),
+    ]
+    score = score_prediction({1: 0.7, 8: 2.0, 64: math.nan}, cells, {1: 0.35, 8: 4.0, 64: 1.0})
+    assert score.cells_right == pytest.approx(4 / 5)  # 0.5 at B = 1 is wrong, B = 64 has no prediction
+    assert score.num_cells == 5
+    assert score.log2_error == pytest.approx(1.0)
+    assert score.mean_log2_error == pytest.approx(0.0)
+    assert score.num_edges == 2
+    empty = score_prediction({}, cells, {1: 1.0})
+    assert math.isnan(empty.cells_right)
+    assert math.isnan(empty.log2_error)

@@ -1,0 +1,401 @@
+"""Sweeps: what is searched, run, kept, resumed, shared and refused, on the smallest of problems."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from noisescale.config import ProblemConfig, TrainConfig
+from noisescale.errors import RunFolderError, SettingError
+from noisescale.interrupts import Interrupted
+from noisescale.sweep import engine
+from noisescale.sweep.cell import Cell, run_cell
+from noisescale.sweep.config import Horizon, SweepConfig
+from noisescale.sweep.engine import SweepOptions, run_sweep
+from noisescale.sweep.executors import LocalProcesses
+from noisescale.sweep.search import from_guess, scan_and_bisect
+
+PROBLEM = ProblemConfig(dataset="digits", num_train=100, width=4, depth=1)
+CONFIG = SweepConfig(
+    problem=PROBLEM,
+    batch_sizes=(4, 50),
+    lr_min=0.1,
+    lr_max=1e4,
+    factor=3.2,
+    num_seeds=2,
+    horizon=Horizon(steps=12),
+)
+QUIET = SweepOptions(predict=False)
+
+
+class Here(Executor):
+    """Runs each task as it is submitted, in this thread, and counts those that are not there already."""
+
+    def __init__(self, fail=None):
+        self.cells = []
+        self.fail = fail or (lambda cell: False)
+
+    def submit(self, function, /, *args, **kwargs):
+        future = Future()
+        if function is run_cell:
+            self.cells.append(args[0])
+            if self.fail(args[0]):
+                future.set_exception(MemoryError("no room for this one\nand more"))
+                return future
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """A whole sweep in one thread: its folder, result and executor."""
+    out, executor = tmp_path_factory.mktemp("serial") / "sweep", Here()
+    return out, run_sweep(CONFIG, out, executor=executor, options=QUIET), executor
+
+
+def answer(search, unstable):
+    """What a search asks for when index i is unstable iff `unstable(i)`, and in how many rounds."""
+    asked, rounds = {}, 0
+    try:
+        indices = next(search)
+        while True:
+            rounds += 1
+            asked |= {index: unstable(index) for index in indices}
+            indices = search.send([asked[index] for index in indices])
+    except StopIteration:
+        return asked, rounds
+
+
+@pytest.mark.parametrize("edge", [-1, 0, 1, 5, 17, 30, 39, 40])
+@pytest.mark.parametrize("stride", [1, 6, 40])
+def test_scan_and_bisection_end_at_neighbours(edge, stride):
+    asked, _ = answer(scan_and_bisect(40, stride), lambda index: index > edge)
+    assert edge < 0 or edge >= 40 or asked[edge] is False
+    assert edge + 1 >= 40 or asked[edge + 1]
+    assert len(asked) <= 40 // stride + 2 + math.ceil(math.log2(stride + 1))
+
+
+@pytest.mark.parametrize("guess", [-1, 0, 12, 38, 39])
+@pytest.mark.parametrize("edge", [-1, 0, 10, 13, 25, 38, 39])
+def test_a_guess_is_followed_to_the_edge(guess, edge):
+    asked, _ = answer(from_guess(40, guess), lambda index: index > edge)
+    assert edge < 0 or asked[edge] is False
+    assert edge + 1 >= 40 or asked[edge + 1]
+    assert len(asked) <= 2 + 2 * math.ceil(math.log2(abs(edge - guess) + 1))
+    assert all(0 <= index < 40 for index in asked)
+
+
+def test_an_outcome_that_is_not_monotone_is_bracketed_on_both_sides():
+    asked, _ = answer(from_guess(40, 20), lambda index: index > 22 or index == 20)
+    unstable = [index for index, outcome in asked.items() if outcome]
+    stable = [index for index, outcome in asked.items() if not outcome]
+    assert min(unstable) == 20
+    assert max(stable) == 22
+    assert 19 in stable
+    assert 23 in unstable
+
+
+def test_a_search_ends_where_a_cell_fails():
+    search = from_guess(40, 20)
+    next(search)
+    assert search.send([False, False]) == [22]
+    with pytest.raises(StopIteration):
+        search.send([None])
+
+
+def test_bisection_finds_the_edge_of_the_whole_grid_with_a_fraction_of_its_runs(serial, tmp_path):
+    _, bisected, executor = serial
+    count = len(CONFIG.learning_rates)
+    whole = Here()
+    grid = run_sweep(replace(CONFIG, num_lr=count), tmp_path / "grid", executor=whole, options=QUIET)
+    assert grid.config.learning_rates == CONFIG.learning_rates
+    assert len(whole.cells) == 2 * 2 * count
+    assert len(executor.cells) <= 0.8 * len(whole.cells)  # of a grid of so few; see the benchmark
+    step = math.log(CONFIG.learning_rates[1] / CONFIG.learning_rates[0])
+    for ours, theirs in zip(bisected.boundary["lr_max"], grid.boundary["lr_max"], strict=True):
+        assert abs(math.log(ours / theirs)) <= step
+    both = grid.cells.merge(bisected.cells, on=["batch_size", "learning_rate", "seed"])
+    assert len(both) == len(bisected.cells)
+    assert (both["final_loss_x"] == both["final_loss_y"]).all()
+
+
+def test_the_files_of_a_sweep(serial):
+    out, result, executor = serial
+    cells = pd.read_csv(out / "cells.csv", keep_default_na=False, na_values=["nan"])
+    assert len(cells) == len(executor.cells) == result.summary["num_cells"]
+    assert set(cells["label"]) >= {"diverged"}
+    assert (cells["error"] == "").all()
+    assert cells["unstable"].isin([0, 1]).all()
+    ordered = cells.sort_values(["batch_size", "learning_rate", "seed"])
+    assert ordered.index.tolist() == list(range(len(cells)))
+    boundary = pd.read_csv(out / "boundary.csv")
+    assert boundary["batch_size"].tolist() == [4, 50]
+    assert (boundary["lr_max_low"] < boundary["lr_max"]).all()
+    assert (boundary["lr_max"] < boundary["lr_max_high"]).all()
+    summary = json.loads((out / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert sum(summary["labels"].values()) == len(cells)
+    assert summary["failures"] == []
+    assert (out / "map.png").read_bytes()[:4] == b"\x89PNG"
+    folders = list((out / "cells").iterdir())
+    assert len(folders) == len(cells)
+    for folder in folders:
+        assert {"config.json", "losses.csv", "summary.json"} <= {file.name for file in folder.iterdir()}
+        losses = pd.read_csv(folder / "losses.csv")
+        record = json.loads((folder / "summary.json").read_text())
+        assert losses["step"].iloc[0] == 0
+        assert losses["step"].iloc[-1] == record["steps"]
+
+
+def test_a_cell_is_the_run_that_train_makes(serial):
+    from noisescale.build import build_problem
+    from noisescale.evaluation import evaluate
+    from noisescale.training import train
+
+    _, result, _ = serial
+    row = result.cells[(result.cells["seed"] == 1) & (result.cells["label"] != "diverged")].iloc[0]
+    problem = build_problem(PROBLEM, seed=1)
+    config = TrainConfig(
+        batch_size=int(row["batch_size"]),
+        learning_rate=row["learning_rate"],
+        seed=1,
+        epochs=6,
+        max_steps=12,
+    )
+    *_, last = train(problem, config)
+    for name, param in problem.model.named_parameters():
+        param.data.copy_(last.params[name])
+    assert evaluate(problem.model, problem.loss, problem.train).loss == pytest.approx(row["final_loss"])
+    assert evaluate(problem.model, problem.loss, problem.test).accuracy == row["test_accuracy"]
+    assert row["start_loss"] != row["final_loss"]
+
+
+def test_only_missing_cells_are_run_and_more_may_be_asked_for(serial, tmp_path, monkeypatch):
+    _, result, executor = serial
+    out = tmp_path / "sweep"
+    run_sweep(replace(CONFIG, num_seeds=1), out, executor=Here(), options=QUIET)
+    trained = []
+    original = engine.run_cell
+    monkeypatch.setattr("noisescale.sweep.cell.Training", _counting(trained))
+    again = run_sweep(CONFIG, out, executor=Here(), options=QUIET)
+    assert original is engine.run_cell
+    assert len(trained) == sum(cell.training.seed == 1 for cell in executor.cells)
+    pd.testing.assert_frame_equal(again.cells, result.cells)
+    pd.testing.assert_frame_equal(again.boundary, result.boundary)
+
+
+def _counting(made):
+    from noisescale.training import Training
+
+    def make(problem, config):
+        made.append(config)
+        return Training(problem, config)
+
+    return make
+
+
+def test_a_cell_that_raises_is_recorded_and_the_sweep_goes_on(tmp_path):
+    def fail(cell):
+        return cell.training.batch_size == 4 and cell.training.seed == 1
+
+    result = run_sweep(CONFIG, tmp_path / "sweep", executor=Here(fail), options=QUIET)
+    failed = result.cells[result.cells["error"] != ""]
+    assert set(failed["batch_size"]) == {4}
+    assert set(failed["error"]) == {"MemoryError: no room for this one"}
+    assert failed["final_loss"].isna().all()
+    assert len(result.summary["failures"]) == len(failed)
+    assert result.boundary["num_seeds"].tolist() == [1, 2]
+    repaired = run_sweep(CONFIG, tmp_path / "sweep", executor=Here(), options=QUIET)
+    assert repaired.summary["failures"] == []
+    assert repaired.boundary["num_seeds"].tolist() == [2, 2]
+
+
+def test_all_cells_may_fail(tmp_path):
+    result = run_sweep(CONFIG, tmp_path / "sweep", executor=Here(lambda cell: True), options=QUIET)
+    assert result.boundary["lr_max"].isna().all()
+    assert (tmp_path / "sweep" / "summary.json").exists()
+
+
+def test_other_settings_do_not_mix(serial, tmp_path):
+    out, _, _ = serial
+    for other, named in (
+        (replace(CONFIG, horizon=Horizon(steps=13)), "horizon.steps is 12 there, 13 here"),
+        (replace(CONFIG, problem=replace(PROBLEM, width=5)), "problem.width is 4 there, 5 here"),
+        (replace(CONFIG, training=TrainConfig(momentum=0.9)), "training.momentum is 0.0 there, 0.9 here"),
+        (replace(CONFIG, start="0123"), "start is None there, '0123' here"),
+    ):
+        with pytest.raises(RunFolderError, match=named):
+            run_sweep(other, out, executor=Here(), options=QUIET)
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "thesis.tex").write_text("")
+    with pytest.raises(RunFolderError, match=r"holds thesis\.tex but no sweep\.json"):
+        run_sweep(CONFIG, strange, executor=Here(), options=QUIET)
+    assert [entry.name for entry in strange.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_sizes": ()}, "empty grid"),
+        ({"num_lr": 0}, "empty grid"),
+        ({"num_seeds": 0}, "empty grid"),
+        ({"lr_min": 1.0, "lr_max": 0.1}, "exchange --lr-min and --lr-max"),
+        ({"lr_min": -1.0}, "learning rate"),
+        ({"lr_max": math.inf}, "learning rate"),
+        ({"num_lr": 1}, "one learning rate between two ends"),
+        ({"factor": 1.0}, "factor"),
+        ({"precision": 0.9}, "precision"),
+        ({"precision": 1.2, "max_seeds": 1}, "fewer seeds"),
+        ({"batch_sizes": ("adaptive",)}, "adaptive"),
+        ({"batch_sizes": (4, 4)}, "each once"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(SettingError, match=message):
+        replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize("lengths", [{}, {"epochs": 1, "steps": 2}, {"steps": 0}, {"examples": 1.5}])
+def test_a_horizon_is_one_positive_number(lengths):
+    with pytest.raises(SettingError):
+        Horizon(**lengths)
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(SettingError, match="there are 100 training examples"):
+        run_sweep(replace(CONFIG, batch_sizes=(4, 101)), tmp_path / "sweep", executor=Here(), options=QUIET)
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("horizon", "batch_size", "steps"),
+    [
+        (Horizon(epochs=2), 30, 8),  # three batches of 30 and one of 10
+        (Horizon(steps=7), 30, 7),
+        (Horizon(examples=100), 30, 4),
+        (Horizon(steps=3), "full", 3),
+    ],
+)
+def test_horizons(tmp_path, horizon, batch_size, steps):
+    config = replace(CONFIG, horizon=horizon, batch_sizes=(batch_size,))
+    training = config.run(batch_size, 0.01, 0, num_examples=100)
+    summary = run_cell(Cell(path=tmp_path / "cell", problem=PROBLEM, training=training))
+    assert summary["steps"] == steps
+
+
+def test_precision_adds_seeds_until_the_interval_is_narrow(tmp_path):
+    config = replace(CONFIG, batch_sizes=(4,), factor=1.2, precision=1.3, max_seeds=9)
+    result = run_sweep(config, tmp_path / "sweep", executor=Here(), options=QUIET)
+    (row,) = result.boundary.to_dict("records")
+    assert row["num_seeds"] > 2
+    assert row["num_seeds"] == 9 or row["lr_max_high"] <= 1.3 * row["lr_max_low"]
+
+
+def test_any_executor_gives_the_serial_table(serial, tmp_path):
+    _, result, _ = serial
+    with ThreadPoolExecutor(2) as threads:
+        found = run_sweep(CONFIG, tmp_path / "threads", executor=threads, options=QUIET)
+    pd.testing.assert_frame_equal(found.cells, result.cells)
+    pd.testing.assert_frame_equal(found.boundary, result.boundary)
+
+
+def test_two_sweeps_into_one_folder_share_the_work(serial, tmp_path, monkeypatch):
+    _, result, executor = serial
+    made = []
+    monkeypatch.setattr("noisescale.sweep.cell.Training", _counting(made))
+    found = []
+    work = [
+        threading.Thread(
+            target=lambda: found.append(run_sweep(CONFIG, tmp_path / "both", executor=Here(), options=QUIET))
+        )
+        for _ in range(2)
+    ]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    assert len(made) == len(executor.cells)
+    for one in found:
+        pd.testing.assert_frame_equal(one.cells, result.cells)
+
+
+def test_a_signal_stops_the_sweep_and_keeps_what_is_finished(tmp_path):
+    class Slow(Here):
+        def submit(self, function, /, *args, **kwargs):
+            if len(self.cells) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().submit(function, *args, **kwargs)
+
+    with pytest.raises(Interrupted, match="finished and kept") as stopped:
+        run_sweep(CONFIG, tmp_path / "sweep", executor=Slow(), options=QUIET)
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    assert len(list((tmp_path / "sweep" / "cells").glob("*/summary.json"))) >= 3
+    assert not (tmp_path / "sweep" / "summary.json").exists()
+
+
+def _die_or_answer(path):
+    """Ends its process the first two times."""
+    lives = path.read_text().count("x") if path.exists() else 0
+    with path.open("a") as file:
+        file.write("x")
+    if lives < 2:
+        os._exit(1)
+    return "alive"
+
+
+def _die(path):
+    os._exit(1)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_replaced_and_its_task_tried_again(tmp_path):
+    pool = LocalProcesses(1)
+    try:
+        assert pool.submit(_die_or_answer, tmp_path / "lives").result(timeout=120) == "alive"
+        with pytest.raises(RuntimeError, match="died in each of 3 attempts"):
+            pool.submit(_die, tmp_path).result(timeout=120)
+        assert pool.submit(len, "abc").result(timeout=120) == 3
+    finally:
+        pool.shutdown()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from noisescale.sweep.engine import run_sweep
+from tests.test_sweep import CONFIG, QUIET
+
+if __name__ == "__main__":
+    run_sweep(CONFIG, Path(sys.argv[1]), options=QUIET)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_and_its_table_is_the_serial_one(serial, tmp_path):
+    reference, *_ = serial
+    out, script = tmp_path / "sweep", tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    for cells in (1, 4, 8):
+        running = subprocess.Popen(command, env=environment)
+        while len(list(out.glob("cells/*/summary.json"))) < cells and running.poll() is None:
+            time.sleep(0.005)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/summary.json")}
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert all(path.stat().st_mtime_ns == made for path, made in finished.items())
+    assert (out / "cells.csv").read_bytes() == (reference / "cells.csv").read_bytes()
+    assert (out / "boundary.csv").read_bytes() == (reference / "boundary.csv").read_bytes()
+    assert not list(out.rglob("*.tmp"))
