@@ -5,6 +5,7 @@ import click
 from analysis.adaptive_batch import adaptive_batch
 from analysis.edge_of_stability import edge_of_stability
 from analysis.noise_growth import noise_growth
+from analysis.stability_map import stability_map
 from analysis.three_cases import three_cases
 from noisescale.commands import Commands
 
@@ -18,6 +19,7 @@ main.add_command(three_cases)
 main.add_command(adaptive_batch)
 main.add_command(edge_of_stability)
 main.add_command(noise_growth)
+main.add_command(stability_map)
 
 if __name__ == "__main__":
     main(prog_name="python -m analysis")

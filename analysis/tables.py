@@ -35,7 +35,7 @@ def analysis(name: str, tables: Callable[[Runs], dict[str, pd.DataFrame]], *, he
 
 def read_runs(root: Path) -> Runs:
     """Folder and record of every finished run below `root`: its summary under its configuration's fields."""
-    folders = finished_runs(root)
+    folders = [folder for folder in finished_runs(root) if (folder / CONFIG).exists()]  # a sweep has none
     if not folders:
         raise RunFolderError(f"{root} has no finished runs: compute them with python -m experiments")
     return [

@@ -143,7 +143,8 @@ def log_growth(
         logs += norms.double().log()
         if (logs.abs() > DECIDED).all():
             break
-    after = sgd.quadratic_loss(points, rows)
+    # what is left in directions that no example sees has no loss, but for rounding of either sign
+    after = sgd.quadratic_loss(points, rows).clamp_min(0.0)
     return (logs + 0.5 * (after / before).log()).cpu()
 
 

@@ -13,6 +13,7 @@ from noisescale.estimate import Estimate
 METRICS, CONFUSION, SHARPNESS = "metrics.csv", "confusion.csv", "sharpness.csv"
 NOISE, NOISE_LAYERS, BATCH_SIZE = "noise.csv", "noise_layers.csv", "batch_size.csv"
 LOSSES = "losses.csv"  # of a cell of a sweep
+CELLS, BOUNDARY = "cells.csv", "boundary.csv"  # of a sweep
 TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE, LOSSES)
 
 
@@ -83,6 +84,23 @@ def read_noise_layers(folder: Path) -> list[dict[Any, Any]]:
 def read_batch_size(folder: Path) -> list[dict[Any, Any]]:
     """The rows of a run's batch_size.csv, one per change of an adaptive batch size."""
     return _read_rows(folder / BATCH_SIZE, list(BATCH_SIZE_COLUMNS), _types(BATCH_SIZE_COLUMNS))
+
+
+def read_cells(sweep: Path) -> pd.DataFrame:
+    """A sweep's cells.csv; `error` is empty where a cell has finished."""
+    return _read_sweep_table(sweep / CELLS, {"error": str, "label": str})
+
+
+def read_boundary(sweep: Path) -> pd.DataFrame:
+    """A sweep's boundary.csv."""
+    return _read_sweep_table(sweep / BOUNDARY, {})
+
+
+def _read_sweep_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=["nan"], dtype=types)
+    except FileNotFoundError:
+        raise RunFolderError(f"{path} is missing: the sweep has not finished") from None
 
 
 def _types(columns: tuple[str, ...]) -> dict[str, Any]:

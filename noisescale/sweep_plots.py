@@ -24,7 +24,9 @@ CURVES: dict[str, tuple[str, str, str]] = {
     "descent": ("#009E73", "--", "descent in one step"),
     "wu": ("#000000", ":", "Wu's rectangle"),
 }
-HATCHES = ((1.0, "xxxx", "all diverged"), (0.5, "///", "half or more"), (0.0, "/", "some"))
+HATCHES = ((1.0, "xxxx", "all"), (0.5, "///", "half or more"), (0.0, "/", "some"))
+NO_NUMBER = (0.85, 0.85, 0.85, 1.0)
+LARGEST_LOSS = 1e3  # of the colours
 USABLE = ("converged", "catapult")
 QUANTITIES = {"test_accuracy": "test accuracy", "final_loss": "final training loss"}
 THREE_CASES = ((1024, 1e-3), (32, 1e-3), (1, 1e-3))  # batch size and rate of the study
@@ -66,93 +68,81 @@ def plot_map(
     """
     table = _cells_by_place(cells)
     sizes = _numeric_sizes(cells)
-    scale = colormaps["viridis"]
-    values = table[quantity][np.isfinite(table[quantity])]
-    norm: Any = colors.Normalize(0, 1)
-    if quantity != "test_accuracy":
-        norm = (
-            colors.LogNorm(values[values > 0].min(), values.max())
-            if (values > 0).any()
-            else colors.Normalize()
-        )
-    edges = _edges(np.log2(list(sizes.values())))
+    columns = _edges(np.log2(list(sizes.values())))
+    shades = ScalarMappable(_norm(table, quantity), colormaps["viridis"])
     for place, name in enumerate(sizes):
         rows = table[table["batch_size"] == name].sort_values("learning_rate")
-        bounds = _edges(np.log10(rows["learning_rate"].to_numpy()))
-        for (_, row), low, high in zip(rows.iterrows(), bounds[:-1], bounds[1:], strict=True):
-            value = row[quantity]
-            shade = scale(norm(value)) if math.isfinite(value) else (0.85, 0.85, 0.85, 1.0)
-            hatch = next(
-                (mark for least, mark, _ in HATCHES if row["unstable"] and row["unstable"] >= least), None
-            )
-            corner = (2.0 ** edges[place], 10.0**low)
-            width, height = 2.0 ** edges[place + 1] - corner[0], 10.0**high - corner[1]
-            axes.add_patch(
-                Rectangle(
-                    corner, width, height, facecolor=shade, edgecolor="white", linewidth=0.3, hatch=hatch
-                )
-            )
-    outline = [withStroke(linewidth=3, foreground="white")]
-    at = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
-    for name, (colour, style, label) in CURVES.items():
-        if name in boundary and np.isfinite(boundary[name]).any():
-            axes.plot(
-                at, boundary[name], style, color=colour, label=label, path_effects=outline, linewidth=1.4
-            )
-    found = boundary[np.isfinite(boundary["lr_max"])]
-    spread = np.abs(found[["lr_max_low", "lr_max_high"]].sub(found["lr_max"], axis=0)).to_numpy().T
-    axes.errorbar(
-        found["batch_size"].map(sizes).to_numpy(dtype=float),
-        found["lr_max"],
-        yerr=np.where(np.isfinite(spread), spread, 0),
-        fmt="o",
-        color="#CC79A7",
-        markeredgecolor="white",
-        capsize=3,
-        label=r"measured $\eta_{\max}$, 95 %",
-        zorder=5,
-    )
-    rates = table["learning_rate"]
-    if cases and rates.min() <= THREE_CASES[0][1] <= rates.max():
-        axes.plot(
-            *zip(*THREE_CASES, strict=True),
-            "*",
-            markersize=12,
-            color="#F0E442",
-            markeredgecolor="black",
-            linestyle="none",
-            label="the study's three cases",
-            zorder=6,
-        )
+        _draw_column(axes, rows, quantity, shades, 2.0 ** columns[place : place + 2])
+    _draw_edges(axes, boundary, sizes)
+    rates = np.sort(table["learning_rate"].unique())
+    if cases and rates[0] <= THREE_CASES[0][1] <= rates[-1]:
+        sizes_of_cases, rates_of_cases = zip(*THREE_CASES, strict=True)
+        style: Any = {"markersize": 12, "color": "#F0E442", "markeredgecolor": "black", "zorder": 6}
+        label = "the study's three cases"
+        axes.plot(sizes_of_cases, rates_of_cases, "*", label=label, linestyle="none", **style)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlim(2.0 ** edges[0], 2.0 ** edges[-1])
-    bottom, *_, top = 10.0 ** _edges(np.log10(np.sort(rates.unique())))
+    axes.set_xlim(2.0 ** columns[0], 2.0 ** columns[-1])
+    bottom, *_, top = 10.0 ** _edges(np.log10(rates))
     axes.set_ylim(bottom, top)
     axes.set_xticks(list(sizes.values()), [str(size) for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel("batch size B (examples)")
     axes.set_ylabel(r"learning rate $\eta$")
-    axes.figure.colorbar(ScalarMappable(norm, scale), ax=axes, label=QUANTITIES[quantity], pad=0.01)
+    axes.figure.colorbar(shades, ax=axes, label=QUANTITIES[quantity], pad=0.01)
     if legend:
-        handles, _ = axes.get_legend_handles_labels()
-        handles += [
-            Patch(
-                facecolor="#D9D9D9",
-                edgecolor="white",
-                hatch=mark,
-                label=f"{words} {unstable}".replace("diverged diverged", "diverged"),
-            )
-            for _, mark, words in HATCHES
-        ]
-        axes.legend(
-            handles=handles,
-            fontsize=6.5,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.09),
-            ncols=3,
-            frameon=False,
-        )
+        below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.09), "ncols": 3}
+        axes.legend(handles=map_handles(axes, unstable=unstable), fontsize=6.5, frameon=False, **below)
+
+
+def map_handles(axes: Axes, *, unstable: str) -> list[Any]:
+    """What a legend of `plot_map` has to explain: its lines and points, and the hatching."""
+    handles, _ = axes.get_legend_handles_labels()
+    grey: Any = {"facecolor": "#D9D9D9", "edgecolor": "white"}
+    return [*handles, *(Patch(hatch=mark, label=f"{words} {unstable}", **grey) for _, mark, words in HATCHES)]
+
+
+def _norm(table: pd.DataFrame, quantity: str) -> Any:
+    """Accuracy from 0 to 1; a loss on a logarithmic scale, as far as it is finite."""
+    values = table[quantity].to_numpy()
+    values = values[np.isfinite(values) & (values > 0)]
+    if quantity == "test_accuracy" or not len(values):
+        return colors.Normalize(0, 1)
+    return colors.LogNorm(values.min(), min(values.max(), LARGEST_LOSS))
+
+
+def _draw_column(
+    axes: Axes, rows: pd.DataFrame, quantity: str, shades: ScalarMappable, sides: np.ndarray
+) -> None:
+    """The patches of one batch size's rates, between these sides."""
+    bounds = 10.0 ** _edges(np.log10(rows["learning_rate"].to_numpy()))
+    for row, low, high in zip(rows.to_dict("records"), bounds[:-1], bounds[1:], strict=True):
+        shade: Any = shades.to_rgba(row[quantity]) if math.isfinite(row[quantity]) else NO_NUMBER
+        share = row["unstable"]
+        hatch = next((mark for least, mark, _ in HATCHES if share and share >= least), None)
+        look: Any = {"facecolor": shade, "edgecolor": "white", "linewidth": 0.3, "hatch": hatch}
+        axes.add_patch(Rectangle((sides[0], low), sides[1] - sides[0], high - low, **look))
+
+
+def _draw_edges(axes: Axes, boundary: pd.DataFrame, sizes: dict[Any, float]) -> None:
+    """The predicted curves, and the measured edges with their intervals."""
+    outline = [withStroke(linewidth=3, foreground="white")]
+    at = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
+    for name, (colour, style, label) in CURVES.items():
+        if name in boundary and np.isfinite(boundary[name]).any():
+            look: Any = {"color": colour, "linewidth": 1.4, "path_effects": outline}
+            axes.plot(at, boundary[name], style, label=label, **look)
+    found = boundary[np.isfinite(boundary["lr_max"])]
+    spread = np.abs(found[["lr_max_low", "lr_max_high"]].sub(found["lr_max"], axis=0)).to_numpy().T
+    points: Any = {"color": "#CC79A7", "markeredgecolor": "white", "capsize": 3, "zorder": 5}
+    axes.errorbar(
+        found["batch_size"].map(sizes).to_numpy(dtype=float),
+        found["lr_max"],
+        yerr=np.where(np.isfinite(spread), spread, 0),
+        fmt="o",
+        label=r"measured $\eta_{\max}$, 95 %",
+        **points,
+    )
 
 
 def plot_usable(axes: Axes, cells: pd.DataFrame, boundary: pd.DataFrame) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 import click
 from matplotlib.figure import Figure
 
-from paper_figures import adaptive_batch, edge_of_stability, noise_growth, three_cases
+from paper_figures import adaptive_batch, edge_of_stability, noise_growth, stability_map, three_cases
 
 FIGURES = {
     "three_cases": three_cases.figure,
     "edge_of_stability": edge_of_stability.figure,
     "noise_growth": noise_growth.figure,
     "adaptive_batch": adaptive_batch.figure,
+    "stability_map": stability_map.figure,
 }
 HERE = Path(__file__).parent
 

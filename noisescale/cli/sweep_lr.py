@@ -253,10 +253,10 @@ def _config(
 
 def _executor(options: dict[str, Any]) -> Executor | None:
     """Where the cells run; None: local processes, as many as cores."""
-    from noisescale.sweep.executors import LocalProcesses, dask_executor
+    from noisescale.sweep.executors import DaskExecutor, LocalProcesses
 
     if options["executor"] == "dask":
-        return dask_executor(options["scheduler"])
+        return DaskExecutor(options["scheduler"])
     if options["executor"] == "replicas" or (options["executor"], options["device"]) == ("auto", "cuda"):
         from noisescale.sweep.replicas import ReplicaExecutor
 

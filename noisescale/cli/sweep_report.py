@@ -49,6 +49,11 @@ def print_sweep(result: SweepResult) -> None:
     console.print(table)
     labels = ", ".join(f"{count} {label}" for label, count in summary["labels"].items() if count)
     console.print(f"{summary['num_cells']} cells: {labels or 'none finished'}.")
+    training = result.config.training
+    if training.optimizer != "sgd" or training.momentum or training.weight_decay:
+        console.print(
+            "No predicted edges: the predictions are of plain SGD, without momentum and weight decay."
+        )
     if summary["constants"] is not None:
         constants = summary["constants"]
         console.print(

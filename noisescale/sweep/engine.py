@@ -21,6 +21,7 @@ from noisescale.environment import environment
 from noisescale.errors import RunFolderError
 from noisescale.interrupts import DeferredInterrupts, Interrupted
 from noisescale.plots import image
+from noisescale.run_tables import BOUNDARY, CELLS
 from noisescale.stability import StabilityConstants
 from noisescale.stable_region import LABELS
 from noisescale.sweep.cell import Cell, run_cell
@@ -36,9 +37,6 @@ from noisescale.sweep.predictions import (
 from noisescale.sweep.progress import SweepProgress
 from noisescale.sweep.search import Search, from_guess, scan_and_bisect, whole_grid
 from noisescale.sweep.tables import (
-    BOUNDARY,
-    CELLS,
-    MAP,
     boundary_table,
     cell_row,
     cells_table,
@@ -49,7 +47,7 @@ from noisescale.sweep.tables import (
 from noisescale.sweep_plots import map_figure
 from noisescale.training import resolve_batch_size
 
-SETTINGS, CELL_FOLDER, LOCK = "sweep.json", "cells", ".noisescale.lock"
+SETTINGS, CELL_FOLDER, MAP, LOCK = "sweep.json", "cells", "map.png", ".noisescale.lock"
 SCAN_FACTOR = 4.0  # between neighbouring rates of the first seed's scan, about
 CELLS_A_SEED = 3  # that another seed's search takes, about
 POLL = 0.2  # seconds between two looks for a signal
@@ -157,7 +155,7 @@ class _Sweep:
         self, config: SweepConfig, out: Path, pool: Executor, options: SweepOptions, num_examples: int
     ) -> None:
         self.config = config
-        self.out = out
+        self.out = out.absolute()  # a worker may be elsewhere
         self.pool = pool
         self.options = options
         self.num_examples = num_examples
@@ -204,9 +202,9 @@ class _Sweep:
             path=self.out / CELL_FOLDER / run_name(self.config.problem, training),
             problem=self.config.problem,
             training=training,
-            start=self.options.start,
+            start=self.options.start and self.options.start.absolute(),
             device=self.options.device,
-            data_dir=self.options.data_dir,
+            data_dir=self.options.data_dir and self.options.data_dir.absolute(),
             notes=self.options.notes,
         )
 

@@ -7,9 +7,10 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -30,6 +31,7 @@ class LocalProcesses(Executor):
         self.num_processes = num_processes
         self._lock = threading.Lock()
         self._pool = self._new_pool()
+        self._closed = False
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -39,6 +41,7 @@ class LocalProcesses(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the processes; those at work are killed where their futures are cancelled."""
+        self._closed = True
         processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=wait and not cancel_futures, cancel_futures=cancel_futures)
         if cancel_futures:
@@ -48,7 +51,7 @@ class LocalProcesses(Executor):
     def _try(
         self, future: Future[Any], submit: Callable[[ProcessPoolExecutor], Future[Any]], *, attempt: int
     ) -> None:
-        with self._lock:
+        with self._lock, _no_interrupts():  # which processes started meanwhile inherit
             pool = self._pool
             try:
                 inner = submit(pool)
@@ -62,7 +65,7 @@ class LocalProcesses(Executor):
             error = inner.exception()
             if error is None:
                 future.set_result(inner.result())
-            elif not isinstance(error, BrokenProcessPool):
+            elif not isinstance(error, BrokenProcessPool) or self._closed:
                 future.set_exception(error)
             elif attempt == ATTEMPTS:
                 future.set_exception(
@@ -90,32 +93,51 @@ def default_processes() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def dask_executor(address: str) -> Executor:
-    """The workers of a running Dask scheduler; SettingError where it cannot be reached within seconds.
+class DaskExecutor(Executor):
+    """The workers of a running Dask scheduler; SettingError where none answers within seconds.
 
     A worker that dies loses nothing: the scheduler gives its task to another. Workers need noisescale and
     must see the results folder under the same path.
     """
+
+    def __init__(self, address: str) -> None:
+        try:
+            from distributed import Client
+        except ImportError:
+            raise SettingError(
+                "--executor dask takes a package that is not installed: pip install 'noisescale[dask]'"
+            ) from None
+        try:
+            self._client = Client(address, timeout=CONNECT_SECONDS)
+        except (OSError, ValueError) as error:
+            raise SettingError(
+                f"--scheduler {address}: no Dask scheduler answers there ({type(error).__name__}); start one "
+                "with `dask scheduler` and workers with `dask worker ADDRESS --nworkers 2 --nthreads 1`"
+            ) from error
+        self._executor = self._client.get_executor(pure=False)
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = self._executor.submit(function, *args, **kwargs)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Leaves the cluster, which goes on."""
+        self._executor.shutdown(wait=wait and not cancel_futures)
+        self._client.close()
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Holds Ctrl-C back from this thread while open."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        from distributed import Client
-    except ImportError:
-        raise SettingError(
-            "--executor dask takes a package that is not installed: pip install 'noisescale[dask]'"
-        ) from None
-    try:
-        client = Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise SettingError(
-            f"--scheduler {address}: no Dask scheduler answers there ({type(error).__name__}); start one "
-            "with `dask scheduler` and workers with `dask worker ADDRESS --nworkers 2 --nthreads 1`"
-        ) from error
-    executor: Executor = client.get_executor(pure=False, retries=0)
-    return executor
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends with it even where that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ends this process with its parent, even where that is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -47,7 +47,8 @@ class ReplicaTraining:
         self._params, self._buffers = stack_module_state(models)
         self._model = models[0]
         self._loss = problems[0].loss
-        self._rates = torch.tensor([config.learning_rate for config in configs], device=self.device)
+        rates = [config.learning_rate for config in configs]
+        self._rates = torch.tensor(rates, dtype=torch.float64, device=self.device)
         self._velocities = {name: torch.zeros_like(param) for name, param in self._params.items()}
         self._orders = [
             Batches(self.examples.num_examples, seed=config.seed, device=self.device) for config in configs

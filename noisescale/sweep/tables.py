@@ -20,7 +20,6 @@ from noisescale.sweep.cell import trajectory
 from noisescale.sweep.config import BatchSize
 from noisescale.sweep.predictions import CURVES
 
-CELLS, BOUNDARY, MAP = "cells.csv", "boundary.csv", "map.png"
 CELL_COLUMNS = (
     "batch_size",
     "learning_rate",

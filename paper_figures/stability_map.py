@@ -1,0 +1,63 @@
+"""Which learning rates are stable at which batch size: four maps with predicted edges, and their cuts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from noisescale.sweep_plots import map_handles, plot_cut, plot_map, plot_usable
+from paper_figures.style import STYLE
+
+MAPS = {
+    "unit": "From initialisation, unit pixels",
+    "raw": "From initialisation, raw pixels",
+    "mse": "From a minimum, squared error",
+    "cross_entropy": "From a minimum, cross-entropy",
+}
+
+
+def figure(data: Path) -> Figure:
+    """Maps from initialisation above, from a minimum below; the usable rates and two cuts of the first."""
+    cells, boundary = (_read(data / "stability_map" / f"{name}.csv") for name in ("cells", "boundary"))
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        drawn = Figure(figsize=(9, 12.6), layout="constrained")
+        grid = drawn.add_gridspec(4, 6, height_ratios=(1, 1, 0.12, 0.62))
+        for place, (name, title) in enumerate(MAPS.items()):
+            axes = drawn.add_subplot(grid[place // 2, 3 * (place % 2) : 3 * (place % 2) + 3])
+            minimum = place >= 2
+            plot_map(
+                axes,
+                cells[cells["map"] == name],
+                boundary[boundary["map"] == name],
+                quantity="final_loss" if minimum else "test_accuracy",
+                unstable="left" if minimum else "diverged",
+                cases=name == "raw",
+                legend=False,
+            )
+            axes.set_title(title, loc="left", fontweight="bold")
+            if name == "raw":
+                handles = map_handles(axes, unstable="diverged or left")
+        below = drawn.add_subplot(grid[2, :])
+        below.axis("off")
+        below.legend(handles=handles, ncols=4, loc="center", fontsize=7)
+        unit = cells[cells["map"] == "unit"]
+        plot_usable(drawn.add_subplot(grid[3, :2]), unit, boundary[boundary["map"] == "unit"])
+        plot_cut(drawn.add_subplot(grid[3, 2:4]), unit, along="learning_rate")
+        plot_cut(drawn.add_subplot(grid[3, 4:]), unit, along="rate_over_batch")
+        seeds = boundary[boundary["map"].isin(MAPS)]["num_seeds"]
+        drawn.supxlabel(
+            "MNIST, ReLU. From initialisation: 784–256–256–10, one epoch; bottom row: the map at unit pixels.\n"
+            "From a minimum: a random 1,000 images, 784–200–200–10, 1,000 steps; a run has left it once the "
+            "loss is ten times that at its\nstart. Colour: mean over the seeds tried at a rate, grey where it is "
+            f"not finite; {seeds.min()} to {seeds.max()} seeds locate each edge\nby bisection; bars: 95 % "
+            "intervals. The curves are predicted at the starting point of seed 0.",
+            fontsize=7,
+        )
+    return drawn
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, comment="#", keep_default_na=False, na_values=["nan"], dtype={"error": str})

@@ -1,0 +1,211 @@
+"""noisescale sweep-lr, as its users meet it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from noisescale.cli import main
+from tests.test_sweep import Here
+
+SMALL = ["--dataset", "digits", "--num-train", "100", "--width", "4", "--depth", "1"]
+FEW = ["--bs", "4", "--bs", "50", "--steps", "6", "--seeds", "2", "--factor", "5"]
+RATES = ["--lr-min", "0.1", "--lr-max", "1e3"]
+
+
+@pytest.fixture(autouse=True)
+def _in_this_thread(monkeypatch):
+    """Cells run here: a process takes seconds to start."""
+    monkeypatch.setattr("noisescale.sweep.engine.LocalProcesses", lambda count: Here())
+    monkeypatch.setattr("noisescale.measure.stability.MOST_STEPS", 60)
+
+
+def sweep(*arguments):
+    return CliRunner().invoke(main, ["sweep-lr", *map(str, arguments)])
+
+
+def test_a_map_with_predictions(tmp_path):
+    found = sweep(*SMALL, *FEW, "--out", tmp_path / "map")
+    assert found.exit_code == 0, found.output
+    assert "η_max, the learning rate at which half of the seeds diverge" in found.stdout
+    assert "cells right" in found.stdout
+    assert "λ_max" in found.stdout
+    assert found.stdout.splitlines()[-1] == str(tmp_path / "map")
+    boundary = pd.read_csv(tmp_path / "map" / "boundary.csv")
+    curves = ["lower", "gaussian", "wu", "upper", "lyapunov"]
+    assert boundary[curves].notna().all().all()
+    assert (boundary["lower"] <= boundary["upper"]).all()
+    summary = json.loads((tmp_path / "map" / "summary.json").read_text())
+    assert 2 / summary["constants"]["sharpness"] == pytest.approx(
+        summary["lr_max"] / 100, rel=2.2
+    )  # the default range: five decades about 2/λ
+    assert summary["lr_max"] == pytest.approx(1e5 * summary["lr_min"])
+    assert set(summary["scores"]) >= set(curves)
+
+
+def test_json_is_strict_and_alone_on_stdout(tmp_path):
+    found = sweep(*SMALL, *FEW, *RATES, "--no-predict", "--json", "--out", tmp_path / "map")
+    assert found.exit_code == 0, found.output
+    content = json.loads(found.stdout, parse_constant=pytest.fail)
+    assert [row["batch_size"] for row in content["boundary"]] == [4, 50]
+    assert content["summary"]["constants"] is None
+
+
+def test_the_whole_grid(tmp_path):
+    found = sweep(
+        *SMALL,
+        *FEW[:4],
+        "--epochs",
+        1,
+        "--seeds",
+        2,
+        "--num-lr",
+        3,
+        *RATES,
+        "--no-predict",
+        "--out",
+        tmp_path / "map",
+    )
+    assert found.exit_code == 0, found.output
+    cells = pd.read_csv(tmp_path / "map" / "cells.csv")
+    assert len(cells) == 2 * 2 * 3
+    assert sorted(cells["learning_rate"].unique()) == [0.1, 10.0, 1000.0]
+
+
+def test_from_a_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    trained = CliRunner().invoke(
+        main, ["train", *SMALL, "--loss", "mse", "--bs", "10", "--epochs", "3", "--out", str(run)]
+    )
+    assert trained.exit_code == 0, trained.output
+    found = sweep("--from", run, *FEW, *RATES, "--no-predict", "--out", tmp_path / "map")
+    assert found.exit_code == 0, found.output
+    assert "leave the minimum" in found.stdout
+    cells = pd.read_csv(tmp_path / "map" / "cells.csv")
+    metrics = pd.read_csv(run / "metrics.csv")
+    start = metrics[metrics["split"] == "train"]["loss"].iloc[-1]
+    assert cells["start_loss"].unique() == pytest.approx([start])  # the same for every seed
+    assert ((cells["max_loss"] > 10 * start) <= (cells["unstable"] == 1)).all()
+
+
+def test_a_preset_is_overridden_by_what_is_given(monkeypatch, tmp_path):
+    seen = []
+
+    def note(config, out, **options):
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("noisescale.sweep.engine.run_sweep", note)
+    sweep("--preset", "three-cases", "--width", 64, "--dataset", "digits", "--bs", 2, "--out", tmp_path)
+    (config,) = seen
+    assert config.problem.pixel_scale == "raw"
+    assert config.problem.width == 64
+    assert config.batch_sizes == (2,)
+    assert config.lr_min == 1e-6
+
+
+def test_the_default_map(monkeypatch, tmp_path):
+    seen = []
+
+    def note(config, out, **options):
+        seen.append((config, out))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("noisescale.sweep.engine.run_sweep", note)
+    sweep("--dataset", "digits")
+    sweep("--dataset", "digits", "--num-train", 100, "--seeds", 9)
+    (config, out), (small, other) = seen
+    assert config.batch_sizes == (1, 4, 16, 64, 256, 1024)
+    assert config.problem.width == 256
+    assert (config.num_lr, config.factor, config.num_seeds) == (None, 1.25, 5)
+    assert small.batch_sizes == (1, 4, 16, 64)
+    assert out.parent == other.parent == Path("runs")
+    assert out != other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-lr", "0"], "empty grid"),
+        (["--seeds", "0"], "empty grid"),
+        (["--lr-min", "1", "--lr-max", "0.1"], "exchange --lr-min and --lr-max"),
+        (["--bs", "101"], "there are 100 training examples"),
+        (["--bs", "adaptive"], "adaptive"),
+        (["--bs", "0"], "1 or more"),
+        (["--epochs", "1", "--steps", "5"], "--epochs and --steps: give one"),
+        (["--bisect", "--num-lr", "4"], "--bisect and --num-lr"),
+        (["--scheduler", "tcp://127.0.0.1:9"], "--executor dask"),
+        (["--executor", "dask"], "--scheduler"),
+        (["--precision", "0.5"], "precision"),
+        (["--lr-min", "nan"], "learning rate"),
+        (["--processes", "0"], "processes"),
+    ],
+)
+def test_bad_usage_is_one_message(arguments, message, tmp_path):
+    found = sweep(*SMALL, *arguments, "--out", tmp_path / "map")
+    assert found.exit_code == 2
+    assert message in found.stderr
+    assert not (tmp_path / "map").exists()
+
+
+def test_a_checkpoint_brings_its_own_problem(tmp_path):
+    found = sweep("--from", tmp_path, "--width", 8, "--pixel-scale", "raw")
+    assert found.exit_code == 2
+    assert "leave out --pixel-scale, --width" in found.stderr
+    missing = sweep("--from", tmp_path / "none.pt")
+    assert missing.exit_code == 1
+    assert "no such file" in missing.stderr
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    assert sweep(*SMALL, *FEW, *RATES, "--no-predict", "--out", tmp_path / "map").exit_code == 0
+    found = sweep(*SMALL, *FEW, *RATES, "--no-predict", "--momentum", 0.9, "--out", tmp_path / "map")
+    assert found.exit_code == 1
+    assert "training.momentum is 0.0 there, 0.9 here" in found.stderr
+
+
+def test_momentum_has_a_map_but_no_predictions(tmp_path):
+    found = sweep(*SMALL, *FEW, "--momentum", 0.9, "--out", tmp_path / "map")
+    assert found.exit_code == 0, found.output
+    assert "lyapunov" not in pd.read_csv(tmp_path / "map" / "boundary.csv")
+    assert "predictions are of plain SGD" in found.stdout
+
+
+def test_failed_cells_exit_with_one_after_everything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "noisescale.sweep.engine.LocalProcesses",
+        lambda count: Here(lambda cell: cell.training.seed == 1),
+    )
+    found = sweep(*SMALL, *FEW, *RATES, "--no-predict", "--out", tmp_path / "map")
+    assert found.exit_code == 1
+    assert "failed, see the error column" in found.stderr
+    assert "Traceback" not in found.output
+    cells = pd.read_csv(tmp_path / "map" / "cells.csv")
+    assert set(cells["error"].dropna()) == {"MemoryError: no room for this one"}
+    assert "95 % interval" in found.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_at_once_keeps_the_cells_and_leaves_no_process(tmp_path):
+    command = [sys.executable, "-m", "noisescale", "sweep-lr", *SMALL, *FEW, *RATES, "--no-predict"]
+    command += ["--factor", "1.2", "--seeds", "20", "--out", str(tmp_path / "map")]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 120
+    while len(list((tmp_path / "map").glob("cells/*/summary.json"))) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGINT)
+    _, stderr = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "finished and kept: the same command runs the rest" in stderr
+    assert "Traceback" not in stderr
+    time.sleep(1)
+    left = subprocess.run(["pgrep", "-g", str(running.pid)], capture_output=True, text=True, check=False)
+    assert left.stdout == ""

@@ -1,0 +1,121 @@
+"""The constants of stability against dense matrices, and against each other."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from noisescale.config import ProblemConfig
+from noisescale.errors import MeasurementError
+from noisescale.measure import stability
+from noisescale.measure.stability import measure_stability, simulate_threshold
+from noisescale.problem import Examples, Problem
+from tests.problems import classification, example_curvatures, small_network
+from tests.test_stability import constants_of
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(stability, "MOST_STEPS", 80)
+
+
+def test_the_constants_are_those_of_the_dense_matrices():
+    problem = small_network()
+    found, dense = measure_stability(problem, descent=False), constants_of(example_curvatures(problem))
+    # the eigenvector is known to the square root of what its eigenvalue is known to
+    for name, rel in (
+        ("sharpness", 1e-5),
+        ("concentration", 1e-3),
+        ("largest_example", 1e-6),
+        ("trace", 1e-6),
+        ("square_deviation", 1e-5),
+    ):
+        assert getattr(found, name) == pytest.approx(getattr(dense, name), rel=rel)
+    assert found.num_examples == 12
+    assert math.isnan(found.best_rate)
+
+
+def test_the_descent_curve_is_twice_the_best_step(monkeypatch):
+    seen = []
+    original = stability.measure_noise
+    monkeypatch.setattr(
+        stability,
+        "measure_noise",
+        lambda *args, **options: seen.append(original(*args, **options)) or seen[0],
+    )
+    found = measure_stability(classification(num_examples=60))
+    (noise,) = seen
+    for size in (1, 8):
+        rate = found.curves["descent"].rate(size, population_size=None)
+        assert rate == pytest.approx(2 * noise.curvature.optimal_learning_rate(size).value)
+
+
+def test_a_subset_says_how_many_it_looked_at():
+    found = measure_stability(classification(num_examples=50), num_examples=20, descent=False)
+    assert found.num_examples == 20
+    assert measure_stability(classification(num_examples=50), descent=False).num_examples == 50
+
+
+def test_nothing_is_unstable_without_curvature():
+    problem = small_network()
+    for param in problem.model.parameters():
+        param.data.zero_()  # a saddle: no first-order change of the outputs at all
+    with pytest.raises(MeasurementError, match=r"zero here|not converged"):
+        measure_stability(problem, descent=False)
+
+
+def test_the_simulated_threshold_is_above_the_lower_curve_and_below_gradient_descent():
+    problem = small_network(num_examples=64)
+    constants = measure_stability(problem, descent=False)
+    found = [simulate_threshold(problem, batch_size=size, constants=constants).value for size in (1, 8, 64)]
+    lower = [constants.curves["lower"].rate(size, population_size=64) for size in (1, 8, 64)]
+    assert all(rate > bound for rate, bound in zip(found, lower, strict=True) if bound < rate * 0.99)
+    assert found[0] < found[1] < found[2] * 1.1
+    assert found[2] == pytest.approx(2 / constants.sharpness, rel=0.05)
+
+
+def test_measuring_leaves_no_trace():
+    problem = classification()
+    problem.model.train()
+    state = torch.random.get_rng_state()
+    before = {name: param.clone() for name, param in problem.model.named_parameters()}
+    constants = measure_stability(problem)
+    simulate_threshold(problem, batch_size=8, constants=constants)
+    assert problem.model.training
+    assert (torch.random.get_rng_state() == state).all()
+    for name, param in problem.model.named_parameters():
+        assert param.grad is None
+        assert (param == before[name]).all()
+
+
+def test_a_model_without_a_batching_rule_is_simulated_one_replica_at_a_time():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, inputs):
+            hidden = self.layer(inputs)
+            return hidden * float(hidden.detach().abs().sum() > -1)  # .item(), which vmap refuses
+
+    examples = Examples(torch.randn(20, 2), torch.randint(2, (20,)))
+    plain = Problem(model=nn.Linear(2, 2), loss=classification().loss, train=examples)
+    odd = Problem(model=Counting(), loss=plain.loss, train=examples)
+    odd.model.layer.load_state_dict(plain.model.state_dict())
+    constants = measure_stability(plain, descent=False)
+    expected = simulate_threshold(plain, batch_size=4, constants=constants)
+    assert simulate_threshold(odd, batch_size=4, constants=constants).value == pytest.approx(
+        expected.value, rel=1e-3
+    )
+
+
+def test_a_real_data_set_and_both_losses():
+    from noisescale.build import build_problem
+
+    for loss in ("cross_entropy", "mse"):
+        problem = build_problem(ProblemConfig(dataset="digits", width=8, num_train=60, loss=loss))
+        found = measure_stability(problem)
+        assert found.concentration >= 1
+        assert found.sharpness <= found.largest_example
+        assert found.sharpness <= found.trace
