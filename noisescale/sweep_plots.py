@@ -33,8 +33,13 @@ THREE_CASES = ((1024, 1e-3), (32, 1e-3), (1, 1e-3))  # batch size and rate of th
 MATCH = 1.15  # rates this close count as one where a cut takes what was tried
 
 
-def map_figure(cells: pd.DataFrame, boundary: pd.DataFrame, *, title: str, cases: bool = False) -> Figure:
-    """The map, the usable rates, and the accuracy at fixed rates and at fixed rate over batch size."""
+def map_figure(
+    cells: pd.DataFrame, boundary: pd.DataFrame, *, title: str, minimum: bool = False, cases: bool = False
+) -> Figure:
+    """The map, the usable rates, and the accuracy at fixed rates and at fixed rate over batch size.
+
+    minimum: the runs start from one, so that the map shows their loss, and who left. cases: see `plot_map`.
+    """
     if (cells["error"] != "").all():
         figure = Figure(figsize=(5, 2))
         figure.text(0.5, 0.5, f"{title}\nno cell has finished", ha="center", va="center")
@@ -42,7 +47,8 @@ def map_figure(cells: pd.DataFrame, boundary: pd.DataFrame, *, title: str, cases
     figure = Figure(figsize=(11, 7.4), layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(1.55, 1))
     left, right = parts
-    plot_map(left.subplots(), cells, boundary, cases=cases)
+    quantity, unstable = ("final_loss", "left") if minimum else ("test_accuracy", "diverged")
+    plot_map(left.subplots(), cells, boundary, quantity=quantity, unstable=unstable, cases=cases)
     above, middle, below = right.subplots(3, 1)
     plot_usable(above, cells, boundary)
     plot_cut(middle, cells, along="learning_rate")
@@ -167,6 +173,8 @@ def plot_usable(axes: Axes, cells: pd.DataFrame, boundary: pd.DataFrame) -> None
     at = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
     axes.plot(at, boundary["lr_max"], "o-", color="#CC79A7", markersize=4, label=r"$\eta_{\max}$")
     axes.set_yscale("log")
+    if np.isfinite(boundary["lr_max"]).any():  # beyond it there is little to see, and room for the legend
+        axes.set_ylim(top=100 * boundary["lr_max"].max())
     _finish(axes, sizes, r"learning rate $\eta$")
 
 

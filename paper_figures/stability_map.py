@@ -17,6 +17,10 @@ MAPS = {
     "mse": "From a minimum, squared error",
     "cross_entropy": "From a minimum, cross-entropy",
 }
+CAPTION = """MNIST, ReLU. From initialisation: 784–256–256–10, one epoch; bottom row: unit pixels. From a
+minimum: a random 1,000 images, 784–200–200–10, 1,000 steps; a run has left it once the loss is ten times that
+at its start. Colour: mean over the seeds tried at a rate, grey where it is not finite. {fewest} to {most} seeds
+locate each edge, by bisection; bars: 95 % intervals. The curves are predicted where the runs of seed 0 start."""
 
 
 def figure(data: Path) -> Figure:
@@ -48,14 +52,7 @@ def figure(data: Path) -> Figure:
         plot_cut(drawn.add_subplot(grid[3, 2:4]), unit, along="learning_rate")
         plot_cut(drawn.add_subplot(grid[3, 4:]), unit, along="rate_over_batch")
         seeds = boundary[boundary["map"].isin(MAPS)]["num_seeds"]
-        drawn.supxlabel(
-            "MNIST, ReLU. From initialisation: 784–256–256–10, one epoch; bottom row: unit pixels.\n"
-            "From a minimum: a random 1,000 images, 784–200–200–10, 1,000 steps; a run has left it once the "
-            "loss is ten times that\nat its start. Colour: mean over the seeds tried at a rate, grey where it "
-            f"is not finite; {seeds.min()} to {seeds.max()} seeds locate each\nedge by bisection; bars: 95 % "
-            "intervals. The curves are predicted at the starting point of seed 0.",
-            fontsize=7,
-        )
+        drawn.supxlabel(CAPTION.format(fewest=seeds.min(), most=seeds.max()), fontsize=7)
     return drawn
 
 

@@ -1,14 +1,17 @@
 """The benchmarks run, in small; what they measure is for their own reports."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 
-from experiments.benchmarks import curvature, monitor, noise
-from noisescale import ProblemConfig, TrainConfig, build_problem, train
+from experiments.benchmarks import curvature, monitor, noise, sweep
+from noisescale import Horizon, ProblemConfig, TrainConfig, build_problem, train
 from noisescale.problem import as_examples
+from noisescale.sweep import SweepOptions
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +68,23 @@ def test_all_ways_to_per_example_norms_run_on_an_mlp(digits):
     assert len(found["rates"]) == 7
     assert found["rates"]["forward and backward"]["in_gradients"] == 1
     assert all(row["examples_per_second"] > 0 for row in found["rates"].values())
+
+
+def test_the_sweep_is_counted_and_compared(digits, monkeypatch):
+    monkeypatch.setattr(sweep, "LocalProcesses", lambda count: ThreadPoolExecutor(1))
+    options = SweepOptions(predict=False)
+    small = replace(
+        sweep.GRID, problem=ProblemConfig(dataset="digits", num_train=100, width=4), batch_sizes=(10,)
+    )
+    small = replace(small, num_seeds=2, horizon=Horizon(steps=5))
+    found = sweep.bisection(small, options)
+    assert found["runs_of_grid"] == found["rates"] * 2
+    assert found["runs"] < found["runs_of_grid"] / 2
+    assert max(found["grid_steps_apart"]) <= 1
+    timed = sweep.processes(replace(small, num_lr=2), options, rounds=1)
+    assert timed["cells"] == 4
+    assert timed["speed_up"] > 0
+    row = sweep.replicas(digits, 4, steps=3, rounds=1)
+    assert row["replicas/eager"] == pytest.approx(
+        row["updates_per_second"]["replicas"] / row["updates_per_second"]["eager"]
+    )

@@ -386,7 +386,9 @@ class _Sweep:
         }
         store.write_table(self.out / CELLS, cells)
         store.write_table(self.out / BOUNDARY, boundary)
-        picture = map_figure(cells, boundary, title=_title(config))
+        minimum = config.start is not None
+        cases = config.problem.pixel_scale == "raw" and not minimum
+        picture = map_figure(cells, boundary, title=_title(config), minimum=minimum, cases=cases)
         store.write_atomically(self.out / MAP, image(picture))
         store.write_json(self.out / store.SUMMARY, summary)
         return SweepResult(config=config, cells=cells, boundary=boundary, summary=summary)

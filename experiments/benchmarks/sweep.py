@@ -1,0 +1,190 @@
+"""How fast a sweep is: two processes against one, bisection against the grid, replicas against single runs.
+
+    python -m experiments.benchmarks.sweep
+
+The limits. Processes: cells share nothing but memory bandwidth and the cores, so two are twice as fast, less
+the start of Python and torch in each. Bisection: of n rates and s seeds, a scan of every k-th, log₂ k of it
+and about three of each other seed, against n·s. Replicas: at small B a run is bound by launching its kernels
+on a GPU, which R replicas share; on a CPU by reading and writing the weights, which they do not.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+
+from experiments.benchmarks.resources import seconds
+from noisescale import Horizon, ProblemConfig, SweepConfig, SweepOptions, SweepResult, TrainConfig, run_sweep
+from noisescale.build import build_problem
+from noisescale.environment import environment
+from noisescale.problem import Problem, as_examples
+from noisescale.store import write_json
+from noisescale.sweep.executors import LocalProcesses
+from noisescale.sweep.replicas import ReplicaTraining
+from noisescale.training import Training
+
+RESULTS = Path(__file__).parent / "results"
+TARGETS = {"processes": 1.7, "bisection": 0.4, "replicas": 5.0}
+REPLICAS = 16
+BATCH_SIZES = (1, 8, 32)
+UNIT = ProblemConfig(dataset="mnist", width=256)
+# cells of a few seconds each, none of which diverges
+EVEN = SweepConfig(
+    problem=UNIT,
+    batch_sizes=(16,),
+    lr_min=0.01,
+    lr_max=0.1,
+    num_lr=8,
+    num_seeds=3,
+    horizon=Horizon(steps=4000),
+)
+GRID = SweepConfig(
+    problem=ProblemConfig(dataset="digits", width=32),
+    batch_sizes=(4, 32, 256),
+    lr_min=1e-2,
+    lr_max=1e3,
+    factor=1.25,
+    num_seeds=5,
+    horizon=Horizon(steps=60),
+)
+
+
+def sweep_seconds(config: SweepConfig, options: SweepOptions, make: Callable[[], Executor]) -> float:
+    """Of a whole sweep into an empty folder, the start of its processes included."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def work() -> None:
+            with make() as executor:
+                run_sweep(config, Path(folder) / "sweep", executor=executor, options=options)
+
+        return seconds(work)
+
+
+def processes(config: SweepConfig, options: SweepOptions, *, rounds: int) -> dict[str, Any]:
+    """Two local processes against one, interleaved."""
+    times: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for count, found in times.items():
+            found.append(sweep_seconds(config, options, partial(LocalProcesses, count)))
+    ratios = [one / two for one, two in zip(times[1], times[2], strict=True)]
+    cells = (config.num_lr or 0) * config.num_seeds * len(config.batch_sizes)
+    return {"cells": cells, "seconds": times, "speed_up": statistics.median(ratios), "rounds": rounds}
+
+
+def bisection(config: SweepConfig, options: SweepOptions) -> dict[str, Any]:
+    """Runs that bisection takes of the grid's, and how far its edges lie from the grid's, in grid steps."""
+    rates = config.learning_rates
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run(config: SweepConfig, name: str) -> SweepResult:
+            with LocalProcesses(2) as executor:
+                return run_sweep(config, Path(folder) / name, executor=executor, options=options)
+
+        bisected, whole = run(config, "bisected"), run(replace(config, num_lr=len(rates)), "grid")
+    step = math.log(rates[1] / rates[0])
+    edges = zip(bisected.boundary["lr_max"], whole.boundary["lr_max"], strict=True)
+    return {
+        "rates": len(rates),
+        "seeds": config.num_seeds,
+        "runs": len(bisected.cells),
+        "runs_of_grid": len(whole.cells),
+        "share": len(bisected.cells) / len(whole.cells),
+        "grid_steps_apart": [abs(math.log(ours / theirs)) / step for ours, theirs in edges],
+    }
+
+
+def replicas(problem: Problem, batch_size: int, *, steps: int, rounds: int) -> dict[str, Any]:
+    """Updates per second of all replicas together: eager and our single runs in turn, and vmapped."""
+    configs = [
+        TrainConfig(batch_size=batch_size, learning_rate=1e-3 * (1 + seed), seed=seed, epochs=10**6)
+        for seed in range(REPLICAS)
+    ]
+
+    def eager() -> None:
+        model, examples = problem.model, as_examples(problem.train)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        order = torch.randperm(examples.num_examples, device=examples.inputs.device)
+        for batch in order[: steps * batch_size].split(batch_size):
+            losses = problem.loss(model(examples.inputs[batch]), examples.targets[batch])
+            losses.mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    single = Training(problem, configs[0])
+    together = ReplicaTraining([problem] * REPLICAS, configs)
+
+    def ours() -> None:
+        for _, _ in zip(range(steps), single, strict=False):
+            pass
+        single.check_losses()
+
+    def vmapped() -> None:
+        for _ in range(steps):
+            together.update()
+        together.check_losses()
+
+    works = {"eager": (eager, 1), "ours": (ours, 1), "replicas": (vmapped, REPLICAS)}
+    speeds: dict[str, list[float]] = {name: [] for name in works}
+    for work, _ in works.values():
+        work()
+    for _ in range(rounds):
+        for name, (work, count) in works.items():
+            speeds[name].append(count * steps / seconds(work))
+    medians = {name: statistics.median(found) for name, found in speeds.items()}
+    return {
+        "batch_size": batch_size,
+        "replicas": REPLICAS,
+        "updates_per_second": medians,
+        "replicas/eager": medians["replicas"] / medians["eager"],
+        "replicas/ours": medians["replicas"] / medians["ours"],
+    }
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--data-dir", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="JSON file.  [default: results/sweep-DEVICE.json]"
+)
+def main(device: str, rounds: int, data_dir: Path | None, out: Path | None) -> None:
+    """Measure all three, and print and write them. Two processes need two idle cores."""
+    console = Console(highlight=False)
+    options = SweepOptions(data_dir=data_dir, predict=False)
+    results: dict[str, Any] = {"bisection": bisection(GRID, options)}
+    found = results["bisection"]
+    console.print(
+        f"bisection: {found['runs']} runs of {found['runs_of_grid']} ({100 * found['share']:.0f} %), edges "
+        f"{max(found['grid_steps_apart']):.2f} grid steps apart at most"
+    )
+    if device == "cpu":
+        results["processes"] = processes(EVEN, options, rounds=rounds)
+        console.print(f"two processes: {results['processes']['speed_up']:.2f} times as fast as one")
+    torch.set_num_threads(1)
+    problem = build_problem(UNIT, data_dir=data_dir, device=device)
+    results["replicas"] = []
+    for batch_size in BATCH_SIZES:
+        row = replicas(problem, batch_size, steps=200, rounds=rounds)
+        results["replicas"].append(row)
+        console.print(
+            f"{REPLICAS} replicas at B = {batch_size}: {row['replicas/eager']:.2f} times eager, "
+            f"{row['replicas/ours']:.2f} times ours"
+        )
+    path = out or RESULTS / f"sweep-{device}.json"
+    write_json(path, {"environment": environment(device), "targets": TARGETS, **results})
+    console.print(str(path))
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m experiments.benchmarks.sweep")
