@@ -18,9 +18,10 @@ MAPS = {
     "cross_entropy": "From a minimum, cross-entropy",
 }
 CAPTION = """MNIST, ReLU. From initialisation: 784–256–256–10, one epoch; bottom row: unit pixels. From a
-minimum: a random 1,000 images, 784–200–200–10, 1,000 steps; a run has left it once the loss is ten times that
-at its start. Colour: mean over the seeds tried at a rate, grey where it is not finite. {fewest} to {most} seeds
-locate each edge, by bisection; bars: 95 % intervals. The curves are predicted where the runs of seed 0 start."""
+minimum: a random 1,000 images, 784–200–200–10, 1,000 steps; a run has left it once the loss is ten times
+that at its start. Colour: mean over the seeds tried at a rate, grey where not finite. {fewest} to {most}
+seeds locate each edge, by bisection; bars: 95 % intervals. The curves are predicted where the runs of seed 0
+start."""
 
 
 def figure(data: Path) -> Figure:

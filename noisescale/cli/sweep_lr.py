@@ -178,7 +178,7 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
         console=console,
         notes=notes,
     )
-    executor = _executor(options)
+    executor = _executor(options, console)
     try:
         result = run_sweep(config, out, executor=executor, options=sweep_options)
     finally:
@@ -251,12 +251,17 @@ def _config(
     return config, notes
 
 
-def _executor(options: dict[str, Any]) -> Executor | None:
+def _executor(options: dict[str, Any], console: Console) -> Executor | None:
     """Where the cells run; None: local processes, as many as cores."""
     from noisescale.sweep.executors import DaskExecutor, LocalProcesses
 
     if options["executor"] == "dask":
-        return DaskExecutor(options["scheduler"])
+        executor = DaskExecutor(options["scheduler"])
+        if not executor.has_workers:
+            console.print(
+                f"no workers have joined {options['scheduler']} yet: waiting for them", style="yellow"
+            )
+        return executor
     if options["executor"] == "replicas" or (options["executor"], options["device"]) == ("auto", "cuda"):
         from noisescale.sweep.replicas import ReplicaExecutor
 

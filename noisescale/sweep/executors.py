@@ -116,6 +116,11 @@ class DaskExecutor(Executor):
             ) from error
         self._executor = self._client.get_executor(pure=False)
 
+    @property
+    def has_workers(self) -> bool:
+        """Whether any worker has joined so far; those that join later take part too."""
+        return bool(self._client.scheduler_info()["workers"])
+
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = self._executor.submit(function, *args, **kwargs)
         return future
