@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from noisescale.stability import StabilityConstants, stable_sharpness
     from noisescale.stable_region import fit_edge
     from noisescale.sweep.config import Horizon, SweepConfig
-    from noisescale.sweep.engine import SweepOptions, SweepResult, run_sweep
+    from noisescale.sweep.engine import SweepOptions, run_sweep
+    from noisescale.sweep.results import SweepResult
     from noisescale.tracking.noise import NoiseTracking
     from noisescale.tradeoff import Tradeoff
     from noisescale.training import train
@@ -81,7 +82,7 @@ _MODULES = {
     "StabilityConstants": "stability",
     "SweepConfig": "sweep.config",
     "SweepOptions": "sweep.engine",
-    "SweepResult": "sweep.engine",
+    "SweepResult": "sweep.results",
     "Tradeoff": "tradeoff",
     "TrainConfig": "config",
     "batch_sharpness": "sharpness",

@@ -2,7 +2,8 @@
 
 from noisescale.sweep.cell import Cell, file_digest, run_cell
 from noisescale.sweep.config import Horizon, SweepConfig
-from noisescale.sweep.engine import SweepOptions, SweepResult, run_sweep
+from noisescale.sweep.engine import SweepOptions, run_sweep
+from noisescale.sweep.results import SweepResult
 
 __all__ = [
     "Cell",

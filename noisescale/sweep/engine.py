@@ -10,44 +10,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from filelock import FileLock
 from rich.console import Console
 
-from noisescale import store
 from noisescale.config import run_name
 from noisescale.data import num_training_examples
-from noisescale.environment import environment
-from noisescale.errors import RunFolderError
 from noisescale.interrupts import DeferredInterrupts, Interrupted
-from noisescale.plots import image
-from noisescale.run_tables import BOUNDARY, CELLS
 from noisescale.stability import StabilityConstants
-from noisescale.stable_region import LABELS
 from noisescale.sweep.cell import Cell, run_cell
 from noisescale.sweep.config import BatchSize, SweepConfig
 from noisescale.sweep.executors import LocalProcesses, default_processes
-from noisescale.sweep.predictions import (
-    constants_at,
-    default_rates,
-    lyapunov_at,
-    nullable_record,
-    predicted_rates,
-)
+from noisescale.sweep.folder import CELL_FOLDER, claim
+from noisescale.sweep.predictions import constants_at, default_rates, lyapunov_at, predicted_rates
 from noisescale.sweep.progress import SweepProgress
+from noisescale.sweep.results import SweepResult, write_results
 from noisescale.sweep.search import Search, from_guess, scan_and_bisect, whole_grid
-from noisescale.sweep.tables import (
-    boundary_table,
-    cell_row,
-    cells_table,
-    edge_of,
-    scores,
-    scores_record,
-)
-from noisescale.sweep_plots import map_figure
+from noisescale.sweep.tables import cell_row, cells_table, edge_of
 from noisescale.training import resolve_batch_size
 
-SETTINGS, CELL_FOLDER, MAP, LOCK = "sweep.json", "cells", "map.png", ".noisescale.lock"
 SCAN_FACTOR = 4.0  # between neighbouring rates of the first seed's scan, about
 CELLS_A_SEED = 3  # that another seed's search takes, about
 POLL = 0.2  # seconds between two looks for a signal
@@ -71,16 +50,6 @@ class SweepOptions:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepResult:
-    """The content of cells.csv, boundary.csv and summary.json; the config with its learning rates."""
-
-    config: SweepConfig
-    cells: pd.DataFrame
-    boundary: pd.DataFrame
-    summary: dict[str, Any]
-
-
 def run_sweep(
     config: SweepConfig, out: Path, *, executor: Executor | None = None, options: SweepOptions | None = None
 ) -> SweepResult:
@@ -98,7 +67,7 @@ def run_sweep(
     num_examples = num_training_examples(config.problem.dataset, config.problem.num_train)
     for size in config.batch_sizes:
         config.run(size, 1.0, 0, num_examples=num_examples)
-    _claim(out, config)
+    claim(out, config)
     own = executor is None
     pool = executor or LocalProcesses(default_processes())
     try:
@@ -110,42 +79,6 @@ def run_sweep(
     if own:
         pool.shutdown()
     return result
-
-
-def _claim(out: Path, config: SweepConfig) -> None:
-    """Notes in the folder what its cells have in common; RunFolderError where it is something else."""
-    others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
-    strangers = [name for name in others if not name.startswith(".") and name != store.EXPERIMENT]
-    if strangers and SETTINGS not in others:
-        raise RunFolderError(
-            f"{out} holds {', '.join(strangers[:3])} but no {SETTINGS}, so it is no sweep's folder: "
-            "choose an empty or new folder with --out"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    identity = config.identity()
-    with FileLock(out / LOCK):  # so that of two that begin at once one sees the other's settings
-        stored = store.read_json(out / SETTINGS)
-        if stored is None:
-            store.write_json(out / SETTINGS, identity)
-            return
-    differences = [
-        f"{name} is {old!r} there, {new!r} here" for name, old, new in _differences(stored, identity)
-    ]
-    if differences:
-        raise RunFolderError(
-            f"{out} holds a sweep made by other settings ({'; '.join(differences)}): choose another --out"
-        )
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
-    for name in here:
-        old, new = there.get(name), here[name]
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append((prefix + name, old, new))
-    return found
 
 
 class _Sweep:
@@ -183,7 +116,17 @@ class _Sweep:
                 )
             self._search(constants)
             predictions = self._predictions(constants)
-        return self._finish(predictions, constants, seconds=time.monotonic() - started)
+        return write_results(
+            self.config,
+            self.out,
+            list(self.rows.values()),
+            constants=constants,
+            predictions=predictions,
+            failures=self.failures,
+            seconds=time.monotonic() - started,
+            notes=self.options.notes,
+            device=self.options.device,
+        )
 
     @property
     def rates(self) -> list[float]:
@@ -215,7 +158,14 @@ class _Sweep:
         self.progress.activity("curvature at the start")
         future = self.pool.submit(constants_at, self._cell(self.config.batch_sizes[0], 1.0, 0), self.out)
         self._wait({future})
-        return future.result()
+        error = future.exception()
+        if error is None:
+            found: StabilityConstants = future.result()
+            return found
+        if self.config.lr_min is None or self.config.lr_max is None:
+            raise error
+        self._failed("the curvature at the start", error)
+        return None
 
     def _search(self, constants: StabilityConstants | None) -> None:
         """Runs what the searches ask for, as their answers come, in an order that does not depend on it."""
@@ -353,58 +303,9 @@ class _Sweep:
                 left[size] += CELLS_A_SEED * max(self.config.num_seeds - begun, 0)
         return dict(left)
 
-    def _finish(
-        self,
-        predictions: dict[BatchSize, dict[str, float]],
-        constants: StabilityConstants | None,
-        *,
-        seconds: float,
-    ) -> SweepResult:
-        """Tables, picture and, last, the summary."""
-        config = self.config
-        cells = cells_table(list(self.rows.values()), config.batch_sizes)
-        boundary = boundary_table(cells, predictions, config.batch_sizes)
-        found = scores(cells, boundary) if predictions else {}
-        labels = cells["label"].value_counts()
-        summary = {
-            **config.identity(),
-            "batch_sizes": list(config.batch_sizes),
-            "lr_min": config.lr_min,
-            "lr_max": config.lr_max,
-            "num_lr": len(config.learning_rates),
-            "bisected": config.num_lr is None,
-            "num_seeds": config.num_seeds,
-            "num_cells": len(cells),
-            "labels": {label: int(labels.get(label, 0)) for label in LABELS},
-            "failures": self.failures,
-            "constants": None if constants is None else nullable_record(constants),
-            "scores": scores_record(found),
-            "seconds": seconds,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "notes": list(self.options.notes),
-            "environment": environment(self.options.device),
-        }
-        store.write_table(self.out / CELLS, cells)
-        store.write_table(self.out / BOUNDARY, boundary)
-        minimum = config.start is not None
-        cases = config.problem.pixel_scale == "raw" and not minimum
-        picture = map_figure(cells, boundary, title=_title(config), minimum=minimum, cases=cases)
-        store.write_atomically(self.out / MAP, image(picture))
-        store.write_json(self.out / store.SUMMARY, summary)
-        return SweepResult(config=config, cells=cells, boundary=boundary, summary=summary)
-
 
 def _log_ratio(factor: float, rates: list[float]) -> float:
     """How many steps of the grid make this factor."""
     if len(rates) < 2:
         return 1.0
     return math.log(factor) * (len(rates) - 1) / math.log(rates[-1] / rates[0])
-
-
-def _title(config: SweepConfig) -> str:
-    problem = config.problem
-    size = "" if problem.width is None else f" of width {problem.width}"
-    start = "from initialisation" if config.start is None else "from a checkpoint"
-    name, amount = next((name, amount) for name, amount in vars(config.horizon).items() if amount is not None)
-    length = f"{amount:,} {name if amount > 1 else name.removesuffix('s')}"
-    return f"{problem.dataset}, {problem.pixel_scale} pixels, {problem.model}{size}, {start}, {length}"

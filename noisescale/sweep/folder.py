@@ -1,0 +1,51 @@
+"""A sweep's folder: what its cells have in common, and the names in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from noisescale import store
+from noisescale.errors import RunFolderError
+from noisescale.sweep.config import SweepConfig
+
+SETTINGS, CELL_FOLDER, MAP = "sweep.json", "cells", "map.png"
+LOCK = ".noisescale.lock"
+
+
+def claim(out: Path, config: SweepConfig) -> None:
+    """Notes in the folder what its cells have in common; RunFolderError where it is something else."""
+    others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
+    strangers = [name for name in others if not name.startswith(".") and name != store.EXPERIMENT]
+    if strangers and SETTINGS not in others:
+        raise RunFolderError(
+            f"{out} holds {', '.join(strangers[:3])} but no {SETTINGS}, so it is no sweep's folder: "
+            "choose an empty or new folder with --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    identity = config.identity()
+    with FileLock(out / LOCK):  # so that of two that begin at once one sees the other's settings
+        stored = store.read_json(out / SETTINGS)
+        if stored is None:
+            store.write_json(out / SETTINGS, identity)
+            return
+    differences = [
+        f"{name} is {old!r} there, {new!r} here" for name, old, new in _differences(stored, identity)
+    ]
+    if differences:
+        raise RunFolderError(
+            f"{out} holds a sweep made by other settings ({'; '.join(differences)}): choose another --out"
+        )
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for name in here:
+        old, new = there.get(name), here[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append((prefix + name, old, new))
+    return found
