@@ -35,7 +35,7 @@ MINIMA = {  # how each is trained to its minimum
 }
 SCALES: dict[str, dict[str, Any]] = {
     "quick": {"num_seeds": 2, "factor": 2.0},
-    "full": {"num_seeds": 6, "factor": 1.15, "precision": 1.25, "max_seeds": 48},
+    "full": {"num_seeds": 6, "factor": 1.2, "precision": 1.25, "max_seeds": 48},
 }
 
 
@@ -45,7 +45,11 @@ def maps(scale: str, starts: dict[str, Path]) -> dict[str, SweepConfig]:
     from_start = {
         "unit": SweepConfig(problem=UNIT, **settings),
         "raw": SweepConfig(
-            problem=replace(UNIT, pixel_scale="raw"), batch_sizes=(1, 4, 16, 32, 64, 256, 1024), **settings
+            problem=replace(UNIT, pixel_scale="raw"),
+            batch_sizes=(1, 4, 16, 32, 64, 256, 1024),
+            lr_min=1e-6,
+            lr_max=1e-2,
+            **settings,
         ),
         "study": SweepConfig(
             problem=ProblemConfig(dataset="mnist", pixel_scale="raw"),

@@ -44,24 +44,24 @@ class Trajectory:
     def label(self) -> Label:
         """What the run is called; the first of these that holds.
 
-        diverged: a loss was not finite, or the final one is above ten times the larger of start and chance.
-        dead: the final loss is at least 0.95 of chance and 0.9 of the examples are given one class, though it
-            has moved: risen by 2 % or fallen by a tenth.
-        catapult: it rose to twice its start or more, and then fell below the start.
+        diverged: a loss was not finite; or the loss rose above ten times the larger of its start and chance
+            and did not come back below 0.95 of chance, as when a network blows up and then gives one class.
+        dead: the final loss is at least 0.95 of chance and 0.9 of the examples are given one class, though
+            the run has moved: its loss has risen by 2 % or fallen by a tenth.
+        catapult: converged, after the loss had risen to twice its start or more.
         converged: the final loss is at most half of chance and, from a minimum, ten times its start.
         slow: anything else.
         """
         if self.diverged_at_step is not None or not math.isfinite(self.final):
             return "diverged"
-        if self.final > BLOWN_UP * max(self.start, self.chance):
+        at_chance = self.final >= AT_CHANCE * self.chance
+        if at_chance and self.largest > BLOWN_UP * max(self.start, self.chance):
             return "diverged"
         moved = self.largest > MOVED_UP * self.start or self.final < MOVED_DOWN * self.start
-        if moved and self.final >= AT_CHANCE * self.chance and self.largest_share >= ONE_CLASS:
+        if at_chance and moved and self.largest_share >= ONE_CLASS:
             return "dead"
-        if self.largest >= ROSE * self.start and self.final < self.start:
-            return "catapult"
         if self.final <= min(CONVERGED * self.chance, LEFT * self.start):
-            return "converged"
+            return "catapult" if self.largest >= ROSE * self.start else "converged"
         return "slow"
 
     @property

@@ -24,12 +24,17 @@ GOOD = Trajectory(start=2.3, largest=2.3, final=0.2, chance=2.3, largest_share=0
         ({"final": 1.2}, "slow"),
         ({"final": 2.29, "largest_share": 0.95}, "slow"),  # has hardly begun
         ({"largest": 5.0}, "catapult"),
-        ({"largest": 5.0, "final": 2.2}, "catapult"),
+        ({"largest": 5.0, "final": 2.1}, "slow"),
         ({"largest": 5.0, "final": 2.4}, "slow"),
         ({"largest": 5.0, "final": 2.4, "largest_share": 0.95}, "dead"),
         ({"start": 40.0, "largest": 40.0, "final": 2.3, "largest_share": 1.0}, "dead"),
         ({"largest": 1e6, "final": 24.0}, "diverged"),
-        ({"largest": 1e6, "final": 22.0}, "slow"),
+        ({"largest": 24.0, "final": 2.3, "largest_share": 1.0}, "diverged"),  # blown up, then one class
+        ({"largest": 22.0, "final": 2.3, "largest_share": 1.0}, "dead"),
+        ({"largest": 1e6, "final": 2.1}, "slow"),  # come back, if not far
+        ({"largest": 1e6, "final": 0.2}, "catapult"),
+        ({"start": 40.0, "largest": 399.0, "final": 2.3, "largest_share": 1.0}, "dead"),
+        ({"start": 40.0, "largest": 401.0, "final": 2.3, "largest_share": 1.0}, "diverged"),
         ({"largest": math.inf, "final": math.inf}, "diverged"),
         ({"final": math.nan}, "diverged"),
         ({"diverged_at_step": 3}, "diverged"),
