@@ -72,7 +72,7 @@ class StabilityConstants:
     trace: tr H.
     square_deviation: s² = λ_max(mean H_i² − H²).
     best_rate, noise_batch_size: ε_max = |G|²/GᵀHG and B_noise with the Hessian of the loss; nan where they
-        are undefined or unresolved, as at a minimum.
+        are undefined or unresolved.
     num_examples: looked at; of a random subset β and s are those of the subset.
     """
 

@@ -15,7 +15,7 @@ from noisescale.estimate import CONFIDENCE, Estimate
 
 Label = Literal["converged", "slow", "catapult", "dead", "diverged"]
 LABELS: tuple[Label, ...] = ("converged", "slow", "catapult", "dead", "diverged")
-BLOWN_UP = 10.0  # times the larger of its start and chance
+BLOWN_UP, STAYED_UP = 10.0, 2.0  # times the larger of its start and chance
 CONVERGED = 0.5  # of the loss at chance
 ROSE = 2.0  # times its start
 AT_CHANCE, ONE_CLASS = 0.95, 0.9  # of the loss at chance; of the examples, given the same class
@@ -44,18 +44,21 @@ class Trajectory:
     def label(self) -> Label:
         """What the run is called; the first of these that holds.
 
-        diverged: a loss was not finite; or the loss rose above ten times the larger of its start and chance
-            and did not come back below 0.95 of chance, as when a network blows up and then gives one class.
+        diverged: a loss was not finite; or the final one is above twice the larger of start and chance; or
+            the loss rose above ten times that and did not come back below 0.95 of chance, as when a network
+            blows up and then gives one class.
         dead: the final loss is at least 0.95 of chance and 0.9 of the examples are given one class, though
-            the run has moved: its loss has risen by 2 % or fallen by a tenth.
+            the run has moved: its loss has risen by 2 % or fallen by a tenth. It may lie above chance where a
+            large rate shakes the biases of the outputs.
         catapult: converged, after the loss had risen to twice its start or more.
         converged: the final loss is at most half of chance and, from a minimum, ten times its start.
         slow: anything else.
         """
         if self.diverged_at_step is not None or not math.isfinite(self.final):
             return "diverged"
+        height = max(self.start, self.chance)
         at_chance = self.final >= AT_CHANCE * self.chance
-        if at_chance and self.largest > BLOWN_UP * max(self.start, self.chance):
+        if self.final > STAYED_UP * height or (at_chance and self.largest > BLOWN_UP * height):
             return "diverged"
         moved = self.largest > MOVED_UP * self.start or self.final < MOVED_DOWN * self.start
         if at_chance and moved and self.largest_share >= ONE_CLASS:
@@ -66,7 +69,10 @@ class Trajectory:
 
     @property
     def left(self) -> bool:
-        """Whether it left the minimum it started from: a loss not finite, or above ten times its start."""
+        """Whether it left the minimum it started from: a loss not finite, or above ten times its start.
+
+        As far as it was looked at: an excursion between two looks is not seen.
+        """
         return self.label == "diverged" or not self.largest <= LEFT * self.start
 
 
@@ -81,16 +87,16 @@ class Threshold:
 def seed_threshold(outcomes: Iterable[tuple[float, bool]]) -> Threshold:
     """Where one seed turns unstable, from its (learning rate, unstable) pairs.
 
-    Where these are not monotone, all that lies between the last stable rate below every unstable one and the
-    first unstable rate above every stable one: the threshold is somewhere in it.
+    The split of the rates that fewest outcomes contradict. Where they are not monotone several splits may be
+    as good, and the threshold lies somewhere between the first and the last of them.
     """
     pairs = sorted(outcomes)
-    first_unstable = min((rate for rate, unstable in pairs if unstable), default=math.inf)
-    last_stable = max((rate for rate, unstable in pairs if not unstable), default=0.0)
-    return Threshold(
-        low=max((rate for rate, unstable in pairs if not unstable and rate < first_unstable), default=0.0),
-        high=min((rate for rate, unstable in pairs if unstable and rate > last_stable), default=math.inf),
-    )
+    unstable = np.array([outcome for _, outcome in pairs], dtype=int)
+    below = np.concatenate([[0], np.cumsum(unstable)])  # unstable among the first k
+    above = len(pairs) - unstable.sum() - np.arange(len(pairs) + 1) + below  # stable among the others
+    best = np.flatnonzero(below + above == (below + above).min())
+    rates = [0.0, *(rate for rate, _ in pairs), math.inf]
+    return Threshold(low=rates[best[0]], high=rates[best[-1] + 1])
 
 
 def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
@@ -101,6 +107,11 @@ def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
     range of values is as likely), its interval by the profile of the likelihood over s, cut where that of n
     normal thresholds has exactly 95 %: n·log(1 + t²/(n − 1)). stderr: a quarter of the interval, in units of
     the rate, as of first order.
+
+    The interval takes it that a seed has one threshold: the same parameters and order of the examples turn
+    unstable at one rate. Where outcomes vary from rate to rate as they do from seed to seed, the cells near
+    the edge hold more than this uses, and a search that ends at the first change finds thresholds that lie
+    too close to each other: then the interval is too narrow, and a whole grid is the safer design.
 
     Where too many seeds are stable at every rate tried, or unstable at every one, the value is nan and the
     interval goes to infinity or to 0. One seed gives no interval.

@@ -133,6 +133,7 @@ def _draw_column(
 def _draw_edges(axes: Axes, boundary: pd.DataFrame, sizes: dict[Any, float]) -> None:
     """The predicted curves, and the measured edges with their intervals."""
     outline = [withStroke(linewidth=3, foreground="white")]
+    boundary = boundary[boundary["batch_size"].isin(list(sizes))]
     at = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
     for name, (colour, style, label) in CURVES.items():
         if name in boundary and np.isfinite(boundary[name]).any():
@@ -230,8 +231,8 @@ def _cells_by_place(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numeric_sizes(cells: pd.DataFrame) -> dict[Any, float]:
-    """Each batch size as a number, ascending; "full" stands right of the largest."""
-    names = list(dict.fromkeys(cells["batch_size"]))
+    """Each batch size with a finished cell as a number, ascending; "full" stands right of the largest."""
+    names = list(dict.fromkeys(cells[cells["error"] == ""]["batch_size"]))
     numbers = [float(name) for name in names if str(name) != "full"]
     known = {name: float(name) if str(name) != "full" else 4 * max(numbers, default=1.0) for name in names}
     return dict(sorted(known.items(), key=lambda item: item[1]))

@@ -1,6 +1,7 @@
 """noisescale sweep-lr, as its users meet it."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -43,9 +44,8 @@ def test_a_map_with_predictions(tmp_path):
     assert boundary[curves].notna().all().all()
     assert (boundary["lower"] <= boundary["upper"]).all()
     summary = json.loads((tmp_path / "map" / "summary.json").read_text())
-    assert 2 / summary["constants"]["sharpness"] == pytest.approx(
-        summary["lr_max"] / 100, rel=2.2
-    )  # the default range: five decades about 2/λ
+    nearest = round(math.log10(2 / summary["constants"]["sharpness"]))
+    assert summary["lr_min"] == pytest.approx(10.0 ** (nearest - 3))
     assert summary["lr_max"] == pytest.approx(1e5 * summary["lr_min"])
     assert set(summary["scores"]) >= set(curves)
 
@@ -190,6 +190,16 @@ def test_failed_cells_exit_with_one_after_everything_is_written(tmp_path, monkey
     cells = pd.read_csv(tmp_path / "map" / "cells.csv")
     assert set(cells["error"].dropna()) == {"MemoryError: no room for this one"}
     assert "95 % interval" in found.stdout
+
+
+def test_an_edge_beyond_the_rates_is_printed_as_a_bound(tmp_path):
+    few = [*SMALL, "--bs", "50", "--steps", "6", "--factor", "5", "--no-predict"]
+    tame = sweep(*few, "--seeds", 5, "--lr-min", "1e-6", "--lr-max", "1e-4", "--out", tmp_path / "tame")
+    assert "> 0.0001" in tame.stdout
+    wild = sweep(*few, "--seeds", 5, "--lr-min", "1e20", "--lr-max", "1e22", "--out", tmp_path / "wild")
+    assert "< 1e+20" in wild.stdout or "< 1.01e+20" in wild.stdout
+    alone = sweep(*few, "--seeds", 1, "--lr-min", "1e-6", "--lr-max", "1e-4", "--out", tmp_path / "alone")
+    assert "not found" in alone.stdout
 
 
 @pytest.mark.slow

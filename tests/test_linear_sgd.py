@@ -137,3 +137,26 @@ def test_a_reversed_range_is_refused():
             num_steps=5,
             generator=seeded(0),
         )
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(1, 11), (2, 4), (3, 3)])
+def test_the_growth_is_the_product_of_the_steps_of_whole_batches(batch_size, steps):
+    """Four examples: batches of three leave a rest of one in each epoch, which is not used."""
+    curvatures = torch.tensor(SLOPES, dtype=torch.float64) ** 2
+    order = Batches(4, seed=5)
+    expected = 0.0
+    for _ in range(steps):
+        batch = order.take(batch_size)
+        if len(batch) < batch_size:
+            batch = order.take(batch_size)
+        expected += math.log(abs(1 - 0.3 * curvatures[batch].mean().item()))
+    found = log_growth(
+        LinearisedSGD(Objective(one_parameter(SLOPES))),
+        torch.full((1,), 7.0, dtype=torch.float64),
+        [Batches(4, seed=5)],
+        torch.tensor([0.3], dtype=torch.float64),
+        torch.arange(4),
+        batch_size=batch_size,
+        num_steps=steps,
+    )
+    assert found.item() == pytest.approx(expected)

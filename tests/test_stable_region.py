@@ -29,6 +29,8 @@ GOOD = Trajectory(start=2.3, largest=2.3, final=0.2, chance=2.3, largest_share=0
         ({"largest": 5.0, "final": 2.4, "largest_share": 0.95}, "dead"),
         ({"start": 40.0, "largest": 40.0, "final": 2.3, "largest_share": 1.0}, "dead"),
         ({"largest": 1e6, "final": 24.0}, "diverged"),
+        ({"largest": 5.0, "final": 4.7}, "diverged"),  # stayed above twice its start
+        ({"largest": 5.0, "final": 4.5, "largest_share": 1.0}, "dead"),  # its biases shaken
         ({"largest": 24.0, "final": 2.3, "largest_share": 1.0}, "diverged"),  # blown up, then one class
         ({"largest": 22.0, "final": 2.3, "largest_share": 1.0}, "dead"),
         ({"largest": 1e6, "final": 2.1}, "slow"),  # come back, if not far
@@ -67,7 +69,9 @@ def test_leaving_a_minimum_is_a_tenfold_loss(changes, left):
         ({1: False, 2: False, 4: True, 8: True}, 2, 4),
         ({1: False, 2: False}, 2, math.inf),
         ({1: True, 2: True}, 0, 1),
-        ({1: False, 2: True, 4: False, 8: True}, 1, 8),  # not monotone: anywhere in it
+        ({1: False, 2: True, 4: False, 8: True}, 1, 8),  # not monotone: one contradicts either split
+        ({1: False, 2: True, 4: True, 8: False, 16: True}, 1, 2),  # one that came back by chance
+        ({1: False, 2: True, 4: True, 8: False}, 1, 2),
         ({1: False, 2: True, 4: False}, 1, math.inf),
         ({1: True, 2: False, 4: True}, 0, 4),
         ({}, 0, math.inf),

@@ -14,16 +14,21 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+from noisescale.build import LOSSES, chance_loss
 from noisescale.config import ProblemConfig, TrainConfig
-from noisescale.errors import RunFolderError, SettingError
+from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.interrupts import Interrupted
+from noisescale.stability import StabilityConstants
 from noisescale.sweep import engine
 from noisescale.sweep.cell import Cell, run_cell
 from noisescale.sweep.config import Horizon, SweepConfig
 from noisescale.sweep.engine import SweepOptions, run_sweep
 from noisescale.sweep.executors import LocalProcesses
+from noisescale.sweep.predictions import with_rates
 from noisescale.sweep.search import from_guess, scan_and_bisect
+from noisescale.sweep.tables import cell_row
 
 PROBLEM = ProblemConfig(dataset="digits", num_train=100, width=4, depth=1)
 CONFIG = SweepConfig(
@@ -52,7 +57,10 @@ class Here(Executor):
             if self.fail(args[0]):
                 future.set_exception(MemoryError("no room for this one\nand more"))
                 return future
-        future.set_result(function(*args, **kwargs))
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
         return future
 
 
@@ -258,6 +266,7 @@ def test_other_settings_do_not_mix(serial, tmp_path):
         ({"precision": 1.2, "max_seeds": 1}, "fewer seeds"),
         ({"batch_sizes": ("adaptive",)}, "adaptive"),
         ({"batch_sizes": (4, 4)}, "each once"),
+        ({"problem": replace(PROBLEM, norm="batch"), "batch_sizes": (1, 4)}, "batch norm"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(changes, message):
@@ -353,20 +362,27 @@ def _die_or_answer(path):
     return "alive"
 
 
-def _die(path):
+def _die():
+    time.sleep(0.2)
     os._exit(1)
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_is_replaced_and_its_task_tried_again(tmp_path):
-    pool = LocalProcesses(1)
+def test_a_process_that_dies_is_replaced_and_no_other_task_suffers(tmp_path):
+    pool = LocalProcesses(2)
     try:
-        assert pool.submit(_die_or_answer, tmp_path / "lives").result(timeout=120) == "alive"
+        good = [pool.submit(len, "a" * count) for count in range(3)]
+        weak, bad = pool.submit(_die_or_answer, tmp_path / "lives"), pool.submit(_die)
+        good += [pool.submit(len, "a" * count) for count in range(3, 6)]
+        assert [future.result(timeout=120) for future in good] == list(range(6))
+        assert weak.result(timeout=120) == "alive"
         with pytest.raises(RuntimeError, match="died in each of 3 attempts"):
-            pool.submit(_die, tmp_path).result(timeout=120)
+            bad.result(timeout=120)
         assert pool.submit(len, "abc").result(timeout=120) == 3
+        last = pool.submit(len, "abcd")
     finally:
         pool.shutdown()
+    assert last.result(timeout=0) == 4
 
 
 SCRIPT = """
@@ -378,6 +394,19 @@ from tests.test_sweep import CONFIG, QUIET
 if __name__ == "__main__":
     run_sweep(CONFIG, Path(sys.argv[1]), options=QUIET)
 """
+
+
+def _wait_for_no_process(script):
+    """None whose command line or whose parent's names this script: they end with the parent."""
+    end = time.monotonic() + 30
+    listing = ["ps", "-eo", "pid,ppid,args", "--no-headers"]
+    while True:
+        rows = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines()
+        left = [row for row in rows if "spawn_main" in row and row.split()[1] == "1"]
+        if not left:
+            return
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -394,8 +423,148 @@ def test_a_killed_sweep_goes_on_and_its_table_is_the_serial_one(serial, tmp_path
         running.send_signal(signal.SIGKILL)
         running.wait()
     finished = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/summary.json")}
+    _wait_for_no_process(script)  # the workers of those that were killed
     subprocess.run(command, env=environment, check=True, timeout=300)
     assert all(path.stat().st_mtime_ns == made for path, made in finished.items())
     assert (out / "cells.csv").read_bytes() == (reference / "cells.csv").read_bytes()
     assert (out / "boundary.csv").read_bytes() == (reference / "boundary.csv").read_bytes()
     assert not list(out.rglob("*.tmp"))
+
+
+def _summary(**changes):
+    numbers = {"start_loss": 1e-4, "largest_loss": 0.5, "chance_loss": 2.3, "largest_share": 0.1}
+    scores = {"train": {"loss": 2e-4}, "test": {"accuracy": 0.9}, "diverged_at_step": None, "steps": 10}
+    return {"batch_size": 4, "learning_rate": 0.1, "seed": 0, **numbers, **scores, **changes}
+
+
+def test_what_counts_as_unstable_depends_on_where_the_runs_start():
+    assert cell_row(_summary(), from_checkpoint=True)["unstable"] == 1  # it left, and came back
+    assert cell_row(_summary(), from_checkpoint=False)["unstable"] == 0
+    calm = _summary(largest_loss=9e-4)
+    assert cell_row(calm, from_checkpoint=True)["unstable"] == 0
+    lost = _summary(largest_loss=None, train={"loss": None})
+    row = cell_row(lost, from_checkpoint=False)
+    assert (row["unstable"], row["label"], row["max_loss"]) == (1, "diverged", math.inf)
+
+
+def test_a_loss_that_is_not_finite_is_the_largest(tmp_path):
+    training = TrainConfig(batch_size=4, learning_rate=1e30, max_steps=12)
+    summary = run_cell(Cell(path=tmp_path / "cell", problem=PROBLEM, training=training))
+    assert summary["diverged_at_step"] is not None
+    assert summary["largest_loss"] is None
+    assert "not finite" in summary["largest_loss_null_because"]
+
+
+def test_the_loss_is_looked_at_evenly_and_at_log_spaced_steps(tmp_path):
+    training = TrainConfig(batch_size=4, learning_rate=0.01, epochs=20, max_steps=200)
+    threads = torch.get_num_threads()
+    summary = run_cell(Cell(path=tmp_path / "cell", problem=PROBLEM, training=training))
+    assert summary["environment"]["threads"] == 1
+    assert torch.get_num_threads() == threads
+    steps = set(pd.read_csv(tmp_path / "cell" / "losses.csv")["step"])
+    assert {0, 1, 2, 3, 4, 6, 7, 8, *range(4, 201, 4)} <= steps
+    assert len(steps) < 80
+
+
+def test_chance_is_the_loss_of_the_best_constant():
+    targets = torch.tensor([0, 0, 0, 1, 2, 2])
+    shares = torch.tensor([0.5, 1 / 6, 1 / 3])
+    for name, best in (("cross_entropy", shares.log()), ("mse", shares)):
+        losses = LOSSES[name](best.expand(6, 3), targets)
+        assert chance_loss(name, targets) == pytest.approx(losses.mean().item())
+
+
+def test_tables_keep_what_other_sweeps_have_finished_in_the_folder(serial, tmp_path):
+    out = tmp_path / "sweep"
+    run_sweep(replace(CONFIG, batch_sizes=(4,)), out, executor=Here(), options=QUIET)
+    found = run_sweep(replace(CONFIG, batch_sizes=(50,)), out, executor=Here(), options=QUIET)
+    pd.testing.assert_frame_equal(found.cells, serial[1].cells)
+    pd.testing.assert_frame_equal(found.boundary, serial[1].boundary)
+
+
+def test_a_damaged_cell_of_another_sweep_is_named_and_left_out(tmp_path):
+    out = tmp_path / "sweep"
+    first = run_sweep(replace(CONFIG, batch_sizes=(4,)), out, executor=Here(), options=QUIET)
+    victim = next((out / "cells").glob("*bs4*/summary.json"))
+    victim.write_text('{"batch_size": 4, "steps": 1, "train": {}, "test": {}, "environment": {}}')
+    found = run_sweep(replace(CONFIG, batch_sizes=(50,)), out, executor=Here(), options=QUIET)
+    assert (found.cells["batch_size"] == 4).sum() == len(first.cells) - 1
+    assert "lacks chance_loss" in found.summary["failures"][0]
+
+
+def test_all_cells_of_one_batch_size_may_fail(tmp_path):
+    failing = Here(lambda cell: cell.training.batch_size == 4)
+    found = run_sweep(CONFIG, tmp_path / "sweep", executor=failing, options=QUIET)
+    assert found.boundary["num_seeds"].tolist() == [0, 2]
+    assert (tmp_path / "sweep" / "map.png").exists()
+
+
+def test_predictions_are_of_batches_without_replacement_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("noisescale.measure.stability.MOST_STEPS", 60)
+    config = replace(CONFIG, batch_sizes=(4, "full"))
+    options = SweepOptions()
+    found = run_sweep(config, tmp_path / "sweep", executor=Here(), options=options)
+    sharpness = found.summary["constants"]["sharpness"]
+    whole = found.boundary.set_index("batch_size").loc["full"]
+    for curve in ("upper", "lower", "gaussian", "wu"):
+        assert whole[curve] == pytest.approx(2 / sharpness)
+    assert whole["lyapunov"] == pytest.approx(2 / sharpness, rel=0.1)
+    monkeypatch.setattr("noisescale.sweep.predictions.measure_stability", None)
+    monkeypatch.setattr("noisescale.sweep.predictions.simulate_threshold", None)
+    again = run_sweep(config, tmp_path / "sweep", executor=Here(), options=options)
+    pd.testing.assert_frame_equal(again.boundary, found.boundary)
+    (tmp_path / "sweep" / "predictions" / "constants.json").write_text('{"sharpness": 1}')
+    damaged = run_sweep(config, tmp_path / "sweep", executor=Here(), options=options)
+    assert "constants.json is damaged" in damaged.summary["failures"][0]
+    assert "upper" not in damaged.boundary
+
+
+def test_the_rates_that_are_not_given():
+    constants = StabilityConstants(
+        sharpness=4.0,  # 2/λ = 0.5, nearest to 1
+        concentration=1.0,
+        largest_example=4.0,
+        trace=4.0,
+        square_deviation=0.0,
+        best_rate=math.nan,
+        noise_batch_size=math.nan,
+        num_examples=1,
+    )
+    free = replace(CONFIG, lr_min=None, lr_max=None)
+    ends = [
+        with_rates(replace(free, **given), constants)
+        for given in ({}, {"lr_min": 10.0}, {"lr_max": 10.0}, {"lr_min": 1.0, "lr_max": 2.0})
+    ]
+    assert [(one.lr_min, one.lr_max) for one in ends] == [
+        (pytest.approx(1e-3), pytest.approx(100)),
+        (10.0, pytest.approx(1e6)),
+        (pytest.approx(1e-4), 10.0),
+        (1.0, 2.0),
+    ]
+    with pytest.raises(SettingError, match="no range of learning rates for adam"):
+        replace(free, training=TrainConfig(optimizer="adam"))
+
+
+def test_an_executor_that_gives_up_is_one_message(tmp_path):
+    class Gone(Here):
+        def submit(self, function, /, *args, **kwargs):
+            future = super().submit(function, *args, **kwargs)
+            if len(self.cells) > 4:
+                future = Future()
+                future.cancel()
+                future.set_running_or_notify_cancel()
+            return future
+
+    with pytest.raises(NoisescaleError, match="has cancelled its tasks"):
+        run_sweep(CONFIG, tmp_path / "sweep", executor=Gone(), options=QUIET)
+
+
+def test_the_guess_for_other_seeds_is_below_the_first_unstable_rate(tmp_path):
+    """At re-entry, stable again above an unstable rate, the others start from the lower edge."""
+    sweep = engine._Sweep(CONFIG, tmp_path, Here(), QUIET, 100)
+    rates = CONFIG.learning_rates
+    outcomes = {0: 0, 3: 0, 5: 1, 7: 0, 9: 1}
+    sweep.rows = {(4, rates[index], 0): {"unstable": outcome} for index, outcome in outcomes.items()}
+    assert sweep._last_stable(4) == 3
+    sweep.rows = {(4, rates[0], 0): {"unstable": 1}}
+    assert sweep._last_stable(4) == -1

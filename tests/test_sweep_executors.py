@@ -202,6 +202,26 @@ def test_a_sweep_of_replicas_is_that_of_single_runs(tmp_path):
     pd.testing.assert_frame_equal(same.cells, found.cells)
 
 
+def test_cells_that_wait_together_are_one_program(tmp_path, monkeypatch):
+    sizes = []
+
+    def note(cells):
+        sizes.append(len(cells))
+        return run_replicas(cells)
+
+    monkeypatch.setattr("noisescale.sweep.replicas.run_replicas", note)
+    executor = ReplicaExecutor()
+    hold = threading.Event()
+    executor.submit(hold.wait, 30)
+    futures = [executor.submit(run_cell, cell(tmp_path, rate=0.01 * (1 + index))) for index in range(18)]
+    other = executor.submit(run_cell, cell(tmp_path, batch_size=50))
+    hold.set()
+    assert all(future.result()["batch_size"] == 10 for future in futures)
+    assert other.result()["batch_size"] == 50
+    executor.shutdown()
+    assert sizes == [16, 2]
+
+
 def test_of_replicas_only_the_one_that_raises_fails(tmp_path):
     broken = cell(tmp_path, rate=0.2)
     broken.path.mkdir(parents=True)

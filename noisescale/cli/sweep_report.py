@@ -34,8 +34,8 @@ def print_sweep(result: SweepResult) -> None:
     for row in boundary.to_dict("records"):
         table.add_row(
             str(row["batch_size"]),
-            _edge(row, result.config.lr_min, result.config.lr_max),
-            f"{_short(row['lr_max_low'])}–{_short(row['lr_max_high'])}",
+            _edge(row),
+            _interval(row),
             str(row["num_seeds"]),
             *(_short(row[name]) for name in curves),
         )
@@ -73,12 +73,18 @@ def sweep_record(result: SweepResult) -> dict[str, Any]:
     return {"boundary": rows, "summary": result.summary}
 
 
-def _edge(row: dict[Any, Any], lowest: float | None, highest: float | None) -> str:
+def _edge(row: dict[Any, Any]) -> str:
+    """η_max, or where beyond the rates tried it lies."""
     if math.isfinite(row["lr_max"]):
         return _short(row["lr_max"])
-    if row["num_seeds"] == 0:
-        return "–"
-    return f"> {highest:g}" if math.isinf(row["lr_max_high"]) or row["lr_max_low"] > 0 else f"< {lowest:g}"
+    if row["lr_max_low"] > 0:
+        return f"> {_short(row['lr_max_low'])}"
+    return f"< {_short(row['lr_max_high'])}" if row["lr_max_high"] < math.inf else "not found"
+
+
+def _interval(row: dict[Any, Any]) -> str:
+    low, high = row["lr_max_low"], row["lr_max_high"]
+    return "–" if math.isnan(low) or (low == 0 and math.isinf(high)) else f"{_short(low)}–{_short(high)}"
 
 
 def _number(value: Any) -> Any:

@@ -22,6 +22,7 @@ from noisescale.checkpoint import load_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.data import Splits, load_splits
 from noisescale.environment import environment
+from noisescale.errors import RunFolderError
 from noisescale.evaluation import Evaluation, evaluate
 from noisescale.problem import Problem, as_examples, select
 from noisescale.stable_region import Trajectory
@@ -30,6 +31,7 @@ from noisescale.training import Training
 from noisescale.weights import apply_weights
 
 EVALUATED = 2000  # random training examples on which the loss is followed
+NEEDED = {"learning_rate", "seed", "start_loss", "largest_loss", "chance_loss", "largest_share"}
 LOOKS = 50  # at equal distances, beside eight in each decade of steps
 
 
@@ -146,8 +148,13 @@ def cell_record(cell: Cell) -> dict[str, Any]:
 
 
 def read_cell(path: Path) -> dict[str, Any]:
-    """A finished cell's summary."""
-    return store.read_summary(path)
+    """A finished cell's summary; RunFolderError where it is damaged."""
+    summary = store.read_summary(path)
+    if missing := sorted(NEEDED - set(summary)):
+        raise RunFolderError(
+            f"{path / store.SUMMARY} lacks {', '.join(missing)}, so it is no cell's: delete it and run again"
+        )
+    return summary
 
 
 def trajectory(summary: dict[str, Any]) -> Trajectory:

@@ -50,7 +50,7 @@ class SweepConfig:
         learning rate, length and seed are the sweep's.
     batch_sizes: examples per update, or "full".
     lr_min, lr_max: the learning rates lie evenly in log η from one to the other. None: by 2/λ where the runs
-        start, so that five decades lie around it (`noisescale.sweep.predictions.default_rates`).
+        start, or five decades from the end that is given (`noisescale.sweep.predictions.with_rates`).
     num_lr: so many of them, and every cell is run with every seed. None: as many as `factor` takes, and only
         those that locate the edge are run: a scan with the first seed, then bisection with each.
     factor: between neighbouring learning rates, at most, where num_lr is None.
@@ -79,6 +79,8 @@ class SweepConfig:
             raise SettingError("an empty grid: give at least one batch size")
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             raise SettingError(f"batch sizes {', '.join(map(str, self.batch_sizes))}: give each once")
+        if self.problem.norm == "batch" and 1 in self.batch_sizes:
+            raise SettingError("batch size 1 with batch norm, which has no variance: leave one of them out")
         if "adaptive" in self.batch_sizes:
             raise SettingError("an adaptive batch size has no place on a map of batch sizes: give numbers")
         if self.num_lr is not None and self.num_lr < 1:
@@ -97,6 +99,11 @@ class SweepConfig:
             if rate is not None:
                 TrainConfig(learning_rate=rate)  # refuses what is no rate
         if self.lr_min is None or self.lr_max is None:
+            if self.training.optimizer != "sgd":
+                raise SettingError(
+                    f"no range of learning rates for {self.training.optimizer}, which the curvature does not "
+                    "tell: give --lr-min and --lr-max"
+                )
             return
         if self.lr_min > self.lr_max:
             raise SettingError(

@@ -5,26 +5,34 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass, replace
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from noisescale import store
 from noisescale.config import run_name
 from noisescale.data import num_training_examples
+from noisescale.errors import NoisescaleError, RunFolderError
 from noisescale.interrupts import DeferredInterrupts, Interrupted
 from noisescale.stability import StabilityConstants
-from noisescale.sweep.cell import Cell, run_cell
+from noisescale.sweep.cell import Cell, read_cell, run_cell
 from noisescale.sweep.config import BatchSize, SweepConfig
 from noisescale.sweep.executors import LocalProcesses, default_processes
 from noisescale.sweep.folder import CELL_FOLDER, claim
-from noisescale.sweep.predictions import constants_at, default_rates, lyapunov_at, predicted_rates
+from noisescale.sweep.predictions import (
+    constants_at,
+    lyapunov_at,
+    predicted_rates,
+    stored_lyapunov,
+    with_rates,
+)
 from noisescale.sweep.progress import SweepProgress
 from noisescale.sweep.results import SweepResult, write_results
 from noisescale.sweep.search import Search, from_guess, scan_and_bisect, whole_grid
-from noisescale.sweep.tables import cell_row, cells_table, edge_of
+from noisescale.sweep.tables import cell_row, cells_table, edge_of, in_order
 from noisescale.training import resolve_batch_size
 
 SCAN_FACTOR = 4.0  # between neighbouring rates of the first seed's scan, about
@@ -108,13 +116,9 @@ class _Sweep:
             constants = self._constants()
             if self.config.lr_min is None or self.config.lr_max is None:
                 assert constants is not None
-                low, high = default_rates(constants)
-                self.config = replace(
-                    self.config,
-                    lr_min=low if self.config.lr_min is None else self.config.lr_min,
-                    lr_max=high if self.config.lr_max is None else self.config.lr_max,
-                )
+                self.config = with_rates(self.config, constants)
             self._search(constants)
+            self._take_others()
             predictions = self._predictions(constants)
         return write_results(
             self.config,
@@ -158,7 +162,7 @@ class _Sweep:
         self.progress.activity("curvature at the start")
         future = self.pool.submit(constants_at, self._cell(self.config.batch_sizes[0], 1.0, 0), self.out)
         self._wait({future})
-        error = future.exception()
+        error = self._error(future)
         if error is None:
             found: StabilityConstants = future.result()
             return found
@@ -197,7 +201,7 @@ class _Sweep:
         wanted = max(begun, config.num_seeds)
         if begun >= config.num_seeds and config.precision is not None:
             rows = [row for row in self.rows.values() if row["batch_size"] == size]
-            edge = edge_of(cells_table(rows, config.batch_sizes))
+            edge = edge_of(cells_table(rows))
             if math.isfinite(edge.value) and not edge.high <= config.precision * edge.low:
                 wanted = min(begun + math.ceil(begun / 2), config.max_seeds)
         self._begin(size, range(begun, wanted))
@@ -213,7 +217,7 @@ class _Sweep:
         """Records a finished cell and, where its search has all it asked for, goes on with it."""
         key, index = self.pending.pop(future)
         (size, seed), rate = key, self.rates[index]
-        error = future.exception()
+        error = self._error(future)
         if error is None:
             row = cell_row(future.result(), from_checkpoint=self.config.start is not None)
             self.progress.cell(size, future.result()["seconds"])
@@ -254,22 +258,45 @@ class _Sweep:
                 lyapunov_at, cell, self.out, batch_size=resolved, constants=constants
             )
 
+    def _take_others(self) -> None:
+        """Adds the cells that other sweeps have finished in this folder, so that no table loses them."""
+        for path in store.finished_runs(self.out / CELL_FOLDER):
+            try:
+                row = cell_row(read_cell(path), from_checkpoint=self.config.start is not None)
+            except RunFolderError as error:
+                self._failed(str(path), error)
+            else:
+                self.rows.setdefault((row["batch_size"], row["learning_rate"], row["seed"]), row)
+
     def _predictions(self, constants: StabilityConstants | None) -> dict[BatchSize, dict[str, float]]:
-        """Each batch size's predicted edges, none without constants."""
+        """The predicted edges of every batch size there is a cell of, none without constants."""
+        if constants is None or not self.predicts:
+            return {}
         found = {}
         self.progress.activity("simulating linearised SGD")
-        for size, future in self.simulations.items():
-            assert constants is not None
-            self._wait({future})
-            if (error := future.exception()) is not None:
-                self._failed(f"the simulation of linearised SGD at B = {size}", error)
+        for size in in_order(size for size, _, _ in self.rows):
+            number = self.num_examples if isinstance(size, str) else size
+            simulated = stored_lyapunov(self.out, number)
+            if (future := self.simulations.get(size)) is not None:
+                self._wait({future})
+                error = self._error(future)
+                if error is not None:
+                    self._failed(f"the simulation of linearised SGD at B = {size}", error)
+                simulated = future.result() if error is None else None
             found[size] = predicted_rates(
-                constants,
-                None if error is not None else future.result(),
-                batch_size=resolve_batch_size(self._cell(size, 1.0, 0).training, self.num_examples),
-                population_size=self.num_examples,
+                constants, simulated, batch_size=number, population_size=self.num_examples
             )
         return found
+
+    def _error(self, future: Future[Any]) -> BaseException | None:
+        """What a finished task raised; NoisescaleError where its executor has given it up."""
+        try:
+            return future.exception()
+        except CancelledError:
+            raise NoisescaleError(
+                f"the executor has cancelled its tasks (is its scheduler gone?); {len(self.rows)} cells are "
+                "finished and kept: the same command runs the rest"
+            ) from None
 
     def _failed(self, what: str, error: BaseException) -> str:
         """Notes a failure, for the summary and on the console; returns it in a line."""

@@ -7,12 +7,15 @@ import os
 import signal
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import wait as futures_wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from noisescale.errors import SettingError
 
@@ -20,67 +23,92 @@ ATTEMPTS = 3  # of a task whose process dies
 CONNECT_SECONDS = 5
 
 
-class LocalProcesses(Executor):
-    """So many fresh processes, each of one thread; one that dies is replaced and its task tried again.
+class _Task(NamedTuple):
+    future: Future[Any]
+    submit: Callable[[ProcessPoolExecutor], Future[Any]]
+    attempt: int
 
-    A task at whose side processes die three times ends in an error that says so. The processes end with
-    the one that started them, however that ends, and leave Ctrl-C to it.
+
+class LocalProcesses(Executor):
+    """So many fresh processes of one thread each; one that dies is replaced and its task tried again.
+
+    After a death whatever was at work is tried again alone, since it is not known whose fault it was: a task
+    that takes its process down three times ends in an error that says so, and no other with it. The
+    processes end with the one that started them, however that ends, and leave Ctrl-C to it.
     """
 
     def __init__(self, num_processes: int) -> None:
         self.num_processes = num_processes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._waiting: deque[_Task] = deque()
+        self._running: list[_Task] = []
         self._pool = self._new_pool()
         self._closed = False
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()
-        self._try(future, lambda pool: pool.submit(function, *args, **kwargs), attempt=1)
+        with self._lock:
+            self._waiting.append(_Task(future, lambda pool: pool.submit(function, *args, **kwargs), 1))
+            self._start()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the processes; those at work are killed where their futures are cancelled."""
-        self._closed = True
-        processes = list((self._pool._processes or {}).values())
-        self._pool.shutdown(wait=wait and not cancel_futures, cancel_futures=cancel_futures)
+        """Ends the processes; with `cancel_futures` those at work are killed, else all tasks are awaited."""
         if cancel_futures:
+            with self._lock:
+                self._closed = True
+                for task in self._waiting:
+                    task.future.cancel()
+                self._waiting.clear()
+                processes = list((self._pool._processes or {}).values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.kill()
+        else:
+            while wait and (futures := [task.future for task in [*self._running, *self._waiting]]):
+                futures_wait(futures)
+            self._pool.shutdown(wait=wait)
 
-    def _try(
-        self, future: Future[Any], submit: Callable[[ProcessPoolExecutor], Future[Any]], *, attempt: int
-    ) -> None:
-        with self._lock, _no_interrupts():  # which processes started meanwhile inherit
-            pool = self._pool
-            try:
-                inner = submit(pool)
-            except BrokenProcessPool:
-                pool = self._pool = self._new_pool()
-                inner = submit(pool)
-
-        def done(inner: Future[Any]) -> None:
-            if inner.cancelled():
+    def _start(self) -> None:
+        """Sends tasks to idle processes; one that is tried again only where nothing else is at work."""
+        while self._waiting and len(self._running) < self.num_processes:
+            alone = self._waiting[0].attempt > 1 or any(task.attempt > 1 for task in self._running)
+            if alone and self._running:
                 return
-            error = inner.exception()
-            if error is None:
-                future.set_result(inner.result())
-            elif not isinstance(error, BrokenProcessPool) or self._closed:
-                future.set_exception(error)
-            elif attempt == ATTEMPTS:
-                future.set_exception(
-                    RuntimeError(f"its process died in each of {ATTEMPTS} attempts: out of memory, or killed")
-                )
-            else:
-                self._replace(pool)
-                self._try(future, submit, attempt=attempt + 1)
+            task = self._waiting.popleft()
+            if task.attempt == 1 and not task.future.set_running_or_notify_cancel():
+                continue
+            self._running.append(task)
+            pool = self._pool
+            with _no_interrupts():  # which processes started meanwhile inherit
+                try:
+                    inner = task.submit(pool)
+                except BrokenProcessPool:  # a process died while idle
+                    pool = self._pool = self._new_pool()
+                    inner = task.submit(pool)
+            inner.add_done_callback(partial(self._done, task, pool))
 
-        inner.add_done_callback(done)
-
-    def _replace(self, broken: ProcessPoolExecutor) -> None:
+    def _done(self, task: _Task, pool: ProcessPoolExecutor, inner: Future[Any]) -> None:
+        error = None if inner.cancelled() else inner.exception()
         with self._lock:
-            if self._pool is broken:
+            self._running.remove(task)
+            died = isinstance(error, BrokenProcessPool) and not self._closed
+            if died and self._pool is pool:
                 self._pool = self._new_pool()
+            if died and task.attempt < ATTEMPTS:
+                self._waiting.appendleft(task._replace(attempt=task.attempt + 1))
+            elif died:
+                error = RuntimeError(
+                    f"its process died in each of {ATTEMPTS} attempts: out of memory, or killed"
+                )
+            if not self._closed:
+                self._start()
+        if died and task.attempt < ATTEMPTS:
+            return
+        if inner.cancelled() or error is not None:
+            task.future.set_exception(error or CancelledError())
+        else:
+            task.future.set_result(inner.result())
 
     def _new_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(

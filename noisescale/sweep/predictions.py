@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from noisescale import store
+from noisescale.errors import RunFolderError
 from noisescale.estimate import Estimate
 from noisescale.measure.stability import measure_stability, simulate_threshold
 from noisescale.stability import StabilityConstants
 from noisescale.sweep.cell import Cell, cell_problem, one_thread
+from noisescale.sweep.config import SweepConfig
 
+Record = TypeVar("Record")
 FOLDER = "predictions"
 CONSTANTS = "constants.json"
+DECADES = 1e5  # between the ends of the rates where these are not given
 CURVES = ("lower", "gaussian", "wu", "upper", "lyapunov", "descent")
 
 
@@ -26,24 +31,37 @@ def constants_at(cell: Cell, out: Path) -> StabilityConstants:
             found = measure_stability(cell_problem(cell))
         stored = _spelt(dataclasses.asdict(found))
         store.write_json(path, stored)
-    return StabilityConstants(**_numbers(stored))
+    return _parse(path, StabilityConstants, stored)
 
 
 def lyapunov_at(cell: Cell, out: Path, *, batch_size: int, constants: StabilityConstants) -> Estimate:
     """The almost-sure threshold where this cell's run starts, simulated unless it lies in `out`."""
+    if (stored := stored_lyapunov(out, batch_size)) is not None:
+        return stored
+    with one_thread():
+        found = simulate_threshold(cell_problem(cell), batch_size=batch_size, constants=constants)
+    store.write_json(out / FOLDER / f"lyapunov-bs{batch_size}.json", _spelt(dataclasses.asdict(found)))
+    return found
+
+
+def stored_lyapunov(out: Path, batch_size: int) -> Estimate | None:
+    """The threshold that `lyapunov_at` has left in a sweep's folder, if any."""
     path = out / FOLDER / f"lyapunov-bs{batch_size}.json"
-    if (stored := store.read_json(path)) is None:
-        with one_thread():
-            found = simulate_threshold(cell_problem(cell), batch_size=batch_size, constants=constants)
-        stored = _spelt(dataclasses.asdict(found))
-        store.write_json(path, stored)
-    return Estimate(**_numbers(stored))
+    return None if (stored := store.read_json(path)) is None else _parse(path, Estimate, stored)
 
 
-def default_rates(constants: StabilityConstants) -> tuple[float, float]:
-    """Five decades of learning rates around 2/λ, from a power of ten to another."""
-    middle = round(math.log10(2 / constants.sharpness))
-    return 10.0 ** (middle - 3), 10.0 ** (middle + 2)
+def with_rates(config: SweepConfig, constants: StabilityConstants) -> SweepConfig:
+    """The sweep with the ends of its learning rates, five decades apart where it does not say.
+
+    Without either, they go from three decades below the power of ten nearest to 2/λ to two above.
+    """
+    low, high = config.lr_min, config.lr_max
+    if low is None and high is None:
+        low = 10.0 ** (round(math.log10(2 / constants.sharpness)) - 3)
+    if low is None and high is not None:
+        low = high / DECADES
+    assert low is not None
+    return replace(config, lr_min=low, lr_max=DECADES * low if high is None else high)
 
 
 def predicted_rates(
@@ -75,5 +93,11 @@ def _spelt(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: float(value) if isinstance(value, str) else value for name, value in values.items()}
+def _parse(path: Path, kind: type[Record], values: dict[str, Any]) -> Record:
+    """The record in a file of ours; RunFolderError where it is damaged."""
+    try:
+        return kind(
+            **{name: float(value) if isinstance(value, str) else value for name, value in values.items()}
+        )
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f"{path} is damaged ({error}): delete it and run again") from error

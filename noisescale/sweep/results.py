@@ -49,13 +49,13 @@ def write_results(
     constants, predictions: what was measured where the runs start, and each batch size's predicted edges.
     failures: a line for each; seconds: that the sweep took.
     """
-    cells = cells_table(rows, config.batch_sizes)
-    boundary = boundary_table(cells, predictions, config.batch_sizes)
+    cells = cells_table(rows)
+    boundary = boundary_table(cells, predictions)
     found = scores(cells, boundary) if predictions else {}
     labels = cells["label"].value_counts()
     summary = {
         **config.identity(),
-        "batch_sizes": list(config.batch_sizes),
+        "batch_sizes": boundary["batch_size"].tolist(),
         "lr_min": config.lr_min,
         "lr_max": config.lr_max,
         "num_lr": len(config.learning_rates),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,17 @@ def cell_row(summary: dict[str, Any], *, from_checkpoint: bool) -> dict[str, Any
     }
 
 
-def cells_table(rows: list[dict[str, Any]], batch_sizes: tuple[BatchSize, ...]) -> pd.DataFrame:
-    """All cells, by batch size as they were given, rate and seed; failed ones without numbers."""
+def in_order(batch_sizes: Iterable[BatchSize]) -> list[BatchSize]:
+    """Each once, ascending, "full" last."""
+    return sorted(set(batch_sizes), key=lambda size: math.inf if isinstance(size, str) else size)
+
+
+def cells_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """All cells, by batch size, rate and seed; failed ones without numbers."""
     table = pd.DataFrame(rows, columns=list(CELL_COLUMNS))
     for name in ("steps", "diverged_at_step", "unstable"):
         table[name] = table[name].astype("Int64")
-    order = {size: place for place, size in enumerate(batch_sizes)}
+    order = {size: place for place, size in enumerate(in_order(table["batch_size"]))}
     keys = [table["batch_size"].map(order), table["learning_rate"], table["seed"]]
     return table.iloc[np.lexsort(keys[::-1])].reset_index(drop=True)
 
@@ -81,12 +87,10 @@ def edge_of(cells: pd.DataFrame) -> Estimate:
     )
 
 
-def boundary_table(
-    cells: pd.DataFrame, predictions: dict[BatchSize, dict[str, float]], batch_sizes: tuple[BatchSize, ...]
-) -> pd.DataFrame:
+def boundary_table(cells: pd.DataFrame, predictions: dict[BatchSize, dict[str, float]]) -> pd.DataFrame:
     """A row per batch size: the measured edge with its interval, the number of seeds, and the predictions."""
     rows = []
-    for size in batch_sizes:
+    for size in in_order(cells["batch_size"]):
         edge = edge_of(cells[cells["batch_size"] == size])
         rows.append(
             {
