@@ -11,7 +11,7 @@ from analysis.tables import Runs, analysis
 from noisescale.run_tables import read_boundary, read_cells
 from noisescale.store import SUMMARY, read_json
 
-ORDER = ("unit", "raw", "study", "mse", "cross_entropy")
+ORDER = ("unit", "raw", "mse", "cross_entropy")
 CURVES = ("lower", "gaussian", "wu", "upper", "lyapunov", "descent")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -11,17 +13,20 @@ from matplotlib.figure import Figure
 from noisescale.sweep_plots import map_handles, plot_cut, plot_map, plot_usable
 from paper_figures.style import STYLE
 
-MAPS = {
-    "unit": "From initialisation, unit pixels",
-    "raw": "From initialisation, raw pixels",
-    "mse": "From a minimum, squared error",
-    "cross_entropy": "From a minimum, cross-entropy",
+MAPS = {  # title, and whether the runs start from a minimum
+    "unit": ("From initialisation, unit pixels", False),
+    "raw": ("From initialisation, raw pixels", False),
+    "mse": ("From a minimum, squared error", True),
+    "cross_entropy": ("From a minimum, cross-entropy", True),
 }
-CAPTION = """MNIST, ReLU. From initialisation: 784–256–256–10, one epoch; bottom row: unit pixels. From a
-minimum: a random 1,000 images, 784–200–200–10, 1,000 steps; a run has left it once the loss is ten times
-that at its start. Colour: mean over the seeds tried at a rate, grey where not finite. {fewest} to {most}
-seeds locate each edge, by bisection; bars: 95 % intervals. The curves are predicted where the runs of seed 0
-start."""
+CAPTION = (
+    "MNIST, ReLU. From initialisation: 784–256–256–10, one epoch; stars: where the study's runs lie, whose "
+    "network is four times as wide. From a minimum: a random 1,000 images, 784–200–200–10, 1,000 steps; a "
+    "run has left it once the loss is ten times that at its start. Colour: mean over the seeds tried at a "
+    "rate, grey where not finite. {fewest} to {most} seeds locate each edge, by bisection; bars: 95 % "
+    "intervals. The curves are predicted where the runs of seed 0 start. Bottom: the map at unit pixels; "
+    "small points are seeds."
+)
 
 
 def figure(data: Path) -> Figure:
@@ -29,10 +34,10 @@ def figure(data: Path) -> Figure:
     cells, boundary = (_read(data / "stability_map" / f"{name}.csv") for name in ("cells", "boundary"))
     with plt.rc_context({**STYLE, "axes.grid": False}):
         drawn = Figure(figsize=(9, 12.6), layout="constrained")
-        grid = drawn.add_gridspec(4, 6, height_ratios=(1, 1, 0.12, 0.62))
-        for place, (name, title) in enumerate(MAPS.items()):
+        grid = drawn.add_gridspec(4, 6, height_ratios=(1, 1, 0.16, 0.62))
+        handles: list[Any] = []
+        for place, (name, (title, minimum)) in enumerate(MAPS.items()):
             axes = drawn.add_subplot(grid[place // 2, 3 * (place % 2) : 3 * (place % 2) + 3])
-            minimum = place >= 2
             plot_map(
                 axes,
                 cells[cells["map"] == name],
@@ -43,8 +48,7 @@ def figure(data: Path) -> Figure:
                 legend=False,
             )
             axes.set_title(title, loc="left", fontweight="bold")
-            if name == "raw":
-                handles = map_handles(axes, unstable="diverged or left")
+            handles = handles or (map_handles(axes, unstable="diverged or left") if name == "raw" else [])
         below = drawn.add_subplot(grid[2, :])
         below.axis("off")
         below.legend(handles=handles, ncols=4, loc="center", fontsize=7)
@@ -53,7 +57,8 @@ def figure(data: Path) -> Figure:
         plot_cut(drawn.add_subplot(grid[3, 2:4]), unit, along="learning_rate")
         plot_cut(drawn.add_subplot(grid[3, 4:]), unit, along="rate_over_batch")
         seeds = boundary[boundary["map"].isin(MAPS)]["num_seeds"]
-        drawn.supxlabel(CAPTION.format(fewest=seeds.min(), most=seeds.max()), fontsize=7)
+        caption = CAPTION.format(fewest=seeds.min(), most=seeds.max())
+        drawn.supxlabel(fill(caption, 130), fontsize=7)
     return drawn
 
 

@@ -145,8 +145,9 @@ Examples:
 def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     """Map which learning rates are stable at which batch size, with predictions drawn over it.
 
-    From initialisation: which runs diverge? With --from: which leave the minimum they start from (the loss
-    rises above ten times its start)? η_max(B), where half of the seeds do, comes with a 95 % interval.
+    From initialisation: which runs diverge? With --from: which leave the minimum they start from (their loss,
+    looked at some 70 times, is seen above ten times its start)? η_max(B), where half of the seeds do, comes
+    with a 95 % interval.
 
     Every cell is a run folder of its own. The same command again runs only what is missing, so a killed
     sweep goes on; with more seeds or batch sizes it runs only those.

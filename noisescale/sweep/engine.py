@@ -273,7 +273,8 @@ class _Sweep:
         if constants is None or not self.predicts:
             return {}
         found = {}
-        self.progress.activity("simulating linearised SGD")
+        if not all(future.done() for future in self.simulations.values()):
+            self.progress.activity("simulating linearised SGD")
         for size in in_order(size for size, _, _ in self.rows):
             number = self.num_examples if isinstance(size, str) else size
             simulated = stored_lyapunov(self.out, number)

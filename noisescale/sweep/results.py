@@ -74,7 +74,7 @@ def write_results(
     store.write_table(out / CELLS, cells)
     store.write_table(out / BOUNDARY, boundary)
     minimum = config.start is not None
-    cases = config.problem.pixel_scale == "raw" and not minimum
+    cases = config.problem.pixel_scale == "raw" and config.problem.width in (None, 1024) and not minimum
     picture = map_figure(cells, boundary, title=_title(config), minimum=minimum, cases=cases)
     store.write_atomically(out / MAP, image(picture))
     store.write_json(out / store.SUMMARY, summary)
