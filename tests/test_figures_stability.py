@@ -1,0 +1,74 @@
+"""The stability maps in small: from sweeps to tables to the picture, and what the experiment asks for."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from analysis.__main__ import main as analysis
+from experiments import stability_map
+from noisescale.cli import main as noisescale
+from noisescale.store import record_experiment
+from noisescale.sweep import Horizon, SweepOptions, file_digest, run_sweep
+from paper_figures.stability_map import MAPS, figure
+from tests.test_sweep import CONFIG, PROBLEM, Here
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory):
+    """Four maps of digits: two from initialisation, two from what three epochs lead to."""
+    root = tmp_path_factory.mktemp("stability")
+    record_experiment(root, command="python -m experiments stability_map --scale small")
+    config = replace(CONFIG, batch_sizes=(1, 4, 50))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("noisescale.measure.stability.MOST_STEPS", 30)
+        for name in ("unit", "raw"):
+            problem = replace(PROBLEM, pixel_scale=name)
+            run_sweep(replace(config, problem=problem), root / name, executor=Here())
+        for loss in ("mse", "cross_entropy"):
+            run = root / f"minimum-{loss}"
+            command = f"train --dataset digits --num-train 100 --width 4 --depth 1 --loss {loss} --epochs 3"
+            CliRunner().invoke(noisescale, [*command.split(), "--out", str(run)], catch_exceptions=False)
+            start = run / "checkpoint.pt"
+            from_here = replace(config, problem=replace(PROBLEM, loss=loss), start=file_digest(start))
+            run_sweep(from_here, root / loss, executor=Here(), options=SweepOptions(start=start))
+    return root
+
+
+@pytest.mark.slow
+def test_sweeps_become_tables_and_the_tables_a_picture(sweeps, tmp_path):
+    data = tmp_path / "data" / "stability_map"
+    found = CliRunner().invoke(analysis, ["stability_map", str(sweeps), "--out", str(data)])
+    assert found.exit_code == 0, found.output
+    tables = {
+        name: pd.read_csv(data / f"{name}.csv", comment="#", keep_default_na=False, na_values=["nan"])
+        for name in ("cells", "boundary", "starts", "scores")
+    }
+    assert tables["cells"]["map"].unique().tolist() == ["unit", "raw", "mse", "cross_entropy"]
+    for name in ("unit", "mse"):
+        own = pd.read_csv(sweeps / name / "boundary.csv")
+        committed = tables["boundary"][tables["boundary"]["map"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(committed[own.columns], own, rtol=1e-5, check_dtype=False)
+        start = tables["starts"].set_index("map").loc[name]
+        assert start["upper_at_1"] == pytest.approx(own["upper"][0], rel=1e-5)
+        assert start["two_over_sharpness"] == pytest.approx(2 / start["sharpness"], rel=1e-5)
+    assert len(tables["scores"]) == 4 * 6
+    drawn = figure(tmp_path / "data")
+    titles = {axes.get_title(loc="left") for axes in drawn.axes}
+    assert {title for title, _ in MAPS.values()} <= titles
+
+
+def test_the_experiment_asks_for_the_default_map_and_for_precision(tmp_path):
+    start = tmp_path / "checkpoint.pt"
+    start.write_bytes(b"any")
+    maps = stability_map.maps("full", {"mse": start, "cross_entropy": start})
+    assert set(maps) == {"unit", "raw", "mse", "cross_entropy"}
+    for name, config in maps.items():
+        assert len(config.batch_sizes) >= 6
+        assert config.num_seeds >= 5
+        assert config.precision == 1.25
+        assert (config.start is not None) == (name in ("mse", "cross_entropy"))
+    assert maps["raw"].problem == replace(maps["unit"].problem, pixel_scale="raw")
+    assert maps["unit"].horizon == Horizon(epochs=1)
+    assert set(stability_map.maps("quick", {})) == {"unit", "raw"}
