@@ -56,7 +56,8 @@ class SweepConfig:
     factor: between neighbouring learning rates, at most, where num_lr is None.
     num_seeds: seeds 0, 1, ... for initial parameters and order of the examples.
     precision, max_seeds: more seeds, half as many again each time and `max_seeds` at most, until the interval
-        of η_max spans no more than this factor; None: no more.
+        of η_max spans no more than this factor; None: no more. Stopping so leaves the interval's coverage as
+        it is where every seed has a threshold (.94 to .98, simulated), see `fit_edge`.
     horizon: how long each run is.
     start: digest of the checkpoint that every run starts from; None: from initialisation.
     """
