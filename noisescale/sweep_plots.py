@@ -169,7 +169,7 @@ def plot_usable(axes: Axes, cells: pd.DataFrame, boundary: pd.DataFrame) -> None
                 solid_capstyle="butt",
             )
         axes.plot([size] * len(rows), rows["learning_rate"], ".", color="black", markersize=2, zorder=3)
-    axes.plot([], [], "-", color="#009E73", linewidth=5, label="trains (half of the seeds or more)")
+    axes.plot([], [], "-", color="#009E73", linewidth=5, label="trains")
     axes.plot([], [], ".", color="black", markersize=2, label="tried")
     at = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
     axes.plot(at, boundary["lr_max"], "o-", color="#CC79A7", markersize=4, label=r"$\eta_{\max}$")
