@@ -70,6 +70,7 @@ def test_all_ways_to_per_example_norms_run_on_an_mlp(digits):
     assert all(row["examples_per_second"] > 0 for row in found["rates"].values())
 
 
+@pytest.mark.slow
 def test_the_sweep_is_counted_and_compared(digits, monkeypatch):
     monkeypatch.setattr(sweep, "LocalProcesses", lambda count: ThreadPoolExecutor(1))
     options = SweepOptions(predict=False)

@@ -25,7 +25,8 @@ RATES = ["--lr-min", "0.1", "--lr-max", "1e3"]
 def _in_this_thread(monkeypatch):
     """Cells run here: a process takes seconds to start."""
     monkeypatch.setattr("noisescale.sweep.engine.LocalProcesses", lambda count: Here())
-    monkeypatch.setattr("noisescale.measure.stability.MOST_STEPS", 60)
+    monkeypatch.setattr("noisescale.measure.stability.MOST_STEPS", 30)
+    monkeypatch.setattr("noisescale.measure.stability.FEWEST_STEPS", 30)
 
 
 def sweep(*arguments):

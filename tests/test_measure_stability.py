@@ -65,6 +65,7 @@ def test_nothing_is_unstable_without_curvature():
         measure_stability(problem, descent=False)
 
 
+@pytest.mark.slow
 def test_the_simulated_threshold_is_above_the_lower_curve_and_below_gradient_descent():
     problem = small_network(num_examples=64)
     constants = measure_stability(problem, descent=False)
@@ -110,6 +111,7 @@ def test_a_model_without_a_batching_rule_is_simulated_one_replica_at_a_time():
     )
 
 
+@pytest.mark.slow
 def test_a_real_data_set_and_both_losses():
     from noisescale.build import build_problem
 

@@ -94,7 +94,11 @@ def draw(centre, *, count, spread, factor, generator, distribution):
 
 @pytest.mark.parametrize(
     ("count", "spread", "distribution"),
-    [(5, 0.2, "logistic"), (12, 0.5, "logistic"), (3, 0.3, "normal")],
+    [
+        (5, 0.2, "logistic"),
+        pytest.param(12, 0.5, "logistic", marks=pytest.mark.slow),
+        (3, 0.3, "normal"),
+    ],
 )
 def test_the_interval_of_the_edge_covers_it(count, spread, distribution):
     """200 draws: 95 % less 4 standard errors of 1.5 %; more where cells are wide beside the spread."""

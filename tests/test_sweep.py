@@ -396,17 +396,10 @@ if __name__ == "__main__":
 """
 
 
-def _wait_for_no_process(script):
-    """None whose command line or whose parent's names this script: they end with the parent."""
-    end = time.monotonic() + 30
-    listing = ["ps", "-eo", "pid,ppid,args", "--no-headers"]
-    while True:
-        rows = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines()
-        left = [row for row in rows if "spawn_main" in row and row.split()[1] == "1"]
-        if not left:
-            return
-        assert time.monotonic() < end, left
-        time.sleep(0.1)
+def _listed(*options):
+    """Process numbers that ps gives for these options."""
+    command = ["ps", "-o", "pid=", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 
 
 @pytest.mark.slow
@@ -420,10 +413,14 @@ def test_a_killed_sweep_goes_on_and_its_table_is_the_serial_one(serial, tmp_path
         running = subprocess.Popen(command, env=environment)
         while len(list(out.glob("cells/*/summary.json"))) < cells and running.poll() is None:
             time.sleep(0.005)
+        workers = _listed("--ppid", str(running.pid))
         running.send_signal(signal.SIGKILL)
         running.wait()
+        end = time.monotonic() + 30
+        while workers and _listed("-p", ",".join(workers)):  # they end with it
+            assert time.monotonic() < end
+            time.sleep(0.05)
     finished = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/summary.json")}
-    _wait_for_no_process(script)  # the workers of those that were killed
     subprocess.run(command, env=environment, check=True, timeout=300)
     assert all(path.stat().st_mtime_ns == made for path, made in finished.items())
     assert (out / "cells.csv").read_bytes() == (reference / "cells.csv").read_bytes()
@@ -500,7 +497,8 @@ def test_all_cells_of_one_batch_size_may_fail(tmp_path):
 
 
 def test_predictions_are_of_batches_without_replacement_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("noisescale.measure.stability.MOST_STEPS", 60)
+    monkeypatch.setattr("noisescale.measure.stability.MOST_STEPS", 30)
+    monkeypatch.setattr("noisescale.measure.stability.FEWEST_STEPS", 30)
     config = replace(CONFIG, batch_sizes=(4, "full"))
     options = SweepOptions()
     found = run_sweep(config, tmp_path / "sweep", executor=Here(), options=options)
@@ -508,7 +506,7 @@ def test_predictions_are_of_batches_without_replacement_and_kept(tmp_path, monke
     whole = found.boundary.set_index("batch_size").loc["full"]
     for curve in ("upper", "lower", "gaussian", "wu"):
         assert whole[curve] == pytest.approx(2 / sharpness)
-    assert whole["lyapunov"] == pytest.approx(2 / sharpness, rel=0.1)
+    assert whole["lyapunov"] == pytest.approx(2 / sharpness, rel=0.15)
     monkeypatch.setattr("noisescale.sweep.predictions.measure_stability", None)
     monkeypatch.setattr("noisescale.sweep.predictions.simulate_threshold", None)
     again = run_sweep(config, tmp_path / "sweep", executor=Here(), options=options)

@@ -125,7 +125,7 @@ def cell(folder, *, batch_size=10, rate=0.1, seed=0, problem=PROBLEM, **training
 
 @pytest.mark.parametrize("training", [{}, {"momentum": 0.7, "weight_decay": 0.03}])
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_replicas_are_single_runs(tmp_path, training, loss, model):
     """Different rates and seeds; 100 examples in tens, and a ragged end where B is 30."""
     problem = replace(PROBLEM, loss=loss, model=model, width=4, norm="layer")
@@ -189,6 +189,7 @@ def test_which_cells_run_together(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*stack_module_state")
+@pytest.mark.slow
 def test_a_sweep_of_replicas_is_that_of_single_runs(tmp_path):
     serial = run_sweep(CONFIG, tmp_path / "serial", executor=Here(), options=QUIET)
     executor = ReplicaExecutor()
