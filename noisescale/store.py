@@ -135,6 +135,8 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
     stored = read_json(path / CONFIG)
     if stored is None:
         entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        stored = read_json(path / CONFIG)  # which another process may have written before it was listed
+    if stored is None:
         if strangers := [name for name in entries if not name.startswith(".")]:
             raise RunFolderError(
                 f"{path} holds {', '.join(strangers[:3])} but no {CONFIG}, so it is no run folder: "

@@ -180,3 +180,16 @@ def test_damaged_metrics_and_summaries_are_named(tmp_path, content):
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(RunFolderError, match="no run's summary"):
         read_summary(tmp_path)
+
+
+def test_a_folder_that_another_process_begins_meanwhile_is_no_strangers(tmp_path, monkeypatch):
+    """Its config.json appears between the look for it and the listing of what else there is."""
+    config = {"problem": ProblemConfig().to_dict(), "training": TrainConfig().to_dict()}
+    original = Path.iterdir
+
+    def iterdir(path):
+        write_json(path / "config.json", config)
+        return original(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert folder_state(tmp_path, config) == "unfinished"

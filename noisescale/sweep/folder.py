@@ -19,7 +19,7 @@ def claim(out: Path, config: SweepConfig) -> None:
     """Notes in the folder what its cells have in common; RunFolderError where it is something else."""
     others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
     strangers = [name for name in others if not name.startswith(".") and name != store.EXPERIMENT]
-    if strangers and SETTINGS not in others:
+    if strangers and not (out / SETTINGS).exists():  # looked for last: another may just be writing it
         raise RunFolderError(
             f"{out} holds {', '.join(strangers[:3])} but no {SETTINGS}, so it is no sweep's folder: "
             "choose an empty or new folder with --out"
