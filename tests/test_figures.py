@@ -89,6 +89,7 @@ def measured(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_measurements_along_training_become_tables_and_a_picture(measured, tmp_path):
     tables = tmp_path / "data" / "edge_of_stability"
     result = CliRunner().invoke(analysis, ["edge_of_stability", str(measured), "--out", str(tables)])

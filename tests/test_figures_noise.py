@@ -47,6 +47,7 @@ def grown(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_noise_along_training_becomes_tables_and_a_picture(grown, tmp_path):
     data = tmp_path / "data"
     result = CliRunner().invoke(analysis, ["noise_growth", str(grown), "--out", str(data / "noise_growth")])

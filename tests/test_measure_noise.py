@@ -148,6 +148,7 @@ def test_deflation_makes_probes_precise_and_is_unbiased_without_convergence():
     assert found.covariance_trace.value == pytest.approx(wanted["trace"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_hessian_is_independent_of_the_gradients():
     """Fresh data with few examples: with the same ones for both GᵀHG comes out too large."""
     wanted = at_start(regression(0, 10), "distribution")
