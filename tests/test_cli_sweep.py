@@ -186,7 +186,7 @@ def test_failed_cells_exit_with_one_after_everything_is_written(tmp_path, monkey
     )
     found = sweep(*SMALL, *FEW, *RATES, "--no-predict", "--out", tmp_path / "map")
     assert found.exit_code == 1
-    assert "failed, see the error column" in found.stderr
+    assert "failed, see the failures in" in found.stderr
     assert "Traceback" not in found.output
     cells = pd.read_csv(tmp_path / "map" / "cells.csv")
     assert set(cells["error"].dropna()) == {"MemoryError: no room for this one"}

@@ -18,11 +18,11 @@ import torch
 
 from noisescale.build import LOSSES, chance_loss
 from noisescale.config import ProblemConfig, TrainConfig
-from noisescale.errors import NoisescaleError, RunFolderError, SettingError
+from noisescale.errors import MeasurementError, NoisescaleError, RunFolderError, SettingError
 from noisescale.interrupts import Interrupted
 from noisescale.stability import StabilityConstants
 from noisescale.sweep import engine
-from noisescale.sweep.cell import Cell, run_cell
+from noisescale.sweep.cell import Cell, file_digest, run_cell
 from noisescale.sweep.config import Horizon, SweepConfig
 from noisescale.sweep.engine import SweepOptions, run_sweep
 from noisescale.sweep.executors import LocalProcesses
@@ -239,7 +239,6 @@ def test_other_settings_do_not_mix(serial, tmp_path):
         (replace(CONFIG, horizon=Horizon(steps=13)), "horizon.steps is 12 there, 13 here"),
         (replace(CONFIG, problem=replace(PROBLEM, width=5)), "problem.width is 4 there, 5 here"),
         (replace(CONFIG, training=TrainConfig(momentum=0.9)), "training.momentum is 0.0 there, 0.9 here"),
-        (replace(CONFIG, start="0123"), "start is None there, '0123' here"),
     ):
         with pytest.raises(RunFolderError, match=named):
             run_sweep(other, out, executor=Here(), options=QUIET)
@@ -566,3 +565,30 @@ def test_the_guess_for_other_seeds_is_below_the_first_unstable_rate(tmp_path):
     assert sweep._last_stable(4) == 3
     sweep.rows = {(4, rates[0], 0): {"unstable": 1}}
     assert sweep._last_stable(4) == -1
+
+
+def test_a_start_that_config_and_options_disagree_about_is_refused(tmp_path):
+    """Either alone would run from one place and be judged as from another."""
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(b"any")
+    for config, options in (
+        (replace(CONFIG, start=file_digest(file)), QUIET),
+        (CONFIG, replace(QUIET, start=file)),
+        (replace(CONFIG, start="0123"), replace(QUIET, start=file)),
+    ):
+        with pytest.raises(SettingError, match="the start of the config"):
+            run_sweep(config, tmp_path / "sweep", executor=Here(), options=options)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_without_rates_a_curvature_that_cannot_be_measured_names_them(tmp_path, monkeypatch):
+    def fail(problem):
+        raise MeasurementError("no curvature")
+
+    monkeypatch.setattr("noisescale.sweep.predictions.measure_stability", fail)
+    free = replace(CONFIG, lr_min=None)
+    with pytest.raises(NoisescaleError, match=r"\(no curvature\): give --lr-min and --lr-max"):
+        run_sweep(free, tmp_path / "free", executor=Here())
+    given = run_sweep(CONFIG, tmp_path / "given", executor=Here())
+    assert "no curvature" in given.summary["failures"][0]
+    assert given.summary["num_cells"] > 0

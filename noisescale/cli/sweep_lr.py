@@ -193,7 +193,7 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     if result.summary["failures"]:
         count = len(result.summary["failures"])
         raise click.ClickException(
-            f"{count} failed, see the error column of {out / 'cells.csv'}: the same command tries them again"
+            f"{count} failed, see the failures in {out / 'summary.json'}: the same command tries them again"
         )
 
 
@@ -208,7 +208,10 @@ def sweep_name(config: SweepConfig) -> str:
 def _config(
     ctx: click.Context, options: dict[str, Any], given: set[str], console: Console
 ) -> tuple[SweepConfig, tuple[str, ...]]:
-    """The sweep that the options describe, and notes for its record; `options` may get a default horizon."""
+    """The sweep that the options describe, and notes for its record.
+
+    `options` get the data set that "auto" means, the default width, and the file that --from means.
+    """
     from noisescale.data import num_training_examples
     from noisescale.sweep.cell import file_digest
     from noisescale.sweep.config import DEFAULT_BATCH_SIZES, Horizon, SweepConfig

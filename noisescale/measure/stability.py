@@ -19,7 +19,6 @@ from noisescale.problem import Params, Problem, as_examples, select
 from noisescale.stability import StabilityConstants
 
 NUM_EXAMPLES = 1000  # whose own Gauss–Newton matrices are looked at
-SMALLEST_SHARE = 1e-6  # of λ, of an eigenvalue that rounding might leave of zero
 SIMULATED = 30_000  # examples that a replica of linearised SGD sees, within the limits below
 FEWEST_STEPS, MOST_STEPS = 60, 500
 FEWEST_REPLICAS, MOST_REPLICAS = 2, 4

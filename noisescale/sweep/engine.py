@@ -15,10 +15,10 @@ from rich.console import Console
 from noisescale import store
 from noisescale.config import run_name
 from noisescale.data import num_training_examples
-from noisescale.errors import NoisescaleError, RunFolderError
+from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.interrupts import DeferredInterrupts, Interrupted
 from noisescale.stability import StabilityConstants
-from noisescale.sweep.cell import Cell, read_cell, run_cell
+from noisescale.sweep.cell import Cell, file_digest, read_cell, run_cell
 from noisescale.sweep.config import BatchSize, SweepConfig
 from noisescale.sweep.executors import LocalProcesses, default_processes
 from noisescale.sweep.folder import CELL_FOLDER, claim
@@ -69,12 +69,21 @@ def run_sweep(
     seeds may be added; cells of another problem, horizon, optimizer or start are refused with
     RunFolderError. A cell that raises is recorded with its error, and the sweep goes on.
 
-    SettingError for a batch larger than the training set; Interrupted after SIGINT or SIGTERM.
+    A script calls it under `if __name__ == "__main__":`, since the local processes import the script.
+
+    SettingError for a batch larger than the training set, and where the options' checkpoint is not the one
+    whose digest the config has; Interrupted after SIGINT or SIGTERM.
     """
     options = options or SweepOptions()
     num_examples = num_training_examples(config.problem.dataset, config.problem.num_train)
     for size in config.batch_sizes:
         config.run(size, 1.0, 0, num_examples=num_examples)
+    digest = None if options.start is None else file_digest(options.start)
+    if digest != config.start:
+        raise SettingError(
+            f"the start of the config is {config.start!r}, that of the options is {options.start} with the "
+            f"digest {digest!r}: give SweepConfig(start=file_digest(path)) and SweepOptions(start=path)"
+        )
     claim(out, config)
     own = executor is None
     pool = executor or LocalProcesses(default_processes())
@@ -167,7 +176,10 @@ class _Sweep:
             found: StabilityConstants = future.result()
             return found
         if self.config.lr_min is None or self.config.lr_max is None:
-            raise error
+            raise NoisescaleError(
+                f"the curvature at the start, by which the learning rates are chosen, cannot be measured "
+                f"({error}): give --lr-min and --lr-max"
+            ) from error
         self._failed("the curvature at the start", error)
         return None
 

@@ -82,12 +82,6 @@ def predicted_rates(
     return {name: rates.get(name, math.nan) for name in (*CURVES, "lyapunov_low", "lyapunov_high")}
 
 
-def nullable_record(constants: StabilityConstants) -> dict[str, float | None]:
-    """The constants for strict JSON: None where there is none."""
-    values = dataclasses.asdict(constants)
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
 def _spelt(values: dict[str, Any]) -> dict[str, Any]:
     """Nan and infinity, which strict JSON has no number for, by their names."""
     return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}

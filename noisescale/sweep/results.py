@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,10 @@ from noisescale.environment import environment
 from noisescale.plots import image
 from noisescale.run_tables import BOUNDARY, CELLS
 from noisescale.stability import StabilityConstants
-from noisescale.stable_region import LABELS
+from noisescale.stable_region import LABELS, PredictionScore
 from noisescale.sweep.config import BatchSize, SweepConfig
 from noisescale.sweep.folder import MAP
-from noisescale.sweep.predictions import nullable_record
-from noisescale.sweep.tables import boundary_table, cells_table, scores, scores_record
+from noisescale.sweep.tables import boundary_table, cells_table, scores
 from noisescale.sweep_plots import map_figure
 
 
@@ -64,8 +65,8 @@ def write_results(
         "num_cells": len(cells),
         "labels": {label: int(labels.get(label, 0)) for label in LABELS},
         "failures": failures,
-        "constants": None if constants is None else nullable_record(constants),
-        "scores": scores_record(found),
+        "constants": None if constants is None else _nullable(constants),
+        "scores": {name: _nullable(score) for name, score in found.items()},
         "seconds": seconds,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "notes": list(notes),
@@ -79,6 +80,12 @@ def write_results(
     store.write_atomically(out / MAP, image(picture))
     store.write_json(out / store.SUMMARY, summary)
     return SweepResult(config=config, cells=cells, boundary=boundary, summary=summary)
+
+
+def _nullable(record: StabilityConstants | PredictionScore) -> dict[str, float | None]:
+    """Its fields for strict JSON: None where there is no number."""
+    values = dataclasses.asdict(record)
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _title(config: SweepConfig) -> str:

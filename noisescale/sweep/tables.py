@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -116,14 +115,4 @@ def scores(cells: pd.DataFrame, boundary: pd.DataFrame) -> dict[str, PredictionS
         )
         for name in CURVES
         if name in boundary
-    }
-
-
-def scores_record(found: dict[str, PredictionScore]) -> dict[str, dict[str, float | None]]:
-    """The scores for strict JSON."""
-    return {
-        name: {
-            key: value if math.isfinite(value) else None for key, value in dataclasses.asdict(score).items()
-        }
-        for name, score in found.items()
     }
