@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 from noisescale._version import __version__
 
 if TYPE_CHECKING:
+    from noisescale.branching import branch_critical_batch
     from noisescale.build import build_problem
     from noisescale.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from noisescale.config import ProblemConfig, TrainConfig
+    from noisescale.critical.branch import BranchConfig, BranchResult, run_branches
+    from noisescale.critical.config import CriticalBatchConfig
+    from noisescale.critical.engine import run_critical_batch
+    from noisescale.critical.results import CriticalBatchResult
+    from noisescale.critical_batch import CriticalBatchFit, fit_critical_batch, steps_to_goal
     from noisescale.curvature import ggn_matvec, hessian_matvec
     from noisescale.data import load_splits
     from noisescale.eigenpairs import EigenPairs, top_eigenpairs
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from noisescale.factored_gradients import Outer
     from noisescale.gradient_rules import gradient_rule
     from noisescale.gradients import GradientMoments, gradient_moments
+    from noisescale.learning_rate_law import LearningRateLaw, best_rate, fit_learning_rate_laws
     from noisescale.measure.noise import measure_noise
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
     from noisescale.measure.stability import measure_stability, simulate_threshold
@@ -52,7 +59,12 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AdaptiveBatchSize": "schedule",
+    "BranchConfig": "critical.branch",
+    "BranchResult": "critical.branch",
     "Checkpoint": "checkpoint",
+    "CriticalBatchConfig": "critical.config",
+    "CriticalBatchFit": "critical_batch",
+    "CriticalBatchResult": "critical.results",
     "EigenPairs": "eigenpairs",
     "Estimate": "estimate",
     "Evaluation": "evaluation",
@@ -61,6 +73,7 @@ _MODULES = {
     "GradientNoise": "noise",
     "Horizon": "sweep.config",
     "KeskarSharpness": "sharpness",
+    "LearningRateLaw": "learning_rate_law",
     "LossFn": "problem",
     "MatVec": "problem",
     "NoiseScale": "noise",
@@ -86,10 +99,14 @@ _MODULES = {
     "Tradeoff": "tradeoff",
     "TrainConfig": "config",
     "batch_sharpness": "sharpness",
+    "best_rate": "learning_rate_law",
+    "branch_critical_batch": "branching",
     "build_problem": "build",
     "cnn": "models",
     "evaluate": "evaluation",
+    "fit_critical_batch": "critical_batch",
     "fit_edge": "stable_region",
+    "fit_learning_rate_laws": "learning_rate_law",
     "ggn_matvec": "curvature",
     "gradient_moments": "gradients",
     "gradient_noise_interaction": "sharpness",
@@ -105,6 +122,8 @@ _MODULES = {
     "mlp": "models",
     "noise_scale": "noise",
     "recommend": "recommendation",
+    "run_branches": "critical.branch",
+    "run_critical_batch": "critical.engine",
     "run_sweep": "sweep.engine",
     "run_training": "run",
     "save_checkpoint": "checkpoint",
@@ -112,6 +131,7 @@ _MODULES = {
     "spectral_density": "spectrum",
     "spectral_moments": "spectrum",
     "stable_sharpness": "stability",
+    "steps_to_goal": "critical_batch",
     "top_eigenpairs": "eigenpairs",
     "train": "training",
     "two_batch": "running_noise",
@@ -119,7 +139,12 @@ _MODULES = {
 
 __all__ = [
     "AdaptiveBatchSize",
+    "BranchConfig",
+    "BranchResult",
     "Checkpoint",
+    "CriticalBatchConfig",
+    "CriticalBatchFit",
+    "CriticalBatchResult",
     "EigenPairs",
     "Estimate",
     "Evaluation",
@@ -128,6 +153,7 @@ __all__ = [
     "GradientNoise",
     "Horizon",
     "KeskarSharpness",
+    "LearningRateLaw",
     "LossFn",
     "MatVec",
     "NoiseScale",
@@ -154,10 +180,14 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "batch_sharpness",
+    "best_rate",
+    "branch_critical_batch",
     "build_problem",
     "cnn",
     "evaluate",
+    "fit_critical_batch",
     "fit_edge",
+    "fit_learning_rate_laws",
     "ggn_matvec",
     "gradient_moments",
     "gradient_noise_interaction",
@@ -173,6 +203,8 @@ __all__ = [
     "mlp",
     "noise_scale",
     "recommend",
+    "run_branches",
+    "run_critical_batch",
     "run_sweep",
     "run_training",
     "save_checkpoint",
@@ -180,6 +212,7 @@ __all__ = [
     "spectral_density",
     "spectral_moments",
     "stable_sharpness",
+    "steps_to_goal",
     "top_eigenpairs",
     "train",
     "two_batch",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisescale.config import LossName, ProblemConfig
+from noisescale.config import FactoryConfig, LossName, ProblemConfig
 from noisescale.data import Splits, load_splits
 from noisescale.models import build_model
-from noisescale.problem import LossFn, Problem
+from noisescale.problem import SPLITS, Examples, LossFn, Problem, as_examples, load_problem
 from noisescale.random_state import preserved_random_state
 
 
@@ -62,6 +66,34 @@ def build_problem(
         device=device,
     )
     return assemble_problem(config, splits, seed=seed)
+
+
+def build_own_problem(config: FactoryConfig, *, seed: int = 0, device: torch.device | str = "cpu") -> Problem:
+    """The problem that the user's factory makes, its model's random numbers drawn under `seed`.
+
+    Data that the factory itself draws at random are those of seed 0 whatever the seed.
+    """
+    problem = _own_data(config, device)
+    model = _call(config, seed).model if seed else copy.deepcopy(problem.model)
+    return replace(problem, model=model.to(device))
+
+
+@lru_cache(maxsize=1)  # many runs of a process are of one problem
+def _own_data(config: FactoryConfig, device: torch.device | str) -> Problem:
+    """The problem of seed 0, its data on the device."""
+    problem = _call(config, 0)
+    parts: dict[str, Any] = {
+        split: Examples(*(values.to(device) for values in as_examples(data)))
+        for split in SPLITS
+        if (data := getattr(problem, split)) is not None
+    }
+    return replace(problem, **parts)
+
+
+def _call(config: FactoryConfig, seed: int) -> Problem:
+    with preserved_random_state():
+        torch.manual_seed(seed)
+        return load_problem(config.factory)
 
 
 def assemble_problem(config: ProblemConfig, splits: Splits, *, seed: int = 0) -> Problem:

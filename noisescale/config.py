@@ -90,6 +90,18 @@ class ProblemConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FactoryConfig(_Config):
+    """A problem of the user's own.
+
+    factory: "module:function" or "path/to/file.py:function", see `noisescale.problem.load_problem`.
+    source: digest of the file it is defined in, so that runs of an older version are not taken for its own.
+    """
+
+    factory: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(_Config):
     """How to train.
 
@@ -182,7 +194,7 @@ class TrainConfig(_Config):
             )
 
 
-def run_key(*configs: ProblemConfig | TrainConfig) -> str:
+def run_key(*configs: ProblemConfig | FactoryConfig | TrainConfig) -> str:
     """Eight hex digits that name a run: a hash of every field that differs from its default.
 
     Fields at their defaults are left out, so a field added later does not rename the runs made before it.
@@ -196,12 +208,19 @@ def run_key(*configs: ProblemConfig | TrainConfig) -> str:
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def run_name(problem: ProblemConfig, training: TrainConfig) -> str:
+def run_name(problem: ProblemConfig | FactoryConfig, training: TrainConfig) -> str:
     """A run's default folder name, readable and unique: mnist-mlp-bs32-lr0.01-0123abcd."""
     return (
-        f"{problem.dataset}-{problem.model}-bs{training.batch_size}-lr{training.learning_rate:g}"
+        f"{problem_name(problem)}-bs{training.batch_size}-lr{training.learning_rate:g}"
         f"-{run_key(problem, training)}"
     )
+
+
+def problem_name(problem: ProblemConfig | FactoryConfig) -> str:
+    """A problem's name in that of a folder: data set and model, or the factory's own."""
+    if isinstance(problem, FactoryConfig):
+        return problem.factory.rpartition(":")[2]
+    return f"{problem.dataset}-{problem.model}"
 
 
 def _is_real(value: object) -> bool:

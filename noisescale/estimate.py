@@ -68,6 +68,47 @@ def from_samples(samples: Sequence[float] | np.ndarray) -> Estimate:
     return from_stderr(float(values.mean()), stderr, num_samples=len(values))
 
 
+def from_log_samples(samples: Sequence[float] | np.ndarray) -> Estimate:
+    """The geometric mean of independent positive samples (n,), Student's t interval in their logarithms."""
+    logs = from_samples(np.log(np.asarray(samples, dtype=np.float64)))
+    value = math.exp(logs.value)
+    return Estimate(
+        value=value,
+        stderr=value * logs.stderr,
+        low=math.exp(logs.low),
+        high=math.exp(logs.high),
+        num_samples=logs.num_samples,
+    )
+
+
+def quotient(numerator: Estimate, denominator: Estimate) -> Estimate:
+    """The ratio of two independent positive estimates from their intervals alone.
+
+    Its logarithm's distance from each end is the root of the sum of the squares of the two estimates'
+    distances that pull that way (Zou and Donner 2008); an interval that is open, or a value that is not
+    defined, stays so. stderr: a quarter of the interval in logs, times the value.
+    """
+    count = min(numerator.num_samples, denominator.num_samples)
+    if not (numerator.value > 0 and denominator.value > 0):
+        return undefined(num_samples=count)
+    value = numerator.value / denominator.value
+
+    def distance(estimate: Estimate, end: float) -> float:
+        if math.isnan(end):
+            return math.nan
+        return math.inf if end <= 0 or math.isinf(end) else math.log(end / estimate.value)
+
+    below = math.hypot(distance(numerator, numerator.low), distance(denominator, denominator.high))
+    above = math.hypot(distance(numerator, numerator.high), distance(denominator, denominator.low))
+    return Estimate(
+        value=value,
+        stderr=value * (below + above) / 4,
+        low=value * math.exp(-below),
+        high=value * math.exp(above),
+        num_samples=count,
+    )
+
+
 def undefined(*, num_samples: int, low: float = math.nan) -> Estimate:
     """No value, at most a lower bound."""
     high = math.nan if math.isnan(low) else math.inf

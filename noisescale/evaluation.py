@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,24 +44,42 @@ class Evaluation:
 
 
 @torch.no_grad()
+def mean_loss(model: nn.Module, loss: LossFn, examples: Examples) -> float:
+    """The mean loss of `model` in evaluation mode (restored afterwards) over `examples`."""
+    with _evaluation_mode(model):
+        chunks = zip(examples.inputs.split(CHUNK), examples.targets.split(CHUNK), strict=True)
+        sums = [loss(model(inputs), targets).sum(dtype=torch.float64) for inputs, targets in chunks]
+    return float(torch.stack(sums).sum()) / examples.num_examples
+
+
+@torch.no_grad()
 def evaluate(model: nn.Module, loss: LossFn, examples: Examples) -> Evaluation:
     """Scores of `model` in evaluation mode (restored afterwards) on all `examples`, in chunks.
 
     The loss is summed in float64 and divided by N, so a short last chunk carries its own weight. Argmax
     over outputs that are nan returns class 0: a diverged model "predicts" class 0 throughout.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     total = torch.zeros((), dtype=torch.float64, device=examples.inputs.device)
     confusion: torch.Tensor | None = None
-    for inputs, targets in zip(examples.inputs.split(CHUNK), examples.targets.split(CHUNK), strict=True):
-        outputs = model(inputs)  # (B, C)
-        total += loss(outputs, targets).sum(dtype=torch.float64)
-        num_classes = outputs.shape[1]
-        cells = targets * num_classes + outputs.argmax(1)
-        counts = torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
-        confusion = counts if confusion is None else confusion + counts
-    for module, training in modes:
-        module.training = training
+    with _evaluation_mode(model):
+        for inputs, targets in zip(examples.inputs.split(CHUNK), examples.targets.split(CHUNK), strict=True):
+            outputs = model(inputs)  # (B, C)
+            total += loss(outputs, targets).sum(dtype=torch.float64)
+            num_classes = outputs.shape[1]
+            cells = targets * num_classes + outputs.argmax(1)
+            counts = torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+            confusion = counts if confusion is None else confusion + counts
     assert confusion is not None, "examples are never empty"
     return Evaluation(loss=total.item() / examples.num_examples, confusion=confusion.cpu().numpy())
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts the model into evaluation mode while open, each module back as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

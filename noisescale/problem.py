@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from noisescale.config import ProblemConfig
+from noisescale.config import FactoryConfig, ProblemConfig
 from noisescale.errors import DataError, SettingError
 
 Params = dict[str, Tensor]
@@ -65,18 +67,12 @@ def load_problem(name: str) -> Problem:
     A module is imported as Python would from the current directory; the function takes no arguments.
     SettingError, with what went wrong, where any of that fails or what comes back is no usable Problem.
     """
-    module_name, _, factory_name = name.rpartition(":")
-    if not module_name or not factory_name:
-        raise SettingError(f"problem {name!r}: give module:factory or file.py:factory")
+    factory = _factory(name)
     try:
-        module = _import_file(module_name) if module_name.endswith(".py") else _import(module_name)
-        factory = getattr(module, factory_name, None)
-        if not callable(factory):
-            raise SettingError(f"problem {name!r}: {module.__file__} has no function {factory_name}")
         problem = factory()
     except SettingError:
         raise
-    except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
+    except (Exception, SystemExit) as error:  # whatever a function of the user's own raises
         raise SettingError(f"problem {name!r} cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(problem, Problem):
         raise SettingError(
@@ -86,6 +82,33 @@ def load_problem(name: str) -> Problem:
     if not isinstance(problem.model, nn.Module) or not callable(problem.loss):
         raise SettingError(f"problem {name!r}: its model must be a torch.nn.Module and its loss a function")
     return problem
+
+
+def _factory(name: str) -> Callable[[], object]:
+    """The user's function; SettingError where there is none."""
+    module_name, _, factory_name = name.rpartition(":")
+    if not module_name or not factory_name:
+        raise SettingError(f"problem {name!r}: give module:factory or file.py:factory")
+    try:
+        module = _import_file(module_name) if module_name.endswith(".py") else _import(module_name)
+    except SettingError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
+        raise SettingError(f"problem {name!r} cannot be made: {type(error).__name__}: {error}") from error
+    factory: object = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise SettingError(f"problem {name!r}: {module.__file__} has no function {factory_name}")
+    return factory
+
+
+def factory_config(name: str) -> FactoryConfig:
+    """The configuration of the problem that `load_problem(name)` gives, as its source is now.
+
+    SettingError as there, except that the function is not called.
+    """
+    source = inspect.getsourcefile(inspect.unwrap(_factory(name)))
+    content = Path(source).read_bytes() if source is not None else b""
+    return FactoryConfig(factory=name, source=hashlib.sha256(content).hexdigest()[:16])
 
 
 def _import(name: str) -> ModuleType:

@@ -82,15 +82,18 @@ class Recommendation:
         }
 
 
-def recommend(table: pd.DataFrame) -> Recommendation:
+def recommend(table: pd.DataFrame, *, quantity: Scale | None = None) -> Recommendation:
     """The recommendation from the rows of a run's noise.csv.
+
+    quantity: which noise scale to take; None: "full" where it is resolved along most of the run.
 
     MeasurementError where fewer than two of them have a noise scale, or their steps do not increase.
     """
     steps = table["step"].to_numpy(dtype=float)
     if (np.diff(steps) <= 0).any() or (table["batch_size"] < 1).any():
         raise MeasurementError("the table's steps do not increase, or a batch size in it is below 1")
-    quantity: Scale = "full" if _covered(table, "full") >= LEAST_COVERED else "simple"
+    if quantity is None:
+        quantity = "full" if _covered(table, "full") >= LEAST_COVERED else "simple"
     rows = table[_known(table, quantity)]
     if len(rows) < 2:
         raise MeasurementError(

@@ -14,6 +14,13 @@ METRICS, CONFUSION, SHARPNESS = "metrics.csv", "confusion.csv", "sharpness.csv"
 NOISE, NOISE_LAYERS, BATCH_SIZE = "noise.csv", "noise_layers.csv", "batch_size.csv"
 LOSSES = "losses.csv"  # of a cell of a sweep
 CELLS, BOUNDARY = "cells.csv", "boundary.csv"  # of a sweep
+# of a measurement of the critical batch size
+STEPS_TO_GOAL, RATES, PREDICTED, BRANCHES = (
+    "steps_to_goal.csv",
+    "learning_rates.csv",
+    "predicted.csv",
+    "branches.csv",
+)
 TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE, LOSSES)
 
 
@@ -84,6 +91,11 @@ def read_noise_layers(folder: Path) -> list[dict[Any, Any]]:
 def read_batch_size(folder: Path) -> list[dict[Any, Any]]:
     """The rows of a run's batch_size.csv, one per change of an adaptive batch size."""
     return _read_rows(folder / BATCH_SIZE, list(BATCH_SIZE_COLUMNS), _types(BATCH_SIZE_COLUMNS))
+
+
+def read_losses(folder: Path) -> pd.DataFrame:
+    """A cell's losses.csv: step and loss on its fixed subset."""
+    return pd.DataFrame(_read_rows(folder / LOSSES, ["step", "loss"], {"step": int, "loss": float}))
 
 
 def read_cells(sweep: Path) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from noisescale.config import ProblemConfig, TrainConfig
+from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig
 from noisescale.errors import RunFolderBusyError, RunFolderError
 from noisescale.run_tables import TABLES
 
@@ -145,10 +145,10 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
         return "new"
     there, here = parse_config(path, stored), parse_config(path, config)
     differences = [
-        f"{section}.{name} is {getattr(old, name)!r} there, {getattr(new, name)!r} here"
+        f"{section}.{name} is {getattr(old, name, None)!r} there, {getattr(new, name)!r} here"
         for section, old, new in zip(("problem", "training"), there, here, strict=True)
         for name in new.to_dict()
-        if getattr(old, name) != getattr(new, name)
+        if getattr(old, name, None) != getattr(new, name)
     ]
     if differences:
         raise RunFolderError(
@@ -158,12 +158,18 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
     return "finished" if (path / SUMMARY).exists() else "unfinished"
 
 
-def parse_config(path: Path, content: dict[str, Any]) -> tuple[ProblemConfig, TrainConfig]:
+def parse_config(path: Path, content: dict[str, Any]) -> tuple[ProblemConfig | FactoryConfig, TrainConfig]:
     """The configurations in a config.json's content, fields it lacks at their defaults."""
     try:
-        return ProblemConfig.from_dict(content["problem"]), TrainConfig.from_dict(content["training"])
+        return parse_problem(content["problem"]), TrainConfig.from_dict(content["training"])
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{path / CONFIG} is not a run's configuration: {error}") from error
+
+
+def parse_problem(values: dict[str, Any]) -> ProblemConfig | FactoryConfig:
+    """The configuration of a problem of ours or, where it names a factory, of the user's own."""
+    kind = FactoryConfig if "factory" in values else ProblemConfig
+    return kind.from_dict(values)
 
 
 def remove_results(path: Path) -> None:

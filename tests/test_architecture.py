@@ -14,12 +14,17 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     0: {
         "_version",
+        "branching",
         "commands",
         "config",
+        "critical_batch",
         "curvature_noise",
         "errors",
         "estimate",
+        "goal_table",
+        "hyperbola",
         "interrupts",
+        "learning_rate_law",
         "noise",
         "recommendation",
         "run_tables",
@@ -63,6 +68,8 @@ LAYERS = {
     },
     3: {
         "checkpoint",
+        "critical",
+        "critical_plots",
         "evaluation",
         "integrations",
         "measure",

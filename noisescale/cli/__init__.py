@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from noisescale._version import __version__
+from noisescale.cli.critical_batch import critical_batch
 from noisescale.cli.measure_noise import measure_noise
 from noisescale.cli.sharpness import sharpness
 from noisescale.cli.sweep_lr import sweep_lr
@@ -26,3 +27,4 @@ main.add_command(train)
 main.add_command(measure_noise)
 main.add_command(sharpness)
 main.add_command(sweep_lr)
+main.add_command(critical_batch)

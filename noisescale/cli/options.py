@@ -57,7 +57,7 @@ class Steps(click.ParamType[int | str]):
 
 def problem_options(command: Command) -> Command:
     """The fields of ProblemConfig, with the data set "auto" besides."""
-    return _together(
+    return together(
         click.option(
             "--dataset",
             type=click.Choice(["auto", *get_args(settings.DatasetName)]),
@@ -100,7 +100,7 @@ def problem_options(command: Command) -> Command:
 
 def training_options(command: Command) -> Command:
     """The fields of TrainConfig except the batch size."""
-    return _together(
+    return together(
         click.option(
             "--lr",
             "learning_rate",
@@ -130,7 +130,7 @@ def training_options(command: Command) -> Command:
 
 def optimizer_options(command: Command) -> Command:
     """The fields of TrainConfig that say how a gradient becomes an update, but for the rate."""
-    return _together(
+    return together(
         click.option(
             "--optimizer",
             type=click.Choice(get_args(settings.OptimizerName)),
@@ -150,7 +150,7 @@ def optimizer_options(command: Command) -> Command:
 
 def adaptive_options(command: Command) -> Command:
     """The fields of TrainConfig that only an adaptive batch size takes."""
-    return _together(
+    return together(
         click.option(
             "--exchange-rate",
             type=float,
@@ -221,7 +221,7 @@ class Picture(click.ParamType[Path]):
 
 def measurement_options(command: Command) -> Command:
     """What to measure on which examples of which problem, and how to print it."""
-    return _together(
+    return together(
         click.argument(
             "checkpoints",
             nargs=-1,
@@ -260,7 +260,7 @@ def measurement_options(command: Command) -> Command:
 
 def machine_options(command: Command) -> Command:
     """Where to compute and where the data lie."""
-    return _together(
+    return together(
         click.option(
             "--device",
             type=click.Choice(["auto", "cpu", "cuda"]),
@@ -311,7 +311,9 @@ def flag(ctx: click.Context, name: str) -> str:
     return next(option.opts[0] for option in ctx.command.params if option.name == name)
 
 
-def _together(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
+def together(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """One decorator that adds several options, in their order."""
+
     def decorate(command: Command) -> Command:
         for decorator in reversed(decorators):
             command = decorator(command)

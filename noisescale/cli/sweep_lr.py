@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from noisescale.cli.executors import check_executor, executor_options, open_executor
 from noisescale.cli.options import (
     FOLDER,
     BatchSize,
@@ -26,8 +27,6 @@ from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import SettingError
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
     from rich.console import Console
 
     from noisescale.sweep.config import SweepConfig
@@ -123,16 +122,14 @@ Examples:
 @optimizer_options
 @problem_options
 @machine_options
-@click.option(
-    "--executor",
-    type=click.Choice(["auto", "processes", "replicas", "dask"]),
-    default="auto",
-    show_default=True,
+@executor_options(
+    "auto",
+    "processes",
+    "replicas",
+    "dask",
     help="Where cells run: in local processes of one thread each (auto on a CPU); several at once as one "
     "vmapped program (auto on a GPU); on a Dask cluster.",
 )
-@click.option("--processes", type=click.IntRange(min=1), help="Local processes.  [default: one a core]")
-@click.option("--scheduler", metavar="ADDRESS", help="Of the Dask cluster, such as tcp://HOST:8786.")
 @click.option(
     "--predict/--no-predict",
     default=True,
@@ -161,10 +158,7 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
     if options["bisect"] and options["num_lr"] is not None:
         raise SettingError("--bisect and --num-lr: give one of them")
-    if options["scheduler"] is not None and options["executor"] != "dask":
-        raise SettingError("--scheduler goes with --executor dask: give that too")
-    if options["executor"] == "dask" and options["scheduler"] is None:
-        raise SettingError("--executor dask takes the address of its scheduler: give --scheduler too")
+    check_executor(options)
     options |= {
         name: value for name, value in PRESETS.get(options["preset"], {}).items() if name not in given
     }
@@ -179,7 +173,7 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
         console=console,
         notes=notes,
     )
-    executor = _executor(options, console)
+    executor = open_executor(options, console)
     try:
         result = run_sweep(config, out, executor=executor, options=sweep_options)
     finally:
@@ -253,21 +247,3 @@ def _config(
         **{name: options[name] for name in GRID},
     )
     return config, notes
-
-
-def _executor(options: dict[str, Any], console: Console) -> Executor | None:
-    """Where the cells run; None: local processes, as many as cores."""
-    from noisescale.sweep.executors import DaskExecutor, LocalProcesses
-
-    if options["executor"] == "dask":
-        executor = DaskExecutor(options["scheduler"])
-        if not executor.has_workers:
-            console.print(
-                f"no workers have joined {options['scheduler']} yet: waiting for them", style="yellow"
-            )
-        return executor
-    if options["executor"] == "replicas" or (options["executor"], options["device"]) == ("auto", "cuda"):
-        from noisescale.sweep.replicas import ReplicaExecutor
-
-        return ReplicaExecutor()
-    return None if options["processes"] is None else LocalProcesses(options["processes"])

@@ -231,7 +231,10 @@ def _stored_case(ctx: click.Context, path: Path, given: set[str]) -> tuple[Path,
     stored = read_json(path / CONFIG)
     if stored is None:
         raise RunFolderError(f"{path} has no {CONFIG}: give the folder of a run of noisescale train")
-    return (path, *parse_config(path, stored))
+    problem, training = parse_config(path, stored)
+    if not isinstance(problem, ProblemConfig):
+        raise RunFolderError(f"{path} is no run of noisescale train: it trains {problem.factory}")
+    return path, problem, training
 
 
 def _check(cases: list[tuple[Path, ProblemConfig, TrainConfig]], *, force: bool) -> None:

@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 from noisescale import run_tables, store
-from noisescale.build import assemble_problem, chance_loss
-from noisescale.checkpoint import load_checkpoint
-from noisescale.config import ProblemConfig, TrainConfig
+from noisescale.build import assemble_problem, build_own_problem, chance_loss
+from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig
 from noisescale.data import Splits, load_splits
 from noisescale.environment import environment
 from noisescale.errors import RunFolderError
@@ -28,7 +27,7 @@ from noisescale.problem import Problem, as_examples, select
 from noisescale.stable_region import Trajectory
 from noisescale.tracking.rows import is_due
 from noisescale.training import Training
-from noisescale.weights import apply_weights
+from noisescale.weights import apply_weights, read_weights
 
 EVALUATED = 2000  # random training examples on which the loss is followed
 NEEDED = {"learning_rate", "seed", "start_loss", "largest_loss", "chance_loss", "largest_share"}
@@ -43,7 +42,7 @@ class Cell:
     """
 
     path: Path
-    problem: ProblemConfig
+    problem: ProblemConfig | FactoryConfig
     training: TrainConfig
     start: Path | None = None
     device: str = "cpu"
@@ -108,6 +107,7 @@ class Course:
         assert self._latest is not None
         assert self.problem.test is not None
         cell, final = self.cell, self._latest
+        assert isinstance(cell.problem, ProblemConfig)
         losses = [loss for _, loss in self._losses]
         test = evaluate(model, self.problem.loss, as_examples(self.problem.test))
         largest = max(losses, key=lambda loss: math.inf if math.isnan(loss) else loss)
@@ -175,10 +175,14 @@ def trajectory(summary: dict[str, Any]) -> Trajectory:
 
 def cell_problem(cell: Cell) -> Problem:
     """The cell's problem, its model where the run starts; the data are read once a process."""
-    splits = _splits(cell.problem, cell.data_dir, cell.device)
-    problem = assemble_problem(cell.problem, splits, seed=cell.training.seed)
+    if isinstance(cell.problem, FactoryConfig):
+        problem = build_own_problem(cell.problem, seed=cell.training.seed, device=cell.device)
+    else:
+        splits = _splits(cell.problem, cell.data_dir, cell.device)
+        problem = assemble_problem(cell.problem, splits, seed=cell.training.seed)
     if cell.start is not None:
-        apply_weights(problem.model, load_checkpoint(cell.start, device=cell.device), path=cell.start)
+        path, content = read_weights(cell.start, device=cell.device)
+        apply_weights(problem.model, content, path=path)
     return problem
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from noisescale import store
 from noisescale.config import run_name
 from noisescale.data import num_training_examples
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
-from noisescale.interrupts import DeferredInterrupts, Interrupted
 from noisescale.stability import StabilityConstants
 from noisescale.sweep.cell import Cell, file_digest, read_cell, run_cell
 from noisescale.sweep.config import BatchSize, SweepConfig
@@ -29,15 +28,14 @@ from noisescale.sweep.predictions import (
     stored_lyapunov,
     with_rates,
 )
-from noisescale.sweep.progress import SweepProgress
 from noisescale.sweep.results import SweepResult, write_results
 from noisescale.sweep.search import Search, from_guess, scan_and_bisect, whole_grid
 from noisescale.sweep.tables import cell_row, cells_table, edge_of, in_order
+from noisescale.sweep.tasks import Tasks
 from noisescale.training import resolve_batch_size
 
 SCAN_FACTOR = 4.0  # between neighbouring rates of the first seed's scan, about
 CELLS_A_SEED = 3  # that another seed's search takes, about
-POLL = 0.2  # seconds between two looks for a signal
 
 Key = tuple[BatchSize, int]  # batch size and seed
 
@@ -84,7 +82,7 @@ def run_sweep(
             f"the start of the config is {config.start!r}, that of the options is {options.start} with the "
             f"digest {digest!r}: give SweepConfig(start=file_digest(path)) and SweepOptions(start=path)"
         )
-    claim(out, config)
+    claim(out, config.identity())
     own = executor is None
     pool = executor or LocalProcesses(default_processes())
     try:
@@ -106,7 +104,6 @@ class _Sweep:
     ) -> None:
         self.config = config
         self.out = out.absolute()  # a worker may be elsewhere
-        self.pool = pool
         self.options = options
         self.num_examples = num_examples
         self.rows: dict[tuple[BatchSize, float, int], dict[str, Any]] = {}
@@ -114,14 +111,13 @@ class _Sweep:
         self.asked: dict[Key, list[int]] = {}  # what each search waits for
         self.pending: dict[Future[Any], tuple[Key, int]] = {}
         self.simulations: dict[BatchSize, Future[Any]] = {}
-        self.failures: list[str] = []
+        self.tasks = Tasks(
+            pool, options.console, remaining=self._remaining, num_finished=lambda: len(self.rows)
+        )
 
     def complete(self) -> SweepResult:
         started = time.monotonic()
-        with (
-            DeferredInterrupts() as self.interrupts,
-            SweepProgress(self.options.console) as self.progress,
-        ):
+        with self.tasks:
             constants = self._constants()
             if self.config.lr_min is None or self.config.lr_max is None:
                 assert constants is not None
@@ -135,7 +131,7 @@ class _Sweep:
             list(self.rows.values()),
             constants=constants,
             predictions=predictions,
-            failures=self.failures,
+            failures=self.tasks.failures,
             seconds=time.monotonic() - started,
             notes=self.options.notes,
             device=self.options.device,
@@ -168,10 +164,10 @@ class _Sweep:
         """What the predictions, and the default learning rates, are made of."""
         if not self.predicts and self.config.lr_min is not None and self.config.lr_max is not None:
             return None
-        self.progress.activity("curvature at the start")
-        future = self.pool.submit(constants_at, self._cell(self.config.batch_sizes[0], 1.0, 0), self.out)
-        self._wait({future})
-        error = self._error(future)
+        self.tasks.progress.activity("curvature at the start")
+        future = self.tasks.submit(constants_at, self._cell(self.config.batch_sizes[0], 1.0, 0), self.out)
+        self.tasks.wait({future})
+        error = self.tasks.error(future)
         if error is None:
             found: StabilityConstants = future.result()
             return found
@@ -180,7 +176,7 @@ class _Sweep:
                 f"the curvature at the start, by which the learning rates are chosen, cannot be measured "
                 f"({error}): give --lr-min and --lr-max"
             ) from error
-        self._failed("the curvature at the start", error)
+        self.tasks.failed("the curvature at the start", error)
         return None
 
     def _search(self, constants: StabilityConstants | None) -> None:
@@ -189,7 +185,7 @@ class _Sweep:
             self._begin(size, range(self.config.num_seeds) if self.config.num_lr is not None else range(1))
         self._predict(constants)
         while self.pending:
-            for future in self._wait(set(self.pending)):
+            for future in self.tasks.wait(set(self.pending)):
                 self._take(future)
 
     def _begin(self, size: BatchSize, seeds: range) -> None:
@@ -222,20 +218,20 @@ class _Sweep:
         self.asked[key] = indices
         size, seed = key
         for index in indices:
-            future = self.pool.submit(run_cell, self._cell(size, self.rates[index], seed))
+            future = self.tasks.submit(run_cell, self._cell(size, self.rates[index], seed))
             self.pending[future] = (key, index)
 
     def _take(self, future: Future[Any]) -> None:
         """Records a finished cell and, where its search has all it asked for, goes on with it."""
         key, index = self.pending.pop(future)
         (size, seed), rate = key, self.rates[index]
-        error = self._error(future)
+        error = self.tasks.error(future)
         if error is None:
             row = cell_row(future.result(), from_checkpoint=self.config.start is not None)
-            self.progress.cell(size, future.result()["seconds"])
+            self.tasks.progress.cell(size, future.result()["seconds"])
         else:
             row = {"batch_size": size, "learning_rate": rate, "seed": seed}
-            row["error"] = self._failed(f"B = {size}, lr {rate:g}, seed {seed}", error)
+            row["error"] = self.tasks.failed(f"B = {size}, lr {rate:g}, seed {seed}", error)
         self.rows[size, rate, seed] = row
         answers = [self.rows.get((size, self.rates[one], seed)) for one in self.asked[key]]
         if any(answer is None for answer in answers):
@@ -266,7 +262,7 @@ class _Sweep:
         for size in self.config.batch_sizes:
             cell = self._cell(size, 1.0, 0)
             resolved = resolve_batch_size(cell.training, self.num_examples)
-            self.simulations[size] = self.pool.submit(
+            self.simulations[size] = self.tasks.submit(
                 lyapunov_at, cell, self.out, batch_size=resolved, constants=constants
             )
 
@@ -276,7 +272,7 @@ class _Sweep:
             try:
                 row = cell_row(read_cell(path), from_checkpoint=self.config.start is not None)
             except RunFolderError as error:
-                self._failed(str(path), error)
+                self.tasks.failed(str(path), error)
             else:
                 self.rows.setdefault((row["batch_size"], row["learning_rate"], row["seed"]), row)
 
@@ -286,53 +282,20 @@ class _Sweep:
             return {}
         found = {}
         if not all(future.done() for future in self.simulations.values()):
-            self.progress.activity("simulating linearised SGD")
+            self.tasks.progress.activity("simulating linearised SGD")
         for size in in_order(size for size, _, _ in self.rows):
             number = self.num_examples if isinstance(size, str) else size
             simulated = stored_lyapunov(self.out, number)
             if (future := self.simulations.get(size)) is not None:
-                self._wait({future})
-                error = self._error(future)
+                self.tasks.wait({future})
+                error = self.tasks.error(future)
                 if error is not None:
-                    self._failed(f"the simulation of linearised SGD at B = {size}", error)
+                    self.tasks.failed(f"the simulation of linearised SGD at B = {size}", error)
                 simulated = future.result() if error is None else None
             found[size] = predicted_rates(
                 constants, simulated, batch_size=number, population_size=self.num_examples
             )
         return found
-
-    def _error(self, future: Future[Any]) -> BaseException | None:
-        """What a finished task raised; NoisescaleError where its executor has given it up."""
-        try:
-            return future.exception()
-        except CancelledError:
-            raise NoisescaleError(
-                f"the executor has cancelled its tasks (is its scheduler gone?); {len(self.rows)} cells are "
-                "finished and kept: the same command runs the rest"
-            ) from None
-
-    def _failed(self, what: str, error: BaseException) -> str:
-        """Notes a failure, for the summary and on the console; returns it in a line."""
-        words = str(error).strip().splitlines()
-        line = f"{type(error).__name__}: {words[0] if words else ''}"
-        self.failures.append(f"{what}: {line}")
-        self.progress.log(f"{what} failed: {line}")
-        return line
-
-    def _wait(self, futures: set[Future[Any]]) -> set[Future[Any]]:
-        """Those that are done, once one is; Interrupted after a signal, with what is at work given up."""
-        while True:
-            done, _ = wait(futures, timeout=POLL, return_when=FIRST_COMPLETED)
-            self.progress.update(self._remaining())
-            if self.interrupts.received is not None:
-                for future in [*self.pending, *self.simulations.values()]:
-                    future.cancel()
-                raise Interrupted(
-                    f"stopped; {len(self.rows)} cells are finished and kept: the same command runs the rest",
-                    self.interrupts.received,
-                )
-            if done:
-                return done
 
     def _remaining(self) -> dict[BatchSize, int]:
         """How many cells of each batch size are still to be run, about."""

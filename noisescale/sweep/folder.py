@@ -9,34 +9,35 @@ from filelock import FileLock
 
 from noisescale import store
 from noisescale.errors import RunFolderError
-from noisescale.sweep.config import SweepConfig
 
 SETTINGS, CELL_FOLDER, MAP = "sweep.json", "cells", "map.png"
 LOCK = ".noisescale.lock"
 
 
-def claim(out: Path, config: SweepConfig) -> None:
-    """Notes in the folder what its cells have in common; RunFolderError where it is something else."""
+def claim(out: Path, identity: dict[str, Any], *, settings: str = SETTINGS) -> None:
+    """Notes in the folder's `settings` what its cells have in common.
+
+    RunFolderError where it is something else.
+    """
     others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
     strangers = [name for name in others if not name.startswith(".") and name != store.EXPERIMENT]
-    if strangers and not (out / SETTINGS).exists():  # looked for last: another may just be writing it
+    if strangers and not (out / settings).exists():  # looked for last: another may just be writing it
         raise RunFolderError(
-            f"{out} holds {', '.join(strangers[:3])} but no {SETTINGS}, so it is no sweep's folder: "
+            f"{out} holds {', '.join(strangers[:3])} but no {settings}, so it is no folder of such runs: "
             "choose an empty or new folder with --out"
         )
     out.mkdir(parents=True, exist_ok=True)
-    identity = config.identity()
     with FileLock(out / LOCK):  # so that of two that begin at once one sees the other's settings
-        stored = store.read_json(out / SETTINGS)
+        stored = store.read_json(out / settings)
         if stored is None:
-            store.write_json(out / SETTINGS, identity)
+            store.write_json(out / settings, identity)
             return
     differences = [
         f"{name} is {old!r} there, {new!r} here" for name, old, new in _differences(stored, identity)
     ]
     if differences:
         raise RunFolderError(
-            f"{out} holds a sweep made by other settings ({'; '.join(differences)}): choose another --out"
+            f"{out} holds runs made by other settings ({'; '.join(differences)}): choose another --out"
         )
 
 

@@ -17,7 +17,7 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from noisescale import store
 from noisescale.batches import Batches
-from noisescale.config import TrainConfig
+from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.problem import Problem, as_examples
 from noisescale.sweep.cell import Cell, Course, cell_problem, cell_record, look_due, read_cell, run_cell
 from noisescale.training import UNCHECKED_LOSSES, resolve_batch_size
@@ -173,6 +173,7 @@ def alike(cell: Cell) -> tuple[Any, ...] | None:
     size = training.batch_size
     alone = (
         training.optimizer != "sgd"
+        or not isinstance(cell.problem, ProblemConfig)
         or cell.problem.norm == "batch"
         or not isinstance(size, int)
         or size > LARGEST_BATCH

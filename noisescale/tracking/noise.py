@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 
 from noisescale import run_tables, store
@@ -30,6 +31,7 @@ class NoiseTracking:
     num_examples: of the random training subset measured on, the same throughout; all where there are fewer.
     hessian, num_probes, hessian_examples: B_noise as well, see `measure_noise`.
     per_layer: a row for each parameter tensor as well.
+    seed: of the subset and the probes.
     """
 
     every: Every = "log"
@@ -38,6 +40,7 @@ class NoiseTracking:
     num_probes: int = 32
     hessian_examples: int | None = None
     per_layer: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.every != "log" and (not isinstance(self.every, int) or self.every < 1):
@@ -108,6 +111,7 @@ class NoiseTracker:
                 num_probes=options.num_probes,
                 hessian_examples=self._settings["hessian_examples"] or None,
                 per_layer=options.per_layer,
+                generator=torch.Generator().manual_seed(options.seed),
             )
         except MeasurementError as error:
             row["reason"] = str(error)

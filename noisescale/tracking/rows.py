@@ -16,11 +16,14 @@ Every = int | Literal["log"]  # steps between two measurements, or eight in each
 PER_DECADE = 8
 
 
-def is_due(step: int, every: Every) -> bool:
-    """Whether a measurement falls on this step: 0 and the multiples of `every`, or 0 and round(10^(k/8))."""
+def is_due(step: int, every: Every, *, per_decade: int = PER_DECADE) -> bool:
+    """Whether a measurement falls on this step: 0 and the multiples of `every`, or 0 and round(10^(k/8)).
+
+    per_decade: instead of 8.
+    """
     if every != "log":
         return step % every == 0
-    return step == 0 or step == round(10 ** (round(PER_DECADE * math.log10(step)) / PER_DECADE))
+    return step == 0 or step == round(10 ** (round(per_decade * math.log10(step)) / per_decade))
 
 
 class Tracker(Protocol):

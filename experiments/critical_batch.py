@@ -1,0 +1,145 @@
+"""The critical batch size of MNIST, measured two ways, beside the noise scale that is to predict it.
+
+The Pareto front: 784–256–256–10, SGD, 24 batch sizes from 1 to 4,096, each at its best learning rate, to six
+training losses. Branches: from runs at B = 16, where each loss is reached, batch sizes 16 to 2,048 compared
+after equal examples. Beside them a noisy quadratic, of which everything is known in closed form.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+
+from noisescale import (
+    CriticalBatchConfig,
+    Problem,
+    ProblemConfig,
+    SweepOptions,
+    TrainConfig,
+    run_critical_batch,
+)
+from noisescale.checkpoint import load_checkpoint
+from noisescale.cli.critical_batch import PRESETS, WIDTH
+from noisescale.cli.options import machine_options, resolve_device
+from noisescale.critical.branch import BranchConfig, default_examples, run_branches
+from noisescale.critical.cell import GoalCell, run_to_goal
+from noisescale.problem import factory_config
+from noisescale.store import STEP_CHECKPOINTS, record_experiment
+from noisescale.sweep import Cell, file_digest
+from noisescale.sweep.executors import LocalProcesses, default_processes
+from noisescale.synthetic import noisy_quadratic
+from noisescale.tracking.noise import NoiseTracking
+
+PROBLEM = ProblemConfig(dataset="mnist", width=WIDTH)
+BASE = TrainConfig(batch_size=16, learning_rate=0.1, epochs=40)  # of the runs that branches start from
+BRANCH_SIZES = tuple(16 * 2**power for power in range(8))
+DIM = 50  # of the quadratic
+SCALES: dict[str, dict[str, Any]] = {
+    "quick": {"batch_sizes": (2, 8, 32, 128, 512, 2048), "goals": (1.0, 0.4), "num_seeds": 2, "factor": 2.0},
+    "full": {
+        name: value for name, value in PRESETS["mnist-paper"].items() if name not in ("dataset", "width")
+    },
+}
+
+
+def quadratic() -> Problem:
+    """½θᵀHθ + ζᵀθ with curvatures 1/k, k = 1, …, 50, and the noise's covariance 9H."""
+    curvatures = 1 / torch.arange(1, DIM + 1, dtype=torch.float64)
+    hessian = torch.diag(curvatures)
+    return noisy_quadratic(
+        hessian=hessian,
+        covariance=9 * hessian,
+        start=torch.ones(DIM, dtype=torch.float64),
+        num_examples=100_000,
+        generator=torch.Generator().manual_seed(0),
+    ).problem
+
+
+@click.command("critical_batch")
+@click.option(
+    "--scale",
+    type=click.Choice(list(SCALES)),
+    default="quick",
+    show_default=True,
+    help="quick: six batch sizes, two goals and seeds; full: 24, six and six.",
+)
+@click.option("--only", multiple=True, help="Only this part (repeat it): mnist, branches, quadratic.")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/critical_batch-SCALE]")
+@machine_options
+def critical_batch(
+    scale: str, only: tuple[str, ...], out: Path | None, device: str, data_dir: Path | None
+) -> None:
+    """The critical batch size by Pareto fronts and by branches, beside the noise scale."""
+    console = Console(stderr=True, highlight=False)
+    out = out or Path("runs") / f"critical_batch-{scale}"
+    record_experiment(out, command=f"python -m experiments critical_batch --scale {scale}")
+    options = SweepOptions(device=resolve_device(device), data_dir=data_dir, console=console)
+    wanted = only or ("mnist", "branches", "quadratic")
+    goals = SCALES[scale]["goals"]
+    if "mnist" in wanted:
+        run_critical_batch(
+            CriticalBatchConfig(problem=PROBLEM, **SCALES[scale]), out / "mnist", options=options
+        )
+    if "branches" in wanted:
+        _branches(out, goals, range(2 if scale == "full" else 1), options)
+    if "quadratic" in wanted:
+        config = CriticalBatchConfig(
+            problem=factory_config("experiments.critical_batch:quadratic"),
+            batch_sizes=tuple(2**power for power in range(12)),
+            goals=(0.5, 0.25, 0.12),
+            num_seeds=SCALES[scale]["num_seeds"],
+            factor=SCALES[scale]["factor"],
+            noise_examples=10_000,
+        )
+        run_critical_batch(config, out / "quadratic", options=options)
+    click.echo(f"python -m analysis critical_batch {out}")
+
+
+def _branches(out: Path, goals: tuple[float, ...], seeds: range, options: SweepOptions) -> None:
+    """From each goal on the way of the base runs."""
+    pool = LocalProcesses(default_processes())
+    try:
+        bases = [
+            pool.submit(run_to_goal, _base(out.absolute() / f"base-{seed}", goals, seed, options))
+            for seed in seeds
+        ]
+        for seed, future in enumerate(bases):
+            run = future.result()
+            for goal in goals:
+                reached = run.losses["step"][run.losses["loss"] <= goal]
+                start = run.path / STEP_CHECKPOINTS / f"step-{reached.iloc[0]}.pt"
+                checkpoint = load_checkpoint(start)
+                config = BranchConfig(
+                    problem=PROBLEM,
+                    training=checkpoint.training,
+                    start=file_digest(start),
+                    examples=default_examples(16, checkpoint.examples_seen),
+                    batch_sizes=BRANCH_SIZES,
+                    num_seeds=8,
+                )
+                run_branches(
+                    config,
+                    start,
+                    out / "branches" / f"goal{goal:g}-seed{seed}",
+                    executor=pool,
+                    options=options,
+                )
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _base(path: Path, goals: tuple[float, ...], seed: int, options: SweepOptions) -> GoalCell:
+    """A run at a small batch size to the lowest goal, the noise scale measured along it."""
+    training = TrainConfig(**{**vars(BASE), "seed": seed})
+    cell = Cell(
+        path=path, problem=PROBLEM, training=training, device=options.device, data_dir=options.data_dir
+    )
+    return GoalCell(
+        cell=cell,
+        goals=goals,
+        noise=NoiseTracking(num_examples=10_000, hessian=True, num_probes=16, seed=seed),
+    )

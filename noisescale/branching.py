@@ -1,0 +1,85 @@
+"""The critical batch size at one point of training, from branches of equal examples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from noisescale.errors import SettingError
+from noisescale.estimate import CONFIDENCE, Estimate, undefined
+
+BRANCH_COLUMNS = ("batch_size", "learning_rate", "seed", "loss", "diverged")
+FEWEST_BRANCHES = 3
+RESAMPLES = 1000
+
+
+def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
+    """The largest batch size whose loss is within `tolerance` of that of every smaller one.
+
+    Branched training, Merrill et al. 2025 (arXiv 2505.23971): from one checkpoint, branches at several batch
+    sizes, the learning rate scaled with them, are compared after the same number of examples.
+
+    table: a row for each branch and seed, BRANCH_COLUMNS; `loss` smoothed, anything where it diverged.
+    tolerance: in units of the loss.
+
+    The losses are averaged over the seeds, which are orders of the examples; a batch size with a seed that
+    diverged fails. Between the largest batch size that passes and the next one, log B is interpolated to
+    where the loss is just within the tolerance. The interval is that of the bootstrap over the seeds; nan
+    with one. Where the largest batch size passes, it is the lower bound of a size that is not defined.
+
+    SettingError for fewer than three batch sizes, or a tolerance that is no positive number.
+    """
+    if not (isinstance(tolerance, int | float) and 0 < tolerance < math.inf):
+        raise SettingError(f"tolerance {tolerance!r}: give a loss above 0")
+    losses = [
+        np.where(rows["diverged"] == 1, math.inf, rows["loss"]).astype(float)
+        for _, rows in table.groupby("batch_size")
+    ]
+    sizes = np.array(sorted(table["batch_size"].unique()), dtype=float)
+    if len(sizes) < FEWEST_BRANCHES:
+        raise SettingError(f"{len(sizes)} batch sizes: branches take {FEWEST_BRANCHES} or more to compare")
+    num_seeds = min(map(len, losses))
+    value = _largest(sizes, np.array([np.mean(one) for one in losses]), tolerance)
+    if num_seeds < 2:
+        return Estimate(value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_seeds)
+    generator = np.random.default_rng(0)
+    means = np.stack([generator.choice(one, (RESAMPLES, len(one))).mean(1) for one in losses])  # (K, R)
+    draws = [_largest(sizes, draw, tolerance) for draw in means.T]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], method="nearest").tolist()
+    if math.isinf(value) or math.isinf(high):
+        return undefined(num_samples=num_seeds, low=min(low, float(sizes[-1])))
+    stderr = value * math.log(high / low) / 4
+    return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=num_seeds)
+
+
+def _largest(sizes: np.ndarray, losses: np.ndarray, tolerance: float) -> float:
+    """The size, between two of those tried, up to which losses pass; infinity where the last one does."""
+    losses = np.where(np.isfinite(losses), losses, math.inf)
+    allowed = np.concatenate([[math.inf], np.minimum.accumulate(losses)[:-1] + tolerance])
+    last = int(np.flatnonzero(losses <= allowed)[-1])
+    if last == len(sizes) - 1:
+        return math.inf
+    excess = np.array([losses[place] - allowed[last + 1] for place in (last, last + 1)])
+    share = 0.0 if math.isinf(excess[1]) or excess[0] >= 0 else -excess[0] / (excess[1] - excess[0])
+    return float(sizes[last] * (sizes[last + 1] / sizes[last]) ** share)
+
+
+def branch_means(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean loss and its standard error over the seeds of each batch size; nan where one diverged."""
+    rows: list[dict[str, Any]] = []
+    for size, of_size in table.groupby("batch_size"):
+        kept = of_size["loss"].where(of_size["diverged"] == 0).to_numpy(dtype=float)
+        rows.append(
+            {
+                "batch_size": size,
+                "learning_rate": of_size["learning_rate"].iloc[0],
+                "loss": float(kept.mean()),
+                "loss_stderr": float(kept.std(ddof=1)) / math.sqrt(len(kept)) if len(kept) > 1 else math.nan,
+                "num_seeds": len(kept),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,408 @@
+"""noisescale critical-batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from noisescale.cli.executors import check_executor, executor_options, open_executor
+from noisescale.cli.options import (
+    FOLDER,
+    choose_dataset,
+    fill,
+    flag,
+    machine_options,
+    optimizer_options,
+    problem_options,
+    resolve_device,
+)
+from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig, problem_name
+from noisescale.errors import SettingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from noisescale.critical.branch import BranchConfig
+    from noisescale.critical.config import CriticalBatchConfig
+
+WIDTH = 256  # of the default network, with which it is to be had in minutes
+PRESETS: dict[str, dict[str, Any]] = {
+    "mnist-paper": {
+        "dataset": "mnist",
+        "batch_sizes": tuple(sorted({round(2 ** (power / 2)) for power in range(25)})),
+        "goals": (1.0, 0.6, 0.4, 0.25, 0.16, 0.1),
+        "num_seeds": 6,
+        "factor": round(math.sqrt(2), 6),
+        "noise_examples": 10_000,
+    }
+}
+OF_PROBLEM = tuple(ProblemConfig.__dataclass_fields__)
+OF_FRONT = ("goals", "factor", "max_rate", "rate_bend", "epochs", "noise", "noise_examples", "preset")
+OF_BRANCH = ("learning_rate", "examples", "tolerance", "scaling")
+OF_OPTIMIZER = ("optimizer", "momentum", "weight_decay")
+OF_RUNS = ("batch_sizes", "split", "num_seeds", "executor", "processes", "scheduler", "device", "problem")
+
+
+@click.command(
+    "critical-batch",
+    short_help="Measure the critical batch size, and hold the noise scale against it.",
+    epilog="""\b
+Examples:
+  noisescale critical-batch                               MNIST, in minutes
+  noisescale critical-batch --goal 0.5 --goal 0.2 --seeds 5
+  noisescale critical-batch --dataset digits --bs 1 --bs 4 --bs 16 --bs 64 --bs 256
+  noisescale critical-batch --problem my_module:make_problem --lr-max 0.5
+  noisescale critical-batch --from-csv runs.csv           fit anybody's results
+  noisescale critical-batch --method branch runs/NAME-KEY/checkpoint.pt
+  noisescale critical-batch --preset mnist-paper          the long form, an hour
+""",
+)
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--method",
+    type=click.Choice(["pareto", "branch"]),
+    default="pareto",
+    show_default=True,
+    help="pareto: runs to goals at tuned rates, and the fit of steps against examples. branch: from "
+    "CHECKPOINT, several batch sizes compared after the same number of examples.",
+)
+@click.option(
+    "--from-csv",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Fit runs that are there already: columns batch_size and steps; goal, learning_rate, seed, censored "
+    "and diverged if you have them.",
+)
+@click.option(
+    "--bs",
+    "batch_sizes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    multiple=True,
+    help="Examples per update; repeat it, four times or more (branch: three).  [default: 1, 2, 4, … 2048, as "
+    "the data allow; branch: the checkpoint's and its doubles]",
+)
+@click.option(
+    "--goal",
+    "goals",
+    type=float,
+    metavar="LOSS",
+    multiple=True,
+    help="A loss to reach; repeat it.  [default: .4, .25, .15, .1 and .07 of the loss at the start]",
+)
+@click.option(
+    "--goal-split",
+    "split",
+    type=click.Choice(["train", "test"]),
+    default="train",
+    show_default=True,
+    help="Whose loss, on a fixed random subset of 2,000.",
+)
+@click.option(
+    "--seeds", "num_seeds", type=int, default=3, show_default=True, help="Seeds; the errors come from them."
+)
+@click.option(
+    "--factor", type=float, default=2.0, show_default=True, help="Between neighbouring learning rates."
+)
+@click.option(
+    "--lr-max",
+    "max_rate",
+    type=float,
+    metavar="RATE",
+    help="ε* of ε*/(1 + B*/B), on which the first rates are centred.  [default: ε_max by the curvature at "
+    "the start; adam: 1e-3]",
+)
+@click.option(
+    "--lr-bend",
+    "rate_bend",
+    type=float,
+    metavar="B",
+    help="B* of that law.  [default: B_noise at the start]",
+)
+@click.option(
+    "--epochs",
+    type=int,
+    default=20,
+    show_default=True,
+    help="Of the first (middle) batch size's runs, at most; the others' follow from what it takes.",
+)
+@click.option(
+    "--noise/--no-noise",
+    default=True,
+    show_default=True,
+    help="Measure B_simple and B_noise along runs near B_crit, and hold them against it.",
+)
+@click.option(
+    "--noise-examples",
+    type=click.IntRange(min=16),
+    default=4000,
+    show_default=True,
+    help="On so many examples, another random subset for each seed.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="mnist-paper: 24 batch sizes from 1 to 4,096, rates √2 apart, six goals and seeds. An option given "
+    "beside it overrides it.",
+)
+@click.option(
+    "--lr",
+    "learning_rate",
+    type=float,
+    metavar="RATE",
+    help="branch: the rate at the smallest batch size, of weights that are not noisescale's.",
+)
+@click.option(
+    "--examples",
+    type=int,
+    help="branch: that each branch uses.  [default: half of those seen so far, 256 batches at least]",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    default=0.05,
+    show_default=True,
+    metavar="SHARE",
+    help="branch: losses within this share of the smallest batch size's count as equal.",
+)
+@click.option(
+    "--lr-scaling",
+    "scaling",
+    type=click.Choice(["linear", "sqrt"]),
+    help="branch: how the rate follows the batch size.  [default: linear; adam: sqrt]",
+)
+@click.option(
+    "--problem",
+    metavar="MODULE:FACTORY",
+    help="A function of your own (or FILE.py:FACTORY) that returns a noisescale.Problem.",
+)
+@optimizer_options
+@problem_options
+@machine_options
+@executor_options(
+    "processes",
+    "dask",
+    help="Where the runs are: in local processes of one thread each, or on a Dask cluster.",
+)
+@click.option("--out", type=FOLDER, help="Folder of the tables and runs.  [default: runs/critical-NAME-KEY]")
+@click.option("--json", "as_json", is_flag=True, help="Print the content of fit.json, not tables.")
+@click.pass_context
+def critical_batch(ctx: click.Context, /, **options: Any) -> None:
+    """Measure the critical batch size, and hold the noise scale against it.
+
+    At each batch size the learning rate is tuned, the fastest run's steps to each of several losses are kept,
+    and (S/S_min − 1)(E/E_min − 1) = 1 is fitted: B_crit = E_min/S_min with a 95 % interval. B_simple and
+    B_noise, averaged along runs near it, stand beside.
+
+    Every run is a folder of its own. The same command again runs only what is missing, so that a killed
+    one goes on; with more seeds or batch sizes it runs only those.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    check_executor(options)
+    _check_method(ctx, options, given)
+    if options["from_csv"] is not None:
+        _from_csv(options)
+        return
+    options |= {
+        name: value for name, value in PRESETS.get(options["preset"], {}).items() if name not in given
+    }
+    options["device"] = resolve_device(options["device"])
+    if options["method"] == "branch":
+        _branch(options, given, console)
+    else:
+        _pareto(options, console)
+
+
+def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) -> None:
+    """SettingError for options that belong to another way of measuring."""
+
+    def refuse(names: tuple[str, ...], why: str) -> None:
+        if others := [flag(ctx, name) for name in names if name in given]:
+            raise SettingError(f"{why}: leave out {', '.join(others)}")
+
+    if options["from_csv"] is not None:
+        kept = ("method", "checkpoint", *OF_FRONT, *OF_BRANCH, *OF_PROBLEM, *OF_OPTIMIZER, *OF_RUNS)
+        refuse(kept, "--from-csv runs nothing")
+    elif options["method"] == "branch":
+        if options["checkpoint"] is None:
+            raise SettingError("--method branch starts from a checkpoint: give its file or run folder")
+        refuse(OF_FRONT, "--method branch compares losses after equal examples")
+        refuse(
+            (*OF_PROBLEM, *OF_OPTIMIZER), "--method branch takes problem and optimizer from the checkpoint"
+        )
+    else:
+        if options["checkpoint"] is not None:
+            raise SettingError(f"{options['checkpoint']}: a checkpoint goes with --method branch")
+        refuse(OF_BRANCH, "--method pareto starts from initialisation and tunes the learning rate")
+        if options["problem"] is not None:
+            refuse((*OF_PROBLEM, "preset"), "--problem says what is trained")
+
+
+def _from_csv(options: dict[str, Any]) -> None:
+    from noisescale.cli.critical_batch_report import print_fits
+    from noisescale.critical.results import analyse, write_fits
+    from noisescale.goal_table import read_goal_table
+
+    result = analyse(read_goal_table(options["from_csv"]))
+    if options["as_json"]:
+        click.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
+    else:
+        print_fits(result)
+    if (out := options["out"]) is not None:
+        write_fits(out, result, title=options["from_csv"].name)
+        click.echo(out, err=options["as_json"])
+
+
+def _pareto(options: dict[str, Any], console: Console) -> None:
+    from noisescale.cli.critical_batch_report import print_fits
+    from noisescale.critical.engine import run_critical_batch
+    from noisescale.sweep.engine import SweepOptions
+
+    config, notes = _config(options, console)
+    out = options["out"] or Path("runs") / _name(config)
+    executor = open_executor(options, console)
+    run_options = SweepOptions(
+        device=options["device"], data_dir=options["data_dir"], console=console, notes=notes
+    )
+    try:
+        result = run_critical_batch(config, out, executor=executor, options=run_options)
+    finally:
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+    if options["as_json"]:
+        click.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
+    else:
+        print_fits(result)
+    click.echo(out, err=options["as_json"])
+    _report_failures((result.summary or {})["failures"], out)
+
+
+def _branch(options: dict[str, Any], given: set[str], console: Console) -> None:
+    from noisescale.cli.critical_batch_report import print_branches
+    from noisescale.critical.branch import run_branches
+    from noisescale.store import CHECKPOINT
+    from noisescale.sweep.engine import SweepOptions
+
+    start: Path = options["checkpoint"]
+    start = start / CHECKPOINT if start.is_dir() else start
+    config = _branch_config(options, given, start)
+    out = options["out"] or Path("runs") / config.name()
+    executor = open_executor(options, console)
+    run_options = SweepOptions(device=options["device"], data_dir=options["data_dir"], console=console)
+    try:
+        result = run_branches(config, start, out, executor=executor, options=run_options)
+    finally:
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+    if options["as_json"]:
+        click.echo(json.dumps(result.summary, indent=2, allow_nan=False))
+    else:
+        print_branches(result)
+    click.echo(out, err=options["as_json"])
+    _report_failures(result.summary["failures"], out)
+
+
+def _report_failures(failures: list[str], out: Path) -> None:
+    if failures:
+        raise click.ClickException(
+            f"{len(failures)} failed ({failures[0]}): what is finished in {out} is kept, and the same "
+            "command tries the rest again"
+        )
+
+
+def _config(options: dict[str, Any], console: Console) -> tuple[CriticalBatchConfig, tuple[str, ...]]:
+    """The measurement that the options describe, and notes for its record."""
+    from noisescale.build import build_own_problem
+    from noisescale.critical.config import CriticalBatchConfig, default_batch_sizes
+    from noisescale.data import num_training_examples
+    from noisescale.problem import as_examples, factory_config
+
+    notes: tuple[str, ...] = ()
+    problem: ProblemConfig | FactoryConfig
+    if options["problem"] is not None:
+        problem = factory_config(options["problem"])
+        num_examples = as_examples(build_own_problem(problem).train).num_examples
+    else:
+        if options["width"] is None and options["model"] == "mlp":
+            options["width"] = WIDTH
+        options["dataset"], notes = choose_dataset(options, console)
+        problem = fill(ProblemConfig, options)
+        num_examples = num_training_examples(problem.dataset, problem.num_train)
+    config = CriticalBatchConfig(
+        problem=problem,
+        training=fill(TrainConfig, {name: options[name] for name in OF_OPTIMIZER}),
+        batch_sizes=tuple(dict.fromkeys(options["batch_sizes"])) or default_batch_sizes(num_examples),
+        goals=tuple(dict.fromkeys(options["goals"])) or None,
+        split=options["split"],
+        num_seeds=options["num_seeds"],
+        factor=options["factor"],
+        max_rate=options["max_rate"],
+        rate_bend=options["rate_bend"],
+        epochs=options["epochs"],
+        noise_examples=options["noise_examples"] if options["noise"] else None,
+    )
+    return config, notes
+
+
+def _branch_config(options: dict[str, Any], given: set[str], start: Path) -> BranchConfig:
+    """The branches that the options describe, from a checkpoint of ours or weights of another origin."""
+    from noisescale.checkpoint import Checkpoint
+    from noisescale.critical.branch import BranchConfig, default_branch_sizes, default_examples
+    from noisescale.problem import factory_config
+    from noisescale.sweep.cell import file_digest
+    from noisescale.weights import read_weights
+
+    _, content = read_weights(start)
+    stored = content if isinstance(content, Checkpoint) else None
+    problem: ProblemConfig | FactoryConfig | None = None if stored is None else stored.problem
+    if options["problem"] is not None:
+        problem = factory_config(options["problem"])
+    if problem is None:
+        raise SettingError(
+            f"{start} does not say which model and data it belongs to: give --problem module:factory"
+        )
+    sizes = tuple(dict.fromkeys(options["batch_sizes"]))
+    training = TrainConfig() if stored is None else stored.training
+    seen = 0 if stored is None else stored.examples_seen
+    if options["learning_rate"] is not None:
+        if not sizes:
+            raise SettingError("--lr is the rate at the smallest batch size: give --bs too")
+        values = {name: getattr(training, name) for name in OF_OPTIMIZER}
+        training = TrainConfig(
+            **values, batch_size=min(sizes), learning_rate=options["learning_rate"], seed=training.seed
+        )
+    elif stored is None:
+        raise SettingError(f"{start} does not say how it was trained: give --lr and --bs")
+    base = training.batch_size
+    examples = options["examples"]
+    if examples is None and isinstance(base, int):
+        examples = default_examples(base, seen)
+    if not sizes and isinstance(base, int):
+        sizes = default_branch_sizes(base, examples or 0)
+    default = "linear" if training.optimizer == "sgd" else "sqrt"
+    return BranchConfig(
+        problem=problem,
+        training=training,
+        start=file_digest(start),
+        examples=examples or 0,
+        batch_sizes=sizes,
+        scaling=options["scaling"] or default,
+        num_seeds=options["num_seeds"] if "num_seeds" in given else BranchConfig.num_seeds,
+        tolerance=options["tolerance"],
+        split=options["split"],
+    )
+
+
+def _name(config: CriticalBatchConfig) -> str:
+    """A default folder name, by what its runs have in common, so that a larger measurement goes on in it."""
+    key = hashlib.sha256(json.dumps(config.identity(), sort_keys=True).encode()).hexdigest()[:8]
+    return f"critical-{problem_name(config.problem)}-{key}"

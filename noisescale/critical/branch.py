@@ -1,0 +1,275 @@
+"""Branched training: from one checkpoint, several batch sizes, compared after the same number of examples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from noisescale import store
+from noisescale.branching import BRANCH_COLUMNS, FEWEST_BRANCHES, branch_critical_batch
+from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig, run_name
+from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
+from noisescale.critical.config import GoalSplit
+from noisescale.critical_plots import branch_figure
+from noisescale.environment import environment
+from noisescale.errors import NoisescaleError, RunFolderError, SettingError
+from noisescale.estimate import Estimate
+from noisescale.plots import image
+from noisescale.run_tables import BRANCHES
+from noisescale.sweep.cell import Cell, file_digest
+from noisescale.sweep.config import BatchSize
+from noisescale.sweep.engine import SweepOptions
+from noisescale.sweep.executors import LocalProcesses, default_processes
+from noisescale.sweep.folder import CELL_FOLDER, claim
+from noisescale.sweep.tasks import Tasks
+
+SETTINGS, RESULT, PICTURE = "branches.json", "branch.json", "branches.png"
+SMOOTHED = 0.75  # of a branch, after which its losses are averaged
+FEWEST_UPDATES = 8  # of the largest default batch size
+POWERS = {"linear": 1.0, "sqrt": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchConfig:
+    """Branches from one checkpoint.
+
+    problem: what is trained. training: as the checkpoint was, its batch size B and learning rate ε the ones
+        that others are scaled from. start: the checkpoint's digest.
+    examples: that each branch uses. batch_sizes: three or more; see `default_branch_sizes`.
+    scaling: of the learning rate with k = batch size/B: "linear", ε·k, for SGD; "sqrt", ε·√k, for Adam.
+    num_seeds: orders of the examples.
+    tolerance: within which losses count as equal, as a share of the loss at the smallest batch size.
+    split: whose loss is compared.
+    """
+
+    problem: ProblemConfig | FactoryConfig
+    training: TrainConfig
+    start: str
+    examples: int
+    batch_sizes: tuple[int, ...]
+    scaling: str = "linear"
+    num_seeds: int = 5
+    tolerance: float = 0.05
+    split: GoalSplit = "train"
+
+    def __post_init__(self) -> None:
+        for name in ("examples", "num_seeds"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise SettingError(f"{name.replace('_', ' ')} {number!r}: give a whole number of 1 or more")
+        if not isinstance(self.training.batch_size, int):
+            raise SettingError(
+                f"the checkpoint's batch size is {self.training.batch_size}: give one of a run at a fixed one"
+            )
+        if len(set(self.batch_sizes)) < FEWEST_BRANCHES:
+            raise SettingError(
+                f"{len(set(self.batch_sizes))} batch sizes: branches take {FEWEST_BRANCHES} or more; "
+                "give more of them, or more --examples"
+            )
+        if (largest := max(self.batch_sizes)) > self.examples:
+            raise SettingError(
+                f"batch size {largest} with {self.examples} examples a branch: give no larger batches than "
+                "that, or more --examples"
+            )
+        if self.scaling not in POWERS:
+            raise SettingError(f"scaling {self.scaling!r}: choose one of {', '.join(POWERS)}")
+        if not (isinstance(self.tolerance, int | float) and 0 < self.tolerance < math.inf):
+            raise SettingError(f"tolerance {self.tolerance!r}: give a share of the loss, such as 0.05")
+
+    def run(self, batch_size: int, seed: int) -> TrainConfig:
+        """How one branch is trained."""
+        assert isinstance(self.training.batch_size, int)
+        scale = (batch_size / self.training.batch_size) ** POWERS[self.scaling]
+        steps = max(1, self.examples // batch_size)
+        values = {name: getattr(self.training, name) for name in ("optimizer", "momentum", "weight_decay")}
+        return TrainConfig(
+            **values,
+            batch_size=batch_size,
+            learning_rate=float(f"{scale * self.training.learning_rate:.6g}"),
+            seed=seed,
+            epochs=steps,
+            max_steps=steps,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What all branches of a folder must have in common."""
+        training = {name: getattr(self.training, name) for name in ("optimizer", "momentum", "weight_decay")}
+        rate = {"batch_size": self.training.batch_size, "learning_rate": self.training.learning_rate}
+        return {
+            "problem": self.problem.to_dict(),
+            "training": training | rate,
+            "start": self.start,
+            "examples": self.examples,
+            "scaling": self.scaling,
+            "split": self.split,
+        }
+
+    def name(self) -> str:
+        """A default folder name."""
+        key = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        return f"branches-{key}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchResult:
+    """The content of branches.csv and branch.json."""
+
+    table: pd.DataFrame
+    critical_batch_size: Estimate
+    summary: dict[str, Any]
+
+
+def default_branch_sizes(batch_size: int, examples: int) -> tuple[int, ...]:
+    """The checkpoint's batch size and its doubles, as far as a branch has eight updates."""
+    sizes = [batch_size]
+    while 2 * sizes[-1] * FEWEST_UPDATES <= examples:
+        sizes.append(2 * sizes[-1])
+    return tuple(sizes)
+
+
+def default_examples(batch_size: int, examples_seen: int) -> int:
+    """Half of those that led to the checkpoint, and 256 batches of its at least."""
+    return max(examples_seen // 2, 256 * batch_size)
+
+
+def run_branches(
+    config: BranchConfig,
+    start: Path,
+    out: Path,
+    *,
+    executor: Executor | None = None,
+    options: SweepOptions | None = None,
+) -> BranchResult:
+    """The critical batch size at the checkpoint `start`, computed in `out` as far as it is not there already.
+
+    A branch takes the checkpoint's parameters and its optimizer's state; its loss, on a fixed subset, is the
+    mean over the last quarter of its updates. See `branch_critical_batch` for what is made of it, and
+    `run_critical_batch` for executor, options and errors.
+    """
+    options = options or SweepOptions()
+    if (digest := file_digest(start)) != config.start:
+        raise SettingError(f"{start} has the digest {digest}, the config's start is {config.start}")
+    claim(out, config.identity(), settings=SETTINGS)
+    pool = executor or LocalProcesses(default_processes())
+    started = time.monotonic()
+    runs: dict[Future[Any], tuple[int, int]] = {}
+    finished: list[GoalRun] = []
+
+    def remaining() -> dict[BatchSize, int]:
+        left: dict[BatchSize, int] = {}
+        for future, (size, _) in runs.items():
+            left[size] = left.get(size, 0) + (not future.done())
+        return left
+
+    with Tasks(pool, options.console, remaining=remaining, num_finished=lambda: len(finished)) as tasks:
+        try:
+            for size in sorted(config.batch_sizes):
+                for seed in range(config.num_seeds):
+                    cell = _cell(config, size, seed, start.absolute(), out.absolute(), options)
+                    runs[tasks.submit(run_to_goal, cell)] = (size, seed)
+            waiting = set(runs)
+            while waiting:
+                for future in tasks.wait(waiting):
+                    waiting.remove(future)
+                    size, seed = runs[future]
+                    if (error := tasks.error(future)) is not None:
+                        tasks.failed(f"B = {size}, seed {seed}", error)
+                    else:
+                        finished.append(future.result())
+                        tasks.progress.cell(size, finished[-1].summary["seconds"])
+        except BaseException:
+            if executor is None:
+                pool.shutdown(cancel_futures=True)
+            raise
+    if executor is None:
+        pool.shutdown()
+    if not finished:
+        raise NoisescaleError(f"no branch could be run: {tasks.failures[0]}")
+    _take_others(out, finished)
+    return _write(config, out, finished, tasks.failures, time.monotonic() - started, options)
+
+
+def _cell(
+    config: BranchConfig, size: int, seed: int, start: Path, out: Path, options: SweepOptions
+) -> GoalCell:
+    training = config.run(size, seed)
+    cell = Cell(
+        path=out / CELL_FOLDER / run_name(config.problem, training),
+        problem=config.problem,
+        training=training,
+        start=start,
+        device=options.device,
+        data_dir=options.data_dir and options.data_dir.absolute(),
+        notes=options.notes,
+    )
+    return GoalCell(cell=cell, goals=(), split=config.split)
+
+
+def _take_others(out: Path, finished: list[GoalRun]) -> None:
+    """Adds the branches that are in the folder from before."""
+    known = {run.path for run in finished}
+    for path in store.finished_runs(out.absolute() / CELL_FOLDER):
+        if path not in known:
+            try:
+                finished.append(read_goal_run(path))
+            except RunFolderError:  # it was no part of this measurement
+                continue
+
+
+def _write(
+    config: BranchConfig,
+    out: Path,
+    runs: list[GoalRun],
+    failures: list[str],
+    seconds: float,
+    options: SweepOptions,
+) -> BranchResult:
+    rows = []
+    for run in runs:
+        losses = run.losses
+        late = losses[losses["step"] >= SMOOTHED * run.summary["steps"]]["loss"]
+        row = (
+            run.summary["batch_size"],
+            run.summary["learning_rate"],
+            run.summary["seed"],
+            float(late.mean()),
+            int(run.summary["diverged_at_step"] is not None or not math.isfinite(late.mean())),
+        )
+        rows.append(dict(zip(BRANCH_COLUMNS, row, strict=True)))
+    table = pd.DataFrame(rows).sort_values(["batch_size", "seed"]).reset_index(drop=True)
+    smallest = table[table["batch_size"] == table["batch_size"].min()]
+    tolerance = config.tolerance * float(smallest["loss"].mean())
+    if not tolerance > 0:
+        raise NoisescaleError(
+            f"the loss at the smallest batch size is {smallest['loss'].mean():g}, of which no tolerance can "
+            "be a share: give smaller batch sizes, or another checkpoint"
+        )
+    found = branch_critical_batch(table, tolerance=tolerance)
+    summary = {
+        **config.identity(),
+        "critical_batch_size": found.to_dict(),
+        "definition": "branch",
+        "resolved": math.isfinite(found.value),
+        "tolerance": tolerance,
+        "start_loss": float(runs[0].losses["loss"].iloc[0]),
+        "batch_sizes": [int(size) for size in sorted(table["batch_size"].unique())],
+        "num_seeds": config.num_seeds,
+        "failures": failures,
+        "seconds": seconds,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "notes": list(options.notes),
+        "environment": environment(options.device),
+    }
+    store.write_table(out / BRANCHES, table)
+    title = f"Branches from a loss of {summary['start_loss']:.3g}, {config.examples:,} examples each"
+    store.write_atomically(out / PICTURE, image(branch_figure(table, summary, title=title)))
+    store.write_json(out / RESULT, summary)
+    return BranchResult(table=table, critical_batch_size=found, summary=summary)

@@ -1,0 +1,365 @@
+"""Runs to the goals at each batch size's best learning rate, the noise scale along some, and the fits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from noisescale import store
+from noisescale.build import build_own_problem
+from noisescale.config import FactoryConfig, run_name
+from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
+from noisescale.critical.config import CriticalBatchConfig, default_goals
+from noisescale.critical.results import CriticalBatchResult, write_results
+from noisescale.critical.start import Start, start_at
+from noisescale.critical.tuning import SLACK, Steps, Tuning, best_places, tune
+from noisescale.data import num_training_examples
+from noisescale.errors import NoisescaleError, RunFolderError, SettingError
+from noisescale.goal_table import COLUMNS, fastest_runs, fit_goals, of_goal
+from noisescale.problem import as_examples
+from noisescale.sweep.cell import Cell
+from noisescale.sweep.config import BatchSize
+from noisescale.sweep.engine import SweepOptions
+from noisescale.sweep.executors import LocalProcesses, default_processes
+from noisescale.sweep.folder import CELL_FOLDER, claim
+from noisescale.sweep.tasks import Tasks
+from noisescale.tracking.noise import NoiseTracking
+from noisescale.training import resolve_batch_size
+
+SETTINGS = "critical_batch.json"
+NOISE_FOLDER = "noise"
+ADAPTIVE_RATE = 1e-3  # of Adam and AdamW at the first batch size, where nothing else is given
+CELLS_A_SEARCH = 5  # about
+NUM_PROBES = 16  # of B_noise
+
+Key = tuple[int, int]  # batch size and seed
+
+
+def run_critical_batch(
+    config: CriticalBatchConfig,
+    out: Path,
+    *,
+    executor: Executor | None = None,
+    options: SweepOptions | None = None,
+) -> CriticalBatchResult:
+    """The critical batch size for each goal, computed in the folder `out` as far as it is not there already.
+
+    executor, options: as of `run_sweep`, without its start and predictions. At each batch size the learning
+    rate is tuned, seed by seed, until the best one for every goal lies between others that were tried. The
+    first batch size is the middle one; as S falls and E rises with B, what it takes bounds the lengths of the
+    runs at its neighbours, and theirs of the next. Each run is a folder of its own, so that a killed
+    measurement goes on with what is missing, and more batch sizes or seeds may be added.
+
+    A script calls it under `if __name__ == "__main__":`, since the local processes import the script.
+
+    NoisescaleError where no run at the first batch size reaches a goal, with the best loss seen;
+    RunFolderError where `out` holds something else; Interrupted after SIGINT or SIGTERM.
+    """
+    options = options or SweepOptions()
+    num_examples = count_examples(config)
+    for size in config.batch_sizes:
+        resolve_batch_size(config.run(size, 1.0, 0, max_steps=1), num_examples)
+    claim(out, config.identity(), settings=SETTINGS)
+    own = executor is None
+    pool = executor or LocalProcesses(default_processes())
+    try:
+        result = _Measurement(config, out, pool, options, num_examples).complete()
+    except BaseException:
+        if own:
+            pool.shutdown(cancel_futures=True)
+        raise
+    if own:
+        pool.shutdown()
+    return result
+
+
+def count_examples(config: CriticalBatchConfig) -> int:
+    """How many training examples the problem has."""
+    if isinstance(config.problem, FactoryConfig):
+        return as_examples(build_own_problem(config.problem).train).num_examples
+    return num_training_examples(config.problem.dataset, config.problem.num_train)
+
+
+class _Measurement:
+    """A measurement in progress, on an executor."""
+
+    def __init__(
+        self,
+        config: CriticalBatchConfig,
+        out: Path,
+        pool: Executor,
+        options: SweepOptions,
+        num_examples: int,
+    ) -> None:
+        self.config = config
+        self.out = out.absolute()  # a worker may be elsewhere
+        self.options = options
+        self.num_examples = num_examples
+        self.sizes = sorted(config.batch_sizes)
+        self.goals: tuple[float, ...] = ()
+        self.start = Start(math.nan, math.nan, math.nan)
+        self.runs: dict[tuple[int, float, int], GoalRun | None] = {}  # None: it failed
+        self.searches: dict[Key, Tuning] = {}
+        self.asked: dict[Key, list[float]] = {}  # the rates that each search waits for
+        self.steps: dict[Key, dict[int, Steps]] = {}  # of each place tried
+        self.budgets: dict[Key, int] = {}
+        self.pending: dict[Future[Any], tuple[Key, float]] = {}
+        self.tasks = Tasks(
+            pool, options.console, remaining=self._remaining, num_finished=lambda: len(self.runs)
+        )
+
+    def complete(self) -> CriticalBatchResult:
+        started = time.monotonic()
+        with self.tasks:
+            self._look_at_start()
+            first = self.sizes[len(self.sizes) // 2]
+            self._begin(first, 0, self._first_rate(first), self._first_budget(first))
+            while self.pending:
+                for future in self.tasks.wait(set(self.pending)):
+                    self._take(future)
+            self._take_others()
+            table = self.table()
+            noise_runs = self._noise_runs(table)
+        return write_results(
+            self.config,
+            self.out,
+            table,
+            goals=self.goals,
+            start=self.start,
+            noise_runs=noise_runs,
+            failures=self.tasks.failures,
+            seconds=time.monotonic() - started,
+            options=self.options,
+        )
+
+    def _look_at_start(self) -> None:
+        """The loss and the curvature where seed 0 starts, and from the loss the default goals."""
+        config = self.config
+        plain = config.training.optimizer == "sgd"
+        curvature = plain and (config.max_rate is None or config.rate_bend is None)
+        self.tasks.progress.activity("where the runs start")
+        cell = self._cell(self.sizes[0], 1.0, 0, 1, folder=CELL_FOLDER)
+        future = self.tasks.submit(start_at, cell, self.out, config.split, curvature=curvature)
+        self.tasks.wait({future})
+        if (error := self.tasks.error(future)) is not None:
+            raise NoisescaleError(f"the start of the runs cannot be evaluated: {error}") from error
+        self.start = future.result()
+        goals = config.goals
+        if goals is None:
+            if not self.start.loss > 0:
+                raise SettingError(
+                    f"the loss at the start is {self.start.loss:g}, of which no goals can be shares: give "
+                    "--goal"
+                )
+            goals = default_goals(self.start.loss)
+        self.goals = tuple(sorted(goals, reverse=True))
+
+    def _first_rate(self, size: int) -> float:
+        """ε*/(1 + B*/B)."""
+        config, start = self.config, self.start
+        rate = start.max_rate if config.max_rate is None else config.max_rate
+        if config.training.optimizer != "sgd":
+            return ADAPTIVE_RATE if config.max_rate is None else config.max_rate
+        if not rate > 0:
+            raise SettingError(
+                "the curvature along the gradient at the start gives no best learning rate to begin with: "
+                "give --lr-max"
+            )
+        return rate / (1 + self._bend() / size)
+
+    def _bend(self) -> float:
+        """B* of the law by which one batch size's best rate leads to the next one's."""
+        bend = self.start.rate_bend if self.config.rate_bend is None else self.config.rate_bend
+        return bend if math.isfinite(bend) else float(self.sizes[len(self.sizes) // 2])
+
+    def _first_budget(self, size: int) -> int:
+        return self.config.epochs * math.ceil(self.num_examples / size)
+
+    def _place(self, rate: float) -> int:
+        """Of the nearest rate on the grid, which is the same for all batch sizes."""
+        return round(math.log(rate) / math.log(self.config.factor))
+
+    def _rate(self, place: int) -> float:
+        return float(f"{self.config.factor**place:.6g}")
+
+    def _cell(self, size: int, rate: float, seed: int, max_steps: int, *, folder: str) -> Cell:
+        training = self.config.run(size, rate, seed, max_steps=max_steps)
+        until = f"to-{self.goals[-1]:g}" if self.goals else ""
+        return Cell(
+            path=self.out / folder / until / run_name(self.config.problem, training),
+            problem=self.config.problem,
+            training=training,
+            device=self.options.device,
+            data_dir=self.options.data_dir and self.options.data_dir.absolute(),
+            notes=self.options.notes,
+        )
+
+    def _begin(self, size: int, seed: int, rate: float, budget: int) -> None:
+        """Starts the search of a batch size's best rates with a seed."""
+        key = (size, seed)
+        self.searches[key] = tune(self._place(rate), budget)
+        self.steps[key] = {}
+        self._ask(key, next(self.searches[key]))
+
+    def _ask(self, key: Key, trials: list[Any]) -> None:
+        size, seed = key
+        self.asked[key] = [trial.place for trial in trials]
+        self.budgets[key] = trials[0].max_steps
+        for place, max_steps in trials:
+            rate = self._rate(place)
+            cell = self._cell(size, rate, seed, max_steps, folder=CELL_FOLDER)
+            goal_cell = GoalCell(cell=cell, goals=self.goals, split=self.config.split)
+            self.pending[self.tasks.submit(run_to_goal, goal_cell)] = (key, place)
+
+    def _take(self, future: Future[Any]) -> None:
+        """Records a finished run and, where its search has all it asked for, goes on with it."""
+        key, place = self.pending.pop(future)
+        (size, seed), rate = key, self._rate(int(place))
+        error = self.tasks.error(future)
+        if error is None:
+            run: GoalRun = future.result()
+            self.tasks.progress.cell(size, run.summary["seconds"])
+            self.runs[size, rate, seed] = run
+            self.steps[key][int(place)] = tuple(run.steps(goal) for goal in self.goals)
+        else:
+            self.tasks.failed(f"B = {size}, lr {rate:g}, seed {seed}", error)
+            self.runs[size, rate, seed] = None
+            self.steps[key][int(place)] = (math.inf,) * len(self.goals)
+        if not all(one in self.steps[key] for one in self.asked[key]):
+            return
+        try:
+            self._ask(key, self.searches[key].send([self.steps[key][int(one)] for one in self.asked[key]]))
+        except StopIteration:
+            del self.searches[key]
+            if seed == 0:
+                self._follow(size)
+
+    def _follow(self, size: int) -> None:
+        """Goes on from a batch size that seed 0 has tuned: with the other seeds, and to its neighbours."""
+        tried = self.steps[size, 0]
+        reached = [place for place in best_places(tried) if place is not None]
+        first = self.sizes[len(self.sizes) // 2]
+        if not reached and size == first:
+            raise NoisescaleError(self._unreached())
+        rate = self._rate(reached[len(reached) // 2] if reached else sorted(tried)[len(tried) // 2])
+        fewest = min(steps[-1] for steps in tried.values())
+        budget = math.ceil(SLACK * fewest) if math.isfinite(fewest) else self.budgets[size, 0]
+        for seed in range(1, self.config.num_seeds):
+            self._begin(size, seed, rate, budget)
+        place = self.sizes.index(size)
+        if size >= first and place + 1 < len(self.sizes):
+            self._begin_neighbour(self.sizes[place + 1], size, rate, budget)
+        if size <= first and place > 0:
+            self._begin_neighbour(self.sizes[place - 1], size, rate, budget * size / self.sizes[place - 1])
+
+    def _begin_neighbour(self, size: int, known: int, rate: float, budget: float) -> None:
+        """A larger batch takes no more steps than the known one, a smaller one no more examples."""
+        if self.config.training.optimizer == "sgd":
+            bend = self._bend()
+            rate *= (1 + bend / known) / (1 + bend / size)
+        else:
+            rate *= math.sqrt(size / known)
+        self._begin(size, 0, rate, math.ceil(budget))
+
+    def _unreached(self) -> str:
+        """What to say where no goal was reached."""
+        losses = [
+            (run.summary["best_loss"], size, rate)
+            for (size, rate, _), run in self.runs.items()
+            if run is not None and run.summary["best_loss"] is not None
+        ]
+        goals = ", ".join(f"{goal:g}" for goal in self.goals)
+        if not losses:
+            return f"no run has a finite loss; goals {goals}: give smaller rates with --lr-max"
+        loss, size, rate = min(losses)
+        return (
+            f"no run reaches any of the goals {goals}: the best loss seen is {loss:.4g}, at B = {size} and "
+            f"lr {rate:g}; give higher ones with --goal, longer runs with --epochs, or other rates with "
+            "--lr-max"
+        )
+
+    def _take_others(self) -> None:
+        """Adds the runs that others have finished in this folder, so that no table loses them."""
+        for path in store.finished_runs(self.out / CELL_FOLDER / f"to-{self.goals[-1]:g}"):
+            try:
+                run = read_goal_run(path)
+            except RunFolderError as error:
+                self.tasks.failed(str(path), error)
+                continue
+            key = (run.summary["batch_size"], run.summary["learning_rate"], run.summary["seed"])
+            known = self.runs.get(key)
+            if known is None or known.summary["steps"] < run.summary["steps"]:
+                self.runs[key] = run
+
+    def table(self) -> pd.DataFrame:
+        """The rows of steps_to_goal.csv."""
+        rows = []
+        for goal in self.goals:
+            for (size, rate, seed), run in sorted(self.runs.items()):
+                if run is None:
+                    continue
+                steps = run.steps(goal)
+                censored = math.isinf(steps)
+                row = (
+                    goal,
+                    size,
+                    rate,
+                    seed,
+                    run.summary["steps"] if censored else steps,
+                    int(censored),
+                    int(run.summary["diverged_at_step"] is not None),
+                )
+                rows.append(dict(zip(COLUMNS, row, strict=True)))
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def _noise_runs(self, table: pd.DataFrame) -> list[GoalRun]:
+        """Runs with the noise scale measured along them, at the tried batch size nearest to B_crit."""
+        examples = min(self.config.noise_examples or 0, self.num_examples)
+        goal = next((one for one in self.goals[::-1] if (of_goal(table, one)["censored"] == 0).any()), None)
+        if goal is None or not examples:
+            return []
+        fit = fit_goals(table)[goal]
+        middle = self.sizes[len(self.sizes) // 2]
+        wanted = fit.critical_batch_size.value if fit.resolved else float(middle)
+        fastest = of_goal(fastest_runs(table), goal)
+        fastest = fastest[fastest["censored"] == 0]
+        size = min(fastest["batch_size"], key=lambda one: abs(math.log(one / wanted)))
+        chosen = fastest[fastest["batch_size"] == size]
+        rate = float(chosen["learning_rate"].sort_values().iloc[len(chosen) // 2])
+        budget = math.ceil(SLACK * float(chosen["steps"].max()))
+        self.tasks.progress.activity(f"noise scale along runs at B = {size}, lr {rate:g}")
+        waiting = set()
+        for seed in range(self.config.num_seeds):
+            cell = self._cell(int(size), rate, seed, budget, folder=f"{NOISE_FOLDER}-{examples}")
+            tracking = NoiseTracking(
+                num_examples=examples,
+                hessian=True,
+                num_probes=NUM_PROBES,
+                hessian_examples=max(2, examples // 4),
+                seed=seed,
+            )
+            goal_cell = GoalCell(cell=cell, goals=self.goals, split=self.config.split, noise=tracking)
+            waiting.add(self.tasks.submit(run_to_goal, goal_cell))
+        found = []
+        while waiting:
+            for future in self.tasks.wait(waiting):
+                waiting.remove(future)
+                if (error := self.tasks.error(future)) is not None:
+                    self.tasks.failed("a run with the noise scale along it", error)
+                else:
+                    found.append(future.result())
+        return sorted(found, key=lambda run: run.summary["seed"])
+
+    def _remaining(self) -> dict[BatchSize, int]:
+        """How many runs of each batch size are still to come, about."""
+        left: Counter[BatchSize] = Counter(key[0] for key, _ in self.pending.values())
+        for size in self.sizes:
+            begun = sum(key[0] == size for key in self.steps)
+            left[size] += CELLS_A_SEARCH * (self.config.num_seeds - begun)
+        return dict(left)

@@ -1,0 +1,82 @@
+"""The noise scale averaged along runs to the goals, held against the critical batch size measured there."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from noisescale.critical.cell import GoalRun
+from noisescale.critical_batch import CriticalBatchFit
+from noisescale.errors import MeasurementError
+from noisescale.estimate import Estimate, from_log_samples, quotient, undefined
+from noisescale.recommendation import Recommendation, Scale, recommend
+from noisescale.run_tables import estimate_row, read_noise
+
+QUANTITIES: tuple[Scale, ...] = ("simple", "full")
+
+
+def predicted_rows(goal: float, fit: CriticalBatchFit, runs: list[GoalRun]) -> list[dict[str, Any]]:
+    """A row for B_simple and one for B_noise: where the runs start, averaged up to the goal, and at the goal.
+
+    average: over the steps, as McCandlish et al. 2018 do. by_progress: E_min/S_min of (2.12), weighted by
+    the progress made, which a step at batch size B makes as 1/(1 + 𝓑/B). Both are geometric means over the
+    seeds; of one seed, its own. ratio, ratio_by_progress: B_crit over each. covered: the least share of the
+    steps over which the noise scale is resolved; the rest is left out. No row where it is nowhere.
+    """
+    rows = []
+    for quantity in QUANTITIES:
+        found: list[Recommendation] = []
+        for run in runs:
+            table = pd.DataFrame(read_noise(run.path))
+            reached = run.losses["step"][run.losses["loss"] <= goal]
+            if reached.empty:
+                continue
+            try:
+                found.append(recommend(table[table["step"] <= reached.iloc[0]], quantity=quantity))
+            except MeasurementError:
+                continue
+        if not found:
+            continue
+        average = _over_seeds([one.average for one in found])
+        progress = _over_seeds([_by_progress(one) for one in found])
+        row: dict[str, Any] = {
+            "goal": goal,
+            "quantity": quantity,
+            "batch_size": runs[0].summary["batch_size"],
+            "learning_rate": runs[0].summary["learning_rate"],
+            "num_seeds": len(found),
+            "covered": min(one.covered for one in found),
+        }
+        estimates = {
+            "critical_batch_size": fit.critical_batch_size,
+            "start": _over_seeds([one.start for one in found]),
+            "average": average,
+            "by_progress": progress,
+            "end": _over_seeds([one.end for one in found]),
+            "ratio": quotient(fit.critical_batch_size, average),
+            "ratio_by_progress": quotient(fit.critical_batch_size, progress),
+        }
+        for name, estimate in estimates.items():
+            row |= estimate_row(name, estimate)
+        rows.append(row)
+    return rows
+
+
+def _by_progress(found: Recommendation) -> Estimate:
+    high = math.inf if found.high is None else found.high.critical_batch_size
+    low, value = found.low.critical_batch_size, found.course.critical_batch_size
+    return Estimate(
+        value=value, stderr=(high - low) / 4, low=low, high=high, num_samples=found.average.num_samples
+    )
+
+
+def _over_seeds(estimates: list[Estimate]) -> Estimate:
+    values = np.array([one.value for one in estimates])
+    if len(estimates) == 1:
+        return estimates[0]
+    if not (values > 0).all():
+        return undefined(num_samples=len(estimates))
+    return from_log_samples(values)

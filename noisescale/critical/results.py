@@ -1,0 +1,163 @@
+"""What a measurement of the critical batch size leaves: tables, fits, picture and, last, its summary."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from noisescale import store
+from noisescale.config import problem_name
+from noisescale.critical.cell import GoalRun
+from noisescale.critical.config import CriticalBatchConfig
+from noisescale.critical.prediction import predicted_rows
+from noisescale.critical.start import Start
+from noisescale.critical_batch import CriticalBatchFit
+from noisescale.critical_plots import critical_figure
+from noisescale.environment import environment
+from noisescale.goal_table import (
+    best_rates,
+    fastest_runs,
+    fit_goals,
+    fit_laws,
+    fit_record,
+    fits_table,
+    laws_table,
+    rises,
+)
+from noisescale.learning_rate_law import LearningRateLaw
+from noisescale.plots import image
+from noisescale.run_tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
+from noisescale.sweep.engine import SweepOptions
+
+FIT, PICTURE, NOISE = "fit.json", "pareto.png", "noise.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticalBatchResult:
+    """Steps to the goals, what is fitted to the fastest, and how the noise scale meets it.
+
+    table: the rows of steps_to_goal.csv. fits: by goal, descending. rates, laws: the best learning rates
+    (learning_rates.csv) and the laws fitted to them, by goal. predicted: the rows of predicted.csv.
+    notes: what a reader should know. summary: the content of summary.json; None for a table of others.
+    """
+
+    table: pd.DataFrame
+    fits: dict[float, CriticalBatchFit]
+    rates: pd.DataFrame
+    laws: dict[float, list[LearningRateLaw]]
+    predicted: pd.DataFrame
+    notes: tuple[str, ...]
+    summary: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of fit.json: a record for each goal, with its laws and predictions."""
+        records = []
+        for goal, fit in self.fits.items():
+            predicted = (
+                self.predicted[self.predicted["goal"] == goal] if len(self.predicted) else self.predicted
+            )
+            rows = [
+                _nullable(row) for row in predicted.drop(columns="goal", errors="ignore").to_dict("records")
+            ]
+            records.append(fit_record(goal, fit, self.laws[goal], predicted=rows))
+        return {"goals": records, "notes": list(self.notes)}
+
+
+def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> CriticalBatchResult:
+    """Everything that follows from the rows of steps_to_goal.csv and the runs along which noise was measured.
+
+    SettingError for fewer than four batch sizes.
+    """
+    fits = fit_goals(table)
+    rates = best_rates(table)
+    notes = []
+    for goal in fits:
+        notes += [
+            f"goal {goal:g}: steps rise from B = {small:g} to {large:g} by a factor of {factor:.2f}: a badly "
+            "tuned learning rate, or chance"
+            for small, large, factor in rises(table, goal)
+        ]
+    rows = [row for goal, fit in fits.items() for row in predicted_rows(goal, fit, noise_runs or [])]
+    return CriticalBatchResult(
+        table=table,
+        fits=fits,
+        rates=rates,
+        laws={goal: fit_laws(rates, goal) for goal in fits},
+        predicted=pd.DataFrame(rows),
+        notes=tuple(notes),
+    )
+
+
+def write_results(
+    config: CriticalBatchConfig,
+    out: Path,
+    table: pd.DataFrame,
+    *,
+    goals: tuple[float, ...],
+    start: Start,
+    noise_runs: list[GoalRun],
+    failures: list[str],
+    seconds: float,
+    options: SweepOptions,
+) -> CriticalBatchResult:
+    """Writes the files of a measurement to its folder.
+
+    failures: a line for each; seconds: that the measurement took.
+    """
+    result = analyse(table, noise_runs)
+    summary = {
+        **config.identity(),
+        "goals": list(goals),
+        "batch_sizes": sorted(config.batch_sizes),
+        "num_seeds": config.num_seeds,
+        "factor": config.factor,
+        "start": _nullable(start._asdict()),
+        "num_runs": len(table.groupby(["batch_size", "learning_rate", "seed"])),
+        "failures": failures,
+        "seconds": seconds,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "notes": [*options.notes, *result.notes],
+        "environment": environment(options.device),
+    }
+    if noise_runs:
+        along = pd.concat(
+            pd.DataFrame(read_noise(run.path)).assign(seed=run.summary["seed"]) for run in noise_runs
+        )
+        store.write_table(out / NOISE, along)
+        store.write_table(out / PREDICTED, result.predicted)
+    store.write_table(out / RATES, result.rates)
+    write_fits(out, result, title=_title(config))
+    store.write_json(out / store.SUMMARY, summary)
+    return CriticalBatchResult(**{**vars(result), "summary": summary})
+
+
+def write_fits(out: Path, result: CriticalBatchResult, *, title: str) -> None:
+    """Writes what every measurement has, one from a table of others too: its runs, its fits, its picture."""
+    store.write_table(out / STEPS_TO_GOAL, result.table)
+    store.write_json(out / FIT, result.to_dict())
+    picture = critical_figure(
+        fastest_runs(result.table),
+        fits_table(result.fits),
+        result.rates,
+        laws_table(result.laws),
+        result.predicted,
+        title=title,
+    )
+    store.write_atomically(out / PICTURE, image(picture))
+
+
+def _title(config: CriticalBatchConfig) -> str:
+    return f"{problem_name(config.problem)}, {config.training.optimizer}, {config.split} loss"
+
+
+def _nullable(row: dict[Any, Any]) -> dict[str, Any]:
+    """Its fields for strict JSON: None where there is no number."""
+    return {str(name): None if _missing(value) else value for name, value in row.items()}
+
+
+def _missing(value: Any) -> bool:
+    return isinstance(value, float) and not (float("-inf") < value < float("inf"))

@@ -1,0 +1,65 @@
+"""Where the runs start: the loss there, and the law of the learning rate that the first grids follow."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from noisescale import store
+from noisescale.critical.cell import Look
+from noisescale.critical.config import GoalSplit
+from noisescale.errors import MeasurementError, RunFolderError
+from noisescale.measure.noise import measure_noise
+from noisescale.problem import as_examples
+from noisescale.sweep.cell import Cell, cell_problem, one_thread
+
+START = "start.json"
+NUM_EXAMPLES = 2000  # of which ε_max and B_noise are measured
+
+
+class Start(NamedTuple):
+    """The loss on the fixed subset, ε_max and B_noise; nan where the curvature gives none."""
+
+    loss: float
+    max_rate: float
+    rate_bend: float
+
+
+def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Start:
+    """What is known where this cell's run starts, measured unless it lies in the folder `out`.
+
+    curvature: whether ε_max and B_noise, by (2.6) of McCandlish et al. 2018, are asked for.
+    """
+    path = out / START
+    stored = store.read_json(path)
+    if stored is not None and not (curvature and "max_rate" not in stored):
+        return _parse(path, stored)
+    with one_thread():
+        problem = cell_problem(cell)
+        found = {"loss": Look(problem, split).at(problem.model)}
+        if curvature:
+            examples = min(NUM_EXAMPLES, as_examples(problem.train).num_examples)
+            found |= {"max_rate": math.nan, "rate_bend": math.nan}
+            try:
+                noise = measure_noise(problem, num_examples=examples, hessian=True)
+            except MeasurementError:
+                pass
+            else:
+                if noise.curvature is not None and noise.full is not None:
+                    found["max_rate"] = noise.curvature.max_learning_rate.value
+                    found["rate_bend"] = noise.full.value
+    finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
+    store.write_json(path, finite)
+    return _parse(path, finite)
+
+
+def _parse(path: Path, stored: dict[str, float | None]) -> Start:
+    def number(name: str) -> float:
+        value = stored.get(name)
+        return math.nan if value is None else float(value)
+
+    try:
+        return Start(number("loss"), number("max_rate"), number("rate_bend"))
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f"{path} is damaged ({error}): delete it and run again") from error

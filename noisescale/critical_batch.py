@@ -1,0 +1,262 @@
+"""The critical batch size from the steps that runs at several batch sizes take to a goal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import optimize, stats
+
+from noisescale.errors import SettingError
+from noisescale.estimate import CONFIDENCE, Estimate, undefined
+from noisescale.hyperbola import FEWEST, Curve, Hyperbola
+
+FEWEST_SIZES = 4
+OVERHEAD = 0.2  # of examples, beyond what the smallest batch sizes take
+RESAMPLES = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticalBatchFit:
+    """(S/S_min − 1)(E/E_min − 1) = 1 fitted to the steps S and examples E = B·S that reach one goal.
+
+    McCandlish et al. 2018 (arXiv 1812.06162), (2.11) and (2.12).
+
+    min_steps: S_min, updates. min_examples: E_min, examples. Each with its 95 % interval; a value that the
+        batch sizes do not settle is nan, its interval open.
+    critical_batch_size: B_crit by the `definition` "pareto", E_min/S_min in examples, at which a run takes
+        twice the least of both.
+    overhead_batch_size: the definition of Zhang et al. 2024 (arXiv 2410.21676): the batch size from which on
+        a run takes 20 % more examples than at the smallest ones measured. Read from the measured curve and
+        not from the fit, of which it would be just 0.2·B_crit.
+    resolved: whether B_crit has an interval with two ends and batch sizes that reach the goal on both sides
+        of it; `reason` says why not.
+    num_batch_sizes: of so many; num_censored: how many of them give no more than a lower bound on the steps.
+    scatter: standard deviation of log S about the curve, n − 2 in its denominator. lack_of_fit: the
+        probability of as bad a fit by chance, by the spread of the seeds; nan without several.
+    """
+
+    min_steps: Estimate
+    min_examples: Estimate
+    critical_batch_size: Estimate
+    overhead_batch_size: Estimate
+    resolved: bool
+    reason: str
+    num_batch_sizes: int
+    num_censored: int
+    scatter: float
+    lack_of_fit: float
+    definition: str = "pareto"
+
+    def steps(self, batch_size: float) -> float:
+        """S = S_min(1 + B_crit/B) of the most likely curve; nan where the fit is not resolved."""
+        return self.min_steps.value + self.min_examples.value / batch_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """For strict JSON: None for what is not finite."""
+        estimates = ("min_steps", "min_examples", "critical_batch_size", "overhead_batch_size")
+        numbers = {"scatter": self.scatter, "lack_of_fit": self.lack_of_fit}
+        return {
+            **{name: getattr(self, name).to_dict() for name in estimates},
+            "definition": self.definition,
+            "resolved": self.resolved,
+            "reason": self.reason,
+            "num_batch_sizes": self.num_batch_sizes,
+            "num_censored": self.num_censored,
+            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        }
+
+
+def fit_critical_batch(
+    batch_sizes: Sequence[float] | np.ndarray,
+    steps: Sequence[float] | np.ndarray,
+    *,
+    censored: Sequence[bool] | np.ndarray | None = None,
+    confidence: float = CONFIDENCE,
+) -> CriticalBatchFit:
+    """The fit of S = S_min(1 + B_crit/B) to runs (n,), each the fastest of its batch size and seed.
+
+    batch_sizes: examples per update; several runs at one are seeds. steps: updates to the goal.
+    censored: runs that did not reach it, whose steps are a lower bound; None: none of them.
+    confidence: of the intervals.
+
+    Log S is taken to scatter normally and equally about the curve at every batch size: its seeds are averaged
+    in logs first (with a censored one among them to a lower bound), so that the intervals, by the profile of
+    the likelihood, rest on the scatter of batch sizes about the curve, which contains both the seeds' and
+    what the curve lacks. A run's learning rate is taken to be the best one. That S is the least of several
+    noisy ones makes it too small, by about the same factor at each batch size, which B_crit does not feel.
+
+    SettingError for fewer than four batch sizes, or for what is no number of steps. Fewer than three batch
+    sizes that reach the goal leave everything unresolved.
+    """
+    points = _points(batch_sizes, steps, censored)
+    bounds = points.bounds
+    missing = undefined(num_samples=int((~bounds).sum()))
+    if (~bounds).sum() < FEWEST:
+        return CriticalBatchFit(
+            min_steps=missing,
+            min_examples=missing,
+            critical_batch_size=missing,
+            overhead_batch_size=missing,
+            resolved=False,
+            reason=f"{(~bounds).sum()} of {len(bounds)} batch sizes reach the goal, and it takes {FEWEST}",
+            num_batch_sizes=len(bounds),
+            num_censored=int(bounds.sum()),
+            scatter=math.nan,
+            lack_of_fit=math.nan,
+        )
+    hyperbola = Hyperbola(points.sizes, points.steps, bounds)
+    curve = hyperbola.fit()
+    critical = hyperbola.interval("bend", curve, confidence=confidence)
+    reason = _unresolved(critical, curve, points.sizes[~bounds])
+    if reason:
+        critical = Estimate(
+            value=math.nan,
+            stderr=math.nan,
+            low=critical.low,
+            high=critical.high,
+            num_samples=critical.num_samples,
+        )
+    residuals = np.log(points.steps / curve.at(points.sizes))[~bounds]
+    scatter = float(np.sqrt(np.sum(residuals**2) / max(len(residuals) - 2, 1)))
+    return CriticalBatchFit(
+        min_steps=hyperbola.interval("plateau", curve, confidence=confidence),
+        min_examples=hyperbola.interval("slope", curve, confidence=confidence),
+        critical_batch_size=critical,
+        overhead_batch_size=_overhead(points, scatter, confidence),
+        resolved=not reason,
+        reason=reason,
+        num_batch_sizes=len(bounds),
+        num_censored=int(bounds.sum()),
+        scatter=scatter,
+        lack_of_fit=_lack_of_fit(points, residuals),
+    )
+
+
+@dataclass(frozen=True)
+class _Points:
+    """One for each batch size, ascending: geometric mean of the steps, whether a bound, and what it is of."""
+
+    sizes: np.ndarray
+    steps: np.ndarray
+    bounds: np.ndarray
+    counts: np.ndarray  # seeds
+    squares: np.ndarray  # Σ of the squared deviations of the seeds' log S from their mean
+
+
+def _points(
+    batch_sizes: Sequence[float] | np.ndarray,
+    steps: Sequence[float] | np.ndarray,
+    censored: Sequence[bool] | np.ndarray | None,
+) -> _Points:
+    sizes, found = np.asarray(batch_sizes, dtype=float), np.asarray(steps, dtype=float)
+    bounds = np.zeros(sizes.shape, dtype=bool) if censored is None else np.asarray(censored, dtype=bool)
+    if not sizes.ndim == 1 == found.ndim or not len(sizes) == len(found) == len(bounds):
+        raise SettingError(
+            f"{sizes.shape} batch sizes, {found.shape} steps, {bounds.shape} censored: give one of each a run"
+        )
+    for name, values in (("batch size", sizes), ("steps", found)):
+        wrong = values[~(np.isfinite(values) & (values > 0))]
+        if len(wrong):
+            raise SettingError(f"{name} {wrong[0]:g}: give a number above 0")
+    distinct, place, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    if len(distinct) < FEWEST_SIZES:
+        raise SettingError(
+            f"{len(distinct)} batch sizes ({', '.join(f'{size:g}' for size in distinct)}): a critical batch "
+            f"size takes {FEWEST_SIZES} or more, on both sides of it"
+        )
+    means = np.bincount(place, np.log(found)) / counts
+    return _Points(
+        sizes=distinct,
+        steps=np.exp(means),
+        bounds=np.bincount(place, bounds) > 0,
+        counts=counts,
+        squares=np.bincount(place, (np.log(found) - means[place]) ** 2),
+    )
+
+
+def _unresolved(critical: Estimate, curve: Curve, reached: np.ndarray) -> str:
+    """Why the batch sizes that reach the goal do not settle B_crit; empty where they do."""
+    smallest, largest = f"{reached.min():g}", f"{reached.max():g}"
+    if math.isinf(critical.high):
+        return f"steps fall as 1/B up to the largest batch size, {largest}: give larger ones"
+    if critical.low == 0.0:
+        return f"steps hardly fall from the smallest batch size, {smallest}, on: give smaller ones"
+    if not reached.min() < curve.bend < reached.max():
+        return (
+            f"the bend lies outside the batch sizes, at about {curve.bend:.3g}: "
+            f"give {'smaller' if curve.bend <= reached.min() else 'larger'} ones"
+        )
+    return ""
+
+
+def _overhead(points: _Points, scatter: float, confidence: float) -> Estimate:
+    """Where examples, as an isotonic curve in log B, are 20 % above its first level.
+
+    The interval is by residual bootstrap.
+    """
+    known = ~points.bounds
+    sizes, examples = np.log(points.sizes[known]), np.log((points.sizes * points.steps)[known])
+    value = _crossing(sizes, examples)
+    generator = np.random.default_rng(0)
+    fitted = optimize.isotonic_regression(examples).x
+    draws = fitted + scatter * generator.standard_normal((RESAMPLES, len(fitted)))
+    crossings = np.array([_crossing(sizes, draw) for draw in draws])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(crossings, [tail, 1 - tail], method="nearest")
+    num_samples = int(known.sum())
+    if math.isinf(value) or math.isinf(high):
+        return undefined(num_samples=num_samples, low=math.exp(min(low, sizes[-1])))
+    return Estimate(
+        value=math.exp(value),
+        stderr=math.exp(value) * (high - low) / 4,
+        low=math.exp(low),
+        high=math.exp(high),
+        num_samples=num_samples,
+    )
+
+
+def _crossing(log_sizes: np.ndarray, log_examples: np.ndarray) -> float:
+    """Log B where the isotonic curve, interpolated, leaves 1 + OVERHEAD times its first level."""
+    level = optimize.isotonic_regression(log_examples).x
+    goal = level[0] + math.log1p(OVERHEAD)
+    beyond = np.flatnonzero(level > goal)
+    if not len(beyond):
+        return math.inf
+    after = beyond[0]
+    share = (goal - level[after - 1]) / (level[after] - level[after - 1])
+    return float(log_sizes[after - 1] + share * (log_sizes[after] - log_sizes[after - 1]))
+
+
+def _lack_of_fit(points: _Points, residuals: np.ndarray) -> float:
+    """The F test of the means' scatter about the curve against that of the seeds about their means."""
+    known = ~points.bounds
+    counts = points.counts[known]
+    fit_dof, seed_dof = len(residuals) - 2, int(counts.sum()) - len(counts)
+    seeds = float(points.squares[known].sum())
+    if fit_dof < 1 or seed_dof < 1 or seeds == 0:
+        return math.nan
+    statistic = float(np.sum(counts * residuals**2)) / fit_dof / (seeds / seed_dof)
+    return float(stats.f.sf(statistic, fit_dof, seed_dof))
+
+
+def steps_to_goal(
+    steps: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray, goal: float
+) -> float | None:
+    """The step, interpolated, at which a loss looked at after these steps first is at or below the goal.
+
+    None where it never is. Linear between two looks; looks should lie close in log step. A loss that is nan
+    is above any goal.
+    """
+    at, values = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
+    reached = np.flatnonzero(values <= goal)
+    if not len(reached):
+        return None
+    after = reached[0]
+    if after == 0 or not math.isfinite(values[after - 1]):
+        return float(at[after])
+    share = (values[after - 1] - goal) / (values[after - 1] - values[after])
+    return float(at[after - 1] + share * (at[after] - at[after - 1]))

@@ -1,0 +1,218 @@
+"""Tables of runs to goals: read and checked, the fastest runs in them, and what is fitted to those."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from noisescale.critical_batch import CriticalBatchFit, fit_critical_batch
+from noisescale.errors import SettingError
+from noisescale.learning_rate_law import LearningRateLaw, best_rate, fit_learning_rate_laws
+from noisescale.run_tables import estimate_row
+
+COLUMNS = ("goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged")
+REQUIRED = ("batch_size", "steps")
+RUN = ["batch_size", "learning_rate", "seed"]  # what one run is known by
+RISE = 1.1  # times the steps of a smaller batch size that deserve a word
+
+
+def read_goal_table(path: Path) -> pd.DataFrame:
+    """A table of runs, anybody's, as the columns goal to diverged.
+
+    Its columns `batch_size` and `steps` must be there. `goal` (nan where there is one goal alone),
+    `learning_rate`, `seed`, `censored` (1: the goal was not reached in so many steps) and `diverged` may be.
+    A row is a run and goal. SettingError, with the row, for anything that cannot be.
+    """
+    try:
+        table = pd.read_csv(path, comment="#", skipinitialspace=True)
+    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
+        raise SettingError(f"{path} cannot be read as CSV: {error}") from error
+    missing = [name for name in REQUIRED if name not in table]
+    if missing:
+        raise SettingError(
+            f"{path} has no column {' and no column '.join(missing)}; its columns are "
+            f"{', '.join(map(str, table.columns))}. It takes batch_size and steps, and may have "
+            f"{', '.join(name for name in COLUMNS if name not in REQUIRED)}"
+        )
+    defaults = {"goal": math.nan, "learning_rate": math.nan, "seed": 0, "censored": 0, "diverged": 0}
+    table = pd.DataFrame({name: table.get(name, defaults.get(name)) for name in COLUMNS}, index=table.index)
+    for name in COLUMNS:
+        numbers = pd.to_numeric(
+            table[name].replace({True: 1, False: 0, "True": 1, "False": 0}), errors="coerce"
+        )
+        wrong = numbers.isna() & table[name].notna()
+        if name in (*REQUIRED, "censored", "diverged"):
+            wrong |= ~np.isfinite(numbers) | (numbers <= 0 if name in REQUIRED else ~numbers.isin([0, 1]))
+        if wrong.any():
+            allowed = "a number above 0" if name in REQUIRED else "a number"
+            if name in ("censored", "diverged"):
+                allowed = "0 or 1"
+            raise SettingError(
+                f"{path}, {_row(wrong)}: {name} is {table[name][wrong].iloc[0]}; give {allowed}"
+            )
+        table[name] = numbers
+    if table.empty:
+        raise SettingError(f"{path} has no rows: give one for each run and goal")
+    check_goal_table(table, name=str(path))
+    return table
+
+
+def check_goal_table(table: pd.DataFrame, *, name: str) -> None:
+    """SettingError for rows that are there twice, or a lower goal reached before a higher one."""
+    keys = ["goal", *RUN]
+    repeated = table.duplicated(keys)
+    if repeated.any():
+        raise SettingError(
+            f"{name}, {_row(repeated)}: goal, batch size, learning rate and seed are those of an earlier "
+            "row; number the seeds in a column seed, or leave one of the rows out"
+        )
+    for _, rows in table[table["censored"] == 0].groupby(RUN, dropna=False):
+        ordered = rows.sort_values("goal", ascending=False)
+        for (index, higher), (_, lower) in pairwise(ordered.iterrows()):
+            if lower["steps"] < higher["steps"]:
+                raise SettingError(
+                    f"{name}, row {int(str(index)) + 1}: one run reaches the goal {lower['goal']:g} after "
+                    f"{lower['steps']:g} steps and {higher['goal']:g} only after {higher['steps']:g}; "
+                    "give the steps of the same run's first passage of each, losses that are to fall"
+                )
+
+
+def fastest_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each goal, batch size and seed the run with the fewest steps.
+
+    Where none reached the goal the longest, as a bound: at the rates tried it takes more. Runs that diverged
+    bound nothing; a batch size and seed with no others is left out.
+    """
+    kept = table[(table["diverged"] == 0) | (table["censored"] == 0)]
+    # the fewest steps first where a goal was reached, else the most
+    order = np.lexsort([kept["steps"] * np.where(kept["censored"] == 1, -1, 1), kept["censored"]])
+    return kept.iloc[order].groupby(["goal", "batch_size", "seed"], dropna=False).head(1).sort_index()
+
+
+def goals_of(table: pd.DataFrame) -> list[float]:
+    """Descending."""
+    return sorted(table["goal"].unique().tolist(), reverse=True)
+
+
+def of_goal(table: pd.DataFrame, goal: float) -> pd.DataFrame:
+    """The rows of a goal, which is nan where a table has one alone."""
+    return table[table["goal"].isna() if math.isnan(goal) else table["goal"] == goal]
+
+
+def fit_goals(table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
+    """The fit for each goal, descending; SettingError for fewer than four batch sizes."""
+    fastest = fastest_runs(table)
+    found = {}
+    for goal in goals_of(table):
+        rows = of_goal(fastest, goal)
+        try:
+            found[goal] = fit_critical_batch(
+                rows["batch_size"].to_numpy(),
+                rows["steps"].to_numpy(),
+                censored=rows["censored"].to_numpy() == 1,
+            )
+        except SettingError as error:
+            raise SettingError(f"goal {goal:g}: {error}") from error
+    return found
+
+
+def rises(table: pd.DataFrame, goal: float) -> list[tuple[float, float, float]]:
+    """Batch sizes (B, B') in order at which steps rise, by what factor: a badly tuned rate, or chance."""
+    rows = of_goal(fastest_runs(table), goal)
+    rows = rows[rows["censored"] == 0]
+    means = np.log(rows["steps"]).groupby(rows["batch_size"]).mean()
+    factors = [
+        (float(small), float(large), math.exp(means[large] - means[small]))
+        for small, large in pairwise(means.index)
+    ]
+    return [rise for rise in factors if rise[2] > RISE]
+
+
+def best_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """The best learning rate of each goal and batch size with its interval, see `best_rate`."""
+    rows = []
+    usable = table[table["learning_rate"].notna()].copy()
+    usable["steps"] = usable["steps"].where(usable["censored"] == 0, math.inf)
+    for (goal, size), runs in usable.groupby(["goal", "batch_size"], dropna=False):
+        seeds = [
+            dict(zip(of_seed["learning_rate"], of_seed["steps"], strict=True))
+            for _, of_seed in runs.groupby("seed")
+        ]
+        best = best_rate(seeds)
+        rows.append(
+            {
+                "goal": goal,
+                "batch_size": size,
+                "learning_rate": best.value,
+                "learning_rate_low": best.low,
+                "learning_rate_high": best.high,
+                "num_seeds": best.num_samples,
+            }
+        )
+    columns = ["goal", "batch_size", "learning_rate", "learning_rate_low", "learning_rate_high", "num_seeds"]
+    found = pd.DataFrame(rows, columns=columns)
+    return found.sort_values(["goal", "batch_size"], ascending=[False, True]).reset_index(drop=True)
+
+
+def fit_laws(rates: pd.DataFrame, goal: float) -> list[LearningRateLaw]:
+    """The laws of ε(B) for a goal, the best first; none where too few batch sizes have a best rate."""
+    rows = of_goal(rates, goal)
+    rows = rows[rows["learning_rate"].notna()]
+    if len(rows) < 4:
+        return []
+    return fit_learning_rate_laws(rows["batch_size"].to_numpy(), rows["learning_rate"].to_numpy())
+
+
+def fits_table(fits: dict[float, CriticalBatchFit]) -> pd.DataFrame:
+    """A row per goal: the fit's estimates with their errors, and how good it is."""
+    names = ("min_steps", "min_examples", "critical_batch_size", "overhead_batch_size")
+    rows = []
+    for goal, fit in fits.items():
+        row: dict[str, Any] = {"goal": goal}
+        for name in names:
+            row |= estimate_row(name, getattr(fit, name))
+        others = ("resolved", "num_batch_sizes", "num_censored", "scatter", "lack_of_fit")
+        row |= {name: getattr(fit, name) for name in others}
+        rows.append(row | {"resolved": int(fit.resolved)})
+    return pd.DataFrame(rows)
+
+
+def laws_table(laws: dict[float, list[LearningRateLaw]]) -> pd.DataFrame:
+    """A row per goal and law, the best of each goal first."""
+    columns = ["goal", "law", "scale", "bend", "bend_low", "bend_high", "held_out_error"]
+    rows = [
+        {
+            "goal": goal,
+            "law": law.name,
+            "scale": law.scale,
+            "bend": law.bend,
+            "bend_low": math.nan if law.batch_size is None else law.batch_size.low,
+            "bend_high": math.nan if law.batch_size is None else law.batch_size.high,
+            "held_out_error": law.held_out_error,
+        }
+        for goal, found in laws.items()
+        for law in found
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def fit_record(
+    goal: float, fit: CriticalBatchFit, laws: list[LearningRateLaw], **more: Any
+) -> dict[str, Any]:
+    """An entry of fit.json, for strict JSON."""
+    return {
+        "goal": None if math.isnan(goal) else goal,
+        **fit.to_dict(),
+        "learning_rate_laws": [law.to_dict() for law in laws],
+        **more,
+    }
+
+
+def _row(wrong: pd.Series[bool]) -> str:
+    """The first row that is wrong, counted from 1 below the header."""
+    return f"row {int(np.flatnonzero(wrong)[0]) + 1}"

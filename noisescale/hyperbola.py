@@ -1,0 +1,151 @@
+"""y = a·(1 + c/x) fitted in log space, to values of which some are lower bounds, with profile intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import optimize, stats
+
+from noisescale.errors import MeasurementError
+from noisescale.estimate import CONFIDENCE, Estimate
+
+LEAST_SPREAD = 1e-6  # standard deviation of log y below which values count as exact
+FEWEST = 3  # values that are known: two parameters, and one to tell the spread
+FARTHEST = 20.0  # e-folds of a parameter from its best value, beyond which it is unbounded
+LIMIT = 300.0  # of logarithms, within what floats hold
+FIRST_STEP = 0.02  # e-folds, of the search for the ends of an interval
+
+Quantity = Literal["plateau", "slope", "bend"]
+# log a, log(a·c) and log c as functions of the free parameters of a fit in which one of them is held fixed:
+# (log a, log ac, log spread) = fixed value × the first + the free ones × the second
+_HELD: dict[Quantity, tuple[np.ndarray, np.ndarray]] = {
+    "plateau": (np.array([1.0, 0.0, 0.0]), np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])),
+    "slope": (np.array([0.0, 1.0, 0.0]), np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])),
+    "bend": (np.array([-1.0, 0.0, 0.0]), np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])),
+}
+
+
+class Curve(NamedTuple):
+    """y = plateau + slope/x, and the standard deviation of log y about it."""
+
+    plateau: float
+    slope: float
+    spread: float
+
+    @property
+    def bend(self) -> float:
+        """c, where y is twice its plateau."""
+        return self.slope / self.plateau
+
+    def at(self, x: np.ndarray) -> np.ndarray:
+        return self.plateau + self.slope / x
+
+
+@dataclass(frozen=True)
+class Hyperbola:
+    """Values y > 0 at x > 0, one for each x, of which the `bounds` are known to lie above y.
+
+    log y = log(plateau + slope/x) + a normal deviation, equal for all x: maximum likelihood, a bound counting
+    with the probability that it is exceeded (Tobin 1958). MeasurementError for fewer than three known values.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    bounds: np.ndarray
+
+    def __post_init__(self) -> None:
+        if (known := int((~self.bounds).sum())) < FEWEST:
+            raise MeasurementError(
+                f"{known} of {len(self.x)} values are known, the others bounds: it takes {FEWEST}"
+            )
+
+    def fit(self) -> Curve:
+        """The most likely curve; its plateau or slope goes to zero where the values show no bend."""
+        log_x, log_y = np.log(self.x), np.log(self.y)
+        spread = math.log(0.1 + float(np.std(log_y)))
+        found = None
+        for bend in np.linspace(log_x.min(), log_x.max(), 5):
+            level = float(np.mean(log_y - np.logaddexp(0.0, bend - log_x)))
+            trial = self._minimise(np.array([level, level + bend, spread]), np.zeros(3), np.eye(3))
+            if found is None or trial.fun < found.fun:
+                found = trial
+        assert found is not None
+        plateau, slope, log_spread = np.clip(found.x, -LIMIT, LIMIT)
+        return Curve(math.exp(plateau), math.exp(slope), math.exp(log_spread))
+
+    def interval(self, quantity: Quantity, curve: Curve, *, confidence: float = CONFIDENCE) -> Estimate:
+        """`quantity` of the most likely curve, with its interval by the profile of the likelihood.
+
+        The interval is cut where that of a linear model with normal deviations has exactly this coverage:
+        at a deviance of m·log(1 + t²/(m − 2)), m known values. stderr: half the interval in logs over t,
+        times the value. An interval without an upper or lower end leaves the value undefined.
+        """
+        known = int((~self.bounds).sum())
+        t = float(stats.t.ppf((1 + confidence) / 2, known - 2))
+        allowed = known * math.log1p(t**2 / (known - 2))
+        starts = np.log([max(curve.plateau, 1e-300), max(curve.slope, 1e-300), curve.spread])
+        best = {"plateau": starts[0], "slope": starts[1], "bend": starts[1] - starts[0]}[quantity]
+        least = self._deviance(starts)[0]
+
+        def excess(value: float) -> float:
+            offset, free = _HELD[quantity]
+            start = np.array([starts[0] if quantity == "slope" else starts[1], starts[2]])
+            return float(self._minimise(start, value * offset, free).fun) - least - allowed
+
+        low, high = (_end(excess, best, direction) for direction in (-1.0, 1.0))
+        value = math.exp(best)
+        if low == 0.0 or math.isinf(high):
+            return Estimate(value=math.nan, stderr=math.nan, low=low, high=high, num_samples=known)
+        stderr = value * math.log(high / low) / (2 * t)
+        return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=known)
+
+    def _minimise(self, start: np.ndarray, offset: np.ndarray, free: np.ndarray) -> optimize.OptimizeResult:
+        """The least deviance over the free parameters, of which the last is log spread."""
+
+        def deviance(values: np.ndarray) -> tuple[float, np.ndarray]:
+            total, gradient = self._deviance(offset + free @ values)
+            return total, free.T @ gradient
+
+        bounds = [(None, None)] * (len(start) - 1) + [(math.log(LEAST_SPREAD), 5.0)]
+        return optimize.minimize(deviance, start, jac=True, method="L-BFGS-B", bounds=bounds)
+
+    def _deviance(self, params: np.ndarray) -> tuple[float, np.ndarray]:
+        """−2 log-likelihood at (log plateau, log slope, log spread), and its gradient."""
+        plateau, slope, log_spread = params
+        spread = math.exp(log_spread)
+        falling = slope - np.log(self.x)
+        fitted = np.logaddexp(plateau, falling)
+        distance = (np.log(self.y) - fitted) / spread  # in standard deviations
+        # d(−2 log-likelihood)/d distance: of a known value's density, of a bound's probability
+        hazard = np.exp(stats.norm.logpdf(distance) - stats.norm.logsf(distance))
+        pull = np.where(self.bounds, 2 * hazard, 2 * distance)
+        known = int((~self.bounds).sum())
+        total = (
+            float(np.sum(distance[~self.bounds] ** 2))
+            + 2 * known * log_spread
+            - 2 * float(np.sum(stats.norm.logsf(distance[self.bounds])))
+        )
+        share = np.exp(plateau - fitted)  # of the plateau in the curve
+        gradient = np.array(
+            [
+                -float(np.sum(pull * share)) / spread,
+                -float(np.sum(pull * (1 - share))) / spread,
+                -float(np.sum(pull * distance)) + 2 * known,
+            ]
+        )
+        return total, gradient
+
+
+def _end(excess: Callable[[float], float], best: float, direction: float) -> float:
+    """Exp of where `excess` turns positive on one side of `best`; 0 or infinity where it never does."""
+    inside, outside = 0.0, FIRST_STEP
+    while excess(best + direction * outside) < 0:
+        inside, outside = outside, 2 * outside
+        if outside > FARTHEST:
+            return 0.0 if direction < 0 else math.inf
+    root = optimize.brentq(lambda distance: excess(best + direction * distance), inside, outside, xtol=1e-4)
+    return math.exp(best + direction * float(root))

@@ -1,0 +1,142 @@
+"""How the best learning rate depends on the batch size: measured, and by three laws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from noisescale.errors import MeasurementError
+from noisescale.estimate import Estimate, from_log_samples
+from noisescale.hyperbola import FEWEST, Hyperbola
+
+LawName = Literal["noise", "sqrt", "linear"]
+POWERS: dict[LawName, float] = {"sqrt": 0.5, "linear": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateLaw:
+    """A law of ε(B), fitted in logs to the best rates at several batch sizes.
+
+    name: "noise", ε_max/(1 + B_c/B) (McCandlish et al. 2018, 2.6); "sqrt", ∝ √B (Krizhevsky 2014); "linear",
+        ∝ B (Goyal et al. 2017).
+    scale: ε_max of "noise", else ε at B = 1. bend: B_c of "noise", else nan.
+    batch_size: B_c with its 95 % interval, by the profile of the likelihood, undefined where the interval is
+        open; None for the others.
+    held_out_error: root mean square of log(ε/prediction), each batch size predicted from the others alone.
+    """
+
+    name: LawName
+    scale: float
+    bend: float
+    batch_size: Estimate | None
+    held_out_error: float
+
+    def rate(self, batch_size: float) -> float:
+        """ε(B)."""
+        if self.name == "noise":
+            return self.scale / (1 + self.bend / batch_size)
+        return self.scale * math.exp(POWERS[self.name] * math.log(batch_size))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For strict JSON."""
+        return {
+            "name": self.name,
+            "scale": self.scale,
+            "batch_size": self.batch_size and self.batch_size.to_dict(),
+            "held_out_error": self.held_out_error if math.isfinite(self.held_out_error) else None,
+        }
+
+
+def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
+    """The best learning rate at one batch size and goal, from each seed's {rate: steps}, inf if not reached.
+
+    A seed's best rate is the vertex of the parabola through the fastest run and its two neighbours, in logs,
+    or the fastest run's own where a neighbour did not reach the goal. Their geometric mean, with Student's t
+    interval; of one seed, from the next smaller to the next larger rate that was tried. Seeds whose fastest
+    run is at an end of the rates tried do not count; undefined where no seed does.
+    """
+    vertices, ends = [], []
+    for steps in seeds:
+        rates = sorted(steps)
+        place = min(range(len(rates)), key=lambda index: steps[rates[index]]) if rates else 0
+        if not 0 < place < len(rates) - 1 or math.isinf(steps[rates[place]]):
+            continue
+        around = rates[place - 1 : place + 2]
+        vertices.append(_vertex(np.log(around), np.log([steps[rate] for rate in around])))
+        ends.append((around[0], around[2]))
+    if not vertices:
+        return Estimate(value=math.nan, stderr=math.nan, low=math.nan, high=math.nan, num_samples=0)
+    if len(vertices) > 1:
+        return from_log_samples(vertices)
+    ((low, high),) = ends
+    return Estimate(value=vertices[0], stderr=math.nan, low=low, high=high, num_samples=1)
+
+
+def _vertex(log_rates: np.ndarray, log_steps: np.ndarray) -> float:
+    """Exp of where the parabola through three points is least, the middle one of which is the least."""
+    if not np.isfinite(log_steps).all():
+        return float(np.exp(log_rates[1]))
+    curvature, slope, _ = np.polyfit(log_rates - log_rates[1], log_steps, 2)
+    return (
+        float(np.exp(log_rates[1] - slope / (2 * curvature)))
+        if curvature > 0
+        else float(np.exp(log_rates[1]))
+    )
+
+
+def fit_learning_rate_laws(
+    batch_sizes: Sequence[float] | np.ndarray, rates: Sequence[float] | np.ndarray
+) -> list[LearningRateLaw]:
+    """The three laws fitted to the best rates (n,) at these batch sizes, the best by held-out error first.
+
+    Least squares in logs, each batch size with equal weight. MeasurementError for fewer than four of them.
+    """
+    sizes, found = np.asarray(batch_sizes, dtype=float), np.asarray(rates, dtype=float)
+    if len(sizes) < FEWEST + 1:
+        raise MeasurementError(
+            f"{len(sizes)} batch sizes have a best learning rate between others that were tried: laws of it "
+            f"take {FEWEST + 1}"
+        )
+    others = [np.arange(len(sizes)) != index for index in range(len(sizes))]
+    laws = []
+    for name, power in POWERS.items():
+        distances = np.log(found) - power * np.log(sizes)
+        left_out = [distances[index] - distances[kept].mean() for index, kept in enumerate(others)]
+        laws.append(
+            LearningRateLaw(
+                name=name,
+                scale=float(np.exp(distances.mean())),
+                bend=math.nan,
+                batch_size=None,
+                held_out_error=_root_mean_square(left_out),
+            )
+        )
+    whole = _inverse(sizes, found)
+    curve = whole.fit()
+    left_out = [
+        math.log(found[index] * _inverse(sizes[kept], found[kept]).fit().at(sizes[index]))
+        for index, kept in enumerate(others)
+    ]
+    laws.append(
+        LearningRateLaw(
+            name="noise",
+            scale=1 / curve.plateau,
+            bend=curve.bend,
+            batch_size=whole.interval("bend", curve),
+            held_out_error=_root_mean_square(left_out),
+        )
+    )
+    return sorted(laws, key=lambda law: law.held_out_error)
+
+
+def _inverse(sizes: np.ndarray, rates: np.ndarray) -> Hyperbola:
+    """1/ε = (1 + B_c/B)/ε_max."""
+    return Hyperbola(sizes, 1 / rates, np.zeros(len(sizes), dtype=bool))
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
