@@ -45,7 +45,8 @@ class BranchConfig:
         that others are scaled from. start: the checkpoint's digest.
     examples: that each branch uses. batch_sizes: three or more; see `default_branch_sizes`.
     scaling: of the learning rate with k = batch size/B: "linear", ε·k, for SGD; "sqrt", ε·√k, for Adam.
-    num_seeds: orders of the examples.
+    num_seeds: orders of the examples, other ones than the checkpoint's own run saw: those of the seeds that
+        follow its.
     tolerance: within which losses count as equal, as a share of the loss at the smallest batch size.
     split: whose loss is compared.
     """
@@ -94,7 +95,7 @@ class BranchConfig:
             **values,
             batch_size=batch_size,
             learning_rate=float(f"{scale * self.training.learning_rate:.6g}"),
-            seed=seed,
+            seed=self.training.seed + 1 + seed,
             epochs=steps,
             max_steps=steps,
         )

@@ -203,7 +203,7 @@ class _Measurement:
     def _begin(self, size: int, seed: int, rate: float, budget: int) -> None:
         """Starts the search of a batch size's best rates with a seed."""
         key = (size, seed)
-        self.searches[key] = tune(self._place(rate), budget)
+        self.searches[key] = tune(self._place(rate), budget, factor=self.config.factor)
         self.steps[key] = {}
         self._ask(key, next(self.searches[key]))
 

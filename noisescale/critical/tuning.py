@@ -7,8 +7,9 @@ from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
 SLACK = 2.0  # times the fewest steps so far, for which another rate is tried
-MOST_UNREACHED = 7  # rates tried for a goal that none of them has reached
-MOST = 15  # rates tried in all
+MOST_UNREACHED = 7  # rates tried, or as many as span WIDEST, for a goal that none of them has reached
+WIDEST = 64.0
+MOST = 15  # rates tried beyond those, in all
 
 Steps = tuple[float, ...]  # to each goal, from the highest; infinity where it was not reached
 
@@ -23,11 +24,12 @@ class Trial(NamedTuple):
 Tuning = Generator[list[Trial], list[Steps], None]
 
 
-def tune(centre: int, budget: int) -> Tuning:
+def tune(centre: int, budget: int, *, factor: float = 2.0) -> Tuning:
     """The centre and its neighbours, then wider until the best rate for every goal lies between others.
 
-    budget: updates of the first ones; later ones get twice what the fastest took to the last goal.
+    factor: between neighbours. budget: updates of the first ones; later ones get twice what the fastest took to the last goal.
     """
+    most_unreached = max(MOST_UNREACHED, math.ceil(math.log(WIDEST) / math.log(factor)))
     tried: dict[int, Steps] = {}
     wanted = [centre - 1, centre, centre + 1]
     while wanted:
@@ -35,7 +37,8 @@ def tune(centre: int, budget: int) -> Tuning:
         fewest = min(steps[-1] for steps in tried.values())
         if math.isfinite(fewest):
             budget = math.ceil(SLACK * fewest)
-        wanted = _widened(tried) if len(tried) < MOST else []
+        enough = len(tried) >= MOST + most_unreached
+        wanted = [] if enough else _widened(tried, most_unreached)
 
 
 def best_places(tried: Mapping[int, Steps]) -> list[int | None]:
@@ -46,9 +49,9 @@ def best_places(tried: Mapping[int, Steps]) -> list[int | None]:
     ]
 
 
-def _widened(tried: Mapping[int, Steps]) -> list[int]:
+def _widened(tried: Mapping[int, Steps], most_unreached: int) -> list[int]:
     """The places beyond an end at which some goal is reached fastest, or that no rate has reached yet."""
     low, high = min(tried), max(tried)
     best = best_places(tried)
-    unreached = None in best and len(tried) < MOST_UNREACHED
+    unreached = None in best and len(tried) < most_unreached
     return [place for place, end in ((low - 1, low), (high + 1, high)) if end in best or unreached]
