@@ -1,7 +1,7 @@
 """The critical batch size of MNIST, measured two ways, beside the noise scale that is to predict it.
 
 The Pareto front: 784–256–256–10, SGD, 24 batch sizes from 1 to 4,096, each at its best learning rate, to six
-training losses. Branches: from runs at B = 16, where each loss is reached, batch sizes 16 to 2,048 compared
+training losses. Branches: from runs at B = 16, where each loss is reached, batch sizes 16 to 1,024 compared
 after equal examples. Beside them a noisy quadratic, of which everything is known in closed form.
 """
 
@@ -36,7 +36,7 @@ from noisescale.tracking.noise import NoiseTracking
 
 PROBLEM = ProblemConfig(dataset="mnist", width=WIDTH)
 BASE = TrainConfig(batch_size=16, learning_rate=0.1, epochs=40)  # of the runs that branches start from
-BRANCH_SIZES = tuple(16 * 2**power for power in range(8))
+BRANCH_SIZES = tuple(16 * 2**power for power in range(7))
 DIM = 50  # of the quadratic
 SCALES: dict[str, dict[str, Any]] = {
     "quick": {"batch_sizes": (2, 8, 32, 128, 512, 2048), "goals": (1.0, 0.4), "num_seeds": 2, "factor": 2.0},
@@ -65,7 +65,7 @@ def quadratic() -> Problem:
     type=click.Choice(list(SCALES)),
     default="quick",
     show_default=True,
-    help="quick: six batch sizes, two goals and seeds; full: 24, six and six.",
+    help="quick: six batch sizes, two goals and seeds; full: 24, six and five.",
 )
 @click.option("--only", multiple=True, help="Only this part (repeat it): mnist, branches, quadratic.")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: runs/critical_batch-SCALE]")
@@ -119,7 +119,7 @@ def _branches(out: Path, goals: tuple[float, ...], seeds: range, options: SweepO
                     start=file_digest(start),
                     examples=default_examples(16, checkpoint.examples_seen),
                     batch_sizes=BRANCH_SIZES,
-                    num_seeds=8,
+                    num_seeds=6,
                 )
                 run_branches(
                     config,

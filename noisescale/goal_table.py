@@ -73,7 +73,7 @@ def check_goal_table(table: pd.DataFrame, *, name: str) -> None:
         )
     for _, rows in table[table["censored"] == 0].groupby(RUN, dropna=False):
         ordered = rows.sort_values("goal", ascending=False)
-        for (index, higher), (_, lower) in pairwise(ordered.iterrows()):
+        for (_, higher), (index, lower) in pairwise(ordered.iterrows()):
             if lower["steps"] < higher["steps"]:
                 raise SettingError(
                     f"{name}, row {int(str(index)) + 1}: one run reaches the goal {lower['goal']:g} after "
@@ -83,15 +83,30 @@ def check_goal_table(table: pd.DataFrame, *, name: str) -> None:
 
 
 def fastest_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each goal, batch size and seed the run with the fewest steps.
+    """Of each goal and batch size the runs of all seeds at the learning rate with the fewest steps.
 
-    Where none reached the goal the longest, as a bound: at the rates tried it takes more. Runs that diverged
-    bound nothing; a batch size and seed with no others is left out.
+    One rate for all seeds, by the geometric mean of their steps, among the rates that most seeds have tried:
+    each seed's own fastest run would be a lucky one, the more so the smaller the batch. Where at no rate all
+    seeds reach the goal, it is the one at which most do, and the others' steps are bounds; where none does,
+    the one tried for longest. Runs that diverged first bound nothing.
     """
     kept = table[(table["diverged"] == 0) | (table["censored"] == 0)]
-    # the fewest steps first where a goal was reached, else the most
-    order = np.lexsort([kept["steps"] * np.where(kept["censored"] == 1, -1, 1), kept["censored"]])
-    return kept.iloc[order].groupby(["goal", "batch_size", "seed"], dropna=False).head(1).sort_index()
+    chosen = [_fastest_rate(runs) for _, runs in kept.groupby(["goal", "batch_size"], dropna=False)]
+    return pd.concat([kept.iloc[:0], *chosen]).sort_index()
+
+
+def _fastest_rate(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of one goal and batch size at its fastest learning rate."""
+    rates = [of_rate for _, of_rate in runs.groupby("learning_rate", dropna=False)]
+    most = max(map(len, rates))
+
+    def rank(of_rate: pd.DataFrame) -> tuple[float, float]:
+        reached = of_rate[of_rate["censored"] == 0]["steps"]
+        if reached.empty:
+            return 0.0, -float(of_rate["steps"].max())
+        return -len(reached) / len(of_rate), float(np.log(reached).mean())
+
+    return min((one for one in rates if 2 * len(one) > most), key=rank)
 
 
 def goals_of(table: pd.DataFrame) -> list[float]:

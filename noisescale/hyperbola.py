@@ -16,7 +16,7 @@ from noisescale.estimate import CONFIDENCE, Estimate
 LEAST_SPREAD = 1e-6  # standard deviation of log y below which values count as exact
 FEWEST = 3  # values that are known: two parameters, and one to tell the spread
 FARTHEST = 20.0  # e-folds of a parameter from its best value, beyond which it is unbounded
-LIMIT = 300.0  # of logarithms, within what floats hold
+NEGLIGIBLE = 12.0  # e-folds below what the values show, at which a parameter is as good as zero
 FIRST_STEP = 0.02  # e-folds, of the search for the ends of an interval
 
 Quantity = Literal["plateau", "slope", "bend"]
@@ -74,7 +74,9 @@ class Hyperbola:
             if found is None or trial.fun < found.fun:
                 found = trial
         assert found is not None
-        plateau, slope, log_spread = np.clip(found.x, -LIMIT, LIMIT)
+        plateau = max(found.x[0], log_y.min() - NEGLIGIBLE)
+        slope = max(found.x[1], (log_x + log_y).min() - NEGLIGIBLE)
+        log_spread = found.x[2]
         return Curve(math.exp(plateau), math.exp(slope), math.exp(log_spread))
 
     def interval(self, quantity: Quantity, curve: Curve, *, confidence: float = CONFIDENCE) -> Estimate:
@@ -87,13 +89,16 @@ class Hyperbola:
         known = int((~self.bounds).sum())
         t = float(stats.t.ppf((1 + confidence) / 2, known - 2))
         allowed = known * math.log1p(t**2 / (known - 2))
-        starts = np.log([max(curve.plateau, 1e-300), max(curve.slope, 1e-300), curve.spread])
+        starts = np.log(curve)
         best = {"plateau": starts[0], "slope": starts[1], "bend": starts[1] - starts[0]}[quantity]
         least = self._deviance(starts)[0]
 
         def excess(value: float) -> float:
             offset, free = _HELD[quantity]
-            start = np.array([starts[0] if quantity == "slope" else starts[1], starts[2]])
+            other = starts[0] if quantity == "slope" else starts[1]
+            if quantity == "bend":  # at which the curve lies among the values
+                other = float(np.mean(np.log(self.y) - np.logaddexp(-value, -np.log(self.x))))
+            start = np.array([other, starts[2]])
             return float(self._minimise(start, value * offset, free).fun) - least - allowed
 
         low, high = (_end(excess, best, direction) for direction in (-1.0, 1.0))

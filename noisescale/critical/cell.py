@@ -15,7 +15,7 @@ from torch import nn
 from noisescale import run_tables, store
 from noisescale.checkpoint import Checkpoint, save_checkpoint
 from noisescale.critical.config import GoalSplit
-from noisescale.critical_batch import steps_to_goal
+from noisescale.critical_batch import smoothed_losses, steps_to_goal
 from noisescale.environment import environment
 from noisescale.errors import RunFolderError
 from noisescale.evaluation import mean_loss
@@ -33,7 +33,7 @@ NEEDED = {"batch_size", "learning_rate", "seed", "steps", "best_loss", "seconds"
 
 @dataclass(frozen=True, kw_only=True)
 class GoalCell:
-    """A run that ends once its loss has reached the lowest of the goals, or at its configuration's end.
+    """A run that ends once its smoothed loss has reached the lowest goal, or at its configuration's end.
 
     goals: descending; none: to its configuration's end. split: whose loss. noise: what of the noise scale is
     measured along it; then a checkpoint is kept where each goal is first seen reached, and a measurement
@@ -54,8 +54,9 @@ class GoalRun(NamedTuple):
     path: Path
 
     def steps(self, goal: float) -> float:
-        """Updates to the goal, interpolated; infinity where it was not reached."""
-        found = steps_to_goal(self.losses["step"].to_numpy(), self.losses["loss"].to_numpy(), goal)
+        """Updates to the goal, of the smoothed loss and interpolated; infinity where it was not reached."""
+        smoothed = smoothed_losses(self.losses["step"].to_numpy(), self.losses["loss"].to_numpy())
+        found = steps_to_goal(*smoothed, goal)
         return math.inf if found is None else found
 
 
@@ -96,7 +97,9 @@ def _compute(goal_cell: GoalCell) -> None:
         if tracker is not None and (passed or tracker.due):
             tracker.measure()
         if goal_cell.goals and not waiting:
-            break
+            smoothed = smoothed_losses(*zip(*losses, strict=True))
+            if steps_to_goal(*smoothed, goal_cell.goals[-1]) is not None:
+                break
     finite = [loss for _, loss in losses if math.isfinite(loss)]
     summary = {
         "batch_size": cell.training.batch_size,

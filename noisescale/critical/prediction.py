@@ -31,11 +31,8 @@ def predicted_rows(goal: float, fit: CriticalBatchFit, runs: list[GoalRun]) -> l
         found: list[Recommendation] = []
         for run in runs:
             table = pd.DataFrame(read_noise(run.path))
-            reached = run.losses["step"][run.losses["loss"] <= goal]
-            if reached.empty:
-                continue
             try:
-                found.append(recommend(table[table["step"] <= reached.iloc[0]], quantity=quantity))
+                found.append(recommend(table[table["step"] <= run.steps(goal)], quantity=quantity))
             except MeasurementError:
                 continue
         if not found:

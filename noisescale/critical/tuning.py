@@ -27,7 +27,8 @@ Tuning = Generator[list[Trial], list[Steps], None]
 def tune(centre: int, budget: int, *, factor: float = 2.0) -> Tuning:
     """The centre and its neighbours, then wider until the best rate for every goal lies between others.
 
-    factor: between neighbours. budget: updates of the first ones; later ones get twice what the fastest took to the last goal.
+    factor: between neighbours. budget: updates of the first ones; later ones get twice what the fastest took
+    to the last goal.
     """
     most_unreached = max(MOST_UNREACHED, math.ceil(math.log(WIDEST) / math.log(factor)))
     tried: dict[int, Steps] = {}

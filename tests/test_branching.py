@@ -1,0 +1,80 @@
+"""The largest batch size whose loss is as good as that of every smaller one."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from noisescale.branching import branch_critical_batch, branch_means
+from noisescale.errors import SettingError
+
+SIZES = (16, 32, 64, 128, 256)
+
+
+def branches(losses, *, spread=0.0, seeds=6, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = [
+        (size, size / 160, number, loss + spread * rng.standard_normal(), int(math.isinf(loss)))
+        for size, loss in zip(SIZES, losses, strict=True)
+        for number in range(seeds)
+    ]
+    return pd.DataFrame(rows, columns=["batch_size", "learning_rate", "seed", "loss", "diverged"])
+
+
+def test_the_crossing_is_interpolated_in_log_b():
+    found = branch_critical_batch(branches([1.0, 1.0, 1.0, 1.2, 2.0]), tolerance=0.1)
+    assert found.value == pytest.approx(64 * math.sqrt(2))
+    assert (found.low, found.high) == (pytest.approx(found.value), pytest.approx(found.value))
+
+
+def test_every_smaller_size_counts_not_the_smallest_alone():
+    falling = branch_critical_batch(branches([1.0, 0.8, 0.95, 1.0, 1.5]), tolerance=0.1)
+    assert 32 < falling.value < 64
+
+
+def test_a_larger_size_that_passes_again_counts():
+    found = branch_critical_batch(branches([1.0, 1.0, 1.2, 1.05, 1.5]), tolerance=0.1)
+    assert 128 < found.value < 256
+
+
+def test_divergence_ends_it_at_the_last_size_that_passes():
+    found = branch_critical_batch(branches([1.0, 1.0, 1.0, math.inf, math.inf]), tolerance=0.1)
+    assert found.value == 64
+
+
+def test_where_all_pass_there_is_a_bound():
+    found = branch_critical_batch(branches([1.0, 1.0, 1.0, 1.0, 1.05]), tolerance=0.1)
+    assert math.isnan(found.value)
+    assert found.low == 256
+
+
+def test_the_interval_covers():
+    """The curve 1 + (B/64)²/10 leaves a tolerance of .1 above its start at just above 64."""
+    curve = [1 + (size / 64) ** 2 / 10 for size in SIZES]
+    truth = branch_critical_batch(branches(curve), tolerance=0.1).value
+    hits = 0
+    for seed in range(100):
+        found = branch_critical_batch(branches(curve, spread=0.04, seed=seed), tolerance=0.1)
+        hits += found.low <= truth <= (found.high if math.isfinite(found.high) else math.inf)
+    assert hits >= 85
+
+
+def test_one_seed_has_no_interval():
+    found = branch_critical_batch(branches([1.0, 1.0, 1.0, 1.2, 2.0], seeds=1), tolerance=0.1)
+    assert math.isnan(found.low)
+    assert found.value > 64
+
+
+def test_means_are_over_the_seeds():
+    means = branch_means(branches([1.0, 2.0, 3.0, 4.0, math.inf], spread=0.1))
+    assert means["loss"].isna().tolist() == [False] * 4 + [True]
+    assert abs(means["loss"][1] - 2) < 4 * means["loss_stderr"][1]
+    assert (means["num_seeds"] == 6).all()
+
+
+def test_bad_input():
+    with pytest.raises(SettingError, match="2 batch sizes"):
+        branch_critical_batch(branches([1.0] * 5).query("batch_size < 64"), tolerance=0.1)
+    with pytest.raises(SettingError, match="tolerance 0"):
+        branch_critical_batch(branches([1.0] * 5), tolerance=0)

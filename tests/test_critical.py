@@ -1,0 +1,446 @@
+"""Measurements of the critical batch size on the smallest of problems: what is run, kept, shared, refused."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from noisescale import run_tables, store
+from noisescale.build import build_own_problem, build_problem
+from noisescale.checkpoint import load_checkpoint
+from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig
+from noisescale.critical import engine
+from noisescale.critical.cell import GoalCell, read_goal_run, run_to_goal
+from noisescale.critical.config import CriticalBatchConfig, default_batch_sizes, default_goals
+from noisescale.critical.engine import run_critical_batch
+from noisescale.errors import NoisescaleError, RunFolderError, SettingError
+from noisescale.evaluation import evaluate, mean_loss
+from noisescale.goal_table import fastest_runs
+from noisescale.problem import factory_config
+from noisescale.sweep.cell import Cell
+from noisescale.tracking.noise import NoiseTracking
+
+PROBLEM = ProblemConfig(dataset="digits", num_train=200, width=8, depth=1)
+CONFIG = CriticalBatchConfig(
+    problem=PROBLEM, batch_sizes=(2, 8, 32, 128), goals=(1.8, 1.2), num_seeds=2, noise_examples=100
+)
+HERE = f"{Path(__file__)}:make_problem"
+
+
+def make_problem():
+    """A problem of one's own, its data drawn at random."""
+    from tests.problems import linear_regression, seeded
+
+    return linear_regression(
+        input_variances=torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64),
+        weights=torch.randn(3, dtype=torch.float64),
+        noise=0.5,
+        num_examples=64,
+        generator=seeded(0),
+    ).problem
+
+
+class Here(Executor):
+    """Runs each task as it is submitted, in this thread, and notes which runs are asked for."""
+
+    def __init__(self, fail=None):
+        self.cells = []
+        self.fail = fail or (lambda cell: False)
+
+    def submit(self, function, /, *args, **kwargs):
+        future = Future()
+        if function is run_to_goal:
+            self.cells.append(args[0])
+            if self.fail(args[0].cell):
+                future.set_exception(MemoryError("no room for this one\nand more"))
+                return future
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """A whole measurement in one thread: its folder, result and executor."""
+    out, executor = tmp_path_factory.mktemp("serial") / "critical", Here()
+    return out, run_critical_batch(CONFIG, out, executor=executor), executor
+
+
+def test_the_files_of_a_measurement(serial):
+    out, result, _ = serial
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "cells",
+        "critical_batch.json",
+        "fit.json",
+        "learning_rates.csv",
+        "noise-100",
+        "noise.csv",
+        "pareto.png",
+        "predicted.csv",
+        "start.json",
+        "steps_to_goal.csv",
+        "summary.json",
+    }
+    table = pd.read_csv(out / "steps_to_goal.csv")
+    assert list(table)[:6] == ["goal", "batch_size", "learning_rate", "seed", "steps", "censored"]
+    assert set(table["goal"]) == {1.8, 1.2}
+    assert len(table) == len(result.table)
+    records = json.loads((out / "fit.json").read_text())["goals"]
+    assert [record["goal"] for record in records] == [1.8, 1.2]
+    for record in records:
+        for name in ("min_steps", "min_examples", "critical_batch_size"):
+            assert {"value", "low", "high"} <= set(record[name])
+        assert record["definition"] == "pareto"
+        assert {row["quantity"] for row in record["predicted"]} >= {"simple"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["failures"] == []
+    assert summary["num_runs"] == len(table) / 2
+
+
+def test_steps_are_first_passages_of_the_recorded_losses(serial):
+    """The oracle: a plain loop over losses.csv."""
+    out, result, _ = serial
+    runs = {path: read_goal_run(path) for path in store.finished_runs(out / "cells")}
+    for row in result.table[result.table["censored"] == 0].to_dict("records"):
+        matching = [
+            run
+            for run in runs.values()
+            if all(run.summary[name] == row[name] for name in ("batch_size", "learning_rate", "seed"))
+        ]
+        (run,) = matching
+        before = None
+        for step, loss in run.losses.itertuples(index=False):
+            if loss <= row["goal"]:
+                break
+            before = (step, loss)
+        share = (before[1] - row["goal"]) / (before[1] - loss)
+        assert row["steps"] == pytest.approx(before[0] + share * (step - before[0]))
+
+
+def test_runs_end_where_the_lowest_goal_is_reached(serial):
+    _, result, _ = serial
+    for path in store.finished_runs(serial[0] / "cells"):
+        run = read_goal_run(path)
+        losses = run.losses["loss"].to_numpy()
+        assert (losses[:-1] > 1.2).all()
+        assert run.losses["step"].iloc[-1] == run.summary["steps"]
+        assert run.summary["best_loss"] == min(losses)
+    reached = result.table[(result.table["goal"] == 1.2) & (result.table["censored"] == 0)]
+    assert set(reached["batch_size"]) == {2, 8, 32, 128}
+
+
+def test_each_best_rate_lies_between_others(serial):
+    _, result, _ = serial
+    fastest = fastest_runs(result.table)
+    for row in fastest.to_dict("records"):
+        same = result.table[
+            (result.table["goal"] == row["goal"])
+            & (result.table["batch_size"] == row["batch_size"])
+            & (result.table["seed"] == row["seed"])
+        ]["learning_rate"]
+        assert same.min() < row["learning_rate"] < same.max()
+
+
+def test_the_looks_are_at_a_fixed_subset_of_the_split(serial):
+    out, _, _ = serial
+    start = json.loads((out / "start.json").read_text())
+    problem = build_problem(PROBLEM)
+    assert start["loss"] == pytest.approx(mean_loss(problem.model, problem.loss, problem.train), rel=1e-6)
+    of_seed_0 = [
+        run
+        for path in store.finished_runs(out / "cells")
+        if (run := read_goal_run(path)).summary["seed"] == 0
+    ]
+    assert {run.losses["loss"].iloc[0] for run in of_seed_0} == {start["loss"]}
+
+
+def test_the_mean_loss_is_that_of_an_evaluation():
+    problem = build_problem(PROBLEM)
+    expected = evaluate(problem.model, problem.loss, problem.train).loss
+    problem.model.train()
+    assert mean_loss(problem.model, problem.loss, problem.train) == pytest.approx(expected, rel=1e-12)
+    assert problem.model.training
+
+
+def test_the_same_again_runs_nothing(serial):
+    out, result, _ = serial
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.csv")}
+    again = run_critical_batch(CONFIG, out, executor=Here())
+    assert {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.csv")} == before
+    pd.testing.assert_frame_equal(again.table, result.table)
+    assert again.to_dict() == result.to_dict()
+
+
+def test_more_seeds_and_batch_sizes_keep_what_is_there(serial, tmp_path):
+    out, result, _ = serial
+    executor = Here()
+    more = run_critical_batch(
+        replace(CONFIG, batch_sizes=(2, 8, 32, 128, 200), num_seeds=3, noise_examples=None),
+        out,
+        executor=executor,
+    )
+    assert set(more.table["seed"]) == {0, 1, 2}
+    assert set(more.table["batch_size"]) == {2, 8, 32, 128, 200}
+    key = ["goal", "batch_size", "learning_rate", "seed"]
+    both = result.table.merge(more.table, on=key)
+    assert len(both) == len(result.table)
+
+
+def test_higher_goals_take_the_same_runs(serial):
+    out, _, _ = serial
+    before = len(store.finished_runs(out / "cells"))
+    found = run_critical_batch(
+        replace(CONFIG, goals=(1.8, 1.5, 1.2), noise_examples=None), out, executor=Here()
+    )
+    assert list(found.fits) == [1.8, 1.5, 1.2]
+    assert (
+        len(store.finished_runs(out / "cells")) <= before + 4
+    )  # a best rate of its own may want a neighbour
+
+
+def test_another_problem_or_split_is_refused(serial):
+    out, _, _ = serial
+    with pytest.raises(RunFolderError, match=r"other settings .*width"):
+        run_critical_batch(replace(CONFIG, problem=replace(PROBLEM, width=9)), out, executor=Here())
+    with pytest.raises(RunFolderError, match="split is 'train' there"):
+        run_critical_batch(replace(CONFIG, split="test"), out, executor=Here())
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RunFolderError, match=r"holds thesis.tex but no critical_batch.json"):
+        run_critical_batch(CONFIG, tmp_path, executor=Here())
+
+
+def test_goals_out_of_reach_say_the_best_loss(tmp_path):
+    config = replace(CONFIG, goals=(1e-9,), epochs=1)
+    with pytest.raises(NoisescaleError, match=r"goals 1e-09: the best loss seen is [\d.]+, at B = 32 and lr"):
+        run_critical_batch(config, tmp_path / "out", executor=Here())
+
+
+def test_a_goal_that_only_some_reach_is_a_bound(tmp_path):
+    """At B = 8 the budget of the middle batch size's single epoch is not enough."""
+    config = replace(CONFIG, goals=(2.2, 0.3), epochs=1, noise_examples=None)
+    found = run_critical_batch(config, tmp_path / "out", executor=Here())
+    assert found.fits[0.3].num_censored > 0
+    assert not found.fits[0.3].resolved
+    assert (found.table[found.table["goal"] == 2.2]["censored"] == 0).any()
+
+
+def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tmp_path):
+    executor = Here(fail=lambda cell: cell.training.batch_size == 128)
+    found = run_critical_batch(
+        replace(CONFIG, batch_sizes=(2, 4, 8, 32, 128), noise_examples=None),
+        tmp_path / "out",
+        executor=executor,
+    )
+    failures = found.summary["failures"]
+    assert failures
+    assert all(line.startswith("B = 128") and line.endswith("no room for this one") for line in failures)
+    assert set(found.table["batch_size"]) == {2, 4, 8, 32}
+    assert found.fits[1.2].num_batch_sizes == 4
+
+
+def test_noise_along_the_runs_stands_beside(serial):
+    """Every number of predicted.csv again, from the runs' own noise.csv."""
+    out, result, _ = serial
+    runs = [read_goal_run(path) for path in store.finished_runs(out / "noise-100")]
+    assert len(runs) == 2
+    for run in runs:
+        assert sorted((run.path / "checkpoints").glob("step-*.pt"))
+        for goal in (1.8, 1.2):
+            at = int(run.losses["step"][run.losses["loss"] <= goal].iloc[0])
+            checkpoint = load_checkpoint(run.path / "checkpoints" / f"step-{at}.pt")
+            assert checkpoint.step == at
+            assert at in [row["step"] for row in run_tables.read_noise(run.path)]
+    row = result.predicted.query("goal == 1.2 and quantity == 'simple'").iloc[0]
+    averages = []
+    for run in runs:
+        noise = pd.DataFrame(run_tables.read_noise(run.path))
+        area = sum(
+            (noise["simple"][i] + noise["simple"][i + 1]) / 2 * (noise["step"][i + 1] - noise["step"][i])
+            for i in range(len(noise) - 1)
+        )
+        averages.append(area / noise["step"].iloc[-1])
+    assert row["average"] == pytest.approx(math.sqrt(averages[0] * averages[1]))
+    fit = result.fits[1.2]
+    if fit.resolved:
+        assert row["ratio"] == pytest.approx(fit.critical_batch_size.value / row["average"])
+
+
+def test_each_seed_measures_noise_on_examples_of_its_own(serial):
+    out, _, _ = serial
+    first, second = (
+        pd.DataFrame(run_tables.read_noise(path)) for path in store.finished_runs(out / "noise-100")
+    )
+    assert first["simple"][0] != second["simple"][0]
+    assert (first["num_examples"] == 100).all()
+
+
+def test_tracking_leaves_the_run_as_it_was(tmp_path):
+    training = TrainConfig(batch_size=8, learning_rate=0.25, epochs=100, max_steps=60)
+    goals = (1.8, 1.2)
+    plain = run_to_goal(
+        GoalCell(cell=Cell(path=tmp_path / "a", problem=PROBLEM, training=training), goals=goals)
+    )
+    tracked = run_to_goal(
+        GoalCell(
+            cell=Cell(path=tmp_path / "b", problem=PROBLEM, training=training),
+            goals=goals,
+            noise=NoiseTracking(num_examples=50),
+        )
+    )
+    pd.testing.assert_frame_equal(plain.losses, tracked.losses)
+
+
+def test_goals_of_the_test_loss(tmp_path):
+    found = run_critical_batch(
+        replace(CONFIG, split="test", noise_examples=None, num_seeds=1), tmp_path / "out", executor=Here()
+    )
+    problem = build_problem(PROBLEM)
+    start = json.loads((tmp_path / "out" / "start.json").read_text())["loss"]
+    assert start == pytest.approx(mean_loss(problem.model, problem.loss, problem.test), rel=1e-6)
+    assert (found.table["censored"] == 0).any()
+
+
+def test_adam_is_tuned_without_the_curvature(tmp_path):
+    config = replace(CONFIG, training=TrainConfig(optimizer="adam"), num_seeds=1, noise_examples=None)
+    found = run_critical_batch(config, tmp_path / "out", executor=Here())
+    assert "max_rate" not in json.loads((tmp_path / "out" / "start.json").read_text())
+    assert (fastest_runs(found.table)["censored"] == 0).all()
+
+
+def test_a_problem_of_ones_own(tmp_path):
+    config = CriticalBatchConfig(
+        problem=factory_config(HERE),
+        batch_sizes=(1, 4, 16, 64),
+        goals=(0.5, 0.3),
+        num_seeds=2,
+        noise_examples=None,
+    )
+    found = run_critical_batch(config, tmp_path / "out", executor=Here())
+    assert set(found.table["batch_size"]) == {1, 4, 16, 64}
+    stored = json.loads((tmp_path / "out" / "critical_batch.json").read_text())
+    assert stored["problem"]["factory"].endswith(":make_problem")
+    with pytest.raises(RunFolderError, match=r"problem\.source"):
+        run_critical_batch(
+            replace(config, problem=FactoryConfig(factory=HERE, source="older")),
+            tmp_path / "out",
+            executor=Here(),
+        )
+
+
+def test_its_data_are_the_same_for_every_seed_and_its_parameters_are_not():
+    config = factory_config(f"{Path(__file__)}:make_network")
+    first, second = (build_own_problem(config, seed=seed) for seed in (0, 1))
+    assert torch.equal(first.train.inputs, second.train.inputs)
+    assert not torch.equal(first.model.weight, second.model.weight)
+    state = torch.random.get_rng_state()
+    again = build_own_problem(config, seed=0)
+    assert torch.equal(again.model.weight, first.model.weight)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with torch.no_grad():
+        again.model.weight.zero_()
+    assert build_own_problem(config, seed=0).model.weight.any()
+
+
+def make_network():
+    from noisescale import Examples, Problem
+
+    return Problem(
+        model=torch.nn.Linear(4, 2),
+        loss=torch.nn.CrossEntropyLoss(reduction="none"),
+        train=Examples(torch.randn(20, 4), torch.randint(0, 2, (20,))),
+    )
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_and_a_killed_measurement_goes_on(serial, tmp_path):
+    """Killed by SIGKILL twice, and begun by two at once: the tables of one thread, finished runs untouched."""
+    script = (
+        "from pathlib import Path; import sys\n"
+        "from tests.test_critical import CONFIG\n"
+        "from noisescale.critical.engine import run_critical_batch\n"
+        "from noisescale.sweep.executors import LocalProcesses\n"
+        "if __name__ == '__main__':\n"
+        "    run_critical_batch(CONFIG, Path(sys.argv[1]), executor=LocalProcesses(2))\n"
+    )
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    out = tmp_path / "out"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(path), str(out)]
+    for wanted in (3, 12):
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while len(list(out.rglob("summary.json"))) < wanted and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = {one: one.stat().st_mtime_ns for one in out.rglob("summary.json")}
+    assert len(kept) >= 12
+    both = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert all(one.stat().st_mtime_ns == at for one, at in kept.items())
+    expected = run_critical_batch(CONFIG, tmp_path / "fresh", executor=Here())
+    pd.testing.assert_frame_equal(pd.read_csv(out / "steps_to_goal.csv"), expected.table, check_dtype=False)
+
+
+def test_a_damaged_run_is_named(serial, tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "summary.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="no run to a goal"):
+        read_goal_run(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_sizes": (1, 2, 4)}, "3 batch sizes"),
+        ({"batch_sizes": ()}, "0 batch sizes"),
+        ({"batch_sizes": (1, 2, 4, "full")}, "'full': give whole numbers"),
+        ({"batch_sizes": (1, 2, 4, 4)}, "each once"),
+        ({"batch_sizes": (1, 2, 4, -8)}, "batch size -8"),
+        ({"goals": ()}, "no goals"),
+        ({"goals": (math.nan,)}, "goal nan"),
+        ({"goals": (1.0, 1.0)}, "each once"),
+        ({"num_seeds": 0}, "num seeds 0"),
+        ({"epochs": 1.5}, "epochs 1.5"),
+        ({"factor": 1.0}, "factor 1"),
+        ({"max_rate": -1.0}, "learning rate"),
+        ({"rate_bend": -1.0}, "rate bend"),
+        ({"noise_examples": 3}, "noise examples 3"),
+        ({"split": "validation"}, "split 'validation'"),
+        ({"problem": replace(PROBLEM, norm="batch"), "batch_sizes": (1, 2, 4, 8)}, "batch norm"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(SettingError, match=message):
+        replace(CONFIG, **changes)
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(SettingError, match="batch size 512: there are 200"):
+        run_critical_batch(replace(CONFIG, batch_sizes=(2, 8, 32, 512)), tmp_path / "out", executor=Here())
+    assert not (tmp_path / "out").exists()
+
+
+def test_defaults():
+    assert default_batch_sizes(60_000) == tuple(2**power for power in range(12))
+    assert default_batch_sizes(1437)[-1] == 256
+    assert default_goals(2.3) == (0.92, 0.57, 0.34, 0.23, 0.16)
+    assert engine.NUM_PROBES >= 2

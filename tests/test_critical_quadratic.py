@@ -1,0 +1,182 @@
+"""A noisy quadratic, of which everything is known in closed form, trained and measured as any problem is."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from noisescale.config import TrainConfig
+from noisescale.critical import cell as cells
+from noisescale.critical.cell import GoalCell, run_to_goal
+from noisescale.critical.config import CriticalBatchConfig
+from noisescale.critical.engine import run_critical_batch
+from noisescale.critical_batch import fit_critical_batch, steps_to_goal
+from noisescale.goal_table import fastest_runs
+from noisescale.problem import Examples, factory_config
+from noisescale.sweep.cell import Cell
+from noisescale.synthetic import noisy_quadratic
+from noisescale.training import Training
+from tests.test_critical import Here
+
+NUM_EXAMPLES, DIM = 20_000, 20
+CURVATURES = 1 / np.arange(1, DIM + 1)
+VARIANCES = 4 * np.sqrt(CURVATURES)  # of the gradient, in the Hessian's eigenvectors
+START = np.ones(DIM)
+FACTORY = f"{Path(__file__)}:make_problem"
+
+
+def synthetic():
+    """½θᵀHθ + ζᵀθ with ζ whose mean over the examples is zero: the minimum, of loss 0, is at 0."""
+    made = noisy_quadratic(
+        hessian=torch.diag(torch.tensor(CURVATURES)),
+        covariance=torch.diag(torch.tensor(VARIANCES)),
+        start=torch.tensor(START),
+        num_examples=NUM_EXAMPLES,
+        generator=torch.Generator().manual_seed(0),
+    )
+    noise = made.problem.train.inputs
+    noise -= noise.mean(0)  # in place, since the exact moments are of the same tensor
+    return made
+
+
+def make_problem():
+    return synthetic().problem
+
+
+def exact_loss(theta):
+    return 0.5 * float(CURVATURES @ theta**2)
+
+
+def expected_losses(batch_size, rate, num_steps, variances):
+    """E L after each step, by the recursion of E θ_i²; batches of distinct examples, from step to step independent."""
+    share = (NUM_EXAMPLES - batch_size) / (batch_size * (NUM_EXAMPLES - 1))
+    second, losses = START**2, []
+    for _ in range(num_steps + 1):
+        losses.append(0.5 * float(CURVATURES @ second))
+        second = (1 - rate * CURVATURES) ** 2 * second + rate**2 * share * variances
+    return np.array(losses)
+
+
+@pytest.fixture(scope="module")
+def moments():
+    return synthetic().moments(torch.tensor(START), "dataset")
+
+
+@pytest.mark.parametrize("batch_size", [2, 16, 128])
+def test_the_best_single_step_is_that_of_the_law(moments, batch_size):
+    """(2.6) and (2.7): one update by the trainer at two rates, the parabola through the losses, over 200 seeds."""
+    problem = make_problem()
+    before, rates = exact_loss(START), (0.5, 1.0)
+    coefficients = []
+    for seed in range(200):
+        drops = []
+        for rate in rates:
+            training = Training(
+                problem,
+                TrainConfig(batch_size=batch_size, learning_rate=rate, epochs=1, max_steps=1, seed=seed),
+            )
+            next(iter(training))
+            theta = next(training.model.parameters()).detach().numpy()
+            drops.append(before - exact_loss(theta))
+        # drop = aε − bε²
+        coefficients.append(np.linalg.solve([[rate, -(rate**2)] for rate in rates], drops))
+    (a, b), covariance = np.mean(coefficients, 0), np.cov(np.transpose(coefficients)) / len(coefficients)
+    gradient, hessian = moments.gradient.numpy(), moments.hessian.numpy()
+    curvature = gradient @ hessian @ gradient
+    noise_size = float(np.trace(hessian @ moments.covariance.numpy())) / curvature
+    max_rate = gradient @ gradient / curvature
+    # batches of distinct examples: B_noise/B is p·B_noise
+    shrinking = 1 + noise_size * (NUM_EXAMPLES - batch_size) / (batch_size * (NUM_EXAMPLES - 1))
+    for measured, slope, expected in (
+        (a / (2 * b), np.array([1 / (2 * b), -a / (2 * b**2)]), max_rate / shrinking),
+        (
+            a**2 / (4 * b),
+            np.array([a / (2 * b), -((a / (2 * b)) ** 2)]),
+            0.5 * max_rate * gradient @ gradient / shrinking,
+        ),
+    ):
+        assert abs(measured - expected) < 4 * math.sqrt(slope @ covariance @ slope)
+        assert measured == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize(("batch_size", "rate"), [(4, 0.1), (32, 0.4), (256, 1.0)])
+def test_steps_to_a_goal_are_those_of_the_second_moments(moments, monkeypatch, tmp_path, batch_size, rate):
+    """The mean loss over 24 seeds crosses the goal where the exact recursion does, within 3 jackknife errors."""
+    monkeypatch.setattr(cells, "EVALUATED", NUM_EXAMPLES)
+    training = TrainConfig(batch_size=batch_size, learning_rate=rate, epochs=1, max_steps=60)
+    config = factory_config(FACTORY)
+    losses = []
+    for seed in range(24):
+        run = run_to_goal(
+            GoalCell(
+                cell=Cell(
+                    path=tmp_path / str(seed),
+                    problem=config,
+                    training=TrainConfig(**{**vars(training), "seed": seed}),
+                ),
+                goals=(),
+            )
+        )
+        losses.append(run.losses["loss"].to_numpy())
+    steps = run.losses["step"].to_numpy()
+    expected = expected_losses(batch_size, rate, 60, moments.covariance.diagonal().numpy())
+    goal = expected[30]
+    exact = steps_to_goal(steps, expected[steps], goal)
+    measured = steps_to_goal(steps, np.mean(losses, 0), goal)
+    left_out = [steps_to_goal(steps, np.mean(np.delete(losses, seed, 0), 0), goal) for seed in range(24)]
+    stderr = math.sqrt(23 / 24 * np.sum(np.square(left_out - np.mean(left_out))))
+    assert abs(measured - exact) < 3 * stderr
+    assert stderr < 3
+
+
+@pytest.mark.slow
+def test_the_critical_batch_size_is_that_of_the_exact_curve(moments, tmp_path):
+    """At the rates the search chose, S(B) by recursion; its fit lies in the interval of the measured one.
+
+    The ratio to B_noise is whatever it is: here it is held against the exact B_noise at the start.
+    """
+    config = CriticalBatchConfig(
+        problem=factory_config(FACTORY),
+        batch_sizes=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+        goals=(0.6, 0.4, 0.2),
+        num_seeds=4,
+        factor=math.sqrt(2),
+        noise_examples=2000,
+    )
+    found = run_critical_batch(config, tmp_path / "out", executor=Here())
+    variances = moments.covariance.diagonal().numpy()
+    grid = sorted(found.table["learning_rate"].unique())
+    for goal, fit in found.fits.items():
+        exact = []
+        for size in config.batch_sizes:
+            longest = (
+                int(
+                    2
+                    * fastest_runs(found.table).query("goal == @goal and batch_size == @size")["steps"].max()
+                )
+                + 2
+            )
+            passages = [
+                steps_to_goal(range(longest + 1), expected_losses(size, rate, longest, variances), goal)
+                for rate in grid
+                if rate < 2
+            ]
+            exact.append(min(passage for passage in passages if passage is not None))
+        expected = fit_critical_batch(config.batch_sizes, exact)
+        assert fit.resolved
+        # the fastest of several noisy runs is faster than the mean, the more so the noisier: a third at most
+        assert fit.critical_batch_size.value == pytest.approx(expected.critical_batch_size.value, rel=0.35)
+        row = found.predicted.query("goal == @goal and quantity == 'full'").iloc[0]
+        gradient, hessian = moments.gradient.numpy(), moments.hessian.numpy()
+        noise_size = float(np.trace(hessian @ moments.covariance.numpy())) / (gradient @ hessian @ gradient)
+        assert row["start"] == pytest.approx(noise_size, rel=0.2)
+        assert 0.1 < row["ratio_by_progress"] < 3
+
+
+def test_the_examples_are_what_the_moments_are_of(moments):
+    train = make_problem().train
+    assert isinstance(train, Examples)
+    assert train.inputs.mean(0).abs().max() < 1e-12
+    assert np.diag(moments.covariance) == pytest.approx(VARIANCES, rel=0.05)

@@ -1,0 +1,153 @@
+"""Tables of runs to goals: what is read, what is refused, which runs count, what is fitted to them."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from noisescale.errors import SettingError
+from noisescale.goal_table import (
+    best_rates,
+    fastest_runs,
+    fit_goals,
+    fit_laws,
+    fit_record,
+    fits_table,
+    laws_table,
+    read_goal_table,
+    rises,
+)
+
+SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
+
+
+def synthetic(*, goals=(1.0, 0.5), seeds=2, critical=16.0):
+    """S = S_min(1 + B_crit/B) at the best of five rates, 0.8/(1 + 10/B), and more by a parabola elsewhere."""
+    rows = []
+    for goal in goals:
+        for size in SIZES:
+            best = 0.8 / (1 + 10 / size)
+            for rate in 2.0 ** np.arange(-6, 2):
+                steps = 50 / goal * (1 + critical / size) * math.exp(0.3 * math.log(rate / best) ** 2)
+                rows += [(goal, size, rate, seed, steps, 0, 0) for seed in range(seeds)]
+    columns = ["goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def written(tmp_path, text):
+    path = tmp_path / "runs.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_table_of_two_columns_is_enough(tmp_path):
+    lines = "".join(f"{size}, {100 * (1 + 16 / size)}\n" for size in SIZES)
+    table = read_goal_table(written(tmp_path, "# from a notebook\nbatch_size, steps\n" + lines))
+    ((goal, fit),) = fit_goals(table).items()
+    assert math.isnan(goal)
+    assert fit.critical_batch_size.value == pytest.approx(16, rel=1e-5)
+    assert best_rates(table).empty
+    assert fit_record(goal, fit, [])["goal"] is None
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    table = synthetic()
+    path = tmp_path / "runs.csv"
+    table.sample(frac=1, random_state=0).to_csv(path, index=False)
+    again = read_goal_table(path)
+    before, after = fit_goals(table), fit_goals(again)
+    assert list(before) == list(after) == [1.0, 0.5]
+    assert before[0.5].critical_batch_size.value == pytest.approx(after[0.5].critical_batch_size.value)
+
+
+def test_words_for_truth_are_understood(tmp_path):
+    lines = "".join(f"{size},{100 + 10 * size},{size == 1}\n" for size in SIZES)
+    table = read_goal_table(written(tmp_path, "batch_size,steps,censored\n" + lines))
+    assert table["censored"].tolist() == [1] + 7 * [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch,steps\n1,2\n", "no column batch_size; its columns are batch, steps. It takes"),
+        ("size,time\n1,2\n", "no column batch_size and no column steps"),
+        ("", "cannot be read as CSV"),
+        ("batch_size,steps\n", "has no rows"),
+        ("batch_size,steps\n1,many\n", "row 1: steps is many; give a number above 0"),
+        ("batch_size,steps\n1,10\n2,-3\n", "row 2: steps is -3"),
+        ("batch_size,steps\n1,10\n2,\n", "row 2: steps is nan"),
+        ("batch_size,steps\n1,10\n0,5\n", "row 2: batch_size is 0"),
+        ("batch_size,steps,censored\n1,10,2\n", "censored is 2; give 0 or 1"),
+        ("batch_size,steps,goal\n1,10,low\n", "goal is low; give a number"),
+        ("batch_size,steps\n1,10\n2,6\n1,10\n", "row 3: .*those of an earlier row; number the seeds"),
+        (
+            "batch_size,steps,goal\n1,10,0.5\n1,9,0.4\n",
+            "row 2: .*goal 0.4 after 9 steps and 0.5 only after 10",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_row(tmp_path, text, message):
+    with pytest.raises(SettingError, match=message):
+        read_goal_table(written(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_or_no_text(tmp_path):
+    with pytest.raises(SettingError, match="cannot be read"):
+        read_goal_table(tmp_path / "absent.csv")
+    path = tmp_path / "picture.csv"
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(SettingError, match=r"cannot be read|no column"):
+        read_goal_table(path)
+
+
+def test_too_few_batch_sizes_name_their_goal():
+    table = synthetic()
+    few = table[(table["goal"] == 1.0) | (table["batch_size"] <= 4)]
+    with pytest.raises(SettingError, match=r"goal 0.5: 3 batch sizes \(1, 2, 4\)"):
+        fit_goals(few)
+
+
+def test_the_fastest_run_of_each_seed_counts():
+    columns = ["goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged"]
+    rows = [
+        (1.0, 8, 0.1, 0, 50.0, 0, 0),
+        (1.0, 8, 0.2, 0, 30.0, 0, 0),
+        (1.0, 8, 0.4, 0, 5.0, 1, 1),  # diverged at step 5: no bound
+        (1.0, 8, 0.1, 1, 70.0, 1, 0),
+        (1.0, 8, 0.2, 1, 90.0, 1, 0),
+        (1.0, 8, 0.4, 1, 99.0, 1, 1),
+        (1.0, 16, 0.4, 0, 3.0, 1, 1),  # nothing is known of it
+        (1.0, 16, 0.4, 1, 3.0, 0, 1),  # it diverged after it had reached the goal
+    ]
+    found = fastest_runs(pd.DataFrame(rows, columns=columns))
+    kept = found[["batch_size", "seed", "steps", "censored"]].to_numpy().tolist()
+    assert sorted(kept) == [[8, 0, 30, 0], [8, 1, 90, 1], [16, 1, 3, 0]]
+
+
+def test_fits_rates_and_laws_of_a_known_table():
+    table = synthetic()
+    fits = fit_goals(table)
+    rates = best_rates(table)
+    for goal, fit in fits.items():
+        # the grid's fastest run is at most half a factor of 2 from the best: exp(.3·(log √2)²) = 1.037
+        assert fit.critical_batch_size.value == pytest.approx(16, rel=0.06)
+        laws = fit_laws(rates, goal)
+        assert laws[0].name == "noise"
+        assert laws[0].bend == pytest.approx(10, rel=0.01)
+        assert laws[0].scale == pytest.approx(0.8, rel=0.01)
+    assert len(fits_table(fits)) == 2
+    assert len(laws_table({goal: fit_laws(rates, goal) for goal in fits})) == 6
+    json.dumps(fit_record(0.5, fits[0.5], fit_laws(rates, 0.5)), allow_nan=False)
+    assert rates["goal"].is_monotonic_decreasing
+
+
+def test_steps_that_rise_with_the_batch_size_are_said_aloud():
+    table = synthetic()
+    assert rises(table, 1.0) == []
+    table.loc[(table["batch_size"] == 64) & (table["goal"] == 1.0), "steps"] *= 2
+    ((small, large, factor),) = rises(table, 1.0)
+    assert (small, large) == (32, 64)
+    assert factor == pytest.approx(2 * 1.25 / 1.5, rel=0.1)
+    assert rises(table, 0.5) == []
