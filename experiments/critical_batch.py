@@ -7,6 +7,7 @@ after equal examples. Beside them a noisy quadratic, of which everything is know
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from noisescale.cli.critical_batch import PRESETS, WIDTH
 from noisescale.cli.options import machine_options, resolve_device
 from noisescale.critical.branch import BranchConfig, default_examples, run_branches
 from noisescale.critical.cell import GoalCell, run_to_goal
-from noisescale.problem import factory_config
+from noisescale.problem import Examples, factory_config
 from noisescale.store import STEP_CHECKPOINTS, record_experiment
 from noisescale.sweep import Cell, file_digest
 from noisescale.sweep.executors import LocalProcesses, default_processes
@@ -37,7 +38,7 @@ from noisescale.tracking.noise import NoiseTracking
 PROBLEM = ProblemConfig(dataset="mnist", width=WIDTH)
 BASE = TrainConfig(batch_size=16, learning_rate=0.1, epochs=40)  # of the runs that branches start from
 BRANCH_SIZES = tuple(16 * 2**power for power in range(7))
-DIM = 50  # of the quadratic
+DIM = 100  # of the quadratic
 SCALES: dict[str, dict[str, Any]] = {
     "quick": {"batch_sizes": (2, 8, 32, 128, 512, 2048), "goals": (1.0, 0.4), "num_seeds": 2, "factor": 2.0},
     "full": {
@@ -47,16 +48,20 @@ SCALES: dict[str, dict[str, Any]] = {
 
 
 def quadratic() -> Problem:
-    """½θᵀHθ + ζᵀθ with curvatures 1/k, k = 1, …, 50, and the noise's covariance 9H."""
+    """½θᵀHθ + ζᵀθ with curvatures 1/k, k = 1, …, 100, and a covariance of .8·√H.
+
+    Its test example has no noise, so that its loss is the expected one.
+    """
     curvatures = 1 / torch.arange(1, DIM + 1, dtype=torch.float64)
-    hessian = torch.diag(curvatures)
-    return noisy_quadratic(
-        hessian=hessian,
-        covariance=9 * hessian,
-        start=torch.ones(DIM, dtype=torch.float64),
+    made = noisy_quadratic(
+        hessian=torch.diag(curvatures),
+        covariance=torch.diag(0.8 * curvatures.sqrt()),
+        start=torch.full((DIM,), 0.8, dtype=torch.float64),
         num_examples=100_000,
         generator=torch.Generator().manual_seed(0),
-    ).problem
+    )
+    nothing = torch.zeros(1, DIM, dtype=torch.float64)
+    return replace(made.problem, test=Examples(nothing, nothing[:, 0]))
 
 
 @click.command("critical_batch")
@@ -89,8 +94,9 @@ def critical_batch(
     if "quadratic" in wanted:
         config = CriticalBatchConfig(
             problem=factory_config("experiments.critical_batch:quadratic"),
-            batch_sizes=tuple(2**power for power in range(12)),
-            goals=(0.5, 0.25, 0.12),
+            batch_sizes=tuple(2**power for power in range(11)),
+            goals=(0.9, 0.6, 0.3),
+            split="test",
             num_seeds=SCALES[scale]["num_seeds"],
             factor=SCALES[scale]["factor"],
             noise_examples=10_000,

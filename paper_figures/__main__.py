@@ -5,7 +5,14 @@ from pathlib import Path
 import click
 from matplotlib.figure import Figure
 
-from paper_figures import adaptive_batch, edge_of_stability, noise_growth, stability_map, three_cases
+from paper_figures import (
+    adaptive_batch,
+    critical_batch,
+    edge_of_stability,
+    noise_growth,
+    stability_map,
+    three_cases,
+)
 
 FIGURES = {
     "three_cases": three_cases.figure,
@@ -13,6 +20,7 @@ FIGURES = {
     "noise_growth": noise_growth.figure,
     "adaptive_batch": adaptive_batch.figure,
     "stability_map": stability_map.figure,
+    "critical_batch": critical_batch.figure,
 }
 HERE = Path(__file__).parent
 

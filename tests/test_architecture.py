@@ -141,7 +141,15 @@ def test_there_are_no_cycles():
     ("folder", "allowed"),
     [
         ("analysis", {f"noisescale.{module}" for module in LAYERS[0]}),
-        ("paper_figures", {"noisescale.plots", "noisescale.noise_plots", "noisescale.sweep_plots"}),
+        (
+            "paper_figures",
+            {
+                "noisescale.plots",
+                "noisescale.noise_plots",
+                "noisescale.sweep_plots",
+                "noisescale.critical_plots",
+            },
+        ),
     ],
 )
 def test_tables_and_figures_touch_no_model(folder, allowed):

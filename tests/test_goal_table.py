@@ -109,21 +109,52 @@ def test_too_few_batch_sizes_name_their_goal():
         fit_goals(few)
 
 
-def test_the_fastest_run_of_each_seed_counts():
+def runs(*rows):
     columns = ["goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged"]
-    rows = [
-        (1.0, 8, 0.1, 0, 50.0, 0, 0),
-        (1.0, 8, 0.2, 0, 30.0, 0, 0),
-        (1.0, 8, 0.4, 0, 5.0, 1, 1),  # diverged at step 5: no bound
-        (1.0, 8, 0.1, 1, 70.0, 1, 0),
-        (1.0, 8, 0.2, 1, 90.0, 1, 0),
-        (1.0, 8, 0.4, 1, 99.0, 1, 1),
-        (1.0, 16, 0.4, 0, 3.0, 1, 1),  # nothing is known of it
-        (1.0, 16, 0.4, 1, 3.0, 0, 1),  # it diverged after it had reached the goal
-    ]
-    found = fastest_runs(pd.DataFrame(rows, columns=columns))
-    kept = found[["batch_size", "seed", "steps", "censored"]].to_numpy().tolist()
-    assert sorted(kept) == [[8, 0, 30, 0], [8, 1, 90, 1], [16, 1, 3, 0]]
+    return pd.DataFrame([(1.0, 8, *row) for row in rows], columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        # the mean of both seeds counts, not seed 1's luckiest run
+        (
+            [(0.1, 0, 30, 0, 0), (0.1, 1, 30, 0, 0), (0.2, 0, 90, 0, 0), (0.2, 1, 20, 0, 0)],
+            [(0, 30, 0), (1, 30, 0)],
+        ),
+        # a rate that one of three seeds has tried does not
+        (
+            [(0.1, 0, 30, 0, 0), (0.1, 1, 40, 0, 0), (0.1, 2, 50, 0, 0), (0.2, 1, 5, 0, 0)],
+            [(0, 30, 0), (1, 40, 0), (2, 50, 0)],
+        ),
+        # one at which both reach the goal comes before a faster one at which one does
+        (
+            [(0.1, 0, 90, 0, 0), (0.1, 1, 90, 0, 0), (0.2, 0, 9, 0, 0), (0.2, 1, 99, 1, 0)],
+            [(0, 90, 0), (1, 90, 0)],
+        ),
+        # else the other's steps are a bound
+        (
+            [(0.1, 0, 90, 1, 0), (0.1, 1, 90, 1, 0), (0.2, 0, 9, 0, 0), (0.2, 1, 99, 1, 0)],
+            [(0, 9, 0), (1, 99, 1)],
+        ),
+        # no run reaches it: the longest, of those that did not diverge
+        ([(0.1, 0, 70, 1, 0), (0.2, 0, 80, 1, 0), (0.4, 0, 95, 1, 1)], [(0, 80, 1)]),
+        ([(0.4, 0, 95, 1, 1)], []),
+        # one that diverged after it had reached the goal has reached it
+        ([(0.4, 0, 95, 0, 1)], [(0, 95, 0)]),
+        # without rates all runs are at one
+        ([(math.nan, 0, 30, 0, 0), (math.nan, 1, 40, 0, 0)], [(0, 30, 0), (1, 40, 0)]),
+    ],
+)
+def test_the_fastest_rate_of_all_seeds_counts(rows, expected):
+    found = fastest_runs(runs(*rows))
+    assert list(found[["seed", "steps", "censored"]].itertuples(index=False, name=None)) == expected
+
+
+def test_the_fastest_runs_are_chosen_for_each_goal_and_batch_size():
+    found = fastest_runs(synthetic())
+    assert len(found) == 2 * len(SIZES) * 2
+    assert list(found) == list(synthetic())
 
 
 def test_fits_rates_and_laws_of_a_known_table():

@@ -1,0 +1,273 @@
+"""noisescale critical-batch, as its users meet it."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from matplotlib.figure import Figure
+
+from noisescale.cli import main
+from noisescale.critical_plots import plot_branches, plot_critical_sizes, plot_fronts
+from noisescale.goal_table import fastest_runs, fit_goals, fits_table
+from tests.test_critical import Here
+from tests.test_goal_table import SIZES, synthetic
+
+SMALL = ["--dataset", "digits", "--num-train", "200", "--width", "8", "--depth", "1"]
+FEW = [*(part for size in (2, 8, 32, 128) for part in ("--bs", size)), "--goal", "1.8", "--goal", "1.2"]
+FACTORY = """
+import torch
+from noisescale import Examples, Problem
+
+
+def make_problem():
+    inputs = torch.randn(64, 3)
+    targets = inputs @ torch.tensor([1.0, -1.0, 0.5]) + 0.3 * torch.randn(64)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
+    examples = Examples(inputs, targets)
+    return Problem(model=model, loss=lambda outputs, targets: (outputs - targets) ** 2, train=examples)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_this_thread(monkeypatch):
+    """Runs are made here: a process takes seconds to start."""
+    monkeypatch.setattr("noisescale.critical.engine.LocalProcesses", lambda count: Here())
+    monkeypatch.setattr("noisescale.critical.branch.LocalProcesses", lambda count: Here())
+
+
+def critical(*arguments):
+    return CliRunner().invoke(main, ["critical-batch", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    out = tmp_path_factory.mktemp("base") / "run"
+    found = CliRunner().invoke(
+        main,
+        [
+            "train",
+            *SMALL,
+            "--bs",
+            "4",
+            "--lr",
+            "0.1",
+            "--epochs",
+            "2",
+            "--dataset",
+            "digits",
+            "--out",
+            str(out),
+        ],
+    )
+    assert found.exit_code == 0, found.output
+    return out
+
+
+def test_the_whole_measurement(tmp_path):
+    out = tmp_path / "out"
+    found = critical(*SMALL, *FEW, "--seeds", 2, "--noise-examples", 100, "--out", out)
+    assert found.exit_code == 0, found.output
+    assert "B_crit = E_min/S_min" in found.stdout
+    assert "B_simple" in found.stdout
+    assert "ε_max/(1 + B_c/B)" in found.stdout
+    assert found.stdout.splitlines()[-1] == str(out)
+    records = json.loads((out / "fit.json").read_text())["goals"]
+    for record in records:
+        value = record["critical_batch_size"]["value"]
+        if value is not None:
+            assert f"{value:.3g}" in found.stdout
+    again = critical(*SMALL, *FEW, "--seeds", 2, "--noise-examples", 100, "--out", out, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout, parse_constant=pytest.fail)["goals"] == records
+
+
+def test_a_problem_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(FACTORY)
+    found = critical(
+        "--problem",
+        "own.py:make_problem",
+        "--bs",
+        1,
+        "--bs",
+        4,
+        "--bs",
+        16,
+        "--bs",
+        64,
+        "--no-noise",
+        "--seeds",
+        2,
+    )
+    assert found.exit_code == 0, found.output
+    folder = found.stdout.splitlines()[-1]
+    assert folder.startswith("runs/critical-make_problem-")
+    table = pd.read_csv(tmp_path / folder / "steps_to_goal.csv")
+    assert table["goal"].nunique() == 5
+
+
+def test_anybodys_results(tmp_path):
+    path = tmp_path / "runs.csv"
+    synthetic().to_csv(path, index=False)
+    found = critical("--from-csv", path, "--out", tmp_path / "fits")
+    assert found.exit_code == 0, found.output
+    assert re.search(r"0\.5\s+1\d\d\s", found.stdout)
+    assert (tmp_path / "fits" / "pareto.png").stat().st_size > 10_000
+    as_json = critical("--from-csv", path, "--json")
+    record = json.loads(as_json.stdout, parse_constant=pytest.fail)["goals"][1]
+    assert record["goal"] == 0.5
+    assert record["critical_batch_size"]["value"] == pytest.approx(16, rel=0.06)
+
+
+def test_unresolved_is_said_aloud(tmp_path):
+    path = tmp_path / "runs.csv"
+    pd.DataFrame({"batch_size": SIZES, "steps": [1000 / size for size in SIZES]}).to_csv(path, index=False)
+    found = critical("--from-csv", path)
+    assert found.exit_code == 0, found.output
+    assert (
+        "not resolved, steps fall as 1/B up to the largest batch size, 128: give larger ones" in found.stdout
+    )
+
+
+def test_branches_of_a_run(checkpoint, tmp_path):
+    out = tmp_path / "branches"
+    found = critical("--method", "branch", checkpoint, "--examples", 400, "--seeds", 3, "--out", out)
+    assert found.exit_code == 0, found.output
+    assert "Branches of 400 examples" in found.stdout
+    assert re.search(r"^\s*4\s+0\.1 ", found.stdout, re.MULTILINE)
+    assert re.search(r"^\s*8\s+0\.2 ", found.stdout, re.MULTILINE)
+    assert "Critical batch size" in found.stdout
+    content = json.loads((out / "branch.json").read_text())
+    assert content["definition"] == "branch"
+    table = pd.read_csv(out / "branches.csv")
+    assert len(table) == 3 * len(content["batch_sizes"])
+    assert (out / "branches.png").exists()
+    again = critical(
+        "--method", "branch", checkpoint, "--examples", 400, "--seeds", 3, "--out", out, "--json"
+    )
+    repeated = json.loads(again.stdout, parse_constant=pytest.fail)
+    assert repeated["critical_batch_size"] == content["critical_batch_size"]
+    refused = critical("--method", "branch", checkpoint, "--examples", 500, "--out", out)
+    assert refused.exit_code == 1
+    assert "other settings (examples is 400 there" in refused.output
+
+
+def test_branches_of_weights_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(FACTORY)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    own = ["--method", "branch", "weights.pt", "--problem", "own.py:make_problem"]
+    sizes = ["--bs", 1, "--bs", 4, "--bs", 16]
+    found = critical(*own, *sizes, "--lr", 0.02, "--examples", 128, "--seeds", 2)
+    assert found.exit_code == 0, found.output
+    assert re.search(r"^\s*16\s+0\.32 ", found.stdout, re.MULTILINE)
+    assert "give --lr and --bs" in critical(*own).output
+    assert "give --problem" in critical("--method", "branch", "weights.pt").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bs", 1, "--bs", 2, "--bs", 4], "3 batch sizes (1, 2, 4)"),
+        (["--bs", 0], "0 is not in the range"),
+        (["--bs", "full"], "'full' is not a valid integer"),
+        (["--goal", "low"], "'low' is not a valid float"),
+        (["--goal", "nan"], "goal nan"),
+        (["checkpoint.pt"], "a checkpoint goes with --method branch"),
+        (["--method", "branch"], "give its file or run folder"),
+        (["--method", "branch", "x.pt", "--goal", 1], "leave out --goal"),
+        (["--method", "branch", "x.pt", "--width", 4], "leave out --width"),
+        (["--lr", 0.1], "leave out --lr"),
+        (["--from-csv", "x.csv", "--seeds", 3], "leave out --seeds"),
+        (["--from-csv", "x.csv"], "x.csv cannot be read"),
+        (["--problem", "os:nothing"], "has no function nothing"),
+        (["--problem", "os:getcwd", "--width", 4], "leave out --width"),
+        (["--scheduler", "tcp://x"], "--scheduler goes with --executor dask"),
+        (["--factor", 1], "factor 1"),
+        (["--seeds", 0], "num seeds 0"),
+        (["--noise-examples", 3], "3 is not in the range"),
+    ],
+)
+def test_bad_usage_gets_one_message(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = (
+        critical(*arguments)
+        if "--problem" in arguments or "--from-csv" in arguments
+        else critical("--dataset", "digits", *arguments)
+        if "--method" not in arguments
+        else critical(*arguments)
+    )
+    assert found.exit_code == 2, found.output
+    assert message in " ".join(found.output.replace("│", " ").split())
+    assert "Traceback" not in found.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_goals_out_of_reach(tmp_path):
+    found = critical(*SMALL, *FEW[:8], "--goal", 1e-9, "--epochs", 1, "--out", tmp_path / "out")
+    assert found.exit_code == 1
+    assert "the best loss seen is" in found.output
+    assert "--goal, longer runs with --epochs" in found.output
+
+
+def test_a_checkpoint_that_is_none(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"nothing")
+    found = critical("--method", "branch", path)
+    assert found.exit_code == 1
+    assert "Traceback" not in found.output
+
+
+def test_the_help_shows_examples():
+    found = critical("--help")
+    assert "--from-csv runs.csv" in found.output
+    assert "--preset mnist-paper" in found.output
+
+
+def test_the_front_shows_every_run_and_the_fit():
+    table = synthetic()
+    table.loc[(table["batch_size"] == 1) & (table["goal"] == 0.5), "censored"] = 1
+    fits = fit_goals(table)
+    axes = Figure().subplots()
+    fastest = fastest_runs(table)
+    plot_fronts(axes, fastest, fits_table(fits))
+    points = sum(len(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "None")
+    stars = sum(line.get_marker() == "*" and len(line.get_xdata()) == 1 for line in axes.lines)
+    assert points == len(fastest) + stars
+    assert stars == sum(fit.resolved for fit in fits.values())
+    curve = next(line for line in axes.lines if line.get_linestyle() == "-")
+    steps, examples = curve.get_data()
+    fit = fits[1.0]
+    product = (steps / fit.min_steps.value - 1) * (examples / fit.min_examples.value - 1)
+    assert product == pytest.approx(np.ones(len(steps)), rel=1e-6)
+    labels = axes.get_legend_handles_labels()[1]
+    assert "not reached: a bound" in labels
+
+
+def test_sizes_are_drawn_at_their_goals():
+    fits = fits_table(fit_goals(synthetic()))
+    axes = Figure().subplots()
+    plot_critical_sizes(axes, fits, pd.DataFrame())
+    (bars,) = [one for one in axes.containers if "crit" in one.get_label()]
+    x, y = bars.lines[0].get_data()
+    assert list(x) == [1.0, 0.5]
+    assert list(y) == pytest.approx(fits["critical_batch_size"].tolist())
+    left, right = axes.get_xlim()
+    assert left > right  # the loss falls to the right
+
+
+def test_branches_that_diverged_are_marked():
+    rows = [(8, 0.1, seed, 1.0 + 0.01 * seed, 0) for seed in range(3)]
+    rows += [(16, 0.2, seed, 1.1, 0) for seed in range(3)] + [(32, 0.4, 0, math.inf, 1)]
+    table = pd.DataFrame(rows, columns=["batch_size", "learning_rate", "seed", "loss", "diverged"])
+    axes = Figure().subplots()
+    empty = {"value": None, "low": None, "high": None}
+    plot_branches(axes, table, {"tolerance": 0.05, "critical_batch_size": empty})
+    (crosses,) = [line for line in axes.lines if line.get_marker() == "x"]
+    assert list(crosses.get_xdata()) == [32]
