@@ -17,11 +17,11 @@ from paper_figures.style import STYLE
 
 CAPTION = (
     "MNIST, 784–256–256–10, ReLU, SGD with a constant rate, training loss of 2,000 images. Fronts: {sizes} "
-    "batch sizes from {smallest} to {largest:,}, {seeds} seeds, at the learning rate with the fewest steps; one "
-    "point a seed. Bars and bands: 95 % intervals; bands over {noise_seeds} runs at B = {noise_size}. Dotted: "
-    "the published MNIST row of McCandlish et al. (2018), of a network that is not known here. Branches: from "
-    "runs at B = 16, 6 orders of the examples; triangles: not resolved, a bound. Quadratic: curvatures 1/k, "
-    "k = 1 to 100."
+    "batch sizes from {smallest} to {largest:,}, {seeds} seeds, at the learning rate with the fewest steps; "
+    "one point a seed. Bars and bands: 95 % intervals; bands over {noise_seeds} runs at B = {noise_size}. "
+    "Dotted: the published MNIST row of McCandlish et al. (2018), of a network that is not known here. "
+    "Branches: from runs at B = 16, 6 orders of the examples; triangles: not resolved, a bound. Quadratic: "
+    "curvatures 1/k, k = 1 to 100."
 )
 
 
@@ -33,9 +33,6 @@ def figure(data: Path) -> Figure:
         for name in ("fastest", "fits", "learning_rates", "laws", "predicted")
     )
     fastest, fits, rates, laws, predicted = tables
-    fastest, fits, rates, laws, predicted = (
-        pd.read_csv(folder / f"{name}.csv", comment="#") for name in names
-    )
     mnist = {"problem": "mnist"}
     with plt.rc_context(STYLE):
         drawn = Figure(figsize=(9, 7.6), layout="constrained")

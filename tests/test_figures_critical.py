@@ -1,0 +1,82 @@
+"""The critical batch size in small: from runs to tables to the picture, and what the experiment asks for."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from analysis.__main__ import main as analysis
+from analysis.tables import DATA
+from experiments import critical_batch
+from noisescale.checkpoint import load_checkpoint
+from noisescale.config import TrainConfig
+from noisescale.critical.branch import BranchConfig, run_branches
+from noisescale.critical.cell import GoalCell, run_to_goal
+from noisescale.critical.engine import run_critical_batch
+from noisescale.store import record_experiment
+from noisescale.sweep import Cell, file_digest
+from noisescale.tracking.noise import NoiseTracking
+from paper_figures.critical_batch import figure
+from tests.test_critical import CONFIG, PROBLEM, Here
+
+GOALS = (1.8, 1.2)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Digits in the place of MNIST and of the quadratic, and branches from one run's checkpoints."""
+    root = tmp_path_factory.mktemp("critical")
+    record_experiment(root, command="python -m experiments critical_batch --scale small")
+    for name in ("mnist", "quadratic"):
+        run_critical_batch(replace(CONFIG, num_seeds=2), root / name, executor=Here())
+    training = TrainConfig(batch_size=4, learning_rate=0.1, epochs=20)
+    cell = Cell(path=root / "base-0", problem=PROBLEM, training=training)
+    run = run_to_goal(GoalCell(cell=cell, goals=GOALS, noise=NoiseTracking(num_examples=100, hessian=True)))
+    for goal in GOALS:
+        step = run.losses["step"][run.losses["loss"] <= goal].iloc[0]
+        start = run.path / "checkpoints" / f"step-{step}.pt"
+        config = BranchConfig(
+            problem=PROBLEM,
+            training=load_checkpoint(start).training,
+            start=file_digest(start),
+            examples=200,
+            batch_sizes=(4, 8, 16, 32),
+            num_seeds=3,
+        )
+        run_branches(config, start, root / "branches" / f"goal{goal:g}-seed0", executor=Here())
+    return root
+
+
+@pytest.mark.slow
+def test_runs_become_tables_and_the_tables_a_picture(runs, tmp_path):
+    data = tmp_path / "data" / "critical_batch"
+    found = CliRunner().invoke(analysis, ["critical_batch", str(runs), "--out", str(data)])
+    assert found.exit_code == 0, found.output
+    tables = {path.stem: pd.read_csv(path, comment="#") for path in data.glob("*.csv")}
+    assert set(tables) == {
+        *("steps_to_goal", "fastest", "fits", "learning_rates", "laws", "predicted"),
+        *("branches", "branch_losses"),
+    }
+    assert tables["fits"]["problem"].unique().tolist() == ["mnist", "quadratic"]
+    own = pd.read_csv(runs / "mnist" / "steps_to_goal.csv")
+    committed = tables["steps_to_goal"].query("problem == 'mnist'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(committed[own.columns], own, rtol=1e-5, check_dtype=False)
+    assert tables["branches"]["goal"].tolist() == [1.8, 1.2]
+    assert (tables["branches"]["start_loss"] <= tables["branches"]["goal"]).all()
+    assert len(tables["branch_losses"]) == 2 * 4 * 3
+    (data.parent / "published.csv").write_bytes((DATA.parent / "data" / "published.csv").read_bytes())
+    drawn = figure(tmp_path / "data")
+    titles = {axes.get_title(loc="left") for axes in drawn.axes}
+    assert {"Measured and predicted", "Branches from checkpoints", "A noisy quadratic"} <= titles
+
+
+def test_the_experiment_asks_for_what_the_preset_says():
+    full = critical_batch.SCALES["full"]
+    assert len(full["batch_sizes"]) == 24
+    assert (full["batch_sizes"][0], full["batch_sizes"][-1]) == (1, 4096)
+    assert len(full["goals"]) >= 4
+    assert full["num_seeds"] >= 5
+    made = critical_batch.quadratic()
+    assert made.test.inputs.abs().sum() == 0
+    assert critical_batch.PROBLEM.width == 256
