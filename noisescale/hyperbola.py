@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import optimize, stats
+from scipy.special import log_ndtr
 
 from noisescale.errors import MeasurementError
 from noisescale.estimate import CONFIDENCE, Estimate
@@ -17,6 +18,7 @@ LEAST_SPREAD = 1e-6  # standard deviation of log y below which values count as e
 FEWEST = 3  # values that are known: two parameters, and one to tell the spread
 FARTHEST = 20.0  # e-folds of a parameter from its best value, beyond which it is unbounded
 NEGLIGIBLE = 12.0  # e-folds below what the values show, at which a parameter is as good as zero
+LOG_ROOT = 0.5 * math.log(2 * math.pi)
 FIRST_STEP = 0.02  # e-folds, of the search for the ends of an interval
 
 Quantity = Literal["plateau", "slope", "bend"]
@@ -125,15 +127,12 @@ class Hyperbola:
         falling = slope - np.log(self.x)
         fitted = np.logaddexp(plateau, falling)
         distance = (np.log(self.y) - fitted) / spread  # in standard deviations
+        beyond = log_ndtr(-distance[self.bounds])  # log-probability that a bound is exceeded
         # d(−2 log-likelihood)/d distance: of a known value's density, of a bound's probability
-        hazard = np.exp(stats.norm.logpdf(distance) - stats.norm.logsf(distance))
-        pull = np.where(self.bounds, 2 * hazard, 2 * distance)
+        pull = 2 * distance
+        pull[self.bounds] = 2 * np.exp(-0.5 * distance[self.bounds] ** 2 - LOG_ROOT - beyond)
         known = int((~self.bounds).sum())
-        total = (
-            float(np.sum(distance[~self.bounds] ** 2))
-            + 2 * known * log_spread
-            - 2 * float(np.sum(stats.norm.logsf(distance[self.bounds])))
-        )
+        total = float(np.sum(distance[~self.bounds] ** 2)) + 2 * known * log_spread - 2 * float(beyond.sum())
         share = np.exp(plateau - fitted)  # of the plateau in the curve
         gradient = np.array(
             [

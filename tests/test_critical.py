@@ -20,10 +20,10 @@ from noisescale import run_tables, store
 from noisescale.build import build_own_problem, build_problem
 from noisescale.checkpoint import load_checkpoint
 from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig
-from noisescale.critical import engine
 from noisescale.critical.cell import GoalCell, read_goal_run, run_to_goal
 from noisescale.critical.config import CriticalBatchConfig, default_batch_sizes, default_goals
 from noisescale.critical.engine import run_critical_batch
+from noisescale.critical.noise_runs import NUM_PROBES
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.evaluation import evaluate, mean_loss
 from noisescale.goal_table import fastest_runs
@@ -447,5 +447,7 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_runs(tmp_path):
 def test_defaults():
     assert default_batch_sizes(60_000) == tuple(2**power for power in range(12))
     assert default_batch_sizes(1437)[-1] == 256
+    assert default_batch_sizes(20) == (1, 2, 4, 8)
+    assert default_batch_sizes(5) == (1, 2, 4)
     assert default_goals(2.3) == (0.92, 0.57, 0.34, 0.23, 0.16)
-    assert engine.NUM_PROBES >= 2
+    assert NUM_PROBES >= 2

@@ -102,7 +102,7 @@ class CriticalBatchConfig:
 
 def default_batch_sizes(num_examples: int) -> tuple[int, ...]:
     """Powers of two from 1 to 2,048, as far as a quarter of the examples goes."""
-    largest = min(LARGEST_SIZE, max(num_examples // 4, 8))
+    largest = min(LARGEST_SIZE, max(num_examples // 4, min(8, num_examples)))
     return tuple(2**power for power in range(largest.bit_length()))
 
 

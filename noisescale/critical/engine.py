@@ -16,12 +16,13 @@ from noisescale.build import build_own_problem
 from noisescale.config import FactoryConfig, run_name
 from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.critical.config import CriticalBatchConfig, default_goals
+from noisescale.critical.noise_runs import run_noise_cells
 from noisescale.critical.results import CriticalBatchResult, write_results
 from noisescale.critical.start import Start, start_at
 from noisescale.critical.tuning import SLACK, Steps, Tuning, best_places, tune
 from noisescale.data import num_training_examples
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
-from noisescale.goal_table import COLUMNS, fastest_runs, fit_goals, of_goal
+from noisescale.goal_table import COLUMNS
 from noisescale.problem import as_examples
 from noisescale.sweep.cell import Cell
 from noisescale.sweep.config import BatchSize
@@ -29,14 +30,11 @@ from noisescale.sweep.engine import SweepOptions
 from noisescale.sweep.executors import LocalProcesses, default_processes
 from noisescale.sweep.folder import CELL_FOLDER, claim
 from noisescale.sweep.tasks import Tasks
-from noisescale.tracking.noise import NoiseTracking
 from noisescale.training import resolve_batch_size
 
 SETTINGS = "critical_batch.json"
-NOISE_FOLDER = "noise"
 ADAPTIVE_RATE = 1e-3  # of Adam and AdamW at the first batch size, where nothing else is given
 CELLS_A_SEARCH = 5  # about
-NUM_PROBES = 16  # of B_noise
 
 Key = tuple[int, int]  # batch size and seed
 
@@ -125,7 +123,9 @@ class _Measurement:
                     self._take(future)
             self._take_others()
             table = self.table()
-            noise_runs = self._noise_runs(table)
+            noise_runs = run_noise_cells(
+                self.tasks, self.config, table, self.goals, self.num_examples, self._cell
+            )
         return write_results(
             self.config,
             self.out,
@@ -144,7 +144,7 @@ class _Measurement:
         plain = config.training.optimizer == "sgd"
         curvature = plain and (config.max_rate is None or config.rate_bend is None)
         self.tasks.progress.activity("where the runs start")
-        cell = self._cell(self.sizes[0], 1.0, 0, 1, folder=CELL_FOLDER)
+        cell = self._cell(self.sizes[0], 1.0, 0, 1)
         future = self.tasks.submit(start_at, cell, self.out, config.split, curvature=curvature)
         self.tasks.wait({future})
         if (error := self.tasks.error(future)) is not None:
@@ -188,7 +188,7 @@ class _Measurement:
     def _rate(self, place: int) -> float:
         return float(f"{self.config.factor**place:.6g}")
 
-    def _cell(self, size: int, rate: float, seed: int, max_steps: int, *, folder: str) -> Cell:
+    def _cell(self, size: int, rate: float, seed: int, max_steps: int, *, folder: str = CELL_FOLDER) -> Cell:
         training = self.config.run(size, rate, seed, max_steps=max_steps)
         until = f"to-{self.goals[-1]:g}" if self.goals else ""
         return Cell(
@@ -213,7 +213,7 @@ class _Measurement:
         self.budgets[key] = trials[0].max_steps
         for place, max_steps in trials:
             rate = self._rate(place)
-            cell = self._cell(size, rate, seed, max_steps, folder=CELL_FOLDER)
+            cell = self._cell(size, rate, seed, max_steps)
             goal_cell = GoalCell(cell=cell, goals=self.goals, split=self.config.split)
             self.pending[self.tasks.submit(run_to_goal, goal_cell)] = (key, place)
 
@@ -317,44 +317,6 @@ class _Measurement:
                 )
                 rows.append(dict(zip(COLUMNS, row, strict=True)))
         return pd.DataFrame(rows, columns=list(COLUMNS))
-
-    def _noise_runs(self, table: pd.DataFrame) -> list[GoalRun]:
-        """Runs with the noise scale measured along them, at the tried batch size nearest to B_crit."""
-        examples = min(self.config.noise_examples or 0, self.num_examples)
-        goal = next((one for one in self.goals[::-1] if (of_goal(table, one)["censored"] == 0).any()), None)
-        if goal is None or not examples:
-            return []
-        fit = fit_goals(table)[goal]
-        middle = self.sizes[len(self.sizes) // 2]
-        wanted = fit.critical_batch_size.value if fit.resolved else float(middle)
-        fastest = of_goal(fastest_runs(table), goal)
-        fastest = fastest[fastest["censored"] == 0]
-        size = min(fastest["batch_size"], key=lambda one: abs(math.log(one / wanted)))
-        chosen = fastest[fastest["batch_size"] == size]
-        rate = float(chosen["learning_rate"].sort_values().iloc[len(chosen) // 2])
-        budget = math.ceil(SLACK * float(chosen["steps"].max()))
-        self.tasks.progress.activity(f"noise scale along runs at B = {size}, lr {rate:g}")
-        waiting = set()
-        for seed in range(self.config.num_seeds):
-            cell = self._cell(int(size), rate, seed, budget, folder=f"{NOISE_FOLDER}-{examples}")
-            tracking = NoiseTracking(
-                num_examples=examples,
-                hessian=True,
-                num_probes=NUM_PROBES,
-                hessian_examples=max(2, examples // 4),
-                seed=seed,
-            )
-            goal_cell = GoalCell(cell=cell, goals=self.goals, split=self.config.split, noise=tracking)
-            waiting.add(self.tasks.submit(run_to_goal, goal_cell))
-        found = []
-        while waiting:
-            for future in self.tasks.wait(waiting):
-                waiting.remove(future)
-                if (error := self.tasks.error(future)) is not None:
-                    self.tasks.failed("a run with the noise scale along it", error)
-                else:
-                    found.append(future.result())
-        return sorted(found, key=lambda run: run.summary["seed"])
 
     def _remaining(self) -> dict[BatchSize, int]:
         """How many runs of each batch size are still to come, about."""
