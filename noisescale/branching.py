@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from noisescale.errors import SettingError
 from noisescale.estimate import CONFIDENCE, Estimate, undefined
 
-BRANCH_COLUMNS = ("batch_size", "learning_rate", "seed", "loss", "diverged")
+BRANCH_COLUMNS = ("batch_size", "learning_rate", "seed", "examples", "loss", "diverged")
 FEWEST_BRANCHES = 3
 RESAMPLES = 1000
 
@@ -27,10 +28,12 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
 
     The losses are averaged over the seeds, which are orders of the examples; a batch size with a seed that
     diverged fails. Between the largest batch size that passes and the next one, log B is interpolated to
-    where the loss is just within the tolerance. The interval is that of the bootstrap over the seeds; nan
-    with one. Where the largest batch size passes, it is the lower bound of a size that is not defined.
+    where the loss is just within the tolerance. The interval is that of the bootstrap over the seeds, widened
+    as few of them need it; nan with one. Where the largest batch size passes, it is the lower bound of a size
+    that is not defined.
 
-    SettingError for fewer than three batch sizes, or a tolerance that is no positive number.
+    SettingError for fewer than three batch sizes, a tolerance that is no positive number, or where the
+    smallest batch size diverged.
     """
     if not (isinstance(tolerance, int | float) and 0 < tolerance < math.inf):
         raise SettingError(f"tolerance {tolerance!r}: give a loss above 0")
@@ -41,14 +44,22 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
     sizes = np.array(sorted(table["batch_size"].unique()), dtype=float)
     if len(sizes) < FEWEST_BRANCHES:
         raise SettingError(f"{len(sizes)} batch sizes: branches take {FEWEST_BRANCHES} or more to compare")
+    if not np.isfinite(losses[0]).all():
+        raise SettingError(f"batch size {sizes[0]:g} diverged: give smaller learning rates or batch sizes")
     num_seeds = min(map(len, losses))
     value = _largest(sizes, np.array([np.mean(one) for one in losses]), tolerance)
     if num_seeds < 2:
         return Estimate(value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_seeds)
     generator = np.random.default_rng(0)
-    means = np.stack([generator.choice(one, (RESAMPLES, len(one))).mean(1) for one in losses])  # (K, R)
-    draws = [_largest(sizes, draw, tolerance) for draw in means.T]
     tail = (1 - CONFIDENCE) / 2
+    # a bootstrap of few seeds is too narrow: by the variance with 1/n, and by Student's t over the normal
+    wider = math.sqrt(num_seeds / (num_seeds - 1)) * stats.t.isf(tail, num_seeds - 1) / stats.norm.isf(tail)
+    means = []
+    for one in losses:
+        drawn = generator.choice(one, (RESAMPLES, len(one))).mean(1)
+        mean = one.mean()
+        means.append(mean + wider * (drawn - mean) if math.isfinite(mean) else np.full(RESAMPLES, math.inf))
+    draws = [_largest(sizes, draw, tolerance) for draw in np.transpose(means)]
     low, high = np.quantile(draws, [tail, 1 - tail], method="nearest").tolist()
     if math.isinf(value) or math.isinf(high):
         return undefined(num_samples=num_seeds, low=min(low, float(sizes[-1])))

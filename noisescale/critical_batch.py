@@ -31,8 +31,8 @@ class CriticalBatchFit:
     critical_batch_size: B_crit by the `definition` "pareto", E_min/S_min in examples, at which a run takes
         twice the least of both.
     overhead_batch_size: the definition of Zhang et al. 2024 (arXiv 2410.21676): the batch size from which on
-        a run takes 20 % more examples than at the smallest ones measured. Read from the measured curve and
-        not from the fit, of which it would be just 0.2·B_crit.
+        a run takes 20 % more examples than at the smallest ones measured, which should lie well below B_crit.
+        Read from the measured curve and not from the fit, of which it would be just 0.2·B_crit.
     resolved: whether B_crit has an interval with two ends and batch sizes that reach the goal on both sides
         of it; `reason` says why not.
     num_batch_sizes: of so many; num_censored: how many of them give no more than a lower bound on the steps.
@@ -95,20 +95,9 @@ def fit_critical_batch(
     """
     points = _points(batch_sizes, steps, censored)
     bounds = points.bounds
-    missing = undefined(num_samples=int((~bounds).sum()))
     if (~bounds).sum() < FEWEST:
-        return CriticalBatchFit(
-            min_steps=missing,
-            min_examples=missing,
-            critical_batch_size=missing,
-            overhead_batch_size=missing,
-            resolved=False,
-            reason=f"{(~bounds).sum()} of {len(bounds)} batch sizes reach the goal, and it takes {FEWEST}",
-            num_batch_sizes=len(bounds),
-            num_censored=int(bounds.sum()),
-            scatter=math.nan,
-            lack_of_fit=math.nan,
-        )
+        reason = f"{(~bounds).sum()} of {len(bounds)} batch sizes reach the goal, and it takes {FEWEST}"
+        return unresolved(reason, num_batch_sizes=len(bounds), num_censored=int(bounds.sum()))
     hyperbola = Hyperbola(points.sizes, points.steps, bounds)
     curve = hyperbola.fit()
     critical = hyperbola.interval("bend", curve, confidence=confidence)
@@ -134,6 +123,31 @@ def fit_critical_batch(
         num_censored=int(bounds.sum()),
         scatter=scatter,
         lack_of_fit=_lack_of_fit(points, residuals),
+    )
+
+
+def unresolved(reason: str, *, num_batch_sizes: int, num_censored: int) -> CriticalBatchFit:
+    """A fit of which nothing is known."""
+    missing = undefined(num_samples=num_batch_sizes - num_censored)
+    return CriticalBatchFit(
+        min_steps=missing,
+        min_examples=missing,
+        critical_batch_size=missing,
+        overhead_batch_size=missing,
+        resolved=False,
+        reason=reason,
+        num_batch_sizes=num_batch_sizes,
+        num_censored=num_censored,
+        scatter=math.nan,
+        lack_of_fit=math.nan,
+    )
+
+
+def few_sizes(sizes: Sequence[float] | np.ndarray) -> str:
+    """What to say of too few batch sizes."""
+    return (
+        f"{len(sizes)} batch sizes ({', '.join(f'{size:g}' for size in sizes)}): a critical batch size takes "
+        f"{FEWEST_SIZES} or more, on both sides of it"
     )
 
 
@@ -165,10 +179,7 @@ def _points(
             raise SettingError(f"{name} {wrong[0]:g}: give a number above 0")
     distinct, place, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     if len(distinct) < FEWEST_SIZES:
-        raise SettingError(
-            f"{len(distinct)} batch sizes ({', '.join(f'{size:g}' for size in distinct)}): a critical batch "
-            f"size takes {FEWEST_SIZES} or more, on both sides of it"
-        )
+        raise SettingError(few_sizes(distinct))
     means = np.bincount(place, np.log(found)) / counts
     return _Points(
         sizes=distinct,
@@ -182,6 +193,8 @@ def _points(
 def _unresolved(critical: Estimate, curve: Curve, reached: np.ndarray) -> str:
     """Why the batch sizes that reach the goal do not settle B_crit; empty where they do."""
     smallest, largest = f"{reached.min():g}", f"{reached.max():g}"
+    if critical.low == 0.0 and math.isinf(critical.high):
+        return "the steps scatter too much about any curve to show a bend: give more seeds or batch sizes"
     if math.isinf(critical.high):
         return f"steps fall as 1/B up to the largest batch size, {largest}: give larger ones"
     if critical.low == 0.0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from noisescale.critical_batch import CriticalBatchFit, fit_critical_batch
+from noisescale.critical_batch import (
+    FEWEST_SIZES,
+    CriticalBatchFit,
+    few_sizes,
+    fit_critical_batch,
+    unresolved,
+)
 from noisescale.errors import SettingError
 from noisescale.learning_rate_law import LearningRateLaw, best_rate, fit_learning_rate_laws
 from noisescale.run_tables import estimate_row
@@ -18,6 +25,7 @@ from noisescale.run_tables import estimate_row
 COLUMNS = ("goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged")
 REQUIRED = ("batch_size", "steps")
 RUN = ["batch_size", "learning_rate", "seed"]  # what one run is known by
+SMALLEST, LARGEST = 1e-9, 1e18  # batch size or steps
 RISE = 1.1  # times the steps of a smaller batch size that deserve a word
 
 
@@ -29,8 +37,10 @@ def read_goal_table(path: Path) -> pd.DataFrame:
     A row is a run and goal. SettingError, with the row, for anything that cannot be.
     """
     try:
-        table = pd.read_csv(path, comment="#", skipinitialspace=True)
-    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more fields than the header
+            table = pd.read_csv(path, comment="#", skipinitialspace=True, index_col=False)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' errors are ValueErrors
         raise SettingError(f"{path} cannot be read as CSV: {error}") from error
     missing = [name for name in REQUIRED if name not in table]
     if missing:
@@ -39,31 +49,45 @@ def read_goal_table(path: Path) -> pd.DataFrame:
             f"{', '.join(map(str, table.columns))}. It takes batch_size and steps, and may have "
             f"{', '.join(name for name in COLUMNS if name not in REQUIRED)}"
         )
-    defaults = {"goal": math.nan, "learning_rate": math.nan, "seed": 0, "censored": 0, "diverged": 0}
-    table = pd.DataFrame({name: table.get(name, defaults.get(name)) for name in COLUMNS}, index=table.index)
-    for name in COLUMNS:
-        numbers = pd.to_numeric(
-            table[name].replace({True: 1, False: 0, "True": 1, "False": 0}), errors="coerce"
-        )
-        wrong = numbers.isna() & table[name].notna()
-        if name in (*REQUIRED, "censored", "diverged"):
-            wrong |= ~np.isfinite(numbers) | (numbers <= 0 if name in REQUIRED else ~numbers.isin([0, 1]))
-        if wrong.any():
-            allowed = "a number above 0" if name in REQUIRED else "a number"
-            if name in ("censored", "diverged"):
-                allowed = "0 or 1"
-            raise SettingError(
-                f"{path}, {_row(wrong)}: {name} is {table[name][wrong].iloc[0]}; give {allowed}"
-            )
-        table[name] = numbers
     if table.empty:
         raise SettingError(f"{path} has no rows: give one for each run and goal")
-    check_goal_table(table, name=str(path))
-    return table
+    defaults = {"goal": math.nan, "learning_rate": math.nan, "seed": 0, "censored": 0, "diverged": 0}
+    found = pd.DataFrame({name: table.get(name, defaults.get(name)) for name in COLUMNS}, index=table.index)
+    found = pd.DataFrame({name: _numbers(found[name], path) for name in COLUMNS})
+    if found["goal"].isna().any() and found["goal"].notna().any():
+        raise SettingError(
+            f"{path}, {_row(found['goal'].isna())}: no goal, though other rows have one; give it to each row"
+        )
+    check_goal_table(found, name=str(path))
+    return found
+
+
+def _numbers(column: pd.Series[Any], path: Path) -> pd.Series[Any]:
+    """The column as numbers; SettingError, with the row, for what its name does not allow."""
+    name = str(column.name)
+    words = column.astype(str).str.strip().str.lower()
+    values = column.mask(words.isin(["true", "yes"]), 1).mask(words.isin(["false", "no"]), 0)
+    numbers = pd.to_numeric(values, errors="coerce")
+    wrong = numbers.isna() & column.notna()
+    allowed = "a number"
+    if name in ("censored", "diverged"):
+        wrong |= ~numbers.isin([0, 1])
+        allowed = "0 or 1"
+    elif name in REQUIRED:
+        wrong |= ~((numbers >= SMALLEST) & (numbers <= LARGEST))
+        allowed = "a number above 0"
+    elif name == "learning_rate":
+        wrong |= numbers.notna() & ~((numbers > 0) & np.isfinite(numbers))
+        allowed = "a number above 0, or leave it empty"
+    else:
+        wrong |= np.isinf(numbers)
+    if wrong.any():
+        raise SettingError(f"{path}, {_row(wrong)}: {name} is {column[wrong].iloc[0]}; give {allowed}")
+    return numbers
 
 
 def check_goal_table(table: pd.DataFrame, *, name: str) -> None:
-    """SettingError for rows that are there twice, or a lower goal reached before a higher one."""
+    """SettingError for too few batch sizes, rows there twice, or a lower goal reached before a higher one."""
     keys = ["goal", *RUN]
     repeated = table.duplicated(keys)
     if repeated.any():
@@ -71,15 +95,18 @@ def check_goal_table(table: pd.DataFrame, *, name: str) -> None:
             f"{name}, {_row(repeated)}: goal, batch size, learning rate and seed are those of an earlier "
             "row; number the seeds in a column seed, or leave one of the rows out"
         )
-    for _, rows in table[table["censored"] == 0].groupby(RUN, dropna=False):
+    sizes = np.sort(table["batch_size"].unique())
+    for _, rows in table[table["goal"].notna()].groupby(RUN, dropna=False):
         ordered = rows.sort_values("goal", ascending=False)
         for (_, higher), (index, lower) in pairwise(ordered.iterrows()):
-            if lower["steps"] < higher["steps"]:
+            if lower["censored"] == 0 and lower["steps"] < higher["steps"]:
                 raise SettingError(
                     f"{name}, row {int(str(index)) + 1}: one run reaches the goal {lower['goal']:g} after "
-                    f"{lower['steps']:g} steps and {higher['goal']:g} only after {higher['steps']:g}; "
-                    "give the steps of the same run's first passage of each, losses that are to fall"
+                    f"{lower['steps']:g} steps and {higher['goal']:g} only after {higher['steps']:g} or "
+                    "more; give the steps of the same run's first passage of each, losses that are to fall"
                 )
+    if len(sizes) < FEWEST_SIZES:
+        raise SettingError(f"{name}: {few_sizes(sizes)}")
 
 
 def fastest_runs(table: pd.DataFrame) -> pd.DataFrame:
@@ -88,11 +115,11 @@ def fastest_runs(table: pd.DataFrame) -> pd.DataFrame:
     One rate for all seeds, by the geometric mean of their steps, among the rates that most seeds have tried:
     each seed's own fastest run would be a lucky one, the more so the smaller the batch. Where at no rate all
     seeds reach the goal, it is the one at which most do, and the others' steps are bounds; where none does,
-    the one tried for longest. Runs that diverged first bound nothing.
+    the one tried for longest. A run that diverged before the goal counts against its rate, and bounds
+    nothing.
     """
-    kept = table[(table["diverged"] == 0) | (table["censored"] == 0)]
-    chosen = [_fastest_rate(runs) for _, runs in kept.groupby(["goal", "batch_size"], dropna=False)]
-    return pd.concat([kept.iloc[:0], *chosen]).sort_index()
+    chosen = [_fastest_rate(runs) for _, runs in table.groupby(["goal", "batch_size"], dropna=False)]
+    return pd.concat([table.iloc[:0], *chosen]).sort_index()
 
 
 def _fastest_rate(runs: pd.DataFrame) -> pd.DataFrame:
@@ -103,10 +130,11 @@ def _fastest_rate(runs: pd.DataFrame) -> pd.DataFrame:
     def rank(of_rate: pd.DataFrame) -> tuple[float, float]:
         reached = of_rate[of_rate["censored"] == 0]["steps"]
         if reached.empty:
-            return 0.0, -float(of_rate["steps"].max())
+            return 0.0, -float(of_rate["steps"].where(of_rate["diverged"] == 0, 0.0).max())
         return -len(reached) / len(of_rate), float(np.log(reached).mean())
 
-    return min((one for one in rates if 2 * len(one) > most), key=rank)
+    best = min((one for one in rates if len(one) == most), key=rank)
+    return best[(best["diverged"] == 0) | (best["censored"] == 0)]
 
 
 def goals_of(table: pd.DataFrame) -> list[float]:
@@ -120,19 +148,19 @@ def of_goal(table: pd.DataFrame, goal: float) -> pd.DataFrame:
 
 
 def fit_goals(table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
-    """The fit for each goal, descending; SettingError for fewer than four batch sizes."""
+    """The fit for each goal, descending; one that has fewer than four batch sizes is unresolved."""
     fastest = fastest_runs(table)
     found = {}
     for goal in goals_of(table):
         rows = of_goal(fastest, goal)
-        try:
-            found[goal] = fit_critical_batch(
-                rows["batch_size"].to_numpy(),
-                rows["steps"].to_numpy(),
-                censored=rows["censored"].to_numpy() == 1,
-            )
-        except SettingError as error:
-            raise SettingError(f"goal {goal:g}: {error}") from error
+        of_this = rows["batch_size"].nunique()
+        if of_this < FEWEST_SIZES:
+            reason = f"{of_this} batch sizes have runs that did not diverge, and it takes {FEWEST_SIZES}"
+            found[goal] = unresolved(reason, num_batch_sizes=of_this, num_censored=0)
+            continue
+        found[goal] = fit_critical_batch(
+            rows["batch_size"].to_numpy(), rows["steps"].to_numpy(), censored=rows["censored"].to_numpy() == 1
+        )
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -56,24 +56,28 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
 
     A seed's best rate is the vertex of the parabola through the fastest run and its two neighbours, in logs,
     or the fastest run's own where a neighbour did not reach the goal. Their geometric mean, with Student's t
-    interval; of one seed, from the next smaller to the next larger rate that was tried. Seeds whose fastest
-    run is at an end of the rates tried do not count; undefined where no seed does.
+    interval; of one seed, from the next smaller to the next larger rate that was tried, and no narrower than
+    that where some seed's is the grid's own. Seeds whose fastest run is at an end of the rates tried do not
+    count; undefined where no seed does.
     """
-    vertices, ends = [], []
+    vertices, ends, exact = [], [], True
     for steps in seeds:
         rates = sorted(steps)
         place = min(range(len(rates)), key=lambda index: steps[rates[index]]) if rates else 0
         if not 0 < place < len(rates) - 1 or math.isinf(steps[rates[place]]):
             continue
         around = rates[place - 1 : place + 2]
-        vertices.append(_vertex(np.log(around), np.log([steps[rate] for rate in around])))
+        found = np.array([steps[rate] for rate in around])
+        vertices.append(_vertex(np.log(around), np.log(found)))
         ends.append((around[0], around[2]))
+        exact &= bool(np.isfinite(found).all())
     if not vertices:
         return Estimate(value=math.nan, stderr=math.nan, low=math.nan, high=math.nan, num_samples=0)
-    if len(vertices) > 1:
-        return from_log_samples(vertices)
-    ((low, high),) = ends
-    return Estimate(value=vertices[0], stderr=math.nan, low=low, high=high, num_samples=1)
+    low, high = np.exp(np.mean(np.log(ends), axis=0)).tolist()
+    if len(vertices) == 1:
+        return Estimate(value=vertices[0], stderr=math.nan, low=low, high=high, num_samples=1)
+    mean = from_log_samples(vertices)
+    return mean if exact else replace(mean, low=min(mean.low, low), high=max(mean.high, high))
 
 
 def _vertex(log_rates: np.ndarray, log_steps: np.ndarray) -> float:

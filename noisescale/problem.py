@@ -106,7 +106,11 @@ def factory_config(name: str) -> FactoryConfig:
 
     SettingError as there, except that the function is not called.
     """
-    source = inspect.getsourcefile(inspect.unwrap(_factory(name)))
+    factory = _factory(name)
+    try:
+        source = inspect.getsourcefile(inspect.unwrap(factory))
+    except TypeError:  # a callable that is no function
+        source = inspect.getsourcefile(type(factory))
     content = Path(source).read_bytes() if source is not None else b""
     return FactoryConfig(factory=name, source=hashlib.sha256(content).hexdigest()[:16])
 

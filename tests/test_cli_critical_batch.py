@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from matplotlib.figure import Figure
 
+from noisescale.branching import BRANCH_COLUMNS
 from noisescale.cli import main
 from noisescale.critical_plots import plot_branches, plot_critical_sizes, plot_fronts
 from noisescale.goal_table import fastest_runs, fit_goals, fits_table
@@ -124,6 +125,33 @@ def test_anybodys_results(tmp_path):
     assert record["critical_batch_size"]["value"] == pytest.approx(16, rel=0.06)
 
 
+def test_a_measurement_is_not_overwritten_by_a_table(tmp_path):
+    path = tmp_path / "runs.csv"
+    synthetic().to_csv(path, index=False)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "critical_batch.json").write_text("{}")
+    found = critical("--from-csv", path, "--out", tmp_path / "out")
+    assert found.exit_code == 2
+    assert "choose another --out" in found.output
+
+
+def test_branches_need_whole_batches(checkpoint):
+    found = critical("--method", "branch", checkpoint, "--bs", 4, "--bs", 8, "--bs", 90)
+    assert found.exit_code == 2
+    assert "batch size 90: there are 200 training examples" in found.output
+    assert "give 50 at most" in found.output
+
+
+def test_a_problem_without_test_examples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        FACTORY + "\n\nimport functools\n\npart = functools.partial(make_problem)\n"
+    )
+    found = critical("--problem", "own.py:part", "--goal-split", "test")
+    assert found.exit_code == 2
+    assert "has no test examples: give --goal-split train" in found.output
+
+
 def test_unresolved_is_said_aloud(tmp_path):
     path = tmp_path / "runs.csv"
     pd.DataFrame({"batch_size": SIZES, "steps": [1000 / size for size in SIZES]}).to_csv(path, index=False)
@@ -146,6 +174,8 @@ def test_branches_of_a_run(checkpoint, tmp_path):
     assert content["definition"] == "branch"
     table = pd.read_csv(out / "branches.csv")
     assert len(table) == 3 * len(content["batch_sizes"])
+    assert ((table["examples"] >= 400) & (table["examples"] < 400 + table["batch_size"])).all()
+    assert max(content["batch_sizes"]) <= 50  # of 200 training examples and of branches of 400
     assert (out / "branches.png").exists()
     again = critical(
         "--method", "branch", checkpoint, "--examples", 400, "--seeds", 3, "--out", out, "--json"
@@ -263,9 +293,9 @@ def test_sizes_are_drawn_at_their_goals():
 
 
 def test_branches_that_diverged_are_marked():
-    rows = [(8, 0.1, seed, 1.0 + 0.01 * seed, 0) for seed in range(3)]
-    rows += [(16, 0.2, seed, 1.1, 0) for seed in range(3)] + [(32, 0.4, 0, math.inf, 1)]
-    table = pd.DataFrame(rows, columns=["batch_size", "learning_rate", "seed", "loss", "diverged"])
+    rows = [(8, 0.1, seed, 100, 1.0 + 0.01 * seed, 0) for seed in range(3)]
+    rows += [(16, 0.2, seed, 100, 1.1, 0) for seed in range(3)] + [(32, 0.4, 0, 100, math.inf, 1)]
+    table = pd.DataFrame(rows, columns=list(BRANCH_COLUMNS))
     axes = Figure().subplots()
     empty = {"value": None, "low": None, "high": None}
     plot_branches(axes, table, {"tolerance": 0.05, "critical_batch_size": empty})

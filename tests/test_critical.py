@@ -244,6 +244,60 @@ def test_a_goal_that_only_some_reach_is_a_bound(tmp_path):
     assert (found.table[found.table["goal"] == 2.2]["censored"] == 0).any()
 
 
+def test_a_bound_is_the_last_step_at_which_the_smoothed_loss_is_known(tmp_path):
+    """A run that passes the goal in its last tenth has not been seen to."""
+    training = TrainConfig(batch_size=8, learning_rate=0.25, epochs=100, max_steps=100)
+    run = run_to_goal(GoalCell(cell=Cell(path=tmp_path / "a", problem=PROBLEM, training=training), goals=()))
+    assert run.seen * 10**0.1 <= 100
+    goal = float(run.losses["loss"].iloc[-2:].mean())
+    assert run.steps(goal) == math.inf or run.steps(goal) <= run.seen
+
+
+def test_a_batch_size_that_cannot_be_trained_does_not_cost_the_others(tmp_path):
+    executor = Here(fail=lambda cell: cell.training.batch_size == 128)
+    found = run_critical_batch(CONFIG, tmp_path / "out", executor=executor)
+    assert set(pd.read_csv(tmp_path / "out" / "steps_to_goal.csv")["batch_size"]) == {2, 8, 32}
+    assert not found.fits[1.2].resolved
+    assert found.summary["failures"]
+
+
+def test_where_nothing_can_be_trained_the_reason_is_given(tmp_path):
+    with pytest.raises(NoisescaleError, match=r"no run could be made: B = 32.*no room for this one"):
+        run_critical_batch(CONFIG, tmp_path / "out", executor=Here(fail=lambda cell: True))
+
+
+@pytest.mark.parametrize("goals", [(3.0, 1.2), (2.5,)])
+def test_a_goal_that_the_start_has_reached_is_refused(tmp_path, goals):
+    with pytest.raises(SettingError, match="is not below the loss at the start"):
+        run_critical_batch(replace(CONFIG, goals=goals), tmp_path / "out", executor=Here())
+
+
+def test_a_goal_that_no_run_reaches_beside_others(tmp_path):
+    config = replace(CONFIG, goals=(1.8, 1e-6), num_seeds=1, epochs=3)
+    found = run_critical_batch(config, tmp_path / "out", executor=Here())
+    assert any("1e-06 is reached by no run: the best loss seen is" in note for note in found.notes)
+    assert set(found.predicted["goal"]) == {1.8}
+    bounds = found.table[found.table["goal"] == 1e-6]
+    assert (bounds["censored"] == 1).all()
+    # without tracking the tables of it go, as they are of other goals now
+    run_critical_batch(replace(config, noise_examples=None), tmp_path / "out", executor=Here())
+    assert not (tmp_path / "out" / "predicted.csv").exists()
+    assert not (tmp_path / "out" / "noise.csv").exists()
+
+
+def test_batch_norm_starts_in_evaluation_mode(tmp_path):
+    config = replace(CONFIG, problem=replace(PROBLEM, norm="batch"), num_seeds=1, batch_sizes=(4, 8, 16, 32))
+    found = run_critical_batch(config, tmp_path / "out", executor=Here())
+    assert set(found.table["batch_size"]) == {4, 8, 16, 32}
+
+
+def test_a_batch_size_that_does_not_divide_the_examples_is_noted(serial):
+    _, result, _ = serial
+    notes = [note for note in result.notes if "last batch is short" in note]
+    assert [note[:7] for note in notes] == ["B = 32:", "B = 128"]
+    assert "28 % more" in notes[1]  # 128 and 72 of 200
+
+
 def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tmp_path):
     executor = Here(fail=lambda cell: cell.training.batch_size == 128)
     found = run_critical_batch(

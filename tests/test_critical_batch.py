@@ -119,6 +119,12 @@ def test_batch_sizes_on_one_side_of_the_bend_leave_it_unresolved(sizes, word):
     assert settled.low <= (5000 if word == "larger" else 100) <= settled.high
 
 
+def test_steps_that_follow_no_curve_are_said_to_scatter():
+    fit = fit_critical_batch(SIZES, 100 * SIZES)
+    assert not fit.resolved
+    assert "scatter too much" in fit.reason
+
+
 def test_an_exact_curve_is_not_extrapolated():
     fit = fit_critical_batch([100, 200, 400, 800], steps([100, 200, 400, 800]))
     assert not fit.resolved

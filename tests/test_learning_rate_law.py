@@ -71,13 +71,19 @@ def test_seeds_give_the_interval():
 
 def test_one_seed_is_known_to_lie_between_its_neighbours():
     found = best_rate([course(0.13, [0.05, 0.1, 0.2])])
-    assert (found.low, found.high) == (0.05, 0.2)
+    assert (found.low, found.high) == (pytest.approx(0.05), pytest.approx(0.2))
     assert math.isnan(found.stderr)
 
 
 def test_a_neighbour_that_diverged_leaves_the_grid_rate():
     found = best_rate([{0.1: 20.0, 0.2: 10.0, 0.4: math.inf}])
-    assert (found.value, found.low, found.high) == (pytest.approx(0.2), 0.1, 0.4)
+    assert [found.value, found.low, found.high] == pytest.approx([0.2, 0.1, 0.4])
+
+
+def test_seeds_that_agree_on_a_grid_rate_are_no_more_certain_than_the_grid():
+    found = best_rate([{0.1: 20.0, 0.2: 10.0, 0.4: math.inf}] * 3)
+    assert [found.value, found.low, found.high] == pytest.approx([0.2, 0.1, 0.4])
+    assert found.num_samples == 3
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,7 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
 
 def _from_csv(options: dict[str, Any]) -> None:
     from noisescale.cli.critical_batch_report import print_fits
+    from noisescale.critical.engine import SETTINGS
     from noisescale.critical.results import analyse, write_fits
     from noisescale.goal_table import read_goal_table
 
@@ -258,6 +259,8 @@ def _from_csv(options: dict[str, Any]) -> None:
     else:
         print_fits(result)
     if (out := options["out"]) is not None:
+        if (out / SETTINGS).exists():
+            raise SettingError(f"{out} holds a measurement, whose tables would be lost: choose another --out")
         write_fits(out, result, title=options["from_csv"].name)
         click.echo(out, err=options["as_json"])
 
@@ -288,22 +291,20 @@ def _pareto(options: dict[str, Any], console: Console) -> None:
 
 def _config(options: dict[str, Any], console: Console) -> tuple[CriticalBatchConfig, tuple[str, ...]]:
     """The measurement that the options describe, and notes for its record."""
-    from noisescale.build import build_own_problem
     from noisescale.critical.config import CriticalBatchConfig, default_batch_sizes
-    from noisescale.data import num_training_examples
-    from noisescale.problem import as_examples, factory_config
+    from noisescale.critical.start import count_examples
+    from noisescale.problem import factory_config
 
     notes: tuple[str, ...] = ()
     problem: ProblemConfig | FactoryConfig
     if options["problem"] is not None:
         problem = factory_config(options["problem"])
-        num_examples = as_examples(build_own_problem(problem).train).num_examples
     else:
         if options["width"] is None and options["model"] == "mlp":
             options["width"] = WIDTH
         options["dataset"], notes = choose_dataset(options, console)
         problem = fill(ProblemConfig, options)
-        num_examples = num_training_examples(problem.dataset, problem.num_train)
+    num_examples = count_examples(problem, options["split"])
     config = CriticalBatchConfig(
         problem=problem,
         training=fill(TrainConfig, {name: options[name] for name in OF_OPTIMIZER}),

@@ -56,10 +56,11 @@ def print_fits(result: CriticalBatchResult) -> None:
 
 
 def _print_predicted(console: Console, result: CriticalBatchResult) -> None:
-    """The noise scale beside B_crit, and beside the published figures."""
+    """The noise scale beside B_crit."""
     rows = result.predicted.to_dict("records")
+    num_runs = max(row["num_seeds"] for row in rows)
     console.print(
-        f"Predicted: noise scales along {rows[0]['num_seeds']} run(s) at B = {rows[0]['batch_size']}, "
+        f"Predicted: noise scales along {num_runs} run(s) at B = {rows[0]['batch_size']}, "
         f"lr {rows[0]['learning_rate']:.3g}, averaged up to the goal; ratio: B_crit over that by progress"
     )
     table = _table("goal", "", "at the start", "mean over steps", "at the goal", "by progress", "ratio")
@@ -78,7 +79,7 @@ def _print_predicted(console: Console, result: CriticalBatchResult) -> None:
             f"* resolved over {100 * least:.0f} % of the steps at least; elsewhere the curvature along the "
             "gradient is not above zero, and what is left out would make it larger."
         )
-    if rows[0]["num_seeds"] == 1:
+    if num_runs == 1:
         console.print("One run: the intervals are of the measurements along it, not between runs.")
 
 
@@ -87,7 +88,8 @@ def _print_rates(console: Console, result: CriticalBatchResult) -> None:
     if not found:
         return
     console.print("Best learning rate ε(B): laws fitted, and their error at a batch size left out")
-    table = _table("goal", "law", "ε_max", "B_c", "95 % interval", "held out")
+    table = _table("goal", "law", "ε_max", "B_c", "95 % interval", "B_noise", "held out")
+    predicted = result.predicted[result.predicted["quantity"] == "full"].set_index("goal")["by_progress"]
     for goal, laws in found.items():
         for law in laws:
             noise = law.batch_size
@@ -97,6 +99,7 @@ def _print_rates(console: Console, result: CriticalBatchResult) -> None:
                 _short(law.scale) if noise else "–",
                 _short(law.bend) if noise and not math.isnan(noise.value) else "–",
                 _interval(noise) if noise else "–",
+                _short(predicted.get(goal, math.nan)) if noise else "–",
                 f"±{100 * math.expm1(law.held_out_error):.0f} %",
             )
     console.print(table)
@@ -123,6 +126,8 @@ def print_branches(result: BranchResult) -> None:
             str(row["num_seeds"]),
         )
     console.print(table)
+    for note in summary["notes"]:
+        console.print(f"Note: {note}.")
     found = result.critical_batch_size
     if summary["resolved"]:
         console.print(

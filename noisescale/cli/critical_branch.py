@@ -57,6 +57,7 @@ def _branch_config(options: dict[str, Any], given: set[str], start: Path) -> Bra
     """The branches that the options describe, from a checkpoint of ours or weights of another origin."""
     from noisescale.checkpoint import Checkpoint
     from noisescale.critical.branch import BranchConfig, default_branch_sizes, default_examples
+    from noisescale.critical.start import count_examples
     from noisescale.problem import factory_config
     from noisescale.sweep.cell import file_digest
     from noisescale.weights import read_weights
@@ -87,7 +88,7 @@ def _branch_config(options: dict[str, Any], given: set[str], start: Path) -> Bra
     if examples is None and isinstance(base, int):
         examples = default_examples(base, seen)
     if not sizes and isinstance(base, int):
-        sizes = default_branch_sizes(base, examples or 0)
+        sizes = default_branch_sizes(base, examples or 0, count_examples(problem, options["split"]))
     default = "linear" if training.optimizer == "sgd" else "sqrt"
     return BranchConfig(
         problem=problem,

@@ -18,6 +18,7 @@ from noisescale.branching import BRANCH_COLUMNS, FEWEST_BRANCHES, branch_critica
 from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig, run_name
 from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.critical.config import GoalSplit
+from noisescale.critical.start import count_examples
 from noisescale.critical_plots import branch_figure
 from noisescale.environment import environment
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
@@ -34,6 +35,7 @@ from noisescale.sweep.tasks import Tasks
 SETTINGS, RESULT, PICTURE = "branches.json", "branch.json", "branches.png"
 SMOOTHED = 0.75  # of a branch, after which its losses are averaged
 FEWEST_UPDATES = 8  # of the largest default batch size
+FEWEST_BATCHES = 4  # an epoch, the last of which may be short
 POWERS = {"linear": 1.0, "sqrt": 0.5}
 
 
@@ -85,11 +87,12 @@ class BranchConfig:
         if not (isinstance(self.tolerance, int | float) and 0 < self.tolerance < math.inf):
             raise SettingError(f"tolerance {self.tolerance!r}: give a share of the loss, such as 0.05")
 
-    def run(self, batch_size: int, seed: int) -> TrainConfig:
-        """How one branch is trained."""
+    def run(self, batch_size: int, seed: int, *, num_examples: int) -> TrainConfig:
+        """How one branch is trained; an epoch of the training set's examples ends in a short batch."""
         assert isinstance(self.training.batch_size, int)
         scale = (batch_size / self.training.batch_size) ** POWERS[self.scaling]
-        steps = max(1, self.examples // batch_size)
+        epochs, rest = divmod(self.examples, num_examples)
+        steps = epochs * math.ceil(num_examples / batch_size) + math.ceil(rest / batch_size)
         values = {name: getattr(self.training, name) for name in ("optimizer", "momentum", "weight_decay")}
         return TrainConfig(
             **values,
@@ -128,10 +131,10 @@ class BranchResult:
     summary: dict[str, Any]
 
 
-def default_branch_sizes(batch_size: int, examples: int) -> tuple[int, ...]:
-    """The checkpoint's batch size and its doubles, as far as a branch has eight updates."""
+def default_branch_sizes(batch_size: int, examples: int, num_examples: int) -> tuple[int, ...]:
+    """The checkpoint's batch size and its doubles, as far as a branch and an epoch have enough updates."""
     sizes = [batch_size]
-    while 2 * sizes[-1] * FEWEST_UPDATES <= examples:
+    while 2 * sizes[-1] <= min(examples // FEWEST_UPDATES, num_examples // FEWEST_BATCHES):
         sizes.append(2 * sizes[-1])
     return tuple(sizes)
 
@@ -152,10 +155,16 @@ def run_branches(
     """The critical batch size at the checkpoint `start`, computed in `out` as far as it is not there already.
 
     A branch takes the checkpoint's parameters and its optimizer's state; its loss, on a fixed subset, is the
-    mean over the last quarter of its updates. See `branch_critical_batch` for what is made of it, and
-    `run_critical_batch` for executor, options and errors.
+    mean over the looks, some 24 a decade, in the last quarter of its updates. See `branch_critical_batch` for
+    what is made of it, and `run_critical_batch` for executor, options and errors.
     """
     options = options or SweepOptions()
+    num_examples = count_examples(config.problem, config.split)
+    if (largest := max(config.batch_sizes)) > num_examples // FEWEST_BATCHES:
+        raise SettingError(
+            f"batch size {largest}: there are {num_examples} training examples, and the last, short batch of "
+            f"an epoch would weigh; give {num_examples // FEWEST_BATCHES} at most"
+        )
     if (digest := file_digest(start)) != config.start:
         raise SettingError(f"{start} has the digest {digest}, the config's start is {config.start}")
     claim(out, config.identity(), settings=SETTINGS)
@@ -174,7 +183,8 @@ def run_branches(
         try:
             for size in sorted(config.batch_sizes):
                 for seed in range(config.num_seeds):
-                    cell = _cell(config, size, seed, start.absolute(), out.absolute(), options)
+                    training = config.run(size, seed, num_examples=num_examples)
+                    cell = _cell(config, training, start.absolute(), out.absolute(), options)
                     runs[tasks.submit(run_to_goal, cell)] = (size, seed)
             waiting = set(runs)
             while waiting:
@@ -199,9 +209,8 @@ def run_branches(
 
 
 def _cell(
-    config: BranchConfig, size: int, seed: int, start: Path, out: Path, options: SweepOptions
+    config: BranchConfig, training: TrainConfig, start: Path, out: Path, options: SweepOptions
 ) -> GoalCell:
-    training = config.run(size, seed)
     cell = Cell(
         path=out / CELL_FOLDER / run_name(config.problem, training),
         problem=config.problem,
@@ -241,32 +250,40 @@ def _write(
             run.summary["batch_size"],
             run.summary["learning_rate"],
             run.summary["seed"],
-            float(late.mean()),
+            run.summary["examples_seen"],
+            float(late.mean(skipna=False)),
             int(run.summary["diverged_at_step"] is not None or not math.isfinite(late.mean())),
         )
         rows.append(dict(zip(BRANCH_COLUMNS, row, strict=True)))
     table = pd.DataFrame(rows).sort_values(["batch_size", "seed"]).reset_index(drop=True)
     smallest = table[table["batch_size"] == table["batch_size"].min()]
-    tolerance = config.tolerance * float(smallest["loss"].mean())
-    if not tolerance > 0:
+    tolerance = config.tolerance * float(smallest["loss"].mean(skipna=False))
+    if not 0 < tolerance < math.inf:
+        mean = smallest["loss"].mean(skipna=False)
         raise NoisescaleError(
-            f"the loss at the smallest batch size is {smallest['loss'].mean():g}, of which no tolerance can "
-            "be a share: give smaller batch sizes, or another checkpoint"
+            f"the loss at the smallest batch size is {mean:g}, of which no tolerance can be a share: "
+            "give smaller batch sizes, or another checkpoint"
         )
     found = branch_critical_batch(table, tolerance=tolerance)
+    start_loss = float(runs[0].losses["loss"].iloc[0])
+    notes = list(options.notes)
+    if float(smallest["loss"].mean()) > start_loss:
+        notes.append(
+            "even at the smallest batch size the loss has risen: smaller learning rates may do better"
+        )
     summary = {
         **config.identity(),
         "critical_batch_size": found.to_dict(),
         "definition": "branch",
         "resolved": math.isfinite(found.value),
         "tolerance": tolerance,
-        "start_loss": float(runs[0].losses["loss"].iloc[0]),
+        "start_loss": start_loss,
         "batch_sizes": [int(size) for size in sorted(table["batch_size"].unique())],
         "num_seeds": config.num_seeds,
         "failures": failures,
         "seconds": seconds,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "notes": list(options.notes),
+        "notes": notes,
         "environment": environment(options.device),
     }
     store.write_table(out / BRANCHES, table)

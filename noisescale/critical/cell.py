@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -55,9 +56,16 @@ class GoalRun(NamedTuple):
 
     def steps(self, goal: float) -> float:
         """Updates to the goal, of the smoothed loss and interpolated; infinity where it was not reached."""
-        smoothed = smoothed_losses(self.losses["step"].to_numpy(), self.losses["loss"].to_numpy())
-        found = steps_to_goal(*smoothed, goal)
+        found = steps_to_goal(*self._smoothed(), goal)
         return math.inf if found is None else found
+
+    @property
+    def seen(self) -> float:
+        """The last step at which the smoothed loss is known: a goal not reached takes more."""
+        return float(self._smoothed()[0][-1])
+
+    def _smoothed(self) -> tuple[np.ndarray, np.ndarray]:
+        return smoothed_losses(self.losses["step"].to_numpy(), self.losses["loss"].to_numpy())
 
 
 def run_to_goal(goal_cell: GoalCell) -> GoalRun:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig
-from noisescale.critical_batch import FEWEST_SIZES
+from noisescale.critical_batch import FEWEST_SIZES, few_sizes
 from noisescale.errors import SettingError
 
 GoalSplit = Literal["train", "test"]
 LARGEST_SIZE = 2048  # of the default batch sizes
+LEAST_FACTOR = 1.05
 SHARES = (0.4, 0.25, 0.15, 0.1, 0.07)  # of the loss at the start, the default goals
 
 
@@ -54,10 +55,7 @@ class CriticalBatchConfig:
                 raise SettingError(f"batch size {size!r}: give whole numbers, from which steps can be fitted")
             TrainConfig(batch_size=size)
         if len(self.batch_sizes) < FEWEST_SIZES:
-            raise SettingError(
-                f"{len(self.batch_sizes)} batch sizes ({', '.join(map(str, self.batch_sizes))}): a critical "
-                f"batch size takes {FEWEST_SIZES} or more, on both sides of it"
-            )
+            raise SettingError(few_sizes(self.batch_sizes))
         if isinstance(self.problem, ProblemConfig) and self.problem.norm == "batch" and 1 in self.batch_sizes:
             raise SettingError("batch size 1 with batch norm, which has no variance: leave one of them out")
         if self.split not in get_args(GoalSplit):
@@ -76,8 +74,8 @@ class CriticalBatchConfig:
                 raise SettingError(f"{name.replace('_', ' ')} {number!r}: give a whole number of 1 or more")
         if self.noise_examples is not None and self.noise_examples < 16:
             raise SettingError(f"noise examples {self.noise_examples}: give 16 or more, or none")
-        if not (isinstance(self.factor, int | float) and 1 < self.factor < 100):
-            raise SettingError(f"factor {self.factor!r}: give a number above 1, such as 2")
+        if not (isinstance(self.factor, int | float) and LEAST_FACTOR <= self.factor <= 100):
+            raise SettingError(f"factor {self.factor!r}: give a number from {LEAST_FACTOR} to 100, such as 2")
         if self.max_rate is not None:
             TrainConfig(learning_rate=self.max_rate)
         if self.rate_bend is not None and not 0 <= self.rate_bend < math.inf:

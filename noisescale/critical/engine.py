@@ -12,18 +12,16 @@ from typing import Any
 import pandas as pd
 
 from noisescale import store
-from noisescale.build import build_own_problem
-from noisescale.config import FactoryConfig, run_name
+from noisescale.config import run_name
 from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.critical.config import CriticalBatchConfig, default_goals
 from noisescale.critical.noise_runs import run_noise_cells
 from noisescale.critical.results import CriticalBatchResult, write_results
-from noisescale.critical.start import Start, start_at
+from noisescale.critical.start import Start, count_examples, start_at
 from noisescale.critical.tuning import SLACK, Steps, Tuning, best_places, tune
-from noisescale.data import num_training_examples
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.goal_table import COLUMNS
-from noisescale.problem import as_examples
+from noisescale.run_tables import STEPS_TO_GOAL
 from noisescale.sweep.cell import Cell
 from noisescale.sweep.config import BatchSize
 from noisescale.sweep.engine import SweepOptions
@@ -60,7 +58,7 @@ def run_critical_batch(
     RunFolderError where `out` holds something else; Interrupted after SIGINT or SIGTERM.
     """
     options = options or SweepOptions()
-    num_examples = count_examples(config)
+    num_examples = count_examples(config.problem, config.split)
     for size in config.batch_sizes:
         resolve_batch_size(config.run(size, 1.0, 0, max_steps=1), num_examples)
     claim(out, config.identity(), settings=SETTINGS)
@@ -75,13 +73,6 @@ def run_critical_batch(
     if own:
         pool.shutdown()
     return result
-
-
-def count_examples(config: CriticalBatchConfig) -> int:
-    """How many training examples the problem has."""
-    if isinstance(config.problem, FactoryConfig):
-        return as_examples(build_own_problem(config.problem).train).num_examples
-    return num_training_examples(config.problem.dataset, config.problem.num_train)
 
 
 class _Measurement:
@@ -123,6 +114,7 @@ class _Measurement:
                     self._take(future)
             self._take_others()
             table = self.table()
+            store.write_table(self.out / STEPS_TO_GOAL, table)  # whatever becomes of the fits
             noise_runs = run_noise_cells(
                 self.tasks, self.config, table, self.goals, self.num_examples, self._cell
             )
@@ -130,6 +122,8 @@ class _Measurement:
             self.config,
             self.out,
             table,
+            num_examples=self.num_examples,
+            best_losses=self._best_losses(),
             goals=self.goals,
             start=self.start,
             noise_runs=noise_runs,
@@ -141,8 +135,7 @@ class _Measurement:
     def _look_at_start(self) -> None:
         """The loss and the curvature where seed 0 starts, and from the loss the default goals."""
         config = self.config
-        plain = config.training.optimizer == "sgd"
-        curvature = plain and (config.max_rate is None or config.rate_bend is None)
+        curvature = config.training.optimizer == "sgd" and config.max_rate is None
         self.tasks.progress.activity("where the runs start")
         cell = self._cell(self.sizes[0], 1.0, 0, 1)
         future = self.tasks.submit(start_at, cell, self.out, config.split, curvature=curvature)
@@ -159,6 +152,11 @@ class _Measurement:
                 )
             goals = default_goals(self.start.loss)
         self.goals = tuple(sorted(goals, reverse=True))
+        if not self.start.loss > self.goals[0]:
+            raise SettingError(
+                f"the goal {self.goals[0]:g} is not below the loss at the start, {self.start.loss:.4g}: give "
+                "lower ones"
+            )
 
     def _first_rate(self, size: int) -> float:
         """ε*/(1 + B*/B)."""
@@ -267,14 +265,20 @@ class _Measurement:
             rate *= math.sqrt(size / known)
         self._begin(size, 0, rate, math.ceil(budget))
 
-    def _unreached(self) -> str:
-        """What to say where no goal was reached."""
-        losses = [
+    def _best_losses(self) -> list[tuple[float, int, float]]:
+        """The least loss seen of each run, with its batch size and rate."""
+        return [
             (run.summary["best_loss"], size, rate)
             for (size, rate, _), run in self.runs.items()
             if run is not None and run.summary["best_loss"] is not None
         ]
+
+    def _unreached(self) -> str:
+        """What to say where no goal was reached."""
+        losses = self._best_losses()
         goals = ", ".join(f"{goal:g}" for goal in self.goals)
+        if all(run is None for run in self.runs.values()):
+            return f"no run could be made: {self.tasks.failures[0]}"
         if not losses:
             return f"no run has a finite loss; goals {goals}: give smaller rates with --lr-max"
         loss, size, rate = min(losses)
@@ -306,12 +310,15 @@ class _Measurement:
                     continue
                 steps = run.steps(goal)
                 censored = math.isinf(steps)
+                known = run.seen if censored else steps
+                if not known > 0:  # it diverged at once, or started beyond the goal
+                    continue
                 row = (
                     goal,
                     size,
                     rate,
                     seed,
-                    run.summary["steps"] if censored else steps,
+                    known,
                     int(censored),
                     int(run.summary["diverged_at_step"] is not None),
                 )

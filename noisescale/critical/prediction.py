@@ -13,9 +13,24 @@ from noisescale.critical_batch import CriticalBatchFit
 from noisescale.errors import MeasurementError
 from noisescale.estimate import Estimate, from_log_samples, quotient, undefined
 from noisescale.recommendation import Recommendation, Scale, recommend
-from noisescale.run_tables import estimate_row, read_noise
+from noisescale.run_tables import estimate_columns, estimate_row, read_noise
 
 QUANTITIES: tuple[Scale, ...] = ("simple", "full")
+
+
+ESTIMATES = (
+    "critical_batch_size",
+    "start",
+    "average",
+    "by_progress",
+    "end",
+    "ratio",
+    "ratio_by_progress",
+)
+PREDICTED_COLUMNS = (
+    *("goal", "quantity", "batch_size", "learning_rate", "num_seeds", "covered"),
+    *estimate_columns(*ESTIMATES),
+)
 
 
 def predicted_rows(goal: float, fit: CriticalBatchFit, runs: list[GoalRun]) -> list[dict[str, Any]]:
@@ -23,16 +38,20 @@ def predicted_rows(goal: float, fit: CriticalBatchFit, runs: list[GoalRun]) -> l
 
     average: over the steps, as McCandlish et al. 2018 do. by_progress: E_min/S_min of (2.12), weighted by
     the progress made, which a step at batch size B makes as 1/(1 + 𝓑/B). Both are geometric means over the
-    seeds; of one seed, its own. ratio, ratio_by_progress: B_crit over each. covered: the least share of the
-    steps over which the noise scale is resolved; the rest is left out. No row where it is nowhere.
+    seeds that reach the goal; of one seed, its own. ratio, ratio_by_progress: B_crit over each. covered: the
+    least share of the steps over which the noise scale is resolved; the rest is left out. No row where it is
+    nowhere.
     """
     rows = []
     for quantity in QUANTITIES:
         found: list[Recommendation] = []
         for run in runs:
             table = pd.DataFrame(read_noise(run.path))
+            steps = run.steps(goal)
+            if math.isinf(steps):
+                continue
             try:
-                found.append(recommend(table[table["step"] <= run.steps(goal)], quantity=quantity))
+                found.append(recommend(table[table["step"] <= steps], quantity=quantity))
             except MeasurementError:
                 continue
         if not found:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from noisescale import store
 from noisescale.config import problem_name
 from noisescale.critical.cell import GoalRun
 from noisescale.critical.config import CriticalBatchConfig
-from noisescale.critical.prediction import predicted_rows
+from noisescale.critical.prediction import PREDICTED_COLUMNS, predicted_rows
 from noisescale.critical.start import Start
 from noisescale.critical_batch import CriticalBatchFit
 from noisescale.critical_plots import critical_figure
@@ -33,6 +34,8 @@ from noisescale.plots import image
 from noisescale.run_tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
 from noisescale.sweep.engine import SweepOptions
 
+SHORT = 1.05  # times its mean, of a batch size that deserves a word
+FLAT = 0.1  # of B_crit, below which examples no longer depend on the batch size
 FIT, PICTURE, NOISE = "fit.json", "pareto.png", "noise.csv"
 
 
@@ -81,13 +84,19 @@ def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> Cri
             "tuned learning rate, or chance"
             for small, large, factor in rises(table, goal)
         ]
+        smallest = float(table["batch_size"].min())
+        if smallest > FLAT * fits[goal].critical_batch_size.value:
+            notes.append(
+                f"goal {goal:g}: the smallest batch size is {smallest:g}, above a tenth of B_crit, so that "
+                "the 20 % size counts from a level that is no plateau"
+            )
     rows = [row for goal, fit in fits.items() for row in predicted_rows(goal, fit, noise_runs or [])]
     return CriticalBatchResult(
         table=table,
         fits=fits,
         rates=rates,
         laws={goal: fit_laws(rates, goal) for goal in fits},
-        predicted=pd.DataFrame(rows),
+        predicted=pd.DataFrame(rows, columns=list(PREDICTED_COLUMNS)),
         notes=tuple(notes),
     )
 
@@ -97,6 +106,8 @@ def write_results(
     out: Path,
     table: pd.DataFrame,
     *,
+    num_examples: int,
+    best_losses: list[tuple[float, int, float]],
     goals: tuple[float, ...],
     start: Start,
     noise_runs: list[GoalRun],
@@ -106,14 +117,17 @@ def write_results(
 ) -> CriticalBatchResult:
     """Writes the files of a measurement to its folder.
 
+    num_examples: in the training set. best_losses: of the runs, each with its batch size and rate.
     failures: a line for each; seconds: that the measurement took.
     """
     result = analyse(table, noise_runs)
+    notes = [*result.notes, *_short_batches(table, num_examples), *_unreached(result, best_losses)]
+    result = replace(result, notes=tuple(notes))
     summary = {
         **config.identity(),
         "goals": list(goals),
-        "batch_sizes": sorted(config.batch_sizes),
-        "num_seeds": config.num_seeds,
+        "batch_sizes": sorted(table["batch_size"].unique().tolist()),
+        "num_seeds": int(table["seed"].nunique()),
         "factor": config.factor,
         "start": _nullable(start._asdict()),
         "num_runs": len(table.groupby(["batch_size", "learning_rate", "seed"])),
@@ -129,10 +143,38 @@ def write_results(
         )
         store.write_table(out / NOISE, along)
         store.write_table(out / PREDICTED, result.predicted)
+    else:  # those of an earlier measurement in this folder are of other goals
+        (out / NOISE).unlink(missing_ok=True)
+        (out / PREDICTED).unlink(missing_ok=True)
     store.write_table(out / RATES, result.rates)
     write_fits(out, result, title=_title(config))
     store.write_json(out / store.SUMMARY, summary)
-    return CriticalBatchResult(**{**vars(result), "summary": summary})
+    return replace(result, summary=summary)
+
+
+def _short_batches(table: pd.DataFrame, num_examples: int) -> list[str]:
+    """A note on batch sizes at which an epoch's last batch, which is short, weighs."""
+    notes = []
+    for size in sorted(table["batch_size"].unique()):
+        mean = num_examples / math.ceil(num_examples / size)
+        if size > SHORT * mean:
+            notes.append(
+                f"B = {size}: an epoch's last batch is short, so that E = B·S is "
+                f"{100 * (size / mean - 1):.0f} % more than the examples used"
+            )
+    return notes
+
+
+def _unreached(result: CriticalBatchResult, best_losses: list[tuple[float, int, float]]) -> list[str]:
+    """A note on each goal that no run reached, with the best loss seen."""
+    if not best_losses:
+        return []
+    loss, size, rate = min(best_losses)
+    return [
+        f"goal {goal:g} is reached by no run: the best loss seen is {loss:.4g}, at B = {size} and lr {rate:g}"
+        for goal, fit in result.fits.items()
+        if fit.num_censored == fit.num_batch_sizes
+    ]
 
 
 def write_fits(out: Path, result: CriticalBatchResult, *, title: str) -> None:

@@ -7,15 +7,28 @@ from pathlib import Path
 from typing import NamedTuple
 
 from noisescale import store
+from noisescale.build import build_own_problem
+from noisescale.config import FactoryConfig, ProblemConfig
 from noisescale.critical.cell import Look
 from noisescale.critical.config import GoalSplit
-from noisescale.errors import MeasurementError, RunFolderError
+from noisescale.data import num_training_examples
+from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.measure.noise import measure_noise
 from noisescale.problem import as_examples
 from noisescale.sweep.cell import Cell, cell_problem, one_thread
 
 START = "start.json"
 NUM_EXAMPLES = 2000  # of which ε_max and B_noise are measured
+
+
+def count_examples(problem: ProblemConfig | FactoryConfig, split: GoalSplit) -> int:
+    """How many training examples the problem has; SettingError where it lacks the split."""
+    if not isinstance(problem, FactoryConfig):
+        return num_training_examples(problem.dataset, problem.num_train)
+    built = build_own_problem(problem)
+    if split == "test" and built.test is None:
+        raise SettingError(f"{problem.factory} has no test examples: give --goal-split train")
+    return as_examples(built.train).num_examples
 
 
 class Start(NamedTuple):
@@ -37,13 +50,14 @@ def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Sta
         return _parse(path, stored)
     with one_thread():
         problem = cell_problem(cell)
+        problem.model.eval()
         found = {"loss": Look(problem, split).at(problem.model)}
         if curvature:
             examples = min(NUM_EXAMPLES, as_examples(problem.train).num_examples)
             found |= {"max_rate": math.nan, "rate_bend": math.nan}
             try:
                 noise = measure_noise(problem, num_examples=examples, hessian=True)
-            except MeasurementError:
+            except NoisescaleError:  # whatever keeps it from being measured: the rates can be given
                 pass
             else:
                 if noise.curvature is not None and noise.full is not None:
