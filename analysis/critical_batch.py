@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.tables import Runs, analysis
+from analysis.tables import DATA, Runs, analysis
+from noisescale.estimate import Estimate, quotient
 from noisescale.goal_table import best_rates, fastest_runs, fit_goals, fit_laws, fits_table, laws_table
 from noisescale.run_tables import (
     BRANCHES,
@@ -48,6 +50,51 @@ def branch_rows(folder: Path) -> dict[str, Any]:
     }
 
 
+def beside_published(fits: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    """B_crit and B_simple of MNIST, at the start and on average, beside table 1 of McCandlish et al. 2018.
+
+    B_crit at the start is that of the highest goal, and on average that of the lowest; B_simple on average is
+    the mean over the steps to the lowest.
+    """
+    published = pd.read_csv(DATA / "published.csv", comment="#")
+    published = published[published["figure"] == "critical_batch"].set_index("quantity")["value"]
+    simple = predicted[predicted["quantity"] == "simple"]
+    rows = []
+    for at, goal, column in (
+        ("start", fits["goal"].max(), "start"),
+        ("average", fits["goal"].min(), "average"),
+    ):
+        for quantity, table, name in (("critical", fits, "critical_batch_size"), ("simple", simple, column)):
+            row = table[table["goal"] == goal].iloc[0]
+            rows.append(
+                {
+                    "quantity": quantity,
+                    "at": at,
+                    "goal": goal,
+                    **dict(
+                        zip(("value", "low", "high"), row[[name, f"{name}_low", f"{name}_high"]], strict=True)
+                    ),
+                    "published": published[f"{quantity}_{at}"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def with_ratios(branches: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
+    """The branches with B_crit of their goal and its ratio to theirs."""
+    measured = fits.set_index("goal")
+    rows = []
+    for row in branches.to_dict("records"):
+        critical = measured.loc[row["goal"]]
+        ratio = quotient(
+            _estimate(critical, "critical_batch_size"),
+            _estimate(row, "branch"),
+        )
+        found = {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
+        rows.append({**row, "critical_batch_size": critical["critical_batch_size"], **found})
+    return pd.DataFrame(rows)
+
+
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from, of the parts that are there."""
     parents = {parent for folder, _ in runs for parent in folder.parents}
@@ -76,13 +123,28 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
             pd.concat(pd.read_csv(fronts[name] / PREDICTED).assign(problem=name) for name in names)
         ),
     }
+    found["beside_published"] = beside_published(_of_mnist(found["fits"]), _of_mnist(found["predicted"]))
     if branches:
         rows = pd.DataFrame([branch_rows(folder) for folder in branches])
-        found["branches"] = rows.sort_values(["goal", "seed"], ascending=[False, True])
+        rows = rows.sort_values(["goal", "seed"], ascending=[False, True])
+        found["branches"] = with_ratios(rows, _of_mnist(found["fits"]))
         found["branch_losses"] = pd.concat(
             pd.read_csv(folder / BRANCHES).assign(branch=folder.name) for folder in branches
         )
     return found
+
+
+def _estimate(row: Any, name: str) -> Estimate:
+    """From the columns name, name_low and name_high; None is nan."""
+    value, low, high = (
+        math.nan if one is None else float(one)
+        for one in (row[name], row[f"{name}_low"], row[f"{name}_high"])
+    )
+    return Estimate(value=value, stderr=math.nan, low=low, high=high, num_samples=1)
+
+
+def _of_mnist(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["problem"] == "mnist"]
 
 
 def _problem_first(table: pd.DataFrame) -> pd.DataFrame:
