@@ -60,20 +60,17 @@ def beside_published(fits: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFram
     published = published[published["figure"] == "critical_batch"].set_index("quantity")["value"]
     simple = predicted[predicted["quantity"] == "simple"]
     rows = []
-    for at, goal, column in (
-        ("start", fits["goal"].max(), "start"),
-        ("average", fits["goal"].min(), "average"),
-    ):
-        for quantity, table, name in (("critical", fits, "critical_batch_size"), ("simple", simple, column)):
+    for at, goal in (("start", fits["goal"].max()), ("average", fits["goal"].min())):
+        for quantity, table, name in (("critical", fits, "critical_batch_size"), ("simple", simple, at)):
             row = table[table["goal"] == goal].iloc[0]
             rows.append(
                 {
                     "quantity": quantity,
                     "at": at,
                     "goal": goal,
-                    **dict(
-                        zip(("value", "low", "high"), row[[name, f"{name}_low", f"{name}_high"]], strict=True)
-                    ),
+                    "value": row[name],
+                    "low": row[f"{name}_low"],
+                    "high": row[f"{name}_high"],
                     "published": published[f"{quantity}_{at}"],
                 }
             )
@@ -84,14 +81,14 @@ def with_ratios(branches: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
     """The branches with B_crit of their goal and its ratio to theirs."""
     measured = fits.set_index("goal")
     rows = []
-    for row in branches.to_dict("records"):
+    for _, row in branches.iterrows():
         critical = measured.loc[row["goal"]]
         ratio = quotient(
             _estimate(critical, "critical_batch_size"),
             _estimate(row, "branch"),
         )
         found = {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-        rows.append({**row, "critical_batch_size": critical["critical_batch_size"], **found})
+        rows.append({**row.to_dict(), "critical_batch_size": critical["critical_batch_size"], **found})
     return pd.DataFrame(rows)
 
 
@@ -134,12 +131,10 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _estimate(row: Any, name: str) -> Estimate:
+def _estimate(row: pd.Series[Any], name: str) -> Estimate:
     """From the columns name, name_low and name_high; None is nan."""
-    value, low, high = (
-        math.nan if one is None else float(one)
-        for one in (row[name], row[f"{name}_low"], row[f"{name}_high"])
-    )
+    parts = (row[name], row[f"{name}_low"], row[f"{name}_high"])
+    value, low, high = (math.nan if one is None else float(one) for one in parts)
     return Estimate(value=value, stderr=math.nan, low=low, high=high, num_samples=1)
 
 
