@@ -57,7 +57,7 @@ def beside_published(fits: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFram
     the mean over the steps to the lowest.
     """
     published = pd.read_csv(DATA / "published.csv", comment="#")
-    published = published[published["figure"] == "critical_batch"].set_index("quantity")["value"]
+    values = published[published["figure"] == "critical_batch"].set_index("quantity")["value"]
     simple = predicted[predicted["quantity"] == "simple"]
     rows = []
     for at, goal in (("start", fits["goal"].max()), ("average", fits["goal"].min())):
@@ -71,7 +71,7 @@ def beside_published(fits: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFram
                     "value": row[name],
                     "low": row[f"{name}_low"],
                     "high": row[f"{name}_high"],
-                    "published": published[f"{quantity}_{at}"],
+                    "published": values[f"{quantity}_{at}"],
                 }
             )
     return pd.DataFrame(rows)
@@ -88,7 +88,7 @@ def with_ratios(branches: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
             _estimate(row, "branch"),
         )
         found = {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-        rows.append({**row.to_dict(), "critical_batch_size": critical["critical_batch_size"], **found})
+        rows.append(row.to_dict() | {"critical_batch_size": critical["critical_batch_size"]} | found)
     return pd.DataFrame(rows)
 
 
