@@ -58,7 +58,12 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
     for one in losses:
         drawn = generator.choice(one, (RESAMPLES, len(one))).mean(1)
         mean = one.mean()
-        means.append(mean + wider * (drawn - mean) if math.isfinite(mean) else np.full(RESAMPLES, math.inf))
+        if not math.isfinite(mean):
+            means.append(np.full(RESAMPLES, math.inf))
+        elif (one > 0).all():  # in logs, where widening leaves them above zero
+            means.append(mean * (drawn / mean) ** wider)
+        else:
+            means.append(mean + wider * (drawn - mean))
     draws = [_largest(sizes, draw, tolerance) for draw in np.transpose(means)]
     low, high = np.quantile(draws, [tail, 1 - tail], method="nearest").tolist()
     if math.isinf(value) or math.isinf(high):

@@ -62,6 +62,13 @@ def test_the_interval_covers(seeds):
     assert hits >= 90
 
 
+def test_losses_that_differ_by_orders_of_magnitude_do_not_pass_by_chance():
+    table = branches([1.0, 1.0, 1.0, 1.2, 2.0], spread=0.01)
+    table.loc[table["batch_size"] == 256, "loss"] = [1e9, 1e18, 1e11, 5.0, 1e17, 1e12]
+    found = branch_critical_batch(table, tolerance=0.1)
+    assert 64 < found.low < found.value < found.high < 128
+
+
 def test_one_seed_has_no_interval():
     found = branch_critical_batch(branches([1.0, 1.0, 1.0, 1.2, 2.0], seeds=1), tolerance=0.1)
     assert math.isnan(found.low)

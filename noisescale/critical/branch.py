@@ -25,6 +25,7 @@ from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.estimate import Estimate
 from noisescale.plots import image
 from noisescale.run_tables import BRANCHES
+from noisescale.stable_region import LEFT
 from noisescale.sweep.cell import Cell, file_digest
 from noisescale.sweep.config import BatchSize
 from noisescale.sweep.engine import SweepOptions
@@ -156,7 +157,8 @@ def run_branches(
 
     A branch takes the checkpoint's parameters and its optimizer's state; its loss, on a fixed subset, is the
     mean over the looks, some 24 a decade, in the last quarter of its updates. See `branch_critical_batch` for
-    what is made of it, and `run_critical_batch` for executor, options and errors.
+    what is made of it, and `run_critical_batch` for executor, options and errors. A branch whose loss ends
+    above ten times its start counts as diverged.
     """
     options = options or SweepOptions()
     num_examples = count_examples(config.problem, config.split)
@@ -243,16 +245,18 @@ def _write(
     options: SweepOptions,
 ) -> BranchResult:
     rows = []
+    start_loss = float(runs[0].losses["loss"].iloc[0])
     for run in runs:
         losses = run.losses
-        late = losses[losses["step"] >= SMOOTHED * run.summary["steps"]]["loss"]
+        late = float(losses[losses["step"] >= SMOOTHED * run.summary["steps"]]["loss"].mean(skipna=False))
+        blown_up = not late <= max(LEFT * start_loss, start_loss)
         row = (
             run.summary["batch_size"],
             run.summary["learning_rate"],
             run.summary["seed"],
             run.summary["examples_seen"],
-            float(late.mean(skipna=False)),
-            int(run.summary["diverged_at_step"] is not None or not math.isfinite(late.mean())),
+            late,
+            int(run.summary["diverged_at_step"] is not None or blown_up),
         )
         rows.append(dict(zip(BRANCH_COLUMNS, row, strict=True)))
     table = pd.DataFrame(rows).sort_values(["batch_size", "seed"]).reset_index(drop=True)
@@ -265,7 +269,6 @@ def _write(
             "give smaller batch sizes, or another checkpoint"
         )
     found = branch_critical_batch(table, tolerance=tolerance)
-    start_loss = float(runs[0].losses["loss"].iloc[0])
     notes = list(options.notes)
     if float(smallest["loss"].mean()) > start_loss:
         notes.append(

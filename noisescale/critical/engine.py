@@ -18,7 +18,7 @@ from noisescale.critical.config import CriticalBatchConfig, default_goals
 from noisescale.critical.noise_runs import run_noise_cells
 from noisescale.critical.results import CriticalBatchResult, write_results
 from noisescale.critical.start import Start, count_examples, start_at
-from noisescale.critical.tuning import SLACK, Steps, Tuning, best_places, tune
+from noisescale.critical.tuning import SLACK, Steps, Trial, Tuning, best_places, tune
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.goal_table import COLUMNS
 from noisescale.run_tables import STEPS_TO_GOAL
@@ -95,10 +95,10 @@ class _Measurement:
         self.start = Start(math.nan, math.nan, math.nan)
         self.runs: dict[tuple[int, float, int], GoalRun | None] = {}  # None: it failed
         self.searches: dict[Key, Tuning] = {}
-        self.asked: dict[Key, list[float]] = {}  # the rates that each search waits for
+        self.asked: dict[Key, list[int]] = {}  # the places that each search waits for
         self.steps: dict[Key, dict[int, Steps]] = {}  # of each place tried
         self.budgets: dict[Key, int] = {}
-        self.pending: dict[Future[Any], tuple[Key, float]] = {}
+        self.pending: dict[Future[Any], tuple[Key, int]] = {}
         self.tasks = Tasks(
             pool, options.console, remaining=self._remaining, num_finished=lambda: len(self.runs)
         )
@@ -205,7 +205,7 @@ class _Measurement:
         self.steps[key] = {}
         self._ask(key, next(self.searches[key]))
 
-    def _ask(self, key: Key, trials: list[Any]) -> None:
+    def _ask(self, key: Key, trials: list[Trial]) -> None:
         size, seed = key
         self.asked[key] = [trial.place for trial in trials]
         self.budgets[key] = trials[0].max_steps
@@ -218,21 +218,21 @@ class _Measurement:
     def _take(self, future: Future[Any]) -> None:
         """Records a finished run and, where its search has all it asked for, goes on with it."""
         key, place = self.pending.pop(future)
-        (size, seed), rate = key, self._rate(int(place))
+        (size, seed), rate = key, self._rate(place)
         error = self.tasks.error(future)
         if error is None:
             run: GoalRun = future.result()
             self.tasks.progress.cell(size, run.summary["seconds"])
             self.runs[size, rate, seed] = run
-            self.steps[key][int(place)] = tuple(run.steps(goal) for goal in self.goals)
+            self.steps[key][place] = tuple(run.steps(goal) for goal in self.goals)
         else:
             self.tasks.failed(f"B = {size}, lr {rate:g}, seed {seed}", error)
             self.runs[size, rate, seed] = None
-            self.steps[key][int(place)] = (math.inf,) * len(self.goals)
+            self.steps[key][place] = (math.inf,) * len(self.goals)
         if not all(one in self.steps[key] for one in self.asked[key]):
             return
         try:
-            self._ask(key, self.searches[key].send([self.steps[key][int(one)] for one in self.asked[key]]))
+            self._ask(key, self.searches[key].send([self.steps[key][one] for one in self.asked[key]]))
         except StopIteration:
             del self.searches[key]
             if seed == 0:

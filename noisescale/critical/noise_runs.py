@@ -53,7 +53,6 @@ def run_noise_cells(
     chosen = chosen[chosen["batch_size"] == size]
     rate = float(chosen["learning_rate"].iloc[0])
     budget = math.ceil(SLACK * float(chosen["steps"].max()))
-    tasks.progress.activity(f"noise scale along runs at B = {size}, lr {rate:g}")
     waiting = set()
     for seed in range(config.num_seeds):
         tracking = NoiseTracking(
@@ -66,9 +65,11 @@ def run_noise_cells(
         cell = make_cell(int(size), rate, seed, budget, folder=f"{NOISE_FOLDER}-{examples}")
         goal_cell = GoalCell(cell=cell, goals=goals, split=config.split, noise=tracking)
         waiting.add(tasks.submit(run_to_goal, goal_cell))
-    found = []
+    found: list[GoalRun] = []
     while waiting:
-        for future in tasks.wait(waiting):
+        done = f"{len(found)} of {config.num_seeds} done"
+        tasks.progress.activity(f"noise scale along runs at B = {size}, lr {rate:g}: {done}")
+        for future in tasks.wait(waiting, cells=False):
             waiting.remove(future)
             if (error := tasks.error(future)) is not None:
                 tasks.failed("a run with the noise scale along it", error)

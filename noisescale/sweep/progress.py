@@ -44,7 +44,7 @@ class SweepProgress:
 
     def activity(self, text: str) -> None:
         """What is being done, where that is not cells."""
-        self._bar.update(self._task, description=text)
+        self._bar.update(self._task, description=text, total=None, detail="")
         self.log(text)
 
     def cell(self, batch_size: BatchSize, seconds: float) -> None:

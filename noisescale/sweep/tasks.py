@@ -56,12 +56,16 @@ class Tasks:
         self._submitted.add(future)
         return future
 
-    def wait(self, futures: set[Future[Any]]) -> set[Future[Any]]:
-        """Those that are done, once one is; Interrupted after a signal, with what is at work given up."""
+    def wait(self, futures: set[Future[Any]], *, cells: bool = True) -> set[Future[Any]]:
+        """Those that are done, once one is; Interrupted after a signal, with what is at work given up.
+
+        cells: whether it is the cells, which the progress is about, that are waited for.
+        """
         while True:
             done, _ = wait(futures, timeout=POLL, return_when=FIRST_COMPLETED)
             self._submitted -= done
-            self.progress.update(self._remaining())
+            if cells:
+                self.progress.update(self._remaining())
             if self._interrupts.received is not None:
                 for future in self._submitted:
                     future.cancel()
