@@ -69,9 +69,8 @@ def plot_fronts(axes: Axes, fastest: pd.DataFrame, fits: pd.DataFrame) -> None:
         steps = fit["min_steps"] + fit["min_examples"] / sizes
         axes.plot(steps, sizes * steps, "-", color=shade, linewidth=1)
         if fit["resolved"]:
-            axes.plot(
-                2 * fit["min_steps"], 2 * fit["min_examples"], "*", color=shade, markersize=10, zorder=4
-            )
+            star: Any = {"color": shade, "markeredgecolor": "black", "markersize": 11, "zorder": 4}
+            axes.plot(2 * fit["min_steps"], 2 * fit["min_examples"], "*", **star)
     axes.plot([], [], "*", color="grey", markersize=9, label=r"$B_{\mathrm{crit}}$")
     if (fastest["censored"] == 1).any():
         axes.plot([], [], "o", color="grey", fillstyle="none", markersize=4, label="not reached: a bound")

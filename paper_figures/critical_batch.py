@@ -106,15 +106,8 @@ def _draw_published(axes: Axes, data: Path) -> None:
     for quantity in ("critical_start", "critical_average"):
         value = float(rows[rows["quantity"] == quantity]["value"].iloc[0])
         axes.axhline(value, color="black", linestyle=":", linewidth=1)
-        words = quantity.replace("critical_", "")
-        axes.annotate(
-            f"published $B_{{\\mathrm{{crit}}}}$, {words}: {value:g}",
-            (0.99, value),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=6,
-        )
+        place: Any = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 6}
+        axes.annotate(f"published\n{quantity.removeprefix('critical_')}", (1.01, value), **place)
 
 
 def _of(table: pd.DataFrame, *, problem: str) -> pd.DataFrame:
