@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from noisescale.estimate import exact, from_samples, from_stderr, ratio
+from noisescale.estimate import (
+    Estimate,
+    exact,
+    from_log_samples,
+    from_samples,
+    from_stderr,
+    quotient,
+    ratio,
+    undefined,
+)
 
 
 def test_mean_stderr_and_interval_are_scipys():
@@ -86,3 +95,42 @@ def test_an_exact_ratio_has_no_error_and_an_unknown_one_no_interval():
         assert whole.low == whole.value == whole.high == x / y
     unknown = ratio(6.0, 2.0, np.full((2, 2), np.nan), num_samples=5, dof=4)
     assert (unknown.value, math.isnan(unknown.low)) == (3.0, True)
+
+
+def test_a_quotients_interval_covers():
+    """Two independent geometric means of eight lognormal samples, true ratio 2, over 300 draws."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        numerator = from_log_samples(6 * np.exp(0.5 * rng.standard_normal(8)))
+        denominator = from_log_samples(3 * np.exp(0.3 * rng.standard_normal(8)))
+        found = quotient(numerator, denominator)
+        assert found.value == pytest.approx(numerator.value / denominator.value)
+        hits += found.low <= 2 <= found.high
+    assert 276 <= hits <= 297
+
+
+def test_a_quotient_by_an_exact_number_scales_the_interval():
+    numerator = from_log_samples([1.0, 2.0, 4.0])
+    found = quotient(numerator, exact(2.0))
+    assert found.low == pytest.approx(numerator.low / 2)
+    assert found.high == pytest.approx(numerator.high / 2)
+    turned = quotient(exact(2.0), numerator)
+    assert turned.low == pytest.approx(2 / numerator.high)
+
+
+def test_what_is_open_stays_open():
+    bounded_below = Estimate(value=5.0, stderr=1.0, low=4.0, high=math.inf, num_samples=9)
+    found = quotient(bounded_below, exact(2.0))
+    assert found.low == pytest.approx(2.0)
+    assert math.isinf(found.high)
+    assert quotient(exact(2.0), bounded_below).low == 0.0
+    assert math.isnan(quotient(undefined(num_samples=3), exact(2.0)).value)
+
+
+def test_a_geometric_mean_is_that_of_the_logarithms():
+    found = from_log_samples([1.0, 10.0, 100.0])
+    of_logs = from_samples(np.log([1.0, 10.0, 100.0]))
+    assert found.value == pytest.approx(10.0)
+    assert found.low == pytest.approx(math.exp(of_logs.low))
+    assert math.isnan(from_log_samples([3.0]).low)
