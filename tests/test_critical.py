@@ -235,6 +235,7 @@ def test_goals_out_of_reach_say_the_best_loss(tmp_path):
         run_critical_batch(config, tmp_path / "out", executor=Here())
 
 
+@pytest.mark.slow
 def test_a_goal_that_only_some_reach_is_a_bound(tmp_path):
     """At B = 8 the budget of the middle batch size's single epoch is not enough."""
     config = replace(CONFIG, goals=(2.2, 0.3), epochs=1, noise_examples=None)
@@ -285,6 +286,7 @@ def test_a_goal_that_no_run_reaches_beside_others(tmp_path):
     assert not (tmp_path / "out" / "noise.csv").exists()
 
 
+@pytest.mark.slow
 def test_batch_norm_starts_in_evaluation_mode(tmp_path):
     config = replace(CONFIG, problem=replace(PROBLEM, norm="batch"), num_seeds=1, batch_sizes=(4, 8, 16, 32))
     found = run_critical_batch(config, tmp_path / "out", executor=Here())
@@ -365,6 +367,7 @@ def test_tracking_leaves_the_run_as_it_was(tmp_path):
     pd.testing.assert_frame_equal(plain.losses, tracked.losses)
 
 
+@pytest.mark.slow
 def test_goals_of_the_test_loss(tmp_path):
     found = run_critical_batch(
         replace(CONFIG, split="test", noise_examples=None, num_seeds=1), tmp_path / "out", executor=Here()
@@ -375,6 +378,7 @@ def test_goals_of_the_test_loss(tmp_path):
     assert (found.table["censored"] == 0).any()
 
 
+@pytest.mark.slow
 def test_adam_is_tuned_without_the_curvature(tmp_path):
     config = replace(CONFIG, training=TrainConfig(optimizer="adam"), num_seeds=1, noise_examples=None)
     found = run_critical_batch(config, tmp_path / "out", executor=Here())

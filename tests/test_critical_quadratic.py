@@ -110,6 +110,7 @@ def test_the_best_single_step_is_that_of_the_law(moments, batch_size):
         assert measured == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "rate"), [(4, 0.1), (32, 0.4), (256, 1.0)])
 def test_steps_to_a_goal_are_those_of_the_second_moments(moments, tmp_path, batch_size, rate):
     """The mean loss over 16 seeds crosses the goal where the exact one does, within 3 jackknife errors."""
