@@ -163,6 +163,10 @@ class TrainConfig(_Config):
             raise SettingError(f"seed {self.seed!r}: give a whole number from 0 to 2**63 - 1")
         self._check_adaptive()
 
+    def optimizer_settings(self) -> dict[str, Any]:
+        """The fields that say how a gradient becomes an update, but for the rate."""
+        return {name: getattr(self, name) for name in ("optimizer", "momentum", "weight_decay")}
+
     def _check_adaptive(self) -> None:
         """SettingError for what contradicts itself, or is set though the batch size is not adaptive."""
         if self.batch_size != "adaptive":
@@ -205,7 +209,12 @@ def run_key(*configs: ProblemConfig | FactoryConfig | TrainConfig) -> str:
         for field in dataclasses.fields(config)
         if getattr(config, field.name) != field.default
     }
-    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+    return digest(changed)
+
+
+def digest(content: dict[str, Any]) -> str:
+    """Eight hex digits of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_name(problem: ProblemConfig | FactoryConfig, training: TrainConfig) -> str:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from noisescale.branching import branch_means
+from noisescale.learning_rate_law import POWERS
 
 CRITICAL, OVERHEAD = "#000000", "#CC79A7"
 NOISE_SCALES = {  # colour and label of each quantity
@@ -51,7 +52,7 @@ def critical_figure(
 def plot_fronts(axes: Axes, fastest: pd.DataFrame, fits: pd.DataFrame) -> None:
     """Examples against steps to each goal: a point for each batch size and seed, and the fitted curve.
 
-    fastest: rows of steps_to_goal.csv, the fastest run of each batch size and seed. fits: `fits_table`. Runs
+    fastest: rows of steps_to_goal.csv, all seeds at each batch size's fastest rate. fits: `fits_table`. Runs
     that did not reach the goal are open, at the bound.
     """
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(fits)))
@@ -82,7 +83,7 @@ def plot_fronts(axes: Axes, fastest: pd.DataFrame, fits: pd.DataFrame) -> None:
 def plot_critical_sizes(axes: Axes, fits: pd.DataFrame, predicted: pd.DataFrame) -> None:
     """B_crit with its interval against the goal, and the noise scale averaged up to it, as bands.
 
-    fits: `fits_table`. predicted: rows of predicted.csv; may be empty. An interval that is open is an arrow.
+    fits: `fits_table`. predicted: rows of predicted.csv; may be empty. A triangle is a lower bound.
     """
     for quantity, (colour, label) in NOISE_SCALES.items():
         rows = predicted[predicted["quantity"] == quantity] if len(predicted) else predicted
@@ -121,7 +122,7 @@ def plot_best_rates(
     axes.errorbar(
         here["batch_size"],
         here["learning_rate"],
-        yerr=np.nan_to_num(np.array(ends)),
+        yerr=np.array(ends),
         fmt="o",
         color=CRITICAL,
         markersize=4,
@@ -134,7 +135,7 @@ def plot_best_rates(
         if row["law"] == "noise":
             values = row["scale"] / (1 + row["bend"] / sizes)
         else:
-            values = row["scale"] * sizes ** (0.5 if row["law"] == "sqrt" else 1.0)
+            values = row["scale"] * sizes ** POWERS[row["law"]]
         error = f", held out ±{100 * math.expm1(row['held_out_error']):.0f} %"
         axes.plot(sizes, values, style, color=NOISE_SCALES["simple"][0], linewidth=1.2, label=label + error)
     axes.set_xscale("log", base=2)

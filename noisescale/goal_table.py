@@ -166,7 +166,7 @@ def fit_goals(table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
 
 def rises(table: pd.DataFrame, goal: float) -> list[tuple[float, float, float]]:
     """Batch sizes (B, B') in order at which steps rise, by what factor: a badly tuned rate, or chance."""
-    rows = of_goal(fastest_runs(table), goal)
+    rows = fastest_runs(of_goal(table, goal))
     rows = rows[rows["censored"] == 0]
     means = np.log(rows["steps"]).groupby(rows["batch_size"]).mean()
     factors = [

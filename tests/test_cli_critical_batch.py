@@ -37,8 +37,7 @@ def make_problem():
 @pytest.fixture(autouse=True)
 def _in_this_thread(monkeypatch):
     """Runs are made here: a process takes seconds to start."""
-    monkeypatch.setattr("noisescale.critical.engine.LocalProcesses", lambda count: Here())
-    monkeypatch.setattr("noisescale.critical.branch.LocalProcesses", lambda count: Here())
+    monkeypatch.setattr("noisescale.sweep.executors.LocalProcesses", lambda count: Here())
 
 
 def critical(*arguments):

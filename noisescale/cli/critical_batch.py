@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -23,7 +22,7 @@ from noisescale.cli.options import (
     problem_options,
     resolve_device,
 )
-from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig, problem_name
+from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig, digest, problem_name
 from noisescale.errors import SettingError
 
 if TYPE_CHECKING:
@@ -191,7 +190,9 @@ Examples:
     help="Where the runs are: in local processes of one thread each, or on a Dask cluster.",
 )
 @click.option("--out", type=FOLDER, help="Folder of the tables and runs.  [default: runs/critical-NAME-KEY]")
-@click.option("--json", "as_json", is_flag=True, help="Print the content of fit.json, not tables.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the content of fit.json (branch: branch.json), not tables."
+)
 @click.pass_context
 def critical_batch(ctx: click.Context, /, **options: Any) -> None:
     """Measure the critical batch size, and hold the noise scale against it.
@@ -253,14 +254,14 @@ def _from_csv(options: dict[str, Any]) -> None:
     from noisescale.critical.results import analyse, write_fits
     from noisescale.goal_table import read_goal_table
 
+    if (out := options["out"]) is not None and (out / SETTINGS).exists():
+        raise SettingError(f"{out} holds a measurement, whose tables would be lost: choose another --out")
     result = analyse(read_goal_table(options["from_csv"]))
     if options["as_json"]:
         click.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
     else:
         print_fits(result)
-    if (out := options["out"]) is not None:
-        if (out / SETTINGS).exists():
-            raise SettingError(f"{out} holds a measurement, whose tables would be lost: choose another --out")
+    if out is not None:
         write_fits(out, result, title=options["from_csv"].name)
         click.echo(out, err=options["as_json"])
 
@@ -323,5 +324,5 @@ def _config(options: dict[str, Any], console: Console) -> tuple[CriticalBatchCon
 
 def _name(config: CriticalBatchConfig) -> str:
     """A default folder name, by what its runs have in common, so that a larger measurement goes on in it."""
-    key = hashlib.sha256(json.dumps(config.identity(), sort_keys=True).encode()).hexdigest()[:8]
+    key = digest(config.identity())
     return f"critical-{problem_name(config.problem)}-{key}"

@@ -77,9 +77,11 @@ def _branch_config(options: dict[str, Any], given: set[str], start: Path) -> Bra
     if options["learning_rate"] is not None:
         if not sizes:
             raise SettingError("--lr is the rate at the smallest batch size: give --bs too")
-        values = {name: getattr(training, name) for name in ("optimizer", "momentum", "weight_decay")}
         training = TrainConfig(
-            **values, batch_size=min(sizes), learning_rate=options["learning_rate"], seed=training.seed
+            **training.optimizer_settings(),
+            batch_size=min(sizes),
+            learning_rate=options["learning_rate"],
+            seed=training.seed,
         )
     elif stored is None:
         raise SettingError(f"{start} does not say how it was trained: give --lr and --bs")
@@ -89,14 +91,14 @@ def _branch_config(options: dict[str, Any], given: set[str], start: Path) -> Bra
         examples = default_examples(base, seen)
     if not sizes and isinstance(base, int):
         sizes = default_branch_sizes(base, examples or 0, count_examples(problem, options["split"]))
-    default = "linear" if training.optimizer == "sgd" else "sqrt"
+    scaling: Any = options["scaling"] or ("linear" if training.optimizer == "sgd" else "sqrt")
     return BranchConfig(
         problem=problem,
         training=training,
         start=file_digest(start),
         examples=examples or 0,
         batch_sizes=sizes,
-        scaling=options["scaling"] or default,
+        scaling=scaling,
         num_seeds=options["num_seeds"] if "num_seeds" in given else BranchConfig.num_seeds,
         tolerance=options["tolerance"],
         split=options["split"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from noisescale.cli.options import (
     problem_options,
     resolve_device,
 )
-from noisescale.config import ProblemConfig, TrainConfig
+from noisescale.config import ProblemConfig, TrainConfig, digest
 from noisescale.errors import SettingError
 
 if TYPE_CHECKING:
@@ -195,7 +194,7 @@ def sweep_name(config: SweepConfig) -> str:
     """A sweep's default folder name, by what its cells have in common, so that a larger one goes on in it."""
     problem = config.problem
     kind = "sweep" if config.start is None else "sweep-from"
-    key = hashlib.sha256(json.dumps(config.identity(), sort_keys=True).encode()).hexdigest()[:8]
+    key = digest(config.identity())
     return f"{kind}-{problem.dataset}-{problem.model}-{problem.pixel_scale}-{key}"
 
 
@@ -211,7 +210,7 @@ def _config(
     from noisescale.sweep.config import DEFAULT_BATCH_SIZES, Horizon, SweepConfig
 
     notes: tuple[str, ...] = ()
-    start, digest = options["start"], None
+    start, start_digest = options["start"], None
     if start is None:
         if options["width"] is None and options["model"] == "mlp":
             options["width"] = WIDTH
@@ -228,7 +227,7 @@ def _config(
         stored = load_checkpoint(start).problem
         if stored is None:
             raise SettingError(f"{start} does not say which model and data it belongs to: give one of ours")
-        problem, digest = stored, file_digest(start)
+        problem, start_digest = stored, file_digest(start)
     lengths = {name: options[name] for name in HORIZONS if options[name] is not None}
     if len(lengths) > 1:
         names = " and ".join(f"--{name}" for name in lengths)
@@ -243,7 +242,7 @@ def _config(
         ),
         batch_sizes=sizes or tuple(size for size in DEFAULT_BATCH_SIZES if size <= num_examples),
         horizon=Horizon(**(lengths or default)),
-        start=digest,
+        start=start_digest,
         **{name: options[name] for name in GRID},
     )
     return config, notes

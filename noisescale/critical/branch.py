@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from noisescale import store
 from noisescale.branching import BRANCH_COLUMNS, FEWEST_BRANCHES, branch_critical_batch
-from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig, run_name
+from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig, digest, run_name
 from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.critical.config import GoalSplit
 from noisescale.critical.start import count_examples
@@ -23,13 +21,14 @@ from noisescale.critical_plots import branch_figure
 from noisescale.environment import environment
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.estimate import Estimate
+from noisescale.learning_rate_law import POWERS
 from noisescale.plots import image
 from noisescale.run_tables import BRANCHES
 from noisescale.stable_region import LEFT
 from noisescale.sweep.cell import Cell, file_digest
 from noisescale.sweep.config import BatchSize
 from noisescale.sweep.engine import SweepOptions
-from noisescale.sweep.executors import LocalProcesses, default_processes
+from noisescale.sweep.executors import given_or_local
 from noisescale.sweep.folder import CELL_FOLDER, claim
 from noisescale.sweep.tasks import Tasks
 
@@ -37,7 +36,6 @@ SETTINGS, RESULT, PICTURE = "branches.json", "branch.json", "branches.png"
 SMOOTHED = 0.75  # of a branch, after which its losses are averaged
 FEWEST_UPDATES = 8  # of the largest default batch size
 FEWEST_BATCHES = 4  # an epoch, the last of which may be short
-POWERS = {"linear": 1.0, "sqrt": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ class BranchConfig:
     start: str
     examples: int
     batch_sizes: tuple[int, ...]
-    scaling: str = "linear"
+    scaling: Literal["linear", "sqrt"] = "linear"
     num_seeds: int = 5
     tolerance: float = 0.05
     split: GoalSplit = "train"
@@ -94,9 +92,8 @@ class BranchConfig:
         scale = (batch_size / self.training.batch_size) ** POWERS[self.scaling]
         epochs, rest = divmod(self.examples, num_examples)
         steps = epochs * math.ceil(num_examples / batch_size) + math.ceil(rest / batch_size)
-        values = {name: getattr(self.training, name) for name in ("optimizer", "momentum", "weight_decay")}
         return TrainConfig(
-            **values,
+            **self.training.optimizer_settings(),
             batch_size=batch_size,
             learning_rate=float(f"{scale * self.training.learning_rate:.6g}"),
             seed=self.training.seed + 1 + seed,
@@ -106,7 +103,7 @@ class BranchConfig:
 
     def identity(self) -> dict[str, Any]:
         """What all branches of a folder must have in common."""
-        training = {name: getattr(self.training, name) for name in ("optimizer", "momentum", "weight_decay")}
+        training = self.training.optimizer_settings()
         rate = {"batch_size": self.training.batch_size, "learning_rate": self.training.learning_rate}
         return {
             "problem": self.problem.to_dict(),
@@ -119,8 +116,7 @@ class BranchConfig:
 
     def name(self) -> str:
         """A default folder name."""
-        key = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
-        return f"branches-{key}"
+        return f"branches-{digest(self.identity())}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +163,9 @@ def run_branches(
             f"batch size {largest}: there are {num_examples} training examples, and the last, short batch of "
             f"an epoch would weigh; give {num_examples // FEWEST_BATCHES} at most"
         )
-    if (digest := file_digest(start)) != config.start:
-        raise SettingError(f"{start} has the digest {digest}, the config's start is {config.start}")
+    if (there := file_digest(start)) != config.start:
+        raise SettingError(f"{start} has the digest {there}, the config's start is {config.start}")
     claim(out, config.identity(), settings=SETTINGS)
-    pool = executor or LocalProcesses(default_processes())
     started = time.monotonic()
     runs: dict[Future[Any], tuple[int, int]] = {}
     finished: list[GoalRun] = []
@@ -181,29 +176,25 @@ def run_branches(
             left[size] = left.get(size, 0) + (not future.done())
         return left
 
-    with Tasks(pool, options.console, remaining=remaining, num_finished=lambda: len(finished)) as tasks:
-        try:
-            for size in sorted(config.batch_sizes):
-                for seed in range(config.num_seeds):
-                    training = config.run(size, seed, num_examples=num_examples)
-                    cell = _cell(config, training, start.absolute(), out.absolute(), options)
-                    runs[tasks.submit(run_to_goal, cell)] = (size, seed)
-            waiting = set(runs)
-            while waiting:
-                for future in tasks.wait(waiting):
-                    waiting.remove(future)
-                    size, seed = runs[future]
-                    if (error := tasks.error(future)) is not None:
-                        tasks.failed(f"B = {size}, seed {seed}", error)
-                    else:
-                        finished.append(future.result())
-                        tasks.progress.cell(size, finished[-1].summary["seconds"])
-        except BaseException:
-            if executor is None:
-                pool.shutdown(cancel_futures=True)
-            raise
-    if executor is None:
-        pool.shutdown()
+    with (
+        given_or_local(executor) as pool,
+        Tasks(pool, options.console, remaining=remaining, num_finished=lambda: len(finished)) as tasks,
+    ):
+        for size in sorted(config.batch_sizes):
+            for seed in range(config.num_seeds):
+                training = config.run(size, seed, num_examples=num_examples)
+                cell = _cell(config, training, start.absolute(), out.absolute(), options)
+                runs[tasks.submit(run_to_goal, cell)] = (size, seed)
+        waiting = set(runs)
+        while waiting:
+            for future in tasks.wait(waiting):
+                waiting.remove(future)
+                size, seed = runs[future]
+                if (error := tasks.error(future)) is not None:
+                    tasks.failed(f"B = {size}, seed {seed}", error)
+                else:
+                    finished.append(future.result())
+                    tasks.progress.cell(size, finished[-1].summary["seconds"])
     if not finished:
         raise NoisescaleError(f"no branch could be run: {tasks.failures[0]}")
     _take_others(out, finished)

@@ -6,8 +6,9 @@ import copy
 import math
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,8 @@ class GoalCell:
     noise: NoiseTracking | None = None
 
 
-class GoalRun(NamedTuple):
+@dataclass(frozen=True)
+class GoalRun:
     """A finished run: its summary, its losses (step, loss), and its folder."""
 
     summary: dict[str, Any]
@@ -56,14 +58,15 @@ class GoalRun(NamedTuple):
 
     def steps(self, goal: float) -> float:
         """Updates to the goal, of the smoothed loss and interpolated; infinity where it was not reached."""
-        found = steps_to_goal(*self._smoothed(), goal)
+        found = steps_to_goal(*self._smoothed, goal)
         return math.inf if found is None else found
 
     @property
     def seen(self) -> float:
         """The last step at which the smoothed loss is known: a goal not reached takes more."""
-        return float(self._smoothed()[0][-1])
+        return float(self._smoothed[0][-1])
 
+    @cached_property
     def _smoothed(self) -> tuple[np.ndarray, np.ndarray]:
         return smoothed_losses(self.losses["step"].to_numpy(), self.losses["loss"].to_numpy())
 

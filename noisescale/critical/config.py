@@ -94,7 +94,7 @@ class CriticalBatchConfig:
 
     def identity(self) -> dict[str, Any]:
         """What all runs of a folder must have in common."""
-        training = {name: getattr(self.training, name) for name in ("optimizer", "momentum", "weight_decay")}
+        training = self.training.optimizer_settings()
         return {"problem": self.problem.to_dict(), "training": training, "split": self.split}
 
 

@@ -25,7 +25,7 @@ from noisescale.run_tables import STEPS_TO_GOAL
 from noisescale.sweep.cell import Cell
 from noisescale.sweep.config import BatchSize
 from noisescale.sweep.engine import SweepOptions
-from noisescale.sweep.executors import LocalProcesses, default_processes
+from noisescale.sweep.executors import given_or_local
 from noisescale.sweep.folder import CELL_FOLDER, claim
 from noisescale.sweep.tasks import Tasks
 from noisescale.training import resolve_batch_size
@@ -62,17 +62,8 @@ def run_critical_batch(
     for size in config.batch_sizes:
         resolve_batch_size(config.run(size, 1.0, 0, max_steps=1), num_examples)
     claim(out, config.identity(), settings=SETTINGS)
-    own = executor is None
-    pool = executor or LocalProcesses(default_processes())
-    try:
-        result = _Measurement(config, out, pool, options, num_examples).complete()
-    except BaseException:
-        if own:
-            pool.shutdown(cancel_futures=True)
-        raise
-    if own:
-        pool.shutdown()
-    return result
+    with given_or_local(executor) as pool:
+        return _Measurement(config, out, pool, options, num_examples).complete()
 
 
 class _Measurement:

@@ -71,10 +71,7 @@ class CriticalBatchResult:
 
 
 def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> CriticalBatchResult:
-    """Everything that follows from the rows of steps_to_goal.csv and the runs along which noise was measured.
-
-    SettingError for fewer than four batch sizes.
-    """
+    """What follows from the rows of steps_to_goal.csv and the runs along which the noise was measured."""
     fits = fit_goals(table)
     rates = best_rates(table)
     notes = []

@@ -140,7 +140,7 @@ class SweepConfig:
 
     def identity(self) -> dict[str, Any]:
         """What all cells of a folder must have in common."""
-        training = {name: getattr(self.training, name) for name in ("optimizer", "momentum", "weight_decay")}
+        training = self.training.optimizer_settings()
         return {
             "problem": self.problem.to_dict(),
             "training": training,

@@ -19,7 +19,7 @@ from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.stability import StabilityConstants
 from noisescale.sweep.cell import Cell, file_digest, read_cell, run_cell
 from noisescale.sweep.config import BatchSize, SweepConfig
-from noisescale.sweep.executors import LocalProcesses, default_processes
+from noisescale.sweep.executors import given_or_local
 from noisescale.sweep.folder import CELL_FOLDER, claim
 from noisescale.sweep.predictions import (
     constants_at,
@@ -83,17 +83,8 @@ def run_sweep(
             f"digest {digest!r}: give SweepConfig(start=file_digest(path)) and SweepOptions(start=path)"
         )
     claim(out, config.identity())
-    own = executor is None
-    pool = executor or LocalProcesses(default_processes())
-    try:
-        result = _Sweep(config, out, pool, options, num_examples).complete()
-    except BaseException:
-        if own:
-            pool.shutdown(cancel_futures=True)
-        raise
-    if own:
-        pool.shutdown()
-    return result
+    with given_or_local(executor) as pool:
+        return _Sweep(config, out, pool, options, num_examples).complete()
 
 
 class _Sweep:

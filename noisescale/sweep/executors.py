@@ -121,6 +121,21 @@ def default_processes() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def given_or_local(executor: Executor | None) -> Iterator[Executor]:
+    """The executor, left open; or local processes, one a core, that end with the block."""
+    if executor is not None:
+        yield executor
+        return
+    pool = LocalProcesses(default_processes())
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
 class DaskExecutor(Executor):
     """The workers of a running Dask scheduler; SettingError where none answers within seconds.
 
