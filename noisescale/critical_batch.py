@@ -228,7 +228,7 @@ def _overhead(points: _Points, scatter: float, confidence: float) -> Estimate:
         return undefined(num_samples=num_samples, low=math.exp(min(low, sizes[-1])))
     return Estimate(
         value=math.exp(value),
-        stderr=math.exp(value) * (high - low) / 4,
+        stderr=math.exp(value) * float(high - low) / 4,
         low=math.exp(low),
         high=math.exp(high),
         num_samples=num_samples,
