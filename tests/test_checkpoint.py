@@ -9,7 +9,7 @@ from noisescale.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import CheckpointError
 from noisescale.training import train
-from tests.problems import classification
+from tests.helpers.problems import classification
 
 
 @pytest.fixture

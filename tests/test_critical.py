@@ -39,7 +39,7 @@ HERE = f"{Path(__file__)}:make_problem"
 
 def make_problem():
     """A problem of one's own, its data drawn at random."""
-    from tests.problems import linear_regression, seeded
+    from tests.helpers.problems import linear_regression, seeded
 
     return linear_regression(
         input_variances=torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64),

@@ -15,7 +15,7 @@ from noisescale.errors import MeasurementError
 from noisescale.models import cnn
 from noisescale.objective import flatten
 from noisescale.problem import Examples, Problem
-from tests.problems import classification, regression
+from tests.helpers.problems import classification, regression
 
 
 def dense(matvec, dim, dtype=torch.float64):

@@ -14,8 +14,8 @@ from torch import multiprocessing
 from noisescale.distributed import Share, process_group, rank_and_size
 from noisescale.gradients import gradient_moments
 from noisescale.measure.noise import measure_noise
-from tests.models import PROBLEMS
-from tests.problems import seeded
+from tests.helpers.models import PROBLEMS
+from tests.helpers.problems import seeded
 from tests.test_cli import SMALL, run
 
 

@@ -9,7 +9,7 @@ import noisescale.eigenpairs as eigenpairs
 from noisescale.curvature import hessian_matvec
 from noisescale.eigenpairs import top_eigenpairs
 from noisescale.errors import MeasurementError, SettingError
-from tests.problems import classification, symmetric
+from tests.helpers.problems import classification, symmetric
 
 DIM = 120
 

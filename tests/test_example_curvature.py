@@ -10,8 +10,8 @@ from noisescale.errors import MeasurementError
 from noisescale.example_curvature import ExampleCurvature
 from noisescale.objective import Objective
 from noisescale.problem import Examples, Problem
-from tests.models import LanguageModel
-from tests.problems import classification, example_curvatures, small_network
+from tests.helpers.models import LanguageModel
+from tests.helpers.problems import classification, example_curvatures, small_network
 
 
 @pytest.fixture(params=["small network", "squared error", "convolution"])

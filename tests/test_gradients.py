@@ -14,8 +14,8 @@ from noisescale.errors import MeasurementError, SettingError
 from noisescale.gradient_rules import RULES
 from noisescale.gradients import gradient_moments
 from noisescale.problem import Examples, Problem
-from tests.models import PROBLEMS, LanguageModel, loop, sequences
-from tests.problems import classification, seeded
+from tests.helpers.models import PROBLEMS, LanguageModel, loop, sequences
+from tests.helpers.problems import classification, seeded
 
 
 def agree(problem, *, rtol=1e-10, **options):

@@ -5,7 +5,7 @@ import torch
 
 from noisescale.errors import MeasurementError
 from noisescale.krylov import Krylov
-from tests.problems import symmetric
+from tests.helpers.problems import symmetric
 
 
 def grown(matrix, steps, *, dtype=torch.float64, capacity=40):

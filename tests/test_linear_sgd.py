@@ -13,7 +13,7 @@ from noisescale.errors import SettingError
 from noisescale.linear_sgd import LinearisedSGD, log_growth, lyapunov_rate
 from noisescale.objective import Objective
 from noisescale.problem import Examples, Problem
-from tests.problems import example_curvatures, seeded, small_network
+from tests.helpers.problems import example_curvatures, seeded, small_network
 
 
 def one_parameter(slopes: list[float]) -> Problem:

@@ -16,8 +16,8 @@ from noisescale.measure.noise import measure_noise
 from noisescale.problem import Examples
 from noisescale.synthetic import linear_regression
 from noisescale.training import train
-from tests.models import PROBLEMS
-from tests.problems import classification, quadratic, seeded
+from tests.helpers.models import PROBLEMS
+from tests.helpers.problems import classification, quadratic, seeded
 
 DOUBLE = torch.float64
 

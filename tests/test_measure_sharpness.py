@@ -13,7 +13,7 @@ from noisescale.curvature import hessian_matvec
 from noisescale.errors import SettingError
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.problem import select
-from tests.problems import classification, regression, seeded
+from tests.helpers.problems import classification, regression, seeded
 
 EVERYTHING = SharpnessOptions(
     top=2, bottom=1, trace=True, density=True, phi=True, batch_size=5, num_batches=8, dtype=torch.float64

@@ -11,7 +11,7 @@ from noisescale.errors import MeasurementError
 from noisescale.measure import stability
 from noisescale.measure.stability import measure_stability, simulate_threshold
 from noisescale.problem import Examples, Problem
-from tests.problems import classification, example_curvatures, small_network
+from tests.helpers.problems import classification, example_curvatures, small_network
 from tests.test_stability import constants_of
 
 

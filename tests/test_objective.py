@@ -10,7 +10,7 @@ from noisescale.build import cross_entropy
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.objective import CHUNK_BYTES, Objective
 from noisescale.problem import Examples, Problem
-from tests.problems import classification, regression
+from tests.helpers.problems import classification, regression
 
 
 def dense_gradient(problem, theta):

@@ -21,7 +21,7 @@ from noisescale.run import RunOptions, run_training
 from noisescale.schedule import AdaptiveBatchSize
 from noisescale.tradeoff import Tradeoff
 from noisescale.training import CHUNK, Training, train
-from tests.problems import classification
+from tests.helpers.problems import classification
 
 DIGITS = ProblemConfig(dataset="digits", width=16)
 SMALL = {"batch_size": "adaptive", "learning_rate": 0.1, "noise_memory": 500, "exchange_rate": 100}

@@ -18,7 +18,7 @@ from noisescale.sharpness import (
     gradient_noise_interaction,
     keskar_sharpness,
 )
-from tests.problems import classification, quadratic, regression
+from tests.helpers.problems import classification, quadratic, regression
 
 
 class Bowl(nn.Module):

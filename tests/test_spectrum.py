@@ -8,7 +8,7 @@ import torch
 
 from noisescale.errors import SettingError
 from noisescale.spectrum import spectral_density, spectral_moments
-from tests.problems import symmetric
+from tests.helpers.problems import symmetric
 
 DOUBLE = torch.float64
 

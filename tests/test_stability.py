@@ -11,7 +11,7 @@ from noisescale.config import TrainConfig
 from noisescale.errors import SettingError
 from noisescale.stability import StabilityConstants, batch_noise_factor, side_of, stable_sharpness
 from noisescale.training import train
-from tests.problems import example_curvatures, quadratic, seeded, small_network
+from tests.helpers.problems import example_curvatures, quadratic, seeded, small_network
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])

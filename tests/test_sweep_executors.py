@@ -23,7 +23,7 @@ from noisescale.sweep.engine import run_sweep
 from noisescale.sweep.executors import DaskExecutor
 from noisescale.sweep.replicas import ReplicaExecutor, ReplicaTraining, alike, run_replicas
 from noisescale.training import Training
-from tests.problems import classification
+from tests.helpers.problems import classification
 from tests.test_sweep import CONFIG, PROBLEM, QUIET, Here
 
 DASK = [sys.executable, "-m", "dask"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.problems import quadratic, regression
+from tests.helpers.problems import quadratic, regression
 
 PROBLEMS = {"quadratic": quadratic, "regression": regression}
 THETA = {"quadratic": [0.3, -0.2, 0.9], "regression": [0.1, 0.4, -0.3, 1.0]}

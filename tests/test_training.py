@@ -14,7 +14,7 @@ from noisescale.errors import CheckpointError
 from noisescale.models import mlp
 from noisescale.problem import Examples, Problem
 from noisescale.training import Training, train
-from tests.problems import classification, quadratic
+from tests.helpers.problems import classification, quadratic
 
 OPTIMIZERS = {
     "sgd": {"learning_rate": 0.1},

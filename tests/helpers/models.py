@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from noisescale.build import cross_entropy
 from noisescale.problem import Examples, Params, Problem
-from tests.problems import classification
+from tests.helpers.problems import classification
 
 VOCABULARY, LENGTH, WIDTH = 11, 5, 12
 

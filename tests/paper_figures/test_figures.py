@@ -19,7 +19,7 @@ from paper_figures.__main__ import FIGURES
 from paper_figures.__main__ import main as paper_figures
 from paper_figures.style import read_table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMMITTED = sorted((ROOT / "paper_figures" / "data").glob("*/*.csv"))
 
 

@@ -159,7 +159,7 @@ import sys
 from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
-from tests.test_integrations import LightningCallback, Recorder, data, lightning_trainer
+from tests.integrations.test_trainers import LightningCallback, Recorder, data, lightning_trainer
 
 folder = Path(sys.argv[1])
 torch.manual_seed(0)
@@ -176,7 +176,7 @@ torch.save(found, folder / f"{trainer.global_rank}.pt")
 def test_lightning_over_two_processes(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(PROCESSES)
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)],
         env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},

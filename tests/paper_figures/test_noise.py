@@ -14,7 +14,7 @@ from noisescale.store import record_experiment
 from noisescale.tracking.noise import NoiseTracking
 from paper_figures.__main__ import main as paper_figures
 from paper_figures.style import read_table
-from tests.test_figures import ROOT
+from tests.paper_figures.test_figures import ROOT
 
 MIN_STEPS, CRITICAL, GAIN = 100.0, 300.0, 0.6
 
