@@ -10,8 +10,6 @@ from typing import Any
 import pandas as pd
 
 from analysis.tables import DATA, Runs, analysis
-from noisescale.estimate import Estimate, quotient
-from noisescale.goal_table import best_rates, fastest_runs, fit_goals, fit_laws, fits_table, laws_table
 from noisescale.run_tables import (
     BRANCHES,
     PREDICTED,
@@ -20,6 +18,15 @@ from noisescale.run_tables import (
     read_losses,
     read_noise,
 )
+from noisescale.statistics.critical_batch.goal_table import (
+    best_rates,
+    fastest_runs,
+    fit_goals,
+    fit_laws,
+    fits_table,
+    laws_table,
+)
+from noisescale.statistics.estimate import Estimate, quotient
 from noisescale.store import read_json
 
 MEASURED = ("mnist", "quadratic")

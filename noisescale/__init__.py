@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from noisescale._version import __version__
 
 if TYPE_CHECKING:
-    from noisescale.branching import branch_critical_batch
     from noisescale.build import build_problem
     from noisescale.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from noisescale.config import ProblemConfig, TrainConfig
@@ -17,28 +16,22 @@ if TYPE_CHECKING:
     from noisescale.critical.config import CriticalBatchConfig
     from noisescale.critical.engine import run_critical_batch
     from noisescale.critical.results import CriticalBatchResult
-    from noisescale.critical_batch import CriticalBatchFit, fit_critical_batch, steps_to_goal
     from noisescale.curvature import ggn_matvec, hessian_matvec
     from noisescale.data import load_splits
     from noisescale.eigenpairs import EigenPairs, top_eigenpairs
     from noisescale.errors import NoisescaleError
-    from noisescale.estimate import Estimate
     from noisescale.evaluation import Evaluation, evaluate
     from noisescale.factored_gradients import Outer
     from noisescale.gradient_rules import gradient_rule
     from noisescale.gradients import GradientMoments, gradient_moments
-    from noisescale.learning_rate_law import LearningRateLaw, best_rate, fit_learning_rate_laws
     from noisescale.measure.noise import measure_noise
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
     from noisescale.measure.stability import measure_stability, simulate_threshold
     from noisescale.models import cnn, mlp
     from noisescale.monitor import NoiseScaleMonitor
-    from noisescale.noise import GradientNoise, NoiseScale, noise_scale
     from noisescale.objective import Objective
     from noisescale.problem import Examples, LossFn, MatVec, Params, Problem
-    from noisescale.recommendation import Recommendation, recommend
     from noisescale.run import RunOptions, run_training
-    from noisescale.running_noise import RunningNoise, two_batch
     from noisescale.schedule import AdaptiveBatchSize
     from noisescale.sharpness import (
         KeskarSharpness,
@@ -47,13 +40,24 @@ if TYPE_CHECKING:
         keskar_sharpness,
     )
     from noisescale.spectrum import SpectralDensity, SpectralMoments, spectral_density, spectral_moments
-    from noisescale.stability import StabilityConstants, stable_sharpness
-    from noisescale.stable_region import fit_edge
+    from noisescale.statistics.critical_batch.branches import branch_critical_batch
+    from noisescale.statistics.critical_batch.fit import CriticalBatchFit, fit_critical_batch, steps_to_goal
+    from noisescale.statistics.critical_batch.learning_rate_law import (
+        LearningRateLaw,
+        best_rate,
+        fit_learning_rate_laws,
+    )
+    from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
+    from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
+    from noisescale.statistics.estimate import Estimate
+    from noisescale.statistics.gradient_noise import GradientNoise, NoiseScale, noise_scale
+    from noisescale.statistics.running_noise import RunningNoise, two_batch
+    from noisescale.statistics.stability_curves import StabilityConstants, stable_sharpness
+    from noisescale.statistics.stability_edge import fit_edge
     from noisescale.sweep.config import Horizon, SweepConfig
     from noisescale.sweep.engine import SweepOptions, run_sweep
     from noisescale.sweep.results import SweepResult
     from noisescale.tracking.noise import NoiseTracking
-    from noisescale.tradeoff import Tradeoff
     from noisescale.training import train
     from noisescale.weights import load_weights
 
@@ -63,20 +67,20 @@ _MODULES = {
     "BranchResult": "critical.branch",
     "Checkpoint": "checkpoint",
     "CriticalBatchConfig": "critical.config",
-    "CriticalBatchFit": "critical_batch",
+    "CriticalBatchFit": "statistics.critical_batch.fit",
     "CriticalBatchResult": "critical.results",
     "EigenPairs": "eigenpairs",
-    "Estimate": "estimate",
+    "Estimate": "statistics.estimate",
     "Evaluation": "evaluation",
     "Examples": "problem",
     "GradientMoments": "gradients",
-    "GradientNoise": "noise",
+    "GradientNoise": "statistics.gradient_noise",
     "Horizon": "sweep.config",
     "KeskarSharpness": "sharpness",
-    "LearningRateLaw": "learning_rate_law",
+    "LearningRateLaw": "statistics.critical_batch.learning_rate_law",
     "LossFn": "problem",
     "MatVec": "problem",
-    "NoiseScale": "noise",
+    "NoiseScale": "statistics.gradient_noise",
     "NoiseScaleMonitor": "monitor",
     "NoiseTracking": "tracking.noise",
     "NoisescaleError": "errors",
@@ -85,28 +89,28 @@ _MODULES = {
     "Params": "problem",
     "Problem": "problem",
     "ProblemConfig": "config",
-    "Recommendation": "recommendation",
+    "Recommendation": "statistics.critical_batch.recommendation",
     "RunOptions": "run",
-    "RunningNoise": "running_noise",
+    "RunningNoise": "statistics.running_noise",
     "Sharpness": "measure.sharpness",
     "SharpnessOptions": "measure.sharpness",
     "SpectralDensity": "spectrum",
     "SpectralMoments": "spectrum",
-    "StabilityConstants": "stability",
+    "StabilityConstants": "statistics.stability_curves",
     "SweepConfig": "sweep.config",
     "SweepOptions": "sweep.engine",
     "SweepResult": "sweep.results",
-    "Tradeoff": "tradeoff",
+    "Tradeoff": "statistics.critical_batch.steps_vs_examples",
     "TrainConfig": "config",
     "batch_sharpness": "sharpness",
-    "best_rate": "learning_rate_law",
-    "branch_critical_batch": "branching",
+    "best_rate": "statistics.critical_batch.learning_rate_law",
+    "branch_critical_batch": "statistics.critical_batch.branches",
     "build_problem": "build",
     "cnn": "models",
     "evaluate": "evaluation",
-    "fit_critical_batch": "critical_batch",
-    "fit_edge": "stable_region",
-    "fit_learning_rate_laws": "learning_rate_law",
+    "fit_critical_batch": "statistics.critical_batch.fit",
+    "fit_edge": "statistics.stability_edge",
+    "fit_learning_rate_laws": "statistics.critical_batch.learning_rate_law",
     "ggn_matvec": "curvature",
     "gradient_moments": "gradients",
     "gradient_noise_interaction": "sharpness",
@@ -120,8 +124,8 @@ _MODULES = {
     "measure_sharpness": "measure.sharpness",
     "measure_stability": "measure.stability",
     "mlp": "models",
-    "noise_scale": "noise",
-    "recommend": "recommendation",
+    "noise_scale": "statistics.gradient_noise",
+    "recommend": "statistics.critical_batch.recommendation",
     "run_branches": "critical.branch",
     "run_critical_batch": "critical.engine",
     "run_sweep": "sweep.engine",
@@ -130,11 +134,11 @@ _MODULES = {
     "simulate_threshold": "measure.stability",
     "spectral_density": "spectrum",
     "spectral_moments": "spectrum",
-    "stable_sharpness": "stability",
-    "steps_to_goal": "critical_batch",
+    "stable_sharpness": "statistics.stability_curves",
+    "steps_to_goal": "statistics.critical_batch.fit",
     "top_eigenpairs": "eigenpairs",
     "train": "training",
-    "two_batch": "running_noise",
+    "two_batch": "statistics.running_noise",
 }
 
 __all__ = [

@@ -11,8 +11,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisescale.branching import branch_means
-from noisescale.learning_rate_law import POWERS
+from noisescale.statistics.critical_batch.branches import branch_means
+from noisescale.statistics.critical_batch.learning_rate_law import POWERS
 
 CRITICAL, OVERHEAD = "#000000", "#CC79A7"
 NOISE_SCALES = {  # colour and label of each quantity

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from noisescale.batches import Batches
 from noisescale.errors import SettingError
-from noisescale.estimate import Estimate, from_samples, undefined
 from noisescale.example_curvature import OutputJacobian
 from noisescale.example_map import ExampleMap
 from noisescale.objective import Objective
 from noisescale.problem import Params
+from noisescale.statistics.estimate import Estimate, from_samples, undefined
 
 DECIDED = 25.0  # log of a growth or decay of x that no later step is expected to undo
 BISECTIONS = 7

@@ -14,8 +14,8 @@ from noisescale.distributed import rank_and_size
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.gradient_norms import CommHook, ReplicaNorms, squared_norm
 from noisescale.micro_batches import MicroBatch, across, nested
-from noisescale.noise import GradientNoise
-from noisescale.running_noise import RunningNoise, two_batch
+from noisescale.statistics.gradient_noise import GradientNoise
+from noisescale.statistics.running_noise import RunningNoise, two_batch
 
 Reduction = Literal["mean", "sum"]
 MEMORY = 100  # updates' worth of examples, where no memory is given

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from noisescale.errors import RunFolderError
-from noisescale.estimate import Estimate
+from noisescale.statistics.estimate import Estimate
 
 METRICS, CONFUSION, SHARPNESS = "metrics.csv", "confusion.csv", "sharpness.csv"
 NOISE, NOISE_LAYERS, BATCH_SIZE = "noise.csv", "noise_layers.csv", "batch_size.csv"

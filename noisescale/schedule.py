@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from noisescale.config import TrainConfig
 from noisescale.monitor import NoiseScaleMonitor
-from noisescale.noise import GradientNoise
-from noisescale.tradeoff import Tradeoff
+from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
+from noisescale.statistics.gradient_noise import GradientNoise
 
 FIRST_PART = 4  # the small batch is a fourth of the whole
 LEAST_UPDATES = 10  # before the first change

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from noisescale.curvature import CurvatureProduct, record_hessian
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.estimate import Estimate, exact, from_samples
 from noisescale.objective import Objective
 from noisescale.problem import Examples, MatVec
+from noisescale.statistics.estimate import Estimate, exact, from_samples
 
 Space = Literal["full", "random"]
 NEGLIGIBLE_RISE = 1e-11  # of the loss along its gradient, in units of 1 + loss: L-BFGS-B gets nowhere by it

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from noisescale.errors import SettingError
-from noisescale.estimate import Estimate, from_samples
 from noisescale.krylov import Krylov, product
 from noisescale.problem import MatVec
+from noisescale.statistics.estimate import Estimate, from_samples
 
 
 @dataclass(frozen=True, kw_only=True)

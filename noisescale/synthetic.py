@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from noisescale.estimate import Population
 from noisescale.problem import Examples, Problem
+from noisescale.statistics.estimate import Population
 
 
 @dataclass(frozen=True, kw_only=True)

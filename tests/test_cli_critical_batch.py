@@ -11,12 +11,12 @@ import torch
 from click.testing import CliRunner
 from matplotlib.figure import Figure
 
-from noisescale.branching import BRANCH_COLUMNS
 from noisescale.cli import main
 from noisescale.critical_plots import plot_branches, plot_critical_sizes, plot_fronts
-from noisescale.goal_table import fastest_runs, fit_goals, fits_table
+from noisescale.statistics.critical_batch.branches import BRANCH_COLUMNS
+from noisescale.statistics.critical_batch.goal_table import fastest_runs, fit_goals, fits_table
+from tests.statistics.critical_batch.test_goal_table import SIZES, synthetic
 from tests.test_critical import Here
-from tests.test_goal_table import SIZES, synthetic
 
 SMALL = ["--dataset", "digits", "--num-train", "200", "--width", "8", "--depth", "1"]
 FEW = [*(part for size in (2, 8, 32, 128) for part in ("--bs", size)), "--goal", "1.8", "--goal", "1.2"]

@@ -25,8 +25,8 @@ from noisescale.critical.config import CriticalBatchConfig, default_batch_sizes,
 from noisescale.critical.engine import run_critical_batch
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.evaluation import evaluate, mean_loss
-from noisescale.goal_table import fastest_runs
 from noisescale.problem import factory_config
+from noisescale.statistics.critical_batch.goal_table import fastest_runs
 from noisescale.sweep.cell import Cell
 from noisescale.tracking.noise import NoiseTracking
 

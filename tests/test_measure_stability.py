@@ -12,7 +12,7 @@ from noisescale.measure import stability
 from noisescale.measure.stability import measure_stability, simulate_threshold
 from noisescale.problem import Examples, Problem
 from tests.helpers.problems import classification, example_curvatures, small_network
-from tests.test_stability import constants_of
+from tests.statistics.test_stability_curves import constants_of
 
 
 @pytest.fixture(autouse=True)

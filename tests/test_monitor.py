@@ -16,7 +16,7 @@ from noisescale.gradient_norms import squared_norm
 from noisescale.measure.noise import measure_noise
 from noisescale.monitor import NoiseScaleMonitor
 from noisescale.training import train
-from tests.test_running_noise import exact
+from tests.statistics.test_running_noise import exact
 
 
 def regression(num_examples=5):

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from noisescale.distributed import process_group
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.monitor import NoiseScaleMonitor
-from noisescale.running_noise import two_batch
+from noisescale.statistics.running_noise import two_batch
 from tests.test_distributed import free_port
 from tests.test_monitor import regression
 

@@ -14,12 +14,12 @@ from noisescale import run_tables
 from noisescale.checkpoint import load_checkpoint
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import CheckpointError, SettingError
-from noisescale.estimate import exact, from_stderr, undefined
 from noisescale.monitor import NoiseScaleMonitor
-from noisescale.noise import GradientNoise
 from noisescale.run import RunOptions, run_training
 from noisescale.schedule import AdaptiveBatchSize
-from noisescale.tradeoff import Tradeoff
+from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
+from noisescale.statistics.estimate import exact, from_stderr, undefined
+from noisescale.statistics.gradient_noise import GradientNoise
 from noisescale.training import CHUNK, Training, train
 from tests.helpers.problems import classification
 

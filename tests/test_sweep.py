@@ -20,7 +20,7 @@ from noisescale.build import LOSSES, chance_loss
 from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import MeasurementError, NoisescaleError, RunFolderError, SettingError
 from noisescale.interrupts import Interrupted
-from noisescale.stability import StabilityConstants
+from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.sweep import engine
 from noisescale.sweep.cell import Cell, file_digest, run_cell
 from noisescale.sweep.config import Horizon, SweepConfig

@@ -252,7 +252,7 @@ def _from_csv(options: dict[str, Any]) -> None:
     from noisescale.cli.critical_batch_report import print_fits
     from noisescale.critical.engine import SETTINGS
     from noisescale.critical.results import analyse, write_fits
-    from noisescale.goal_table import read_goal_table
+    from noisescale.statistics.critical_batch.goal_table import read_goal_table
 
     if (out := options["out"]) is not None and (out / SETTINGS).exists():
         raise SettingError(f"{out} holds a measurement, whose tables would be lost: choose another --out")

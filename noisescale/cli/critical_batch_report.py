@@ -13,7 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from noisescale.critical.branch import BranchResult
     from noisescale.critical.results import CriticalBatchResult
-    from noisescale.estimate import Estimate
+    from noisescale.statistics.estimate import Estimate
 
 QUANTITIES = {"simple": "B_simple", "full": "B_noise"}
 LAWS = {"noise": "ε_max/(1 + B_c/B)", "sqrt": "∝ √B", "linear": "∝ B"}
@@ -107,7 +107,7 @@ def _print_rates(console: Console, result: CriticalBatchResult) -> None:
 
 def print_branches(result: BranchResult) -> None:
     """Each batch size's loss after equal examples, and the critical one."""
-    from noisescale.branching import branch_means
+    from noisescale.statistics.critical_batch.branches import branch_means
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     summary = result.summary

@@ -17,7 +17,7 @@ from noisescale.errors import MeasurementError, RunFolderError
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Loaded
-    from noisescale.noise import NoiseScale
+    from noisescale.statistics.gradient_noise import NoiseScale
 
 QUANTITIES = {
     "loss": "mean loss",
@@ -58,8 +58,8 @@ def unmeasured_entry(one: Loaded, reason: str) -> dict[str, Any]:
 
 def recommend_sizes(entries: list[dict[str, Any]]) -> None:
     """Gives the last entry of every run what the noise scale tracked along it recommends, None the others."""
-    from noisescale.recommendation import recommend
     from noisescale.run_tables import read_noise
+    from noisescale.statistics.critical_batch.recommendation import recommend
 
     for entry in entries:
         entry["recommendation"] = None

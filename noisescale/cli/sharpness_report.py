@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from noisescale.cli.report import examples_text, name_text, numbers, step_text
-from noisescale.stability import side_of, stable_sharpness
+from noisescale.statistics.stability_curves import side_of, stable_sharpness
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Loaded

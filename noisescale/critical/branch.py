@@ -12,7 +12,6 @@ from typing import Any, Literal
 import pandas as pd
 
 from noisescale import store
-from noisescale.branching import BRANCH_COLUMNS, FEWEST_BRANCHES, branch_critical_batch
 from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig, digest, run_name
 from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.critical.config import GoalSplit
@@ -20,11 +19,16 @@ from noisescale.critical.start import count_examples
 from noisescale.critical_plots import branch_figure
 from noisescale.environment import environment
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
-from noisescale.estimate import Estimate
-from noisescale.learning_rate_law import POWERS
 from noisescale.plots import image
 from noisescale.run_tables import BRANCHES
-from noisescale.stable_region import LEFT
+from noisescale.statistics.critical_batch.branches import (
+    BRANCH_COLUMNS,
+    FEWEST_BRANCHES,
+    branch_critical_batch,
+)
+from noisescale.statistics.critical_batch.learning_rate_law import POWERS
+from noisescale.statistics.estimate import Estimate
+from noisescale.statistics.stability_edge import LEFT
 from noisescale.sweep.cell import Cell, file_digest
 from noisescale.sweep.config import BatchSize
 from noisescale.sweep.engine import SweepOptions

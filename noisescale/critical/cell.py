@@ -17,11 +17,11 @@ from torch import nn
 from noisescale import run_tables, store
 from noisescale.checkpoint import Checkpoint, save_checkpoint
 from noisescale.critical.config import GoalSplit
-from noisescale.critical_batch import smoothed_losses, steps_to_goal
 from noisescale.environment import environment
 from noisescale.errors import RunFolderError
 from noisescale.evaluation import mean_loss
 from noisescale.problem import Problem, as_examples, select, split_data
+from noisescale.statistics.critical_batch.fit import smoothed_losses, steps_to_goal
 from noisescale.sweep.cell import Cell, cell_problem, cell_record, one_thread
 from noisescale.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.tracking.rows import is_due

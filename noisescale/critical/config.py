@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig
-from noisescale.critical_batch import FEWEST_SIZES, few_sizes
 from noisescale.errors import SettingError
+from noisescale.statistics.critical_batch.fit import FEWEST_SIZES, few_sizes
 
 GoalSplit = Literal["train", "test"]
 LARGEST_SIZE = 2048  # of the default batch sizes

@@ -20,8 +20,8 @@ from noisescale.critical.results import CriticalBatchResult, write_results
 from noisescale.critical.start import Start, count_examples, start_at
 from noisescale.critical.tuning import SLACK, Steps, Trial, Tuning, best_places, tune
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
-from noisescale.goal_table import COLUMNS
 from noisescale.run_tables import STEPS_TO_GOAL
+from noisescale.statistics.critical_batch.goal_table import COLUMNS
 from noisescale.sweep.cell import Cell
 from noisescale.sweep.config import BatchSize
 from noisescale.sweep.engine import SweepOptions

@@ -10,7 +10,7 @@ import pandas as pd
 from noisescale.critical.cell import GoalCell, GoalRun, run_to_goal
 from noisescale.critical.config import CriticalBatchConfig
 from noisescale.critical.tuning import SLACK
-from noisescale.goal_table import fastest_runs, fit_goals, of_goal
+from noisescale.statistics.critical_batch.goal_table import fastest_runs, fit_goals, of_goal
 from noisescale.sweep.cell import Cell
 from noisescale.sweep.tasks import Tasks
 from noisescale.tracking.noise import NoiseTracking

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from noisescale.critical.cell import GoalRun
-from noisescale.critical_batch import CriticalBatchFit
 from noisescale.errors import MeasurementError
-from noisescale.estimate import Estimate, from_log_samples, quotient, undefined
-from noisescale.recommendation import Recommendation, Scale, recommend
 from noisescale.run_tables import estimate_columns, estimate_row, read_noise
+from noisescale.statistics.critical_batch.fit import CriticalBatchFit
+from noisescale.statistics.critical_batch.recommendation import Recommendation, Scale, recommend
+from noisescale.statistics.estimate import Estimate, from_log_samples, quotient, undefined
 
 QUANTITIES: tuple[Scale, ...] = ("simple", "full")
 

@@ -16,10 +16,12 @@ from noisescale.critical.cell import GoalRun
 from noisescale.critical.config import CriticalBatchConfig
 from noisescale.critical.prediction import PREDICTED_COLUMNS, predicted_rows
 from noisescale.critical.start import Start
-from noisescale.critical_batch import CriticalBatchFit
 from noisescale.critical_plots import critical_figure
 from noisescale.environment import environment
-from noisescale.goal_table import (
+from noisescale.plots import image
+from noisescale.run_tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
+from noisescale.statistics.critical_batch.fit import CriticalBatchFit
+from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
     fastest_runs,
     fit_goals,
@@ -29,9 +31,7 @@ from noisescale.goal_table import (
     laws_table,
     rises,
 )
-from noisescale.learning_rate_law import LearningRateLaw
-from noisescale.plots import image
-from noisescale.run_tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
+from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.sweep.engine import SweepOptions
 
 SHORT = 1.05  # times its mean, of a batch size that deserves a word

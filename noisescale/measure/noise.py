@@ -9,21 +9,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from noisescale.curvature_noise import CurvatureNoise
 from noisescale.errors import SettingError
-from noisescale.estimate import Population
 from noisescale.gradient_engine import EngineName
 from noisescale.gradients import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_probes import probe_curvature
-from noisescale.noise import (
+from noisescale.objective import Objective
+from noisescale.problem import Params, Problem, Selection, part_of, select, split_data
+from noisescale.statistics.estimate import Population
+from noisescale.statistics.gradient_noise import (
     NoiseScale,
     gradient_noise,
     mean_estimate,
     noise_scale,
     table,
 )
-from noisescale.objective import Objective
-from noisescale.problem import Params, Problem, Selection, part_of, select, split_data
+from noisescale.statistics.hessian_noise import CurvatureNoise
 
 HESSIAN_EXAMPLES = 4096
 TOP_EXAMPLES = 10

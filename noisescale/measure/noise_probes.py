@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from noisescale.curvature import CurvatureProduct, record_hessian
-from noisescale.curvature_noise import CurvatureNoise, curvature_noise
 from noisescale.distributed import Share
 from noisescale.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.estimate import Population
 from noisescale.gradient_engine import Engine, EngineName
 from noisescale.gradients import PROBE, choose_engine
 from noisescale.objective import Objective
 from noisescale.problem import Examples, Params
+from noisescale.statistics.estimate import Population
+from noisescale.statistics.hessian_noise import CurvatureNoise, curvature_noise
 
 HESSIAN_GROUPS = 16  # whose spread is H's sampling error
 DEFLATED = 10  # eigenvectors taken out of the probes

@@ -13,7 +13,6 @@ from torch import Tensor
 from noisescale.curvature import CurvatureProduct, record_ggn, record_hessian
 from noisescale.eigenpairs import EigenPairs, Method, top_eigenpairs
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.estimate import Estimate, exact, from_stderr
 from noisescale.objective import Objective
 from noisescale.problem import MatVec, Params, Problem, select
 from noisescale.sharpness import (
@@ -23,6 +22,7 @@ from noisescale.sharpness import (
     keskar_sharpness,
 )
 from noisescale.spectrum import SpectralDensity, SpectralMoments, spectral_density, spectral_moments
+from noisescale.statistics.estimate import Estimate, exact, from_stderr
 
 End = Literal["largest", "smallest"]
 GROUPS = 16  # of a subset's examples, whose spread gives an eigenvalue its sampling error

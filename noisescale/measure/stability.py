@@ -10,13 +10,13 @@ import torch
 from noisescale.curvature import ggn_matvec
 from noisescale.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.errors import MeasurementError
-from noisescale.estimate import Estimate
 from noisescale.example_curvature import ExampleCurvature
 from noisescale.linear_sgd import LinearisedSGD, lyapunov_rate
 from noisescale.measure.noise import measure_noise
 from noisescale.objective import Objective
 from noisescale.problem import Params, Problem, as_examples, select
-from noisescale.stability import StabilityConstants
+from noisescale.statistics.estimate import Estimate
+from noisescale.statistics.stability_curves import StabilityConstants
 
 NUM_EXAMPLES = 1000  # whose own Gauss–Newton matrices are looked at
 SIMULATED = 30_000  # examples that a replica of linearised SGD sees, within the limits below

@@ -24,7 +24,7 @@ from noisescale.environment import environment
 from noisescale.errors import RunFolderError
 from noisescale.evaluation import Evaluation, evaluate
 from noisescale.problem import Problem, as_examples, select
-from noisescale.stable_region import Trajectory
+from noisescale.statistics.stability_edge import Trajectory
 from noisescale.tracking.rows import is_due
 from noisescale.training import Training
 from noisescale.weights import apply_weights, read_weights

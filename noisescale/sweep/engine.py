@@ -16,7 +16,7 @@ from noisescale import store
 from noisescale.config import run_name
 from noisescale.data import num_training_examples
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
-from noisescale.stability import StabilityConstants
+from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.sweep.cell import Cell, file_digest, read_cell, run_cell
 from noisescale.sweep.config import BatchSize, SweepConfig
 from noisescale.sweep.executors import given_or_local

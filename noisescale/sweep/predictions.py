@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from noisescale import store
 from noisescale.errors import RunFolderError
-from noisescale.estimate import Estimate
 from noisescale.measure.stability import measure_stability, simulate_threshold
-from noisescale.stability import StabilityConstants
+from noisescale.statistics.estimate import Estimate
+from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.sweep.cell import Cell, cell_problem, one_thread
 from noisescale.sweep.config import SweepConfig
 

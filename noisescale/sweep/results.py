@@ -15,8 +15,8 @@ from noisescale import store
 from noisescale.environment import environment
 from noisescale.plots import image
 from noisescale.run_tables import BOUNDARY, CELLS
-from noisescale.stability import StabilityConstants
-from noisescale.stable_region import LABELS, PredictionScore
+from noisescale.statistics.stability_curves import StabilityConstants
+from noisescale.statistics.stability_edge import LABELS, PredictionScore
 from noisescale.sweep.config import BatchSize, SweepConfig
 from noisescale.sweep.folder import MAP
 from noisescale.sweep.tables import boundary_table, cells_table, scores

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from noisescale.estimate import Estimate
-from noisescale.stable_region import (
+from noisescale.statistics.estimate import Estimate
+from noisescale.statistics.stability_edge import (
     PredictionScore,
     fit_edge,
     score_prediction,

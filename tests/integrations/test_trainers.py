@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from noisescale.errors import SettingError
-from noisescale.running_noise import RunningNoise, two_batch
+from noisescale.statistics.running_noise import RunningNoise, two_batch
 
 pl = pytest.importorskip("lightning.pytorch")
 transformers = pytest.importorskip("transformers")

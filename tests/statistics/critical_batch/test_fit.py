@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from noisescale.critical_batch import fit_critical_batch, smoothed_losses, steps_to_goal
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.hyperbola import Hyperbola
+from noisescale.statistics.critical_batch.fit import fit_critical_batch, smoothed_losses, steps_to_goal
+from noisescale.statistics.critical_batch.hyperbola import Hyperbola
 
 SIZES = 2.0 ** np.arange(12)
 

@@ -12,7 +12,7 @@ from scipy import optimize, stats
 from scipy.special import log_ndtr
 
 from noisescale.errors import MeasurementError
-from noisescale.estimate import CONFIDENCE, Estimate
+from noisescale.statistics.estimate import CONFIDENCE, Estimate
 
 LEAST_SPREAD = 1e-6  # standard deviation of log y below which values count as exact
 FEWEST = 3  # values that are known: two parameters, and one to tell the spread

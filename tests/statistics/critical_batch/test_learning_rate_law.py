@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from noisescale.errors import MeasurementError
-from noisescale.learning_rate_law import best_rate, fit_learning_rate_laws
+from noisescale.statistics.critical_batch.learning_rate_law import best_rate, fit_learning_rate_laws
 
 SIZES = 2.0 ** np.arange(10)
 LAWS = {

@@ -9,7 +9,12 @@ import torch
 
 from noisescale.config import TrainConfig
 from noisescale.errors import SettingError
-from noisescale.stability import StabilityConstants, batch_noise_factor, side_of, stable_sharpness
+from noisescale.statistics.stability_curves import (
+    StabilityConstants,
+    batch_noise_factor,
+    side_of,
+    stable_sharpness,
+)
 from noisescale.training import train
 from tests.helpers.problems import example_curvatures, quadratic, seeded, small_network
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from noisescale.errors import SettingError
-from noisescale.goal_table import (
+from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
     fastest_runs,
     fit_goals,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from noisescale.estimate import (
+from noisescale.statistics.estimate import (
     Estimate,
     exact,
     from_log_samples,

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import log_expit
 
-from noisescale.estimate import CONFIDENCE, Estimate
+from noisescale.statistics.estimate import CONFIDENCE, Estimate
 
 Label = Literal["converged", "slow", "catapult", "dead", "diverged"]
 LABELS: tuple[Label, ...] = ("converged", "slow", "catapult", "dead", "diverged")

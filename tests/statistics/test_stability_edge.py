@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from noisescale.stable_region import (
+from noisescale.statistics.stability_edge import (
     Threshold,
     Trajectory,
     fit_edge,

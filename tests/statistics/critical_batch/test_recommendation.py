@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from noisescale.errors import MeasurementError
-from noisescale.recommendation import recommend
+from noisescale.statistics.critical_batch.recommendation import recommend
 
 
 def tracked(steps, simple, *, batch_size=64, full=None, spread=0.1):

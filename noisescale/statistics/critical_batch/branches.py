@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from noisescale.errors import SettingError
-from noisescale.estimate import CONFIDENCE, Estimate, undefined
+from noisescale.statistics.estimate import CONFIDENCE, Estimate, undefined
 
 BRANCH_COLUMNS = ("batch_size", "learning_rate", "seed", "examples", "loss", "diverged")
 FEWEST_BRANCHES = 3

@@ -11,8 +11,8 @@ import numpy as np
 from scipy import optimize, stats
 
 from noisescale.errors import SettingError
-from noisescale.estimate import CONFIDENCE, Estimate, undefined
-from noisescale.hyperbola import FEWEST, Curve, Hyperbola
+from noisescale.statistics.critical_batch.hyperbola import FEWEST, Curve, Hyperbola
+from noisescale.statistics.estimate import CONFIDENCE, Estimate, undefined
 
 FEWEST_SIZES = 4
 OVERHEAD = 0.2  # of examples, beyond what the smallest batch sizes take

@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from noisescale.critical_batch import (
+from noisescale.errors import SettingError
+from noisescale.run_tables import estimate_row
+from noisescale.statistics.critical_batch.fit import (
     FEWEST_SIZES,
     CriticalBatchFit,
     few_sizes,
     fit_critical_batch,
     unresolved,
 )
-from noisescale.errors import SettingError
-from noisescale.learning_rate_law import LearningRateLaw, best_rate, fit_learning_rate_laws
-from noisescale.run_tables import estimate_row
+from noisescale.statistics.critical_batch.learning_rate_law import (
+    LearningRateLaw,
+    best_rate,
+    fit_learning_rate_laws,
+)
 
 COLUMNS = ("goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged")
 REQUIRED = ("batch_size", "steps")

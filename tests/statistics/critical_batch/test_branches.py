@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from noisescale.branching import BRANCH_COLUMNS, branch_critical_batch, branch_means
 from noisescale.errors import SettingError
+from noisescale.statistics.critical_batch.branches import BRANCH_COLUMNS, branch_critical_batch, branch_means
 
 SIZES = (16, 32, 64, 128, 256)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from noisescale.errors import SettingError
-from noisescale.running_noise import RunningNoise, two_batch
+from noisescale.statistics.running_noise import RunningNoise, two_batch
 
 
 def exact(gradients):

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from noisescale.curvature_noise import CurvatureNoise
 from noisescale.errors import SettingError
-from noisescale.estimate import CONFIDENCE, Estimate, Population, exact, from_stderr, ratio
+from noisescale.statistics.estimate import CONFIDENCE, Estimate, Population, exact, from_stderr, ratio
+from noisescale.statistics.hessian_noise import CurvatureNoise
 
 FITTED = 5  # standard errors below zero that no fresh examples give
 

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from noisescale.curvature_noise import CurvatureNoise
 from noisescale.errors import SettingError
-from noisescale.noise import mean_estimate, noise_scale
+from noisescale.statistics.gradient_noise import mean_estimate, noise_scale
+from noisescale.statistics.hessian_noise import CurvatureNoise
 
 VECTORS = np.array([[1.0, 0.0, 2.0], [0.5, -1.0, 1.0], [2.0, 3.0, -1.0], [0.0, 1.0, 1.0], [4.0, 0.5, 0.0]])
 

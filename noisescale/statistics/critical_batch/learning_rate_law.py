@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from noisescale.errors import MeasurementError
-from noisescale.estimate import Estimate, from_log_samples
-from noisescale.hyperbola import FEWEST, Hyperbola
+from noisescale.statistics.critical_batch.hyperbola import FEWEST, Hyperbola
+from noisescale.statistics.estimate import Estimate, from_log_samples
 
 LawName = Literal["noise", "sqrt", "linear"]
 POWERS: dict[LawName, float] = {"sqrt": 0.5, "linear": 1.0}

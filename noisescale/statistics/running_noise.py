@@ -10,8 +10,8 @@ from scipy import stats
 
 from noisescale.config import LARGEST
 from noisescale.errors import SettingError
-from noisescale.estimate import CONFIDENCE, from_stderr, ratio
-from noisescale.noise import GradientNoise
+from noisescale.statistics.estimate import CONFIDENCE, from_stderr, ratio
+from noisescale.statistics.gradient_noise import GradientNoise
 
 LEAST_UPDATES = 1.5  # equally weighted ones, below which the spread says nothing
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from noisescale.estimate import Estimate, Population, from_stderr, ratio, undefined
+from noisescale.statistics.estimate import Estimate, Population, from_stderr, ratio, undefined
 
 
 @dataclass(frozen=True, kw_only=True)
