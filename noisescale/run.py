@@ -20,7 +20,7 @@ from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.environment import environment
 from noisescale.evaluation import Evaluation, evaluate
 from noisescale.interrupts import DeferredInterrupts, Interrupted
-from noisescale.plots import confusion_figure, curves_figure, image
+from noisescale.plots.training import confusion_figure, curves_figure, image
 from noisescale.problem import SPLITS, Problem, as_examples
 from noisescale.progress import TrainingProgress, event_writer
 from noisescale.tracking.batch_size import BatchSizeTracker

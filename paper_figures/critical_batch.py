@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisescale.critical_plots import NOISE_SCALES, plot_best_rates, plot_critical_sizes, plot_fronts
+from noisescale.plots.critical_batch import NOISE_SCALES, plot_best_rates, plot_critical_sizes, plot_fronts
 from paper_figures.style import STYLE
 
 CAPTION = (

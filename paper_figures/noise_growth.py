@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from noisescale.noise_plots import Scale, plot_noise
+from noisescale.plots.noise import Scale, plot_noise
 from paper_figures.style import STYLE, read_table
 
 COLOURS = {"128": "#0072B2", "32": "#E69F00"}

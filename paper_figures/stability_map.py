@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from noisescale.sweep_plots import map_handles, plot_cut, plot_map, plot_usable
+from noisescale.plots.stability_map import map_handles, plot_cut, plot_map, plot_usable
 from paper_figures.style import STYLE
 
 MAPS = {  # title, and whether the runs start from a minimum

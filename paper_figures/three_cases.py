@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisescale.plots import plot_confusion
+from noisescale.plots.training import plot_confusion
 from paper_figures.style import BATCH_COLOURS, STYLE, read_table
 
 SCALES = {"raw": "raw pixels (0…255, as in the study)", "unit": "unit pixels (0…1)"}

@@ -144,10 +144,10 @@ def test_there_are_no_cycles():
         (
             "paper_figures",
             {
-                "noisescale.plots",
-                "noisescale.noise_plots",
-                "noisescale.sweep_plots",
-                "noisescale.critical_plots",
+                "noisescale.plots.training",
+                "noisescale.plots.noise",
+                "noisescale.plots.stability_map",
+                "noisescale.plots.critical_batch",
             },
         ),
     ],

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 
 from noisescale.cli import main
-from noisescale.critical_plots import plot_branches, plot_critical_sizes, plot_fronts
+from noisescale.plots.critical_batch import plot_branches, plot_critical_sizes, plot_fronts
 from noisescale.statistics.critical_batch.branches import BRANCH_COLUMNS
 from noisescale.statistics.critical_batch.goal_table import fastest_runs, fit_goals, fits_table
 from tests.statistics.critical_batch.test_goal_table import SIZES, synthetic

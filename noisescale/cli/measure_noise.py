@@ -120,8 +120,8 @@ def measure_noise(
     else:
         print_noise(entries)
     if plot is not None:
-        from noisescale.noise_plots import noise_figure
-        from noisescale.plots import image
+        from noisescale.plots.noise import noise_figure
+        from noisescale.plots.training import image
         from noisescale.store import write_atomically
 
         write_atomically(plot, image(noise_figure(entries), plot.suffix[1:]))

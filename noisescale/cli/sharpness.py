@@ -116,7 +116,7 @@ def sharpness(
     else:
         print_sharpness(entries)
     if plot is not None:
-        from noisescale.plots import image, measurements_figure
+        from noisescale.plots.training import image, measurements_figure
         from noisescale.store import write_atomically
 
         write_atomically(plot, image(measurements_figure(entries), plot.suffix[1:]))

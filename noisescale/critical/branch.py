@@ -16,10 +16,10 @@ from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig, digest,
 from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.critical.config import GoalSplit
 from noisescale.critical.start import count_examples
-from noisescale.critical_plots import branch_figure
 from noisescale.environment import environment
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
-from noisescale.plots import image
+from noisescale.plots.critical_batch import branch_figure
+from noisescale.plots.training import image
 from noisescale.run_tables import BRANCHES
 from noisescale.statistics.critical_batch.branches import (
     BRANCH_COLUMNS,

@@ -16,9 +16,9 @@ from noisescale.critical.cell import GoalRun
 from noisescale.critical.config import CriticalBatchConfig
 from noisescale.critical.prediction import PREDICTED_COLUMNS, predicted_rows
 from noisescale.critical.start import Start
-from noisescale.critical_plots import critical_figure
 from noisescale.environment import environment
-from noisescale.plots import image
+from noisescale.plots.critical_batch import critical_figure
+from noisescale.plots.training import image
 from noisescale.run_tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (

@@ -13,14 +13,14 @@ import pandas as pd
 
 from noisescale import store
 from noisescale.environment import environment
-from noisescale.plots import image
+from noisescale.plots.stability_map import map_figure
+from noisescale.plots.training import image
 from noisescale.run_tables import BOUNDARY, CELLS
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.statistics.stability_edge import LABELS, PredictionScore
 from noisescale.sweep.config import BatchSize, SweepConfig
 from noisescale.sweep.folder import MAP
 from noisescale.sweep.tables import boundary_table, cells_table, scores
-from noisescale.sweep_plots import map_figure
 
 
 @dataclass(frozen=True, kw_only=True)

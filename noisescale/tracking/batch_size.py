@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from noisescale import run_tables, store
-from noisescale.noise_plots import batch_size_figure
+from noisescale.plots.noise import batch_size_figure
 from noisescale.schedule import AdaptiveBatchSize
 from noisescale.tracking.rows import Rows, short
 from noisescale.training import Training
