@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.runs import Case, experiment
 from noisescale import ProblemConfig, RunOptions, TrainConfig
-from noisescale.config import LrScaling, run_name
+from noisescale.problems.config import LrScaling, run_name
 from noisescale.tracking.noise import NoiseTracking
 
 PROBLEM = ProblemConfig(dataset="mnist", width=256)

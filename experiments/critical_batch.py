@@ -28,11 +28,11 @@ from noisescale.cli.critical_batch import PRESETS, WIDTH
 from noisescale.cli.options import machine_options, resolve_device
 from noisescale.critical.branch import BranchConfig, default_examples, run_branches
 from noisescale.critical.cell import GoalCell, run_to_goal
-from noisescale.problem import Examples, factory_config
+from noisescale.problems.problem import Examples, factory_config
+from noisescale.problems.synthetic import noisy_quadratic
 from noisescale.store import STEP_CHECKPOINTS, record_experiment
 from noisescale.sweep import Cell, file_digest
 from noisescale.sweep.executors import LocalProcesses, default_processes
-from noisescale.synthetic import noisy_quadratic
 from noisescale.tracking.noise import NoiseTracking
 
 PROBLEM = ProblemConfig(dataset="mnist", width=WIDTH)

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.runs import Case, experiment
 from noisescale import ProblemConfig, RunOptions, TrainConfig
-from noisescale.config import LossName, run_name
+from noisescale.problems.config import LossName, run_name
 
 # loss, learning rates, and steps of gradient descent or epochs of SGD at B = 8
 GRADIENT_DESCENT: tuple[tuple[LossName, tuple[float, ...]], ...] = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.runs import Case, experiment
 from noisescale import ProblemConfig, RunOptions, TrainConfig
-from noisescale.config import run_name
+from noisescale.problems.config import run_name
 from noisescale.tracking.noise import NoiseTracking
 
 BATCH_SIZES = (128, 32)

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 from noisescale._version import __version__
 
 if TYPE_CHECKING:
-    from noisescale.build import build_problem
     from noisescale.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from noisescale.config import ProblemConfig, TrainConfig
     from noisescale.critical.branch import BranchConfig, BranchResult, run_branches
     from noisescale.critical.config import CriticalBatchConfig
     from noisescale.critical.engine import run_critical_batch
     from noisescale.critical.results import CriticalBatchResult
     from noisescale.curvature import ggn_matvec, hessian_matvec
-    from noisescale.data import load_splits
     from noisescale.eigenpairs import EigenPairs, top_eigenpairs
     from noisescale.errors import NoisescaleError
     from noisescale.evaluation import Evaluation, evaluate
@@ -27,10 +24,13 @@ if TYPE_CHECKING:
     from noisescale.measure.noise import measure_noise
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
     from noisescale.measure.stability import measure_stability, simulate_threshold
-    from noisescale.models import cnn, mlp
     from noisescale.monitor import NoiseScaleMonitor
     from noisescale.objective import Objective
-    from noisescale.problem import Examples, LossFn, MatVec, Params, Problem
+    from noisescale.problems.build import build_problem
+    from noisescale.problems.config import ProblemConfig, TrainConfig
+    from noisescale.problems.data.splits import load_splits
+    from noisescale.problems.models import cnn, mlp
+    from noisescale.problems.problem import Examples, LossFn, MatVec, Params, Problem
     from noisescale.run import RunOptions, run_training
     from noisescale.schedule import AdaptiveBatchSize
     from noisescale.sharpness import (
@@ -72,23 +72,23 @@ _MODULES = {
     "EigenPairs": "eigenpairs",
     "Estimate": "statistics.estimate",
     "Evaluation": "evaluation",
-    "Examples": "problem",
+    "Examples": "problems.problem",
     "GradientMoments": "gradients",
     "GradientNoise": "statistics.gradient_noise",
     "Horizon": "sweep.config",
     "KeskarSharpness": "sharpness",
     "LearningRateLaw": "statistics.critical_batch.learning_rate_law",
-    "LossFn": "problem",
-    "MatVec": "problem",
+    "LossFn": "problems.problem",
+    "MatVec": "problems.problem",
     "NoiseScale": "statistics.gradient_noise",
     "NoiseScaleMonitor": "monitor",
     "NoiseTracking": "tracking.noise",
     "NoisescaleError": "errors",
     "Objective": "objective",
     "Outer": "factored_gradients",
-    "Params": "problem",
-    "Problem": "problem",
-    "ProblemConfig": "config",
+    "Params": "problems.problem",
+    "Problem": "problems.problem",
+    "ProblemConfig": "problems.config",
     "Recommendation": "statistics.critical_batch.recommendation",
     "RunOptions": "run",
     "RunningNoise": "statistics.running_noise",
@@ -101,12 +101,12 @@ _MODULES = {
     "SweepOptions": "sweep.engine",
     "SweepResult": "sweep.results",
     "Tradeoff": "statistics.critical_batch.steps_vs_examples",
-    "TrainConfig": "config",
+    "TrainConfig": "problems.config",
     "batch_sharpness": "sharpness",
     "best_rate": "statistics.critical_batch.learning_rate_law",
     "branch_critical_batch": "statistics.critical_batch.branches",
-    "build_problem": "build",
-    "cnn": "models",
+    "build_problem": "problems.build",
+    "cnn": "problems.models",
     "evaluate": "evaluation",
     "fit_critical_batch": "statistics.critical_batch.fit",
     "fit_edge": "statistics.stability_edge",
@@ -118,12 +118,12 @@ _MODULES = {
     "hessian_matvec": "curvature",
     "keskar_sharpness": "sharpness",
     "load_checkpoint": "checkpoint",
-    "load_splits": "data",
+    "load_splits": "problems.data.splits",
     "load_weights": "weights",
     "measure_noise": "measure.noise",
     "measure_sharpness": "measure.sharpness",
     "measure_stability": "measure.stability",
-    "mlp": "models",
+    "mlp": "problems.models",
     "noise_scale": "statistics.gradient_noise",
     "recommend": "statistics.critical_batch.recommendation",
     "run_branches": "critical.branch",

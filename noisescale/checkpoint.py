@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import CheckpointError
-from noisescale.problem import Params
+from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.problem import Params
 from noisescale.store import CHECKPOINT, write_atomically
 
 # what a damaged or foreign file raises, depending on where that is noticed

@@ -11,7 +11,7 @@ from torch.autograd.function import BackwardCFunction
 
 from noisescale.errors import MeasurementError
 from noisescale.objective import Objective, flatten
-from noisescale.problem import Examples, MatVec, Params, Problem
+from noisescale.problems.problem import Examples, MatVec, Params, Problem
 
 KEPT_BYTES = 2**29  # of graphs kept between products on a CPU; a GPU keeps a share of its free memory
 GPU_SHARE = 4

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from noisescale.errors import SettingError
 from noisescale.krylov import Krylov, product, rounding
-from noisescale.problem import MatVec
+from noisescale.problems.problem import MatVec
 
 Which = Literal["largest", "smallest", "magnitude"]
 Method = Literal["lanczos", "power"]

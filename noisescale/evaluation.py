@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from noisescale.problem import Examples, LossFn
+from noisescale.problems.problem import Examples, LossFn
 
 CHUNK = 2048  # examples a forward pass: activations stay near the cache, and the memory bounded
 

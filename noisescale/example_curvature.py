@@ -8,7 +8,7 @@ from torch.func import hessian, jacrev, jvp, vjp, vmap
 
 from noisescale.errors import MeasurementError
 from noisescale.objective import Objective, flatten
-from noisescale.problem import Examples, MatVec, Params
+from noisescale.problems.problem import Examples, MatVec, Params
 
 LARGEST_OUTPUT = 128  # numbers the model gives for one example, each of which takes a backward pass
 JACOBIAN_BYTES = 2**27  # of Jacobians written out at once

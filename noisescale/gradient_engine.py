@@ -9,7 +9,7 @@ from torch import Tensor
 
 from noisescale.errors import MeasurementError
 from noisescale.objective import Objective
-from noisescale.problem import Examples, Params
+from noisescale.problems.problem import Examples, Params
 
 EngineName = Literal["auto", "hooks", "compiled", "vmap"]
 

@@ -15,7 +15,7 @@ from noisescale.errors import MeasurementError, SettingError
 from noisescale.gradient_engine import Engine, EngineError, EngineName
 from noisescale.layer_engine import LayerEngine
 from noisescale.objective import Objective, is_out_of_memory
-from noisescale.problem import Examples, Params, Problem, select
+from noisescale.problems.problem import Examples, Params, Problem, select
 from noisescale.vmap_engine import CompiledEngine, VmapEngine
 
 PROBE = 4  # examples on which an engine is checked before it is believed

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from noisescale.random_state import preserved_random_state
+from noisescale.problems.random_state import preserved_random_state
 
 
 class InPlaceSGD(TorchFunctionMode):

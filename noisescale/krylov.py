@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from noisescale.errors import MeasurementError
-from noisescale.problem import MatVec
+from noisescale.problems.problem import MatVec
 
 
 class Krylov:

@@ -19,7 +19,7 @@ from noisescale.factored_gradients import (
 from noisescale.gradient_engine import ChunkStatistics, EngineName
 from noisescale.layer_recorder import LayerRecorder, first_sizes
 from noisescale.objective import Objective
-from noisescale.problem import Examples, Params
+from noisescale.problems.problem import Examples, Params
 from noisescale.vmap_engine import example_gradients
 
 COMPARED = 2  # examples that are compared with backward passes of their own before the pass

@@ -16,7 +16,7 @@ from noisescale.example_map import ExampleMap
 from noisescale.factored_gradients import ExampleGradients
 from noisescale.gradient_rules import RULES
 from noisescale.objective import Objective, plain_attention
-from noisescale.problem import Examples, Params
+from noisescale.problems.problem import Examples, Params
 
 
 class Unit(NamedTuple):

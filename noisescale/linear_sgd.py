@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from noisescale.batches import Batches
 from noisescale.errors import SettingError
 from noisescale.example_curvature import OutputJacobian
 from noisescale.example_map import ExampleMap
 from noisescale.objective import Objective
-from noisescale.problem import Params
+from noisescale.problems.problem import Params
+from noisescale.problems.sampling import Batches
 from noisescale.statistics.estimate import Estimate, from_samples, undefined
 
 DECIDED = 25.0  # log of a growth or decay of x that no later step is expected to undo

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.problem import Examples, Params, Problem, as_examples
+from noisescale.problems.problem import Examples, Params, Problem, as_examples
 
 CHUNK_BYTES = 2**27  # what one chunk's graph may take on a CPU; a GPU takes a share of its free memory
 GPU_SHARE = 8

@@ -14,14 +14,14 @@ import pandas as pd
 from rich.console import Console
 
 from noisescale import run_tables, store
-from noisescale.build import build_problem
 from noisescale.checkpoint import load_checkpoint, save_checkpoint
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.environment import environment
 from noisescale.evaluation import Evaluation, evaluate
 from noisescale.interrupts import DeferredInterrupts, Interrupted
 from noisescale.plots.training import confusion_figure, curves_figure, image
-from noisescale.problem import SPLITS, Problem, as_examples
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.problem import SPLITS, Problem, as_examples
 from noisescale.progress import TrainingProgress, event_writer
 from noisescale.tracking.batch_size import BatchSizeTracker
 from noisescale.tracking.noise import NoiseTracker, NoiseTracking

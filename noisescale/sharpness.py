@@ -15,7 +15,7 @@ from torch import Tensor
 from noisescale.curvature import CurvatureProduct, record_hessian
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.objective import Objective
-from noisescale.problem import Examples, MatVec
+from noisescale.problems.problem import Examples, MatVec
 from noisescale.statistics.estimate import Estimate, exact, from_samples
 
 Space = Literal["full", "random"]

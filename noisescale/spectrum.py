@@ -11,7 +11,7 @@ from torch import Tensor
 
 from noisescale.errors import SettingError
 from noisescale.krylov import Krylov, product
-from noisescale.problem import MatVec
+from noisescale.problems.problem import MatVec
 from noisescale.statistics.estimate import Estimate, from_samples
 
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, Self
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig
 from noisescale.errors import RunFolderBusyError, RunFolderError
+from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
 from noisescale.run_tables import TABLES
 
 CONFIG, SUMMARY = "config.json", "summary.json"

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from noisescale.batches import Batches
 from noisescale.checkpoint import Checkpoint
-from noisescale.config import TrainConfig
 from noisescale.cuda_graph import CudaGraphUpdate
 from noisescale.errors import CheckpointError, SettingError
 from noisescale.in_place_sgd import InPlaceSGD
-from noisescale.problem import Examples, Problem, as_examples
+from noisescale.problems.config import TrainConfig
+from noisescale.problems.problem import Examples, Problem, as_examples
+from noisescale.problems.sampling import Batches
 from noisescale.schedule import AdaptiveBatchSize
 
 CHUNK = 4096  # examples a forward and backward pass at most: a larger batch is accumulated in such chunks

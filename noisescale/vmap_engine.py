@@ -14,7 +14,7 @@ from torch.func import grad, jvp
 from noisescale.example_map import ExampleMap, Map, by_vmap
 from noisescale.gradient_engine import ChunkStatistics, EngineError, EngineName
 from noisescale.objective import Objective, flatten
-from noisescale.problem import Examples, Params
+from noisescale.problems.problem import Examples, Params
 
 WRITTEN_BYTES = 2**25  # of written-out gradients on a CPU, where more page-fault: measured, see theory.md
 GPU_SHARE = 16  # of the free memory

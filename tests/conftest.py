@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from noisescale.data import default_data_dir
-from noisescale.mnist_files import FILES
+from noisescale.problems.data.mnist_files import FILES
+from noisescale.problems.data.splits import default_data_dir
 
 
 @pytest.fixture(autouse=True)

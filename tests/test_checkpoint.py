@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from noisescale.checkpoint import load_checkpoint, save_checkpoint
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import CheckpointError
+from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.training import train
 from tests.helpers.problems import classification
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from noisescale import mnist_files
 from noisescale.cli import main
-from noisescale.mnist_files import FILES
+from noisescale.problems.data import mnist_files
+from noisescale.problems.data.mnist_files import FILES
 
 SMALL = ["train", "--dataset", "digits", "--width", "8", "--epochs", "1"]
 

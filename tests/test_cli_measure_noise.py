@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from noisescale import load_checkpoint
+from tests.problems.test_problem import SOURCE
 from tests.test_cli import SMALL, run
-from tests.test_problem import SOURCE
 
 
 @pytest.fixture(autouse=True)

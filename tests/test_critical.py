@@ -17,15 +17,15 @@ import pytest
 import torch
 
 from noisescale import run_tables, store
-from noisescale.build import build_own_problem, build_problem
 from noisescale.checkpoint import load_checkpoint
-from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig
 from noisescale.critical.cell import GoalCell, read_goal_run, run_to_goal
 from noisescale.critical.config import CriticalBatchConfig, default_batch_sizes, default_goals
 from noisescale.critical.engine import run_critical_batch
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.evaluation import evaluate, mean_loss
-from noisescale.problem import factory_config
+from noisescale.problems.build import build_own_problem, build_problem
+from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
+from noisescale.problems.problem import factory_config
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
 from noisescale.sweep.cell import Cell
 from noisescale.tracking.noise import NoiseTracking

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from noisescale.config import TrainConfig
 from noisescale.critical.cell import GoalCell, run_to_goal
 from noisescale.critical.config import CriticalBatchConfig
 from noisescale.critical.engine import run_critical_batch
-from noisescale.problem import Examples, factory_config
+from noisescale.problems.config import TrainConfig
+from noisescale.problems.problem import Examples, factory_config
+from noisescale.problems.synthetic import noisy_quadratic
 from noisescale.statistics.critical_batch.fit import fit_critical_batch, steps_to_goal
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
 from noisescale.sweep.cell import Cell
-from noisescale.synthetic import noisy_quadratic
 from noisescale.training import Training
 from tests.test_critical import Here
 

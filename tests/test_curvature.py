@@ -9,12 +9,12 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call, hessian, jacrev
 
 import noisescale.curvature as curvature
-from noisescale.build import cross_entropy, squared_error
 from noisescale.curvature import ggn_matvec, hessian_matvec
 from noisescale.errors import MeasurementError
-from noisescale.models import cnn
 from noisescale.objective import flatten
-from noisescale.problem import Examples, Problem
+from noisescale.problems.build import cross_entropy, squared_error
+from noisescale.problems.models import cnn
+from noisescale.problems.problem import Examples, Problem
 from tests.helpers.problems import classification, regression
 
 

@@ -7,9 +7,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import nn
 
 from noisescale import evaluation as module
-from noisescale.build import cross_entropy
 from noisescale.evaluation import Evaluation, evaluate
-from noisescale.problem import Examples
+from noisescale.problems.build import cross_entropy
+from noisescale.problems.problem import Examples
 
 
 @pytest.fixture

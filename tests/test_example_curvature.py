@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.build import cross_entropy, squared_error
 from noisescale.curvature import ggn_matvec
 from noisescale.errors import MeasurementError
 from noisescale.example_curvature import ExampleCurvature
 from noisescale.objective import Objective
-from noisescale.problem import Examples, Problem
+from noisescale.problems.build import cross_entropy, squared_error
+from noisescale.problems.problem import Examples, Problem
 from tests.helpers.models import LanguageModel
 from tests.helpers.problems import classification, example_curvatures, small_network
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from noisescale import gradient_rule
-from noisescale.build import cross_entropy
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.gradient_rules import RULES
 from noisescale.gradients import gradient_moments
-from noisescale.problem import Examples, Problem
+from noisescale.problems.build import cross_entropy
+from noisescale.problems.problem import Examples, Problem
 from tests.helpers.models import PROBLEMS, LanguageModel, loop, sequences
 from tests.helpers.problems import classification, seeded
 

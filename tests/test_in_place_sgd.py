@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.build import cross_entropy
 from noisescale.in_place_sgd import InPlaceSGD, covered_parameters
-from noisescale.models import cnn, mlp
+from noisescale.problems.build import cross_entropy
+from noisescale.problems.models import cnn, mlp
 
 
 class Tied(nn.Module):

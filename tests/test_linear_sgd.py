@@ -8,11 +8,11 @@ import torch
 from scipy.optimize import brentq
 from torch import nn
 
-from noisescale.batches import Batches
 from noisescale.errors import SettingError
 from noisescale.linear_sgd import LinearisedSGD, log_growth, lyapunov_rate
 from noisescale.objective import Objective
-from noisescale.problem import Examples, Problem
+from noisescale.problems.problem import Examples, Problem
+from noisescale.problems.sampling import Batches
 from tests.helpers.problems import example_curvatures, seeded, small_network
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.build import build_problem
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.noise import measure_noise
-from noisescale.problem import Examples
-from noisescale.synthetic import linear_regression
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.problem import Examples
+from noisescale.problems.synthetic import linear_regression
 from noisescale.training import train
 from tests.helpers.models import PROBLEMS
 from tests.helpers.problems import classification, quadratic, seeded

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from noisescale.build import build_problem
-from noisescale.config import ProblemConfig
 from noisescale.curvature import hessian_matvec
 from noisescale.errors import SettingError
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
-from noisescale.problem import select
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig
+from noisescale.problems.problem import select
 from tests.helpers.problems import classification, regression, seeded
 
 EVERYTHING = SharpnessOptions(

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.config import ProblemConfig
 from noisescale.errors import MeasurementError
 from noisescale.measure import stability
 from noisescale.measure.stability import measure_stability, simulate_threshold
-from noisescale.problem import Examples, Problem
+from noisescale.problems.config import ProblemConfig
+from noisescale.problems.problem import Examples, Problem
 from tests.helpers.problems import classification, example_curvatures, small_network
 from tests.statistics.test_stability_curves import constants_of
 
@@ -113,7 +113,7 @@ def test_a_model_without_a_batching_rule_is_simulated_one_replica_at_a_time():
 
 @pytest.mark.slow
 def test_a_real_data_set_and_both_losses():
-    from noisescale.build import build_problem
+    from noisescale.problems.build import build_problem
 
     for loss in ("cross_entropy", "mse"):
         problem = build_problem(ProblemConfig(dataset="digits", width=8, num_train=60, loss=loss))

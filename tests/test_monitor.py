@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.build import build_problem
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.gradient_norms import squared_norm
 from noisescale.measure.noise import measure_noise
 from noisescale.monitor import NoiseScaleMonitor
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.training import train
 from tests.statistics.test_running_noise import exact
 

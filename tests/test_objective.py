@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.build import cross_entropy
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.objective import CHUNK_BYTES, Objective
-from noisescale.problem import Examples, Problem
+from noisescale.problems.build import cross_entropy
+from noisescale.problems.problem import Examples, Problem
 from tests.helpers.problems import classification, regression
 
 

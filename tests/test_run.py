@@ -15,10 +15,10 @@ from sklearn.metrics import f1_score
 
 from noisescale import run as module
 from noisescale import store
-from noisescale.build import build_problem
 from noisescale.checkpoint import load_checkpoint
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import CheckpointError, RunFolderBusyError, RunFolderError, SettingError
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.run import RunOptions, run_training
 from noisescale.tracking.noise import NoiseTracking
 from noisescale.training import train

@@ -12,9 +12,9 @@ import torch
 
 from noisescale import run_tables
 from noisescale.checkpoint import load_checkpoint
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import CheckpointError, SettingError
 from noisescale.monitor import NoiseScaleMonitor
+from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.run import RunOptions, run_training
 from noisescale.schedule import AdaptiveBatchSize
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff

@@ -11,7 +11,7 @@ from torch import nn
 from noisescale.curvature import hessian_matvec
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.objective import Objective
-from noisescale.problem import Examples, Problem
+from noisescale.problems.problem import Examples, Problem
 from noisescale.sharpness import (
     _RandomSubspace,
     batch_sharpness,

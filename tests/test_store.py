@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import RunFolderBusyError, RunFolderError
+from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.run_tables import read_metrics
 from noisescale.store import (
     RunFolder,

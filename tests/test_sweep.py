@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 import torch
 
-from noisescale.build import LOSSES, chance_loss
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import MeasurementError, NoisescaleError, RunFolderError, SettingError
 from noisescale.interrupts import Interrupted
+from noisescale.problems.build import LOSSES, chance_loss
+from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.sweep import engine
 from noisescale.sweep.cell import Cell, file_digest, run_cell
@@ -165,8 +165,8 @@ def test_the_files_of_a_sweep(serial):
 
 
 def test_a_cell_is_the_run_that_train_makes(serial):
-    from noisescale.build import build_problem
     from noisescale.evaluation import evaluate
+    from noisescale.problems.build import build_problem
     from noisescale.training import train
 
     _, result, _ = serial

@@ -16,8 +16,8 @@ import torch
 from click.testing import CliRunner
 
 from noisescale.cli import main
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import SettingError
+from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.sweep.cell import Cell, run_cell
 from noisescale.sweep.engine import run_sweep
 from noisescale.sweep.executors import DaskExecutor

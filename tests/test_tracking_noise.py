@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from noisescale import run_tables, store
-from noisescale.build import build_problem
 from noisescale.checkpoint import load_checkpoint
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import SettingError
 from noisescale.measure.noise import measure_noise
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.run import RunOptions, run_training
 from noisescale.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.tracking.rows import is_due

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from noisescale import run_tables, store
-from noisescale.build import build_problem
 from noisescale.checkpoint import load_checkpoint
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.run import RunOptions, run_training
 from noisescale.tracking.sharpness import SharpnessTracker
 from noisescale.training import Training

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from noisescale import training as module
-from noisescale.batches import Batches
-from noisescale.build import cross_entropy
-from noisescale.config import TrainConfig
 from noisescale.errors import CheckpointError
-from noisescale.models import mlp
-from noisescale.problem import Examples, Problem
+from noisescale.problems.build import cross_entropy
+from noisescale.problems.config import TrainConfig
+from noisescale.problems.models import mlp
+from noisescale.problems.problem import Examples, Problem
+from noisescale.problems.sampling import Batches
 from noisescale.training import Training, train
 from tests.helpers.problems import classification, quadratic
 

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from noisescale.checkpoint import Checkpoint, save_checkpoint
-from noisescale.config import TrainConfig
 from noisescale.errors import CheckpointError
+from noisescale.problems.config import TrainConfig
 from noisescale.weights import load_weights
 
 

@@ -42,7 +42,7 @@ from noisescale import (
 )
 from noisescale.curvature import CurvatureProduct, record_ggn, record_hessian
 from noisescale.environment import environment
-from noisescale.problem import Examples, Params, select
+from noisescale.problems.problem import Examples, Params, select
 from noisescale.store import write_json
 
 RESULTS = Path(__file__).parent / "results"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from experiments.benchmarks.resources import seconds
 from noisescale import NoiseScaleMonitor, ProblemConfig, build_problem
 from noisescale.environment import environment
-from noisescale.problem import Problem, as_examples
+from noisescale.problems.problem import Problem, as_examples
 from noisescale.store import write_json
 
 RESULTS = Path(__file__).parent / "results"

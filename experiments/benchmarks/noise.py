@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from experiments.benchmarks.resources import peak_bytes, seconds
 from noisescale import Problem, ProblemConfig, build_problem, gradient_moments
 from noisescale.environment import environment
-from noisescale.problem import Examples, select
+from noisescale.problems.problem import Examples, select
 from noisescale.store import write_json
 
 RESULTS = Path(__file__).parent / "results"

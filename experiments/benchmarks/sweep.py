@@ -26,9 +26,9 @@ from rich.console import Console
 
 from experiments.benchmarks.resources import seconds
 from noisescale import Horizon, ProblemConfig, SweepConfig, SweepOptions, SweepResult, TrainConfig, run_sweep
-from noisescale.build import build_problem
 from noisescale.environment import environment
-from noisescale.problem import Problem, as_examples
+from noisescale.problems.build import build_problem
+from noisescale.problems.problem import Problem, as_examples
 from noisescale.store import write_json
 from noisescale.sweep.executors import LocalProcesses
 from noisescale.sweep.replicas import ReplicaTraining

@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from noisescale import Problem, ProblemConfig, TrainConfig, build_problem
-from noisescale.data import default_data_dir
 from noisescale.environment import environment
-from noisescale.problem import as_examples
+from noisescale.problems.data.splits import default_data_dir
+from noisescale.problems.problem import as_examples
 from noisescale.store import write_json
 from noisescale.training import Training
 

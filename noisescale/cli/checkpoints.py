@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from noisescale.checkpoint import Checkpoint
-    from noisescale.config import ProblemConfig
-    from noisescale.problem import Params, Problem
+    from noisescale.problems.config import ProblemConfig
+    from noisescale.problems.problem import Params, Problem
 
 
 class Loaded(NamedTuple):
@@ -69,8 +69,8 @@ def with_problems(
     problem: "module:factory", the problem of all; None: each checkpoint's own, in evaluation mode, built once
         per configuration. CheckpointError for weights that do not say which problem they belong to.
     """
-    from noisescale.build import build_problem
-    from noisescale.problem import load_problem
+    from noisescale.problems.build import build_problem
+    from noisescale.problems.problem import load_problem
     from noisescale.weights import apply_weights
 
     given = None if problem is None else load_problem(problem)

@@ -22,8 +22,8 @@ from noisescale.cli.options import (
     problem_options,
     resolve_device,
 )
-from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig, digest, problem_name
 from noisescale.errors import SettingError
+from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig, digest, problem_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -294,7 +294,7 @@ def _config(options: dict[str, Any], console: Console) -> tuple[CriticalBatchCon
     """The measurement that the options describe, and notes for its record."""
     from noisescale.critical.config import CriticalBatchConfig, default_batch_sizes
     from noisescale.critical.start import count_examples
-    from noisescale.problem import factory_config
+    from noisescale.problems.problem import factory_config
 
     notes: tuple[str, ...] = ()
     problem: ProblemConfig | FactoryConfig

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from noisescale.cli.executors import open_executor
-from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig
 from noisescale.errors import SettingError
+from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +58,7 @@ def _branch_config(options: dict[str, Any], given: set[str], start: Path) -> Bra
     from noisescale.checkpoint import Checkpoint
     from noisescale.critical.branch import BranchConfig, default_branch_sizes, default_examples
     from noisescale.critical.start import count_examples
-    from noisescale.problem import factory_config
+    from noisescale.problems.problem import factory_config
     from noisescale.sweep.cell import file_digest
     from noisescale.weights import read_weights
 

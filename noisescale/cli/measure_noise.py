@@ -13,7 +13,7 @@ from noisescale.cli.options import measurement_options, resolve_device
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Loaded
-    from noisescale.problem import Problem
+    from noisescale.problems.problem import Problem
 
 
 @click.command(

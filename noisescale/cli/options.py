@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from noisescale import config as settings
-from noisescale.config import ProblemConfig, TrainConfig
 from noisescale.errors import SettingError
+from noisescale.problems import config as settings
+from noisescale.problems.config import ProblemConfig, TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from noisescale.config import DatasetName
+    from noisescale.problems.config import DatasetName
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Config = TypeVar("Config", ProblemConfig, TrainConfig)
@@ -297,7 +297,7 @@ def resolve_device(name: str) -> str:
 
 def choose_dataset(options: dict[str, Any], console: Console) -> tuple[DatasetName, tuple[str, ...]]:
     """The data set to use, and a note for the run's record where it is not the one hoped for."""
-    from noisescale.data import resolve_dataset
+    from noisescale.problems.data.splits import resolve_dataset
 
     name, substitution = resolve_dataset(options["dataset"], options["data_dir"])
     if substitution is None:

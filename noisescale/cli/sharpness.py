@@ -13,7 +13,7 @@ from noisescale.cli.options import measurement_options, resolve_device
 from noisescale.errors import SettingError
 
 if TYPE_CHECKING:
-    from noisescale.problem import Problem
+    from noisescale.problems.problem import Problem
 
 
 @click.command(

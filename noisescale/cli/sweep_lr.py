@@ -22,8 +22,8 @@ from noisescale.cli.options import (
     problem_options,
     resolve_device,
 )
-from noisescale.config import ProblemConfig, TrainConfig, digest
 from noisescale.errors import SettingError
+from noisescale.problems.config import ProblemConfig, TrainConfig, digest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -205,7 +205,7 @@ def _config(
 
     `options` get the data set that "auto" means, the default width, and the file that --from means.
     """
-    from noisescale.data import num_training_examples
+    from noisescale.problems.data.splits import num_training_examples
     from noisescale.sweep.cell import file_digest
     from noisescale.sweep.config import DEFAULT_BATCH_SIZES, Horizon, SweepConfig
 

@@ -22,8 +22,8 @@ from noisescale.cli.options import (
     resolve_device,
     training_options,
 )
-from noisescale.config import ADAPTIVE, ProblemConfig, TrainConfig, run_name
 from noisescale.errors import RunFolderError, SettingError
+from noisescale.problems.config import ADAPTIVE, ProblemConfig, TrainConfig, run_name
 
 if TYPE_CHECKING:
     from noisescale.tracking.noise import NoiseTracking
@@ -239,7 +239,7 @@ def _stored_case(ctx: click.Context, path: Path, given: set[str]) -> tuple[Path,
 
 def _check(cases: list[tuple[Path, ProblemConfig, TrainConfig]], *, force: bool) -> None:
     """Raises what would stop a later case, before an earlier one has trained for an hour."""
-    from noisescale.data import num_training_examples
+    from noisescale.problems.data.splits import num_training_examples
     from noisescale.store import folder_state
     from noisescale.training import resolve_batch_size
 

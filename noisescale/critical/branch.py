@@ -12,7 +12,6 @@ from typing import Any, Literal
 import pandas as pd
 
 from noisescale import store
-from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig, digest, run_name
 from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.critical.config import GoalSplit
 from noisescale.critical.start import count_examples
@@ -20,6 +19,7 @@ from noisescale.environment import environment
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.plots.critical_batch import branch_figure
 from noisescale.plots.training import image
+from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig, digest, run_name
 from noisescale.run_tables import BRANCHES
 from noisescale.statistics.critical_batch.branches import (
     BRANCH_COLUMNS,

@@ -20,7 +20,7 @@ from noisescale.critical.config import GoalSplit
 from noisescale.environment import environment
 from noisescale.errors import RunFolderError
 from noisescale.evaluation import mean_loss
-from noisescale.problem import Problem, as_examples, select, split_data
+from noisescale.problems.problem import Problem, as_examples, select, split_data
 from noisescale.statistics.critical_batch.fit import smoothed_losses, steps_to_goal
 from noisescale.sweep.cell import Cell, cell_problem, cell_record, one_thread
 from noisescale.tracking.noise import NoiseTracker, NoiseTracking

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig
 from noisescale.errors import SettingError
+from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
 from noisescale.statistics.critical_batch.fit import FEWEST_SIZES, few_sizes
 
 GoalSplit = Literal["train", "test"]

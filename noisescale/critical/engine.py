@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from noisescale import store
-from noisescale.config import run_name
 from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.critical.config import CriticalBatchConfig, default_goals
 from noisescale.critical.noise_runs import run_noise_cells
@@ -20,6 +19,7 @@ from noisescale.critical.results import CriticalBatchResult, write_results
 from noisescale.critical.start import Start, count_examples, start_at
 from noisescale.critical.tuning import SLACK, Steps, Trial, Tuning, best_places, tune
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
+from noisescale.problems.config import run_name
 from noisescale.run_tables import STEPS_TO_GOAL
 from noisescale.statistics.critical_batch.goal_table import COLUMNS
 from noisescale.sweep.cell import Cell

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from noisescale import store
-from noisescale.config import problem_name
 from noisescale.critical.cell import GoalRun
 from noisescale.critical.config import CriticalBatchConfig
 from noisescale.critical.prediction import PREDICTED_COLUMNS, predicted_rows
@@ -19,6 +18,7 @@ from noisescale.critical.start import Start
 from noisescale.environment import environment
 from noisescale.plots.critical_batch import critical_figure
 from noisescale.plots.training import image
+from noisescale.problems.config import problem_name
 from noisescale.run_tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from noisescale import store
-from noisescale.build import build_own_problem
-from noisescale.config import FactoryConfig, ProblemConfig
 from noisescale.critical.cell import Look
 from noisescale.critical.config import GoalSplit
-from noisescale.data import num_training_examples
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.measure.noise import measure_noise
-from noisescale.problem import as_examples
+from noisescale.problems.build import build_own_problem
+from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.problems.data.splits import num_training_examples
+from noisescale.problems.problem import as_examples
 from noisescale.sweep.cell import Cell, cell_problem, one_thread
 
 START = "start.json"

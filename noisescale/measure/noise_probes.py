@@ -15,7 +15,7 @@ from noisescale.errors import MeasurementError, SettingError
 from noisescale.gradient_engine import Engine, EngineName
 from noisescale.gradients import PROBE, choose_engine
 from noisescale.objective import Objective
-from noisescale.problem import Examples, Params
+from noisescale.problems.problem import Examples, Params
 from noisescale.statistics.estimate import Population
 from noisescale.statistics.hessian_noise import CurvatureNoise, curvature_noise
 

@@ -14,7 +14,7 @@ from noisescale.curvature import CurvatureProduct, record_ggn, record_hessian
 from noisescale.eigenpairs import EigenPairs, Method, top_eigenpairs
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.objective import Objective
-from noisescale.problem import MatVec, Params, Problem, select
+from noisescale.problems.problem import MatVec, Params, Problem, select
 from noisescale.sharpness import (
     KeskarSharpness,
     batch_sharpness,

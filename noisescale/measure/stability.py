@@ -14,7 +14,7 @@ from noisescale.example_curvature import ExampleCurvature
 from noisescale.linear_sgd import LinearisedSGD, lyapunov_rate
 from noisescale.measure.noise import measure_noise
 from noisescale.objective import Objective
-from noisescale.problem import Params, Problem, as_examples, select
+from noisescale.problems.problem import Params, Problem, as_examples, select
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
 

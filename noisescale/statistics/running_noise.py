@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from noisescale.config import LARGEST
 from noisescale.errors import SettingError
+from noisescale.problems.config import LARGEST
 from noisescale.statistics.estimate import CONFIDENCE, from_stderr, ratio
 from noisescale.statistics.gradient_noise import GradientNoise
 

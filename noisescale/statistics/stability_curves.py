@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from noisescale.config import TrainConfig
 from noisescale.errors import SettingError
+from noisescale.problems.config import TrainConfig
 
 
 def stable_sharpness(config: TrainConfig) -> float | None:

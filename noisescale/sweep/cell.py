@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from noisescale import run_tables, store
-from noisescale.build import assemble_problem, build_own_problem, chance_loss
-from noisescale.config import FactoryConfig, ProblemConfig, TrainConfig
-from noisescale.data import Splits, load_splits
 from noisescale.environment import environment
 from noisescale.errors import RunFolderError
 from noisescale.evaluation import Evaluation, evaluate
-from noisescale.problem import Problem, as_examples, select
+from noisescale.problems.build import assemble_problem, build_own_problem, chance_loss
+from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
+from noisescale.problems.data.splits import Splits, load_splits
+from noisescale.problems.problem import Problem, as_examples, select
 from noisescale.statistics.stability_edge import Trajectory
 from noisescale.tracking.rows import is_due
 from noisescale.training import Training

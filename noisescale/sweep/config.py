@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from noisescale.config import BatchRule, ProblemConfig, TrainConfig
 from noisescale.errors import SettingError
+from noisescale.problems.config import BatchRule, ProblemConfig, TrainConfig
 
 BatchSize = int | BatchRule
 DEFAULT_BATCH_SIZES = (1, 4, 16, 64, 256, 1024)

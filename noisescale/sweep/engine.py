@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from noisescale import store
-from noisescale.config import run_name
-from noisescale.data import num_training_examples
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
+from noisescale.problems.config import run_name
+from noisescale.problems.data.splits import num_training_examples
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.sweep.cell import Cell, file_digest, read_cell, run_cell
 from noisescale.sweep.config import BatchSize, SweepConfig

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from noisescale import store
-from noisescale.batches import Batches
-from noisescale.config import ProblemConfig, TrainConfig
-from noisescale.problem import Problem, as_examples
+from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.problem import Problem, as_examples
+from noisescale.problems.sampling import Batches
 from noisescale.sweep.cell import Cell, Course, cell_problem, cell_record, look_due, read_cell, run_cell
 from noisescale.training import UNCHECKED_LOSSES, resolve_batch_size
 

@@ -16,7 +16,7 @@ from noisescale import run_tables, store
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.noise import hessian_sample_size, measure_noise
 from noisescale.plots.noise import noise_growth_figure
-from noisescale.problem import Problem
+from noisescale.problems.problem import Problem
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.gradient_noise import NoiseScale
 from noisescale.tracking.rows import Every, Rows, is_due, short

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments.benchmarks import curvature, monitor, noise, sweep
 from noisescale import Horizon, ProblemConfig, TrainConfig, build_problem, train
-from noisescale.problem import as_examples
+from noisescale.problems.problem import as_examples
 from noisescale.sweep import SweepOptions
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisescale.build import cross_entropy
-from noisescale.problem import Examples, Params, Problem
+from noisescale.problems.build import cross_entropy
+from noisescale.problems.problem import Examples, Params, Problem
 from tests.helpers.problems import classification
 
 VOCABULARY, LENGTH, WIDTH = 11, 5, 12

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from noisescale.build import cross_entropy
-from noisescale.problem import Examples, Problem
-from noisescale.synthetic import SyntheticProblem, linear_regression, noisy_quadratic
+from noisescale.problems.build import cross_entropy
+from noisescale.problems.problem import Examples, Problem
+from noisescale.problems.synthetic import SyntheticProblem, linear_regression, noisy_quadratic
 
 
 def seeded(seed: int) -> torch.Generator:

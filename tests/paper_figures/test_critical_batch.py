@@ -10,10 +10,10 @@ from analysis.__main__ import main as analysis
 from analysis.tables import DATA
 from experiments import critical_batch
 from noisescale.checkpoint import load_checkpoint
-from noisescale.config import TrainConfig
 from noisescale.critical.branch import BranchConfig, run_branches
 from noisescale.critical.cell import GoalCell, run_to_goal
 from noisescale.critical.engine import run_critical_batch
+from noisescale.problems.config import TrainConfig
 from noisescale.store import record_experiment
 from noisescale.sweep import Cell, file_digest
 from noisescale.tracking.noise import NoiseTracking

@@ -12,7 +12,7 @@ from analysis.__main__ import main as analysis
 from analysis.edge_of_stability import plateau_table
 from experiments import edge_of_stability
 from experiments.three_cases import SCALES, grid
-from noisescale.config import ProblemConfig, TrainConfig, run_name
+from noisescale.problems.config import ProblemConfig, TrainConfig, run_name
 from noisescale.run import RunOptions, run_training
 from noisescale.store import record_experiment
 from paper_figures.__main__ import FIGURES

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from analysis.__main__ import main as analysis
 from analysis.adaptive_batch import _passage, comparison_table, front_table, reached_table, tuned_table
 from experiments import adaptive_batch, noise_growth
-from noisescale.config import ProblemConfig, TrainConfig, run_name
+from noisescale.problems.config import ProblemConfig, TrainConfig, run_name
 from noisescale.run import RunOptions, run_training
 from noisescale.store import record_experiment
 from noisescale.tracking.noise import NoiseTracking

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from noisescale.config import TrainConfig
 from noisescale.errors import SettingError
+from noisescale.problems.config import TrainConfig
 from noisescale.statistics.stability_curves import (
     StabilityConstants,
     batch_noise_factor,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from noisescale.config import Norm, ProblemConfig
 from noisescale.errors import SettingError
+from noisescale.problems.config import Norm, ProblemConfig
 
 
 def mlp(

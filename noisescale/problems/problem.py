@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from noisescale.config import FactoryConfig, ProblemConfig
 from noisescale.errors import DataError, SettingError
+from noisescale.problems.config import FactoryConfig, ProblemConfig
 
 Params = dict[str, Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]

@@ -12,10 +12,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from noisescale import mnist_files
-from noisescale.config import DatasetName, PixelScale
 from noisescale.errors import DataError, SettingError
-from noisescale.problem import Examples
+from noisescale.problems.config import DatasetName, PixelScale
+from noisescale.problems.data import mnist_files
+from noisescale.problems.problem import Examples
 
 NUM_TRAIN = {"mnist": 60_000, "fashion-mnist": 60_000, "digits": 1_297}
 SPLIT_SEED = 42  # the three-case study's

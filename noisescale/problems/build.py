@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisescale.config import FactoryConfig, LossName, ProblemConfig
-from noisescale.data import Splits, load_splits
-from noisescale.models import build_model
-from noisescale.problem import SPLITS, Examples, LossFn, Problem, as_examples, load_problem
-from noisescale.random_state import preserved_random_state
+from noisescale.problems.config import FactoryConfig, LossName, ProblemConfig
+from noisescale.problems.data.splits import Splits, load_splits
+from noisescale.problems.models import build_model
+from noisescale.problems.problem import SPLITS, Examples, LossFn, Problem, as_examples, load_problem
+from noisescale.problems.random_state import preserved_random_state
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

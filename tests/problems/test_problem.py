@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from noisescale.errors import NoisescaleError, SettingError
-from noisescale.problem import Examples, Problem, as_examples, load_problem, part_of, select
+from noisescale.problems.problem import Examples, Problem, as_examples, load_problem, part_of, select
 
 SOURCE = """
 import torch

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.config import ProblemConfig
 from noisescale.errors import SettingError
-from noisescale.models import build_model, cnn, mlp
+from noisescale.problems.config import ProblemConfig
+from noisescale.problems.models import build_model, cnn, mlp
 
 
 def test_the_studys_network_has_its_published_number_of_parameters():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from noisescale.problem import Examples, Problem
+from noisescale.problems.problem import Examples, Problem
 from noisescale.statistics.estimate import Population
 
 

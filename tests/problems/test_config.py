@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from noisescale.config import ProblemConfig, TrainConfig, run_key, run_name
+from noisescale.problems.config import ProblemConfig, TrainConfig, run_key, run_name
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torchvision import datasets, transforms
 
-from noisescale import mnist_files
-from noisescale.data import load_splits, resolve_dataset
 from noisescale.errors import DataError, SettingError
-from noisescale.mnist_files import FILES, Source
+from noisescale.problems.data import mnist_files
+from noisescale.problems.data.mnist_files import FILES, Source
+from noisescale.problems.data.splits import load_splits, resolve_dataset
 
 
 def idx(values):

@@ -93,7 +93,7 @@ class ProblemConfig(_Config):
 class FactoryConfig(_Config):
     """A problem of the user's own.
 
-    factory: "module:function" or "path/to/file.py:function", see `noisescale.problem.load_problem`.
+    factory: "module:function" or "path/to/file.py:function", see `noisescale.problems.problem.load_problem`.
     source: digest of the file it is defined in, so that runs of an older version are not taken for its own.
     """
 

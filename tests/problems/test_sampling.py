@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from noisescale.batches import Batches
+from noisescale.problems.sampling import Batches
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 10])

@@ -1,0 +1,1 @@
+"""Models, losses, data sets, and which examples in which order."""
