@@ -14,18 +14,30 @@ if TYPE_CHECKING:
     from noisescale.critical.config import CriticalBatchConfig
     from noisescale.critical.engine import run_critical_batch
     from noisescale.critical.results import CriticalBatchResult
-    from noisescale.curvature import ggn_matvec, hessian_matvec
-    from noisescale.eigenpairs import EigenPairs, top_eigenpairs
     from noisescale.errors import NoisescaleError
     from noisescale.evaluation import Evaluation, evaluate
-    from noisescale.factored_gradients import Outer
-    from noisescale.gradient_rules import gradient_rule
-    from noisescale.gradients import GradientMoments, gradient_moments
+    from noisescale.measure.curvature.batch_sharpness import (
+        KeskarSharpness,
+        batch_sharpness,
+        gradient_noise_interaction,
+        keskar_sharpness,
+    )
+    from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
+    from noisescale.measure.curvature.products import ggn_matvec, hessian_matvec
+    from noisescale.measure.curvature.spectrum import (
+        SpectralDensity,
+        SpectralMoments,
+        spectral_density,
+        spectral_moments,
+    )
+    from noisescale.measure.gradients.factors import Outer
+    from noisescale.measure.gradients.moments import GradientMoments, gradient_moments
+    from noisescale.measure.gradients.rules import gradient_rule
+    from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
     from noisescale.measure.noise import measure_noise
+    from noisescale.measure.objective import Objective
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
     from noisescale.measure.stability import measure_stability, simulate_threshold
-    from noisescale.monitor import NoiseScaleMonitor
-    from noisescale.objective import Objective
     from noisescale.problems.build import build_problem
     from noisescale.problems.config import ProblemConfig, TrainConfig
     from noisescale.problems.data.splits import load_splits
@@ -33,13 +45,6 @@ if TYPE_CHECKING:
     from noisescale.problems.problem import Examples, LossFn, MatVec, Params, Problem
     from noisescale.run import RunOptions, run_training
     from noisescale.schedule import AdaptiveBatchSize
-    from noisescale.sharpness import (
-        KeskarSharpness,
-        batch_sharpness,
-        gradient_noise_interaction,
-        keskar_sharpness,
-    )
-    from noisescale.spectrum import SpectralDensity, SpectralMoments, spectral_density, spectral_moments
     from noisescale.statistics.critical_batch.branches import branch_critical_batch
     from noisescale.statistics.critical_batch.fit import CriticalBatchFit, fit_critical_batch, steps_to_goal
     from noisescale.statistics.critical_batch.learning_rate_law import (
@@ -69,23 +74,23 @@ _MODULES = {
     "CriticalBatchConfig": "critical.config",
     "CriticalBatchFit": "statistics.critical_batch.fit",
     "CriticalBatchResult": "critical.results",
-    "EigenPairs": "eigenpairs",
+    "EigenPairs": "measure.curvature.eigenpairs",
     "Estimate": "statistics.estimate",
     "Evaluation": "evaluation",
     "Examples": "problems.problem",
-    "GradientMoments": "gradients",
+    "GradientMoments": "measure.gradients.moments",
     "GradientNoise": "statistics.gradient_noise",
     "Horizon": "sweep.config",
-    "KeskarSharpness": "sharpness",
+    "KeskarSharpness": "measure.curvature.batch_sharpness",
     "LearningRateLaw": "statistics.critical_batch.learning_rate_law",
     "LossFn": "problems.problem",
     "MatVec": "problems.problem",
     "NoiseScale": "statistics.gradient_noise",
-    "NoiseScaleMonitor": "monitor",
+    "NoiseScaleMonitor": "measure.monitor.noise_monitor",
     "NoiseTracking": "tracking.noise",
     "NoisescaleError": "errors",
-    "Objective": "objective",
-    "Outer": "factored_gradients",
+    "Objective": "measure.objective",
+    "Outer": "measure.gradients.factors",
     "Params": "problems.problem",
     "Problem": "problems.problem",
     "ProblemConfig": "problems.config",
@@ -94,15 +99,15 @@ _MODULES = {
     "RunningNoise": "statistics.running_noise",
     "Sharpness": "measure.sharpness",
     "SharpnessOptions": "measure.sharpness",
-    "SpectralDensity": "spectrum",
-    "SpectralMoments": "spectrum",
+    "SpectralDensity": "measure.curvature.spectrum",
+    "SpectralMoments": "measure.curvature.spectrum",
     "StabilityConstants": "statistics.stability_curves",
     "SweepConfig": "sweep.config",
     "SweepOptions": "sweep.engine",
     "SweepResult": "sweep.results",
     "Tradeoff": "statistics.critical_batch.steps_vs_examples",
     "TrainConfig": "problems.config",
-    "batch_sharpness": "sharpness",
+    "batch_sharpness": "measure.curvature.batch_sharpness",
     "best_rate": "statistics.critical_batch.learning_rate_law",
     "branch_critical_batch": "statistics.critical_batch.branches",
     "build_problem": "problems.build",
@@ -111,12 +116,12 @@ _MODULES = {
     "fit_critical_batch": "statistics.critical_batch.fit",
     "fit_edge": "statistics.stability_edge",
     "fit_learning_rate_laws": "statistics.critical_batch.learning_rate_law",
-    "ggn_matvec": "curvature",
-    "gradient_moments": "gradients",
-    "gradient_noise_interaction": "sharpness",
-    "gradient_rule": "gradient_rules",
-    "hessian_matvec": "curvature",
-    "keskar_sharpness": "sharpness",
+    "ggn_matvec": "measure.curvature.products",
+    "gradient_moments": "measure.gradients.moments",
+    "gradient_noise_interaction": "measure.curvature.batch_sharpness",
+    "gradient_rule": "measure.gradients.rules",
+    "hessian_matvec": "measure.curvature.products",
+    "keskar_sharpness": "measure.curvature.batch_sharpness",
     "load_checkpoint": "checkpoint",
     "load_splits": "problems.data.splits",
     "load_weights": "weights",
@@ -132,11 +137,11 @@ _MODULES = {
     "run_training": "run",
     "save_checkpoint": "checkpoint",
     "simulate_threshold": "measure.stability",
-    "spectral_density": "spectrum",
-    "spectral_moments": "spectrum",
+    "spectral_density": "measure.curvature.spectrum",
+    "spectral_moments": "measure.curvature.spectrum",
     "stable_sharpness": "statistics.stability_curves",
     "steps_to_goal": "statistics.critical_batch.fit",
-    "top_eigenpairs": "eigenpairs",
+    "top_eigenpairs": "measure.curvature.eigenpairs",
     "train": "training",
     "two_batch": "statistics.running_noise",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from noisescale.monitor import NoiseScaleMonitor
+from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.problems.config import TrainConfig
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.gradient_noise import GradientNoise

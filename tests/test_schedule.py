@@ -13,7 +13,7 @@ import torch
 from noisescale import run_tables
 from noisescale.checkpoint import load_checkpoint
 from noisescale.errors import CheckpointError, SettingError
-from noisescale.monitor import NoiseScaleMonitor
+from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.run import RunOptions, run_training
 from noisescale.schedule import AdaptiveBatchSize

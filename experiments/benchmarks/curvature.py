@@ -40,8 +40,8 @@ from noisescale import (
     top_eigenpairs,
     train,
 )
-from noisescale.curvature import CurvatureProduct, record_ggn, record_hessian
 from noisescale.environment import environment
+from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
 from noisescale.problems.problem import Examples, Params, select
 from noisescale.store import write_json
 

@@ -90,7 +90,7 @@ def measure_noise(
     from noisescale import measure_noise
     from noisescale.cli.checkpoints import load_all, measure_all
     from noisescale.cli.noise_report import noise_entry, print_noise, recommend_sizes, unmeasured_entry
-    from noisescale.distributed import process_group, rank_and_size
+    from noisescale.measure.distributed import process_group, rank_and_size
 
     if dtype := options.pop("dtype"):
         options["dtype"] = getattr(torch, dtype)

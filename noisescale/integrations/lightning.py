@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.parallel import DistributedDataParallel
 
 from noisescale.errors import SettingError
-from noisescale.monitor import SCALARS, NoiseScaleMonitor
+from noisescale.measure.monitor.noise_monitor import SCALARS, NoiseScaleMonitor
 
 
 class NoiseScaleCallback(Callback):

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 
 from noisescale.errors import SettingError
-from noisescale.gradient_engine import EngineName
-from noisescale.gradients import GradientMoments, check_modes, moments_on
+from noisescale.measure.gradients.engine import EngineName
+from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_probes import probe_curvature
-from noisescale.objective import Objective
+from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Params, Problem, Selection, part_of, select, split_data
 from noisescale.statistics.estimate import Population
 from noisescale.statistics.gradient_noise import (

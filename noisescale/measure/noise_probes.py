@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisescale.curvature import CurvatureProduct, record_hessian
-from noisescale.distributed import Share
-from noisescale.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.gradient_engine import Engine, EngineName
-from noisescale.gradients import PROBE, choose_engine
-from noisescale.objective import Objective
+from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
+from noisescale.measure.curvature.products import CurvatureProduct, record_hessian
+from noisescale.measure.distributed import Share
+from noisescale.measure.gradients.engine import Engine, EngineName
+from noisescale.measure.gradients.moments import PROBE, choose_engine
+from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params
 from noisescale.statistics.estimate import Population
 from noisescale.statistics.hessian_noise import CurvatureNoise, curvature_noise

@@ -10,18 +10,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from noisescale.curvature import CurvatureProduct, record_ggn, record_hessian
-from noisescale.eigenpairs import EigenPairs, Method, top_eigenpairs
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.objective import Objective
-from noisescale.problems.problem import MatVec, Params, Problem, select
-from noisescale.sharpness import (
+from noisescale.measure.curvature.batch_sharpness import (
     KeskarSharpness,
     batch_sharpness,
     gradient_noise_interaction,
     keskar_sharpness,
 )
-from noisescale.spectrum import SpectralDensity, SpectralMoments, spectral_density, spectral_moments
+from noisescale.measure.curvature.eigenpairs import EigenPairs, Method, top_eigenpairs
+from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
+from noisescale.measure.curvature.spectrum import (
+    SpectralDensity,
+    SpectralMoments,
+    spectral_density,
+    spectral_moments,
+)
+from noisescale.measure.objective import Objective
+from noisescale.problems.problem import MatVec, Params, Problem, select
 from noisescale.statistics.estimate import Estimate, exact, from_stderr
 
 End = Literal["largest", "smallest"]

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import torch
 
-from noisescale.curvature import ggn_matvec
-from noisescale.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.errors import MeasurementError
-from noisescale.example_curvature import ExampleCurvature
-from noisescale.linear_sgd import LinearisedSGD, lyapunov_rate
+from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
+from noisescale.measure.curvature.example_curvature import ExampleCurvature
+from noisescale.measure.curvature.linear_sgd import LinearisedSGD, lyapunov_rate
+from noisescale.measure.curvature.products import ggn_matvec
 from noisescale.measure.noise import measure_noise
-from noisescale.objective import Objective
+from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Params, Problem, as_examples, select
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants

@@ -1,0 +1,156 @@
+"""SGD linearised at a minimum: x ← x − (η/B) Σ_{i in batch} H_i x, and the rate beyond which x grows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from noisescale.errors import SettingError
+from noisescale.measure.curvature.example_curvature import OutputJacobian
+from noisescale.measure.gradients.example_map import ExampleMap
+from noisescale.measure.objective import Objective
+from noisescale.problems.problem import Params
+from noisescale.problems.sampling import Batches
+from noisescale.statistics.estimate import Estimate, from_samples, undefined
+
+DECIDED = 25.0  # log of a growth or decay of x that no later step is expected to undo
+BISECTIONS = 7
+NORMALISED = 5  # steps between two normalisations of x
+MEASURED = 512  # examples whose quadratic loss tells growth from decay
+
+
+class LinearisedSGD:
+    """The steps of SGD on the quadratic model of an objective's loss at its point.
+
+    H_i = J_iᵀ A_i J_i: the Gauss–Newton matrix of an example, so that the model is exact, about its minimum,
+    for a network linear in its parameters.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self._jacobian = OutputJacobian(objective)
+        self._output_curvature = self._jacobian.output_curvature()  # (N, C, C)
+        self._each = ExampleMap()
+
+    def step(self, points: Params, batches: Tensor, rates: Tensor) -> Params:
+        """One update of R replicas: points (R, *shape), indices of their batches (R, B), rates (R,)."""
+        inputs = self.objective.cast(self.objective.examples.inputs[batches])  # (R, B, *F)
+        middle = self._output_curvature[batches]  # (R, B, C, C)
+        arguments = (inputs, middle, points)
+        products: Params = self._each(self._jacobian.product, (0, 0, 0), len(batches), arguments)
+        factor = rates / batches.shape[1]
+        return {
+            name: point - factor.reshape(-1, *[1] * (point.dim() - 1)) * products[name]
+            for name, point in points.items()
+        }
+
+    def quadratic_loss(self, points: Params, rows: Tensor) -> Tensor:
+        """½ mean xᵀH_i x of each replica over the examples at `rows` (n,): (R,) in float64."""
+        inputs = self.objective.cast(self.objective.examples.inputs[rows])
+        middle = self._output_curvature[rows]
+        count = len(next(iter(points.values())))
+        forms: Tensor = self._each(self._jacobian.forms, (None, None, 0), count, (inputs, middle, points))
+        return 0.5 * forms.mean(1)
+
+
+def lyapunov_rate(
+    sgd: LinearisedSGD,
+    start: Tensor,
+    *,
+    batch_size: int,
+    low: float,
+    high: float,
+    num_replicas: int,
+    num_steps: int,
+    generator: torch.Generator,
+) -> Estimate:
+    """The learning rate above which linearised SGD grows, almost surely: where its Lyapunov exponent is 0.
+
+    The mean-square thresholds are smaller: there it is a few rare runs that grow, here the typical one
+    (Furstenberg & Kesten 1960 for the exponent; no formula is known for it beyond one dimension).
+
+    start (P,): where it starts, best the top eigenvector of H; directions that no example sees stay as they
+    are for ever, and a random start has little else. low, high: rates between which the threshold is
+    sought. Each of `num_replicas` replicas bisects its own log η, by whether its quadratic loss has grown
+    after `num_steps` steps along one and the same sequence of batches, drawn without replacement as in
+    training. The estimate is the mean of log η over replicas, its interval Student's: it covers the chance
+    of the batches, not the bias of a finite number of steps, which is of the order 1/num_steps. nan with
+    bounds where the replicas' thresholds are beyond `low` or `high`.
+    """
+    if not 0 < low < high < math.inf:
+        raise SettingError(f"learning rates from {low:g} to {high:g}: give 0 < low < high")
+    population = sgd.objective.num_examples
+    seeds = torch.randint(0, 2**62, (num_replicas,), generator=generator).tolist()
+    rows = torch.randperm(population, generator=generator)[:MEASURED].to(sgd.objective.device)
+    bottom = torch.full((num_replicas,), math.log(low), dtype=torch.float64)
+    top = torch.full((num_replicas,), math.log(high), dtype=torch.float64)
+    for _ in range(BISECTIONS):
+        middle = (bottom + top) / 2
+        orders = [Batches(population, seed=seed, device=sgd.objective.device) for seed in seeds]
+        shrank = (
+            log_growth(sgd, start, orders, middle.exp(), rows, batch_size=batch_size, num_steps=num_steps)
+            <= 0
+        )
+        bottom, top = torch.where(shrank, middle, bottom), torch.where(shrank, top, middle)
+    half = (math.log(high) - math.log(low)) / 2**BISECTIONS
+    if (bottom == math.log(low)).any():
+        return Estimate(value=math.nan, stderr=math.nan, low=math.nan, high=low, num_samples=num_replicas)
+    if (top == math.log(high)).any():
+        return undefined(num_samples=num_replicas, low=high)
+    logs = from_samples(((bottom + top) / 2).numpy())
+    value = math.exp(logs.value)
+    return Estimate(
+        value=value,
+        stderr=value * math.hypot(logs.stderr, half / math.sqrt(3)),
+        low=math.exp(logs.low - half),
+        high=math.exp(logs.high + half),
+        num_samples=num_replicas,
+    )
+
+
+def log_growth(
+    sgd: LinearisedSGD,
+    start: Tensor,
+    orders: list[Batches],
+    rates: Tensor,
+    rows: Tensor,
+    *,
+    batch_size: int,
+    num_steps: int,
+) -> Tensor:
+    """½ log of the growth of each replica's quadratic loss over `num_steps` steps from `start`: (R,).
+
+    rates (R,): one a replica. Ends early once all of them have grown or shrunk beyond return; nan where one
+    has outgrown the numbers.
+    """
+    objective = sgd.objective
+    points = {
+        name: part.expand(len(rates), *part.shape).clone()
+        for name, part in objective.unflatten(start.to(objective.point) / start.norm()).items()
+    }
+    before = sgd.quadratic_loss(points, rows)
+    logs = torch.zeros(len(rates), dtype=torch.float64, device=objective.device)
+    rates = rates.to(objective.point)
+    for step in range(1, num_steps + 1):
+        points = sgd.step(points, _next_batches(orders, batch_size), rates)
+        if step % NORMALISED and step < num_steps:
+            continue
+        norms = torch.stack([part.flatten(1).norm(dim=1) for part in points.values()]).norm(dim=0)
+        for part in points.values():
+            part /= norms.reshape(-1, *[1] * (part.dim() - 1))
+        logs += norms.double().log()
+        if (logs.abs() > DECIDED).all():
+            break
+    # what is left in directions that no example sees has no loss, but for rounding of either sign
+    after = sgd.quadratic_loss(points, rows).clamp_min(0.0)
+    return (logs + 0.5 * (after / before).log()).cpu()
+
+
+def _next_batches(orders: list[Batches], batch_size: int) -> Tensor:
+    """The next batch of each replica (R, B); a short rest of an epoch is left out, the same in all."""
+    found = [order.take(batch_size) for order in orders]
+    if len(found[0]) < batch_size:
+        found = [order.take(batch_size) for order in orders]
+    return torch.stack(found)

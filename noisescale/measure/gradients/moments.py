@@ -1,0 +1,289 @@
+"""Sufficient statistics of per-example gradients, the one thing noise scales need of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from noisescale.errors import MeasurementError, SettingError
+from noisescale.measure.distributed import Share
+from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
+from noisescale.measure.gradients.hooks import LayerEngine
+from noisescale.measure.gradients.vmap import CompiledEngine, VmapEngine
+from noisescale.measure.objective import Objective, is_out_of_memory
+from noisescale.problems.problem import Examples, Params, Problem, select
+
+PROBE = 4  # examples on which an engine is checked before it is believed
+WORTH_COMPILING = 2e10  # numbers of written-out gradients, which take about as long as a compilation
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientMoments:
+    """Statistics of n per-example gradients g_i, out of which |G|² and tr Σ are estimated.
+
+    num_examples, population_size: n, and N of the split that they are a random subset of; indices (n,) in it.
+    mean: ḡ = (1/n) Σ g_i by parameter, float64. squared_norms (n, L): |g_i|² of each parameter tensor.
+    projections: g_i·ḡ of each tensor (n, L), or in all (n,), or None where errors were not asked for.
+    losses (n,): ℓ_i. engine: what computed them. notes: what a reader should know of that.
+    """
+
+    num_examples: int
+    population_size: int
+    mean: Params
+    squared_norms: np.ndarray
+    projections: np.ndarray | None
+    losses: np.ndarray
+    indices: np.ndarray
+    engine: EngineName
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total_projections(self) -> np.ndarray | None:
+        """g_i·ḡ in all (n,), None where errors were not asked for."""
+        found = self.projections
+        return found.sum(1) if found is not None and found.ndim == 2 else found
+
+    @property
+    def mean_squares(self) -> np.ndarray:
+        """|ḡ|² of each parameter tensor (L,)."""
+        return np.array([part.square().sum().item() for part in self.mean.values()])
+
+
+def gradient_moments(
+    problem: Problem,
+    params: Params | None = None,
+    *,
+    split: str = "train",
+    num_examples: int | None = None,
+    engine: EngineName = "auto",
+    chunk_size: int | None = None,
+    standard_errors: bool = True,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> GradientMoments:
+    """Mean, squared norms and projections on the mean of the per-example gradients at `params`.
+
+    split, num_examples, generator: a random subset of so many of the split's examples; None: all, and seed 0.
+    engine: "hooks" takes norms from the layers' inputs and output gradients, at about the price of one
+        gradient; "vmap" writes the gradients out, a chunk at a time, and is the definition; "compiled" has
+        torch.compile fuse them away and falls back on "vmap" with a note. "auto": hooks where they pass their
+        check against single-example backward passes, else compiled or vmap by the amount of work.
+    chunk_size: examples in one pass, which does not change the result; None: by the memory.
+    standard_errors: whether to compute projections, in a second pass of about the same price.
+
+    The model must treat examples one by one: SettingError for batch norm or dropout in training mode. It is
+    measured in evaluation mode. In several processes each takes a share of the examples, and all get the same
+    result.
+
+    Raises SettingError for fewer than 2 examples and other bad arguments, MeasurementError for parameters,
+    losses or gradients that are not finite, losses reduced over the batch, and losses that are random.
+    """
+    check_modes(problem.model)
+    selected = select(problem, split=split, num_examples=num_examples, generator=generator)
+    objective = Objective(problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size)
+    return moments_on(
+        objective,
+        indices=selected.indices,
+        population_size=selected.population_size,
+        engine=engine,
+        standard_errors=standard_errors,
+    )
+
+
+def moments_on(
+    objective: Objective,
+    *,
+    indices: Tensor,
+    population_size: int,
+    engine: EngineName = "auto",
+    standard_errors: bool = True,
+) -> GradientMoments:
+    """The moments of the objective's examples, which have these indices (n,) in their split."""
+    if engine not in get_args(EngineName):
+        raise SettingError(f"engine {engine!r}: give one of {', '.join(get_args(EngineName))}")
+    whole = objective.num_examples
+    if whole < 2:
+        raise SettingError(f"{whole} example(s): the covariance of gradients takes at least 2")
+    probe = objective.examples.part(slice(PROBE))
+    _check_separate(objective, probe)
+    share = Share(whole)
+    own = objective.on(objective.examples.part(share.rows))
+    chosen, notes = choose_engine(engine, own, probe)
+    failure = None
+    try:
+        losses, squared_norms, total = _statistics(chosen)
+        if isinstance(chosen, LayerEngine) and not chosen.confirms(squared_norms):
+            failure = "the engine hooks gave wrong norms, as where a model reorders its batch"
+    except EngineError as error:
+        if type(chosen) is VmapEngine:
+            raise
+        failure = str(error)
+    if share.sum(torch.tensor(int(failure is not None))):  # in all processes or in none
+        notes = (*notes, f"{failure or 'another process failed'}; vmap was used instead, many times slower")
+        chosen = VmapEngine(own)
+        losses, squared_norms, total = _statistics(chosen)
+    mean = share.sum(total) / whole
+    losses, squared_norms = share.gather(losses), share.gather(squared_norms)
+    _check_finite(objective, losses, squared_norms, indices)
+    found = None
+    if standard_errors:
+        found = share.gather(_projections(chosen, objective.unflatten(mean.to(objective.dtype))))
+        _check_sum(objective, found, mean)
+        if found.shape != squared_norms.shape:
+            found = found[:, 0]
+    return GradientMoments(
+        num_examples=whole,
+        population_size=population_size,
+        mean=objective.unflatten(mean),
+        squared_norms=squared_norms,
+        projections=found,
+        losses=losses,
+        indices=indices.numpy(),
+        engine=chosen.name,
+        notes=notes + chosen.notes,
+    )
+
+
+def choose_engine(name: EngineName, objective: Objective, probe: Examples) -> tuple[Engine, tuple[str, ...]]:
+    """The engine, and what to say of the choice.
+
+    probe: a few examples on which hooks are compared with single-example backward passes.
+    """
+    if name in ("vmap", "compiled"):
+        return (VmapEngine if name == "vmap" else CompiledEngine)(objective), ()
+    layers = LayerEngine(objective, probe)
+    written_out = sum(layers.params[name].numel() for name in layers.elsewhere)
+    if name == "auto" and written_out * objective.num_examples > WORTH_COMPILING:
+        return CompiledEngine(objective), ("compiled instead of hooks, which cannot reach most parameters",)
+    return layers, ()
+
+
+def check_modes(model: nn.Module) -> None:
+    """SettingError where the model, as it stands, would mix or randomise examples."""
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if module.training or module.running_mean is None:
+                raise SettingError(
+                    f"{name or kind} ({kind}) normalises over the batch, so that no example has a gradient "
+                    "of its own: call model.eval() to measure with running statistics, or use GroupNorm"
+                )
+        elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and (
+            module.max_norm is not None or module.scale_grad_by_freq
+        ):
+            option = "max_norm" if module.max_norm is not None else "scale_grad_by_freq"
+            raise SettingError(
+                f"{name or kind} ({kind}) has {option}, with which a gradient depends on the whole batch: "
+                "measure without it"
+            )
+        elif module.training and _dropout(module) > 0:
+            raise SettingError(
+                f"{name or kind} ({kind}) is active dropout, which makes every gradient random: "
+                "call model.eval()"
+            )
+
+
+def _dropout(module: nn.Module) -> float:
+    """The probability with which a module drops activations in training mode."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p
+    return module.dropout if isinstance(module, nn.MultiheadAttention | nn.RNNBase) else 0.0
+
+
+def _check_separate(objective: Objective, probe: Examples) -> None:
+    """MeasurementError unless an example's loss is the same every time and in every company."""
+    params = objective.params()
+
+    def losses(examples: Examples) -> Tensor:
+        try:
+            return objective.losses(objective.outputs(params, examples.inputs), examples.targets)
+        except MeasurementError:
+            raise
+        except Exception as error:  # whatever a model or a loss of the user's own raises
+            raise MeasurementError(
+                f"{objective.name} fails on {examples.num_examples} examples with inputs of shape "
+                f"{tuple(examples.inputs.shape)} and targets of shape {tuple(examples.targets.shape)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    together, again = losses(probe), losses(probe)
+    if not together.requires_grad:
+        raise MeasurementError(f"{objective.name} does not depend on the parameters that are to be trained")
+    if not torch.equal(together, again) and together.isfinite().all():
+        raise MeasurementError(f"{objective.name} is random at fixed parameters: turn its randomness off")
+    alone = torch.cat([losses(probe.part(slice(i, i + 1))) for i in range(probe.num_examples)])
+    precision = torch.finfo(objective.dtype).eps ** 0.5
+    if not torch.allclose(together, alone, rtol=precision, atol=precision, equal_nan=True):
+        raise MeasurementError(
+            f"{objective.name}: an example's loss depends on which others are in the batch, so that none has "
+            "a gradient of its own"
+        )
+
+
+def _statistics(engine: Engine) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Losses (n,), squared norms (n, L) and the summed gradient (P,), float64, of this process's share."""
+    losses: list[Tensor] = []
+    squared_norms: list[Tensor] = []
+    total = engine.objective.point.new_zeros(engine.objective.dim, dtype=torch.float64)
+
+    def add(chunk: Examples, start: int) -> None:
+        found = engine.statistics(chunk)
+        losses.append(found.losses.double().cpu())
+        squared_norms.append(found.squared_norms.cpu())
+        for whole, part in zip(totals.values(), found.gradient, strict=True):
+            whole.add_(part)
+
+    totals = engine.objective.unflatten(total)
+    _run(engine, add)
+    return torch.cat(losses).numpy(), torch.cat(squared_norms).numpy(), total
+
+
+def _projections(engine: Engine, direction: Params) -> np.ndarray:
+    """g_i·direction, (n, L) or (n, 1), of this process's share."""
+    found: list[Tensor] = []
+
+    def add(chunk: Examples, start: int) -> None:
+        found.append(engine.projections(chunk, [direction])[0].cpu())
+
+    _run(engine, add)
+    return torch.cat(found).numpy()
+
+
+def _run(engine: Engine, work: Callable[[Examples, int], None]) -> None:
+    """`work` on every chunk; a failure of the model's own as an EngineError."""
+    try:
+        engine.objective.for_each_chunk(work)
+    except MeasurementError:
+        raise
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise EngineError(
+            f"the engine {engine.name} does not work on {engine.objective.name}: {reason}"
+        ) from error
+
+
+def _check_sum(objective: Objective, projections: np.ndarray, mean: Tensor) -> None:
+    """MeasurementError unless the mean of g_i·ḡ is |ḡ|², which no engine makes so by construction."""
+    total = projections.sum(1)
+    gap = abs(total.mean() - mean.square().sum().item())
+    if gap > torch.finfo(objective.dtype).eps ** 0.5 * np.abs(total).mean():
+        raise MeasurementError(
+            f"{objective.name}: the projections of its gradients do not sum up (gap {gap:.2g}), as where "
+            "forward and backward derivatives differ; try another engine"
+        )
+
+
+def _check_finite(objective: Objective, losses: np.ndarray, norms: np.ndarray, indices: Tensor) -> None:
+    broken = np.flatnonzero(~np.isfinite(losses) | ~np.isfinite(norms).all(1))
+    if len(broken):
+        raise MeasurementError(
+            f"{objective.name}: the loss or gradient of {len(broken)} of {len(losses)} examples is not "
+            f"finite (first index {int(indices[broken[0]])})"
+        )

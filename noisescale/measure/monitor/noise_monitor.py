@@ -1,0 +1,278 @@
+"""The noise scale inside anybody's training loop, from gradients it computes anyway."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from noisescale.errors import MeasurementError, SettingError
+from noisescale.measure.distributed import rank_and_size
+from noisescale.measure.monitor.ddp_norms import CommHook, ReplicaNorms, squared_norm
+from noisescale.measure.monitor.micro_batches import MicroBatch, across, nested
+from noisescale.statistics.gradient_noise import GradientNoise
+from noisescale.statistics.running_noise import RunningNoise, two_batch
+
+Reduction = Literal["mean", "sum"]
+MEMORY = 100  # updates' worth of examples, where no memory is given
+SCALARS = ("squared_gradient_norm", "gradient_variance", "simple", "simple_low", "simple_high")
+LEAST_RATIO = 1.25  # of the sizes of two gradients that are compared
+UNREAD = 64  # updates on a GPU between two looks at their norms, each of which waits for it
+
+
+class NoiseScaleMonitor:
+    """|G|², tr Σ and B_simple along a training loop that accumulates micro-batches or runs data-parallel.
+
+    Two squared norms per update and no further backward pass: that of the gradient after the first of an
+    update's micro-batches, and after the last.
+
+        monitor = NoiseScaleMonitor(model.parameters())
+        for batch in batches:
+            for inputs, targets in micro_batches(batch):  # two or more
+                (loss(model(inputs), targets) / len(micro_batches)).backward()
+                monitor.micro_batch(len(inputs))
+            monitor.update()  # before the gradient is unscaled, clipped or zeroed
+            optimizer.step()
+            optimizer.zero_grad()
+        print(monitor.noise().simple)
+
+    With DistributedDataParallel see `attach`: then one micro-batch per process is enough.
+
+    parameters: a module, or its parameters; whole tensors, not shards of them.
+    reduction: what `.grad` is once an update's micro-batches are in. "mean": the mean of the micro-batches'
+        mean gradients, equally weighted, as where each mean loss is divided by their number. "sum": the mean
+        over examples, as where each summed loss is divided by all their number. They differ for uneven
+        micro-batches.
+    memory: examples after which an update's weight in the averages has fallen to 1/e; None: 100 times those
+        of the first update.
+
+    The estimates are of the population "distribution": noise about the mean gradient over fresh examples;
+    they are unbiased for micro-batches drawn independently or without replacement, of a model that treats
+    examples one by one, which batch norm in training mode does not. Left out and counted in `num_skipped` is
+    an update with one micro-batch, with a gradient that is not finite, or with a last micro-batch so short
+    that all together are hardly worth more examples than the first.
+    """
+
+    def __init__(
+        self,
+        parameters: nn.Module | Iterable[Tensor],
+        *,
+        reduction: Reduction = "mean",
+        memory: float | None = None,
+    ) -> None:
+        if isinstance(parameters, DistributedDataParallel):
+            raise SettingError(
+                "a DistributedDataParallel model: give its parameters() and call attach(model)"
+            )
+        whole = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+        self._parameters = list({id(one): one for one in whole if one.requires_grad}.values())
+        if not self._parameters:
+            raise SettingError("no parameter requires a gradient: give model.parameters()")
+        if any(hasattr(one, "full_tensor") for one in self._parameters):
+            raise SettingError(
+                "sharded parameters (DTensor) have sharded gradients: only whole ones are measured"
+            )
+        if reduction not in get_args(Reduction):
+            raise SettingError(f"reduction {reduction!r}: give one of {', '.join(get_args(Reduction))}")
+        self.reduction = reduction
+        self.num_skipped = 0
+        self._running = RunningNoise(memory=memory)
+        self._first: Tensor | None = None  # |.grad|² after the first micro-batch
+        self._parts: list[MicroBatch] = []  # since the last update
+        self._witness: tuple[Tensor, Tensor] | None = None  # a scaled gradient, and a copy of it
+        self._seen: list[tuple[int, int]] = []  # the gradients and their versions after the last one
+        self._unread: list[tuple[Tensor, Tensor]] = []  # (small, big) squared norms and sizes, of each update
+        self._replicas: ReplicaNorms | None = None
+
+    @property
+    def memory(self) -> float | None:
+        """Examples that the averages remember; None before the first update if none was given."""
+        return self._running.memory
+
+    @property
+    def num_updates(self) -> int:
+        """Updates that the averages have taken in."""
+        self._read()
+        return self._running.num_updates
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Examples in each micro-batch since the last update."""
+        return tuple(part.num_examples for part in self._parts)
+
+    def micro_batch(self, num_examples: int, *, weight: float | None = None, scale: float = 1.0) -> None:
+        """To be called after each micro-batch's backward pass, with its number of examples.
+
+        weight: what its mean gradient counts for beside the others', such as its number of tokens where the
+            loss is a mean over those; None: as `reduction` says.
+        scale: a further factor in `.grad`, such as an AMP GradScaler's get_scale().
+        """
+        if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
+            raise SettingError(
+                f"a micro-batch of {num_examples!r} examples: give a whole number of 1 or more"
+            )
+        alike = weight is None and self.reduction == "mean"
+        if weight is None:
+            weight = 1.0 if alike else num_examples
+        _check_positive(weight=weight, scale=scale)
+        if not self._parts and self._replicas is None:
+            self._first = squared_norm(self._gradients())
+        self._parts.append(MicroBatch(num_examples, float(weight), float(scale), alike))
+        self._seen = self._versions()
+        self._witness = None
+        if scale != 1:  # unscaling leaves no trace in the versions
+            smallest = min(self._gradients(), key=Tensor.numel)
+            self._witness = smallest, smallest.clone()
+
+    def update(
+        self, *, scale: float | None = None, divided_by: float | None = None, last: Tensor | None = None
+    ) -> bool:
+        """To be called after the last micro-batch, before the optimizer; whether the update is taken in.
+
+        scale: of the gradient as it is now; None: the last micro-batch's, and then it must not have been
+            changed since (SettingError where it was, as by clipping). divided_by: the sum of weights that
+            losses were divided by, as the usual number of micro-batches in an update that has fewer, or 1
+            where mean losses were not divided at all; None: those of this update; with `attach`, all
+            processes must have as many micro-batches then. last: the squared norm of the gradient, where the
+            caller has it.
+
+        On a GPU a gradient that is not finite is noticed, and counted in `num_skipped`, later.
+        """
+        parts, first, witness = self._parts, self._first, self._witness
+        self._parts, self._first, self._witness = [], None, None
+        if not parts:
+            raise MeasurementError("update() before any micro_batch(): call that after each backward pass")
+        _check_positive(scale=scale, divided_by=divided_by)
+        if self._replicas is None and rank_and_size()[1] > 1:
+            raise SettingError(
+                "several processes: a gradient may be of one of them or reduced over all, which only "
+                "attach(model) can tell"
+            )
+        if scale is None:
+            if last is None and (self._versions() != self._seen or _differ(witness)):
+                raise SettingError(
+                    "the gradients were changed after the last micro_batch(): call update() before they are "
+                    "unscaled, clipped or zeroed"
+                )
+            scale = parts[-1].scale
+        undivided = 1.0 if divided_by is None else divided_by / sum(part.weight for part in parts)
+        if self._replicas is not None:
+            found = across(self._replicas, parts, factor=(undivided / scale) ** 2)
+        elif len(parts) < 2:
+            self.num_skipped += 1
+            return False
+        else:
+            assert first is not None, "taken at the first micro-batch"
+            last = squared_norm(self._gradients()) if last is None else last
+            squares = torch.stack([first / parts[0].scale ** 2, last / scale**2]) * undivided**2
+            found = nested(squares, parts)
+        self._unread.append(found)
+        if found[0].device.type == "cpu" or len(self._unread) >= UNREAD:
+            skipped = self.num_skipped
+            self._read()
+            return self.num_skipped == skipped
+        return True
+
+    def discard(self) -> None:
+        """Forgets the micro-batches since the last update, as where that update is not to be made."""
+        self._parts, self._first, self._witness = [], None, None
+        if self._replicas is not None:
+            self._replicas.clear()
+
+    def attach(self, model: DistributedDataParallel, comm_hook: tuple[Any, CommHook] | None = None) -> None:
+        """Takes each process's gradient as the small batch and the reduced one as the big batch.
+
+        By a communication hook, which sees a gradient before and after its reduction; all processes get the
+        same numbers, by one further reduction of a few of them per update. Call `micro_batch` after each
+        backward pass, under `no_sync()` for all but the last, and `update` after that.
+
+        comm_hook: state and hook of another communication hook, which then does the reduction. What it
+            returns must be the mean over processes up to rounding, as that of a half-precision hook is, and
+            PowerSGD's is not. SettingError where the model has a hook already: hand it over here instead.
+        """
+        if not isinstance(model, DistributedDataParallel):
+            raise SettingError(f"{type(model).__name__}: give the model wrapped in DistributedDataParallel")
+        if model.process_group.size() < 2:
+            raise SettingError("a process group of one: its gradient is the whole batch's; use micro-batches")
+        replicas = ReplicaNorms(model.process_group, comm_hook)
+        try:
+            model.register_comm_hook(None, lambda state, bucket: replicas.reduce(bucket))
+        except RuntimeError as error:
+            raise SettingError(
+                "the model has a communication hook already: leave register_comm_hook out and give "
+                f"attach(model, comm_hook=(state, hook)) ({error})"
+            ) from error
+        self._replicas = replicas
+
+    def noise(self) -> GradientNoise:
+        """|G|², tr Σ and B_simple, averaged over the latest updates, with their errors.
+
+        MeasurementError before the first update that counts.
+        """
+        if self.num_updates == 0:
+            skipped = f"; {self.num_skipped} were left out" if self.num_skipped else ""
+            raise MeasurementError(
+                "no noise scale yet: it takes an update of two or more micro-batches with finite "
+                f"gradients{skipped}"
+            )
+        return self._running.noise
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers of `noise`, with the interval of B_simple, for a logger; nan where not resolved."""
+        found = self.noise()
+        simple = found.simple.value if found.resolved else math.nan
+        values = (found.squared_gradient_norm.value, found.gradient_variance.value, simple)
+        return dict(zip(SCALARS, (*values, found.simple.low, found.simple.high), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages between two updates, as plain numbers."""
+        self._read()
+        return {"running": self._running.state_dict(), "num_skipped": self.num_skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from another monitor's `state_dict`, bit for bit."""
+        self._unread.clear()
+        self._running.load_state_dict(state["running"])
+        self.num_skipped = state["num_skipped"]
+
+    def _gradients(self) -> list[Tensor]:
+        found = [one.grad for one in self._parameters if one.grad is not None]
+        if not found:
+            raise MeasurementError(
+                "no parameter has a gradient: call this after backward(), before zero_grad()"
+            )
+        return found
+
+    def _versions(self) -> list[tuple[int, int]]:
+        """What changes with every write to a gradient."""
+        return [(id(one.grad), one.grad._version) for one in self._parameters if one.grad is not None]
+
+    def _read(self) -> None:
+        """Takes the waiting norms into the averages."""
+        unread, self._unread = self._unread, []
+        for squares, sizes in unread:
+            (small, big), (small_size, big_size) = squares.tolist(), sizes.tolist()
+            if not math.isfinite(small + big) or big_size < LEAST_RATIO * small_size:
+                self.num_skipped += 1
+                continue
+            if self._running.memory is None:
+                self._running.memory = MEMORY * big_size
+            found = two_batch(small, small_size, big, big_size)
+            self._running.add(*found, num_examples=big_size)
+
+
+def _differ(witness: tuple[Tensor, Tensor] | None) -> bool:
+    """Whether a gradient is no longer what its copy is; two nan, as of an overflow, are the same."""
+    return witness is not None and not torch.allclose(*witness, rtol=0, atol=0, equal_nan=True)
+
+
+def _check_positive(**values: float | None) -> None:
+    """SettingError for what is given and is no positive number."""
+    for name, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
+            raise SettingError(f"{name.replace('_', ' ')} {value!r}: give a positive number")

@@ -1,0 +1,168 @@
+"""The monitor on DistributedDataParallel: two gloo processes against closed forms."""
+
+import json
+import os
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from noisescale.errors import MeasurementError, SettingError
+from noisescale.measure.distributed import process_group
+from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
+from noisescale.statistics.running_noise import two_batch
+from tests.measure.monitor.test_noise_monitor import regression
+from tests.measure.test_distributed import free_port
+
+EVEN, UNEVEN = ((2, 1), (2, 1)), ((1, 2), (1, 1))
+MORE = ((1, 2, 1), (2, 2))  # micro-batch sizes of either process
+
+
+def per_example(count):
+    *_, gradients = regression(count)
+    return torch.from_numpy(gradients)
+
+
+def expected(sizes, reduction):
+    """From per-example gradients: the mean squared norm of the processes' gradients, and of their mean."""
+    total = sum(map(sum, sizes))
+    locals_, weights, start = [], [], 0
+    rows = per_example(total)
+    for own in sizes:
+        parts = [part.mean(0) for part in rows[start : start + sum(own)].split(own)]
+        start += sum(own)
+        if reduction == "mean":
+            weights.append([1 / len(own)] * len(own))
+        else:
+            weights.append([count / sum(own) for count in own])
+        locals_.append(sum(weight * part for weight, part in zip(weights[-1], parts, strict=True)))
+    if reduction == "sum":
+        shares = [sum(own) / total for own in sizes]
+        small_size, big_size = total / len(sizes), total
+    else:
+        shares = [1 / len(sizes)] * len(sizes)
+        inverse = [
+            sum(weight**2 / count for weight, count in zip(one, own, strict=True))
+            for one, own in zip(weights, sizes, strict=True)
+        ]
+        small_size = len(sizes) / sum(inverse)
+        big_size = len(sizes) * small_size
+    whole = sum(share * one for share, one in zip(shares, locals_, strict=True))
+    small = sum(share * float(one @ one) for share, one in zip(shares, locals_, strict=True))
+    return two_batch(small, small_size, float(whole @ whole), big_size)
+
+
+def step(model, monitor, inputs, targets, own, start, total, scale=1.0):
+    """One update's micro-batches of this process, the last of them with a reduction."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    model.zero_grad()
+    parts = torch.arange(start, start + sum(own[rank])).split(own[rank])
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        with model.no_sync() if not last else torch.enable_grad():
+            losses = 0.5 * (model(inputs[part])[:, 0] - targets[part]) ** 2
+            share = 1 / len(parts) / len(part) if monitor.reduction == "mean" else world / total
+            (scale * losses.sum() * share).backward()
+        monitor.micro_batch(len(part), scale=scale)
+
+
+def as_rank(rank, port, path):
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": 2}
+    os.environ.update({key: str(value) for key, value in place.items()})
+    torch.set_num_threads(1)
+    found = {}
+    with process_group(device="cpu"):
+        for name, sizes, reduction in (
+            ("even", EVEN, "mean"),
+            ("uneven", UNEVEN, "mean"),
+            ("more", MORE, "mean"),
+            ("uneven-sum", UNEVEN, "sum"),
+        ):
+            total = sum(map(sum, sizes))
+            weights, inputs, targets, _ = regression(total)
+            # small buckets, so that there are several of them
+            model = DistributedDataParallel(weights, bucket_cap_mb=1e-6)
+            monitor = NoiseScaleMonitor(model.parameters(), reduction=reduction)
+            monitor.attach(model)
+            start = 0 if rank == 0 else sum(sizes[0])
+            for _ in range(2):
+                step(model, monitor, inputs, targets, sizes, start, total)
+                assert monitor.update()
+            noise = monitor.noise()
+            found[name] = [noise.squared_gradient_norm.value, noise.gradient_variance.value]
+
+        # an AMP scale, and an update that is not to be made
+        weights, inputs, targets, _ = regression(6)
+        model = DistributedDataParallel(weights)
+        monitor = NoiseScaleMonitor(model.parameters())
+        monitor.attach(model)
+        step(model, monitor, inputs, targets, EVEN, 3 * rank, 6)
+        monitor.discard()
+        step(model, monitor, inputs, targets, EVEN, 3 * rank, 6, scale=64.0)
+        monitor.update()
+        noise = monitor.noise()
+        found["scaled"] = [noise.squared_gradient_norm.value, noise.gradient_variance.value]
+        alone = NoiseScaleMonitor(weights)
+        with model.no_sync():
+            for part in (slice(0, 2), slice(2, 4)):
+                (model(inputs[part]) ** 2).mean().backward()
+                alone.micro_batch(2)
+        with pytest.raises(SettingError, match="several processes"):
+            alone.update()
+
+        weights, inputs, targets, _ = regression(6)
+        model = DistributedDataParallel(weights)
+        monitor = NoiseScaleMonitor(model.parameters())
+        monitor.attach(model, (None, fp16_compress_hook))
+        step(model, monitor, inputs, targets, EVEN, 3 * rank, 6)
+        monitor.update()
+        found["compressed"] = [
+            monitor.noise().squared_gradient_norm.value,
+            monitor.noise().gradient_variance.value,
+        ]
+        found["gradient"] = model.module.weight.grad.tolist()
+
+        for _ in range(2):  # without no_sync the small batch would hold what was reduced before
+            (model(inputs[:2]) ** 2).mean().backward()
+            monitor.micro_batch(2)
+        with pytest.raises(MeasurementError, match=r"2 reductions in this update.*no_sync"):
+            monitor.update()
+        with pytest.raises(SettingError, match="has a communication hook already"):
+            NoiseScaleMonitor(model.parameters()).attach(model)
+        with pytest.raises(SettingError, match="call attach"):
+            NoiseScaleMonitor(model)
+    (path / f"{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.slow
+def test_two_processes_are_the_small_batches(tmp_path):
+    multiprocessing.spawn(as_rank, (free_port(), tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first["even"] == pytest.approx(expected(EVEN, "mean"), rel=1e-9)
+    assert first["uneven"] == pytest.approx(expected(UNEVEN, "mean"), rel=1e-9)
+    assert first["more"] == pytest.approx(expected(MORE, "mean"), rel=1e-9)
+    assert first["scaled"] == pytest.approx(expected(EVEN, "mean"), rel=1e-9)
+    assert first["uneven-sum"] == pytest.approx(expected(UNEVEN, "sum"), rel=1e-9)
+    assert first["compressed"] == pytest.approx(expected(EVEN, "mean"), rel=1e-2)
+    weights = torch.tensor([1, 1, 2, 1, 1, 2]) / 8  # micro-batches of 2, 1, 2 and 1 examples count alike
+    mean = (weights.double() @ per_example(6)).tolist()
+    assert first["gradient"][0] == pytest.approx(mean, rel=1e-2)
+
+
+def as_only_rank(rank, port):
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "1"}
+    os.environ.update(place)
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    model = DistributedDataParallel(nn.Linear(2, 2))
+    with pytest.raises(SettingError, match="a process group of one"):
+        NoiseScaleMonitor(model.parameters()).attach(model)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_group_of_one_is_refused():
+    multiprocessing.spawn(as_only_rank, (free_port(),), nprocs=1)

@@ -1,0 +1,115 @@
+"""The measurement of one checkpoint as one record."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from noisescale.errors import SettingError
+from noisescale.measure.curvature.products import hessian_matvec
+from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig
+from noisescale.problems.problem import select
+from tests.helpers.problems import classification, regression, seeded
+
+EVERYTHING = SharpnessOptions(
+    top=2, bottom=1, trace=True, density=True, phi=True, batch_size=5, num_batches=8, dtype=torch.float64
+)
+
+
+def test_everything_asked_for_is_measured_and_is_strict_json():
+    problem = classification()
+    found = measure_sharpness(problem, options=EVERYTHING)
+    matrix = torch.stack([hessian_matvec(problem)(unit) for unit in torch.eye(83, dtype=torch.float64)])
+    values = torch.linalg.eigvalsh(matrix)
+    largest, second, smallest = found.eigenvalues
+    assert [one.which for one in found.eigenvalues] == ["largest", "largest", "smallest"]
+    assert largest.value.value == pytest.approx(values[-1].item(), rel=1e-5)
+    assert second.value.value == pytest.approx(values[-2].item(), rel=1e-5)
+    assert smallest.value.value == pytest.approx(values[0].item(), rel=1e-5)
+    assert largest.value.stderr == 0  # all examples: exact
+    assert found.moments.trace.low < matrix.trace().item() < found.moments.trace.high
+    assert [(phi.space, phi.epsilon) for phi in found.phi] == [
+        ("full", 1e-3),
+        ("full", 5e-4),
+        ("random", 1e-3),
+        ("random", 5e-4),
+    ]
+    content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert content["eigenvalues"][0].keys() >= {"which", "value", "residual", "converged"}
+    for name in ("trace", "frobenius", "batch_sharpness", "gradient_noise_interaction"):
+        assert content[name].keys() == {"value", "stderr", "low", "high"}
+    assert content["phi"][0].keys() >= {"space", "epsilon", "value", "iterations"}
+    assert np.trapezoid(content["density"]["density"], content["density"]["grid"]) == pytest.approx(
+        1, abs=0.01
+    )
+
+
+def test_what_is_not_asked_for_is_absent():
+    found = measure_sharpness(classification(), options=SharpnessOptions(top=0))
+    assert found.eigenvalues == ()
+    assert found.largest is None
+    content = found.to_dict()
+    absent = ("trace", "frobenius", "batch_sharpness", "gradient_noise_interaction", "density", "batch_size")
+    assert all(content[name] is None for name in absent)
+    assert content["phi"] == []
+    assert found.num_matvecs == 0
+
+
+def test_the_gauss_newton_matrix_replaces_the_hessian():
+    found = measure_sharpness(classification(), options=SharpnessOptions(ggn=True, bottom=1))
+    assert found.matrix == "ggn"
+    assert found.eigenvalues[-1].value.value > -1e-6
+
+
+def test_a_subset_covers_the_whole_within_its_error():
+    """95 % intervals over 200 random subsets, two thirds of the whole, so that √(1 − n/N) matters."""
+    problem = regression(num_examples=3000).problem
+    inputs = problem.train.inputs
+    truth = torch.linalg.eigvalsh(inputs.T @ inputs / 3000)[-1].item()
+    found = [
+        measure_sharpness(problem, options=SharpnessOptions(num_examples=2000, seed=seed)).largest.value
+        for seed in range(200)
+    ]
+    hits = np.mean([one.low <= truth <= one.high for one in found])
+    assert hits > 0.95 - 4 * (0.95 * 0.05 / 200) ** 0.5
+    spread = np.std([one.value for one in found])
+    assert np.mean([one.stderr for one in found]) == pytest.approx(spread, rel=0.25)
+
+
+def test_a_warm_start_takes_fewer_products():
+    problem = build_problem(ProblemConfig(dataset="digits", width=32))
+    cold = measure_sharpness(problem)
+    nearby = {name: param * 1.002 for name, param in problem.model.named_parameters()}
+    warm = measure_sharpness(problem, nearby, start=cold)
+    assert warm.num_matvecs < 0.8 * measure_sharpness(problem, nearby).num_matvecs
+
+
+def test_a_subset_is_random_seeded_and_without_repeats():
+    problem = classification()
+    examples, _, population = select(problem, num_examples=20, generator=seeded(1))
+    assert population == 50
+    rows = {tuple(row.tolist()) for row in examples.inputs}
+    assert len(rows) == 20
+    assert not torch.equal(examples.inputs, problem.train.inputs[:20])
+    assert torch.equal(select(problem, num_examples=20, generator=seeded(1)).examples.inputs, examples.inputs)
+    assert not torch.equal(
+        select(problem, num_examples=20, generator=seeded(2)).examples.inputs, examples.inputs
+    )
+
+
+def test_impossible_measurements_are_refused():
+    problem = classification()
+    for options, message in (
+        ({"split": "valid"}, "split 'valid': this problem has train, test"),
+        ({"split": "validation"}, "split 'validation': this problem has train, test"),
+        ({"num_examples": 51}, "num examples 51: the train split has 50"),
+        ({"top": 84}, "top 84: the model has P = 83 parameters"),
+        ({"bottom": -1}, "bottom -1"),
+        ({"batch_size": 51}, "batch size 51"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            measure_sharpness(problem, options=replace(SharpnessOptions(), **options))
