@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import interpolate, optimize
 
 from analysis.tables import Runs, analysis
-from noisescale.run_tables import estimate_row, read_noise
 from noisescale.statistics.estimate import Estimate, from_samples, from_stderr
+from noisescale.training.records.tables import estimate_row, read_noise
 
 GOALS = (0.3, 0.2, 0.15)  # training loss
 SETTING = ["batch_size", "exchange_rate", "lr_scaling"]

@@ -10,14 +10,6 @@ from typing import Any
 import pandas as pd
 
 from analysis.tables import DATA, Runs, analysis
-from noisescale.run_tables import (
-    BRANCHES,
-    PREDICTED,
-    STEPS_TO_GOAL,
-    estimate_columns,
-    read_losses,
-    read_noise,
-)
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
     fastest_runs,
@@ -27,7 +19,15 @@ from noisescale.statistics.critical_batch.goal_table import (
     laws_table,
 )
 from noisescale.statistics.estimate import Estimate, quotient
-from noisescale.store import read_json
+from noisescale.training.records.folder import read_json
+from noisescale.training.records.tables import (
+    BRANCHES,
+    PREDICTED,
+    STEPS_TO_GOAL,
+    estimate_columns,
+    read_losses,
+    read_noise,
+)
 
 MEASURED = ("mnist", "quadratic")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.tables import Runs, analysis, mean_and_std
-from noisescale.run_tables import read_sharpness
+from noisescale.training.records.tables import read_sharpness
 
 CASE = ["loss", "batch_size", "learning_rate", "seed"]
 QUANTITIES = ["largest_eigenvalue", "batch_sharpness"]

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.tables import Runs, analysis, mean_and_std
-from noisescale.run_tables import estimate_columns, read_noise, read_noise_layers
 from noisescale.statistics.critical_batch.recommendation import recommend
+from noisescale.training.records.tables import estimate_columns, read_noise, read_noise_layers
 
 CASE = ["batch_size", "seed"]
 SCALES = ["simple", "full"]

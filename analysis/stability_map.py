@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.tables import Runs, analysis
-from noisescale.run_tables import read_boundary, read_cells
-from noisescale.store import SUMMARY, read_json
+from noisescale.training.records.folder import SUMMARY, read_json
+from noisescale.training.records.tables import read_boundary, read_cells
 
 ORDER = ("unit", "raw", "mse", "cross_entropy")
 CURVES = ("lower", "gaussian", "wu", "upper", "lyapunov", "descent")

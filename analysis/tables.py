@@ -10,7 +10,14 @@ import click
 import pandas as pd
 
 from noisescale.errors import RunFolderError
-from noisescale.store import CONFIG, SUMMARY, experiment_command, finished_runs, read_json, write_atomically
+from noisescale.training.records.folder import (
+    CONFIG,
+    SUMMARY,
+    experiment_command,
+    finished_runs,
+    read_json,
+    write_atomically,
+)
 
 Runs = list[tuple[Path, dict[str, Any]]]  # folder and record of each
 DATA = Path(__file__).parent.parent / "paper_figures" / "data"

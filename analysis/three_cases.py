@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.tables import Runs, analysis, mean_and_std
-from noisescale.run_tables import CONFUSION, read_metrics
+from noisescale.training.records.tables import CONFUSION, read_metrics
 
 CASE = ["pixel_scale", "batch_size"]
 SCORES = ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_f1", "seconds"]

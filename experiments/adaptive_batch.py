@@ -12,7 +12,7 @@ from typing import Any
 from experiments.runs import Case, experiment
 from noisescale import ProblemConfig, RunOptions, TrainConfig
 from noisescale.problems.config import LrScaling, run_name
-from noisescale.tracking.noise import NoiseTracking
+from noisescale.training.tracking.noise import NoiseTracking
 
 PROBLEM = ProblemConfig(dataset="mnist", width=256)
 EPOCHS = {16: 2, 32: 2, 64: 2, 128: 3, 256: 4, 512: 6, 1024: 8}  # by fixed batch size

@@ -23,17 +23,17 @@ from noisescale import (
     TrainConfig,
     run_critical_batch,
 )
-from noisescale.checkpoint import load_checkpoint
 from noisescale.cli.critical_batch import PRESETS, WIDTH
 from noisescale.cli.options import machine_options, resolve_device
 from noisescale.critical.branch import BranchConfig, default_examples, run_branches
 from noisescale.critical.cell import GoalCell, run_to_goal
 from noisescale.problems.problem import Examples, factory_config
 from noisescale.problems.synthetic import noisy_quadratic
-from noisescale.store import STEP_CHECKPOINTS, record_experiment
 from noisescale.sweep import Cell, file_digest
 from noisescale.sweep.executors import LocalProcesses, default_processes
-from noisescale.tracking.noise import NoiseTracking
+from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.records.folder import STEP_CHECKPOINTS, record_experiment
+from noisescale.training.tracking.noise import NoiseTracking
 
 PROBLEM = ProblemConfig(dataset="mnist", width=WIDTH)
 BASE = TrainConfig(batch_size=16, learning_rate=0.1, epochs=40)  # of the runs that branches start from

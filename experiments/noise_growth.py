@@ -11,7 +11,7 @@ from typing import Any
 from experiments.runs import Case, experiment
 from noisescale import ProblemConfig, RunOptions, TrainConfig
 from noisescale.problems.config import run_name
-from noisescale.tracking.noise import NoiseTracking
+from noisescale.training.tracking.noise import NoiseTracking
 
 BATCH_SIZES = (128, 32)
 SCALES: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from rich.console import Console
 from noisescale import ProblemConfig, RunOptions, TrainConfig, run_training
 from noisescale.cli.options import machine_options, resolve_device
 from noisescale.errors import RunFolderBusyError
-from noisescale.store import record_experiment
+from noisescale.training.records.folder import record_experiment
 
 Case = tuple[str, ProblemConfig, TrainConfig, RunOptions]  # folder name, what it is, how it is carried out
 

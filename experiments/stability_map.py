@@ -24,8 +24,8 @@ from noisescale import (
     run_training,
 )
 from noisescale.cli.options import machine_options, resolve_device
-from noisescale.store import CHECKPOINT, record_experiment
 from noisescale.sweep import Horizon, file_digest
+from noisescale.training.records.folder import CHECKPOINT, record_experiment
 
 UNIT = ProblemConfig(dataset="mnist", width=256)
 SMALL = ProblemConfig(dataset="mnist", num_train=1000, width=200)

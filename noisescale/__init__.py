@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 from noisescale._version import __version__
 
 if TYPE_CHECKING:
-    from noisescale.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from noisescale.critical.branch import BranchConfig, BranchResult, run_branches
     from noisescale.critical.config import CriticalBatchConfig
     from noisescale.critical.engine import run_critical_batch
     from noisescale.critical.results import CriticalBatchResult
     from noisescale.errors import NoisescaleError
-    from noisescale.evaluation import Evaluation, evaluate
     from noisescale.measure.curvature.batch_sharpness import (
         KeskarSharpness,
         batch_sharpness,
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
     from noisescale.problems.data.splits import load_splits
     from noisescale.problems.models import cnn, mlp
     from noisescale.problems.problem import Examples, LossFn, MatVec, Params, Problem
-    from noisescale.run import RunOptions, run_training
-    from noisescale.schedule import AdaptiveBatchSize
     from noisescale.statistics.critical_batch.branches import branch_critical_batch
     from noisescale.statistics.critical_batch.fit import CriticalBatchFit, fit_critical_batch, steps_to_goal
     from noisescale.statistics.critical_batch.learning_rate_law import (
@@ -62,21 +58,25 @@ if TYPE_CHECKING:
     from noisescale.sweep.config import Horizon, SweepConfig
     from noisescale.sweep.engine import SweepOptions, run_sweep
     from noisescale.sweep.results import SweepResult
-    from noisescale.tracking.noise import NoiseTracking
-    from noisescale.training import train
-    from noisescale.weights import load_weights
+    from noisescale.training.adaptive_batch import AdaptiveBatchSize
+    from noisescale.training.evaluation import Evaluation, evaluate
+    from noisescale.training.records.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from noisescale.training.records.weights import load_weights
+    from noisescale.training.run import RunOptions, run_training
+    from noisescale.training.tracking.noise import NoiseTracking
+    from noisescale.training.trainer import train
 
 _MODULES = {
-    "AdaptiveBatchSize": "schedule",
+    "AdaptiveBatchSize": "training.adaptive_batch",
     "BranchConfig": "critical.branch",
     "BranchResult": "critical.branch",
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "training.records.checkpoint",
     "CriticalBatchConfig": "critical.config",
     "CriticalBatchFit": "statistics.critical_batch.fit",
     "CriticalBatchResult": "critical.results",
     "EigenPairs": "measure.curvature.eigenpairs",
     "Estimate": "statistics.estimate",
-    "Evaluation": "evaluation",
+    "Evaluation": "training.evaluation",
     "Examples": "problems.problem",
     "GradientMoments": "measure.gradients.moments",
     "GradientNoise": "statistics.gradient_noise",
@@ -87,7 +87,7 @@ _MODULES = {
     "MatVec": "problems.problem",
     "NoiseScale": "statistics.gradient_noise",
     "NoiseScaleMonitor": "measure.monitor.noise_monitor",
-    "NoiseTracking": "tracking.noise",
+    "NoiseTracking": "training.tracking.noise",
     "NoisescaleError": "errors",
     "Objective": "measure.objective",
     "Outer": "measure.gradients.factors",
@@ -95,7 +95,7 @@ _MODULES = {
     "Problem": "problems.problem",
     "ProblemConfig": "problems.config",
     "Recommendation": "statistics.critical_batch.recommendation",
-    "RunOptions": "run",
+    "RunOptions": "training.run",
     "RunningNoise": "statistics.running_noise",
     "Sharpness": "measure.sharpness",
     "SharpnessOptions": "measure.sharpness",
@@ -112,7 +112,7 @@ _MODULES = {
     "branch_critical_batch": "statistics.critical_batch.branches",
     "build_problem": "problems.build",
     "cnn": "problems.models",
-    "evaluate": "evaluation",
+    "evaluate": "training.evaluation",
     "fit_critical_batch": "statistics.critical_batch.fit",
     "fit_edge": "statistics.stability_edge",
     "fit_learning_rate_laws": "statistics.critical_batch.learning_rate_law",
@@ -122,9 +122,9 @@ _MODULES = {
     "gradient_rule": "measure.gradients.rules",
     "hessian_matvec": "measure.curvature.products",
     "keskar_sharpness": "measure.curvature.batch_sharpness",
-    "load_checkpoint": "checkpoint",
+    "load_checkpoint": "training.records.checkpoint",
     "load_splits": "problems.data.splits",
-    "load_weights": "weights",
+    "load_weights": "training.records.weights",
     "measure_noise": "measure.noise",
     "measure_sharpness": "measure.sharpness",
     "measure_stability": "measure.stability",
@@ -134,15 +134,15 @@ _MODULES = {
     "run_branches": "critical.branch",
     "run_critical_batch": "critical.engine",
     "run_sweep": "sweep.engine",
-    "run_training": "run",
-    "save_checkpoint": "checkpoint",
+    "run_training": "training.run",
+    "save_checkpoint": "training.records.checkpoint",
     "simulate_threshold": "measure.stability",
     "spectral_density": "measure.curvature.spectrum",
     "spectral_moments": "measure.curvature.spectrum",
     "stable_sharpness": "statistics.stability_curves",
     "steps_to_goal": "statistics.critical_batch.fit",
     "top_eigenpairs": "measure.curvature.eigenpairs",
-    "train": "training",
+    "train": "training.trainer",
     "two_batch": "statistics.running_noise",
 }
 

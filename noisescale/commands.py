@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from noisescale.errors import NoisescaleError, SettingError
-from noisescale.interrupts import Interrupted
+from noisescale.training.interrupts import Interrupted
 
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 

@@ -169,7 +169,7 @@ def test_nothing_imports_the_experiments():
 
 def test_public_names_load_when_they_are_used():
     code = (
-        "import sys, noisescale, noisescale.problems.config, noisescale.store\n"
+        "import sys, noisescale, noisescale.problems.config, noisescale.training.records.folder\n"
         "assert 'torch' not in sys.modules\n"
         "noisescale.Problem\nassert 'torch' in sys.modules\n"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from noisescale import run_tables
+from noisescale.training.records import tables as run_tables
 from tests.test_cli import SMALL, run
 from tests.test_cli_measure_noise import strict
 

@@ -16,19 +16,20 @@ import pandas as pd
 import pytest
 import torch
 
-from noisescale import run_tables, store
-from noisescale.checkpoint import load_checkpoint
 from noisescale.critical.cell import GoalCell, read_goal_run, run_to_goal
 from noisescale.critical.config import CriticalBatchConfig, default_batch_sizes, default_goals
 from noisescale.critical.engine import run_critical_batch
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
-from noisescale.evaluation import evaluate, mean_loss
 from noisescale.problems.build import build_own_problem, build_problem
 from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
 from noisescale.problems.problem import factory_config
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
 from noisescale.sweep.cell import Cell
-from noisescale.tracking.noise import NoiseTracking
+from noisescale.training.evaluation import evaluate, mean_loss
+from noisescale.training.records import folder as store
+from noisescale.training.records import tables as run_tables
+from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.tracking.noise import NoiseTracking
 
 PROBLEM = ProblemConfig(dataset="digits", num_train=200, width=8, depth=1)
 CONFIG = CriticalBatchConfig(

@@ -17,7 +17,7 @@ from noisescale.problems.synthetic import noisy_quadratic
 from noisescale.statistics.critical_batch.fit import fit_critical_batch, steps_to_goal
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
 from noisescale.sweep.cell import Cell
-from noisescale.training import Training
+from noisescale.training.trainer import Training
 from tests.test_critical import Here
 
 NUM_EXAMPLES, DIM = 50_000, 100

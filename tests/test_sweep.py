@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from noisescale.errors import MeasurementError, NoisescaleError, RunFolderError, SettingError
-from noisescale.interrupts import Interrupted
 from noisescale.problems.build import LOSSES, chance_loss
 from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.statistics.stability_curves import StabilityConstants
@@ -29,6 +28,7 @@ from noisescale.sweep.executors import LocalProcesses
 from noisescale.sweep.predictions import with_rates
 from noisescale.sweep.search import from_guess, scan_and_bisect
 from noisescale.sweep.tables import cell_row
+from noisescale.training.interrupts import Interrupted
 
 PROBLEM = ProblemConfig(dataset="digits", num_train=100, width=4, depth=1)
 CONFIG = SweepConfig(
@@ -165,9 +165,9 @@ def test_the_files_of_a_sweep(serial):
 
 
 def test_a_cell_is_the_run_that_train_makes(serial):
-    from noisescale.evaluation import evaluate
     from noisescale.problems.build import build_problem
-    from noisescale.training import train
+    from noisescale.training.evaluation import evaluate
+    from noisescale.training.trainer import train
 
     _, result, _ = serial
     row = result.cells[(result.cells["seed"] == 1) & (result.cells["label"] != "diverged")].iloc[0]
@@ -202,7 +202,7 @@ def test_only_missing_cells_are_run_and_more_may_be_asked_for(serial, tmp_path, 
 
 
 def _counting(made):
-    from noisescale.training import Training
+    from noisescale.training.trainer import Training
 
     def make(problem, config):
         made.append(config)

@@ -22,7 +22,7 @@ from noisescale.sweep.cell import Cell, run_cell
 from noisescale.sweep.engine import run_sweep
 from noisescale.sweep.executors import DaskExecutor
 from noisescale.sweep.replicas import ReplicaExecutor, ReplicaTraining, alike, run_replicas
-from noisescale.training import Training
+from noisescale.training.trainer import Training
 from tests.helpers.problems import classification
 from tests.test_sweep import CONFIG, PROBLEM, QUIET, Here
 

@@ -40,10 +40,10 @@ from noisescale import (
     top_eigenpairs,
     train,
 )
-from noisescale.environment import environment
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
 from noisescale.problems.problem import Examples, Params, select
-from noisescale.store import write_json
+from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
 NUM_EXAMPLES = 10_000

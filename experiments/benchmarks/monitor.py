@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.resources import seconds
 from noisescale import NoiseScaleMonitor, ProblemConfig, build_problem
-from noisescale.environment import environment
 from noisescale.problems.problem import Problem, as_examples
-from noisescale.store import write_json
+from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.resources import peak_bytes, seconds
 from noisescale import Problem, ProblemConfig, build_problem, gradient_moments
-from noisescale.environment import environment
 from noisescale.problems.problem import Examples, select
-from noisescale.store import write_json
+from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
 VOCABULARY, LENGTH, WIDTH, HEADS, LAYERS = 256, 64, 128, 4, 2

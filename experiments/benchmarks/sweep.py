@@ -26,13 +26,13 @@ from rich.console import Console
 
 from experiments.benchmarks.resources import seconds
 from noisescale import Horizon, ProblemConfig, SweepConfig, SweepOptions, SweepResult, TrainConfig, run_sweep
-from noisescale.environment import environment
 from noisescale.problems.build import build_problem
 from noisescale.problems.problem import Problem, as_examples
-from noisescale.store import write_json
 from noisescale.sweep.executors import LocalProcesses
 from noisescale.sweep.replicas import ReplicaTraining
-from noisescale.training import Training
+from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import write_json
+from noisescale.training.trainer import Training
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = {"processes": 1.7, "bisection": 0.4, "replicas": 5.0}

@@ -27,11 +27,11 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from noisescale import Problem, ProblemConfig, TrainConfig, build_problem
-from noisescale.environment import environment
 from noisescale.problems.data.splits import default_data_dir
 from noisescale.problems.problem import as_examples
-from noisescale.store import write_json
-from noisescale.training import Training
+from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import write_json
+from noisescale.training.trainer import Training
 
 RESULTS = Path(__file__).parent / "results"
 LEARNING_RATE = 1e-3

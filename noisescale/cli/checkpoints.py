@@ -14,9 +14,9 @@ from noisescale.errors import CheckpointError, MeasurementError
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from noisescale.checkpoint import Checkpoint
     from noisescale.problems.config import ProblemConfig
     from noisescale.problems.problem import Params, Problem
+    from noisescale.training.records.checkpoint import Checkpoint
 
 
 class Loaded(NamedTuple):
@@ -37,7 +37,7 @@ class Loaded(NamedTuple):
     @property
     def run(self) -> str:
         """The run folder it lies in, the file itself where it is not ours."""
-        from noisescale.store import STEP_CHECKPOINTS
+        from noisescale.training.records.folder import STEP_CHECKPOINTS
 
         if self.checkpoint is None:
             return str(self.path)
@@ -51,7 +51,7 @@ class Loaded(NamedTuple):
 
 def load_all(paths: tuple[Path, ...], *, device: str) -> list[Loaded]:
     """What is in files and run folders, in the order given; a folder's by step, each step once."""
-    from noisescale.weights import read_weights
+    from noisescale.training.records.weights import read_weights
 
     loaded: list[Loaded] = []
     for path in paths:
@@ -71,7 +71,7 @@ def with_problems(
     """
     from noisescale.problems.build import build_problem
     from noisescale.problems.problem import load_problem
-    from noisescale.weights import apply_weights
+    from noisescale.training.records.weights import apply_weights
 
     given = None if problem is None else load_problem(problem)
     built: dict[ProblemConfig, Problem] = {}
@@ -127,7 +127,7 @@ def _show(status: Status, title: str, activity: str) -> None:
 
 def _files(path: Path) -> list[Path]:
     """A checkpoint file as it is; of a run folder all of them."""
-    from noisescale.store import CHECKPOINT, STEP_CHECKPOINTS
+    from noisescale.training.records.folder import CHECKPOINT, STEP_CHECKPOINTS
 
     if not path.is_dir():
         return [path]

@@ -22,8 +22,8 @@ def branch(options: dict[str, Any], given: set[str], console: Console) -> None:
     """The critical batch size where a checkpoint is, measured and printed."""
     from noisescale.cli.critical_batch_report import print_branches
     from noisescale.critical.branch import run_branches
-    from noisescale.store import CHECKPOINT
     from noisescale.sweep.engine import SweepOptions
+    from noisescale.training.records.folder import CHECKPOINT
 
     start: Path = options["checkpoint"]
     start = start / CHECKPOINT if start.is_dir() else start
@@ -55,12 +55,12 @@ def report_failures(failures: list[str], out: Path) -> None:
 
 def _branch_config(options: dict[str, Any], given: set[str], start: Path) -> BranchConfig:
     """The branches that the options describe, from a checkpoint of ours or weights of another origin."""
-    from noisescale.checkpoint import Checkpoint
     from noisescale.critical.branch import BranchConfig, default_branch_sizes, default_examples
     from noisescale.critical.start import count_examples
     from noisescale.problems.problem import factory_config
     from noisescale.sweep.cell import file_digest
-    from noisescale.weights import read_weights
+    from noisescale.training.records.checkpoint import Checkpoint
+    from noisescale.training.records.weights import read_weights
 
     _, content = read_weights(start)
     stored = content if isinstance(content, Checkpoint) else None

@@ -122,7 +122,7 @@ def measure_noise(
     if plot is not None:
         from noisescale.plots.noise import noise_figure
         from noisescale.plots.training import image
-        from noisescale.store import write_atomically
+        from noisescale.training.records.folder import write_atomically
 
         write_atomically(plot, image(noise_figure(entries), plot.suffix[1:]))
         click.echo(plot, err=as_json)

@@ -58,8 +58,8 @@ def unmeasured_entry(one: Loaded, reason: str) -> dict[str, Any]:
 
 def recommend_sizes(entries: list[dict[str, Any]]) -> None:
     """Gives the last entry of every run what the noise scale tracked along it recommends, None the others."""
-    from noisescale.run_tables import read_noise
     from noisescale.statistics.critical_batch.recommendation import recommend
+    from noisescale.training.records.tables import read_noise
 
     for entry in entries:
         entry["recommendation"] = None

@@ -64,8 +64,8 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
 def _tracked(run: dict[str, Any]) -> str:
     """How the noise scale went, where it was tracked."""
     from noisescale.cli.noise_report import growth_text
-    from noisescale.run_tables import read_noise
     from noisescale.statistics.critical_batch.recommendation import recommend
+    from noisescale.training.records.tables import read_noise
 
     title = f"B = {run['batch_size']}"
     try:

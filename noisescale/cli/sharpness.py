@@ -86,7 +86,7 @@ def sharpness(
     from noisescale.cli.checkpoints import Loaded, load_all, measure_all
     from noisescale.cli.sharpness_report import print_sharpness, sharpness_entry, unmeasured_entry
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
-    from noisescale.training import has_batch_norm
+    from noisescale.training.trainer import has_batch_norm
 
     wanted = ("top", "bottom", "trace", "density", "phi", "batch_size")
     if not any(options[name] for name in wanted):
@@ -117,7 +117,7 @@ def sharpness(
         print_sharpness(entries)
     if plot is not None:
         from noisescale.plots.training import image, measurements_figure
-        from noisescale.store import write_atomically
+        from noisescale.training.records.folder import write_atomically
 
         write_atomically(plot, image(measurements_figure(entries), plot.suffix[1:]))
         click.echo(plot, err=as_json)

@@ -217,8 +217,8 @@ def _config(
         options["dataset"], notes = choose_dataset(options, console)
         problem = fill(ProblemConfig, options)
     else:
-        from noisescale.checkpoint import load_checkpoint
-        from noisescale.store import CHECKPOINT
+        from noisescale.training.records.checkpoint import load_checkpoint
+        from noisescale.training.records.folder import CHECKPOINT
 
         fields = {field.name for field in dataclasses.fields(ProblemConfig)}
         if others := [flag(ctx, name) for name in sorted(given & (fields | {"preset"}))]:

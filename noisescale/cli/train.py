@@ -26,7 +26,7 @@ from noisescale.errors import RunFolderError, SettingError
 from noisescale.problems.config import ADAPTIVE, ProblemConfig, TrainConfig, run_name
 
 if TYPE_CHECKING:
-    from noisescale.tracking.noise import NoiseTracking
+    from noisescale.training.tracking.noise import NoiseTracking
 
 NOISE_EXAMPLES = 10_000
 # The three-case study; see the README
@@ -148,7 +148,7 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     from rich.console import Console
 
     from noisescale.cli.report import print_comparison
-    from noisescale.run import RunOptions, run_training
+    from noisescale.training.run import RunOptions, run_training
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     _check_tracking(ctx, options)
@@ -191,7 +191,7 @@ def _check_tracking(ctx: click.Context, options: dict[str, Any]) -> None:
 
 
 def _noise_tracking(options: dict[str, Any]) -> NoiseTracking | None:
-    from noisescale.tracking.noise import NoiseTracking
+    from noisescale.training.tracking.noise import NoiseTracking
 
     if options["measure_noise_every"] is None:
         return None
@@ -224,7 +224,7 @@ def _cases(options: dict[str, Any]) -> list[tuple[Path, ProblemConfig, TrainConf
 
 def _stored_case(ctx: click.Context, path: Path, given: set[str]) -> tuple[Path, ProblemConfig, TrainConfig]:
     """The configurations in a run folder that is to be continued."""
-    from noisescale.store import CONFIG, parse_config, read_json
+    from noisescale.training.records.folder import CONFIG, parse_config, read_json
 
     if others := [flag(ctx, name) for name in sorted(given - CARRYING_OUT)]:
         raise SettingError(f"--resume continues a run with its own settings: leave out {', '.join(others)}")
@@ -240,8 +240,8 @@ def _stored_case(ctx: click.Context, path: Path, given: set[str]) -> tuple[Path,
 def _check(cases: list[tuple[Path, ProblemConfig, TrainConfig]], *, force: bool) -> None:
     """Raises what would stop a later case, before an earlier one has trained for an hour."""
     from noisescale.problems.data.splits import num_training_examples
-    from noisescale.store import folder_state
-    from noisescale.training import resolve_batch_size
+    from noisescale.training.records.folder import folder_state
+    from noisescale.training.trainer import resolve_batch_size
 
     for path, problem, training in cases:
         resolve_batch_size(training, num_training_examples(problem.dataset, problem.num_train))

@@ -11,16 +11,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from noisescale import store
 from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.critical.config import GoalSplit
 from noisescale.critical.start import count_examples
-from noisescale.environment import environment
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.plots.critical_batch import branch_figure
 from noisescale.plots.training import image
 from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig, digest, run_name
-from noisescale.run_tables import BRANCHES
 from noisescale.statistics.critical_batch.branches import (
     BRANCH_COLUMNS,
     FEWEST_BRANCHES,
@@ -35,6 +32,9 @@ from noisescale.sweep.engine import SweepOptions
 from noisescale.sweep.executors import given_or_local
 from noisescale.sweep.folder import CELL_FOLDER, claim
 from noisescale.sweep.tasks import Tasks
+from noisescale.training.records import folder as store
+from noisescale.training.records.environment import environment
+from noisescale.training.records.tables import BRANCHES
 
 SETTINGS, RESULT, PICTURE = "branches.json", "branch.json", "branches.png"
 SMOOTHED = 0.75  # of a branch, after which its losses are averaged

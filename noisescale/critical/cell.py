@@ -14,19 +14,20 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from noisescale import run_tables, store
-from noisescale.checkpoint import Checkpoint, save_checkpoint
 from noisescale.critical.config import GoalSplit
-from noisescale.environment import environment
 from noisescale.errors import RunFolderError
-from noisescale.evaluation import mean_loss
 from noisescale.problems.problem import Problem, as_examples, select, split_data
 from noisescale.statistics.critical_batch.fit import smoothed_losses, steps_to_goal
 from noisescale.sweep.cell import Cell, cell_problem, cell_record, one_thread
-from noisescale.tracking.noise import NoiseTracker, NoiseTracking
-from noisescale.tracking.rows import is_due
-from noisescale.training import Training
-from noisescale.weights import read_weights
+from noisescale.training.evaluation import mean_loss
+from noisescale.training.records import folder as store
+from noisescale.training.records import tables as run_tables
+from noisescale.training.records.checkpoint import Checkpoint, save_checkpoint
+from noisescale.training.records.environment import environment
+from noisescale.training.records.weights import read_weights
+from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
+from noisescale.training.tracking.rows import is_due
+from noisescale.training.trainer import Training
 
 EVALUATED = 2000  # random examples on which the loss is followed
 LOOKS_PER_DECADE = 24

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from noisescale import store
 from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.critical.config import CriticalBatchConfig, default_goals
 from noisescale.critical.noise_runs import run_noise_cells
@@ -20,7 +19,6 @@ from noisescale.critical.start import Start, count_examples, start_at
 from noisescale.critical.tuning import SLACK, Steps, Trial, Tuning, best_places, tune
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.config import run_name
-from noisescale.run_tables import STEPS_TO_GOAL
 from noisescale.statistics.critical_batch.goal_table import COLUMNS
 from noisescale.sweep.cell import Cell
 from noisescale.sweep.config import BatchSize
@@ -28,7 +26,9 @@ from noisescale.sweep.engine import SweepOptions
 from noisescale.sweep.executors import given_or_local
 from noisescale.sweep.folder import CELL_FOLDER, claim
 from noisescale.sweep.tasks import Tasks
-from noisescale.training import resolve_batch_size
+from noisescale.training.records import folder as store
+from noisescale.training.records.tables import STEPS_TO_GOAL
+from noisescale.training.trainer import resolve_batch_size
 
 SETTINGS = "critical_batch.json"
 ADAPTIVE_RATE = 1e-3  # of Adam and AdamW at the first batch size, where nothing else is given

@@ -13,7 +13,7 @@ from noisescale.critical.tuning import SLACK
 from noisescale.statistics.critical_batch.goal_table import fastest_runs, fit_goals, of_goal
 from noisescale.sweep.cell import Cell
 from noisescale.sweep.tasks import Tasks
-from noisescale.tracking.noise import NoiseTracking
+from noisescale.training.tracking.noise import NoiseTracking
 
 NOISE_FOLDER = "noise"
 NUM_PROBES = 16  # of B_noise

@@ -10,10 +10,10 @@ import pandas as pd
 
 from noisescale.critical.cell import GoalRun
 from noisescale.errors import MeasurementError
-from noisescale.run_tables import estimate_columns, estimate_row, read_noise
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.recommendation import Recommendation, Scale, recommend
 from noisescale.statistics.estimate import Estimate, from_log_samples, quotient, undefined
+from noisescale.training.records.tables import estimate_columns, estimate_row, read_noise
 
 QUANTITIES: tuple[Scale, ...] = ("simple", "full")
 

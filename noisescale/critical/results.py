@@ -10,16 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from noisescale import store
 from noisescale.critical.cell import GoalRun
 from noisescale.critical.config import CriticalBatchConfig
 from noisescale.critical.prediction import PREDICTED_COLUMNS, predicted_rows
 from noisescale.critical.start import Start
-from noisescale.environment import environment
 from noisescale.plots.critical_batch import critical_figure
 from noisescale.plots.training import image
 from noisescale.problems.config import problem_name
-from noisescale.run_tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
@@ -33,6 +30,9 @@ from noisescale.statistics.critical_batch.goal_table import (
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.sweep.engine import SweepOptions
+from noisescale.training.records import folder as store
+from noisescale.training.records.environment import environment
+from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
 
 SHORT = 1.05  # times its mean, of a batch size that deserves a word
 FLAT = 0.1  # of B_crit, below which examples no longer depend on the batch size

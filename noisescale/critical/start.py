@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from noisescale import store
 from noisescale.critical.cell import Look
 from noisescale.critical.config import GoalSplit
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
@@ -16,6 +15,7 @@ from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.problems.data.splits import num_training_examples
 from noisescale.problems.problem import as_examples
 from noisescale.sweep.cell import Cell, cell_problem, one_thread
+from noisescale.training.records import folder as store
 
 START = "start.json"
 NUM_EXAMPLES = 2000  # of which ε_max and B_noise are measured

@@ -107,7 +107,7 @@ class TrainConfig(_Config):
 
     batch_size: examples per update, "full" for gradient descent on all of them, or "adaptive": B =
         √(r·B_simple) with the noise scale measured from the very gradients of training
-        (`noisescale.schedule`).
+        (`noisescale.training.adaptive_batch`).
     learning_rate: of the update on the *mean* loss of the batch; constant, unless lr_scaling says otherwise.
     optimizer: "sgd", "adam" or "adamw"; momentum is SGD's (heavy ball) alone.
     weight_decay: as torch.optim defines it for that optimizer.

@@ -16,18 +16,19 @@ import pandas as pd
 import torch
 from torch import nn
 
-from noisescale import run_tables, store
-from noisescale.environment import environment
 from noisescale.errors import RunFolderError
-from noisescale.evaluation import Evaluation, evaluate
 from noisescale.problems.build import assemble_problem, build_own_problem, chance_loss
 from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
 from noisescale.problems.data.splits import Splits, load_splits
 from noisescale.problems.problem import Problem, as_examples, select
 from noisescale.statistics.stability_edge import Trajectory
-from noisescale.tracking.rows import is_due
-from noisescale.training import Training
-from noisescale.weights import apply_weights, read_weights
+from noisescale.training.evaluation import Evaluation, evaluate
+from noisescale.training.records import folder as store
+from noisescale.training.records import tables as run_tables
+from noisescale.training.records.environment import environment
+from noisescale.training.records.weights import apply_weights, read_weights
+from noisescale.training.tracking.rows import is_due
+from noisescale.training.trainer import Training
 
 EVALUATED = 2000  # random training examples on which the loss is followed
 NEEDED = {"learning_rate", "seed", "start_loss", "largest_loss", "chance_loss", "largest_share"}

@@ -131,7 +131,7 @@ class SweepConfig:
         self, batch_size: BatchSize, learning_rate: float, seed: int, *, num_examples: int
     ) -> TrainConfig:
         """How the run of one cell is trained; SettingError where there are fewer examples than it takes."""
-        from noisescale.training import resolve_batch_size
+        from noisescale.training.trainer import resolve_batch_size
 
         config = replace(self.training, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
         size = resolve_batch_size(config, num_examples)

@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 
-from noisescale import store
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.config import run_name
 from noisescale.problems.data.splits import num_training_examples
@@ -32,7 +31,8 @@ from noisescale.sweep.results import SweepResult, write_results
 from noisescale.sweep.search import Search, from_guess, scan_and_bisect, whole_grid
 from noisescale.sweep.tables import cell_row, cells_table, edge_of, in_order
 from noisescale.sweep.tasks import Tasks
-from noisescale.training import resolve_batch_size
+from noisescale.training.records import folder as store
+from noisescale.training.trainer import resolve_batch_size
 
 SCAN_FACTOR = 4.0  # between neighbouring rates of the first seed's scan, about
 CELLS_A_SEED = 3  # that another seed's search takes, about

@@ -7,8 +7,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from noisescale import store
 from noisescale.errors import RunFolderError
+from noisescale.training.records import folder as store
 
 SETTINGS, CELL_FOLDER, MAP = "sweep.json", "cells", "map.png"
 LOCK = ".noisescale.lock"

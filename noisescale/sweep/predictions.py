@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from noisescale import store
 from noisescale.errors import RunFolderError
 from noisescale.measure.stability import measure_stability, simulate_threshold
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.sweep.cell import Cell, cell_problem, one_thread
 from noisescale.sweep.config import SweepConfig
+from noisescale.training.records import folder as store
 
 Record = TypeVar("Record")
 FOLDER = "predictions"

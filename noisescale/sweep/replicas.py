@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
-from noisescale import store
 from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.problems.problem import Problem, as_examples
 from noisescale.problems.sampling import Batches
 from noisescale.sweep.cell import Cell, Course, cell_problem, cell_record, look_due, read_cell, run_cell
-from noisescale.training import UNCHECKED_LOSSES, resolve_batch_size
+from noisescale.training.records import folder as store
+from noisescale.training.trainer import UNCHECKED_LOSSES, resolve_batch_size
 
 MOST_REPLICAS = 16
 LARGEST_BATCH = 256  # from which on a single run fills a GPU

@@ -11,16 +11,16 @@ from typing import Any
 
 import pandas as pd
 
-from noisescale import store
-from noisescale.environment import environment
 from noisescale.plots.stability_map import map_figure
 from noisescale.plots.training import image
-from noisescale.run_tables import BOUNDARY, CELLS
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.statistics.stability_edge import LABELS, PredictionScore
 from noisescale.sweep.config import BatchSize, SweepConfig
 from noisescale.sweep.folder import MAP
 from noisescale.sweep.tables import boundary_table, cells_table, scores
+from noisescale.training.records import folder as store
+from noisescale.training.records.environment import environment
+from noisescale.training.records.tables import BOUNDARY, CELLS
 
 
 @dataclass(frozen=True, kw_only=True)

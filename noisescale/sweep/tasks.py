@@ -10,9 +10,9 @@ from typing import Any, Self
 from rich.console import Console
 
 from noisescale.errors import NoisescaleError
-from noisescale.interrupts import DeferredInterrupts, Interrupted
 from noisescale.sweep.config import BatchSize
 from noisescale.sweep.progress import SweepProgress
+from noisescale.training.interrupts import DeferredInterrupts, Interrupted
 
 POLL = 0.2  # seconds between two looks for a signal
 

@@ -15,7 +15,7 @@ from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.problems.problem import Examples
 from noisescale.problems.synthetic import linear_regression
-from noisescale.training import train
+from noisescale.training.trainer import train
 from tests.helpers.models import PROBLEMS
 from tests.helpers.problems import classification, quadratic, seeded
 

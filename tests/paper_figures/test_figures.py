@@ -13,8 +13,8 @@ from analysis.edge_of_stability import plateau_table
 from experiments import edge_of_stability
 from experiments.three_cases import SCALES, grid
 from noisescale.problems.config import ProblemConfig, TrainConfig, run_name
-from noisescale.run import RunOptions, run_training
-from noisescale.store import record_experiment
+from noisescale.training.records.folder import record_experiment
+from noisescale.training.run import RunOptions, run_training
 from paper_figures.__main__ import FIGURES
 from paper_figures.__main__ import main as paper_figures
 from paper_figures.style import read_table

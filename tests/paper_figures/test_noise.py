@@ -9,9 +9,9 @@ from analysis.__main__ import main as analysis
 from analysis.adaptive_batch import _passage, comparison_table, front_table, reached_table, tuned_table
 from experiments import adaptive_batch, noise_growth
 from noisescale.problems.config import ProblemConfig, TrainConfig, run_name
-from noisescale.run import RunOptions, run_training
-from noisescale.store import record_experiment
-from noisescale.tracking.noise import NoiseTracking
+from noisescale.training.records.folder import record_experiment
+from noisescale.training.run import RunOptions, run_training
+from noisescale.training.tracking.noise import NoiseTracking
 from paper_figures.__main__ import main as paper_figures
 from paper_figures.style import read_table
 from tests.paper_figures.test_figures import ROOT

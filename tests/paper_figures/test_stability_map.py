@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from analysis.__main__ import main as analysis
 from experiments import stability_map
 from noisescale.cli import main as noisescale
-from noisescale.store import record_experiment
 from noisescale.sweep import Horizon, SweepOptions, file_digest, run_sweep
+from noisescale.training.records.folder import record_experiment
 from paper_figures.stability_map import MAPS, figure
 from tests.test_sweep import CONFIG, PROBLEM, Here
 

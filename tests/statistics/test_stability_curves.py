@@ -15,7 +15,7 @@ from noisescale.statistics.stability_curves import (
     side_of,
     stable_sharpness,
 )
-from noisescale.training import train
+from noisescale.training.trainer import train
 from tests.helpers.problems import example_curvatures, quadratic, seeded, small_network
 
 

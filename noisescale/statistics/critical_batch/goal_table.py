@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from noisescale.errors import SettingError
-from noisescale.run_tables import estimate_row
 from noisescale.statistics.critical_batch.fit import (
     FEWEST_SIZES,
     CriticalBatchFit,
@@ -25,6 +24,7 @@ from noisescale.statistics.critical_batch.learning_rate_law import (
     best_rate,
     fit_learning_rate_laws,
 )
+from noisescale.training.records.tables import estimate_row
 
 COLUMNS = ("goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged")
 REQUIRED = ("batch_size", "steps")

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from noisescale.errors import MeasurementError
-from noisescale.run_tables import estimate_columns
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.estimate import Estimate
+from noisescale.training.records.tables import estimate_columns
 
 AIMS = {"fewest examples": 0.1, "balanced": 1.0, "fewest steps": 10.0}  # batch size in units of B_crit
 LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be taken

@@ -15,7 +15,7 @@ from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig, TrainConfig
-from noisescale.training import train
+from noisescale.training.trainer import train
 from tests.statistics.test_running_noise import exact
 
 

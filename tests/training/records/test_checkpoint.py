@@ -5,10 +5,10 @@ import pickle
 import pytest
 import torch
 
-from noisescale.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.errors import CheckpointError
 from noisescale.problems.config import ProblemConfig, TrainConfig
-from noisescale.training import train
+from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
+from noisescale.training.trainer import train
 from tests.helpers.problems import classification
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 from matplotlib.figure import Figure
 
-from noisescale import store
-from noisescale.training import Training
+from noisescale.training.records import folder as store
+from noisescale.training.trainer import Training
 
 Every = int | Literal["log"]  # steps between two measurements, or eight in each decade of steps
 PER_DECADE = 8

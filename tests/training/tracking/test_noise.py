@@ -6,15 +6,16 @@ import pandas as pd
 import pytest
 import torch
 
-from noisescale import run_tables, store
-from noisescale.checkpoint import load_checkpoint
 from noisescale.errors import SettingError
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig, TrainConfig
-from noisescale.run import RunOptions, run_training
-from noisescale.tracking.noise import NoiseTracker, NoiseTracking
-from noisescale.tracking.rows import is_due
+from noisescale.training.records import folder as store
+from noisescale.training.records import tables as run_tables
+from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.run import RunOptions, run_training
+from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
+from noisescale.training.tracking.rows import is_due
 
 PROBLEM = ProblemConfig(dataset="digits", width=16)
 TRAINING = TrainConfig(batch_size=100, learning_rate=0.1, epochs=2)

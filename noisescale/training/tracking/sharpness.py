@@ -10,13 +10,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from noisescale import run_tables, store
 from noisescale.errors import MeasurementError
 from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
 from noisescale.plots.training import sharpness_figure
 from noisescale.statistics.stability_curves import stable_sharpness
-from noisescale.tracking.rows import Every, Rows, is_due
-from noisescale.training import Training, has_batch_norm
+from noisescale.training.records import folder as store
+from noisescale.training.records import tables as run_tables
+from noisescale.training.tracking.rows import Every, Rows, is_due
+from noisescale.training.trainer import Training, has_batch_norm
 
 
 class SharpnessTracker:

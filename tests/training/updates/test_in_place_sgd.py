@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.in_place_sgd import InPlaceSGD, covered_parameters
 from noisescale.problems.build import cross_entropy
 from noisescale.problems.models import cnn, mlp
+from noisescale.training.updates.in_place_sgd import InPlaceSGD, covered_parameters
 
 
 class Tied(nn.Module):

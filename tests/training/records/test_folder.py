@@ -10,8 +10,7 @@ import pytest
 
 from noisescale.errors import RunFolderBusyError, RunFolderError
 from noisescale.problems.config import ProblemConfig, TrainConfig
-from noisescale.run_tables import read_metrics
-from noisescale.store import (
+from noisescale.training.records.folder import (
     RunFolder,
     finished_runs,
     folder_state,
@@ -20,6 +19,7 @@ from noisescale.store import (
     write_atomically,
     write_json,
 )
+from noisescale.training.records.tables import read_metrics
 
 CONFIG = {"problem": {"dataset": "digits"}, "training": {"seed": 0}}
 
@@ -30,7 +30,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     write_atomically(target, b"old")
     script = (
         "import resource, signal, sys, pathlib\n"
-        "from noisescale.store import write_atomically\n"
+        "from noisescale.training.records.folder import write_atomically\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n    write_atomically(pathlib.Path(sys.argv[1]), b'x' * 5000)\n"
         "except OSError as error:\n    print(error.strerror)\n"
@@ -108,7 +108,7 @@ def test_force_removes_the_runs_own_files_alone(tmp_path):
 
 def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path):
     script = (
-        "import sys, pathlib, json\nfrom noisescale.store import RunFolder\n"
+        "import sys, pathlib, json\nfrom noisescale.training.records.folder import RunFolder\n"
         "with RunFolder(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])):\n"
         "    print('held', flush=True)\n    sys.stdin.read()\n"
     )

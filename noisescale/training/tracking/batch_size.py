@@ -8,11 +8,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from noisescale import run_tables, store
 from noisescale.plots.noise import batch_size_figure
-from noisescale.schedule import AdaptiveBatchSize
-from noisescale.tracking.rows import Rows, short
-from noisescale.training import Training
+from noisescale.training.adaptive_batch import AdaptiveBatchSize
+from noisescale.training.records import folder as store
+from noisescale.training.records import tables as run_tables
+from noisescale.training.tracking.rows import Rows, short
+from noisescale.training.trainer import Training
 
 
 class BatchSizeTracker:

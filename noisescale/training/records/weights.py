@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisescale.checkpoint import is_checkpoint, parse_checkpoint, read_tensors
 from noisescale.errors import CheckpointError
 from noisescale.problems.problem import Params
+from noisescale.training.records.checkpoint import is_checkpoint, parse_checkpoint, read_tensors
 
 WRAPPED = ("state_dict", "model_state_dict", "model")  # where Lightning and others keep a state dict
 WRAPPERS = ("_orig_mod", "module")  # torch.compile's prefix, and that of (Distributed)DataParallel

@@ -16,7 +16,7 @@ import torch
 from noisescale.errors import CheckpointError
 from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.problems.problem import Params
-from noisescale.store import CHECKPOINT, write_atomically
+from noisescale.training.records.folder import CHECKPOINT, write_atomically
 
 # what a damaged or foreign file raises, depending on where that is noticed
 _UNREADABLE = (

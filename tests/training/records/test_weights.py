@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from noisescale.checkpoint import Checkpoint, save_checkpoint
 from noisescale.errors import CheckpointError
 from noisescale.problems.config import TrainConfig
-from noisescale.weights import load_weights
+from noisescale.training.records.checkpoint import Checkpoint, save_checkpoint
+from noisescale.training.records.weights import load_weights
 
 
 class Settings:

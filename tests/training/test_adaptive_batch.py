@@ -10,17 +10,17 @@ import pandas as pd
 import pytest
 import torch
 
-from noisescale import run_tables
-from noisescale.checkpoint import load_checkpoint
 from noisescale.errors import CheckpointError, SettingError
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.problems.config import ProblemConfig, TrainConfig
-from noisescale.run import RunOptions, run_training
-from noisescale.schedule import AdaptiveBatchSize
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.estimate import exact, from_stderr, undefined
 from noisescale.statistics.gradient_noise import GradientNoise
-from noisescale.training import CHUNK, Training, train
+from noisescale.training.adaptive_batch import AdaptiveBatchSize
+from noisescale.training.records import tables as run_tables
+from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.run import RunOptions, run_training
+from noisescale.training.trainer import CHUNK, Training, train
 from tests.helpers.problems import classification
 
 DIGITS = ProblemConfig(dataset="digits", width=16)

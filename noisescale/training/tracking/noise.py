@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from noisescale import run_tables, store
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.noise import hessian_sample_size, measure_noise
 from noisescale.plots.noise import noise_growth_figure
 from noisescale.problems.problem import Problem
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.gradient_noise import NoiseScale
-from noisescale.tracking.rows import Every, Rows, is_due, short
-from noisescale.training import Training
+from noisescale.training.records import folder as store
+from noisescale.training.records import tables as run_tables
+from noisescale.training.tracking.rows import Every, Rows, is_due, short
+from noisescale.training.trainer import Training
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from noisescale.errors import RunFolderBusyError, RunFolderError
 from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
-from noisescale.run_tables import TABLES
+from noisescale.training.records.tables import TABLES
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 CHECKPOINT, STEP_CHECKPOINTS = "checkpoint.pt", "checkpoints"

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from noisescale.checkpoint import Checkpoint
-from noisescale.cuda_graph import CudaGraphUpdate
 from noisescale.errors import CheckpointError, SettingError
-from noisescale.in_place_sgd import InPlaceSGD
 from noisescale.problems.config import TrainConfig
 from noisescale.problems.problem import Examples, Problem, as_examples
 from noisescale.problems.sampling import Batches
-from noisescale.schedule import AdaptiveBatchSize
+from noisescale.training.adaptive_batch import AdaptiveBatchSize
+from noisescale.training.records.checkpoint import Checkpoint
+from noisescale.training.updates.cuda_graph import CudaGraphUpdate
+from noisescale.training.updates.in_place_sgd import InPlaceSGD
 
 CHUNK = 4096  # examples a forward and backward pass at most: a larger batch is accumulated in such chunks
 UNCHECKED_LOSSES = 64  # updates on a GPU between two looks at their losses, each of which waits for it

@@ -13,21 +13,22 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from noisescale import run_tables, store
-from noisescale.checkpoint import load_checkpoint, save_checkpoint
-from noisescale.environment import environment
-from noisescale.evaluation import Evaluation, evaluate
-from noisescale.interrupts import DeferredInterrupts, Interrupted
 from noisescale.plots.training import confusion_figure, curves_figure, image
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.problems.problem import SPLITS, Problem, as_examples
-from noisescale.progress import TrainingProgress, event_writer
-from noisescale.tracking.batch_size import BatchSizeTracker
-from noisescale.tracking.noise import NoiseTracker, NoiseTracking
-from noisescale.tracking.rows import Every, Tracker
-from noisescale.tracking.sharpness import SharpnessTracker
-from noisescale.training import Training
+from noisescale.training.console import TrainingProgress, event_writer
+from noisescale.training.evaluation import Evaluation, evaluate
+from noisescale.training.interrupts import DeferredInterrupts, Interrupted
+from noisescale.training.records import folder as store
+from noisescale.training.records import tables as run_tables
+from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
+from noisescale.training.records.environment import environment
+from noisescale.training.tracking.batch_size import BatchSizeTracker
+from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
+from noisescale.training.tracking.rows import Every, Tracker
+from noisescale.training.tracking.sharpness import SharpnessTracker
+from noisescale.training.trainer import Training
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,15 +13,15 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from noisescale import run as module
-from noisescale import store
-from noisescale.checkpoint import load_checkpoint
 from noisescale.errors import CheckpointError, RunFolderBusyError, RunFolderError, SettingError
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig, TrainConfig
-from noisescale.run import RunOptions, run_training
-from noisescale.tracking.noise import NoiseTracking
-from noisescale.training import train
+from noisescale.training import run as module
+from noisescale.training.records import folder as store
+from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.run import RunOptions, run_training
+from noisescale.training.tracking.noise import NoiseTracking
+from noisescale.training.trainer import train
 
 PROBLEM = ProblemConfig(dataset="digits", width=16)
 TRAINING = TrainConfig(batch_size=100, learning_rate=0.1, epochs=3)

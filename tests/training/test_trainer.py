@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale import training as module
 from noisescale.errors import CheckpointError
 from noisescale.problems.build import cross_entropy
 from noisescale.problems.config import TrainConfig
 from noisescale.problems.models import mlp
 from noisescale.problems.problem import Examples, Problem
 from noisescale.problems.sampling import Batches
-from noisescale.training import Training, train
+from noisescale.training import trainer as module
+from noisescale.training.trainer import Training, train
 from tests.helpers.problems import classification, quadratic
 
 OPTIMIZERS = {

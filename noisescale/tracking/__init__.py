@@ -1,1 +1,0 @@
-"""Measurements along a training run, appended to tables in its folder."""

@@ -1,0 +1,1 @@
+"""Updates faster than torch's optimizers."""
