@@ -25,12 +25,12 @@ from noisescale import (
 )
 from noisescale.cli.critical_batch import PRESETS, WIDTH
 from noisescale.cli.options import machine_options, resolve_device
-from noisescale.critical.branch import BranchConfig, default_examples, run_branches
-from noisescale.critical.cell import GoalCell, run_to_goal
 from noisescale.problems.problem import Examples, factory_config
 from noisescale.problems.synthetic import noisy_quadratic
-from noisescale.sweep import Cell, file_digest
-from noisescale.sweep.executors import LocalProcesses, default_processes
+from noisescale.studies.critical_batch.branches import BranchConfig, default_examples, run_branches
+from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.jobs.cell import Cell, file_digest
+from noisescale.studies.jobs.executors import LocalProcesses, default_processes
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import STEP_CHECKPOINTS, record_experiment
 from noisescale.training.tracking.noise import NoiseTracking

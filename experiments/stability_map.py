@@ -24,7 +24,8 @@ from noisescale import (
     run_training,
 )
 from noisescale.cli.options import machine_options, resolve_device
-from noisescale.sweep import Horizon, file_digest
+from noisescale.studies.jobs.cell import file_digest
+from noisescale.studies.stability_map.config import Horizon
 from noisescale.training.records.folder import CHECKPOINT, record_experiment
 
 UNIT = ProblemConfig(dataset="mnist", width=256)

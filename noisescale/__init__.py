@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING, Any
 from noisescale._version import __version__
 
 if TYPE_CHECKING:
-    from noisescale.critical.branch import BranchConfig, BranchResult, run_branches
-    from noisescale.critical.config import CriticalBatchConfig
-    from noisescale.critical.engine import run_critical_batch
-    from noisescale.critical.results import CriticalBatchResult
     from noisescale.errors import NoisescaleError
     from noisescale.measure.curvature.batch_sharpness import (
         KeskarSharpness,
@@ -55,9 +51,13 @@ if TYPE_CHECKING:
     from noisescale.statistics.running_noise import RunningNoise, two_batch
     from noisescale.statistics.stability_curves import StabilityConstants, stable_sharpness
     from noisescale.statistics.stability_edge import fit_edge
-    from noisescale.sweep.config import Horizon, SweepConfig
-    from noisescale.sweep.engine import SweepOptions, run_sweep
-    from noisescale.sweep.results import SweepResult
+    from noisescale.studies.critical_batch.branches import BranchConfig, BranchResult, run_branches
+    from noisescale.studies.critical_batch.config import CriticalBatchConfig
+    from noisescale.studies.critical_batch.results import CriticalBatchResult
+    from noisescale.studies.critical_batch.run import run_critical_batch
+    from noisescale.studies.stability_map.config import Horizon, SweepConfig
+    from noisescale.studies.stability_map.results import SweepResult
+    from noisescale.studies.stability_map.run import SweepOptions, run_sweep
     from noisescale.training.adaptive_batch import AdaptiveBatchSize
     from noisescale.training.evaluation import Evaluation, evaluate
     from noisescale.training.records.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -68,19 +68,19 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AdaptiveBatchSize": "training.adaptive_batch",
-    "BranchConfig": "critical.branch",
-    "BranchResult": "critical.branch",
+    "BranchConfig": "studies.critical_batch.branches",
+    "BranchResult": "studies.critical_batch.branches",
     "Checkpoint": "training.records.checkpoint",
-    "CriticalBatchConfig": "critical.config",
+    "CriticalBatchConfig": "studies.critical_batch.config",
     "CriticalBatchFit": "statistics.critical_batch.fit",
-    "CriticalBatchResult": "critical.results",
+    "CriticalBatchResult": "studies.critical_batch.results",
     "EigenPairs": "measure.curvature.eigenpairs",
     "Estimate": "statistics.estimate",
     "Evaluation": "training.evaluation",
     "Examples": "problems.problem",
     "GradientMoments": "measure.gradients.moments",
     "GradientNoise": "statistics.gradient_noise",
-    "Horizon": "sweep.config",
+    "Horizon": "studies.stability_map.config",
     "KeskarSharpness": "measure.curvature.batch_sharpness",
     "LearningRateLaw": "statistics.critical_batch.learning_rate_law",
     "LossFn": "problems.problem",
@@ -102,9 +102,9 @@ _MODULES = {
     "SpectralDensity": "measure.curvature.spectrum",
     "SpectralMoments": "measure.curvature.spectrum",
     "StabilityConstants": "statistics.stability_curves",
-    "SweepConfig": "sweep.config",
-    "SweepOptions": "sweep.engine",
-    "SweepResult": "sweep.results",
+    "SweepConfig": "studies.stability_map.config",
+    "SweepOptions": "studies.stability_map.run",
+    "SweepResult": "studies.stability_map.results",
     "Tradeoff": "statistics.critical_batch.steps_vs_examples",
     "TrainConfig": "problems.config",
     "batch_sharpness": "measure.curvature.batch_sharpness",
@@ -131,9 +131,9 @@ _MODULES = {
     "mlp": "problems.models",
     "noise_scale": "statistics.gradient_noise",
     "recommend": "statistics.critical_batch.recommendation",
-    "run_branches": "critical.branch",
-    "run_critical_batch": "critical.engine",
-    "run_sweep": "sweep.engine",
+    "run_branches": "studies.critical_batch.branches",
+    "run_critical_batch": "studies.critical_batch.run",
+    "run_sweep": "studies.stability_map.run",
     "run_training": "training.run",
     "save_checkpoint": "training.records.checkpoint",
     "simulate_threshold": "measure.stability",

@@ -16,7 +16,7 @@ from noisescale.plots.critical_batch import plot_branches, plot_critical_sizes, 
 from noisescale.statistics.critical_batch.branches import BRANCH_COLUMNS
 from noisescale.statistics.critical_batch.goal_table import fastest_runs, fit_goals, fits_table
 from tests.statistics.critical_batch.test_goal_table import SIZES, synthetic
-from tests.test_critical import Here
+from tests.studies.critical_batch.test_run import Here
 
 SMALL = ["--dataset", "digits", "--num-train", "200", "--width", "8", "--depth", "1"]
 FEW = [*(part for size in (2, 8, 32, 128) for part in ("--bs", size)), "--goal", "1.8", "--goal", "1.2"]
@@ -37,7 +37,7 @@ def make_problem():
 @pytest.fixture(autouse=True)
 def _in_this_thread(monkeypatch):
     """Runs are made here: a process takes seconds to start."""
-    monkeypatch.setattr("noisescale.sweep.executors.LocalProcesses", lambda count: Here())
+    monkeypatch.setattr("noisescale.studies.jobs.executors.LocalProcesses", lambda count: Here())
 
 
 def critical(*arguments):

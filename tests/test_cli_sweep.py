@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from noisescale.cli import main
-from tests.test_sweep import Here
+from tests.studies.stability_map.test_run import Here
 
 SMALL = ["--dataset", "digits", "--num-train", "100", "--width", "4", "--depth", "1"]
 FEW = ["--bs", "4", "--bs", "50", "--steps", "6", "--seeds", "2", "--factor", "5"]
@@ -24,7 +24,7 @@ RATES = ["--lr-min", "0.1", "--lr-max", "1e3"]
 @pytest.fixture(autouse=True)
 def _in_this_thread(monkeypatch):
     """Cells run here: a process takes seconds to start."""
-    monkeypatch.setattr("noisescale.sweep.executors.LocalProcesses", lambda count: Here())
+    monkeypatch.setattr("noisescale.studies.jobs.executors.LocalProcesses", lambda count: Here())
     monkeypatch.setattr("noisescale.measure.stability.MOST_STEPS", 30)
     monkeypatch.setattr("noisescale.measure.stability.FEWEST_STEPS", 30)
 
@@ -103,7 +103,7 @@ def test_a_preset_is_overridden_by_what_is_given(monkeypatch, tmp_path):
         seen.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("noisescale.sweep.engine.run_sweep", note)
+    monkeypatch.setattr("noisescale.studies.stability_map.run.run_sweep", note)
     sweep("--preset", "three-cases", "--width", 64, "--dataset", "digits", "--bs", 2, "--out", tmp_path)
     (config,) = seen
     assert config.problem.pixel_scale == "raw"
@@ -119,7 +119,7 @@ def test_the_default_map(monkeypatch, tmp_path):
         seen.append((config, out))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("noisescale.sweep.engine.run_sweep", note)
+    monkeypatch.setattr("noisescale.studies.stability_map.run.run_sweep", note)
     sweep("--dataset", "digits")
     sweep("--dataset", "digits", "--num-train", 100, "--seeds", 9)
     (config, out), (small, other) = seen
@@ -181,7 +181,7 @@ def test_momentum_has_a_map_but_no_predictions(tmp_path):
 
 def test_failed_cells_exit_with_one_after_everything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "noisescale.sweep.executors.LocalProcesses",
+        "noisescale.studies.jobs.executors.LocalProcesses",
         lambda count: Here(lambda cell: cell.training.seed == 1),
     )
     found = sweep(*SMALL, *FEW, *RATES, "--no-predict", "--out", tmp_path / "map")

@@ -28,8 +28,8 @@ from experiments.benchmarks.resources import seconds
 from noisescale import Horizon, ProblemConfig, SweepConfig, SweepOptions, SweepResult, TrainConfig, run_sweep
 from noisescale.problems.build import build_problem
 from noisescale.problems.problem import Problem, as_examples
-from noisescale.sweep.executors import LocalProcesses
-from noisescale.sweep.replicas import ReplicaTraining
+from noisescale.studies.jobs.executors import LocalProcesses
+from noisescale.studies.stability_map.replicas import ReplicaTraining
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_json
 from noisescale.training.trainer import Training

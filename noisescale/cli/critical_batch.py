@@ -28,7 +28,7 @@ from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from noisescale.critical.config import CriticalBatchConfig
+    from noisescale.studies.critical_batch.config import CriticalBatchConfig
 
 WIDTH = 256  # of the default network, with which it is to be had in minutes
 PRESETS: dict[str, dict[str, Any]] = {
@@ -250,9 +250,9 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
 
 def _from_csv(options: dict[str, Any]) -> None:
     from noisescale.cli.critical_batch_report import print_fits
-    from noisescale.critical.engine import SETTINGS
-    from noisescale.critical.results import analyse, write_fits
     from noisescale.statistics.critical_batch.goal_table import read_goal_table
+    from noisescale.studies.critical_batch.results import analyse, write_fits
+    from noisescale.studies.critical_batch.run import SETTINGS
 
     if (out := options["out"]) is not None and (out / SETTINGS).exists():
         raise SettingError(f"{out} holds a measurement, whose tables would be lost: choose another --out")
@@ -268,8 +268,8 @@ def _from_csv(options: dict[str, Any]) -> None:
 
 def _pareto(options: dict[str, Any], console: Console) -> None:
     from noisescale.cli.critical_batch_report import print_fits
-    from noisescale.critical.engine import run_critical_batch
-    from noisescale.sweep.engine import SweepOptions
+    from noisescale.studies.critical_batch.run import run_critical_batch
+    from noisescale.studies.stability_map.run import SweepOptions
 
     config, notes = _config(options, console)
     out = options["out"] or Path("runs") / _name(config)
@@ -292,9 +292,9 @@ def _pareto(options: dict[str, Any], console: Console) -> None:
 
 def _config(options: dict[str, Any], console: Console) -> tuple[CriticalBatchConfig, tuple[str, ...]]:
     """The measurement that the options describe, and notes for its record."""
-    from noisescale.critical.config import CriticalBatchConfig, default_batch_sizes
-    from noisescale.critical.start import count_examples
     from noisescale.problems.problem import factory_config
+    from noisescale.studies.critical_batch.config import CriticalBatchConfig, default_batch_sizes
+    from noisescale.studies.critical_batch.start import count_examples
 
     notes: tuple[str, ...] = ()
     problem: ProblemConfig | FactoryConfig

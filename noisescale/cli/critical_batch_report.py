@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from noisescale.critical.branch import BranchResult
-    from noisescale.critical.results import CriticalBatchResult
     from noisescale.statistics.estimate import Estimate
+    from noisescale.studies.critical_batch.branches import BranchResult
+    from noisescale.studies.critical_batch.results import CriticalBatchResult
 
 QUANTITIES = {"simple": "B_simple", "full": "B_noise"}
 LAWS = {"noise": "ε_max/(1 + B_c/B)", "sqrt": "∝ √B", "linear": "∝ B"}

@@ -15,14 +15,14 @@ from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from noisescale.critical.branch import BranchConfig
+    from noisescale.studies.critical_batch.branches import BranchConfig
 
 
 def branch(options: dict[str, Any], given: set[str], console: Console) -> None:
     """The critical batch size where a checkpoint is, measured and printed."""
     from noisescale.cli.critical_batch_report import print_branches
-    from noisescale.critical.branch import run_branches
-    from noisescale.sweep.engine import SweepOptions
+    from noisescale.studies.critical_batch.branches import run_branches
+    from noisescale.studies.stability_map.run import SweepOptions
     from noisescale.training.records.folder import CHECKPOINT
 
     start: Path = options["checkpoint"]
@@ -55,10 +55,14 @@ def report_failures(failures: list[str], out: Path) -> None:
 
 def _branch_config(options: dict[str, Any], given: set[str], start: Path) -> BranchConfig:
     """The branches that the options describe, from a checkpoint of ours or weights of another origin."""
-    from noisescale.critical.branch import BranchConfig, default_branch_sizes, default_examples
-    from noisescale.critical.start import count_examples
     from noisescale.problems.problem import factory_config
-    from noisescale.sweep.cell import file_digest
+    from noisescale.studies.critical_batch.branches import (
+        BranchConfig,
+        default_branch_sizes,
+        default_examples,
+    )
+    from noisescale.studies.critical_batch.start import count_examples
+    from noisescale.studies.jobs.cell import file_digest
     from noisescale.training.records.checkpoint import Checkpoint
     from noisescale.training.records.weights import read_weights
 

@@ -41,7 +41,7 @@ def check_executor(options: dict[str, Any]) -> None:
 
 def open_executor(options: dict[str, Any], console: Console) -> Executor | None:
     """The executor that the options mean; None: local processes, as many as cores."""
-    from noisescale.sweep.executors import DaskExecutor, LocalProcesses
+    from noisescale.studies.jobs.executors import DaskExecutor, LocalProcesses
 
     if options["executor"] == "dask":
         executor = DaskExecutor(options["scheduler"])
@@ -51,7 +51,7 @@ def open_executor(options: dict[str, Any], console: Console) -> Executor | None:
             )
         return executor
     if options["executor"] == "replicas" or (options["executor"], options["device"]) == ("auto", "cuda"):
-        from noisescale.sweep.replicas import ReplicaExecutor
+        from noisescale.studies.stability_map.replicas import ReplicaExecutor
 
         return ReplicaExecutor()
     return None if options["processes"] is None else LocalProcesses(options["processes"])

@@ -28,7 +28,7 @@ from noisescale.problems.config import ProblemConfig, TrainConfig, digest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from noisescale.sweep.config import SweepConfig
+    from noisescale.studies.stability_map.config import SweepConfig
 
 WIDTH = 256  # of the default map, which is to be had in minutes
 MINIMUM_STEPS = 1000  # of runs from a checkpoint
@@ -151,7 +151,7 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     from rich.console import Console
 
     from noisescale.cli.sweep_report import print_sweep, sweep_record
-    from noisescale.sweep.engine import SweepOptions, run_sweep
+    from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
@@ -206,8 +206,8 @@ def _config(
     `options` get the data set that "auto" means, the default width, and the file that --from means.
     """
     from noisescale.problems.data.splits import num_training_examples
-    from noisescale.sweep.cell import file_digest
-    from noisescale.sweep.config import DEFAULT_BATCH_SIZES, Horizon, SweepConfig
+    from noisescale.studies.jobs.cell import file_digest
+    from noisescale.studies.stability_map.config import DEFAULT_BATCH_SIZES, Horizon, SweepConfig
 
     notes: tuple[str, ...] = ()
     start, start_digest = options["start"], None

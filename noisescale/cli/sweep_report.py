@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from noisescale.sweep.results import SweepResult
+    from noisescale.studies.stability_map.results import SweepResult
 
 NAMES = {
     "lower": "lower",

@@ -11,7 +11,7 @@ from rich.console import Console
 from experiments.benchmarks import curvature, monitor, noise, sweep
 from noisescale import Horizon, ProblemConfig, TrainConfig, build_problem, train
 from noisescale.problems.problem import as_examples
-from noisescale.sweep import SweepOptions
+from noisescale.studies.stability_map.run import SweepOptions
 
 
 @pytest.fixture(scope="module")

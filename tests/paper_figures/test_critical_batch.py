@@ -9,16 +9,16 @@ from click.testing import CliRunner
 from analysis.__main__ import main as analysis
 from analysis.tables import DATA
 from experiments import critical_batch
-from noisescale.critical.branch import BranchConfig, run_branches
-from noisescale.critical.cell import GoalCell, run_to_goal
-from noisescale.critical.engine import run_critical_batch
 from noisescale.problems.config import TrainConfig
-from noisescale.sweep import Cell, file_digest
+from noisescale.studies.critical_batch.branches import BranchConfig, run_branches
+from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.run import run_critical_batch
+from noisescale.studies.jobs.cell import Cell, file_digest
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import record_experiment
 from noisescale.training.tracking.noise import NoiseTracking
 from paper_figures.critical_batch import figure
-from tests.test_critical import CONFIG, PROBLEM, Here
+from tests.studies.critical_batch.test_run import CONFIG, PROBLEM, Here
 
 GOALS = (1.8, 1.2)
 

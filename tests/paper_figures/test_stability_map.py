@@ -9,10 +9,12 @@ from click.testing import CliRunner
 from analysis.__main__ import main as analysis
 from experiments import stability_map
 from noisescale.cli import main as noisescale
-from noisescale.sweep import Horizon, SweepOptions, file_digest, run_sweep
+from noisescale.studies.jobs.cell import file_digest
+from noisescale.studies.stability_map.config import Horizon
+from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 from noisescale.training.records.folder import record_experiment
 from paper_figures.stability_map import MAPS, figure
-from tests.test_sweep import CONFIG, PROBLEM, Here
+from tests.studies.stability_map.test_run import CONFIG, PROBLEM, Here
 
 
 @pytest.fixture(scope="module")

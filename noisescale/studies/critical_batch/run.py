@@ -11,21 +11,21 @@ from typing import Any
 
 import pandas as pd
 
-from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
-from noisescale.critical.config import CriticalBatchConfig, default_goals
-from noisescale.critical.noise_runs import run_noise_cells
-from noisescale.critical.results import CriticalBatchResult, write_results
-from noisescale.critical.start import Start, count_examples, start_at
-from noisescale.critical.tuning import SLACK, Steps, Trial, Tuning, best_places, tune
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.config import run_name
 from noisescale.statistics.critical_batch.goal_table import COLUMNS
-from noisescale.sweep.cell import Cell
-from noisescale.sweep.config import BatchSize
-from noisescale.sweep.engine import SweepOptions
-from noisescale.sweep.executors import given_or_local
-from noisescale.sweep.folder import CELL_FOLDER, claim
-from noisescale.sweep.tasks import Tasks
+from noisescale.studies.critical_batch.config import CriticalBatchConfig, default_goals
+from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
+from noisescale.studies.critical_batch.noise_runs import run_noise_cells
+from noisescale.studies.critical_batch.results import CriticalBatchResult, write_results
+from noisescale.studies.critical_batch.start import Start, count_examples, start_at
+from noisescale.studies.critical_batch.tuning import SLACK, Steps, Trial, Tuning, best_places, tune
+from noisescale.studies.jobs.cell import Cell
+from noisescale.studies.jobs.executors import given_or_local
+from noisescale.studies.jobs.folder import CELL_FOLDER, claim
+from noisescale.studies.jobs.tasks import Tasks
+from noisescale.studies.stability_map.config import BatchSize
+from noisescale.studies.stability_map.run import SweepOptions
 from noisescale.training.records import folder as store
 from noisescale.training.records.tables import STEPS_TO_GOAL
 from noisescale.training.trainer import resolve_batch_size

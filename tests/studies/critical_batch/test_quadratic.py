@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from noisescale.critical.cell import GoalCell, run_to_goal
-from noisescale.critical.config import CriticalBatchConfig
-from noisescale.critical.engine import run_critical_batch
 from noisescale.problems.config import TrainConfig
 from noisescale.problems.problem import Examples, factory_config
 from noisescale.problems.synthetic import noisy_quadratic
 from noisescale.statistics.critical_batch.fit import fit_critical_batch, steps_to_goal
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
-from noisescale.sweep.cell import Cell
+from noisescale.studies.critical_batch.config import CriticalBatchConfig
+from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.run import run_critical_batch
+from noisescale.studies.jobs.cell import Cell
 from noisescale.training.trainer import Training
-from tests.test_critical import Here
+from tests.studies.critical_batch.test_run import Here
 
 NUM_EXAMPLES, DIM = 50_000, 100
 CURVATURES = 1 / np.arange(1, DIM + 1)

@@ -20,14 +20,14 @@ from noisescale.errors import MeasurementError, NoisescaleError, RunFolderError,
 from noisescale.problems.build import LOSSES, chance_loss
 from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.sweep import engine
-from noisescale.sweep.cell import Cell, file_digest, run_cell
-from noisescale.sweep.config import Horizon, SweepConfig
-from noisescale.sweep.engine import SweepOptions, run_sweep
-from noisescale.sweep.executors import LocalProcesses
-from noisescale.sweep.predictions import with_rates
-from noisescale.sweep.search import from_guess, scan_and_bisect
-from noisescale.sweep.tables import cell_row
+from noisescale.studies.jobs.cell import Cell, file_digest, run_cell
+from noisescale.studies.jobs.executors import LocalProcesses
+from noisescale.studies.stability_map import run as engine
+from noisescale.studies.stability_map.config import Horizon, SweepConfig
+from noisescale.studies.stability_map.predictions import with_rates
+from noisescale.studies.stability_map.run import SweepOptions, run_sweep
+from noisescale.studies.stability_map.search import from_guess, scan_and_bisect
+from noisescale.studies.stability_map.tables import cell_row
 from noisescale.training.interrupts import Interrupted
 
 PROBLEM = ProblemConfig(dataset="digits", num_train=100, width=4, depth=1)
@@ -193,7 +193,7 @@ def test_only_missing_cells_are_run_and_more_may_be_asked_for(serial, tmp_path, 
     run_sweep(replace(CONFIG, num_seeds=1), out, executor=Here(), options=QUIET)
     trained = []
     original = engine.run_cell
-    monkeypatch.setattr("noisescale.sweep.cell.Training", _counting(trained))
+    monkeypatch.setattr("noisescale.studies.jobs.cell.Training", _counting(trained))
     again = run_sweep(CONFIG, out, executor=Here(), options=QUIET)
     assert original is engine.run_cell
     assert len(trained) == sum(cell.training.seed == 1 for cell in executor.cells)
@@ -320,7 +320,7 @@ def test_any_executor_gives_the_serial_table(serial, tmp_path):
 def test_two_sweeps_into_one_folder_share_the_work(serial, tmp_path, monkeypatch):
     _, result, executor = serial
     made = []
-    monkeypatch.setattr("noisescale.sweep.cell.Training", _counting(made))
+    monkeypatch.setattr("noisescale.studies.jobs.cell.Training", _counting(made))
     found = []
     work = [
         threading.Thread(
@@ -387,8 +387,8 @@ def test_a_process_that_dies_is_replaced_and_no_other_task_suffers(tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from noisescale.sweep.engine import run_sweep
-from tests.test_sweep import CONFIG, QUIET
+from noisescale.studies.stability_map.run import run_sweep
+from tests.studies.stability_map.test_run import CONFIG, QUIET
 
 if __name__ == "__main__":
     run_sweep(CONFIG, Path(sys.argv[1]), options=QUIET)
@@ -506,8 +506,8 @@ def test_predictions_are_of_batches_without_replacement_and_kept(tmp_path, monke
     for curve in ("upper", "lower", "gaussian", "wu"):
         assert whole[curve] == pytest.approx(2 / sharpness)
     assert whole["lyapunov"] == pytest.approx(2 / sharpness, rel=0.15)
-    monkeypatch.setattr("noisescale.sweep.predictions.measure_stability", None)
-    monkeypatch.setattr("noisescale.sweep.predictions.simulate_threshold", None)
+    monkeypatch.setattr("noisescale.studies.stability_map.predictions.measure_stability", None)
+    monkeypatch.setattr("noisescale.studies.stability_map.predictions.simulate_threshold", None)
     again = run_sweep(config, tmp_path / "sweep", executor=Here(), options=options)
     pd.testing.assert_frame_equal(again.boundary, found.boundary)
     (tmp_path / "sweep" / "predictions" / "constants.json").write_text('{"sharpness": 1}')
@@ -585,7 +585,7 @@ def test_without_rates_a_curvature_that_cannot_be_measured_names_them(tmp_path, 
     def fail(problem):
         raise MeasurementError("no curvature")
 
-    monkeypatch.setattr("noisescale.sweep.predictions.measure_stability", fail)
+    monkeypatch.setattr("noisescale.studies.stability_map.predictions.measure_stability", fail)
     free = replace(CONFIG, lr_min=None)
     with pytest.raises(NoisescaleError, match=r"\(no curvature\): give --lr-min and --lr-max"):
         run_sweep(free, tmp_path / "free", executor=Here())

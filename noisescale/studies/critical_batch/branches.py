@@ -11,9 +11,6 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from noisescale.critical.cell import GoalCell, GoalRun, read_goal_run, run_to_goal
-from noisescale.critical.config import GoalSplit
-from noisescale.critical.start import count_examples
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.plots.critical_batch import branch_figure
 from noisescale.plots.training import image
@@ -26,12 +23,15 @@ from noisescale.statistics.critical_batch.branches import (
 from noisescale.statistics.critical_batch.learning_rate_law import POWERS
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_edge import LEFT
-from noisescale.sweep.cell import Cell, file_digest
-from noisescale.sweep.config import BatchSize
-from noisescale.sweep.engine import SweepOptions
-from noisescale.sweep.executors import given_or_local
-from noisescale.sweep.folder import CELL_FOLDER, claim
-from noisescale.sweep.tasks import Tasks
+from noisescale.studies.critical_batch.config import GoalSplit
+from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
+from noisescale.studies.critical_batch.start import count_examples
+from noisescale.studies.jobs.cell import Cell, file_digest
+from noisescale.studies.jobs.executors import given_or_local
+from noisescale.studies.jobs.folder import CELL_FOLDER, claim
+from noisescale.studies.jobs.tasks import Tasks
+from noisescale.studies.stability_map.config import BatchSize
+from noisescale.studies.stability_map.run import SweepOptions
 from noisescale.training.records import folder as store
 from noisescale.training.records.environment import environment
 from noisescale.training.records.tables import BRANCHES

@@ -16,9 +16,9 @@ from noisescale.statistics.stability_edge import (
     score_prediction,
     seed_threshold,
 )
-from noisescale.sweep.cell import trajectory
-from noisescale.sweep.config import BatchSize
-from noisescale.sweep.predictions import CURVES
+from noisescale.studies.jobs.cell import trajectory
+from noisescale.studies.stability_map.config import BatchSize
+from noisescale.studies.stability_map.predictions import CURVES
 
 CELL_COLUMNS = (
     "batch_size",

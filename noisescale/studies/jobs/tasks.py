@@ -10,8 +10,8 @@ from typing import Any, Self
 from rich.console import Console
 
 from noisescale.errors import NoisescaleError
-from noisescale.sweep.config import BatchSize
-from noisescale.sweep.progress import SweepProgress
+from noisescale.studies.jobs.progress import SweepProgress
+from noisescale.studies.stability_map.config import BatchSize
 from noisescale.training.interrupts import DeferredInterrupts, Interrupted
 
 POLL = 0.2  # seconds between two looks for a signal

@@ -10,10 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from noisescale.critical.cell import GoalRun
-from noisescale.critical.config import CriticalBatchConfig
-from noisescale.critical.prediction import PREDICTED_COLUMNS, predicted_rows
-from noisescale.critical.start import Start
 from noisescale.plots.critical_batch import critical_figure
 from noisescale.plots.training import image
 from noisescale.problems.config import problem_name
@@ -29,7 +25,11 @@ from noisescale.statistics.critical_batch.goal_table import (
     rises,
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
-from noisescale.sweep.engine import SweepOptions
+from noisescale.studies.critical_batch.config import CriticalBatchConfig
+from noisescale.studies.critical_batch.goal_run import GoalRun
+from noisescale.studies.critical_batch.prediction import PREDICTED_COLUMNS, predicted_rows
+from noisescale.studies.critical_batch.start import Start
+from noisescale.studies.stability_map.run import SweepOptions
 from noisescale.training.records import folder as store
 from noisescale.training.records.environment import environment
 from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise

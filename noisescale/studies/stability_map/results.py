@@ -15,9 +15,9 @@ from noisescale.plots.stability_map import map_figure
 from noisescale.plots.training import image
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.statistics.stability_edge import LABELS, PredictionScore
-from noisescale.sweep.config import BatchSize, SweepConfig
-from noisescale.sweep.folder import MAP
-from noisescale.sweep.tables import boundary_table, cells_table, scores
+from noisescale.studies.jobs.folder import MAP
+from noisescale.studies.stability_map.config import BatchSize, SweepConfig
+from noisescale.studies.stability_map.tables import boundary_table, cells_table, scores
 from noisescale.training.records import folder as store
 from noisescale.training.records.environment import environment
 from noisescale.training.records.tables import BOUNDARY, CELLS

@@ -50,7 +50,7 @@ class SweepConfig:
         learning rate, length and seed are the sweep's.
     batch_sizes: examples per update, or "full".
     lr_min, lr_max: the learning rates lie evenly in log η from one to the other. None: by 2/λ where the runs
-        start, or five decades from the end that is given (`noisescale.sweep.predictions.with_rates`).
+        start, or five decades from the end that is given (`noisescale.studies.stability_map.predictions.with_rates`).
     num_lr: so many of them, and every cell is run with every seed. None: as many as `factor` takes, and only
         those that locate the edge are run: a scan with the first seed, then bisection with each.
     factor: between neighbouring learning rates, at most, where num_lr is None.

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from noisescale.critical.tuning import MOST_UNREACHED, SLACK, Trial, best_places, tune
+from noisescale.studies.critical_batch.tuning import MOST_UNREACHED, SLACK, Trial, best_places, tune
 
 
 def search(steps_at, centre, budget=1000, *, factor=2.0):

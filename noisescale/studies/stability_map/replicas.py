@@ -18,7 +18,15 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from noisescale.problems.config import ProblemConfig, TrainConfig
 from noisescale.problems.problem import Problem, as_examples
 from noisescale.problems.sampling import Batches
-from noisescale.sweep.cell import Cell, Course, cell_problem, cell_record, look_due, read_cell, run_cell
+from noisescale.studies.jobs.cell import (
+    Cell,
+    Course,
+    cell_problem,
+    cell_record,
+    look_due,
+    read_cell,
+    run_cell,
+)
 from noisescale.training.records import folder as store
 from noisescale.training.trainer import UNCHECKED_LOSSES, resolve_batch_size
 

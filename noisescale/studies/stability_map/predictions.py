@@ -12,8 +12,8 @@ from noisescale.errors import RunFolderError
 from noisescale.measure.stability import measure_stability, simulate_threshold
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.sweep.cell import Cell, cell_problem, one_thread
-from noisescale.sweep.config import SweepConfig
+from noisescale.studies.jobs.cell import Cell, cell_problem, one_thread
+from noisescale.studies.stability_map.config import SweepConfig
 from noisescale.training.records import folder as store
 
 Record = TypeVar("Record")

@@ -16,21 +16,21 @@ from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.config import run_name
 from noisescale.problems.data.splits import num_training_examples
 from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.sweep.cell import Cell, file_digest, read_cell, run_cell
-from noisescale.sweep.config import BatchSize, SweepConfig
-from noisescale.sweep.executors import given_or_local
-from noisescale.sweep.folder import CELL_FOLDER, claim
-from noisescale.sweep.predictions import (
+from noisescale.studies.jobs.cell import Cell, file_digest, read_cell, run_cell
+from noisescale.studies.jobs.executors import given_or_local
+from noisescale.studies.jobs.folder import CELL_FOLDER, claim
+from noisescale.studies.jobs.tasks import Tasks
+from noisescale.studies.stability_map.config import BatchSize, SweepConfig
+from noisescale.studies.stability_map.predictions import (
     constants_at,
     lyapunov_at,
     predicted_rates,
     stored_lyapunov,
     with_rates,
 )
-from noisescale.sweep.results import SweepResult, write_results
-from noisescale.sweep.search import Search, from_guess, scan_and_bisect, whole_grid
-from noisescale.sweep.tables import cell_row, cells_table, edge_of, in_order
-from noisescale.sweep.tasks import Tasks
+from noisescale.studies.stability_map.results import SweepResult, write_results
+from noisescale.studies.stability_map.search import Search, from_guess, scan_and_bisect, whole_grid
+from noisescale.studies.stability_map.tables import cell_row, cells_table, edge_of, in_order
 from noisescale.training.records import folder as store
 from noisescale.training.trainer import resolve_batch_size
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from noisescale.critical.cell import GoalRun
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.recommendation import Recommendation, Scale, recommend
 from noisescale.statistics.estimate import Estimate, from_log_samples, quotient, undefined
+from noisescale.studies.critical_batch.goal_run import GoalRun
 from noisescale.training.records.tables import estimate_columns, estimate_row, read_noise
 
 QUANTITIES: tuple[Scale, ...] = ("simple", "full")

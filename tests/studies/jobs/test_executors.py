@@ -18,13 +18,13 @@ from click.testing import CliRunner
 from noisescale.cli import main
 from noisescale.errors import SettingError
 from noisescale.problems.config import ProblemConfig, TrainConfig
-from noisescale.sweep.cell import Cell, run_cell
-from noisescale.sweep.engine import run_sweep
-from noisescale.sweep.executors import DaskExecutor
-from noisescale.sweep.replicas import ReplicaExecutor, ReplicaTraining, alike, run_replicas
+from noisescale.studies.jobs.cell import Cell, run_cell
+from noisescale.studies.jobs.executors import DaskExecutor
+from noisescale.studies.stability_map.replicas import ReplicaExecutor, ReplicaTraining, alike, run_replicas
+from noisescale.studies.stability_map.run import run_sweep
 from noisescale.training.trainer import Training
 from tests.helpers.problems import classification
-from tests.test_sweep import CONFIG, PROBLEM, QUIET, Here
+from tests.studies.stability_map.test_run import CONFIG, PROBLEM, QUIET, Here
 
 DASK = [sys.executable, "-m", "dask"]
 
@@ -210,7 +210,7 @@ def test_cells_that_wait_together_are_one_program(tmp_path, monkeypatch):
         sizes.append(len(cells))
         return run_replicas(cells)
 
-    monkeypatch.setattr("noisescale.sweep.replicas.run_replicas", note)
+    monkeypatch.setattr("noisescale.studies.stability_map.replicas.run_replicas", note)
     executor = ReplicaExecutor()
     hold = threading.Event()
     executor.submit(hold.wait, 30)

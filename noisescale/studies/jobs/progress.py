@@ -9,7 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from noisescale.sweep.config import BatchSize
+from noisescale.studies.stability_map.config import BatchSize
 
 REPORT_EVERY = 30.0  # seconds between two lines where there is no terminal for a bar
 OVERHEAD = 0.3  # seconds of a cell outside its updates, about

@@ -7,12 +7,12 @@ from typing import Protocol
 
 import pandas as pd
 
-from noisescale.critical.cell import GoalCell, GoalRun, run_to_goal
-from noisescale.critical.config import CriticalBatchConfig
-from noisescale.critical.tuning import SLACK
 from noisescale.statistics.critical_batch.goal_table import fastest_runs, fit_goals, of_goal
-from noisescale.sweep.cell import Cell
-from noisescale.sweep.tasks import Tasks
+from noisescale.studies.critical_batch.config import CriticalBatchConfig
+from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, run_to_goal
+from noisescale.studies.critical_batch.tuning import SLACK
+from noisescale.studies.jobs.cell import Cell
+from noisescale.studies.jobs.tasks import Tasks
 from noisescale.training.tracking.noise import NoiseTracking
 
 NOISE_FOLDER = "noise"

@@ -16,15 +16,15 @@ import pandas as pd
 import pytest
 import torch
 
-from noisescale.critical.cell import GoalCell, read_goal_run, run_to_goal
-from noisescale.critical.config import CriticalBatchConfig, default_batch_sizes, default_goals
-from noisescale.critical.engine import run_critical_batch
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.build import build_own_problem, build_problem
 from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
 from noisescale.problems.problem import factory_config
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
-from noisescale.sweep.cell import Cell
+from noisescale.studies.critical_batch.config import CriticalBatchConfig, default_batch_sizes, default_goals
+from noisescale.studies.critical_batch.goal_run import GoalCell, read_goal_run, run_to_goal
+from noisescale.studies.critical_batch.run import run_critical_batch
+from noisescale.studies.jobs.cell import Cell
 from noisescale.training.evaluation import evaluate, mean_loss
 from noisescale.training.records import folder as store
 from noisescale.training.records import tables as run_tables
@@ -435,16 +435,16 @@ def test_processes_give_the_same_and_a_killed_measurement_goes_on(serial, tmp_pa
     """Killed by SIGKILL twice, then begun by two at once: finished runs stay, tables as in one thread."""
     script = (
         "from pathlib import Path; import sys\n"
-        "from tests.test_critical import CONFIG\n"
-        "from noisescale.critical.engine import run_critical_batch\n"
-        "from noisescale.sweep.executors import LocalProcesses\n"
+        "from tests.studies.critical_batch.test_run import CONFIG\n"
+        "from noisescale.studies.critical_batch.run import run_critical_batch\n"
+        "from noisescale.studies.jobs.executors import LocalProcesses\n"
         "if __name__ == '__main__':\n"
         "    run_critical_batch(CONFIG, Path(sys.argv[1]), executor=LocalProcesses(2))\n"
     )
     path = tmp_path / "script.py"
     path.write_text(script)
     out = tmp_path / "out"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(path), str(out)]
     for wanted in (3, 12):
         process = subprocess.Popen(command, env=environment, start_new_session=True)

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from noisescale.critical.config import GoalSplit
 from noisescale.errors import RunFolderError
 from noisescale.problems.problem import Problem, as_examples, select, split_data
 from noisescale.statistics.critical_batch.fit import smoothed_losses, steps_to_goal
-from noisescale.sweep.cell import Cell, cell_problem, cell_record, one_thread
+from noisescale.studies.critical_batch.config import GoalSplit
+from noisescale.studies.jobs.cell import Cell, cell_problem, cell_record, one_thread
 from noisescale.training.evaluation import mean_loss
 from noisescale.training.records import folder as store
 from noisescale.training.records import tables as run_tables

@@ -6,15 +6,15 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from noisescale.critical.cell import Look
-from noisescale.critical.config import GoalSplit
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.build import build_own_problem
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.problems.data.splits import num_training_examples
 from noisescale.problems.problem import as_examples
-from noisescale.sweep.cell import Cell, cell_problem, one_thread
+from noisescale.studies.critical_batch.config import GoalSplit
+from noisescale.studies.critical_batch.goal_run import Look
+from noisescale.studies.jobs.cell import Cell, cell_problem, one_thread
 from noisescale.training.records import folder as store
 
 START = "start.json"

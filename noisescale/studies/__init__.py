@@ -1,0 +1,1 @@
+"""Many runs: the stability map and the critical batch size."""

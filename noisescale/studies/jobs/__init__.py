@@ -1,0 +1,1 @@
+"""What the studies share: short runs in folders, on any executor."""
