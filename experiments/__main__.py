@@ -8,7 +8,7 @@ from experiments.edge_of_stability import edge_of_stability
 from experiments.noise_growth import noise_growth
 from experiments.stability_map import stability_map
 from experiments.three_cases import three_cases
-from noisescale.commands import Commands
+from noisescale.cli.group import Commands
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -6,11 +6,11 @@ import click
 
 from noisescale._version import __version__
 from noisescale.cli.critical_batch import critical_batch
+from noisescale.cli.group import Commands
 from noisescale.cli.measure_noise import measure_noise
 from noisescale.cli.sharpness import sharpness
 from noisescale.cli.sweep_lr import sweep_lr
 from noisescale.cli.train import train
-from noisescale.commands import Commands
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,9 +14,9 @@ from torch import multiprocessing
 from noisescale.measure.distributed import Share, process_group, rank_and_size
 from noisescale.measure.gradients.moments import gradient_moments
 from noisescale.measure.noise import measure_noise
+from tests.cli.test_train import SMALL, run
 from tests.helpers.models import PROBLEMS
 from tests.helpers.problems import seeded
-from tests.test_cli import SMALL, run
 
 
 def test_one_process_has_it_all():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from noisescale import load_checkpoint
+from tests.cli.test_train import SMALL, run
 from tests.problems.test_problem import SOURCE
-from tests.test_cli import SMALL, run
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from noisescale.training.records import tables as run_tables
-from tests.test_cli import SMALL, run
-from tests.test_cli_measure_noise import strict
+from tests.cli.test_measure_noise import strict
+from tests.cli.test_train import SMALL, run
 
 ADAPTIVE = ["--bs", "adaptive", "--lr", "0.1", "--noise-memory", "500", "--exchange-rate", "100"]
 

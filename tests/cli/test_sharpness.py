@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import SMALL, run
+from tests.cli.test_train import SMALL, run
 
 
 @pytest.fixture(autouse=True)
