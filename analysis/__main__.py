@@ -8,10 +8,9 @@ from analysis.edge_of_stability import edge_of_stability
 from analysis.noise_growth import noise_growth
 from analysis.stability_map import stability_map
 from analysis.three_cases import three_cases
-from noisescale.cli.group import Commands
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Turn run folders into tidy tables."""
 

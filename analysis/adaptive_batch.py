@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import interpolate, optimize
 
 from analysis.tables import Runs, analysis
-from noisescale.statistics.estimate import Estimate, from_samples, from_stderr
-from noisescale.training.records.tables import estimate_row, read_noise
+from noisescale.statistics.estimate import Estimate, estimate_row, from_samples, from_stderr
+from noisescale.training.records.tables import read_noise
 
 GOALS = (0.3, 0.2, 0.15)  # training loss
 SETTING = ["batch_size", "exchange_rate", "lr_scaling"]
@@ -31,7 +31,12 @@ def reached_table(runs: Runs) -> pd.DataFrame:
         gain = (record.get("predicted") or {}).get("gain", np.nan)
         for goal in GOALS:
             steps, epochs = (_passage(table, name, goal) for name in ("step", "epoch"))
-            found = {"goal": goal, "steps": steps, "examples": epochs * per_epoch, "predicted_gain": gain}
+            found = {
+                "goal": goal,
+                "steps": steps,
+                "examples": epochs * per_epoch,
+                "predicted_gain": gain,
+            }
             rows.append(setting | found)
     return pd.DataFrame(rows)
 
@@ -43,8 +48,12 @@ def _passage(table: pd.DataFrame, name: str, goal: float) -> float:
         return np.nan
     last = below[0]
     pair = table.iloc[[last - 1, last]]
-    share = np.log(pair["loss"].iloc[0] / goal) / np.log(pair["loss"].iloc[0] / pair["loss"].iloc[1])
-    return float(np.exp(np.log(pair[name].iloc[0]) + share * np.log(pair[name].iloc[1] / pair[name].iloc[0])))
+    share = np.log(pair["loss"].iloc[0] / goal) / np.log(
+        pair["loss"].iloc[0] / pair["loss"].iloc[1]
+    )
+    return float(
+        np.exp(np.log(pair[name].iloc[0]) + share * np.log(pair[name].iloc[1] / pair[name].iloc[0]))
+    )
 
 
 def tuned_table(reached: pd.DataFrame) -> pd.DataFrame:
@@ -91,16 +100,22 @@ def comparison_table(tuned: pd.DataFrame) -> pd.DataFrame:
                 row |= estimate_row(name, _saved(_jackknife(logarithm, fixed, adaptive)))
             row |= estimate_row("measured_gain", _jackknife(_gain, fixed, adaptive))
             predicted = adaptive["predicted_gain"]
-            rows.append(row | {"predicted_gain": predicted.mean(), "predicted_gain_std": predicted.std()})
+            rows.append(
+                row | {"predicted_gain": predicted.mean(), "predicted_gain_std": predicted.std()}
+            )
     return pd.DataFrame(rows)
 
 
 def _jackknife(
-    quantity: Callable[[pd.DataFrame, pd.DataFrame], float], fixed: pd.DataFrame, adaptive: pd.DataFrame
+    quantity: Callable[[pd.DataFrame, pd.DataFrame], float],
+    fixed: pd.DataFrame,
+    adaptive: pd.DataFrame,
 ) -> Estimate:
     """The quantity with the spread that leaving out one seed after another gives it."""
     seeds = sorted(adaptive["seed"].unique())
-    without = [quantity(fixed[fixed["seed"] != seed], adaptive[adaptive["seed"] != seed]) for seed in seeds]
+    without = [
+        quantity(fixed[fixed["seed"] != seed], adaptive[adaptive["seed"] != seed]) for seed in seeds
+    ]
     stderr = float(np.std(without)) * np.sqrt(len(seeds) - 1)
     return from_stderr(quantity(fixed, adaptive), stderr, num_samples=len(seeds))
 
@@ -120,7 +135,9 @@ def _saved(logarithm: Estimate) -> Estimate:
 
 def _means(runs: pd.DataFrame) -> tuple[float, float]:
     """Geometric means of steps and examples."""
-    return float(np.exp(np.log(runs["steps"]).mean())), float(np.exp(np.log(runs["examples"]).mean()))
+    return float(np.exp(np.log(runs["steps"]).mean())), float(
+        np.exp(np.log(runs["examples"]).mean())
+    )
 
 
 def _front(fixed: pd.DataFrame) -> np.ndarray:

@@ -18,13 +18,12 @@ from noisescale.statistics.critical_batch.goal_table import (
     fits_table,
     laws_table,
 )
-from noisescale.statistics.estimate import Estimate, quotient
+from noisescale.statistics.estimate import Estimate, estimate_columns, quotient
 from noisescale.training.records.folder import read_json
 from noisescale.training.records.tables import (
     BRANCHES,
     PREDICTED,
     STEPS_TO_GOAL,
-    estimate_columns,
     read_losses,
     read_noise,
 )
@@ -68,7 +67,10 @@ def beside_published(fits: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFram
     simple = predicted[predicted["quantity"] == "simple"]
     rows = []
     for at, goal in (("start", fits["goal"].max()), ("average", fits["goal"].min())):
-        for quantity, table, name in (("critical", fits, "critical_batch_size"), ("simple", simple, at)):
+        for quantity, table, name in (
+            ("critical", fits, "critical_batch_size"),
+            ("simple", simple, at),
+        ):
             row = table[table["goal"] == goal].iloc[0]
             rows.append(
                 {
@@ -95,7 +97,9 @@ def with_ratios(branches: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
             _estimate(row, "branch"),
         )
         found = {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-        rows.append(row.to_dict() | {"critical_batch_size": critical["critical_batch_size"]} | found)
+        rows.append(
+            row.to_dict() | {"critical_batch_size": critical["critical_batch_size"]} | found
+        )
     return pd.DataFrame(rows)
 
 
@@ -112,7 +116,9 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
         best = best_rates(steps[name])
         fits.append(fits_table(of_goals).assign(problem=name))
         rates.append(best.assign(problem=name))
-        laws.append(laws_table({goal: fit_laws(best, goal) for goal in of_goals}).assign(problem=name))
+        laws.append(
+            laws_table({goal: fit_laws(best, goal) for goal in of_goals}).assign(problem=name)
+        )
     found = {
         "steps_to_goal": _problem_first(
             pd.concat(table.assign(problem=name) for name, table in steps.items())
@@ -127,7 +133,9 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
             pd.concat(pd.read_csv(fronts[name] / PREDICTED).assign(problem=name) for name in names)
         ),
     }
-    found["beside_published"] = beside_published(_of_mnist(found["fits"]), _of_mnist(found["predicted"]))
+    found["beside_published"] = beside_published(
+        _of_mnist(found["fits"]), _of_mnist(found["predicted"])
+    )
     if branches:
         rows = pd.DataFrame([branch_rows(folder) for folder in branches])
         rows = rows.sort_values(["goal", "seed"], ascending=[False, True])

@@ -19,7 +19,9 @@ def curves_table(runs: Runs) -> pd.DataFrame:
         for folder, record in runs
     ]
     columns = [name for quantity in QUANTITIES for name in (quantity, f"{quantity}_stderr")]
-    return pd.concat(rows, ignore_index=True)[[*CASE, "step", "stable_sharpness", "converged", *columns]]
+    return pd.concat(rows, ignore_index=True)[
+        [*CASE, "step", "stable_sharpness", "converged", *columns]
+    ]
 
 
 def plateau_table(curves: pd.DataFrame) -> pd.DataFrame:
@@ -37,13 +39,17 @@ def plateau_table(curves: pd.DataFrame) -> pd.DataFrame:
         leading = ratios["largest_eigenvalue" if case[1] == "full" else "batch_sharpness"]
         near = run.index[leading >= NEAR]
         window = run.loc[near[0] : near[-1]].index if len(near) else near
-        plateau = window if 2 * len(near) >= len(window) else near[:0]  # single hits make no plateau
+        plateau = (
+            window if 2 * len(near) >= len(window) else near[:0]
+        )  # single hits make no plateau
         numbers = {f"{name}_peak": ratios[name].max() for name in QUANTITIES}
         numbers |= {f"{name}_plateau": ratios.loc[plateau, name].median() for name in QUANTITIES}
         steps = run.loc[plateau, "step"]
         numbers["plateau_steps"] = steps.max() - steps.min() if len(plateau) else 0
         rows.append(dict(zip(CASE, case, strict=True)) | numbers)
-    return mean_and_std(pd.DataFrame(rows).groupby(CASE[:-1]), [name for name in rows[0] if name not in CASE])
+    return mean_and_std(
+        pd.DataFrame(rows).groupby(CASE[:-1]), [name for name in rows[0] if name not in CASE]
+    )
 
 
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
@@ -53,5 +59,7 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
 
 
 edge_of_stability = analysis(
-    "edge_of_stability", tables, help="Tables of sharpness along training from the experiment's run folders."
+    "edge_of_stability",
+    tables,
+    help="Tables of sharpness along training from the experiment's run folders.",
 )

@@ -7,7 +7,8 @@ import pandas as pd
 
 from analysis.tables import Runs, analysis, mean_and_std
 from noisescale.statistics.critical_batch.recommendation import recommend
-from noisescale.training.records.tables import estimate_columns, read_noise, read_noise_layers
+from noisescale.statistics.estimate import estimate_columns
+from noisescale.training.records.tables import read_noise, read_noise_layers
 
 CASE = ["batch_size", "seed"]
 SCALES = ["simple", "full"]
@@ -31,10 +32,12 @@ def layers_table(runs: Runs) -> pd.DataFrame:
     """
     rows = []
     for folder, record in runs:
-        layers = pd.DataFrame(read_noise_layers(folder)).assign(**{name: record[name] for name in CASE})
-        layers["share"] = layers["gradient_variance"] / layers.groupby("step")["gradient_variance"].transform(
-            "sum"
+        layers = pd.DataFrame(read_noise_layers(folder)).assign(
+            **{name: record[name] for name in CASE}
         )
+        layers["share"] = layers["gradient_variance"] / layers.groupby("step")[
+            "gradient_variance"
+        ].transform("sum")
         losses = pd.DataFrame(read_noise(folder))[["step", "loss"]]
         rows.append(layers.merge(losses, on="step"))
     layers = pd.concat(rows, ignore_index=True)
@@ -85,9 +88,15 @@ def growth_table(runs: Runs) -> pd.DataFrame:
 
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
-    return {"curves": curves_table(runs), "layers": layers_table(runs), "growth": growth_table(runs)}
+    return {
+        "curves": curves_table(runs),
+        "layers": layers_table(runs),
+        "growth": growth_table(runs),
+    }
 
 
 noise_growth = analysis(
-    "noise_growth", tables, help="Tables of the noise scale along training from the experiment's run folders."
+    "noise_growth",
+    tables,
+    help="Tables of the noise scale along training from the experiment's run folders.",
 )

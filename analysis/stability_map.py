@@ -26,7 +26,10 @@ def starts_table(summaries: dict[str, dict[str, Any]], boundary: pd.DataFrame) -
                 **summary["constants"],
                 "two_over_sharpness": 2 / summary["constants"]["sharpness"],
                 **{f"{curve}_at_1": first[curve] for curve in CURVES},
-                **{f"{column}_at_1": first[column] for column in ("lr_max", "lr_max_low", "lr_max_high")},
+                **{
+                    f"{column}_at_1": first[column]
+                    for column in ("lr_max", "lr_max_low", "lr_max_high")
+                },
             }
         )
     return pd.DataFrame(rows)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
 
-from noisescale.errors import RunFolderError
+from noisescale.errors import NoisescaleError, RunFolderError
 from noisescale.training.records.folder import (
     CONFIG,
     SUMMARY,
@@ -23,28 +23,47 @@ Runs = list[tuple[Path, dict[str, Any]]]  # folder and record of each
 DATA = Path(__file__).parent.parent / "paper_figures" / "data"
 
 
-def analysis(name: str, tables: Callable[[Runs], dict[str, pd.DataFrame]], *, help: str) -> click.Command:
+def analysis(
+    name: str, tables: Callable[[Runs], dict[str, pd.DataFrame]], *, help: str
+) -> click.Command:
     """A command that writes the tables of an experiment's runs, one file for each."""
 
     @click.command(name, help=help)
     @click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False))
-    @click.option("--out", type=click.Path(path_type=Path), default=DATA / name, help="Folder of the tables.")
+    @click.option(
+        "--out", type=click.Path(path_type=Path), default=DATA / name, help="Folder of the tables."
+    )
     def command(runs: Path, out: Path) -> None:
-        found = read_runs(runs)
-        made_by = f"{experiment_command(runs)} && python -m analysis {name} {runs}"
-        for table_name, table in tables(found).items():
-            path = out / f"{table_name}.csv"
-            write_committed_table(path, table, command=made_by, records=[record for _, record in found])
-            click.echo(path)
+        try:
+            for path in _write_tables(name, tables, runs, out):
+                click.echo(path)
+        except (NoisescaleError, OSError) as error:
+            raise click.ClickException(str(error)) from error
 
     return command
 
 
+def _write_tables(
+    name: str, tables: Callable[[Runs], dict[str, pd.DataFrame]], runs: Path, out: Path
+) -> Iterator[Path]:
+    """Writes each table of the runs to its file, and gives the file."""
+    found = read_runs(runs)
+    made_by = f"{experiment_command(runs)} && python -m analysis {name} {runs}"
+    for table_name, table in tables(found).items():
+        path = out / f"{table_name}.csv"
+        write_committed_table(path, table, command=made_by, records=[record for _, record in found])
+        yield path
+
+
 def read_runs(root: Path) -> Runs:
     """Folder and record of every finished run below `root`: its summary under its configuration's fields."""
-    folders = [folder for folder in finished_runs(root) if (folder / CONFIG).exists()]  # a sweep has none
+    folders = [
+        folder for folder in finished_runs(root) if (folder / CONFIG).exists()
+    ]  # a sweep has none
     if not folders:
-        raise RunFolderError(f"{root} has no finished runs: compute them with python -m experiments")
+        raise RunFolderError(
+            f"{root} has no finished runs: compute them with python -m experiments"
+        )
     return [
         (folder, {**_fields(read_json(folder / CONFIG)), **(read_json(folder / SUMMARY) or {})})
         for folder in folders
@@ -67,7 +86,9 @@ def write_committed_table(
         "seeds": _distinct(record["seed"] for record in records),
     }
     lines = "".join(f"# {name}: {value}\n" for name, value in header.items())
-    write_atomically(path, (lines + table.to_csv(index=False, na_rep="nan", float_format="%.6g")).encode())
+    write_atomically(
+        path, (lines + table.to_csv(index=False, na_rep="nan", float_format="%.6g")).encode()
+    )
 
 
 def mean_and_std(grouped: Any, columns: list[str]) -> pd.DataFrame:

@@ -15,7 +15,9 @@ def curves_table(runs: Runs) -> pd.DataFrame:
     """A row per case, epoch and split: mean and standard deviation over seeds of loss, accuracy and F1."""
     rows = pd.concat(
         [
-            pd.DataFrame(read_metrics(folder)).assign(**{name: record[name] for name in [*CASE, "seed"]})
+            pd.DataFrame(read_metrics(folder)).assign(
+                **{name: record[name] for name in [*CASE, "seed"]}
+            )
             for folder, record in runs
         ]
     )
@@ -58,7 +60,13 @@ def confusion_table(runs: Runs) -> pd.DataFrame:
 
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
-    return {"curves": curves_table(runs), "final": final_table(runs), "confusion": confusion_table(runs)}
+    return {
+        "curves": curves_table(runs),
+        "final": final_table(runs),
+        "confusion": confusion_table(runs),
+    }
 
 
-three_cases = analysis("three_cases", tables, help="Tables of the three-case study from its run folders.")
+three_cases = analysis(
+    "three_cases", tables, help="Tables of the three-case study from its run folders."
+)

@@ -11,13 +11,17 @@ from typing import Any
 
 from experiments.runs import Case, experiment
 from noisescale import ProblemConfig, RunOptions, TrainConfig
-from noisescale.problems.config import LrScaling, run_name
+from noisescale.training.config import AdaptiveConfig, LrScaling
+from noisescale.training.records.names import run_name
 from noisescale.training.tracking.noise import NoiseTracking
 
 PROBLEM = ProblemConfig(dataset="mnist", width=256)
 EPOCHS = {16: 2, 32: 2, 64: 2, 128: 3, 256: 4, 512: 6, 1024: 8}  # by fixed batch size
 ADAPTIVE_EPOCHS = {30.0: 2, 100.0: 2, 300.0: 3, 1000.0: 4}  # by exchange rate
-RATES_OF: dict[LrScaling, int] = {"noise": 32, "none": 100}  # the batch size whose rates each rule is given
+RATES_OF: dict[LrScaling, int] = {
+    "noise": 32,
+    "none": 100,
+}  # the batch size whose rates each rule is given
 FACTORS = (0.5, 1.0, 2.0)
 SCALES: dict[str, dict[str, Any]] = {"quick": {"seeds": (0,)}, "full": {"seeds": (0, 1, 2, 3, 4)}}
 
@@ -35,15 +39,18 @@ def grid(*, seeds: tuple[int, ...]) -> list[TrainConfig]:
             for batch_size, epochs in EPOCHS.items():
                 learning_rate = factor * rate(batch_size)
                 runs.append(
-                    TrainConfig(batch_size=batch_size, learning_rate=learning_rate, epochs=epochs, seed=seed)
+                    TrainConfig(
+                        batch_size=batch_size, learning_rate=learning_rate, epochs=epochs, seed=seed
+                    )
                 )
             for lr_scaling, like in RATES_OF.items():
                 for exchange_rate, epochs in ADAPTIVE_EPOCHS.items():
                     runs.append(
                         TrainConfig(
                             batch_size="adaptive",
-                            exchange_rate=exchange_rate,
-                            lr_scaling=lr_scaling,
+                            adaptive=AdaptiveConfig(
+                                exchange_rate=exchange_rate, lr_scaling=lr_scaling
+                            ),
                             learning_rate=factor * rate(like),
                             epochs=epochs,
                             seed=seed,
@@ -55,7 +62,10 @@ def grid(*, seeds: tuple[int, ...]) -> list[TrainConfig]:
 def cases(scale: str) -> list[Case]:
     """With the loss on 2,000 fixed training images at log-spaced steps."""
     options = RunOptions(noise=NoiseTracking(every="log", num_examples=2000))
-    return [(run_name(PROBLEM, training), PROBLEM, training, options) for training in grid(**SCALES[scale])]
+    return [
+        (run_name(PROBLEM, training), PROBLEM, training, options)
+        for training in grid(**SCALES[scale])
+    ]
 
 
 adaptive_batch = experiment(

@@ -24,25 +24,37 @@ from noisescale import (
     run_critical_batch,
 )
 from noisescale.cli.critical_batch import PRESETS, WIDTH
-from noisescale.cli.options import machine_options, resolve_device
-from noisescale.problems.problem import Examples, factory_config
+from noisescale.cli.options import machine_options
+from noisescale.problems.config import resolve_device
+from noisescale.problems.factory import factory_config
+from noisescale.problems.problem import Examples
 from noisescale.problems.synthetic import noisy_quadratic
 from noisescale.studies.critical_batch.branches import BranchConfig, default_examples, run_branches
 from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
-from noisescale.studies.jobs.cell import Cell, file_digest
+from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.executors import LocalProcesses, default_processes
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import STEP_CHECKPOINTS, record_experiment
+from noisescale.training.records.names import file_digest
 from noisescale.training.tracking.noise import NoiseTracking
 
 PROBLEM = ProblemConfig(dataset="mnist", width=WIDTH)
-BASE = TrainConfig(batch_size=16, learning_rate=0.1, epochs=40)  # of the runs that branches start from
+BASE = TrainConfig(
+    batch_size=16, learning_rate=0.1, epochs=40
+)  # of the runs that branches start from
 BRANCH_SIZES = tuple(16 * 2**power for power in range(7))
 DIM = 100  # of the quadratic
 SCALES: dict[str, dict[str, Any]] = {
-    "quick": {"batch_sizes": (2, 8, 32, 128, 512, 2048), "goals": (1.0, 0.4), "num_seeds": 2, "factor": 2.0},
+    "quick": {
+        "batch_sizes": (2, 8, 32, 128, 512, 2048),
+        "goals": (1.0, 0.4),
+        "num_seeds": 2,
+        "factor": 2.0,
+    },
     "full": {
-        name: value for name, value in PRESETS["mnist-paper"].items() if name not in ("dataset", "width")
+        name: value
+        for name, value in PRESETS["mnist-paper"].items()
+        if name not in ("dataset", "width")
     },
 }
 
@@ -72,7 +84,9 @@ def quadratic() -> Problem:
     show_default=True,
     help="quick: six batch sizes, two goals and seeds; full: 24, six and five.",
 )
-@click.option("--only", multiple=True, help="Only this part (repeat it): mnist, branches, quadratic.")
+@click.option(
+    "--only", multiple=True, help="Only this part (repeat it): mnist, branches, quadratic."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="[default: runs/critical_batch-SCALE]")
 @machine_options
 def critical_batch(
@@ -142,7 +156,11 @@ def _base(path: Path, goals: tuple[float, ...], seed: int, options: SweepOptions
     """A run at a small batch size to the lowest goal, the noise scale measured along it."""
     training = TrainConfig(**{**vars(BASE), "seed": seed})
     cell = Cell(
-        path=path, problem=PROBLEM, training=training, device=options.device, data_dir=options.data_dir
+        path=path,
+        problem=PROBLEM,
+        training=training,
+        device=options.device,
+        data_dir=options.data_dir,
     )
     return GoalCell(
         cell=cell,

@@ -10,14 +10,18 @@ from typing import Any
 
 from experiments.runs import Case, experiment
 from noisescale import ProblemConfig, RunOptions, TrainConfig
-from noisescale.problems.config import LossName, run_name
+from noisescale.problems.config import LossName
+from noisescale.training.records.names import run_name
 
 # loss, learning rates, and steps of gradient descent or epochs of SGD at B = 8
 GRADIENT_DESCENT: tuple[tuple[LossName, tuple[float, ...]], ...] = (
     ("cross_entropy", (0.1, 0.2, 0.4)),
     ("mse", (0.08, 0.1, 0.13)),
 )
-SGD: tuple[tuple[LossName, tuple[float, ...]], ...] = (("cross_entropy", (0.05, 0.1)), ("mse", (0.1, 0.15)))
+SGD: tuple[tuple[LossName, tuple[float, ...]], ...] = (
+    ("cross_entropy", (0.05, 0.1)),
+    ("mse", (0.1, 0.15)),
+)
 SCALES: dict[str, dict[str, Any]] = {
     "quick": {"seeds": (0,), "steps": 200, "epochs": 4},
     "full": {"seeds": (0, 1), "steps": 800, "epochs": 16},
@@ -25,13 +29,17 @@ SCALES: dict[str, dict[str, Any]] = {
 EVERY = {"full": 10, 8: 250}  # steps between two measurements, by batch size
 
 
-def grid(*, seeds: tuple[int, ...], steps: int, epochs: int) -> list[tuple[ProblemConfig, TrainConfig]]:
+def grid(
+    *, seeds: tuple[int, ...], steps: int, epochs: int
+) -> list[tuple[ProblemConfig, TrainConfig]]:
     """The runs: gradient descent for so many steps, SGD for so many epochs."""
     cases: list[tuple[ProblemConfig, TrainConfig]] = []
     for seed in seeds:
         for loss, rates in GRADIENT_DESCENT:
             for rate in rates:
-                training = TrainConfig(batch_size="full", learning_rate=rate, epochs=steps, seed=seed)
+                training = TrainConfig(
+                    batch_size="full", learning_rate=rate, epochs=steps, seed=seed
+                )
                 cases.append((_problem(loss), training))
         for loss, rates in SGD:
             for rate in rates:

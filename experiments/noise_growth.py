@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.runs import Case, experiment
 from noisescale import ProblemConfig, RunOptions, TrainConfig
-from noisescale.problems.config import run_name
+from noisescale.training.records.names import run_name
 from noisescale.training.tracking.noise import NoiseTracking
 
 BATCH_SIZES = (128, 32)

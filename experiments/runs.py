@@ -10,11 +10,14 @@ import click
 from rich.console import Console
 
 from noisescale import ProblemConfig, RunOptions, TrainConfig, run_training
-from noisescale.cli.options import machine_options, resolve_device
+from noisescale.cli.options import machine_options
 from noisescale.errors import RunFolderBusyError
+from noisescale.problems.config import resolve_device
 from noisescale.training.records.folder import record_experiment
 
-Case = tuple[str, ProblemConfig, TrainConfig, RunOptions]  # folder name, what it is, how it is carried out
+Case = tuple[
+    str, ProblemConfig, TrainConfig, RunOptions
+]  # folder name, what it is, how it is carried out
 
 
 def experiment(

@@ -23,10 +23,11 @@ from noisescale import (
     run_sweep,
     run_training,
 )
-from noisescale.cli.options import machine_options, resolve_device
-from noisescale.studies.jobs.cell import file_digest
+from noisescale.cli.options import machine_options
+from noisescale.problems.config import resolve_device
 from noisescale.studies.stability_map.config import Horizon
 from noisescale.training.records.folder import CHECKPOINT, record_experiment
+from noisescale.training.records.names import file_digest
 
 UNIT = ProblemConfig(dataset="mnist", width=256)
 SMALL = ProblemConfig(dataset="mnist", num_train=1000, width=200)
@@ -75,7 +76,9 @@ def maps(scale: str, starts: dict[str, Path]) -> dict[str, SweepConfig]:
     help="quick: two seeds, edges to a factor of 2; full: six seeds and more, until the interval of every "
     "edge spans a factor of 1.25 at most.",
 )
-@click.option("--only", multiple=True, help="Only this map (repeat it): mse, cross_entropy, unit, raw.")
+@click.option(
+    "--only", multiple=True, help="Only this map (repeat it): mse, cross_entropy, unit, raw."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="[default: runs/stability_map-SCALE]")
 @machine_options
 def stability_map(
@@ -100,6 +103,8 @@ def stability_map(
         run_sweep(
             config,
             out / name,
-            options=SweepOptions(start=starts.get(name), device=device, data_dir=data_dir, console=console),
+            options=SweepOptions(
+                start=starts.get(name), device=device, data_dir=data_dir, console=console
+            ),
         )
     click.echo(f"python -m analysis stability_map {out}")

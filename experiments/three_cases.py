@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.runs import Case, experiment
 from noisescale import ProblemConfig, RunOptions, TrainConfig
-from noisescale.problems.config import run_name
+from noisescale.training.records.names import run_name
 
 SCALES: dict[str, dict[str, Any]] = {
     "quick": {"epochs": 2, "seeds": (0,)},

@@ -1,4 +1,11 @@
-"""The failures a user can meet: each message says what was given, what is allowed and what to do."""
+"""The failures a user can meet, and the checks that say so.
+
+Each message says what was given, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+LARGEST = 3e38  # the largest number that float32 parameters can be multiplied by
 
 
 class NoisescaleError(RuntimeError):
@@ -27,3 +34,34 @@ class RunFolderBusyError(RunFolderError):
 
 class MeasurementError(NoisescaleError):
     """A quantity is not defined, or cannot be computed, for this model at these parameters."""
+
+
+class Interrupted(BaseException):
+    """A signal ended the work after its state was saved; `exit_code` is the shell's 128 + signal."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def is_real(value: object) -> bool:
+    """Whether this is a number, True and False aside."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """SettingError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise SettingError(f"{name} {value!r}: choose one of {', '.join(allowed)}")
+
+
+def check_count(name: str, value: object, *, instead: str = "") -> None:
+    """SettingError unless `value` is a whole number of 1 or more; `instead` names what else may be given."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SettingError(f"{name} {value!r}: give a whole number of 1 or more{instead}")
+
+
+def first_line(error: BaseException, *, limit: int = 200) -> str:
+    """The first line of what an exception says, cut at `limit` characters; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:limit]

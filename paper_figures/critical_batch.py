@@ -12,7 +12,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisescale.plots.critical_batch import NOISE_SCALES, plot_best_rates, plot_critical_sizes, plot_fronts
+from noisescale.plots.critical_batch import (
+    NOISE_SCALES,
+    plot_best_rates,
+    plot_critical_sizes,
+    plot_fronts,
+)
 from paper_figures.style import STYLE
 
 CAPTION = (
@@ -44,8 +49,12 @@ def figure(data: Path) -> Figure:
         plot_critical_sizes(sizes, _of(fits, **mnist), _of(predicted, **mnist))
         _draw_published(sizes, data)
         plot_best_rates(rate_axes, _of(rates, **mnist), _of(laws, **mnist))
-        plot_branch_sizes(branches, pd.read_csv(folder / "branches.csv", comment="#"), _of(fits, **mnist))
-        plot_critical_sizes(quadratic, _of(fits, problem="quadratic"), _of(predicted, problem="quadratic"))
+        plot_branch_sizes(
+            branches, pd.read_csv(folder / "branches.csv", comment="#"), _of(fits, **mnist)
+        )
+        plot_critical_sizes(
+            quadratic, _of(fits, problem="quadratic"), _of(predicted, problem="quadratic")
+        )
         titles = {
             fronts: "Steps and examples to each training loss",
             sizes: "Measured and predicted",
@@ -88,7 +97,9 @@ def plot_branch_sizes(axes: Axes, branches: pd.DataFrame, fits: pd.DataFrame) ->
     draw("branch", "D", "#009E73", "branches")
     found = branches["branch"] > 0
     axes.plot(at[~found], branches["branch_low"][~found], "^", color="#009E73", fillstyle="none")
-    axes.plot(fits["goal"], fits["critical_batch_size"], "k.-", label=r"$B_{\mathrm{crit}}$ up to there")
+    axes.plot(
+        fits["goal"], fits["critical_batch_size"], "k.-", label=r"$B_{\mathrm{crit}}$ up to there"
+    )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_xaxis()

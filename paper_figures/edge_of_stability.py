@@ -55,7 +55,9 @@ def _stochastic(axes: Axes, runs: pd.DataFrame) -> None:
         ratio = run["batch_sharpness"] / run["stable_sharpness"]
         error = 2 * run["batch_sharpness_stderr"] / run["stable_sharpness"]
         axes.plot(run["step"], ratio, color=colour, linewidth=1)
-        axes.fill_between(run["step"], ratio - error, ratio + error, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(
+            run["step"], ratio - error, ratio + error, color=colour, alpha=0.2, linewidth=0
+        )
         eigenvalue = run["largest_eigenvalue"] / run["stable_sharpness"]
         axes.plot(run["step"], eigenvalue, ":", color=colour, linewidth=1)
     for rate, colour in zip(sorted(runs["learning_rate"].unique()), COLOURS, strict=False):

@@ -53,14 +53,22 @@ def figure(data: Path) -> Figure:
     return drawn
 
 
-def _runs(axes: Axes, curves: pd.DataFrame, *, quantity: Scale, against: Literal["step", "loss"]) -> None:
+def _runs(
+    axes: Axes, curves: pd.DataFrame, *, quantity: Scale, against: Literal["step", "loss"]
+) -> None:
     """A line with its band for each run, coloured by batch size."""
     for batch_size, colour in COLOURS.items():
         runs = curves[curves["batch_size"] == batch_size]
         for number, (_, run) in enumerate(runs.groupby("seed")):
             label = f"B = {batch_size}" if number == 0 else "_"
             plot_noise(
-                axes, run, quantity=quantity, against=against, label=label, color=colour, linewidth=0.9
+                axes,
+                run,
+                quantity=quantity,
+                against=against,
+                label=label,
+                color=colour,
+                linewidth=0.9,
             )
     name = {"simple": "simple", "full": "noise"}[quantity]
     axes.set_ylabel(rf"$B_{{\mathrm{{{name}}}}}$ (examples)")
@@ -74,7 +82,11 @@ def _published(axes: Axes, published: pd.Series[float]) -> None:
     for name, (label, style) in marks.items():
         value = published[name]
         axes.axhline(
-            value, color="black", linestyle=style, linewidth=1, label=f"published {label}, {value:g}"
+            value,
+            color="black",
+            linestyle=style,
+            linewidth=1,
+            label=f"published {label}, {value:g}",
         )
     axes.legend(loc="upper left")
 

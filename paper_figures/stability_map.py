@@ -31,7 +31,9 @@ CAPTION = (
 
 def figure(data: Path) -> Figure:
     """Maps from initialisation above, from a minimum below; the usable rates and two cuts of the first."""
-    cells, boundary = (_read(data / "stability_map" / f"{name}.csv") for name in ("cells", "boundary"))
+    cells, boundary = (
+        _read(data / "stability_map" / f"{name}.csv") for name in ("cells", "boundary")
+    )
     with plt.rc_context({**STYLE, "axes.grid": False}):
         drawn = Figure(figsize=(9, 12.6), layout="constrained")
         grid = drawn.add_gridspec(4, 6, height_ratios=(1, 1, 0.16, 0.62))
@@ -48,7 +50,9 @@ def figure(data: Path) -> Figure:
                 legend=False,
             )
             axes.set_title(title, loc="left", fontweight="bold")
-            handles = handles or (map_handles(axes, unstable="diverged or left") if name == "raw" else [])
+            handles = handles or (
+                map_handles(axes, unstable="diverged or left") if name == "raw" else []
+            )
         below = drawn.add_subplot(grid[2, :])
         below.axis("off")
         below.legend(handles=handles, ncols=4, loc="center", fontsize=7)
@@ -63,4 +67,6 @@ def figure(data: Path) -> Figure:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, comment="#", keep_default_na=False, na_values=["nan"], dtype={"error": str})
+    return pd.read_csv(
+        path, comment="#", keep_default_na=False, na_values=["nan"], dtype={"error": str}
+    )

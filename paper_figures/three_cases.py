@@ -27,12 +27,15 @@ COLUMNS = {
 def figure(data: Path) -> Figure:
     """Raw and unit scale above each other: test loss, accuracy, confusion matrices; below, the table."""
     curves, final, confusion = (
-        read_table(data / "three_cases" / f"{name}.csv") for name in ("curves", "final", "confusion")
+        read_table(data / "three_cases" / f"{name}.csv")
+        for name in ("curves", "final", "confusion")
     )
     published = read_table(data / "published.csv").query("figure == 'three_cases'")
     with plt.rc_context(STYLE):
         drawn = Figure(figsize=(13, 8.6), layout="constrained")
-        grid = drawn.add_gridspec(3, 5, height_ratios=[1, 1, 0.95], width_ratios=[1.25, 1.25, 1, 1, 1])
+        grid = drawn.add_gridspec(
+            3, 5, height_ratios=[1, 1, 0.95], width_ratios=[1.25, 1.25, 1, 1, 1]
+        )
         for row, (scale, title) in enumerate(SCALES.items()):
             _curves(drawn.add_subplot(grid[row, 0]), curves, final, scale=scale, metric="loss")
             _curves(drawn.add_subplot(grid[row, 1]), curves, final, scale=scale, metric="accuracy")
@@ -44,10 +47,14 @@ def figure(data: Path) -> Figure:
     return drawn
 
 
-def _curves(axes: Axes, curves: pd.DataFrame, final: pd.DataFrame, *, scale: str, metric: str) -> None:
+def _curves(
+    axes: Axes, curves: pd.DataFrame, final: pd.DataFrame, *, scale: str, metric: str
+) -> None:
     """The test split's metric against the epoch, mean over seeds, the band ± one standard deviation."""
     for batch_size, colour in BATCH_COLOURS.items():
-        case = curves.query("pixel_scale == @scale and batch_size == @batch_size and split == 'test'")
+        case = curves.query(
+            "pixel_scale == @scale and batch_size == @batch_size and split == 'test'"
+        )
         case = case.sort_values("epoch")
         ended = final.query("pixel_scale == @scale and batch_size == @batch_size").iloc[0]
         if ended["num_diverged"]:
@@ -73,7 +80,9 @@ def _confusion(
     axes: Axes, confusion: pd.DataFrame, final: pd.DataFrame, *, scale: str, batch_size: str
 ) -> None:
     cells = confusion.query("pixel_scale == @scale and batch_size == @batch_size")
-    counts = cells.pivot_table(index="target", columns="predicted", values="count").to_numpy(dtype=np.int64)
+    counts = cells.pivot_table(index="target", columns="predicted", values="count").to_numpy(
+        dtype=np.int64
+    )
     plot_confusion(axes, counts, fontsize=4.5)
     axes.grid(visible=False)
     axes.set_title(f"B = {batch_size}, test, seed 0", color=BATCH_COLOURS[batch_size])
@@ -90,10 +99,16 @@ def _table(axes: Axes, final: pd.DataFrame, published: pd.DataFrame) -> None:
         for scale in SCALES:
             case = final.query("pixel_scale == @scale and batch_size == @batch_size").iloc[0]
             rows.append([_number(case[name], name, case[f"{name}_std"]) for name in COLUMNS])
-            seeds = "1 seed" if case["num_seeds"] == 1 else f"mean ± sd of {case['num_seeds']} seeds"
+            seeds = (
+                "1 seed" if case["num_seeds"] == 1 else f"mean ± sd of {case['num_seeds']} seeds"
+            )
             labels.append(f"ours, {scale}, {seeds}")
     table = axes.table(
-        cellText=rows, rowLabels=labels, colLabels=list(COLUMNS.values()), loc="center", cellLoc="center"
+        cellText=rows,
+        rowLabels=labels,
+        colLabels=list(COLUMNS.values()),
+        loc="center",
+        cellLoc="center",
     )
     table.auto_set_font_size(False)
     table.set_fontsize(8)

@@ -1,4 +1,4 @@
-"""The layers of the package, read off its imports."""
+"""The wings of the package and who may lean on whom, read off the imports."""
 
 import ast
 import subprocess
@@ -11,154 +11,136 @@ import pytest
 import noisescale
 
 ROOT = Path(__file__).parent.parent
-LAYERS = {
-    0: {
-        "_version",
-        "branching",
-        "commands",
-        "config",
-        "critical_batch",
-        "curvature_noise",
-        "errors",
-        "estimate",
-        "goal_table",
-        "hyperbola",
-        "interrupts",
-        "learning_rate_law",
-        "noise",
-        "recommendation",
-        "run_tables",
-        "running_noise",
-        "stability",
-        "stable_region",
-        "store",
-        "tradeoff",
-    },
-    1: {"problem"},
-    2: {
-        "batches",
-        "build",
-        "cuda_graph",
-        "curvature",
-        "data",
-        "distributed",
-        "eigenpairs",
-        "environment",
-        "example_curvature",
-        "example_map",
-        "factored_gradients",
-        "gradient_engine",
-        "gradient_norms",
-        "gradient_rules",
-        "gradients",
-        "in_place_sgd",
-        "krylov",
-        "layer_engine",
-        "layer_recorder",
-        "linear_sgd",
-        "micro_batches",
-        "mnist_files",
-        "models",
-        "objective",
-        "random_state",
-        "sharpness",
-        "spectrum",
-        "synthetic",
-        "vmap_engine",
-    },
-    3: {
-        "checkpoint",
-        "critical",
-        "critical_plots",
-        "evaluation",
-        "integrations",
-        "measure",
-        "monitor",
-        "noise_plots",
-        "plots",
-        "progress",
-        "run",
-        "schedule",
-        "sweep",
-        "sweep_plots",
-        "tracking",
-        "training",
-        "weights",
-    },
-    4: {"cli", "__main__"},
+PACKAGE = ROOT / "noisescale"
+FLOW = ("errors", "statistics", "plots", "problems", "measure", "training", "studies", "cli")
+BELOW = {wing: set(FLOW[:place]) for place, wing in enumerate(FLOW)}
+BELOW["integrations"] = BELOW["measure"] | {"measure"}
+BESIDE = {"__init__", "__main__", "_version"}  # of the wings
+FORMER = {"run_tables", "store", "synthetic"}  # names kept for a release
+AT_MOST = 9  # things in one folder
+# what the folders beside the package may import of it
+NEIGHBOURS = {
+    "analysis": ("errors", "statistics", "training.records.folder", "training.records.tables"),
+    "paper_figures": ("plots",),
 }
-LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
 
 
 def imports(path):
-    """Dotted names of everything imported anywhere in a file, functions' own imports included."""
-    found = set()
+    """Dotted names of everything that a file imports anywhere, inside functions too."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def modules(names):
-    """The package's own modules behind `names`, a public name standing for the module it comes from."""
-    parts = [name.split(".")[1] for name in names if name.startswith("noisescale.")]
-    return {noisescale._MODULES.get(part, part).split(".")[0] for part in parts} & set(LAYER)
+def public_homes():
+    """The module that each public name comes from, by the public list."""
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    return {
+        alias.name: node.module
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
 
-def files_of(module):
-    path = ROOT / "noisescale" / module
+HOMES = public_homes()
+
+
+def used(path):
+    """What a file imports of the package, without its name, a public name under its module's."""
+    parts = [name.partition(".")[2] for name in imports(path) if name.split(".")[0] == "noisescale"]
+    return {f"{HOMES[part]}.{part}" if part in HOMES else part for part in parts if part}
+
+
+def wing_of(name):
+    return name.split(".")[0]
+
+
+def files_of(wing):
+    path = PACKAGE / wing
     return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
 
 
-def test_every_module_has_its_layer():
-    folders = {path.parent.name for path in (ROOT / "noisescale").glob("*/__init__.py")}
-    present = {path.stem for path in (ROOT / "noisescale").glob("*.py")} | folders
-    assert present - {"__init__"} == set(LAYER)
-
-
-@pytest.mark.parametrize("module", sorted(LAYER))
-def test_a_module_imports_its_own_layer_or_lower_ones(module):
-    for path in files_of(module):
-        used = modules(imports(path)) - {module}
-        assert {other for other in used if LAYER[other] > LAYER[module]} == set()
-        if LAYER[module] == 0:
-            assert not {name for name in imports(path) if name.split(".")[0] in ("torch", "torchvision")}
-
-
-def test_there_are_no_cycles():
-    graph = {
-        module: set().union(*(modules(imports(path)) for path in files_of(module))) - {module}
-        for module in LAYER
+def breaches(files, allowed):
+    """Imports of the package that no entry of `allowed` covers, each with the file it is in."""
+    return {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in files
+        for name in used(path)
+        if not any(name == good or name.startswith(f"{good}.") for good in allowed)
     }
-    while free := {module for module, used in graph.items() if not used}:
-        graph = {module: used - free for module, used in graph.items() if module not in free}
+
+
+def test_the_wings_are_all_there_is():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    assert folders | modules == set(BELOW) | BESIDE | FORMER
+
+
+@pytest.mark.parametrize("wing", BELOW)
+def test_a_wing_leans_on_those_below_it_alone(wing):
+    assert breaches(files_of(wing), {wing, *BELOW[wing], "_version"}) == set()
+
+
+def test_a_wing_that_leans_on_one_above_it_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "module.py"
+    path.write_text(
+        "from noisescale.errors import DataError\n"
+        "def late():\n    from noisescale import Problem, Estimate\n"
+        "    import noisescale.cli.train\n"
+    )
+    assert breaches([path], {"statistics", "errors"}) == {
+        ("module.py", "problems.problem.Problem"),
+        ("module.py", "cli.train"),
+    }
+
+
+@pytest.mark.parametrize("wing", ["errors", "statistics", "plots"])
+def test_numbers_and_pictures_need_no_torch(wing):
+    for path in files_of(wing):
+        assert not {
+            name for name in imports(path) if name.split(".")[0] in ("torch", "torchvision")
+        }
+
+
+def test_no_folder_holds_more_than_can_be_seen_at_once():
+    for folder in [path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE]:
+        things = [path for path in folder.iterdir() if not path.name.startswith("_")]
+        assert len(things) <= AT_MOST, folder
+
+
+def test_no_two_modules_import_each_other():
+    files = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    graph = {
+        module: {
+            other
+            for other in files
+            if any(name == other or name.startswith(f"{other}.") for name in used(path))
+        }
+        - {module}
+        for module, path in files.items()
+    }
+    while free := {module for module, needed in graph.items() if not needed}:
+        graph = {module: needed - free for module, needed in graph.items() if module not in free}
     assert graph == {}
 
 
-@pytest.mark.parametrize(
-    ("folder", "allowed"),
-    [
-        ("analysis", {f"noisescale.{module}" for module in LAYERS[0]}),
-        (
-            "paper_figures",
-            {
-                "noisescale.plots.training",
-                "noisescale.plots.noise",
-                "noisescale.plots.stability_map",
-                "noisescale.plots.critical_batch",
-            },
-        ),
-    ],
-)
-def test_tables_and_figures_touch_no_model(folder, allowed):
-    for path in (ROOT / folder).glob("*.py"):
-        own = {name for name in imports(path) if name.startswith("noisescale")}
-        assert {
-            name for name in own if not any(name == good or name.startswith(f"{good}.") for good in allowed)
-        } == set()
-        assert not {name for name in imports(path) if name.split(".")[0] in ("torch", "experiments")}
+@pytest.mark.parametrize("folder", NEIGHBOURS)
+def test_tables_and_figures_touch_no_model(folder):
+    files = sorted((ROOT / folder).glob("*.py"))
+    assert breaches(files, NEIGHBOURS[folder]) == set()
+    for path in files:
+        assert not {
+            name for name in imports(path) if name.split(".")[0] in ("torch", "experiments")
+        }
 
 
 def test_nothing_imports_the_experiments():
@@ -169,17 +151,20 @@ def test_nothing_imports_the_experiments():
 
 def test_public_names_load_when_they_are_used():
     code = (
-        "import sys, noisescale, noisescale.problems.config, noisescale.training.records.folder\n"
-        "assert 'torch' not in sys.modules\n"
+        "import sys, noisescale, noisescale.training.config, noisescale.training.records.folder\n"
+        "assert not {'torch', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
         "noisescale.Problem\nassert 'torch' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_public_name_exists_and_has_a_docstring():
+    assert set(noisescale.__all__) == set(HOMES)
     for name in set(noisescale.__all__) - {"__version__", "LossFn", "MatVec", "Params"}:
         value = getattr(noisescale, name)
         assert value.__doc__
-        assert not isinstance(value, types.ModuleType)  # a submodule of the same name would take its place
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        assert not isinstance(
+            value, types.ModuleType
+        )  # a submodule of the same name would take its place
+    with pytest.raises(AttributeError, match="nonsense"):
         _ = noisescale.nonsense

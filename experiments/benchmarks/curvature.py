@@ -41,7 +41,8 @@ from noisescale import (
     train,
 )
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
-from noisescale.problems.problem import Examples, Params, select
+from noisescale.problems.problem import Examples, Params
+from noisescale.problems.sampling import select
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_json
 
@@ -63,13 +64,21 @@ def checkpoints(problem: Problem) -> list[Params]:
     first = math.ceil(60_000 / 32)
     steps = [first + DISTANCE * index for index in range(4)]
     config = TrainConfig(batch_size=32, learning_rate=0.01, max_steps=steps[-1])
-    return [found.params for found in train(problem, config, checkpoint_steps=steps) if found.step in steps]
+    return [
+        found.params
+        for found in train(problem, config, checkpoint_steps=steps)
+        if found.step in steps
+    ]
 
 
-def products(problem: Problem, params: Params, examples: Examples, *, rounds: int) -> dict[str, Any]:
+def products(
+    problem: Problem, params: Params, examples: Examples, *, rounds: int
+) -> dict[str, Any]:
     """Medians over interleaved rounds of the products' time in gradients, graphs kept and recorded anew."""
     objective = Objective(problem, params, examples=examples)
-    vector = torch.randn(objective.dim, generator=torch.Generator().manual_seed(0)).to(objective.device)
+    vector = torch.randn(objective.dim, generator=torch.Generator().manual_seed(0)).to(
+        objective.device
+    )
     records = {"hessian": record_hessian, "ggn": record_ggn}
     matvecs = {
         f"{name}, {how}": CurvatureProduct(objective, record, kept_bytes=kept_bytes)
@@ -139,7 +148,10 @@ def compare(problem: Problem, params: Params, examples: Examples, *, rounds: int
         "ours": ours,
         "curvlinops + eigsh": arpack,
     }
-    for tol in (1e-3, 1e-5):  # its default, and as near to our true error as 100 iterations bring it
+    for tol in (
+        1e-3,
+        1e-5,
+    ):  # its default, and as near to our true error as 100 iterations bring it
         solvers[f"PyHessian, tol {tol:g}"] = partial(power, tol=tol)
     rows: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in solvers}
     for _ in range(rounds):
@@ -147,7 +159,11 @@ def compare(problem: Problem, params: Params, examples: Examples, *, rounds: int
             started = time.perf_counter()
             value, count = solver(problem, params, examples)
             rows[name]["seconds"].append(time.perf_counter() - started)
-            rows[name] |= {"value": value, "num_matvecs": count, "relative_error": abs(value / truth - 1)}
+            rows[name] |= {
+                "value": value,
+                "num_matvecs": count,
+                "relative_error": abs(value / truth - 1),
+            }
     mine = rows["ours"]["seconds"]
     for row in rows.values():
         theirs = row["seconds"]
@@ -156,7 +172,9 @@ def compare(problem: Problem, params: Params, examples: Examples, *, rounds: int
     return {"reference": truth, "solvers": rows}
 
 
-def warm_starts(problem: Problem, along: list[Params], examples: Examples, *, seeds: int) -> dict[str, Any]:
+def warm_starts(
+    problem: Problem, along: list[Params], examples: Examples, *, seeds: int
+) -> dict[str, Any]:
     """Products from cold and from the eigenvectors of 100 steps earlier, over checkpoints and seeds."""
     cold: list[int] = []
     warm: list[int] = []
@@ -169,7 +187,9 @@ def warm_starts(problem: Problem, along: list[Params], examples: Examples, *, se
                 generator = torch.Generator().manual_seed(seed)
                 device = examples.inputs.device
                 dim = _dim(along[0])
-                return top_eigenpairs(matvec, dim=dim, start=start, generator=generator, device=device)
+                return top_eigenpairs(
+                    matvec, dim=dim, start=start, generator=generator, device=device
+                )
 
             found = solve(None)
             if previous is not None:
@@ -220,13 +240,17 @@ def main(rounds: int, device: str, out: Path | None) -> None:
     click.echo("| product | in gradients |\n|---|---|")
     for name, ratio in result["products"]["in_gradients"].items():
         click.echo(f"| {name} | {ratio:.2f} |")
-    click.echo("\n| λ_max by | seconds | products | relative error | ours/theirs |\n|---|---|---|---|---|")
+    click.echo(
+        "\n| λ_max by | seconds | products | relative error | ours/theirs |\n|---|---|---|---|---|"
+    )
     for name, row in result["largest_eigenvalue"]["solvers"].items():
         count = row["num_matvecs"] or ""
         numbers = f"{row['seconds']:.1f} | {count} | {row['relative_error']:.0e} | {row['ours/theirs']:.2f}"
         click.echo(f"| {name} | {numbers} |")
     warm = result["warm_starts"]
-    click.echo(f"\nwarm/cold products: {sum(warm['warm'])}/{sum(warm['cold'])} = {warm['ratio']:.2f}")
+    click.echo(
+        f"\nwarm/cold products: {sum(warm['warm'])}/{sum(warm['cold'])} = {warm['ratio']:.2f}"
+    )
     click.echo(f"peak memory above the model: {result['peak_bytes'] / 2**20:.0f} MiB")
 
 

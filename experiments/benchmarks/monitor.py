@@ -93,7 +93,9 @@ def measure(
 ) -> dict[str, Any]:
     """Seconds per update of random examples: plain, with the monitor and with the peer, interleaved."""
     device = next(problem.model.parameters()).device
-    parts = list(torch.randperm(num_examples)[: micro_batches * examples].to(device).split(examples))
+    parts = list(
+        torch.randperm(num_examples)[: micro_batches * examples].to(device).split(examples)
+    )
     monitor, peer = NoiseScaleMonitor(problem.model), Differences(problem.model)
     steps = {
         "plain": Step(problem, parts),
@@ -114,7 +116,8 @@ def measure(
         "rounds": rounds,
         "seconds": medians,
         "overhead": statistics.median(
-            with_it / without - 1 for with_it, without in zip(times["monitor"], times["plain"], strict=True)
+            with_it / without - 1
+            for with_it, without in zip(times["monitor"], times["plain"], strict=True)
         ),
         "looking": steps["monitor"].looking / sum(times["monitor"]),
         "looking_differences": steps["differences"].looking / sum(times["differences"]),
@@ -126,7 +129,9 @@ def measure(
 @click.option("--rounds", type=click.IntRange(min=3), default=61, show_default=True)
 @click.option("--data-dir", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="JSON file.  [default: results/monitor-DEVICE.json]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="JSON file.  [default: results/monitor-DEVICE.json]",
 )
 def main(device: str, rounds: int, data_dir: Path | None, out: Path | None) -> None:
     """Measure the share of a step that the monitor takes, and print and write it."""

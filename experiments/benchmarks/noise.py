@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.resources import peak_bytes, seconds
 from noisescale import Problem, ProblemConfig, build_problem, gradient_moments
-from noisescale.problems.problem import Examples, select
+from noisescale.problems.problem import Examples
+from noisescale.problems.sampling import select
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_json
 
@@ -116,7 +117,9 @@ def plain(problem: Problem, examples: Examples, chunk_size: int) -> None:
 def ours(problem: Problem, examples: Examples, chunk_size: int | None, **options: Any) -> None:
     """`gradient_moments` by one engine, chunk size chosen by itself for None."""
     gradient_moments(
-        Problem(model=problem.model, loss=problem.loss, train=examples), chunk_size=chunk_size, **options
+        Problem(model=problem.model, loss=problem.loss, train=examples),
+        chunk_size=chunk_size,
+        **options,
     )
 
 
@@ -134,7 +137,9 @@ def by_backpack(problem: Problem, examples: Examples, chunk_size: int) -> None:
 
 def by_opacus(problem: Problem, examples: Examples, chunk_size: int) -> None:
     """Squared norms of Opacus' written-out gradients."""
-    model = GradSampleModule(copy.deepcopy(problem.model).train(), loss_reduction="sum")  # it asks for that
+    model = GradSampleModule(
+        copy.deepcopy(problem.model).train(), loss_reduction="sum"
+    )  # it asks for that
     for start in range(0, examples.num_examples, chunk_size):
         chunk = examples.part(slice(start, start + chunk_size))
         model.zero_grad()
@@ -157,13 +162,19 @@ def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
         "compiled": (partial(ours, engine="compiled", standard_errors=False), many, (None,)),
         "BackPACK BatchL2Grad": (by_backpack, many, case.large),
         "Opacus GradSampleModule": (by_opacus, few, case.small),
-        "eager vmap": (partial(ours, engine="vmap", standard_errors=False), few, (None, *case.small)),
+        "eager vmap": (
+            partial(ours, engine="vmap", standard_errors=False),
+            few,
+            (None, *case.small),
+        ),
     }
     best: dict[str, tuple[Competitor, Examples, int | None]] = {}
     missing: dict[str, str] = {}
     for name, (work, examples, sizes) in competitors.items():
         try:
-            work(case.problem, examples.part(slice(2 * case.few)), sizes[0])  # caches, what is not covered
+            work(
+                case.problem, examples.part(slice(2 * case.few)), sizes[0]
+            )  # caches, what is not covered
             taken = {size: seconds(partial(work, case.problem, examples, size)) for size in sizes}
         except Exception as error:  # a peer that does not cover the model
             missing[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"

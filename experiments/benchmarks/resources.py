@@ -34,5 +34,7 @@ def peak_bytes(work: Callable[[], Any], *, device: str) -> int:
 
 
 def _status(name: str) -> int:
-    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(name))
+    line = next(
+        row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(name)
+    )
     return int(line.split()[1]) * 1024

@@ -25,7 +25,15 @@ import torch
 from rich.console import Console
 
 from experiments.benchmarks.resources import seconds
-from noisescale import Horizon, ProblemConfig, SweepConfig, SweepOptions, SweepResult, TrainConfig, run_sweep
+from noisescale import (
+    Horizon,
+    ProblemConfig,
+    SweepConfig,
+    SweepOptions,
+    SweepResult,
+    TrainConfig,
+    run_sweep,
+)
 from noisescale.problems.build import build_problem
 from noisescale.problems.problem import Problem, as_examples
 from noisescale.studies.jobs.executors import LocalProcesses
@@ -60,7 +68,9 @@ GRID = SweepConfig(
 )
 
 
-def sweep_seconds(config: SweepConfig, options: SweepOptions, make: Callable[[], Executor]) -> float:
+def sweep_seconds(
+    config: SweepConfig, options: SweepOptions, make: Callable[[], Executor]
+) -> float:
     """Of a whole sweep into an empty folder, the start of its processes included."""
     with tempfile.TemporaryDirectory() as folder:
 
@@ -79,7 +89,12 @@ def processes(config: SweepConfig, options: SweepOptions, *, rounds: int) -> dic
             found.append(sweep_seconds(config, options, partial(LocalProcesses, count)))
     ratios = [one / two for one, two in zip(times[1], times[2], strict=True)]
     cells = (config.num_lr or 0) * config.num_seeds * len(config.batch_sizes)
-    return {"cells": cells, "seconds": times, "speed_up": statistics.median(ratios), "rounds": rounds}
+    return {
+        "cells": cells,
+        "seconds": times,
+        "speed_up": statistics.median(ratios),
+        "rounds": rounds,
+    }
 
 
 def bisection(config: SweepConfig, options: SweepOptions) -> dict[str, Any]:
@@ -156,7 +171,9 @@ def replicas(problem: Problem, batch_size: int, *, steps: int, rounds: int) -> d
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--data-dir", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="JSON file.  [default: results/sweep-DEVICE.json]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="JSON file.  [default: results/sweep-DEVICE.json]",
 )
 def main(device: str, rounds: int, data_dir: Path | None, out: Path | None) -> None:
     """Measure all three, and print and write them. Two processes need two idle cores."""

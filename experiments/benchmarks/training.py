@@ -35,7 +35,11 @@ from noisescale.training.trainer import Training
 
 RESULTS = Path(__file__).parent / "results"
 LEARNING_RATE = 1e-3
-STEPS = {1: 300, 32: 80, 1024: 4}  # a round: short, so that the three see the same state of the machine
+STEPS = {
+    1: 300,
+    32: 80,
+    1024: 4,
+}  # a round: short, so that the three see the same state of the machine
 TARGETS = {1: 1.6, 32: 1.25, 1024: 1.0}
 
 
@@ -84,7 +88,9 @@ def compare(problem: Problem, batch_size: int, *, rounds: int) -> dict[str, Any]
     """Median steps per second of each loop over interleaved rounds, and the medians of ours/other."""
     loops = {name: loop(problem, batch_size) for name, loop in LOOPS.items()}
     speeds: dict[str, list[float]] = {name: [] for name in loops}
-    for counted in track([False, *[True] * rounds], description=f"B = {batch_size}", transient=True):
+    for counted in track(
+        [False, *[True] * rounds], description=f"B = {batch_size}", transient=True
+    ):
         for name, loop in loops.items():
             speed = _steps_per_second(loop, STEPS[batch_size], problem)
             if counted:
@@ -95,7 +101,9 @@ def compare(problem: Problem, batch_size: int, *, rounds: int) -> dict[str, Any]
         "steps_per_round": STEPS[batch_size],
         "steps_per_second": {name: statistics.median(values) for name, values in speeds.items()},
         "ratio": {
-            name: _quartiles([mine / other for mine, other in zip(speeds["ours"], speeds[name], strict=True)])
+            name: _quartiles(
+                [mine / other for mine, other in zip(speeds["ours"], speeds[name], strict=True)]
+            )
             for name in ("notebook", "eager")
         },
         "target": TARGETS[batch_size],
@@ -115,7 +123,10 @@ def epoch_at_batch_size_one(problem: Problem) -> dict[str, float]:
         if step == before + training.examples.num_examples:
             break
     torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - started, "peak_bytes": torch.cuda.max_memory_allocated()}
+    return {
+        "seconds": time.perf_counter() - started,
+        "peak_bytes": torch.cuda.max_memory_allocated(),
+    }
 
 
 def _steps_per_second(loop: Iterator[Any], steps: int, problem: Problem) -> float:
@@ -136,7 +147,9 @@ def _quartiles(values: list[float]) -> dict[str, float]:
 @click.option("--rounds", type=click.IntRange(min=2), default=21, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="JSON file.  [default: results/training-DEVICE.json]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="JSON file.  [default: results/training-DEVICE.json]",
 )
 def main(rounds: int, device: str, out: Path | None) -> None:
     """Compare training loops on MNIST with the study's network."""
@@ -152,7 +165,9 @@ def main(rounds: int, device: str, out: Path | None) -> None:
         speeds = " | ".join(f"{speed:,.1f}" for speed in row["steps_per_second"].values())
         against = "{median:.2f} ({low:.2f}–{high:.2f})".format(**row["ratio"]["eager"])
         notebook = row["ratio"]["notebook"]["median"]
-        click.echo(f"| {row['batch_size']} | {speeds} | {notebook:.2f} | {against} | ≥ {row['target']} |")
+        click.echo(
+            f"| {row['batch_size']} | {speeds} | {notebook:.2f} | {against} | ≥ {row['target']} |"
+        )
     if device == "cuda":
         click.echo(f"one epoch at B = 1: {result['epoch_at_batch_size_one']['seconds']:.2f} s")
 

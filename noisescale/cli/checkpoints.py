@@ -70,7 +70,7 @@ def with_problems(
         per configuration. CheckpointError for weights that do not say which problem they belong to.
     """
     from noisescale.problems.build import build_problem
-    from noisescale.problems.problem import load_problem
+    from noisescale.problems.factory import load_problem
     from noisescale.training.records.weights import apply_weights
 
     given = None if problem is None else load_problem(problem)

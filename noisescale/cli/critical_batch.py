@@ -20,10 +20,11 @@ from noisescale.cli.options import (
     machine_options,
     optimizer_options,
     problem_options,
-    resolve_device,
 )
 from noisescale.errors import SettingError
-from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig, digest, problem_name
+from noisescale.problems.config import FactoryConfig, ProblemConfig, resolve_device
+from noisescale.training.config import TrainConfig
+from noisescale.training.records.names import digest, problem_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,10 +43,28 @@ PRESETS: dict[str, dict[str, Any]] = {
     }
 }
 OF_PROBLEM = tuple(ProblemConfig.__dataclass_fields__)
-OF_FRONT = ("goals", "factor", "max_rate", "rate_bend", "epochs", "noise", "noise_examples", "preset")
+OF_FRONT = (
+    "goals",
+    "factor",
+    "max_rate",
+    "rate_bend",
+    "epochs",
+    "noise",
+    "noise_examples",
+    "preset",
+)
 OF_BRANCH = ("learning_rate", "examples", "tolerance", "scaling")
 OF_OPTIMIZER = ("optimizer", "momentum", "weight_decay")
-OF_RUNS = ("batch_sizes", "split", "num_seeds", "executor", "processes", "scheduler", "device", "problem")
+OF_RUNS = (
+    "batch_sizes",
+    "split",
+    "num_seeds",
+    "executor",
+    "processes",
+    "scheduler",
+    "device",
+    "problem",
+)
 
 
 @click.command(
@@ -104,10 +123,19 @@ Examples:
     help="Whose loss, on a fixed random subset of 2,000.",
 )
 @click.option(
-    "--seeds", "num_seeds", type=int, default=3, show_default=True, help="Seeds; the errors come from them."
+    "--seeds",
+    "num_seeds",
+    type=int,
+    default=3,
+    show_default=True,
+    help="Seeds; the errors come from them.",
 )
 @click.option(
-    "--factor", type=float, default=2.0, show_default=True, help="Between neighbouring learning rates."
+    "--factor",
+    type=float,
+    default=2.0,
+    show_default=True,
+    help="Between neighbouring learning rates.",
 )
 @click.option(
     "--lr-max",
@@ -189,9 +217,14 @@ Examples:
     "dask",
     help="Where the runs are: in local processes of one thread each, or on a Dask cluster.",
 )
-@click.option("--out", type=FOLDER, help="Folder of the tables and runs.  [default: runs/critical-NAME-KEY]")
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print the content of fit.json (branch: branch.json), not tables."
+    "--out", type=FOLDER, help="Folder of the tables and runs.  [default: runs/critical-NAME-KEY]"
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the content of fit.json (branch: branch.json), not tables.",
 )
 @click.pass_context
 def critical_batch(ctx: click.Context, /, **options: Any) -> None:
@@ -207,14 +240,18 @@ def critical_batch(ctx: click.Context, /, **options: Any) -> None:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    given = {
+        name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
     check_executor(options)
     _check_method(ctx, options, given)
     if options["from_csv"] is not None:
         _from_csv(options)
         return
     options |= {
-        name: value for name, value in PRESETS.get(options["preset"], {}).items() if name not in given
+        name: value
+        for name, value in PRESETS.get(options["preset"], {}).items()
+        if name not in given
     }
     options["device"] = resolve_device(options["device"])
     if options["method"] == "branch":
@@ -235,10 +272,13 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
         refuse(kept, "--from-csv runs nothing")
     elif options["method"] == "branch":
         if options["checkpoint"] is None:
-            raise SettingError("--method branch starts from a checkpoint: give its file or run folder")
+            raise SettingError(
+                "--method branch starts from a checkpoint: give its file or run folder"
+            )
         refuse(OF_FRONT, "--method branch compares losses after equal examples")
         refuse(
-            (*OF_PROBLEM, *OF_OPTIMIZER), "--method branch takes problem and optimizer from the checkpoint"
+            (*OF_PROBLEM, *OF_OPTIMIZER),
+            "--method branch takes problem and optimizer from the checkpoint",
         )
     else:
         if options["checkpoint"] is not None:
@@ -255,7 +295,9 @@ def _from_csv(options: dict[str, Any]) -> None:
     from noisescale.studies.critical_batch.run import SETTINGS
 
     if (out := options["out"]) is not None and (out / SETTINGS).exists():
-        raise SettingError(f"{out} holds a measurement, whose tables would be lost: choose another --out")
+        raise SettingError(
+            f"{out} holds a measurement, whose tables would be lost: choose another --out"
+        )
     result = analyse(read_goal_table(options["from_csv"]))
     if options["as_json"]:
         click.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
@@ -290,9 +332,11 @@ def _pareto(options: dict[str, Any], console: Console) -> None:
     report_failures((result.summary or {})["failures"], out)
 
 
-def _config(options: dict[str, Any], console: Console) -> tuple[CriticalBatchConfig, tuple[str, ...]]:
+def _config(
+    options: dict[str, Any], console: Console
+) -> tuple[CriticalBatchConfig, tuple[str, ...]]:
     """The measurement that the options describe, and notes for its record."""
-    from noisescale.problems.problem import factory_config
+    from noisescale.problems.factory import factory_config
     from noisescale.studies.critical_batch.config import CriticalBatchConfig, default_batch_sizes
     from noisescale.studies.critical_batch.start import count_examples
 
@@ -309,7 +353,8 @@ def _config(options: dict[str, Any], console: Console) -> tuple[CriticalBatchCon
     config = CriticalBatchConfig(
         problem=problem,
         training=fill(TrainConfig, {name: options[name] for name in OF_OPTIMIZER}),
-        batch_sizes=tuple(dict.fromkeys(options["batch_sizes"])) or default_batch_sizes(num_examples),
+        batch_sizes=tuple(dict.fromkeys(options["batch_sizes"]))
+        or default_batch_sizes(num_examples),
         goals=tuple(dict.fromkeys(options["goals"])) or None,
         split=options["split"],
         num_seeds=options["num_seeds"],

@@ -25,7 +25,9 @@ def print_fits(result: CriticalBatchResult) -> None:
     """The fit for each goal, what the noise scale predicts, the learning rates, and what to know of them."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print("(S/S_min − 1)(E/E_min − 1) = 1 fitted to the fastest runs: B_crit = E_min/S_min")
-    table = _table("goal", "S_min", "E_min", "B_crit", "95 % interval", "20 % size", "scatter", "sizes")
+    table = _table(
+        "goal", "S_min", "E_min", "B_crit", "95 % interval", "20 % size", "scatter", "sizes"
+    )
     for goal, fit in result.fits.items():
         reached = fit.num_batch_sizes - fit.num_censored
         table.add_row(
@@ -63,7 +65,9 @@ def _print_predicted(console: Console, result: CriticalBatchResult) -> None:
         f"Predicted: noise scales along {num_runs} run(s) at B = {rows[0]['batch_size']}, "
         f"lr {rows[0]['learning_rate']:.3g}, averaged up to the goal; ratio: B_crit over that by progress"
     )
-    table = _table("goal", "", "at the start", "mean over steps", "at the goal", "by progress", "ratio")
+    table = _table(
+        "goal", "", "at the start", "mean over steps", "at the goal", "by progress", "ratio"
+    )
     for row in rows:
         mark = "" if row["covered"] >= MOSTLY else "*"
         table.add_row(
@@ -89,7 +93,9 @@ def _print_rates(console: Console, result: CriticalBatchResult) -> None:
         return
     console.print("Best learning rate ε(B): laws fitted, and their error at a batch size left out")
     table = _table("goal", "law", "ε_max", "B_c", "95 % interval", "B_noise", "held out")
-    predicted = result.predicted[result.predicted["quantity"] == "full"].set_index("goal")["by_progress"]
+    predicted = result.predicted[result.predicted["quantity"] == "full"].set_index("goal")[
+        "by_progress"
+    ]
     for goal, laws in found.items():
         for law in laws:
             noise = law.batch_size

@@ -10,7 +10,8 @@ import click
 
 from noisescale.cli.executors import open_executor
 from noisescale.errors import SettingError
-from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
+from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +31,9 @@ def branch(options: dict[str, Any], given: set[str], console: Console) -> None:
     config = _branch_config(options, given, start)
     out = options["out"] or Path("runs") / config.name()
     executor = open_executor(options, console)
-    run_options = SweepOptions(device=options["device"], data_dir=options["data_dir"], console=console)
+    run_options = SweepOptions(
+        device=options["device"], data_dir=options["data_dir"], console=console
+    )
     try:
         result = run_branches(config, start, out, executor=executor, options=run_options)
     finally:
@@ -55,15 +58,15 @@ def report_failures(failures: list[str], out: Path) -> None:
 
 def _branch_config(options: dict[str, Any], given: set[str], start: Path) -> BranchConfig:
     """The branches that the options describe, from a checkpoint of ours or weights of another origin."""
-    from noisescale.problems.problem import factory_config
+    from noisescale.problems.factory import factory_config
     from noisescale.studies.critical_batch.branches import (
         BranchConfig,
         default_branch_sizes,
         default_examples,
     )
     from noisescale.studies.critical_batch.start import count_examples
-    from noisescale.studies.jobs.cell import file_digest
     from noisescale.training.records.checkpoint import Checkpoint
+    from noisescale.training.records.names import file_digest
     from noisescale.training.records.weights import read_weights
 
     _, content = read_weights(start)

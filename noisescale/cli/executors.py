@@ -22,12 +22,20 @@ def executor_options(*names: str, help: str) -> Callable[[Command], Command]:
     """--executor with these choices, --processes and --scheduler."""
     return together(
         click.option(
-            "--executor", type=click.Choice(list(names)), default=names[0], show_default=True, help=help
+            "--executor",
+            type=click.Choice(list(names)),
+            default=names[0],
+            show_default=True,
+            help=help,
         ),
         click.option(
-            "--processes", type=click.IntRange(min=1), help="Local processes.  [default: one a core]"
+            "--processes",
+            type=click.IntRange(min=1),
+            help="Local processes.  [default: one a core]",
         ),
-        click.option("--scheduler", metavar="ADDRESS", help="Of the Dask cluster, such as tcp://HOST:8786."),
+        click.option(
+            "--scheduler", metavar="ADDRESS", help="Of the Dask cluster, such as tcp://HOST:8786."
+        ),
     )
 
 
@@ -36,7 +44,9 @@ def check_executor(options: dict[str, Any]) -> None:
     if options["scheduler"] is not None and options["executor"] != "dask":
         raise SettingError("--scheduler goes with --executor dask: give that too")
     if options["executor"] == "dask" and options["scheduler"] is None:
-        raise SettingError("--executor dask takes the address of its scheduler: give --scheduler too")
+        raise SettingError(
+            "--executor dask takes the address of its scheduler: give --scheduler too"
+        )
 
 
 def open_executor(options: dict[str, Any], console: Console) -> Executor | None:
@@ -47,10 +57,14 @@ def open_executor(options: dict[str, Any], console: Console) -> Executor | None:
         executor = DaskExecutor(options["scheduler"])
         if not executor.has_workers:
             console.print(
-                f"no workers have joined {options['scheduler']} yet: waiting for them", style="yellow"
+                f"no workers have joined {options['scheduler']} yet: waiting for them",
+                style="yellow",
             )
         return executor
-    if options["executor"] == "replicas" or (options["executor"], options["device"]) == ("auto", "cuda"):
+    if options["executor"] == "replicas" or (options["executor"], options["device"]) == (
+        "auto",
+        "cuda",
+    ):
         from noisescale.studies.stability_map.replicas import ReplicaExecutor
 
         return ReplicaExecutor()

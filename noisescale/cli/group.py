@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from noisescale.errors import NoisescaleError, SettingError
-from noisescale.training.interrupts import Interrupted
+from noisescale.errors import Interrupted, NoisescaleError, SettingError
 
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -25,10 +24,14 @@ class Commands(click.Group):
             raise click.ClickException(str(error)) from error
         except OSError as error:
             message = (
-                f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+                f"{error.filename}: {error.strerror}"
+                if error.filename
+                else str(error.strerror or error)
             )
             if error.errno in _DISK_FULL:
-                message += "; what is already written is whole: make room and run the same command again"
+                message += (
+                    "; what is already written is whole: make room and run the same command again"
+                )
             raise click.ClickException(message) from error
         except (MemoryError, RuntimeError) as error:
             if "memory" not in str(error):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from noisescale.cli.options import measurement_options, resolve_device
+from noisescale.cli.options import measurement_options
+from noisescale.problems.config import resolve_device
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Loaded
@@ -41,7 +42,9 @@ Examples:
     show_default=True,
     help="How per-example gradients are computed; the result does not depend on it.",
 )
-@click.option("--hessian", is_flag=True, help="B_noise = tr(HΣ)/GᵀHG and the learning rates it predicts.")
+@click.option(
+    "--hessian", is_flag=True, help="B_noise = tr(HΣ)/GᵀHG and the learning rates it predicts."
+)
 @click.option(
     "--num-probes",
     type=click.IntRange(min=2),
@@ -89,7 +92,12 @@ def measure_noise(
 
     from noisescale import measure_noise
     from noisescale.cli.checkpoints import load_all, measure_all
-    from noisescale.cli.noise_report import noise_entry, print_noise, recommend_sizes, unmeasured_entry
+    from noisescale.cli.noise_report import (
+        noise_entry,
+        print_noise,
+        recommend_sizes,
+        unmeasured_entry,
+    )
     from noisescale.measure.distributed import process_group, rank_and_size
 
     if dtype := options.pop("dtype"):

@@ -33,7 +33,14 @@ ALONG_TRAINING = ("squared_gradient_norm", "gradient_variance", "simple", "full"
 RECOMMENDED_FROM = {"simple": "B_simple", "full": "B_noise"}
 UNMEASURED = (
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
-    *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples", "optimal_learning_rates"),
+    *(
+        "hessian_examples",
+        "num_matvecs",
+        "per_layer",
+        "per_class",
+        "top_examples",
+        "optimal_learning_rates",
+    ),
     *QUANTITIES,
 )
 
@@ -46,7 +53,10 @@ def noise_entry(one: Loaded, found: NoiseScale, batch_sizes: tuple[int, ...]) ->
     sizes = batch_sizes or ((own,) if isinstance(own, int) else ())
     rates = None
     if curvature is not None:
-        rates = [{"batch_size": size, **curvature.optimal_learning_rate(size).to_dict()} for size in sizes]
+        rates = [
+            {"batch_size": size, **curvature.optimal_learning_rate(size).to_dict()}
+            for size in sizes
+        ]
     return {**identity, "reason": None, **found.to_dict(), "optimal_learning_rates": rates}
 
 
@@ -92,7 +102,11 @@ def print_noise(entries: list[dict[str, Any]]) -> None:
     for note in dict.fromkeys(note for entry in measured for note in entry["notes"]):
         console.print(f"Note: {note}.")
     for entry in entries:
-        name = f"{name_text(entry, entries)}: " if len(entries) > 1 or entry["step"] is not None else ""
+        name = (
+            f"{name_text(entry, entries)}: "
+            if len(entries) > 1 or entry["step"] is not None
+            else ""
+        )
         if entry["reason"]:
             console.print(f"{name}not measured. {entry['reason']}")
         elif entry is measured[-1] or not entry["resolved"]:
@@ -145,7 +159,9 @@ def _sizes(found: dict[str, Any]) -> Table:
     for name in ("batch size", "steps S/S_min", "examples E/E_min"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found["sizes"]:
-        table.add_row(row["aim"], f"{row['batch_size']:,}", f"{row['steps']:.1f}", f"{row['examples']:.1f}")
+        table.add_row(
+            row["aim"], f"{row['batch_size']:,}", f"{row['steps']:.1f}", f"{row['examples']:.1f}"
+        )
     return table
 
 
@@ -219,7 +235,9 @@ def _parts(key: str, rows: list[dict[str, Any]], *, whole: float) -> Table:
 
 
 def _noisiest(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Largest shares of tr Σ", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title="Largest shares of tr Σ", title_justify="left"
+    )
     for name in rows[0]:
         table.add_column(name, justify="right")
     for row in rows:

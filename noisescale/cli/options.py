@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from noisescale.errors import SettingError
-from noisescale.problems import config as settings
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.config import (
+    DatasetName,
+    LossName,
+    ModelName,
+    Norm,
+    PixelScale,
+    ProblemConfig,
+)
+from noisescale.training.config import (
+    AdaptiveConfig,
+    BatchRule,
+    LrScaling,
+    OptimizerName,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from noisescale.problems.config import DatasetName
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Config = TypeVar("Config", ProblemConfig, TrainConfig)
@@ -30,9 +39,11 @@ class BatchSize(click.ParamType[int | str]):
 
     name = "N|full|adaptive"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
         try:
-            words = get_args(settings.BatchRule)
+            words = get_args(BatchRule)
             return TrainConfig(batch_size=value if value in words else int(value)).batch_size
         except ValueError:
             self.fail(f"{value!r}: give a whole number of 1 or more, full or adaptive", param, ctx)
@@ -43,7 +54,9 @@ class Steps(click.ParamType[int | str]):
 
     name = "STEPS|log"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
         if value == "log":
             return "log"
         try:
@@ -60,14 +73,14 @@ def problem_options(command: Command) -> Command:
     return together(
         click.option(
             "--dataset",
-            type=click.Choice(["auto", *get_args(settings.DatasetName)]),
+            type=click.Choice(["auto", *get_args(DatasetName)]),
             default="auto",
             show_default=True,
             help="auto: MNIST, or digits where MNIST can be neither found nor downloaded.",
         ),
         click.option(
             "--pixel-scale",
-            type=click.Choice(get_args(settings.PixelScale)),
+            type=click.Choice(get_args(PixelScale)),
             default=ProblemConfig.pixel_scale,
             show_default=True,
             help="Divide pixels by their largest value before standardising (unit), or not (raw).",
@@ -75,22 +88,24 @@ def problem_options(command: Command) -> Command:
         click.option("--num-train", type=int, help="Train on a random subset of so many examples."),
         click.option(
             "--model",
-            type=click.Choice(get_args(settings.ModelName)),
+            type=click.Choice(get_args(ModelName)),
             default=ProblemConfig.model,
             show_default=True,
         ),
-        click.option("--width", type=int, help="Hidden units (mlp: 1024) or first channels (cnn: 32)."),
+        click.option(
+            "--width", type=int, help="Hidden units (mlp: 1024) or first channels (cnn: 32)."
+        ),
         click.option("--depth", type=int, help="Hidden layers (mlp: 2) or blocks (cnn: 2)."),
         click.option(
             "--norm",
-            type=click.Choice(get_args(settings.Norm)),
+            type=click.Choice(get_args(Norm)),
             default=ProblemConfig.norm,
             show_default=True,
             help="Normalisation before each activation.",
         ),
         click.option(
             "--loss",
-            type=click.Choice(get_args(settings.LossName)),
+            type=click.Choice(get_args(LossName)),
             default=ProblemConfig.loss,
             show_default=True,
             help="mse: half the summed squared error against one-hot classes.",
@@ -116,7 +131,9 @@ def training_options(command: Command) -> Command:
             show_default=True,
             help="Passes over the training set.",
         ),
-        click.option("--max-steps", type=int, help="Stop after so many updates, if that comes first."),
+        click.option(
+            "--max-steps", type=int, help="Stop after so many updates, if that comes first."
+        ),
         optimizer_options,
         click.option(
             "--seed",
@@ -133,7 +150,7 @@ def optimizer_options(command: Command) -> Command:
     return together(
         click.option(
             "--optimizer",
-            type=click.Choice(get_args(settings.OptimizerName)),
+            type=click.Choice(get_args(OptimizerName)),
             default=TrainConfig.optimizer,
             show_default=True,
         ),
@@ -144,25 +161,27 @@ def optimizer_options(command: Command) -> Command:
             show_default=True,
             help="Heavy ball, of sgd.",
         ),
-        click.option("--weight-decay", type=float, default=TrainConfig.weight_decay, show_default=True),
+        click.option(
+            "--weight-decay", type=float, default=TrainConfig.weight_decay, show_default=True
+        ),
     )(command)
 
 
 def adaptive_options(command: Command) -> Command:
-    """The fields of TrainConfig that only an adaptive batch size takes."""
+    """The fields of AdaptiveConfig."""
     return together(
         click.option(
             "--exchange-rate",
             type=float,
             metavar="EXAMPLES",
-            default=TrainConfig.exchange_rate,
+            default=AdaptiveConfig.exchange_rate,
             show_default=True,
             help="--bs adaptive: r of B = √(r·B_simple), the examples you would spend to save a step.",
         ),
         click.option(
             "--lr-scaling",
-            type=click.Choice(get_args(settings.LrScaling)),
-            default=TrainConfig.lr_scaling,
+            type=click.Choice(get_args(LrScaling)),
+            default=AdaptiveConfig.lr_scaling,
             show_default=True,
             help="--bs adaptive: how the rate follows when B changes; noise: as 1/(1 + B_simple/B).",
         ),
@@ -170,7 +189,7 @@ def adaptive_options(command: Command) -> Command:
             "--bs-initial",
             "initial_batch_size",
             type=int,
-            default=TrainConfig.initial_batch_size,
+            default=AdaptiveConfig.initial_batch_size,
             show_default=True,
             help="--bs adaptive: where it starts, and what --lr is for.",
         ),
@@ -178,7 +197,7 @@ def adaptive_options(command: Command) -> Command:
             "--bs-min",
             "min_batch_size",
             type=int,
-            default=TrainConfig.min_batch_size,
+            default=AdaptiveConfig.min_batch_size,
             show_default=True,
             help="--bs adaptive: lower bound.",
         ),
@@ -192,7 +211,7 @@ def adaptive_options(command: Command) -> Command:
             "--hysteresis",
             type=float,
             metavar="FACTOR",
-            default=TrainConfig.hysteresis,
+            default=AdaptiveConfig.hysteresis,
             show_default=True,
             help="--bs adaptive: change once wrong by this factor.",
         ),
@@ -200,7 +219,7 @@ def adaptive_options(command: Command) -> Command:
             "--noise-memory",
             type=int,
             metavar="EXAMPLES",
-            default=TrainConfig.noise_memory,
+            default=AdaptiveConfig.noise_memory,
             show_default=True,
             help="--bs adaptive: after so many an update's weight in B_simple has fallen to 1/e.",
         ),
@@ -235,9 +254,13 @@ def measurement_options(command: Command) -> Command:
             metavar="N",
             help="A random subset of the split, drawn under --seed; errors are given.  [default: all]",
         ),
-        click.option("--split", default="train", show_default=True, help="train, validation or test."),
         click.option(
-            "--dtype", type=click.Choice(DTYPES), help="Of all computing.  [default: the parameters' own]"
+            "--split", default="train", show_default=True, help="train, validation or test."
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(DTYPES),
+            help="Of all computing.  [default: the parameters' own]",
         ),
         click.option(
             "--seed",
@@ -277,25 +300,15 @@ def machine_options(command: Command) -> Command:
 
 
 def fill(config: type[Config], options: dict[str, Any]) -> Config:
-    """The configuration whose fields are options of the same names."""
-    fields = [field.name for field in dataclasses.fields(config)]
-    return config(**{name: options[name] for name in fields if name in options})
+    """The configuration whose stored fields are options of the same names."""
+    return config.from_dict(
+        {name: options[name] for name in config.stored_defaults() if name in options}
+    )
 
 
-def resolve_device(name: str) -> str:
-    """The device that `name` means here; SettingError for a GPU that is not there."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingError(
-            "--device cuda: torch sees no GPU here; give cpu, or auto to use one where there is"
-        )
-    return name
-
-
-def choose_dataset(options: dict[str, Any], console: Console) -> tuple[DatasetName, tuple[str, ...]]:
+def choose_dataset(
+    options: dict[str, Any], console: Console
+) -> tuple[DatasetName, tuple[str, ...]]:
     """The data set to use, and a note for the run's record where it is not the one hoped for."""
     from noisescale.problems.data.splits import resolve_dataset
 

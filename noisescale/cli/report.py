@@ -106,8 +106,15 @@ def numbers(estimate: dict[str, Any]) -> tuple[str, str, str]:
 
 def examples_text(entries: list[dict[str, Any]]) -> str:
     """On how many examples of how many, as far as the entries agree."""
-    counts = {(entry["num_examples"], entry["population_size"]) for entry in entries if not entry["reason"]}
-    texts = [f"all {size:,}" if count == size else f"{count:,} of {size:,}" for count, size in sorted(counts)]
+    counts = {
+        (entry["num_examples"], entry["population_size"])
+        for entry in entries
+        if not entry["reason"]
+    }
+    texts = [
+        f"all {size:,}" if count == size else f"{count:,} of {size:,}"
+        for count, size in sorted(counts)
+    ]
     return " or ".join(texts)
 
 

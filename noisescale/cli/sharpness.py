@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from noisescale.cli.options import measurement_options, resolve_device
+from noisescale.cli.options import measurement_options
 from noisescale.errors import SettingError
+from noisescale.problems.config import resolve_device
 
 if TYPE_CHECKING:
     from noisescale.problems.problem import Problem
@@ -27,9 +28,15 @@ Examples:
   noisescale sharpness checkpoint.pt --density --phi --plot sharpness.png
 """,
 )
-@click.option("--top", type=click.IntRange(min=0), default=1, show_default=True, help="Largest eigenvalues.")
 @click.option(
-    "--bottom", type=click.IntRange(min=0), default=0, show_default=True, help="Smallest (algebraically)."
+    "--top", type=click.IntRange(min=0), default=1, show_default=True, help="Largest eigenvalues."
+)
+@click.option(
+    "--bottom",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Smallest (algebraically).",
 )
 @click.option("--trace", is_flag=True, help="Trace and squared Frobenius norm, with errors.")
 @click.option("--density", is_flag=True, help="Spectral density, by stochastic Lanczos quadrature.")
@@ -90,7 +97,9 @@ def sharpness(
 
     wanted = ("top", "bottom", "trace", "density", "phi", "batch_size")
     if not any(options[name] for name in wanted):
-        raise SettingError("nothing to measure: give --top, --bottom, --trace, --density, --phi or another")
+        raise SettingError(
+            "nothing to measure: give --top, --bottom, --trace, --density, --phi or another"
+        )
     dtype = options.pop("dtype")
     chosen = SharpnessOptions(**options, dtype=dtype and getattr(torch, dtype))
     device = resolve_device(device)

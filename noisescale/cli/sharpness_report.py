@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from noisescale.cli.report import examples_text, name_text, numbers, step_text
-from noisescale.statistics.stability_curves import side_of, stable_sharpness
+from noisescale.statistics.stability_curves import side_of
+from noisescale.training.config import stable_sharpness
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Loaded
@@ -69,7 +70,9 @@ def print_sharpness(entries: list[dict[str, Any]]) -> None:
     first = next(entry for entry in entries if not entry["reason"])
     matrix = "Gauss–Newton matrix" if first["matrix"] == "ggn" else "Hessian"
     several_runs = len({entry["run"] for entry in entries}) > 1
-    console.print(f"{matrix} of the mean loss over {examples_text(entries)} {first['split']} examples")
+    console.print(
+        f"{matrix} of the mean loss over {examples_text(entries)} {first['split']} examples"
+    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     if several_runs:
         table.add_column("run", overflow="fold")
@@ -87,7 +90,10 @@ def print_sharpness(entries: list[dict[str, Any]]) -> None:
             labels = [""] * len(labels)
         table.add_section()
     console.print(table)
-    if any(not entry["reason"] and entry["num_examples"] < entry["population_size"] for entry in entries):
+    if any(
+        not entry["reason"] and entry["num_examples"] < entry["population_size"]
+        for entry in entries
+    ):
         console.print(
             "Errors of eigenvalues are those of the subset of examples; those of the trace, the norm and the "
             "batch quantities are of their probes and batches alone, on these examples."
@@ -113,8 +119,12 @@ def _quantities(entry: dict[str, Any]) -> list[tuple[str, ...]]:
     for eigenvalue in entry["eigenvalues"]:
         which = eigenvalue["which"]
         ranks[which] = rank = ranks.get(which, 0) + 1
-        residual = f"{eigenvalue['residual']:.2g}" + ("" if eigenvalue["converged"] else " NOT CONVERGED")
-        rows.append((NAMES[which] + (f" ({rank})" if rank > 1 else ""), *numbers(eigenvalue), residual))
+        residual = f"{eigenvalue['residual']:.2g}" + (
+            "" if eigenvalue["converged"] else " NOT CONVERGED"
+        )
+        rows.append(
+            (NAMES[which] + (f" ({rank})" if rank > 1 else ""), *numbers(eigenvalue), residual)
+        )
     size = entry["batch_size"]
     named = {
         "trace": "trace",

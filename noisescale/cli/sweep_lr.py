@@ -20,10 +20,11 @@ from noisescale.cli.options import (
     machine_options,
     optimizer_options,
     problem_options,
-    resolve_device,
 )
 from noisescale.errors import SettingError
-from noisescale.problems.config import ProblemConfig, TrainConfig, digest
+from noisescale.problems.config import ProblemConfig, resolve_device
+from noisescale.training.config import TrainConfig
+from noisescale.training.records.names import digest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,7 +90,12 @@ Examples:
     help="Bisection ends between neighbouring rates this far apart.",
 )
 @click.option(
-    "--seeds", "num_seeds", type=int, default=5, show_default=True, help="Seeds of every batch size."
+    "--seeds",
+    "num_seeds",
+    type=int,
+    default=5,
+    show_default=True,
+    help="Seeds of every batch size.",
 )
 @click.option(
     "--precision",
@@ -98,11 +104,17 @@ Examples:
     help="Add seeds until the interval of each η_max spans no more than this factor.",
 )
 @click.option(
-    "--max-seeds", type=int, default=40, show_default=True, help="With --precision: so many at most."
+    "--max-seeds",
+    type=int,
+    default=40,
+    show_default=True,
+    help="With --precision: so many at most.",
 )
 @click.option("--epochs", type=int, help="Length of each run, in epochs.  [default: 1]")
 @click.option(
-    "--steps", type=int, help=f"Length of each run, in updates.  [default with --from: {MINIMUM_STEPS}]"
+    "--steps",
+    type=int,
+    help=f"Length of each run, in updates.  [default with --from: {MINIMUM_STEPS}]",
 )
 @click.option("--examples", type=int, help="Length of each run, in examples.")
 @click.option(
@@ -135,8 +147,12 @@ Examples:
     show_default=True,
     help="Measure the predicted edges as well (plain SGD only).",
 )
-@click.option("--out", type=FOLDER, help="Folder of the map and its cells.  [default: runs/sweep-NAME-KEY]")
-@click.option("--json", "as_json", is_flag=True, help="Print boundary and summary as JSON, not as a table.")
+@click.option(
+    "--out", type=FOLDER, help="Folder of the map and its cells.  [default: runs/sweep-NAME-KEY]"
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print boundary and summary as JSON, not as a table."
+)
 @click.pass_context
 def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     """Map which learning rates are stable at which batch size, with predictions drawn over it.
@@ -154,12 +170,16 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    given = {
+        name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
     if options["bisect"] and options["num_lr"] is not None:
         raise SettingError("--bisect and --num-lr: give one of them")
     check_executor(options)
     options |= {
-        name: value for name, value in PRESETS.get(options["preset"], {}).items() if name not in given
+        name: value
+        for name, value in PRESETS.get(options["preset"], {}).items()
+        if name not in given
     }
     options["device"] = resolve_device(options["device"])
     config, notes = _config(ctx, options, given, console)
@@ -206,8 +226,8 @@ def _config(
     `options` get the data set that "auto" means, the default width, and the file that --from means.
     """
     from noisescale.problems.data.splits import num_training_examples
-    from noisescale.studies.jobs.cell import file_digest
     from noisescale.studies.stability_map.config import DEFAULT_BATCH_SIZES, Horizon, SweepConfig
+    from noisescale.training.records.names import file_digest
 
     notes: tuple[str, ...] = ()
     start, start_digest = options["start"], None
@@ -222,11 +242,15 @@ def _config(
 
         fields = {field.name for field in dataclasses.fields(ProblemConfig)}
         if others := [flag(ctx, name) for name in sorted(given & (fields | {"preset"}))]:
-            raise SettingError(f"--from takes its problem from the checkpoint: leave out {', '.join(others)}")
+            raise SettingError(
+                f"--from takes its problem from the checkpoint: leave out {', '.join(others)}"
+            )
         options["start"] = start = start / CHECKPOINT if start.is_dir() else start
         stored = load_checkpoint(start).problem
         if stored is None:
-            raise SettingError(f"{start} does not say which model and data it belongs to: give one of ours")
+            raise SettingError(
+                f"{start} does not say which model and data it belongs to: give one of ours"
+            )
         problem, start_digest = stored, file_digest(start)
     lengths = {name: options[name] for name in HORIZONS if options[name] is not None}
     if len(lengths) > 1:

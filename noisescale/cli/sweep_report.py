@@ -29,7 +29,13 @@ def print_sweep(result: SweepResult) -> None:
     summary, boundary = result.summary, result.boundary
     curves = [name for name in NAMES if name in boundary]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("batch size", "η_max", "95 % interval", "seeds", *(NAMES[name] for name in curves)):
+    for name in (
+        "batch size",
+        "η_max",
+        "95 % interval",
+        "seeds",
+        *(NAMES[name] for name in curves),
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for row in boundary.to_dict("records"):
         table.add_row(
@@ -42,10 +48,16 @@ def print_sweep(result: SweepResult) -> None:
     if summary["scores"]:
         table.add_section()
         found = summary["scores"]
-        table.add_row("cells right", "", "", "", *(_share(found[name]["cells_right"]) for name in curves))
-        table.add_row("|log₂ error|", "", "", "", *(_short(found[name]["log2_error"]) for name in curves))
+        table.add_row(
+            "cells right", "", "", "", *(_share(found[name]["cells_right"]) for name in curves)
+        )
+        table.add_row(
+            "|log₂ error|", "", "", "", *(_short(found[name]["log2_error"]) for name in curves)
+        )
     verb = "diverge" if result.config.start is None else "leave the minimum"
-    console.print(f"η_max, the learning rate at which half of the seeds {verb}, and its predictions")
+    console.print(
+        f"η_max, the learning rate at which half of the seeds {verb}, and its predictions"
+    )
     console.print(table)
     labels = ", ".join(f"{count} {label}" for label, count in summary["labels"].items() if count)
     console.print(f"{summary['num_cells']} cells: {labels or 'none finished'}.")
@@ -68,7 +80,8 @@ def print_sweep(result: SweepResult) -> None:
 def sweep_record(result: SweepResult) -> dict[str, Any]:
     """The boundary and the summary for strict JSON."""
     rows = [
-        {name: _number(value) for name, value in row.items()} for row in result.boundary.to_dict("records")
+        {name: _number(value) for name, value in row.items()}
+        for row in result.boundary.to_dict("records")
     ]
     return {"boundary": rows, "summary": result.summary}
 
@@ -84,7 +97,11 @@ def _edge(row: dict[Any, Any]) -> str:
 
 def _interval(row: dict[Any, Any]) -> str:
     low, high = row["lr_max_low"], row["lr_max_high"]
-    return "–" if math.isnan(low) or (low == 0 and math.isinf(high)) else f"{_short(low)}–{_short(high)}"
+    return (
+        "–"
+        if math.isnan(low) or (low == 0 and math.isinf(high))
+        else f"{_short(low)}–{_short(high)}"
+    )
 
 
 def _number(value: Any) -> Any:

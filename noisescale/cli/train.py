@@ -19,11 +19,12 @@ from noisescale.cli.options import (
     flag,
     machine_options,
     problem_options,
-    resolve_device,
     training_options,
 )
 from noisescale.errors import RunFolderError, SettingError
-from noisescale.problems.config import ADAPTIVE, ProblemConfig, TrainConfig, run_name
+from noisescale.problems.config import ProblemConfig, resolve_device
+from noisescale.training.config import ADAPTIVE_DEFAULTS, TrainConfig
+from noisescale.training.records.names import run_name
 
 if TYPE_CHECKING:
     from noisescale.training.tracking.noise import NoiseTracking
@@ -88,7 +89,9 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Continue the run in this folder, with its own settings.",
 )
-@click.option("--force", is_flag=True, help="Recompute a finished run, or replace another's folder.")
+@click.option(
+    "--force", is_flag=True, help="Recompute a finished run, or replace another's folder."
+)
 @click.option(
     "--checkpoint-every",
     type=click.IntRange(min=1),
@@ -117,7 +120,9 @@ Examples:
     show_default=True,
     help="Measure noise on a random subset of so many training examples.",
 )
-@click.option("--noise-hessian", is_flag=True, help="B_noise as well, each time 32 to 60 Hessian products.")
+@click.option(
+    "--noise-hessian", is_flag=True, help="B_noise as well, each time 32 to 60 Hessian products."
+)
 @click.option(
     "--noise-per-layer", is_flag=True, help="Every parameter tensor's as well, in noise_layers.csv."
 )
@@ -136,7 +141,9 @@ Examples:
     help="Measure sharpness on a random subset of so many training examples.",
 )
 @click.option("--log-dir", type=FOLDER, help="Also write TensorBoard events there.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summaries as JSON, not as a table.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the summaries as JSON, not as a table."
+)
 @click.pass_context
 def train(ctx: click.Context, /, **options: Any) -> None:
     """Train at one or several batch sizes and see what the batch size does.
@@ -152,7 +159,9 @@ def train(ctx: click.Context, /, **options: Any) -> None:
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     _check_tracking(ctx, options)
-    given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    given = {
+        name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
     notes: tuple[str, ...] = ()
     if options["resume"] is not None:
         cases = [_stored_case(ctx, options["resume"], given)]
@@ -187,7 +196,9 @@ def _check_tracking(ctx: click.Context, options: dict[str, Any]) -> None:
     for name in TRACKING[1:]:
         given = ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
         if given and options["measure_noise_every"] is None:
-            raise SettingError(f"{flag(ctx, name)} without --measure-noise-every: give that too, such as log")
+            raise SettingError(
+                f"{flag(ctx, name)} without --measure-noise-every: give that too, such as log"
+            )
 
 
 def _noise_tracking(options: dict[str, Any]) -> NoiseTracking | None:
@@ -212,7 +223,7 @@ def _cases(options: dict[str, Any]) -> list[tuple[Path, ProblemConfig, TrainConf
     for batch_size in batch_sizes:
         own = options | {"batch_size": batch_size}
         if batch_size != "adaptive" and "adaptive" in batch_sizes:  # its options are no others'
-            own = {name: value for name, value in own.items() if name not in ADAPTIVE}
+            own = {name: value for name, value in own.items() if name not in ADAPTIVE_DEFAULTS}
         training = fill(TrainConfig, own)
         if out is None:
             path = Path("runs") / run_name(problem, training)
@@ -222,15 +233,21 @@ def _cases(options: dict[str, Any]) -> list[tuple[Path, ProblemConfig, TrainConf
     return cases
 
 
-def _stored_case(ctx: click.Context, path: Path, given: set[str]) -> tuple[Path, ProblemConfig, TrainConfig]:
+def _stored_case(
+    ctx: click.Context, path: Path, given: set[str]
+) -> tuple[Path, ProblemConfig, TrainConfig]:
     """The configurations in a run folder that is to be continued."""
     from noisescale.training.records.folder import CONFIG, parse_config, read_json
 
     if others := [flag(ctx, name) for name in sorted(given - CARRYING_OUT)]:
-        raise SettingError(f"--resume continues a run with its own settings: leave out {', '.join(others)}")
+        raise SettingError(
+            f"--resume continues a run with its own settings: leave out {', '.join(others)}"
+        )
     stored = read_json(path / CONFIG)
     if stored is None:
-        raise RunFolderError(f"{path} has no {CONFIG}: give the folder of a run of noisescale train")
+        raise RunFolderError(
+            f"{path} has no {CONFIG}: give the folder of a run of noisescale train"
+        )
     problem, training = parse_config(path, stored)
     if not isinstance(problem, ProblemConfig):
         raise RunFolderError(f"{path} is no run of noisescale train: it trains {problem.factory}")
@@ -240,8 +257,8 @@ def _stored_case(ctx: click.Context, path: Path, given: set[str]) -> tuple[Path,
 def _check(cases: list[tuple[Path, ProblemConfig, TrainConfig]], *, force: bool) -> None:
     """Raises what would stop a later case, before an earlier one has trained for an hour."""
     from noisescale.problems.data.splits import num_training_examples
+    from noisescale.training.config import resolve_batch_size
     from noisescale.training.records.folder import folder_state
-    from noisescale.training.trainer import resolve_batch_size
 
     for path, problem, training in cases:
         resolve_batch_size(training, num_training_examples(problem.dataset, problem.num_train))

@@ -84,7 +84,11 @@ class NoiseScaleCallback(Callback):
         scale = _loss_scale(trainer) if self._reduced else 1.0
         self.monitor.update(scale=scale, divided_by=trainer.accumulate_grad_batches)
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            found = self.monitor.scalars() if self.monitor.num_updates else dict.fromkeys(SCALARS, math.nan)
+            found = (
+                self.monitor.scalars()
+                if self.monitor.num_updates
+                else dict.fromkeys(SCALARS, math.nan)
+            )
             pl_module.log_dict({f"noise_scale/{name}": value for name, value in found.items()})
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,7 +110,9 @@ def _first_length(batch: Any) -> int:
         return len(batch)
     parts = batch.values() if isinstance(batch, dict) else batch
     if isinstance(parts, str | bytes) or not hasattr(parts, "__iter__"):
-        raise SettingError(f"a batch of {type(batch).__name__}: give NoiseScaleCallback(num_examples=...)")
+        raise SettingError(
+            f"a batch of {type(batch).__name__}: give NoiseScaleCallback(num_examples=...)"
+        )
     for part in parts:
         return _first_length(part)
     raise SettingError("an empty batch: give NoiseScaleCallback(num_examples=...)")

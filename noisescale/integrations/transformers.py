@@ -112,9 +112,16 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is None or "loss" not in logs or self.monitor is None or not self.monitor.num_updates:
+        if (
+            logs is None
+            or "loss" not in logs
+            or self.monitor is None
+            or not self.monitor.num_updates
+        ):
             return
-        found = {name: value for name, value in self.monitor.scalars().items() if math.isfinite(value)}
+        found = {
+            name: value for name, value in self.monitor.scalars().items() if math.isfinite(value)
+        }
         values = {f"noise_scale/{name}": value for name, value in found.items()}
         logs.update(values)
         state.log_history[-1].update(values)  # a copy of the logs, made before
@@ -139,7 +146,9 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         """Before a forward pass: what the micro-batch counts for."""
         if not model.training:
             return
-        tensors = [value for value in (*kwargs.values(), *args) if isinstance(value, Tensor) and value.ndim]
+        tensors = [
+            value for value in (*kwargs.values(), *args) if isinstance(value, Tensor) and value.ndim
+        ]
         self._micro_batch = {"num_examples": len(tensors[0])}
         if "num_items_in_batch" in kwargs and "labels" in kwargs:
             self._micro_batch["weight"] = weight = float(kwargs["labels"].ne(IGNORED).sum())

@@ -14,7 +14,8 @@ from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_probes import probe_curvature
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Params, Problem, Selection, part_of, select, split_data
+from noisescale.problems.problem import Params, Problem
+from noisescale.problems.sampling import Selection, part_of, select, split_data
 from noisescale.statistics.estimate import Population
 from noisescale.statistics.gradient_noise import (
     NoiseScale,
@@ -67,7 +68,9 @@ def measure_noise(
     population = population or ("dataset" if split == "train" else "distribution")
     check_modes(problem.model)
     selected = select(problem, split=split, num_examples=num_examples, generator=generator)
-    objective = Objective(problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size)
+    objective = Objective(
+        problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size
+    )
     report("gradients")
     moments = moments_on(
         objective, indices=selected.indices, population_size=selected.population_size, engine=engine
@@ -105,7 +108,9 @@ def measure_noise(
         )
     by_class = None
     if per_class:
-        by_class, left_out = _per_class(problem, objective, selected, split, population, engine, report)
+        by_class, left_out = _per_class(
+            problem, objective, selected, split, population, engine, report
+        )
         if left_out:
             names = ", ".join(map(str, left_out))
             notes = (*notes, f"classes with fewer than 2 examples are left out: {names}")
@@ -113,7 +118,9 @@ def measure_noise(
         found,
         split=split,
         engine=moments.engine,
-        loss=mean_estimate(moments.losses, population=population, population_size=selected.population_size),
+        loss=mean_estimate(
+            moments.losses, population=population, population_size=selected.population_size
+        ),
         curvature=curvature,
         per_class=by_class,
         top_examples=_top_examples(moments, selected),
@@ -153,12 +160,18 @@ def _curvature_noise(
     if population == "distribution":
         taken = torch.zeros(size, dtype=torch.bool)
         taken[selected.indices] = True
-        order = torch.cat([order[~taken[order]], order[taken[order]]])  # those without a gradient come first
+        order = torch.cat(
+            [order[~taken[order]], order[taken[order]]]
+        )  # those without a gradient come first
         kept = ~torch.isin(selected.indices, order[:wanted])
         if kept.sum() < 4:
-            raise SettingError(f"{sample} examples: B_noise takes at least 4 beside those of the Hessian")
+            raise SettingError(
+                f"{sample} examples: B_noise takes at least 4 beside those of the Hessian"
+            )
         if not kept.all():
-            of_gradients = objective.on(selected.examples.part(kept.to(selected.examples.targets.device)))
+            of_gradients = objective.on(
+                selected.examples.part(kept.to(selected.examples.targets.device))
+            )
     examples = part_of(split_data(problem, split), order[:wanted])
     spread = moments.squared_norms.sum(1).mean() - moments.mean_squares.sum()
     variance = float(spread) * sample / (sample - 1)
@@ -188,7 +201,9 @@ def _per_class(
     """A row per class, each a population of its own, and the classes left out for want of two examples."""
     targets = selected.examples.targets
     if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
-        raise SettingError("per class: the targets are no classes, one whole number for each example")
+        raise SettingError(
+            "per class: the targets are no classes, one whole number for each example"
+        )
     whole = _class_sizes(problem, split, selected)
     found = {}
     left_out = []
@@ -218,7 +233,9 @@ def _class_sizes(problem: Problem, split: str, selected: Selection) -> dict[int,
     """How many examples of each class the split has."""
     targets = selected.examples.targets
     if len(targets) < selected.population_size:
-        targets = part_of(split_data(problem, split), torch.arange(selected.population_size)).targets
+        targets = part_of(
+            split_data(problem, split), torch.arange(selected.population_size)
+        ).targets
     values, counts = targets.unique(return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 

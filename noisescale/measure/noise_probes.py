@@ -86,12 +86,16 @@ def probe_curvature(
         probe = (noise - sign.sum() * mean) * (unbiased / len(block)) ** 0.5
         forms = product.with_forms(probe)[1].numpy()
         if len(forms) != len(shares):
-            raise MeasurementError("the memory ran out between noise probes: give fewer --hessian-examples")
+            raise MeasurementError(
+                "the memory ran out between noise probes: give fewer --hessian-examples"
+            )
         along = (pairs.vectors @ probe).double().cpu().numpy()
         projections = _projections(within, projector, directions)  # (2 + K, n_b)
         variances = unbiased * ((projections - centres) ** 2).mean(1)[2:]
         of_mean = projections[:2].mean(1)
-        rows.append([len(block) / num_examples, *of_mean, values @ along**2, values @ variances, *forms])
+        rows.append(
+            [len(block) / num_examples, *of_mean, values @ along**2, values @ variances, *forms]
+        )
     table = share.gather(np.array(rows, dtype=np.float64).reshape(len(blocks), 5 + len(shares)))
     return curvature_noise(
         table,

@@ -17,7 +17,9 @@ from torch.nn.parameter import UninitializedParameter
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.problems.problem import Examples, Params, Problem, as_examples
 
-CHUNK_BYTES = 2**27  # what one chunk's graph may take on a CPU; a GPU takes a share of its free memory
+CHUNK_BYTES = (
+    2**27
+)  # what one chunk's graph may take on a CPU; a GPU takes a share of its free memory
 GPU_SHARE = 8
 LARGEST_CHUNK, LARGEST_CHUNK_ON_GPU = 2048, 65_536  # examples; a larger chunk is no faster
 PROBE = 8  # examples whose graph is measured
@@ -54,11 +56,15 @@ class Objective:
         if dtype not in (None, torch.float32, torch.float64):
             raise SettingError(f"dtype {dtype}: give torch.float32 or torch.float64")
         if any(isinstance(param, UninitializedParameter) for param in problem.model.parameters()):
-            raise SettingError(f"{_name(problem.model)} has lazy parameters: run it on one batch first")
+            raise SettingError(
+                f"{_name(problem.model)} has lazy parameters: run it on one batch first"
+            )
         own: Params = dict(problem.model.named_parameters())
         params = own if params is None else params
         _check_params(params, own)
-        differentiated = {name: params[name].detach() for name, param in own.items() if param.requires_grad}
+        differentiated = {
+            name: params[name].detach() for name, param in own.items() if param.requires_grad
+        }
         if not differentiated:
             raise SettingError(f"{_name(problem.model)} has no parameter that requires a gradient")
         self.name = f"{_name(problem.model)} with the loss {_name(problem.loss)}"
@@ -110,7 +116,9 @@ class Objective:
         """A copy of the model, in evaluation mode, whose parameters are the tensors `params`."""
         given = params | self._constants
         own = [*self._model.named_parameters(), *self._model.named_buffers()]
-        model: nn.Module = copy.deepcopy(self._model, {id(tensor): given[name] for name, tensor in own})
+        model: nn.Module = copy.deepcopy(
+            self._model, {id(tensor): given[name] for name, tensor in own}
+        )
         return model
 
     def params(self, vector: Tensor | None = None) -> Params:
@@ -127,7 +135,9 @@ class Objective:
     def outputs(self, params: Params, inputs: Tensor) -> Tensor:
         """The model's outputs (B, ...) for inputs (B, *F)."""
         with plain_attention():
-            outputs: Tensor = functional_call(self._model, (params, self._constants), (self.cast(inputs),))
+            outputs: Tensor = functional_call(
+                self._model, (params, self._constants), (self.cast(inputs),)
+            )
         return outputs
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -149,7 +159,9 @@ class Objective:
         losses, gradients = self.weighted_gradients(weights, vector)
         return losses.sum().item() / self.num_examples, gradients[0] / self.num_examples
 
-    def weighted_gradients(self, weights: Tensor, vector: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def weighted_gradients(
+        self, weights: Tensor, vector: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The losses ℓ_i (N,) in float64, and the gradients of Σ_i w_ki ℓ_i for weights (K, N): (K, P)."""
         params = self.params(vector)
         losses = torch.empty(self.num_examples, dtype=torch.float64, device=self.device)
@@ -195,7 +207,8 @@ class Objective:
         """What autograd keeps of one example for a second derivative, measured on the first few."""
         params = self.params()
         known = {
-            param.untyped_storage().data_ptr() for param in [*params.values(), *self._constants.values()]
+            param.untyped_storage().data_ptr()
+            for param in [*params.values(), *self._constants.values()]
         }
         saved: dict[int, int] = {}
 
@@ -208,7 +221,9 @@ class Objective:
         probe = self.examples.part(slice(PROBE))
         with saved_tensors_hooks(note, lambda tensor: tensor):
             loss = self.losses(self.outputs(params, probe.inputs), probe.targets).sum()
-            torch.autograd.grad(loss, list(params.values()), create_graph=True, materialize_grads=True)
+            torch.autograd.grad(
+                loss, list(params.values()), create_graph=True, materialize_grads=True
+            )
         return max(sum(saved.values()) // probe.num_examples, 1)
 
     def for_each_chunk(self, work: Callable[[Examples, int], None]) -> None:
@@ -267,7 +282,9 @@ def _check_params(params: Params, own: Params) -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch ran out of memory, for which a CPU has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(
+        error, torch.OutOfMemoryError | MemoryError
+    ) or "can't allocate memory" in str(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -26,7 +26,8 @@ from noisescale.measure.curvature.spectrum import (
     spectral_moments,
 )
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import MatVec, Params, Problem, select
+from noisescale.problems.problem import MatVec, Params, Problem
+from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate, exact, from_stderr
 
 End = Literal["largest", "smallest"]
@@ -121,7 +122,9 @@ class Sharpness:
     @property
     def largest(self) -> Eigenvalue | None:
         """λ_max, where it was measured."""
-        return next((eigenvalue for eigenvalue in self.eigenvalues if eigenvalue.which == "largest"), None)
+        return next(
+            (eigenvalue for eigenvalue in self.eigenvalues if eigenvalue.which == "largest"), None
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: the file format of `noisescale sharpness --json`, without the checkpoint."""
@@ -164,7 +167,10 @@ def measure_sharpness(
     """
     options = options or SharpnessOptions()
     examples, _, population = select(
-        problem, split=options.split, num_examples=options.num_examples, generator=_generator(options)
+        problem,
+        split=options.split,
+        num_examples=options.num_examples,
+        generator=_generator(options),
     )
     objective = Objective(problem, params, examples=examples, dtype=options.dtype)
     record = record_ggn if options.ggn else record_hessian
@@ -202,14 +208,19 @@ def measure_sharpness(
                 method=options.method,
                 rtol=options.rtol,
                 max_matvecs=options.max_matvecs,
-                start=start.pairs[which].warm_start if start is not None and which in start.pairs else None,
+                start=start.pairs[which].warm_start
+                if start is not None and which in start.pairs
+                else None,
                 generator=_generator(options),
                 **space,
             )
     moments = density = batch = interaction = None
     if options.trace:
         moments = spectral_moments(
-            reporting("trace"), num_matvecs=options.trace_matvecs, generator=_generator(options), **space
+            reporting("trace"),
+            num_matvecs=options.trace_matvecs,
+            generator=_generator(options),
+            **space,
         )
     if options.density:
         density = spectral_density(reporting("density"), generator=_generator(options), **space)

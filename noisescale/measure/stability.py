@@ -14,7 +14,8 @@ from noisescale.measure.curvature.linear_sgd import LinearisedSGD, lyapunov_rate
 from noisescale.measure.curvature.products import ggn_matvec
 from noisescale.measure.noise import measure_noise
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Params, Problem, as_examples, select
+from noisescale.problems.problem import Params, Problem, as_examples
+from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
 
@@ -57,11 +58,15 @@ def measure_stability(
             f"{objective.name}: its Gauss–Newton matrix is zero here, so nothing is unstable"
         )
     squares, product = each.squares_matvec, each.matvec
-    deviation = _top(lambda vector: squares(vector) - product(product(vector)), objective, generator)
+    deviation = _top(
+        lambda vector: squares(vector) - product(product(vector)), objective, generator
+    )
     best_rate = noise_batch_size = math.nan
     if descent:
         report("noise scale")
-        found = measure_noise(problem, params, num_examples=wanted, hessian=True, generator=generator)
+        found = measure_noise(
+            problem, params, num_examples=wanted, hessian=True, generator=generator
+        )
         if found.full is not None and found.curvature is not None and found.full.value > 0:
             noise_batch_size = found.full.value
             best_rate = found.curvature.max_learning_rate.value
@@ -113,7 +118,11 @@ def _top(
 ) -> EigenPairs:
     """The largest eigenpair; MeasurementError where it does not converge."""
     pairs = top_eigenpairs(
-        matvec, dim=objective.dim, dtype=objective.dtype, device=objective.device, generator=generator
+        matvec,
+        dim=objective.dim,
+        dtype=objective.dtype,
+        device=objective.device,
+        generator=generator,
     )
     if not pairs.converged:
         raise MeasurementError(

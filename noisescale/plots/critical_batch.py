@@ -56,7 +56,9 @@ def plot_fronts(axes: Axes, fastest: pd.DataFrame, fits: pd.DataFrame) -> None:
     that did not reach the goal are open, at the bound.
     """
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(fits)))
-    for shade, marker, fit in zip(shades, _markers(len(fits)), fits.to_dict("records"), strict=True):
+    for shade, marker, fit in zip(
+        shades, _markers(len(fits)), fits.to_dict("records"), strict=True
+    ):
         goal = fit["goal"]
         rows = fastest[fastest["goal"].isna() if math.isnan(goal) else fastest["goal"] == goal]
         for censored, filled in ((0, "full"), (1, "none")):
@@ -74,7 +76,9 @@ def plot_fronts(axes: Axes, fastest: pd.DataFrame, fits: pd.DataFrame) -> None:
             axes.plot(2 * fit["min_steps"], 2 * fit["min_examples"], "*", **star)
     axes.plot([], [], "*", color="grey", markersize=9, label=r"$B_{\mathrm{crit}}$")
     if (fastest["censored"] == 1).any():
-        axes.plot([], [], "o", color="grey", fillstyle="none", markersize=4, label="not reached: a bound")
+        axes.plot(
+            [], [], "o", color="grey", fillstyle="none", markersize=4, label="not reached: a bound"
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     _finish(axes, "steps S (updates)", "examples E = B·S")
@@ -89,13 +93,18 @@ def plot_critical_sizes(axes: Axes, fits: pd.DataFrame, predicted: pd.DataFrame)
         rows = predicted[predicted["quantity"] == quantity] if len(predicted) else predicted
         if rows.empty:
             continue
-        for name, style, words in (("average", "-", "mean over steps"), ("by_progress", "--", "by progress")):
+        for name, style, words in (
+            ("average", "-", "mean over steps"),
+            ("by_progress", "--", "by progress"),
+        ):
             known = rows[rows[name] > 0]
             axes.plot(known["goal"], known[name], style, color=colour, label=f"{label}, {words}")
             low, high = known[f"{name}_low"].clip(lower=1e-3), known[f"{name}_high"]
             axes.fill_between(known["goal"], low, high, color=colour, alpha=0.15, linewidth=0)
     _draw_sizes(axes, fits, "overhead_batch_size", OVERHEAD, "s", "20 % overhead, measured curve")
-    _draw_sizes(axes, fits, "critical_batch_size", CRITICAL, "o", r"$B_{\mathrm{crit}} = E_{\min}/S_{\min}$")
+    _draw_sizes(
+        axes, fits, "critical_batch_size", CRITICAL, "o", r"$B_{\mathrm{crit}} = E_{\min}/S_{\min}$"
+    )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_xaxis()
@@ -130,14 +139,23 @@ def plot_best_rates(
         label=f"best rate, {_goal_label(goal)}",
     )
     sizes = np.geomspace(here["batch_size"].min(), here["batch_size"].max(), 100)
-    for row in laws[laws["goal"].isna() if math.isnan(goal) else laws["goal"] == goal].to_dict("records"):
+    for row in laws[laws["goal"].isna() if math.isnan(goal) else laws["goal"] == goal].to_dict(
+        "records"
+    ):
         style, label = LAWS[row["law"]]
         if row["law"] == "noise":
             values = row["scale"] / (1 + row["bend"] / sizes)
         else:
             values = row["scale"] * sizes ** POWERS[row["law"]]
         error = f", held out ±{100 * math.expm1(row['held_out_error']):.0f} %"
-        axes.plot(sizes, values, style, color=NOISE_SCALES["simple"][0], linewidth=1.2, label=label + error)
+        axes.plot(
+            sizes,
+            values,
+            style,
+            color=NOISE_SCALES["simple"][0],
+            linewidth=1.2,
+            label=label + error,
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     if len(here):
@@ -161,11 +179,18 @@ def plot_branches(axes: Axes, table: pd.DataFrame, summary: dict[str, Any]) -> N
     known = means[means["loss"].notna()]
     style: Any = {"fmt": "o-", "color": NOISE_SCALES["simple"][0], "markersize": 4, "capsize": 2}
     errors = 2 * known["loss_stderr"].fillna(0.0)
-    axes.errorbar(known["batch_size"], known["loss"], yerr=errors, label="mean, ± 2 stderr", **style)
+    axes.errorbar(
+        known["batch_size"], known["loss"], yerr=errors, label="mean, ± 2 stderr", **style
+    )
     least = known["loss"].cummin()
     words = "least so far + tolerance"
     axes.plot(
-        known["batch_size"], least + summary["tolerance"], "--", color=CRITICAL, linewidth=1, label=words
+        known["batch_size"],
+        least + summary["tolerance"],
+        "--",
+        color=CRITICAL,
+        linewidth=1,
+        label=words,
     )
     diverged = sorted(set(table["batch_size"]) - set(known["batch_size"]))
     if diverged:
@@ -181,7 +206,9 @@ def plot_branches(axes: Axes, table: pd.DataFrame, summary: dict[str, Any]) -> N
     _finish(axes, "batch size (examples)", "loss after equal examples")
 
 
-def _draw_sizes(axes: Axes, fits: pd.DataFrame, name: str, colour: str, marker: str, label: str) -> None:
+def _draw_sizes(
+    axes: Axes, fits: pd.DataFrame, name: str, colour: str, marker: str, label: str
+) -> None:
     known = fits[fits[name] > 0]
     ends = [known[name] - known[f"{name}_low"], known[f"{name}_high"] - known[name]]
     style: Any = {"color": colour, "markersize": 5, "capsize": 3, "zorder": 4}

@@ -42,7 +42,9 @@ def plot_noise(
     axes.fill_between(rows[against], low, high, color=style["color"], alpha=0.2, linewidth=0)
     bounds = rows[rows[quantity].isna() & np.isfinite(rows[f"{quantity}_low"])]
     if len(bounds):
-        axes.plot(bounds[against], bounds[f"{quantity}_low"], "^", color=style["color"], fillstyle="none")
+        axes.plot(
+            bounds[against], bounds[f"{quantity}_low"], "^", color=style["color"], fillstyle="none"
+        )
     axes.set_yscale("log")
     if against == "step":
         axes.set_xscale("symlog", linthresh=1)
@@ -83,7 +85,12 @@ def batch_size_figure(table: pd.DataFrame, *, title: str) -> Figure:
     sizes.step(table["epoch"], table["batch_size"], where="post", color="black", label="batch size")
     sizes.plot(known["epoch"], known["simple"], ".", color=colour, label=f"running {label}")
     sizes.fill_between(
-        known["epoch"], known["simple_low"], known["simple_high"], color=colour, alpha=0.2, linewidth=0
+        known["epoch"],
+        known["simple_low"],
+        known["simple_high"],
+        color=colour,
+        alpha=0.2,
+        linewidth=0,
     )
     sizes.set_yscale("log")
     sizes.set_ylabel("examples")
@@ -108,7 +115,9 @@ def noise_figure(entries: list[dict[str, Any]]) -> Figure:
     if not panels:
         panels = [(_plot_shares, last)]
     figure = Figure(figsize=(5 * len(panels), 3.8), layout="constrained")
-    for axes, (panel, content) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
+    for axes, (panel, content) in zip(
+        np.ravel(figure.subplots(1, len(panels))), panels, strict=True
+    ):
         panel(axes, content)
         axes.grid(alpha=0.3)
     return figure
@@ -132,8 +141,12 @@ def _plot_scales(axes: Axes, entries: list[dict[str, Any]]) -> None:
             bounds = [(at, low) for at, low in loose if low is not None]
             if points:
                 values = np.array([one["value"] for _, one in points])
-                low = np.array([one["value"] if one["low"] is None else one["low"] for _, one in points])
-                high = np.array([one["value"] if one["high"] is None else one["high"] for _, one in points])
+                low = np.array(
+                    [one["value"] if one["low"] is None else one["low"] for _, one in points]
+                )
+                high = np.array(
+                    [one["value"] if one["high"] is None else one["high"] for _, one in points]
+                )
                 axes.errorbar(
                     [at for at, _ in points],
                     values,

@@ -34,7 +34,12 @@ MATCH = 1.15  # rates this close count as one where a cut takes what was tried
 
 
 def map_figure(
-    cells: pd.DataFrame, boundary: pd.DataFrame, *, title: str, minimum: bool = False, cases: bool = False
+    cells: pd.DataFrame,
+    boundary: pd.DataFrame,
+    *,
+    title: str,
+    minimum: bool = False,
+    cases: bool = False,
 ) -> Figure:
     """The map, the usable rates, and the accuracy at fixed rates and at fixed rate over batch size.
 
@@ -98,14 +103,19 @@ def plot_map(
     axes.figure.colorbar(shades, ax=axes, label=QUANTITIES[quantity], pad=0.01)
     if legend:
         below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.09), "ncols": 3}
-        axes.legend(handles=map_handles(axes, unstable=unstable), fontsize=6.5, frameon=False, **below)
+        axes.legend(
+            handles=map_handles(axes, unstable=unstable), fontsize=6.5, frameon=False, **below
+        )
 
 
 def map_handles(axes: Axes, *, unstable: str) -> list[Any]:
     """What a legend of `plot_map` has to explain: its lines and points, and the hatching."""
     handles, _ = axes.get_legend_handles_labels()
     grey: Any = {"facecolor": "#D9D9D9", "edgecolor": "white"}
-    return [*handles, *(Patch(hatch=mark, label=f"{words} {unstable}", **grey) for _, mark, words in HATCHES)]
+    return [
+        *handles,
+        *(Patch(hatch=mark, label=f"{words} {unstable}", **grey) for _, mark, words in HATCHES),
+    ]
 
 
 def _norm(table: pd.DataFrame, quantity: str) -> Any:
@@ -168,13 +178,17 @@ def plot_usable(axes: Axes, cells: pd.DataFrame, boundary: pd.DataFrame) -> None
                 linewidth=5,
                 solid_capstyle="butt",
             )
-        axes.plot([size] * len(rows), rows["learning_rate"], ".", color="black", markersize=2, zorder=3)
+        axes.plot(
+            [size] * len(rows), rows["learning_rate"], ".", color="black", markersize=2, zorder=3
+        )
     axes.plot([], [], "-", color="#009E73", linewidth=5, label="trains")
     axes.plot([], [], ".", color="black", markersize=2, label="tried")
     at = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
     axes.plot(at, boundary["lr_max"], "o-", color="#CC79A7", markersize=4, label=r"$\eta_{\max}$")
     axes.set_yscale("log")
-    if np.isfinite(boundary["lr_max"]).any():  # beyond it there is little to see, and room for the legend
+    if np.isfinite(
+        boundary["lr_max"]
+    ).any():  # beyond it there is little to see, and room for the legend
         axes.set_ylim(top=100 * boundary["lr_max"].max())
     _finish(axes, sizes, r"learning rate $\eta$")
 
@@ -182,7 +196,9 @@ def plot_usable(axes: Axes, cells: pd.DataFrame, boundary: pd.DataFrame) -> None
 def plot_cut(axes: Axes, cells: pd.DataFrame, *, along: str, most: int = 5) -> None:
     """Test accuracy against B at the `most` best values of η or η/B; seeds as points, means as lines."""
     sizes = _numeric_sizes(cells)
-    table = cells[cells["error"] == ""].assign(size=lambda rows: rows["batch_size"].map(sizes).astype(float))
+    table = cells[cells["error"] == ""].assign(
+        size=lambda rows: rows["batch_size"].map(sizes).astype(float)
+    )
     table = table.assign(
         value=table["learning_rate"] / (table["size"] if along == "rate_over_batch" else 1.0)
     )
@@ -192,10 +208,14 @@ def plot_cut(axes: Axes, cells: pd.DataFrame, *, along: str, most: int = 5) -> N
     best = sorted(groups, key=lambda group: group[1]["test_accuracy"].max())[-most:]
     shades = colormaps["viridis"](np.linspace(0, 0.9, most))
     name = r"$\eta/B$" if along == "rate_over_batch" else r"$\eta$"
-    for shade, (value, rows), marker in zip(shades, sorted(best, key=itemgetter(0)), "osv^D", strict=False):
+    for shade, (value, rows), marker in zip(
+        shades, sorted(best, key=itemgetter(0)), "osv^D", strict=False
+    ):
         means = rows.groupby("size")["test_accuracy"].mean()
         label = f"{name} = {value:.2g}"
-        axes.plot(means.index, means, f"{marker}-", color=shade, markersize=4, linewidth=1, label=label)
+        axes.plot(
+            means.index, means, f"{marker}-", color=shade, markersize=4, linewidth=1, label=label
+        )
         axes.plot(rows["size"], rows["test_accuracy"], ".", color=shade, markersize=2)
     _finish(axes, sizes, "test accuracy")
 
@@ -234,7 +254,10 @@ def _numeric_sizes(cells: pd.DataFrame) -> dict[Any, float]:
     """Each batch size with a finished cell as a number, ascending; "full" stands right of the largest."""
     names = list(dict.fromkeys(cells[cells["error"] == ""]["batch_size"]))
     numbers = [float(name) for name in names if str(name) != "full"]
-    known = {name: float(name) if str(name) != "full" else 4 * max(numbers, default=1.0) for name in names}
+    known = {
+        name: float(name) if str(name) != "full" else 4 * max(numbers, default=1.0)
+        for name in names
+    }
     return dict(sorted(known.items(), key=lambda item: item[1]))
 
 

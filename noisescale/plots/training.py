@@ -24,7 +24,9 @@ def plot_metric(axes: Axes, metrics: pd.DataFrame, *, metric: str) -> None:
     """
     for split, rows in metrics.groupby("split", sort=False):
         finite = rows[np.isfinite(rows[metric])]
-        axes.plot(finite["epoch"], finite[metric], ".-", color=COLOURS.get(str(split)), label=str(split))
+        axes.plot(
+            finite["epoch"], finite[metric], ".-", color=COLOURS.get(str(split)), label=str(split)
+        )
     axes.set_xlabel("epoch")
     axes.set_ylabel(LABELS.get(metric, metric))
     if metric == "loss":
@@ -41,7 +43,13 @@ def plot_confusion(axes: Axes, confusion: np.ndarray, *, fontsize: float = 7) ->
     for row, column in np.argwhere(confusion):
         shade = "white" if shares[row, column] > 0.5 else "black"
         axes.text(
-            column, row, str(confusion[row, column]), ha="center", va="center", fontsize=fontsize, color=shade
+            column,
+            row,
+            str(confusion[row, column]),
+            ha="center",
+            va="center",
+            fontsize=fontsize,
+            color=shade,
         )
     axes.set_xticks(range(len(confusion)))
     axes.set_yticks(range(len(confusion)))
@@ -62,7 +70,12 @@ def plot_sharpness(axes: Axes, table: pd.DataFrame) -> None:
         errors = 2 * rows[f"{name}_stderr"].fillna(0.0)
         axes.plot(rows["step"], rows[name], ".-", color=colour, label=label, markersize=3)
         axes.fill_between(
-            rows["step"], rows[name] - errors, rows[name] + errors, color=colour, alpha=0.25, linewidth=0
+            rows["step"],
+            rows[name] - errors,
+            rows[name] + errors,
+            color=colour,
+            alpha=0.25,
+            linewidth=0,
         )
         if name == "largest_eigenvalue":
             loose = rows[rows["converged"] != 1]
@@ -70,7 +83,11 @@ def plot_sharpness(axes: Axes, table: pd.DataFrame) -> None:
     limits = table["stable_sharpness"].dropna().unique()
     for limit in limits:
         axes.axhline(
-            limit, color="black", linestyle="--", linewidth=1, label=f"limit of stability, {limit:.4g}"
+            limit,
+            color="black",
+            linestyle="--",
+            linewidth=1,
+            label=f"limit of stability, {limit:.4g}",
         )
     axes.set_xlabel("step")
     axes.set_ylabel("curvature (loss per squared unit of parameters)")
@@ -135,7 +152,9 @@ def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
         for run, style in zip(runs, itertools.cycle(["-", "--", ":", "-."]), strict=False):
             of_run = zip(entries, found, strict=True)
             points = [
-                (entry["step"], one) for entry, one in of_run if one is not None and entry["run"] == run
+                (entry["step"], one)
+                for entry, one in of_run
+                if one is not None and entry["run"] == run
             ]
             if points:
                 line(points, label if len(runs) == 1 else f"{label}, {run}", colour, style)
@@ -156,7 +175,11 @@ def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
         )
         loose = [(step, one["value"]) for step, one in points if not one.get("converged", True)]
         axes.plot(
-            [step for step, _ in loose], [value for _, value in loose], "o", color=colour, fillstyle="none"
+            [step for step, _ in loose],
+            [value for _, value in loose],
+            "o",
+            color=colour,
+            fillstyle="none",
         )
 
     for which, label, colour in (
@@ -164,7 +187,10 @@ def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
         ("smallest", r"$\lambda_{\min}$", "#009E73"),
     ):
         draw(
-            [next((one for one in entry["eigenvalues"] if one["which"] == which), None) for entry in entries],
+            [
+                next((one for one in entry["eigenvalues"] if one["which"] == which), None)
+                for entry in entries
+            ],
             label,
             colour,
         )
@@ -172,7 +198,11 @@ def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
     for limit in dict.fromkeys(entry["stable_sharpness"] for entry in entries):
         if limit is not None:
             axes.axhline(
-                limit, color="black", linestyle="--", linewidth=1, label=f"limit of stability, {limit:.4g}"
+                limit,
+                color="black",
+                linestyle="--",
+                linewidth=1,
+                label=f"limit of stability, {limit:.4g}",
             )
     axes.set_xlabel("step")
     axes.set_ylabel("curvature")
@@ -182,7 +212,9 @@ def _plot_densities(axes: Axes, entries: list[dict[str, Any]]) -> None:
     """Spectral densities on a logarithmic axis."""
     for entry in entries:
         if density := entry["density"]:
-            axes.plot(density["grid"], density["density"], linewidth=1, label=f"step {entry['step']:,}")
+            axes.plot(
+                density["grid"], density["density"], linewidth=1, label=f"step {entry['step']:,}"
+            )
     axes.set_yscale("log")
     axes.set_ylim(bottom=1e-8)
     axes.set_xlabel("eigenvalue")

@@ -1,18 +1,26 @@
-"""The models of the studies: a multilayer perceptron and a small convolutional network."""
+"""The models of the studies, a multilayer perceptron and a small convolutional network, and their losses."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from noisescale.errors import SettingError
-from noisescale.problems.config import Norm, ProblemConfig
+from noisescale.problems.config import LossName, Norm, ProblemConfig
+from noisescale.problems.problem import LossFn
 
 
 def mlp(
-    input_shape: Sequence[int], num_classes: int, *, width: int = 1024, depth: int = 2, norm: Norm = "none"
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 1024,
+    depth: int = 2,
+    norm: Norm = "none",
 ) -> nn.Sequential:
     """A ReLU network with `depth` hidden layers of `width` units, PyTorch's default initialisation.
 
@@ -28,7 +36,12 @@ def mlp(
 
 
 def cnn(
-    input_shape: Sequence[int], num_classes: int, *, width: int = 32, depth: int = 2, norm: Norm = "none"
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 32,
+    depth: int = 2,
+    norm: Norm = "none",
 ) -> nn.Sequential:
     """`depth` blocks of convolution 3×3, norm, ReLU and max-pooling 2×2, then one linear layer.
 
@@ -50,10 +63,14 @@ def cnn(
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * breadth, num_classes))
 
 
-def build_model(config: ProblemConfig, input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
+def build_model(
+    config: ProblemConfig, input_shape: Sequence[int], num_classes: int
+) -> nn.Sequential:
     """The model that `config` names; sizes left None are the model's own."""
     make: Callable[..., nn.Sequential] = {"mlp": mlp, "cnn": cnn}[config.model]
-    sizes = {name: size for name in ("width", "depth") if (size := getattr(config, name)) is not None}
+    sizes = {
+        name: size for name in ("width", "depth") if (size := getattr(config, name)) is not None
+    }
     return make(input_shape, num_classes, norm=config.norm, **sizes)
 
 
@@ -67,3 +84,30 @@ def _norm_2d(norm: Norm, channels: int) -> list[nn.Module]:
     if norm == "none":
         return []
     return [nn.GroupNorm(1, channels) if norm == "layer" else nn.BatchNorm2d(channels)]
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """−log softmax(outputs)[target] of each example, in nats: logits (B, C), classes (B,) -> (B,)."""
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """½ Σ_c (output_c − [c = target])² of each example: outputs (B, C), classes (B,) -> (B,).
+
+    Half the sum, neither the mean over classes nor without the half, so that the loss has unit curvature in
+    each output: the convention of Cohen et al. 2021 (arXiv 2103.00065), five times `mse_loss` at C = 10.
+    """
+    classes = torch.arange(outputs.shape[1], device=outputs.device)
+    one_hot = targets.unsqueeze(1) == classes  # (B, C)
+    return 0.5 * (outputs - one_hot.to(outputs.dtype)).square().sum(1)
+
+
+LOSSES: dict[LossName, LossFn] = {"cross_entropy": cross_entropy, "mse": squared_error}
+
+
+def chance_loss(name: LossName, targets: Tensor) -> float:
+    """The mean loss over classes (n,) of the best output that is the same for every example."""
+    shares = torch.bincount(targets).double() / len(targets)
+    if name == "mse":
+        return 0.5 * float((shares * (1 - shares)).sum())
+    return float(torch.special.entr(shares).sum())

@@ -1,11 +1,67 @@
-"""The order in which a run sees its examples."""
+"""Which examples, in which order: random subsets of a split, and the batches of a run."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from noisescale.errors import SettingError
+from noisescale.problems.problem import SPLITS, Examples, Problem, as_examples, num_examples_of
+
+
+class Selection(NamedTuple):
+    """A random subset of a split: its examples, their indices (n,) in it, and how many it has in all."""
+
+    examples: Examples
+    indices: Tensor
+    population_size: int
+
+
+def select(
+    problem: Problem,
+    *,
+    split: str = "train",
+    num_examples: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Selection:
+    """So many of the split's examples at random, in random order; None: all of them, in theirs.
+
+    Random, never the first n: the order of a data set is seldom exchangeable. generator: on the CPU; None:
+    seed 0. Of a Dataset only the chosen items are read. SettingError for a split that the problem lacks and
+    for a number it does not have.
+    """
+    data = split_data(problem, split)
+    population = num_examples_of(data)
+    if num_examples is not None and not isinstance(num_examples, int):
+        raise SettingError(f"num examples {num_examples!r}: give a whole number")
+    if num_examples is None or num_examples == population:
+        return Selection(as_examples(data), torch.arange(population), population)
+    if not 1 <= num_examples <= population:
+        raise SettingError(
+            f"num examples {num_examples}: the {split} split has {population}; give 1 to {population}"
+        )
+    generator = generator or torch.Generator().manual_seed(0)
+    indices = torch.randperm(population, generator=generator)[:num_examples]
+    return Selection(part_of(data, indices), indices, population)
+
+
+def part_of(data: Examples | Dataset[tuple[Tensor, Tensor]], indices: Tensor) -> Examples:
+    """The examples at these indices (n,), on the CPU; of a Dataset only they are read."""
+    if isinstance(data, Examples):
+        return data.part(indices.to(data.targets.device))
+    return as_examples(Subset(data, indices.tolist()))
+
+
+def split_data(problem: Problem, split: str) -> Examples | Dataset[tuple[Tensor, Tensor]]:
+    """The data of a split; SettingError for one that the problem lacks."""
+    present = [name for name in SPLITS if getattr(problem, name) is not None]
+    if split not in present:
+        raise SettingError(f"split {split!r}: this problem has {', '.join(present)}")
+    data: Examples | Dataset[tuple[Tensor, Tensor]] = getattr(problem, split)
+    return data
 
 
 class Batches:
@@ -22,7 +78,9 @@ class Batches:
         self.device = device
         self.epoch = 0
         self.offset = 0
-        self._generator = torch.Generator().manual_seed(seed)  # on the CPU: the same order on any device
+        self._generator = torch.Generator().manual_seed(
+            seed
+        )  # on the CPU: the same order on any device
         self._shuffle()
 
     @property
@@ -41,7 +99,11 @@ class Batches:
         return indices
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "offset": self.offset, "generator": self._generator_state.clone()}
+        return {
+            "epoch": self.epoch,
+            "offset": self.offset,
+            "generator": self._generator_state.clone(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.offset = state["epoch"], state["offset"]
@@ -50,4 +112,6 @@ class Batches:
 
     def _shuffle(self) -> None:
         self._generator_state = self._generator.get_state()
-        self._permutation = torch.randperm(self.num_examples, generator=self._generator).to(self.device)
+        self._permutation = torch.randperm(self.num_examples, generator=self._generator).to(
+            self.device
+        )

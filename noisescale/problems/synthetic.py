@@ -48,7 +48,12 @@ class _Quadratic(nn.Module):
 
 
 def noisy_quadratic(
-    *, hessian: Tensor, covariance: Tensor, start: Tensor, num_examples: int, generator: torch.Generator
+    *,
+    hessian: Tensor,
+    covariance: Tensor,
+    start: Tensor,
+    num_examples: int,
+    generator: torch.Generator,
 ) -> SyntheticProblem:
     """Losses ℓ_i(θ) = ½θᵀHθ + ζ_iᵀθ with ζ_i ~ N(0, Σ): G = Hθ and Σ everywhere the same.
 
@@ -63,15 +68,24 @@ def noisy_quadratic(
         gradient = hessian @ theta
         if population == "distribution":
             return ExactMoments(gradient=gradient, covariance=covariance, hessian=hessian)
-        return ExactMoments(gradient=gradient + noise.mean(0), covariance=_covariance(noise), hessian=hessian)
+        return ExactMoments(
+            gradient=gradient + noise.mean(0), covariance=_covariance(noise), hessian=hessian
+        )
 
     train = Examples(noise, torch.zeros(num_examples, dtype=hessian.dtype))
-    problem = Problem(model=_Quadratic(hessian, start), loss=lambda outputs, targets: outputs, train=train)
+    problem = Problem(
+        model=_Quadratic(hessian, start), loss=lambda outputs, targets: outputs, train=train
+    )
     return SyntheticProblem(problem=problem, moments=moments)
 
 
 def linear_regression(
-    *, input_variances: Tensor, weights: Tensor, noise: float, num_examples: int, generator: torch.Generator
+    *,
+    input_variances: Tensor,
+    weights: Tensor,
+    noise: float,
+    num_examples: int,
+    generator: torch.Generator,
 ) -> SyntheticProblem:
     """Losses ½(θᵀx − y)² with x ~ N(0, A), A = diag(input_variances), y = wᵀx + noise·N(0, 1); θ starts at 0.
 
@@ -81,7 +95,9 @@ def linear_regression(
     input_variances, weights (P,): positive variances, and w. The dtype is the weights'.
     """
     dtype, dim = weights.dtype, len(weights)
-    inputs = torch.randn(num_examples, dim, generator=generator, dtype=dtype) * input_variances.sqrt()
+    inputs = (
+        torch.randn(num_examples, dim, generator=generator, dtype=dtype) * input_variances.sqrt()
+    )
     targets = inputs @ weights + noise * torch.randn(num_examples, generator=generator, dtype=dtype)
     hessian = torch.diag(input_variances)
 

@@ -11,7 +11,9 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-Population = Literal["dataset", "distribution"]  # whose mean: of the examples there are, or of fresh ones
+Population = Literal[
+    "dataset", "distribution"
+]  # whose mean: of the examples there are, or of fresh ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +46,37 @@ class Estimate:
         )
 
 
+def estimate_columns(*names: str) -> list[str]:
+    """The columns of estimates: each one's value, standard error and 95 % interval."""
+    return [f"{name}{part}" for name in names for part in ("", "_stderr", "_low", "_high")]
+
+
+def estimate_row(name: str, estimate: Estimate) -> dict[str, float]:
+    """An estimate under these columns; exact ones have stderr 0."""
+    values = (estimate.value, estimate.stderr, estimate.low, estimate.high)
+    return dict(zip(estimate_columns(name), values, strict=True))
+
+
 def exact(value: float, *, num_samples: int = 1) -> Estimate:
     """A number known without error."""
     return Estimate(value=value, stderr=0.0, low=value, high=value, num_samples=num_samples)
 
 
-def from_stderr(value: float, stderr: float, *, num_samples: int, dof: float | None = None) -> Estimate:
+def from_stderr(
+    value: float, stderr: float, *, num_samples: int, dof: float | None = None
+) -> Estimate:
     """Value ± stderr with Student's t interval of `dof` degrees of freedom, None: num_samples − 1."""
     if num_samples < 2:
-        return Estimate(value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_samples)
+        return Estimate(
+            value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_samples
+        )
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof or num_samples - 1)) * float(stderr)
     return Estimate(
-        value=value, stderr=float(stderr), low=value - half, high=value + half, num_samples=num_samples
+        value=value,
+        stderr=float(stderr),
+        low=value - half,
+        high=value + half,
+        num_samples=num_samples,
     )
 
 
@@ -131,7 +152,9 @@ def ratio(
     x, y = numerator, denominator
     if np.isnan(covariance).any():
         value = x / y if y > 0 else math.nan
-        return Estimate(value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_samples)
+        return Estimate(
+            value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_samples
+        )
     if y > 0 and not covariance.any():
         return exact(x / y, num_samples=num_samples)
     squared_t = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof)) ** 2
@@ -146,6 +169,8 @@ def ratio(
         half = math.sqrt(max(discriminant, 0.0))  # a sum of squares, negative by rounding alone
         low, high = float((b - half) / a), float((b + half) / a)
         return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=num_samples)
-    if a < 0 < c and x > 0:  # all but what lies between the roots, of which one is on either side of zero
+    if (
+        a < 0 < c and x > 0
+    ):  # all but what lies between the roots, of which one is on either side of zero
         return undefined(num_samples=num_samples, low=float((b - math.sqrt(discriminant)) / a))
     return undefined(num_samples=num_samples)

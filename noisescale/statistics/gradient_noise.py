@@ -12,7 +12,14 @@ import pandas as pd
 from scipy import stats
 
 from noisescale.errors import SettingError
-from noisescale.statistics.estimate import CONFIDENCE, Estimate, Population, exact, from_stderr, ratio
+from noisescale.statistics.estimate import (
+    CONFIDENCE,
+    Estimate,
+    Population,
+    exact,
+    from_stderr,
+    ratio,
+)
 from noisescale.statistics.hessian_noise import CurvatureNoise
 
 FITTED = 5  # standard errors below zero that no fresh examples give
@@ -194,9 +201,13 @@ def gradient_noise(
     covariance = np.full((2, 2), math.nan)  # of tr Σ and |G|²
     if unsampled == 0:
         covariance = np.zeros((2, 2))
-    elif projections is not None and n > 2:  # of two, the projection of either on the other is the same
+    elif (
+        projections is not None and n > 2
+    ):  # of two, the projection of either on the other is the same
         on_others = (n * projections - squared_norms) / (n - 1)
-        covariance = np.cov(np.stack([squared_norms - 2 * on_others, 2 * on_others])) * unsampled / n
+        covariance = (
+            np.cov(np.stack([squared_norms - 2 * on_others, 2 * on_others])) * unsampled / n
+        )
     stderr_variance, stderr_norm = np.sqrt(covariance.diagonal())
     simple = ratio(variance, squared_norm, covariance, num_samples=n, dof=n - 1)
     unresolved = math.isnan(simple.value)
@@ -204,7 +215,9 @@ def gradient_noise(
         squared_gradient_norm=from_stderr(squared_norm, stderr_norm, num_samples=n),
         gradient_variance=from_stderr(variance, stderr_variance, num_samples=n),
         simple=simple,
-        examples_to_resolve=_examples_to_resolve(squared_norm, stderr_norm, n, population, population_size)
+        examples_to_resolve=_examples_to_resolve(
+            squared_norm, stderr_norm, n, population, population_size
+        )
         if unresolved
         else None,
     )
@@ -235,7 +248,11 @@ def table(key: str, found: dict[Any, GradientNoise]) -> pd.DataFrame:
 
 
 def _examples_to_resolve(
-    squared_norm: float, stderr: float, num_examples: int, population: Population, population_size: int
+    squared_norm: float,
+    stderr: float,
+    num_examples: int,
+    population: Population,
+    population_size: int,
 ) -> int | None:
     """How many examples make |G|² significant, if it is what was estimated or, where larger, its stderr.
 

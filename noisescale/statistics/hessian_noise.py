@@ -51,7 +51,9 @@ class CurvatureNoise:
 
     def _combination(self, weights: np.ndarray) -> Estimate:
         stderr = math.sqrt(max(float(weights @ self.covariance @ weights), 0.0))
-        return from_stderr(float(weights @ self.values), stderr, num_samples=self.num_examples, dof=self.dof)
+        return from_stderr(
+            float(weights @ self.values), stderr, num_samples=self.num_examples, dof=self.dof
+        )
 
     def _ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
         if self._combination(denominator).high < 0:
@@ -59,7 +61,11 @@ class CurvatureNoise:
         both = np.stack([numerator, denominator])
         x, y = both @ self.values
         return ratio(
-            float(x), float(y), both @ self.covariance @ both.T, num_samples=self.num_examples, dof=self.dof
+            float(x),
+            float(y),
+            both @ self.covariance @ both.T,
+            num_samples=self.num_examples,
+            dof=self.dof,
         )
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from noisescale.errors import SettingError
-from noisescale.problems.config import LARGEST
+from noisescale.errors import LARGEST, SettingError
 from noisescale.statistics.estimate import CONFIDENCE, from_stderr, ratio
 from noisescale.statistics.gradient_noise import GradientNoise
 
@@ -28,7 +27,9 @@ def two_batch(
     SettingError unless 0 < b < B.
     """
     if not 0 < small_size < big_size:
-        raise SettingError(f"batches of {small_size:g} and {big_size:g} examples: give the smaller one first")
+        raise SettingError(
+            f"batches of {small_size:g} and {big_size:g} examples: give the smaller one first"
+        )
     squared_norm = (big_size * big_square - small_size * small_square) / (big_size - small_size)
     variance = (small_square - big_square) / (1 / small_size - 1 / big_size)
     return squared_norm, variance
@@ -61,7 +62,9 @@ class RunningNoise:
         """Takes in one update's estimates of |G|² and tr Σ, from so many examples."""
         x = np.array([variance, squared_norm])
         if not np.isfinite(x).all():
-            raise SettingError(f"|G|² {squared_norm} and tr Σ {variance}: not finite; leave this update out")
+            raise SettingError(
+                f"|G|² {squared_norm} and tr Σ {variance}: not finite; leave this update out"
+            )
         kept = 1.0 if self.memory is None else math.exp(-num_examples / self.memory)
         self._weight = kept * self._weight + num_examples
         self._sums = kept * self._sums + num_examples * x
@@ -77,12 +80,16 @@ class RunningNoise:
             raise SettingError("no update yet: there is nothing to average")
         mean = self._sums / self._weight
         variance, squared_norm = mean.tolist()
-        updates = self._weight**2 / self._squared_weight  # as many as would be, were they equally weighted
+        updates = (
+            self._weight**2 / self._squared_weight
+        )  # as many as would be, were they equally weighted
         dof = updates - 1
         covariance = np.full((2, 2), math.nan)
         if updates >= LEAST_UPDATES:
             crossed = np.outer(mean, self._squared_sums)
-            spread = self._squares - crossed - crossed.T + np.outer(mean, mean) * self._squared_weight
+            spread = (
+                self._squares - crossed - crossed.T + np.outer(mean, mean) * self._squared_weight
+            )
             covariance = spread / self._weight**2 * updates / dof
         # a negative variance is one of rounding alone
         stderr_variance, stderr_norm = np.sqrt(np.maximum(covariance.diagonal(), 0.0))
@@ -91,9 +98,13 @@ class RunningNoise:
         needed = None
         if math.isnan(simple.value) and stderr_norm > 0:
             t = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof))
-            needed = math.ceil(self._weight * (t * stderr_norm / max(squared_norm, stderr_norm)) ** 2)
+            needed = math.ceil(
+                self._weight * (t * stderr_norm / max(squared_norm, stderr_norm)) ** 2
+            )
         return GradientNoise(
-            squared_gradient_norm=from_stderr(squared_norm, stderr_norm, num_samples=count, dof=dof),
+            squared_gradient_norm=from_stderr(
+                squared_norm, stderr_norm, num_samples=count, dof=dof
+            ),
             gradient_variance=from_stderr(variance, stderr_variance, num_samples=count, dof=dof),
             simple=simple,
             examples_to_resolve=needed,

@@ -6,19 +6,6 @@ import math
 from dataclasses import dataclass
 
 from noisescale.errors import SettingError
-from noisescale.problems.config import TrainConfig
-
-
-def stable_sharpness(config: TrainConfig) -> float | None:
-    """The λ_max above which gradient descent with this rate leaves a minimum: 2(1+m)/η − weight decay.
-
-    For η the learning rate and m the heavy-ball momentum of SGD (Cohen et al. 2021, arXiv 2103.00065); the
-    weight decay adds itself to every eigenvalue of the loss's Hessian. A statement about full batches. None
-    for Adam and AdamW, whose preconditioner the Hessian's eigenvalues leave out, and where the weight decay
-    alone is beyond the limit.
-    """
-    limit = 2 * (1 + config.momentum) / config.learning_rate - config.weight_decay
-    return limit if config.optimizer == "sgd" and limit > 0 else None
 
 
 def side_of(limit: float, *, low: float, high: float) -> str:
@@ -37,7 +24,9 @@ def batch_noise_factor(batch_size: float, *, population_size: int | None) -> flo
     if population_size is None:
         return 1 / batch_size
     if not 1 <= batch_size <= population_size:
-        raise SettingError(f"batch size {batch_size}: give 1 to {population_size}, the number of examples")
+        raise SettingError(
+            f"batch size {batch_size}: give 1 to {population_size}, the number of examples"
+        )
     if population_size == 1:
         return 0.0
     return (population_size - batch_size) / (batch_size * (population_size - 1))
@@ -114,7 +103,9 @@ class StabilityConstants:
 
         Neither necessary nor sufficient for mean-square stability in more than one dimension.
         """
-        noise = batch_noise_factor(batch_size, population_size=population_size) * self.square_deviation
+        noise = (
+            batch_noise_factor(batch_size, population_size=population_size) * self.square_deviation
+        )
         return min(2 / self.sharpness, math.inf if noise <= 0 else 1 / math.sqrt(noise))
 
     def rates(self, batch_size: float, *, population_size: int | None) -> dict[str, float]:

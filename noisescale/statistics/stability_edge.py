@@ -93,7 +93,9 @@ def seed_threshold(outcomes: Iterable[tuple[float, bool]]) -> Threshold:
     pairs = sorted(outcomes)
     unstable = np.array([outcome for _, outcome in pairs], dtype=int)
     below = np.concatenate([[0], np.cumsum(unstable)])  # unstable among the first k
-    above = len(pairs) - unstable.sum() - np.arange(len(pairs) + 1) + below  # stable among the others
+    above = (
+        len(pairs) - unstable.sum() - np.arange(len(pairs) + 1) + below
+    )  # stable among the others
     best = np.flatnonzero(below + above == (below + above).min())
     rates = [0.0, *(rate for rate, _ in pairs), math.inf]
     return Threshold(low=rates[best[0]], high=rates[best[-1] + 1])
@@ -147,14 +149,18 @@ def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
     return _edge(value, bottom, top, count)
 
 
-def _profile(low: np.ndarray, high: np.ndarray, middles: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def _profile(
+    low: np.ndarray, high: np.ndarray, middles: np.ndarray, scales: np.ndarray
+) -> np.ndarray:
     """The log-likelihood of each middle at its best scale."""
     best = np.full(len(middles), -np.inf)
     for scale in scales:
         above = (high[:, None] - middles) / scale  # (n, M)
         below = (low[:, None] - middles) / scale
         # log(F(a) − F(b)) = log F(a) + log(1 − F(b)) + log(1 − exp(b − a)) for the logistic F
-        gap = np.where(np.isinf(above - below), 0.0, np.log(-np.expm1(np.minimum(below - above, -1e-300))))
+        gap = np.where(
+            np.isinf(above - below), 0.0, np.log(-np.expm1(np.minimum(below - above, -1e-300)))
+        )
         best = np.maximum(best, (log_expit(above) + log_expit(-below) + gap).sum(0))
     return best
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
-from noisescale.problems.config import TrainConfig
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.gradient_noise import GradientNoise
+from noisescale.training.config import AdaptiveConfig, TrainConfig
 
 FIRST_PART = 4  # the small batch is a fourth of the whole
 LEAST_UPDATES = 10  # before the first change
@@ -26,7 +26,7 @@ class AdaptiveBatchSize:
     `hysteresis`; where |G|² is not resolved, the lower bound of B_simple may raise it, and nothing lowers
     it; where tr Σ comes out below zero, nothing changes it.
 
-    config: `exchange_rate` is r, the examples worth a step; `min_batch_size` to `max_batch_size`;
+    config: of its adaptive settings `exchange_rate` is r, the examples worth a step; `min_batch_size` to `max_batch_size`;
         `noise_memory`, in examples. num_examples: of the training set. `learning_rate` is that of the
         initial batch size B_0, from which the rate goes by `lr_scaling`: none; √(B/B_0); B/B_0; or by the
         noise, (1 + 𝓑_0/B_0)/(1 + 𝓑/B) with B_simple for 𝓑, and for 𝓑_0 its first resolved value, uncertain
@@ -36,13 +36,13 @@ class AdaptiveBatchSize:
     """
 
     def __init__(self, config: TrainConfig, parameters: nn.Module, *, num_examples: int) -> None:
-        self.config = config
-        self.max_batch_size = config.max_batch_size or max(
-            config.initial_batch_size, min(num_examples, LARGEST_BATCH)
+        self.settings = settings = config.adaptive or AdaptiveConfig()
+        self.max_batch_size = settings.max_batch_size or max(
+            settings.initial_batch_size, min(num_examples, LARGEST_BATCH)
         )
-        self.monitor = NoiseScaleMonitor(parameters, reduction="sum", memory=config.noise_memory)
-        self.batch_size = config.initial_batch_size
-        self.learning_rate = config.learning_rate
+        self.monitor = NoiseScaleMonitor(parameters, reduction="sum", memory=settings.noise_memory)
+        self.batch_size = settings.initial_batch_size
+        self.learning_rate = self.initial_rate = config.learning_rate
         self.changed_at_step = 0
         self.tradeoff = Tradeoff()  # over the updates at which B_simple was resolved
         self.num_resolved = 0
@@ -74,7 +74,7 @@ class AdaptiveBatchSize:
         if self.monitor.num_updates < LEAST_UPDATES:
             return
         wanted = self._wanted(noise)
-        if 1 / self.config.hysteresis < wanted / self.batch_size < self.config.hysteresis:
+        if 1 / self.settings.hysteresis < wanted / self.batch_size < self.settings.hysteresis:
             return
         self.batch_size = wanted
         self.learning_rate = self._rate(noise)
@@ -82,28 +82,30 @@ class AdaptiveBatchSize:
 
     def _wanted(self, noise: GradientNoise) -> int:
         """√(r·B_simple) within the bounds; what the lower bound alone says where it is larger than now."""
-        config = self.config
+        settings = self.settings
         scale = noise.simple.value if noise.resolved else noise.simple.low
         if not scale > 0:  # unknown, or tr Σ below zero by chance
             return self.batch_size
-        wanted = round(math.sqrt(config.exchange_rate * scale))
-        wanted = min(max(wanted, config.min_batch_size), self.max_batch_size)
+        wanted = round(math.sqrt(settings.exchange_rate * scale))
+        wanted = min(max(wanted, settings.min_batch_size), self.max_batch_size)
         return wanted if noise.resolved else max(wanted, self.batch_size)
 
     def _rate(self, noise: GradientNoise) -> float:
-        config = self.config
-        growth = self.batch_size / config.initial_batch_size
-        if config.lr_scaling == "sqrt":
-            return config.learning_rate * math.sqrt(growth)
-        if config.lr_scaling == "linear":
-            return config.learning_rate * growth
-        if config.lr_scaling == "noise":
+        rate, initial, scaling = (
+            self.initial_rate,
+            self.settings.initial_batch_size,
+            self.settings.lr_scaling,
+        )
+        growth = self.batch_size / initial
+        if scaling == "sqrt":
+            return rate * math.sqrt(growth)
+        if scaling == "linear":
+            return rate * growth
+        if scaling == "noise":
             scale = noise.simple.value if noise.resolved else noise.simple.low
             first = self._first_scale or scale
-            return (
-                config.learning_rate * (1 + first / config.initial_batch_size) / (1 + scale / self.batch_size)
-            )
-        return config.learning_rate
+            return rate * (1 + first / initial) / (1 + scale / self.batch_size)
+        return rate
 
     def summary(self, steps: int) -> dict[str, Any]:
         """Where the batch size ended, and what theory says of such a course: B_crit, γ, and the steps saved.
@@ -117,7 +119,7 @@ class AdaptiveBatchSize:
                 "critical_batch_size": course.critical_batch_size,
                 "gain": course.gain,
                 "resolved_share": self.num_resolved / steps,
-                "steps_saved": course.steps_saved(self.config.exchange_rate),
+                "steps_saved": course.steps_saved(self.settings.exchange_rate),
             }
         return {"final_batch_size": self.batch_size, "predicted": predicted}
 

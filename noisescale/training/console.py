@@ -1,10 +1,13 @@
-"""What a person sees of a run: a bar and a line per epoch, on stderr; or TensorBoard events."""
+"""A run and the person before it: a bar and a line per epoch on stderr, TensorBoard events, and Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
 from rich.console import Console
@@ -21,7 +24,9 @@ class TrainingProgress:
     console: where to write; None writes nothing at all. Only a terminal gets the bar.
     """
 
-    def __init__(self, console: Console | None, *, title: str = "", total_epochs: float = 1.0) -> None:
+    def __init__(
+        self, console: Console | None, *, title: str = "", total_epochs: float = 1.0
+    ) -> None:
         self.console = console or Console(quiet=True)
         self.title = title
         self._bar = Progress(
@@ -53,7 +58,9 @@ class TrainingProgress:
     def epoch(self, rows: list[dict[str, Any]]) -> None:
         """One line from an epoch's rows of metrics.csv, one row per split."""
         first = rows[0]
-        scores = "  ".join(f"{row['split']} {row['loss']:.4f}/{row['accuracy']:.4f}" for row in rows)
+        scores = "  ".join(
+            f"{row['split']} {row['loss']:.4f}/{row['accuracy']:.4f}" for row in rows
+        )
         speed = f"  {first['seconds']:.1f} s" if first["seconds"] else ""
         at = f"epoch {first['epoch']:<6.4g} step {first['step']:<8,}"
         self.log(f"{self.title}  {at} loss/accuracy: {scores}{speed}")
@@ -78,3 +85,32 @@ def event_writer(log_dir: Path | None, run: str, step: int) -> Any:
             "pip install 'noisescale[tensorboard]', or leave --log-dir out"
         ) from None
     return SummaryWriter(log_dir / run, purge_step=step + 1 if step else None)
+
+
+class DeferredInterrupts:
+    """While open, SIGINT and SIGTERM only set `received`, for the work to stop where its state is whole.
+
+    A second one interrupts at once. Does nothing outside the main thread, where Python has no signals.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {
+                number: signal.signal(number, self._receive)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        else:
+            self._before = {}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number

@@ -62,12 +62,16 @@ def evaluate(model: nn.Module, loss: LossFn, examples: Examples) -> Evaluation:
     total = torch.zeros((), dtype=torch.float64, device=examples.inputs.device)
     confusion: torch.Tensor | None = None
     with _evaluation_mode(model):
-        for inputs, targets in zip(examples.inputs.split(CHUNK), examples.targets.split(CHUNK), strict=True):
+        for inputs, targets in zip(
+            examples.inputs.split(CHUNK), examples.targets.split(CHUNK), strict=True
+        ):
             outputs = model(inputs)  # (B, C)
             total += loss(outputs, targets).sum(dtype=torch.float64)
             num_classes = outputs.shape[1]
             cells = targets * num_classes + outputs.argmax(1)
-            counts = torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+            counts = torch.bincount(cells, minlength=num_classes**2).reshape(
+                num_classes, num_classes
+            )
             confusion = counts if confusion is None else confusion + counts
     assert confusion is not None, "examples are never empty"
     return Evaluation(loss=total.item() / examples.num_examples, confusion=confusion.cpu().numpy())

@@ -13,17 +13,33 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from noisescale.errors import Interrupted
 from noisescale.plots.training import confusion_figure, curves_figure, image
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import SPLITS, Problem, as_examples
-from noisescale.training.console import TrainingProgress, event_writer
+from noisescale.training.config import TrainConfig
+from noisescale.training.console import DeferredInterrupts, TrainingProgress, event_writer
 from noisescale.training.evaluation import Evaluation, evaluate
-from noisescale.training.interrupts import DeferredInterrupts, Interrupted
-from noisescale.training.records import folder as store
-from noisescale.training.records import tables as run_tables
 from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import (
+    CHECKPOINT,
+    CONFIG,
+    CONFUSION_PICTURE,
+    CURVES_PICTURE,
+    STEP_CHECKPOINTS,
+    SUMMARY,
+    RunFolder,
+    folder_state,
+    nullable,
+    read_json,
+    read_summary,
+    write_atomically,
+    write_json,
+    write_table,
+)
+from noisescale.training.records.tables import CONFUSION, METRICS, NOISE, SHARPNESS, read_metrics
 from noisescale.training.tracking.batch_size import BatchSizeTracker
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.training.tracking.rows import Every, Tracker
@@ -61,7 +77,10 @@ class RunOptions:
 
 
 def run_training(
-    problem_config: ProblemConfig, training_config: TrainConfig, path: Path, options: RunOptions | None = None
+    problem_config: ProblemConfig,
+    training_config: TrainConfig,
+    path: Path,
+    options: RunOptions | None = None,
 ) -> dict[str, Any]:
     """The content of the run's summary.json, computed in the folder `path` unless it is already there.
 
@@ -77,17 +96,19 @@ def run_training(
         "notes": list(options.notes),
         "environment": environment(options.device),
     }
-    if not options.force and store.folder_state(path, record) == "finished":
+    if not options.force and folder_state(path, record) == "finished":
         _note_unmeasured(path, options)
-        return store.read_summary(path)
+        return read_summary(path)
     problem = build_problem(
         problem_config, seed=training_config.seed, data_dir=options.data_dir, device=options.device
     )
-    training = Training(problem, training_config)  # refuses what cannot work before a folder is made for it
-    with store.RunFolder(path, record, force=options.force) as folder:
+    training = Training(
+        problem, training_config
+    )  # refuses what cannot work before a folder is made for it
+    with RunFolder(path, record, force=options.force) as folder:
         if folder.state == "finished":  # by another process, while the data were loaded
-            return store.read_summary(path)
-        if (path / store.CHECKPOINT).exists():
+            return read_summary(path)
+        if (path / CHECKPOINT).exists():
             training.restore(load_checkpoint(path))
         summary = _Run(problem, training, path, options).complete()
     # the pictures' text is parsed with exceptions in cycles, whose frames hold this run's data
@@ -98,8 +119,8 @@ def run_training(
 def _note_unmeasured(path: Path, options: RunOptions) -> None:
     """Says that a finished run is not trained again for the sake of a measurement."""
     asked = (
-        (options.measure_sharpness_every, run_tables.SHARPNESS, "sharpness"),
-        (options.noise, run_tables.NOISE, "measure-noise"),
+        (options.measure_sharpness_every, SHARPNESS, "sharpness"),
+        (options.noise, NOISE, "measure-noise"),
     )
     for wanted, file, command in asked:
         if wanted and options.console and not (path / file).exists():
@@ -114,13 +135,15 @@ def _note_unmeasured(path: Path, options: RunOptions) -> None:
 class _Run:
     """A run and its folder, which has been checked and locked."""
 
-    def __init__(self, problem: Problem, training: Training, path: Path, options: RunOptions) -> None:
+    def __init__(
+        self, problem: Problem, training: Training, path: Path, options: RunOptions
+    ) -> None:
         self.problem = problem
         self.training = training
         self.path = path
         self.options = options
         # rows written after the checkpoint that is continued from will come again
-        rows = run_tables.read_metrics(path) if training.step else []
+        rows = read_metrics(path) if training.step else []
         self.rows = [row for row in rows if row["step"] <= training.step]
         self.evaluations: dict[str, Evaluation] = {}
         self.trackers: list[Tracker] = []
@@ -136,7 +159,9 @@ class _Run:
         training, options = self.training, self.options
         title = f"B = {training.config.batch_size}"
         with (
-            TrainingProgress(options.console, title=title, total_epochs=training.last_epoch) as progress,
+            TrainingProgress(
+                options.console, title=title, total_epochs=training.last_epoch
+            ) as progress,
             event_writer(options.log_dir, self.path.name, training.step) as events,
             DeferredInterrupts() as interrupts,
         ):
@@ -148,9 +173,13 @@ class _Run:
             for step in training:
                 progress.update(epoch=training.epoch, step=step)
                 self._track(progress, events)
-                milestone = options.checkpoint_every is not None and step % options.checkpoint_every == 0
+                milestone = (
+                    options.checkpoint_every is not None and step % options.checkpoint_every == 0
+                )
                 stopping = interrupts.received is not None
-                epoch_due = training.epoch_ended and round(training.epoch) % options.evaluate_every == 0
+                epoch_due = (
+                    training.epoch_ended and round(training.epoch) % options.evaluate_every == 0
+                )
                 if not (epoch_due or training.finished or milestone or stopping):
                     continue
                 training.check_losses()  # on a GPU this may find that the run has diverged, and so finished
@@ -158,18 +187,22 @@ class _Run:
                     self._evaluate(progress, events)
                 checkpoint = training.checkpoint()
                 if milestone:
-                    save_checkpoint(checkpoint, self.path / store.STEP_CHECKPOINTS / f"step-{step}.pt")
-                save_checkpoint(checkpoint, self.path / store.CHECKPOINT)
+                    save_checkpoint(checkpoint, self.path / STEP_CHECKPOINTS / f"step-{step}.pt")
+                save_checkpoint(checkpoint, self.path / CHECKPOINT)
                 if interrupts.received is not None and stopping and not training.finished:
                     resume = f"continue with noisescale train --resume {self.path}"
-                    raise Interrupted(f"stopped and saved at step {step:,}: {resume}", interrupts.received)
+                    raise Interrupted(
+                        f"stopped and saved at step {step:,}: {resume}", interrupts.received
+                    )
             if training.diverged_at_step is not None:
                 progress.log(
                     f"{title}  diverged: the loss of step {training.diverged_at_step:,} is not finite; "
                     "the run ends there, and that is its result"
                 )
             summary = self._finish()
-            if interrupts.received is not None:  # while finishing: this run is whole, no other is begun
+            if (
+                interrupts.received is not None
+            ):  # while finishing: this run is whole, no other is begun
                 raise Interrupted(f"stopped; {self.path} is finished", interrupts.received)
         return summary
 
@@ -179,12 +212,16 @@ class _Run:
         rows = []
         for split, examples in self._splits():
             started = time.perf_counter()
-            evaluation = self.evaluations[split] = evaluate(training.model, self.problem.loss, examples)
+            evaluation = self.evaluations[split] = evaluate(
+                training.model, self.problem.loss, examples
+            )
             seconds, num_examples = time.perf_counter() - started, examples.num_examples
             if split == "train":
                 past = [row for row in self.rows if row["split"] == "train"]
                 seconds = training.seconds - sum(row["seconds"] for row in past)
-                num_examples = training.examples_seen - round(past[-1]["epoch"] * num_examples) if past else 0
+                num_examples = (
+                    training.examples_seen - round(past[-1]["epoch"] * num_examples) if past else 0
+                )
             rows.append(
                 {
                     "epoch": training.epoch,
@@ -198,9 +235,11 @@ class _Run:
                 }
             )
         if training.diverged_at_step is None and not math.isfinite(self.evaluations["train"].loss):
-            training.diverged_at_step = training.step  # by this last update, whose own loss still was finite
+            training.diverged_at_step = (
+                training.step
+            )  # by this last update, whose own loss still was finite
         self.rows += rows
-        store.write_table(self.path / run_tables.METRICS, pd.DataFrame(self.rows))
+        write_table(self.path / METRICS, pd.DataFrame(self.rows))
         progress.epoch(rows)
         if events is not None:
             for row in rows:
@@ -219,7 +258,11 @@ class _Run:
 
     def _splits(self) -> list[tuple[str, Any]]:
         data = {split: getattr(self.problem, split) for split in SPLITS}
-        return [(split, as_examples(examples)) for split, examples in data.items() if examples is not None]
+        return [
+            (split, as_examples(examples))
+            for split, examples in data.items()
+            if examples is not None
+        ]
 
     def _finish(self) -> dict[str, Any]:
         """Pictures, confusion counts and, last, the summary whose presence means finished."""
@@ -228,29 +271,29 @@ class _Run:
             for split, examples in self._splits():
                 self.evaluations[split] = evaluate(training.model, self.problem.loss, examples)
         metrics = pd.DataFrame(self.rows)
-        store.write_table(self.path / run_tables.CONFUSION, _confusion_table(self.evaluations))
+        write_table(self.path / CONFUSION, _confusion_table(self.evaluations))
         title = f"{self.path.name}\n{training.step:,} steps"
         remark = None
         if training.diverged_at_step is not None:
             remark = f"diverged at step {training.diverged_at_step:,}"
             title += f", {remark}"
         curves = curves_figure(metrics, title=title, remark=remark)
-        store.write_atomically(self.path / store.CURVES_PICTURE, image(curves))
+        write_atomically(self.path / CURVES_PICTURE, image(curves))
         confusion = confusion_figure(self.evaluations["test"].confusion, title=f"{title}, test")
-        store.write_atomically(self.path / store.CONFUSION_PICTURE, image(confusion))
+        write_atomically(self.path / CONFUSION_PICTURE, image(confusion))
         for tracker in self.trackers:
             name, picture = tracker.picture(title)
-            store.write_atomically(self.path / name, image(picture))
+            write_atomically(self.path / name, image(picture))
         summary = self._summary()
-        store.write_json(self.path / store.SUMMARY, summary)
+        write_json(self.path / SUMMARY, summary)
         return summary
 
     def _summary(self) -> dict[str, Any]:
         training, config, problem = self.training, self.training.config, self.problem.config
         assert problem is not None
-        record = store.read_json(self.path / store.CONFIG) or {}  # as the run began
+        record = read_json(self.path / CONFIG) or {}  # as the run began
         scores = {
-            split: store.nullable(
+            split: nullable(
                 {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "f1": evaluation.f1}
             )
             for split, evaluation in self.evaluations.items()

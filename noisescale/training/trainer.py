@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from noisescale.errors import CheckpointError, SettingError
-from noisescale.problems.config import TrainConfig
 from noisescale.problems.problem import Examples, Problem, as_examples
 from noisescale.problems.sampling import Batches
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
+from noisescale.training.config import TrainConfig, resolve_batch_size
 from noisescale.training.records.checkpoint import Checkpoint
 from noisescale.training.updates.cuda_graph import CudaGraphUpdate
 from noisescale.training.updates.in_place_sgd import InPlaceSGD
 
 CHUNK = 4096  # examples a forward and backward pass at most: a larger batch is accumulated in such chunks
-UNCHECKED_LOSSES = 64  # updates on a GPU between two looks at their losses, each of which waits for it
+UNCHECKED_LOSSES = (
+    64  # updates on a GPU between two looks at their losses, each of which waits for it
+)
 
 
 def train(
@@ -97,7 +99,9 @@ class Training:
     @property
     def last_epoch(self) -> float:
         """What `epoch` will be at the end, unless the run diverges or its batch size changes."""
-        examples = math.inf if self.config.max_steps is None else self.config.max_steps * self.batch_size
+        examples = (
+            math.inf if self.config.max_steps is None else self.config.max_steps * self.batch_size
+        )
         return min(self.config.epochs, examples / self.batches.num_examples)
 
     @property
@@ -153,7 +157,9 @@ class Training:
     def _eager_update(self, indices: Tensor) -> Tensor:
         """One step on the mean loss of the examples at `indices` (B,); returns that loss."""
         batch_size = len(indices)
-        in_place = self.in_place if batch_size <= CHUNK else None  # accumulating takes a stored gradient
+        in_place = (
+            self.in_place if batch_size <= CHUNK else None
+        )  # accumulating takes a stored gradient
         chunk_losses = []
         schedule = self.schedule
         chunks = schedule.parts(indices, largest=CHUNK) if schedule else indices.split(CHUNK)
@@ -205,7 +211,9 @@ class Training:
     def restore(self, start: Checkpoint) -> None:
         """Takes over the state of `start`, from whichever device; CheckpointError unless it is this run's."""
         if start.training != self.config or start.problem != self.problem.config:
-            raise CheckpointError("the checkpoint belongs to a run of another configuration: start anew")
+            raise CheckpointError(
+                "the checkpoint belongs to a run of another configuration: start anew"
+            )
         try:
             with torch.no_grad():
                 for name, param in self.model.named_parameters():
@@ -251,26 +259,6 @@ class Training:
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether a part of the model normalises over the batch."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-
-
-def resolve_batch_size(config: TrainConfig, num_examples: int) -> int:
-    """Examples per update; SettingError where the batch is larger than the training set."""
-    if config.batch_size == "full":
-        return num_examples
-    if config.batch_size == "adaptive":
-        largest = max(config.max_batch_size or 0, config.initial_batch_size)
-        if largest > num_examples:
-            raise SettingError(
-                f"batch sizes up to {largest}: there are {num_examples} training examples; "
-                f"give {num_examples} at most"
-            )
-        return config.initial_batch_size
-    if config.batch_size > num_examples:
-        raise SettingError(
-            f"batch size {config.batch_size}: there are {num_examples} training examples; "
-            f"give 1 to {num_examples}, or full for all of them"
-        )
-    return config.batch_size
 
 
 def _build_optimizer(model: nn.Module, config: TrainConfig, *, capturable: bool) -> Optimizer:

@@ -19,7 +19,13 @@ from tests.statistics.critical_batch.test_goal_table import SIZES, synthetic
 from tests.studies.critical_batch.test_run import Here
 
 SMALL = ["--dataset", "digits", "--num-train", "200", "--width", "8", "--depth", "1"]
-FEW = [*(part for size in (2, 8, 32, 128) for part in ("--bs", size)), "--goal", "1.8", "--goal", "1.2"]
+FEW = [
+    *(part for size in (2, 8, 32, 128) for part in ("--bs", size)),
+    "--goal",
+    "1.8",
+    "--goal",
+    "1.2",
+]
 FACTORY = """
 import torch
 from noisescale import Examples, Problem
@@ -153,17 +159,22 @@ def test_a_problem_without_test_examples(tmp_path, monkeypatch):
 
 def test_unresolved_is_said_aloud(tmp_path):
     path = tmp_path / "runs.csv"
-    pd.DataFrame({"batch_size": SIZES, "steps": [1000 / size for size in SIZES]}).to_csv(path, index=False)
+    pd.DataFrame({"batch_size": SIZES, "steps": [1000 / size for size in SIZES]}).to_csv(
+        path, index=False
+    )
     found = critical("--from-csv", path)
     assert found.exit_code == 0, found.output
     assert (
-        "not resolved, steps fall as 1/B up to the largest batch size, 128: give larger ones" in found.stdout
+        "not resolved, steps fall as 1/B up to the largest batch size, 128: give larger ones"
+        in found.stdout
     )
 
 
 def test_branches_of_a_run(checkpoint, tmp_path):
     out = tmp_path / "branches"
-    found = critical("--method", "branch", checkpoint, "--examples", 400, "--seeds", 3, "--out", out)
+    found = critical(
+        "--method", "branch", checkpoint, "--examples", 400, "--seeds", 3, "--out", out
+    )
     assert found.exit_code == 0, found.output
     assert "Branches of 400 examples" in found.stdout
     assert re.search(r"^\s*4\s+0\.1 ", found.stdout, re.MULTILINE)

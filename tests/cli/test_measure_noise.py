@@ -38,14 +38,28 @@ def test_a_checkpoint_needs_nothing_else(trained):
     result = run("measure-noise", trained / "checkpoint.pt")
     assert result.exit_code == 0, result.output
     text = " ".join(result.stdout.split())
-    assert "Gradient noise over all 1,297 train examples, population: dataset, engine: hooks" in text
+    assert (
+        "Gradient noise over all 1,297 train examples, population: dataset, engine: hooks" in text
+    )
     assert re.search(r"B_simple = tr Σ/\|G\|² [\d,.]+ ", text)
     assert re.search(r"Step 21: B_simple ≈ [\d,.]+ \(dataset\): below it, doubling the batch", text)
 
 
 def test_a_subset_has_errors_and_everything_can_be_asked_for(trained):
-    every = ["--num-examples", 400, "--hessian", "--num-probes", 8, "--per-layer", "--per-class", "--bs", 7]
-    result = run("measure-noise", trained / "checkpoint.pt", *every, "--json", "--plot", "picture.png")
+    every = [
+        "--num-examples",
+        400,
+        "--hessian",
+        "--num-probes",
+        8,
+        "--per-layer",
+        "--per-class",
+        "--bs",
+        7,
+    ]
+    result = run(
+        "measure-noise", trained / "checkpoint.pt", *every, "--json", "--plot", "picture.png"
+    )
     assert result.exit_code == 0, result.output
     (entry,) = strict(result.stdout)
     assert entry["num_examples"] == 400
@@ -74,7 +88,15 @@ def test_a_run_folder_goes_along_training(trained):
     exact = run("measure-noise", trained, "--per-layer", "--per-class", "--plot", "exact.png")
     assert exact.exit_code == 0, exact.output
     same = run(
-        "measure-noise", trained, "--split", "test", "--dtype", "float64", "--engine", "vmap", "--json"
+        "measure-noise",
+        trained,
+        "--split",
+        "test",
+        "--dtype",
+        "float64",
+        "--engine",
+        "vmap",
+        "--json",
     )
     entries = strict(same.stdout)
     assert [entry["step"] for entry in entries] == [10, 20, 21]
@@ -86,20 +108,25 @@ def test_the_unresolved_is_said_aloud(trained):
     assert result.exit_code == 0, result.output
     text = " ".join(result.stdout.split())
     assert "B_simple = tr Σ/|G|² not resolved" in text
-    assert re.search(r"is not resolved \(dataset\): 5 examples cannot tell \|G\|² from zero: .* would", text)
+    assert re.search(
+        r"is not resolved \(dataset\): 5 examples cannot tell \|G\|² from zero: .* would", text
+    )
 
 
 def test_anybodys_model_with_a_state_dict(tmp_path):
     Path("a_problem.py").write_text(SOURCE)
     torch.manual_seed(0)
     torch.save(
-        {f"module.{name}": value for name, value in torch.nn.Linear(3, 1).state_dict().items()}, "w.pt"
+        {f"module.{name}": value for name, value in torch.nn.Linear(3, 1).state_dict().items()},
+        "w.pt",
     )
     result = run("measure-noise", "w.pt", "--problem", "a_problem:make_problem", "--per-layer")
     assert result.exit_code == 0, result.output
     assert "over all 8 train examples" in result.stdout
     assert "bias" in result.stdout
-    both = run("measure-noise", "w.pt", "w.pt", "--problem", "a_problem:make_problem", "--plot", "p.png")
+    both = run(
+        "measure-noise", "w.pt", "w.pt", "--problem", "a_problem:make_problem", "--plot", "p.png"
+    )
     assert both.exit_code == 0, both.output
     assert "λ_max" in run("sharpness", "w.pt", "--problem", "a_problem.py:make_problem").stdout
 
@@ -130,7 +157,11 @@ def test_a_checkpoint_that_cannot_be_measured_is_a_row_with_its_reason(trained, 
         (["absent.pt"], "absent.pt: no such file", 1),
         (["state.pt"], "give --problem module:factory", 1),
         (["state.pt", "--problem", "absent:make"], "No module named 'absent'", 2),
-        (["state.pt", "--problem", "a_problem:make_problem"], "weight has shape (2, 2) instead of (1, 3)", 1),
+        (
+            ["state.pt", "--problem", "a_problem:make_problem"],
+            "weight has shape (2, 2) instead of (1, 3)",
+            1,
+        ),
         (["text.pt"], "cannot be read as a checkpoint", 1),
         (["RUN", "--num-examples", "1"], "the covariance of gradients takes at least 2", 2),
         (["RUN", "--num-examples", "9999"], "the train split has 1297", 2),

@@ -34,10 +34,22 @@ def test_sharpness_of_a_checkpoint_is_a_table_and_a_sentence(trained):
 
 
 def test_sharpness_of_a_run_folder_goes_along_training(trained):
-    every = ["--trace", "--batch-sharpness", 16, "--density", "--phi", "--bottom", 1, "--num-examples", 100]
+    every = [
+        "--trace",
+        "--batch-sharpness",
+        16,
+        "--density",
+        "--phi",
+        "--bottom",
+        1,
+        "--num-examples",
+        100,
+    ]
     result = run("sharpness", trained, *every, "--json", "--plot", "picture.png")
     assert result.exit_code == 0, result.output
-    entries = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
+    entries = json.loads(
+        result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON")
+    )
     assert [entry["step"] for entry in entries] == [10, 20, 21]
     assert entries[0]["checkpoint"].endswith("checkpoints/step-10.pt")
     assert all(entry["stable_sharpness"] == 10 for entry in entries)
@@ -45,7 +57,13 @@ def test_sharpness_of_a_run_folder_goes_along_training(trained):
     assert all(len(entry["phi"]) == 4 for entry in entries)
     assert Path("picture.png").stat().st_size > 10_000
     table = run("sharpness", trained, *every).stdout
-    for quantity in ("trace", "squared Frobenius norm", "batch sharpness, B = 16", "gradient-noise", "φ (%)"):
+    for quantity in (
+        "trace",
+        "squared Frobenius norm",
+        "batch sharpness, B = 16",
+        "gradient-noise",
+        "φ (%)",
+    ):
         assert table.count(quantity) >= 3
 
 
@@ -97,7 +115,8 @@ def test_sharpness_of_a_diverged_run_names_the_parameters():
     result = run("sharpness", "run")
     assert result.exit_code == 1
     assert re.search(
-        r"run/checkpoint\.pt, step \d+: the parameters .* are not finite", " ".join(result.stderr.split())
+        r"run/checkpoint\.pt, step \d+: the parameters .* are not finite",
+        " ".join(result.stderr.split()),
     )
 
 
@@ -123,7 +142,9 @@ def test_sharpness_measures_what_it_can_and_says_what_it_cannot(trained):
     assert str(trained) in text.replace(" ", "")
     entries = json.loads(run("sharpness", trained / "checkpoint.pt", "diverged", "--json").stdout)
     assert [entry["reason"] is None for entry in entries] == [True, False]
-    assert entries[0].keys() - {"split", "matrix", "gradient_norm", "num_matvecs"} == entries[1].keys()
+    assert (
+        entries[0].keys() - {"split", "matrix", "gradient_norm", "num_matvecs"} == entries[1].keys()
+    )
 
 
 def test_sharpness_of_one_example_is_not_called_exact(trained):
@@ -137,10 +158,17 @@ def test_the_limit_is_named_for_what_it_is():
     assert run(*SMALL, "--momentum", "0.9", "--weight-decay", "4", "--out", "run").exit_code == 0
     text = " ".join(run("sharpness", "run").stdout.split())
     assert "2(1+m)/η − weight decay = 376 at lr 0.01" in text
-    assert run(*SMALL, "--lr", "1", "--weight-decay", "2", "--max-steps", 2, "--out", "beyond").exit_code == 0
+    assert (
+        run(
+            *SMALL, "--lr", "1", "--weight-decay", "2", "--max-steps", 2, "--out", "beyond"
+        ).exit_code
+        == 0
+    )
     beyond = run("sharpness", "beyond")
     assert beyond.exit_code == 0
     assert "limit" not in beyond.stdout
     assert run(*SMALL, "--norm", "batch", "--out", "norm").exit_code == 0
     normed = run("sharpness", "norm", "--json")
-    assert json.loads(normed.stdout)[0]["stable_sharpness"] is None  # training descends another loss
+    assert (
+        json.loads(normed.stdout)[0]["stable_sharpness"] is None
+    )  # training descends another loss

@@ -104,7 +104,18 @@ def test_a_preset_is_overridden_by_what_is_given(monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("noisescale.studies.stability_map.run.run_sweep", note)
-    sweep("--preset", "three-cases", "--width", 64, "--dataset", "digits", "--bs", 2, "--out", tmp_path)
+    sweep(
+        "--preset",
+        "three-cases",
+        "--width",
+        64,
+        "--dataset",
+        "digits",
+        "--bs",
+        2,
+        "--out",
+        tmp_path,
+    )
     (config,) = seen
     assert config.problem.pixel_scale == "raw"
     assert config.problem.width == 64
@@ -167,7 +178,9 @@ def test_a_checkpoint_brings_its_own_problem(tmp_path):
 
 def test_other_settings_are_refused_and_named(tmp_path):
     assert sweep(*SMALL, *FEW, *RATES, "--no-predict", "--out", tmp_path / "map").exit_code == 0
-    found = sweep(*SMALL, *FEW, *RATES, "--no-predict", "--momentum", 0.9, "--out", tmp_path / "map")
+    found = sweep(
+        *SMALL, *FEW, *RATES, "--no-predict", "--momentum", 0.9, "--out", tmp_path / "map"
+    )
     assert found.exit_code == 1
     assert "training.momentum is 0.0 there, 0.9 here" in found.stderr
 
@@ -195,11 +208,17 @@ def test_failed_cells_exit_with_one_after_everything_is_written(tmp_path, monkey
 
 def test_an_edge_beyond_the_rates_is_printed_as_a_bound(tmp_path):
     few = [*SMALL, "--bs", "50", "--steps", "6", "--factor", "5", "--no-predict"]
-    tame = sweep(*few, "--seeds", 5, "--lr-min", "1e-6", "--lr-max", "1e-4", "--out", tmp_path / "tame")
+    tame = sweep(
+        *few, "--seeds", 5, "--lr-min", "1e-6", "--lr-max", "1e-4", "--out", tmp_path / "tame"
+    )
     assert "> 0.0001" in tame.stdout
-    wild = sweep(*few, "--seeds", 5, "--lr-min", "1e20", "--lr-max", "1e22", "--out", tmp_path / "wild")
+    wild = sweep(
+        *few, "--seeds", 5, "--lr-min", "1e20", "--lr-max", "1e22", "--out", tmp_path / "wild"
+    )
     assert "< 1e+20" in wild.stdout or "< 1.01e+20" in wild.stdout
-    alone = sweep(*few, "--seeds", 1, "--lr-min", "1e-6", "--lr-max", "1e-4", "--out", tmp_path / "alone")
+    alone = sweep(
+        *few, "--seeds", 1, "--lr-min", "1e-6", "--lr-max", "1e-4", "--out", tmp_path / "alone"
+    )
     assert "not found" in alone.stdout
 
 

@@ -36,7 +36,19 @@ def test_a_run_prints_its_table_and_last_of_all_its_folder(tmp_path):
 
 
 def test_several_batch_sizes_are_compared_and_divergence_does_not_stop_the_rest():
-    arguments = ["--bs", "1", "--bs", "full", "--bs", "1", "--lr", "1e30", "--out", "cases", "--json"]
+    arguments = [
+        "--bs",
+        "1",
+        "--bs",
+        "full",
+        "--bs",
+        "1",
+        "--lr",
+        "1e30",
+        "--out",
+        "cases",
+        "--json",
+    ]
     result = run(*SMALL, *arguments)
     assert result.exit_code == 0
     summaries = json.loads(
@@ -45,7 +57,9 @@ def test_several_batch_sizes_are_compared_and_divergence_does_not_stop_the_rest(
     assert [summary["run"] for summary in summaries] == ["cases/bs1", "cases/bsfull"]
     assert [summary["batch_size"] for summary in summaries] == [1, "full"]
     assert summaries[0]["diverged_at_step"] is not None
-    assert summaries[1]["diverged_at_step"] == 1  # its only update's own loss was finite, the model's is not
+    assert (
+        summaries[1]["diverged_at_step"] == 1
+    )  # its only update's own loss was finite, the model's is not
     table = run(*SMALL, *arguments[:-1]).stdout  # what is stored, as a table
     assert "B = 1 diverged at step" in table
     assert "argmax over nan returns class 0" in " ".join(table.split())
@@ -106,12 +120,18 @@ def test_the_preset_is_the_study_and_given_options_override_it(mnist_dir):
         (["--bs", "0"], "batch size 0|'0': give a whole number of 1 or more, full or adaptive"),
         (["--bs", "-4"], "'-4': give a whole number of 1 or more, full or adaptive"),
         (["--bs", "half"], "'half': give a whole number of 1 or more, full or adaptive"),
-        (["--bs", "1298"], "batch size 1298: there are 1297 training examples; give 1 to 1297, or full"),
+        (
+            ["--bs", "1298"],
+            "batch size 1298: there are 1297 training examples; give 1 to 1297, or full",
+        ),
         (["--lr", "0"], "learning rate 0.0: give a number above 0 and below"),
         (["--lr", "nan"], "learning rate nan"),
         (["--lr", "fast"], "'fast' is not a valid float"),
         (["--epochs", "0"], "epochs 0: give a whole number of 1 or more"),
-        (["--dataset", "imagenet"], "'imagenet' is not one of 'auto', 'mnist', 'fashion-mnist', 'digits'"),
+        (
+            ["--dataset", "imagenet"],
+            "'imagenet' is not one of 'auto', 'mnist', 'fashion-mnist', 'digits'",
+        ),
         (["--model", "vit"], "'vit' is not one of 'mlp', 'cnn'"),
         (["--model", "cnn", "--depth", "4"], "give a depth of at most 3"),
         (["--model", "cnn", "--depth", "1000000000000"], "give a depth of at most 3"),
@@ -162,8 +182,14 @@ def test_failures_exit_with_1_and_one_clear_message(tmp_path):
         ([*SMALL, "--out", "file/run"], "Not a directory"),
         ([*SMALL, "--width", "100000000000"], "not enough memory"),
         (["train", "--resume", "folder"], "folder has no config.json"),
-        (["train", "--dataset", "mnist", "--data-dir", "data"], "train-images-idx3-ubyte is damaged"),
-        (["train", "--data-dir", "data"], "train-images-idx3-ubyte is damaged"),  # auto never falls back then
+        (
+            ["train", "--dataset", "mnist", "--data-dir", "data"],
+            "train-images-idx3-ubyte is damaged",
+        ),
+        (
+            ["train", "--data-dir", "data"],
+            "train-images-idx3-ubyte is damaged",
+        ),  # auto never falls back then
         (["train", "--resume", "unfinished"], "cannot be read as a checkpoint"),
     ]:
         result = run(*arguments)
@@ -174,7 +200,9 @@ def test_failures_exit_with_1_and_one_clear_message(tmp_path):
 
 def test_where_mnist_cannot_be_had_auto_says_so_loudly_and_in_the_record(tmp_path, monkeypatch):
     monkeypatch.setattr(mnist_files.SOURCES["mnist"].dataset, "mirrors", ["http://127.0.0.1:9/"])
-    result = run("train", "--width", "8", "--epochs", "1", "--data-dir", tmp_path / "none", "--json")
+    result = run(
+        "train", "--width", "8", "--epochs", "1", "--data-dir", tmp_path / "none", "--json"
+    )
     assert result.exit_code == 0
     assert "NOTE: MNIST cannot be had" in result.stderr
     (summary,) = json.loads(result.stdout)
@@ -213,6 +241,9 @@ def test_help_fits_a_terminal_and_shows_examples(command):
 
 def test_python_dash_m_is_the_same_command():
     done = subprocess.run(
-        [sys.executable, "-m", "noisescale", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "noisescale", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.startswith("noisescale, version ")

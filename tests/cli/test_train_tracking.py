@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from noisescale.training.records import tables as run_tables
+from noisescale.training.records.tables import BATCH_SIZE, NOISE, NOISE_LAYERS
 from tests.cli.test_measure_noise import strict
 from tests.cli.test_train import SMALL, run
 
@@ -22,10 +22,10 @@ def test_noise_is_tracked_and_a_batch_size_recommended():
     tracking = ["--measure-noise-every", "log", "--noise-examples", "300", "--noise-per-layer"]
     result = run(*SMALL, "--bs", 64, "--lr", 0.1, *tracking, "--out", "run")
     assert result.exit_code == 0, result.output
-    rows = pd.read_csv(f"run/{run_tables.NOISE}")
+    rows = pd.read_csv(f"run/{NOISE}")
     assert rows["step"].tolist()[:5] == [0, 1, 2, 3, 4]
     assert set(rows["num_examples"]) == {300}
-    assert pd.read_csv(f"run/{run_tables.NOISE_LAYERS}")["parameter"].nunique() == 6
+    assert pd.read_csv(f"run/{NOISE_LAYERS}")["parameter"].nunique() == 6
     assert result.stderr.count("B_simple") == len(rows)
     assert "on the average step" in " ".join(result.stdout.split())
     again = run("measure-noise", "run")
@@ -43,18 +43,25 @@ def test_the_full_noise_scale_is_tracked_on_demand():
     tracking = ["--measure-noise-every", "10", "--noise-examples", "300", "--noise-hessian"]
     result = run(*SMALL, "--bs", 64, "--lr", 0.1, *tracking, "--out", "run")
     assert result.exit_code == 0, result.output
-    rows = pd.read_csv(f"run/{run_tables.NOISE}")
+    rows = pd.read_csv(f"run/{NOISE}")
     assert rows["step"].tolist() == [0, 10, 20, 21]
     assert rows["hessian_covariance_trace"].notna().all()
     assert "B_noise" in result.stderr
 
 
 def test_a_damaged_table_costs_the_recommendation_alone():
-    tracking = ["--measure-noise-every", "10", "--noise-examples", "300", "--checkpoint-every", "10"]
+    tracking = [
+        "--measure-noise-every",
+        "10",
+        "--noise-examples",
+        "300",
+        "--checkpoint-every",
+        "10",
+    ]
     assert run(*SMALL, "--bs", 64, *tracking, "--out", "run").exit_code == 0
     entries = strict(run("measure-noise", "run", "--json").stdout)
     assert [entry["recommendation"] is None for entry in entries] == [True, True, False]
-    table = Path("run") / run_tables.NOISE
+    table = Path("run") / NOISE
     for content in ("", "no table", table.read_text().replace("\n10,", "\n0,")):
         table.write_text(content)
         result = run("measure-noise", "run")
@@ -70,7 +77,7 @@ def test_what_is_tracked_reaches_tensorboard():
     events = tensorboard.EventAccumulator("events/run")
     events.Reload()
     assert {"noise/simple", "batch_size", "learning_rate"} <= set(events.Tags()["scalars"])
-    rows = pd.read_csv(f"run/{run_tables.NOISE}").dropna(subset=["simple"])
+    rows = pd.read_csv(f"run/{NOISE}").dropna(subset=["simple"])
     logged = {one.step: one.value for one in events.Scalars("noise/simple")}
     assert logged == pytest.approx(dict(zip(rows["step"], rows["simple"], strict=True)), rel=1e-5)
 
@@ -89,22 +96,37 @@ def test_a_finished_run_is_not_trained_again_to_be_tracked():
 
 
 def test_an_adaptive_run_beside_a_fixed_one():
-    result = run(*SMALL, *ADAPTIVE, "--bs", "64", "--lr-scaling", "noise", "--epochs", 4, "--out", "runs")
+    result = run(
+        *SMALL, *ADAPTIVE, "--bs", "64", "--lr-scaling", "noise", "--epochs", 4, "--out", "runs"
+    )
     assert result.exit_code == 0, result.output
     text = " ".join(result.stdout.split())
     assert "The adaptive batch size ended at" in text
     assert "predicted: B_crit" in text
     assert "fewer steps than the fixed batch size of as many examples" in text
-    changes = pd.read_csv(f"runs/bsadaptive/{run_tables.BATCH_SIZE}")
+    changes = pd.read_csv(f"runs/bsadaptive/{BATCH_SIZE}")
     assert result.stderr.count("  B ") == len(changes) > 2
     fixed = json.loads(Path("runs/bs64/config.json").read_text())["training"]
     assert fixed["lr_scaling"] == "none"  # what only an adaptive one takes
     summaries = strict(
         run(
-            *SMALL, *ADAPTIVE, "--lr-scaling", "noise", "--epochs", 4, "--out", "runs/bsadaptive", "--json"
+            *SMALL,
+            *ADAPTIVE,
+            "--lr-scaling",
+            "noise",
+            "--epochs",
+            4,
+            "--out",
+            "runs/bsadaptive",
+            "--json",
         ).stdout
     )
-    assert set(summaries[0]["predicted"]) == {"critical_batch_size", "gain", "resolved_share", "steps_saved"}
+    assert set(summaries[0]["predicted"]) == {
+        "critical_batch_size",
+        "gain",
+        "resolved_share",
+        "steps_saved",
+    }
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,9 @@ def test_the_sweep_is_counted_and_compared(digits, monkeypatch):
     monkeypatch.setattr(sweep, "LocalProcesses", lambda count: ThreadPoolExecutor(1))
     options = SweepOptions(predict=False)
     small = replace(
-        sweep.GRID, problem=ProblemConfig(dataset="digits", num_train=100, width=4), batch_sizes=(10,)
+        sweep.GRID,
+        problem=ProblemConfig(dataset="digits", num_train=100, width=4),
+        batch_sizes=(10,),
     )
     small = replace(small, num_seeds=2, horizon=Horizon(steps=5))
     found = sweep.bisection(small, options)

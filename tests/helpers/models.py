@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisescale.problems.build import cross_entropy
+from noisescale.problems.models import cross_entropy
 from noisescale.problems.problem import Examples, Params, Problem
 from tests.helpers.problems import classification
 
@@ -24,7 +24,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1, groups=2)
         self.norm = nn.GroupNorm(2, channels)
-        self.second = nn.Conv2d(channels, channels, 3, padding="same", bias=False, padding_mode="circular")
+        self.second = nn.Conv2d(
+            channels, channels, 3, padding="same", bias=False, padding_mode="circular"
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         return F.relu(inputs + self.second(F.relu(self.norm(self.first(inputs)), inplace=True)))
@@ -40,7 +42,9 @@ class LanguageModel(nn.Module):
             self.positions = nn.Parameter(torch.randn(LENGTH, WIDTH))
         else:
             self.positions = nn.Embedding(LENGTH, WIDTH)
-        self.layer = nn.TransformerEncoderLayer(WIDTH, 3, 24, batch_first=True, dropout=0.0, norm_first=True)
+        self.layer = nn.TransformerEncoderLayer(
+            WIDTH, 3, 24, batch_first=True, dropout=0.0, norm_first=True
+        )
         self.norm = nn.RMSNorm(WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
         if tied:
@@ -49,7 +53,9 @@ class LanguageModel(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
         places = (
-            self.positions if isinstance(self.positions, Tensor) else self.positions(torch.arange(length))
+            self.positions
+            if isinstance(self.positions, Tensor)
+            else self.positions(torch.arange(length))
         )
         hidden = self.tokens(tokens) + places
         mask = nn.Transformer.generate_square_subsequent_mask(length, dtype=hidden.dtype)
@@ -139,7 +145,9 @@ class Auxiliary(nn.Module):
 def sequence_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of each sequence: (B, T, V), (B, T) -> (B,)."""
     return (
-        F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).mean(1)
+        F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+        .view_as(targets)
+        .mean(1)
     )
 
 
@@ -151,12 +159,16 @@ def _images(*layers: nn.Module) -> Problem:
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    return Problem(model=model.eval(), loss=cross_entropy, train=Examples(inputs, torch.randint(0, 3, (9,))))
+    return Problem(
+        model=model.eval(), loss=cross_entropy, train=Examples(inputs, torch.randint(0, 3, (9,)))
+    )
 
 
 def sequences(model: nn.Module) -> Problem:
     tokens = torch.randint(0, VOCABULARY, (9, LENGTH + 1))
-    return Problem(model=model.double(), loss=sequence_loss, train=Examples(tokens[:, :-1], tokens[:, 1:]))
+    return Problem(
+        model=model.double(), loss=sequence_loss, train=Examples(tokens[:, :-1], tokens[:, 1:])
+    )
 
 
 def _signals() -> Problem:
@@ -197,7 +209,10 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
         nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)), num_examples=9
     ),
     "cnn": lambda: _images(
-        nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.MaxPool2d(2)
+        nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
     ),
     "residual": lambda: _images(nn.Conv2d(4, 4, 1), ResidualBlock(4), ResidualBlock(4)),
     "transposed": lambda: _images(
@@ -226,7 +241,9 @@ class Loop(NamedTuple):
 
 def loop(problem: Problem) -> Loop:
     """Per-example gradients by their definition, one backward pass each."""
-    params = {name: param for name, param in problem.model.named_parameters() if param.requires_grad}
+    params = {
+        name: param for name, param in problem.model.named_parameters() if param.requires_grad
+    }
     gradients = []
     for index in range(problem.train.num_examples):
         example = problem.train.part(slice(index, index + 1))
@@ -236,7 +253,10 @@ def loop(problem: Problem) -> Loop:
     return Loop(
         torch.tensor([[part.square().sum() for part in one] for one in gradients]),
         torch.tensor(
-            [[(part * mean).sum() for part, mean in zip(one, means, strict=True)] for one in gradients]
+            [
+                [(part * mean).sum() for part, mean in zip(one, means, strict=True)]
+                for one in gradients
+            ]
         ),
         dict(zip(params, means, strict=True)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from noisescale.problems.build import cross_entropy
+from noisescale.problems.models import cross_entropy
 from noisescale.problems.problem import Examples, Problem
 from noisescale.problems.synthetic import SyntheticProblem, linear_regression, noisy_quadratic
 
@@ -14,7 +14,9 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def classification(model: nn.Module | None = None, *, num_examples: int = 50, seed: int = 0) -> Problem:
+def classification(
+    model: nn.Module | None = None, *, num_examples: int = 50, seed: int = 0
+) -> Problem:
     """Six features, three classes, float64; the default model is a small tanh network."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(num_examples, 6, generator=generator, dtype=torch.float64)
@@ -29,7 +31,9 @@ def classification(model: nn.Module | None = None, *, num_examples: int = 50, se
 
 def quadratic(*, num_examples: int = 20, seed: int = 0) -> SyntheticProblem:
     """Three parameters, curvatures 1, 2 and 4, correlated gradient noise."""
-    covariance = torch.tensor([[1.0, 0.3, 0.0], [0.3, 0.5, 0.1], [0.0, 0.1, 0.2]], dtype=torch.float64)
+    covariance = torch.tensor(
+        [[1.0, 0.3, 0.0], [0.3, 0.5, 0.1], [0.0, 0.1, 0.2]], dtype=torch.float64
+    )
     return noisy_quadratic(
         hessian=torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)),
         covariance=covariance,
@@ -50,7 +54,9 @@ def regression(*, num_examples: int = 30, seed: int = 0) -> SyntheticProblem:
     )
 
 
-def symmetric(extremes: list[float], *, dim: int, bulk: tuple[float, float] = (-1.0, 1.0)) -> torch.Tensor:
+def symmetric(
+    extremes: list[float], *, dim: int, bulk: tuple[float, float] = (-1.0, 1.0)
+) -> torch.Tensor:
     """A dense matrix (P, P) with these eigenvalues and an even bulk between, in random directions."""
     generator = torch.Generator().manual_seed(0)
     directions, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
@@ -69,7 +75,10 @@ def example_curvatures(problem: Problem) -> torch.Tensor:
 
         def outputs(vector: torch.Tensor, example: torch.Tensor = example) -> torch.Tensor:
             parts = vector.split([shape.numel() for shape in shapes])
-            params = {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+            params = {
+                name: part.view(shape)
+                for name, part, shape in zip(names, parts, shapes, strict=True)
+            }
             return torch.func.functional_call(problem.model, params, example.unsqueeze(0)).flatten()
 
         def loss(values: torch.Tensor, target: torch.Tensor = target) -> torch.Tensor:

@@ -24,13 +24,16 @@ from noisescale.integrations.transformers import NoiseScaleCallback as Transform
 
 BATCH, STEPS = 2, 4  # examples in a micro-batch, micro-batches in an update
 NAMES = ("squared_gradient_norm", "gradient_variance")
-lightning_warns = pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\).*:FutureWarning")
+lightning_warns = pytest.mark.filterwarnings(
+    r"ignore:.*isinstance\(treespec, LeafSpec\).*:FutureWarning"
+)
 
 
 def data(count=22):
     generator = torch.Generator().manual_seed(1)
     return [
-        (torch.randn(3, generator=generator), 5 * torch.randn(1, generator=generator)) for _ in range(count)
+        (torch.randn(3, generator=generator), 5 * torch.randn(1, generator=generator))
+        for _ in range(count)
     ]
 
 
@@ -143,7 +146,9 @@ class Manual(Recorder):
 def test_lightning_refuses_what_has_no_noise(tmp_path):
     loader = DataLoader(data(), batch_size=BATCH)
     with pytest.raises(SettingError, match="accumulate_grad_batches of 2 or more"):
-        lightning_trainer(tmp_path, LightningCallback(), accumulate_grad_batches=1).fit(Recorder(), loader)
+        lightning_trainer(tmp_path, LightningCallback(), accumulate_grad_batches=1).fit(
+            Recorder(), loader
+        )
     with pytest.raises(SettingError, match="manual optimization"):
         lightning_trainer(
             tmp_path, LightningCallback(), accumulate_grad_batches=1, gradient_clip_val=None
@@ -190,7 +195,10 @@ def test_lightning_over_two_processes(tmp_path):
     (weight, _), *others = ranks[0]["updates"]
     assert not others
     means = np.array(
-        [np.mean([mean_gradient(weight, *part) for part in rank["updates"][0][1]], axis=0) for rank in ranks]
+        [
+            np.mean([mean_gradient(weight, *part) for part in rank["updates"][0][1]], axis=0)
+            for rank in ranks
+        ]
     )
     whole = means.mean(0)
     expected = two_batch((means**2).sum(1).mean(), 8, whole @ whole, 16)
@@ -294,7 +302,9 @@ def test_transformers_weighs_micro_batches_by_tokens(tmp_path):
         counts = np.array([int(one.sum()) for one in kept])
         if not counts.all():  # nothing to compare with
             continue
-        means = [mean_gradient(weight, x[one], y[one]) for (x, y), one in zip(parts, kept, strict=True)]
+        means = [
+            mean_gradient(weight, x[one], y[one]) for (x, y), one in zip(parts, kept, strict=True)
+        ]
         shares = counts / counts.sum()
         whole, size = shares @ means, 1 / (shares**2 / 2).sum()
         running.add(*two_batch(means[0] @ means[0], 2, whole @ whole, size), num_examples=size)
@@ -311,7 +321,9 @@ def test_transformers_goes_on_from_a_checkpoint(tmp_path):
     trainer.train()
     model = Regression()
     model.load_state_dict(start)
-    trainer = trainer_of(tmp_path / "again", model, lr_scheduler_type="constant", save_strategy="epoch")
+    trainer = trainer_of(
+        tmp_path / "again", model, lr_scheduler_type="constant", save_strategy="epoch"
+    )
     second = TransformersCallback().add_to(trainer)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert second.monitor.num_updates == 6
@@ -342,7 +354,9 @@ def test_what_an_update_left_behind_is_not_measured(tmp_path):
 
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
-            yield from ({"x": x, "labels": y} for x, y in data(20))  # ten micro-batches: 4, 4 and 2 more
+            yield from (
+                {"x": x, "labels": y} for x, y in data(20)
+            )  # ten micro-batches: 4, 4 and 2 more
 
     model = Regression()
     trainer = trainer_of(tmp_path, model, rows=Stream(), max_steps=4)
@@ -358,7 +372,9 @@ def test_a_ragged_last_batch_does_not_end_a_training(tmp_path):
     """Six micro-batches, the last of one example: that and the four before it are worth 3.2."""
     callback = LightningCallback()
     loader = DataLoader(data(21), batch_size=4)
-    lightning_trainer(tmp_path, callback, accumulate_grad_batches=2, max_epochs=1).fit(Recorder(), loader)
+    lightning_trainer(tmp_path, callback, accumulate_grad_batches=2, max_epochs=1).fit(
+        Recorder(), loader
+    )
     assert (callback.monitor.num_updates, callback.monitor.num_skipped) == (2, 1)
     trainer = trainer_of(
         tmp_path,
@@ -410,5 +426,7 @@ def test_lightning_takes_the_loss_scale_out(tmp_path):
             pl_module.layer.weight.grad /= 64
 
     callback, model = Scaled(), Recorder()
-    lightning_trainer(tmp_path, callback, max_epochs=1).fit(model, DataLoader(data(), batch_size=BATCH))
+    lightning_trainer(tmp_path, callback, max_epochs=1).fit(
+        model, DataLoader(data(), batch_size=BATCH)
+    )
     assert_same(callback.monitor.noise(), replayed(model.updates))

@@ -43,7 +43,9 @@ def as_rank(rank, port, size, name, path):
     with process_group(device="cpu"):
         problem = PROBLEMS[name]()
         found = gradient_moments(problem, num_examples=7, generator=seeded(1))
-        few = gradient_moments(problem, num_examples=2, generator=seeded(1))  # no more than processes
+        few = gradient_moments(
+            problem, num_examples=2, generator=seeded(1)
+        )  # no more than processes
         scale = measure_noise(problem, hessian=True, hessian_examples=4, per_class=name == "cnn")
     record = {
         "norms": found.squared_norms.tolist(),
@@ -82,10 +84,19 @@ def test_several_processes_give_the_numbers_of_one(name, tmp_path):
 def test_the_command_under_torchrun_prints_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(*SMALL, "--out", tmp_path / "run").exit_code == 0
-    command = ["-m", "noisescale", "measure-noise", str(tmp_path / "run" / "checkpoint.pt"), "--json"]
+    command = [
+        "-m",
+        "noisescale",
+        "measure-noise",
+        str(tmp_path / "run" / "checkpoint.pt"),
+        "--json",
+    ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     together = subprocess.run(
-        [*torchrun, "--master-port", str(free_port()), *command], capture_output=True, text=True, check=True
+        [*torchrun, "--master-port", str(free_port()), *command],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     alone = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
     (one,), (other,) = json.loads(together.stdout), json.loads(alone.stdout)

@@ -12,9 +12,10 @@ from torch import nn
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Examples
 from noisescale.problems.synthetic import linear_regression
+from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import train
 from tests.helpers.models import PROBLEMS
 from tests.helpers.problems import classification, quadratic, seeded
@@ -73,11 +74,15 @@ def test_the_whole_data_set_is_exact_and_curvature_within_its_probes(make):
         assert found[name].value == pytest.approx(wanted[name], rel=1e-10)
         assert found[name].stderr == 0
     for name in ("trace", "curvature", "full", "rate"):
-        assert abs(found[name].value - wanted[name]) <= 4 * found[name].stderr + 1e-9 * abs(wanted[name])
+        assert abs(found[name].value - wanted[name]) <= 4 * found[name].stderr + 1e-9 * abs(
+            wanted[name]
+        )
         assert found[name].stderr < 0.05 * abs(wanted[name])
 
 
-@pytest.mark.parametrize("make", [lambda: quadratic(num_examples=4000), lambda: regression(0, 4000)])
+@pytest.mark.parametrize(
+    "make", [lambda: quadratic(num_examples=4000), lambda: regression(0, 4000)]
+)
 def test_fresh_examples_give_the_distributions_closed_form(make):
     synthetic = make()
     wanted = at_start(synthetic, "distribution")
@@ -94,9 +99,16 @@ def test_intervals_cover_over_fresh_data_and_over_subsets():
     fresh, own = at_start(big, "distribution"), at_start(big, "dataset")
 
     def draw(seed, population):
-        options = {"hessian": True, "num_probes": 16, "generator": seeded(seed), "population": population}
+        options = {
+            "hessian": True,
+            "num_probes": 16,
+            "generator": seeded(seed),
+            "population": population,
+        }
         if population == "distribution":
-            return measure_noise(regression(seed + 10, 1200).problem, hessian_examples=400, **options)
+            return measure_noise(
+                regression(seed + 10, 1200).problem, hessian_examples=400, **options
+            )
         return measure_noise(big.problem, num_examples=800, hessian_examples=500, **options)
 
     for population, wanted in (("distribution", fresh), ("dataset", own)):
@@ -124,7 +136,9 @@ def test_intervals_cover_over_random_subsets_of_mnist(mnist_dir):
 
 @pytest.mark.slow
 def test_mnist_at_initialisation_gives_the_reference_value(mnist_dir):
-    found = measure_noise(build_problem(ProblemConfig(), data_dir=mnist_dir), population="distribution")
+    found = measure_noise(
+        build_problem(ProblemConfig(), data_dir=mnist_dir), population="distribution"
+    )
     assert found.simple.value == pytest.approx(112.3, abs=0.1)
     assert found.simple.stderr == pytest.approx(0.66, abs=0.05)
     assert found.gradient_variance.value == pytest.approx(70.32, abs=0.01)
@@ -181,7 +195,9 @@ def test_both_samples_have_their_part_in_the_error():
 def test_a_model_that_hooks_do_not_fit_has_its_probes_by_vmap_too():
     problem = PROBLEMS["sorted"]()
     options = {"hessian": True, "hessian_examples": 9, "num_probes": 2, "chunk_size": 9}
-    found, by_vmap = (measure_noise(problem, engine=engine, **options) for engine in ("auto", "vmap"))
+    found, by_vmap = (
+        measure_noise(problem, engine=engine, **options) for engine in ("auto", "vmap")
+    )
     assert found.engine == "vmap"
     for name in ("values", "covariance"):
         np.testing.assert_allclose(getattr(found.curvature, name), getattr(by_vmap.curvature, name))
@@ -235,7 +251,9 @@ def test_a_class_with_one_example_is_left_out_and_named():
     targets = problem.train.targets.clone()
     targets[targets == 2] = 1
     targets[7] = 2
-    found = measure_noise(replace(problem, train=Examples(problem.train.inputs, targets)), per_class=True)
+    found = measure_noise(
+        replace(problem, train=Examples(problem.train.inputs, targets)), per_class=True
+    )
     assert found.per_class["class"].tolist() == [0, 1]
     assert found.notes == ("classes with fewer than 2 examples are left out: 2",)
 
@@ -276,7 +294,9 @@ def test_results_do_not_depend_on_engine_seeded_order_or_loss_scale():
     found = measure_noise(problem, num_examples=30, generator=seeded(1))
     assert measure_noise(problem, num_examples=30, generator=seeded(1)).simple == found.simple
     assert measure_noise(problem, num_examples=30, generator=seeded(2)).simple != found.simple
-    by_vmap = measure_noise(problem, num_examples=30, generator=seeded(1), engine="vmap", per_layer=True)
+    by_vmap = measure_noise(
+        problem, num_examples=30, generator=seeded(1), engine="vmap", per_layer=True
+    )
     assert by_vmap.simple.high == pytest.approx(found.simple.high, rel=1e-9)
     assert "no errors per layer" in by_vmap.notes[0]
     scaled = replace(problem, loss=lambda outputs, targets: 7 * problem.loss(outputs, targets))
@@ -291,7 +311,10 @@ def test_more_examples_than_there_are_for_the_hessian_are_refused():
     problem = classification(num_examples=60)
     for options, message in (
         ({"hessian_examples": 61}, "hessian examples 61: the train split has 60; give 2 to 60"),
-        ({"hessian_examples": 58, "population": "distribution"}, "give 2 to 56, which leaves 4 others"),
+        (
+            {"hessian_examples": 58, "population": "distribution"},
+            "give 2 to 56, which leaves 4 others",
+        ),
         ({"num_probes": 1}, "num probes 1"),
         ({"num_examples": 3}, "3 examples: B_noise takes at least 4"),
         ({"population": "both"}, "population 'both'"),

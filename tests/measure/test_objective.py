@@ -8,7 +8,7 @@ from torch import nn
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.objective import CHUNK_BYTES, Objective
-from noisescale.problems.build import cross_entropy
+from noisescale.problems.models import cross_entropy
 from noisescale.problems.problem import Examples, Problem
 from tests.helpers.problems import classification, regression
 
@@ -25,12 +25,16 @@ def test_value_and_gradient_are_those_of_the_mean_whatever_the_chunks(chunk_size
     theta = torch.tensor([0.3, -1.0, 2.0, 0.5], dtype=torch.float64)
     value, gradient = Objective(problem, chunk_size=chunk_size).value_and_gradient(theta)
     inputs, targets = problem.train
-    assert value == pytest.approx(0.5 * (inputs @ theta - targets).square().mean().item(), rel=1e-12)
+    assert value == pytest.approx(
+        0.5 * (inputs @ theta - targets).square().mean().item(), rel=1e-12
+    )
     torch.testing.assert_close(gradient, dense_gradient(problem, theta), rtol=1e-12, atol=1e-14)
 
 
 def test_the_model_is_only_read():
-    problem = classification(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)))
+    problem = classification(
+        nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    )
     problem.model.train()
     before = copy.deepcopy(problem.model.state_dict())
     torch.manual_seed(3)
@@ -117,7 +121,9 @@ def test_out_of_memory_makes_the_chunks_smaller_for_good():
 def test_memory_for_less_than_one_example_is_an_error():
     class Starving(nn.Linear):
         def forward(self, inputs):
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+            raise RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
+            )
 
     with pytest.raises(MeasurementError, match="does not hold a single example"):
         Objective(classification(Starving(6, 3)), chunk_size=50).value_and_gradient()
@@ -151,5 +157,7 @@ def test_what_cannot_be_measured_is_refused_with_its_reason():
     def mean(outputs, targets):
         return cross_entropy(outputs, targets).mean()
 
-    with pytest.raises(MeasurementError, match=r"with the loss mean gives shape \(\).*reduction=\"none\""):
+    with pytest.raises(
+        MeasurementError, match=r"with the loss mean gives shape \(\).*reduction=\"none\""
+    ):
         Objective(Problem(model=problem.model, loss=mean, train=problem.train)).value_and_gradient()

@@ -12,18 +12,27 @@ from noisescale.measure.curvature.products import hessian_matvec
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
-from noisescale.problems.problem import select
+from noisescale.problems.sampling import select
 from tests.helpers.problems import classification, regression, seeded
 
 EVERYTHING = SharpnessOptions(
-    top=2, bottom=1, trace=True, density=True, phi=True, batch_size=5, num_batches=8, dtype=torch.float64
+    top=2,
+    bottom=1,
+    trace=True,
+    density=True,
+    phi=True,
+    batch_size=5,
+    num_batches=8,
+    dtype=torch.float64,
 )
 
 
 def test_everything_asked_for_is_measured_and_is_strict_json():
     problem = classification()
     found = measure_sharpness(problem, options=EVERYTHING)
-    matrix = torch.stack([hessian_matvec(problem)(unit) for unit in torch.eye(83, dtype=torch.float64)])
+    matrix = torch.stack(
+        [hessian_matvec(problem)(unit) for unit in torch.eye(83, dtype=torch.float64)]
+    )
     values = torch.linalg.eigvalsh(matrix)
     largest, second, smallest = found.eigenvalues
     assert [one.which for one in found.eigenvalues] == ["largest", "largest", "smallest"]
@@ -53,7 +62,14 @@ def test_what_is_not_asked_for_is_absent():
     assert found.eigenvalues == ()
     assert found.largest is None
     content = found.to_dict()
-    absent = ("trace", "frobenius", "batch_sharpness", "gradient_noise_interaction", "density", "batch_size")
+    absent = (
+        "trace",
+        "frobenius",
+        "batch_sharpness",
+        "gradient_noise_interaction",
+        "density",
+        "batch_size",
+    )
     assert all(content[name] is None for name in absent)
     assert content["phi"] == []
     assert found.num_matvecs == 0
@@ -71,7 +87,9 @@ def test_a_subset_covers_the_whole_within_its_error():
     inputs = problem.train.inputs
     truth = torch.linalg.eigvalsh(inputs.T @ inputs / 3000)[-1].item()
     found = [
-        measure_sharpness(problem, options=SharpnessOptions(num_examples=2000, seed=seed)).largest.value
+        measure_sharpness(
+            problem, options=SharpnessOptions(num_examples=2000, seed=seed)
+        ).largest.value
         for seed in range(200)
     ]
     hits = np.mean([one.low <= truth <= one.high for one in found])
@@ -95,7 +113,9 @@ def test_a_subset_is_random_seeded_and_without_repeats():
     rows = {tuple(row.tolist()) for row in examples.inputs}
     assert len(rows) == 20
     assert not torch.equal(examples.inputs, problem.train.inputs[:20])
-    assert torch.equal(select(problem, num_examples=20, generator=seeded(1)).examples.inputs, examples.inputs)
+    assert torch.equal(
+        select(problem, num_examples=20, generator=seeded(1)).examples.inputs, examples.inputs
+    )
     assert not torch.equal(
         select(problem, num_examples=20, generator=seeded(2)).examples.inputs, examples.inputs
     )

@@ -22,7 +22,10 @@ def _few_steps(monkeypatch):
 
 def test_the_constants_are_those_of_the_dense_matrices():
     problem = small_network()
-    found, dense = measure_stability(problem, descent=False), constants_of(example_curvatures(problem))
+    found, dense = (
+        measure_stability(problem, descent=False),
+        constants_of(example_curvatures(problem)),
+    )
     # the eigenvector is known to the square root of what its eigenvalue is known to
     for name, rel in (
         ("sharpness", 1e-5),
@@ -69,9 +72,14 @@ def test_nothing_is_unstable_without_curvature():
 def test_the_simulated_threshold_is_above_the_lower_curve_and_below_gradient_descent():
     problem = small_network(num_examples=64)
     constants = measure_stability(problem, descent=False)
-    found = [simulate_threshold(problem, batch_size=size, constants=constants).value for size in (1, 8, 64)]
+    found = [
+        simulate_threshold(problem, batch_size=size, constants=constants).value
+        for size in (1, 8, 64)
+    ]
     lower = [constants.curves["lower"].rate(size, population_size=64) for size in (1, 8, 64)]
-    assert all(rate > bound for rate, bound in zip(found, lower, strict=True) if bound < rate * 0.99)
+    assert all(
+        rate > bound for rate, bound in zip(found, lower, strict=True) if bound < rate * 0.99
+    )
     assert found[0] < found[1] < found[2] * 1.1
     assert found[2] == pytest.approx(2 / constants.sharpness, rel=0.05)
 

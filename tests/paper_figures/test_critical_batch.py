@@ -9,13 +9,14 @@ from click.testing import CliRunner
 from analysis.__main__ import main as analysis
 from analysis.tables import DATA
 from experiments import critical_batch
-from noisescale.problems.config import TrainConfig
 from noisescale.studies.critical_batch.branches import BranchConfig, run_branches
 from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
 from noisescale.studies.critical_batch.run import run_critical_batch
-from noisescale.studies.jobs.cell import Cell, file_digest
+from noisescale.studies.jobs.cell import Cell
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import record_experiment
+from noisescale.training.records.names import file_digest
 from noisescale.training.tracking.noise import NoiseTracking
 from paper_figures.critical_batch import figure
 from tests.studies.critical_batch.test_run import CONFIG, PROBLEM, Here
@@ -32,7 +33,9 @@ def runs(tmp_path_factory):
         run_critical_batch(replace(CONFIG, num_seeds=2), root / name, executor=Here())
     training = TrainConfig(batch_size=4, learning_rate=0.1, epochs=20)
     cell = Cell(path=root / "base-0", problem=PROBLEM, training=training)
-    run = run_to_goal(GoalCell(cell=cell, goals=GOALS, noise=NoiseTracking(num_examples=100, hessian=True)))
+    run = run_to_goal(
+        GoalCell(cell=cell, goals=GOALS, noise=NoiseTracking(num_examples=100, hessian=True))
+    )
     for goal in GOALS:
         step = run.losses["step"][run.losses["loss"] <= goal].iloc[0]
         start = run.path / "checkpoints" / f"step-{step}.pt"
@@ -70,7 +73,9 @@ def test_runs_become_tables_and_the_tables_a_picture(runs, tmp_path):
         (known["critical_batch_size"] / known["branch"]).tolist(), rel=1e-4
     )
     assert len(tables["branch_losses"]) == 2 * 4 * 3
-    (data.parent / "published.csv").write_bytes((DATA.parent / "data" / "published.csv").read_bytes())
+    (data.parent / "published.csv").write_bytes(
+        (DATA.parent / "data" / "published.csv").read_bytes()
+    )
     drawn = figure(tmp_path / "data")
     titles = {axes.get_title(loc="left") for axes in drawn.axes}
     assert {"Measured and predicted", "Branches from checkpoints", "A noisy quadratic"} <= titles

@@ -12,11 +12,12 @@ from analysis.__main__ import main as analysis
 from analysis.edge_of_stability import plateau_table
 from experiments import edge_of_stability
 from experiments.three_cases import SCALES, grid
-from noisescale.problems.config import ProblemConfig, TrainConfig, run_name
+from noisescale.problems.config import ProblemConfig
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import record_experiment
+from noisescale.training.records.names import run_name
 from noisescale.training.run import RunOptions, run_training
-from paper_figures.__main__ import FIGURES
-from paper_figures.__main__ import main as paper_figures
+from paper_figures.__main__ import FIGURES, main as paper_figures
 from paper_figures.style import read_table
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +34,12 @@ def runs(tmp_path_factory):
             for seed in (0, 1):
                 rate = 1e30 if (pixel_scale, batch_size) == ("raw", 1) else 1e-3
                 problem = ProblemConfig(dataset="digits", width=8, pixel_scale=pixel_scale)
-                training = TrainConfig(batch_size=batch_size, learning_rate=rate, epochs=1, seed=seed)
-                run_training(problem, training, root / f"{pixel_scale}-{run_name(problem, training)}")
+                training = TrainConfig(
+                    batch_size=batch_size, learning_rate=rate, epochs=1, seed=seed
+                )
+                run_training(
+                    problem, training, root / f"{pixel_scale}-{run_name(problem, training)}"
+                )
     return root
 
 
@@ -49,7 +54,9 @@ def test_the_grid_is_the_study(tmp_path):
 
 def test_runs_become_tables_and_tables_become_pictures(runs, tmp_path):
     data = tmp_path / "data"
-    result = CliRunner().invoke(analysis, ["three_cases", str(runs), "--out", str(data / "three_cases")])
+    result = CliRunner().invoke(
+        analysis, ["three_cases", str(runs), "--out", str(data / "three_cases")]
+    )
     assert result.exit_code == 0, result.output
     final = read_table(data / "three_cases" / "final.csv").set_index(["pixel_scale", "batch_size"])
     summaries = [json.loads(path.read_text()) for path in runs.glob("unit-*bs32*/summary.json")]
@@ -67,8 +74,12 @@ def test_runs_become_tables_and_tables_become_pictures(runs, tmp_path):
         len(curves.query("pixel_scale == 'unit' and batch_size == '1' and split == 'test'")) == 2
     )  # epochs 0, 1
 
-    (data / "published.csv").write_bytes((ROOT / "paper_figures" / "data" / "published.csv").read_bytes())
-    result = CliRunner().invoke(paper_figures, ["three_cases", "--data", str(data), "--out", str(tmp_path)])
+    (data / "published.csv").write_bytes(
+        (ROOT / "paper_figures" / "data" / "published.csv").read_bytes()
+    )
+    result = CliRunner().invoke(
+        paper_figures, ["three_cases", "--data", str(data), "--out", str(tmp_path)]
+    )
     assert result.exit_code == 0, result.output
     for suffix in ("png", "pdf"):
         assert (tmp_path / f"three_cases.{suffix}").stat().st_size > 10_000
@@ -82,7 +93,9 @@ def measured(tmp_path_factory):
     for loss in ("cross_entropy", "mse"):
         for batch_size, rate in (("full", 0.1), ("full", 0.4), (8, 0.1)):
             problem = ProblemConfig(dataset="digits", width=8, num_train=100, loss=loss)
-            training = TrainConfig(batch_size=batch_size, learning_rate=rate, epochs=6, max_steps=20)
+            training = TrainConfig(
+                batch_size=batch_size, learning_rate=rate, epochs=6, max_steps=20
+            )
             every = {"full": 2, 8: 10}[batch_size]
             options = RunOptions(measure_sharpness_every=every)
             run_training(problem, training, root / f"{loss}-{run_name(problem, training)}", options)
@@ -92,7 +105,9 @@ def measured(tmp_path_factory):
 @pytest.mark.slow
 def test_measurements_along_training_become_tables_and_a_picture(measured, tmp_path):
     tables = tmp_path / "data" / "edge_of_stability"
-    result = CliRunner().invoke(analysis, ["edge_of_stability", str(measured), "--out", str(tables)])
+    result = CliRunner().invoke(
+        analysis, ["edge_of_stability", str(measured), "--out", str(tables)]
+    )
     assert result.exit_code == 0, result.output
     curves, plateau = read_table(tables / "curves.csv"), read_table(tables / "plateau.csv")
     run = curves.query("loss == 'mse' and batch_size == 'full' and learning_rate == 0.4")
@@ -112,12 +127,16 @@ def test_measurements_along_training_become_tables_and_a_picture(measured, tmp_p
 def test_a_plateau_is_where_the_leading_quantity_stays_near_the_limit():
     def rows(batch_size, ratios, seed=0):
         leading = "largest_eigenvalue" if batch_size == "full" else "batch_sharpness"
-        other = {"largest_eigenvalue": "batch_sharpness", "batch_sharpness": "largest_eigenvalue"}[leading]
+        other = {"largest_eigenvalue": "batch_sharpness", "batch_sharpness": "largest_eigenvalue"}[
+            leading
+        ]
         table = pd.DataFrame({"step": range(0, 10 * len(ratios), 10), "stable_sharpness": 4.0})
         table = table.assign(loss="mse", batch_size=batch_size, learning_rate=0.5, seed=seed)
         return table.assign(**{leading: [4 * ratio for ratio in ratios], other: 1.0})
 
-    curves = pd.concat([rows("8", [0.1, 0.9, 0.1, 0.1, 0.1, 0.9]), rows("full", [0.1, 0.9, 1.1, 1.0, 0.2])])
+    curves = pd.concat(
+        [rows("8", [0.1, 0.9, 0.1, 0.1, 0.1, 0.9]), rows("full", [0.1, 0.9, 1.1, 1.0, 0.2])]
+    )
     table = plateau_table(curves.reset_index(drop=True)).set_index("batch_size")
     assert table.loc["full", "largest_eigenvalue_plateau"] == pytest.approx(1.0)
     assert table.loc["full", "plateau_steps"] == 20
@@ -148,7 +167,9 @@ def test_a_committed_table_says_how_it_came_about(table):
         "# seeds",
     ]
     assert "+changes" not in header[1]
-    assert re.match(r"# commit: [0-9a-f]{12}(, [0-9a-f]{12})*$", header[1])  # of the runs, begun and gone on
+    assert re.match(
+        r"# commit: [0-9a-f]{12}(, [0-9a-f]{12})*$", header[1]
+    )  # of the runs, begun and gone on
     assert len(read_table(table)) > 0
 
 

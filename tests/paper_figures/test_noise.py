@@ -6,10 +6,18 @@ import pytest
 from click.testing import CliRunner
 
 from analysis.__main__ import main as analysis
-from analysis.adaptive_batch import _passage, comparison_table, front_table, reached_table, tuned_table
+from analysis.adaptive_batch import (
+    _passage,
+    comparison_table,
+    front_table,
+    reached_table,
+    tuned_table,
+)
 from experiments import adaptive_batch, noise_growth
-from noisescale.problems.config import ProblemConfig, TrainConfig, run_name
+from noisescale.problems.config import ProblemConfig
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import record_experiment
+from noisescale.training.records.names import run_name
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
 from paper_figures.__main__ import main as paper_figures
@@ -24,7 +32,9 @@ def test_the_grids():
     assert len({folder for folder, *_ in growth}) == len(growth) == 6
     assert {training.batch_size for _, _, training, _ in growth} == {128, 32}
     assert {training.seed for _, _, training, _ in growth} == {0, 1, 2}
-    assert all(problem.pixel_scale == "unit" and options.noise.hessian for _, problem, _, options in growth)
+    assert all(
+        problem.pixel_scale == "unit" and options.noise.hessian for _, problem, _, options in growth
+    )
     adaptive = adaptive_batch.cases("full")
     assert len({folder for folder, *_ in adaptive}) == len(adaptive)
     for batch_size in {training.batch_size for _, _, training, _ in adaptive}:
@@ -43,14 +53,18 @@ def grown(tmp_path_factory):
         for batch_size in (128, 32):
             problem = ProblemConfig(dataset="digits", width=8)
             training = TrainConfig(batch_size=batch_size, learning_rate=0.1, epochs=2, seed=seed)
-            run_training(problem, training, root / run_name(problem, training), RunOptions(noise=tracking))
+            run_training(
+                problem, training, root / run_name(problem, training), RunOptions(noise=tracking)
+            )
     return root
 
 
 @pytest.mark.slow
 def test_noise_along_training_becomes_tables_and_a_picture(grown, tmp_path):
     data = tmp_path / "data"
-    result = CliRunner().invoke(analysis, ["noise_growth", str(grown), "--out", str(data / "noise_growth")])
+    result = CliRunner().invoke(
+        analysis, ["noise_growth", str(grown), "--out", str(data / "noise_growth")]
+    )
     assert result.exit_code == 0, result.output
     curves, layers, growth = (
         read_table(data / "noise_growth" / f"{name}.csv") for name in ("curves", "layers", "growth")
@@ -59,10 +73,14 @@ def test_noise_along_training_becomes_tables_and_a_picture(grown, tmp_path):
     row = growth.set_index("batch_size").loc["32"]
     assert row["start"] == pytest.approx(starts["32"], rel=1e-4)
     assert row["num_seeds"] == 2
-    assert layers.groupby(["batch_size", "step"])["share"].sum().to_numpy() == pytest.approx(1, rel=1e-4)
+    assert layers.groupby(["batch_size", "step"])["share"].sum().to_numpy() == pytest.approx(
+        1, rel=1e-4
+    )
     of_start = layers[(layers["step"] == 0) & (layers["parameter"] == "1.weight")]
     assert set(of_start["num_seeds"]) == {2}
-    (data / "published.csv").write_bytes((ROOT / "paper_figures" / "data" / "published.csv").read_bytes())
+    (data / "published.csv").write_bytes(
+        (ROOT / "paper_figures" / "data" / "published.csv").read_bytes()
+    )
     arguments = ["noise_growth", "--data", str(data), "--out", str(tmp_path)]
     result = CliRunner().invoke(paper_figures, arguments)
     assert result.exit_code == 0, result.output
@@ -84,14 +102,30 @@ def hyperbola(*, noise=0.0):
     for seed in range(5):
         for rate, penalty in ((0.1, 1.0), (0.2, 1.5)):
             for size in (32, 64, 128, 256, 512, 1024, 2048):
-                steps = penalty * MIN_STEPS * (1 + CRITICAL / size) * np.exp(noise * generator.normal())
-                rows.append((str(size), 1000.0, "none", rate, seed, 0.2, steps, size * steps, np.nan))
+                steps = (
+                    penalty * MIN_STEPS * (1 + CRITICAL / size) * np.exp(noise * generator.normal())
+                )
+                rows.append(
+                    (str(size), 1000.0, "none", rate, seed, 0.2, steps, size * steps, np.nan)
+                )
             excess = np.sqrt(GAIN)  # S/S_min = 1 + √γ at r = E_min/S_min
             steps = penalty * MIN_STEPS * (1 + excess) * np.exp(noise * generator.normal())
             rows.append(
-                ("adaptive", CRITICAL, "noise", rate, seed, 0.2, steps, CRITICAL * steps, GAIN + 0.01 * seed)
+                (
+                    "adaptive",
+                    CRITICAL,
+                    "noise",
+                    rate,
+                    seed,
+                    0.2,
+                    steps,
+                    CRITICAL * steps,
+                    GAIN + 0.01 * seed,
+                )
             )
-    names = "batch_size exchange_rate lr_scaling learning_rate seed goal steps examples predicted_gain"
+    names = (
+        "batch_size exchange_rate lr_scaling learning_rate seed goal steps examples predicted_gain"
+    )
     return pd.DataFrame(rows, columns=names.split())
 
 
@@ -140,7 +174,9 @@ def test_beyond_all_fixed_batch_sizes_there_is_nothing_to_compare():
 
 def test_a_rate_at_which_one_seed_does_not_arrive_is_not_the_best():
     reached = hyperbola()
-    reached.loc[(reached["learning_rate"] == 0.1) & (reached["seed"] == 3), ["steps", "examples"]] = np.nan
+    reached.loc[
+        (reached["learning_rate"] == 0.1) & (reached["seed"] == 3), ["steps", "examples"]
+    ] = np.nan
     tuned = tuned_table(reached)
     assert set(tuned["learning_rate"]) == {0.2}
     assert set(front_table(tuned)["num_seeds"]) == {5}
@@ -152,11 +188,15 @@ def test_runs_become_passages(tmp_path):
     for settings in ({"batch_size": 16}, {"batch_size": "adaptive", "noise_memory": 500}):
         training = TrainConfig(learning_rate=0.2, epochs=5, **settings)
         path = tmp_path / run_name(problem, training)
-        run_training(problem, training, path, RunOptions(noise=NoiseTracking(every="log", num_examples=200)))
+        run_training(
+            problem, training, path, RunOptions(noise=NoiseTracking(every="log", num_examples=200))
+        )
         summary = {**problem.to_dict(), **training.to_dict(), "predicted": {"gain": 0.5}}
         found.append((path, summary))
     table = reached_table(found)
     fixed = table[table["batch_size"] == "16"].set_index("goal")
-    assert fixed["examples"][0.3] == pytest.approx(16 * fixed["steps"][0.3], rel=0.02)  # ragged last batches
+    assert fixed["examples"][0.3] == pytest.approx(
+        16 * fixed["steps"][0.3], rel=0.02
+    )  # ragged last batches
     assert fixed["steps"][0.3] < fixed["steps"][0.2]
     assert set(table[table["batch_size"] == "adaptive"]["predicted_gain"]) == {0.5}

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from analysis.__main__ import main as analysis
 from experiments import stability_map
 from noisescale.cli import main as noisescale
-from noisescale.studies.jobs.cell import file_digest
 from noisescale.studies.stability_map.config import Horizon
 from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 from noisescale.training.records.folder import record_experiment
+from noisescale.training.records.names import file_digest
 from paper_figures.stability_map import MAPS, figure
 from tests.studies.stability_map.test_run import CONFIG, PROBLEM, Here
 
@@ -31,9 +31,13 @@ def sweeps(tmp_path_factory):
         for loss in ("mse", "cross_entropy"):
             run = root / f"minimum-{loss}"
             command = f"train --dataset digits --num-train 100 --width 4 --depth 1 --loss {loss} --epochs 3"
-            CliRunner().invoke(noisescale, [*command.split(), "--out", str(run)], catch_exceptions=False)
+            CliRunner().invoke(
+                noisescale, [*command.split(), "--out", str(run)], catch_exceptions=False
+            )
             start = run / "checkpoint.pt"
-            from_here = replace(config, problem=replace(PROBLEM, loss=loss), start=file_digest(start))
+            from_here = replace(
+                config, problem=replace(PROBLEM, loss=loss), start=file_digest(start)
+            )
             run_sweep(from_here, root / loss, executor=Here(), options=SweepOptions(start=start))
     return root
 
@@ -44,7 +48,9 @@ def test_sweeps_become_tables_and_the_tables_a_picture(sweeps, tmp_path):
     found = CliRunner().invoke(analysis, ["stability_map", str(sweeps), "--out", str(data)])
     assert found.exit_code == 0, found.output
     tables = {
-        name: pd.read_csv(data / f"{name}.csv", comment="#", keep_default_na=False, na_values=["nan"])
+        name: pd.read_csv(
+            data / f"{name}.csv", comment="#", keep_default_na=False, na_values=["nan"]
+        )
         for name in ("cells", "boundary", "starts", "scores")
     }
     assert tables["cells"]["map"].unique().tolist() == ["unit", "raw", "mse", "cross_entropy"]

@@ -2,7 +2,9 @@ import math
 
 import pytest
 
-from noisescale.problems.config import ProblemConfig, TrainConfig, run_key, run_name
+from noisescale.problems.config import ProblemConfig
+from noisescale.training.config import TrainConfig
+from noisescale.training.records.names import run_key, run_name
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,9 @@ def test_the_key_depends_on_what_differs_from_the_defaults_alone():
     assert run_key(ProblemConfig(), TrainConfig()) == "44136fa3"
     assert run_key(ProblemConfig(), TrainConfig(batch_size=32)) == "44136fa3"
     keys = {
-        run_key(ProblemConfig(width=width), TrainConfig(seed=seed)) for width in (8, 16) for seed in (0, 1)
+        run_key(ProblemConfig(width=width), TrainConfig(seed=seed))
+        for width in (8, 16)
+        for seed in (0, 1)
     }
     assert len(keys) == 4
     assert run_name(ProblemConfig(), TrainConfig(batch_size=1)).startswith("mnist-mlp-bs1-lr0.01-")

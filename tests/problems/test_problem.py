@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from noisescale.errors import NoisescaleError, SettingError
-from noisescale.problems.problem import Examples, Problem, as_examples, load_problem, part_of, select
+from noisescale.problems.factory import load_problem
+from noisescale.problems.problem import Examples, Problem, as_examples
+from noisescale.problems.sampling import part_of, select
 
 SOURCE = """
 import torch
@@ -109,7 +111,9 @@ def test_files_of_one_name_are_told_apart(here):
     ],
 )
 def test_data_that_cannot_be_used_are_refused(data, message):
-    problem = Problem(model=torch.nn.Linear(3, 1), loss=torch.nn.MSELoss(reduction="none"), train=data)
+    problem = Problem(
+        model=torch.nn.Linear(3, 1), loss=torch.nn.MSELoss(reduction="none"), train=data
+    )
     with pytest.raises(NoisescaleError, match=message):
         select(problem)
 

@@ -14,7 +14,9 @@ def per_example_gradients(problem, theta):
     with torch.no_grad():
         param.copy_(theta.reshape(param.shape))
     rows = []
-    for inputs, targets in zip(problem.train.inputs.split(1), problem.train.targets.split(1), strict=True):
+    for inputs, targets in zip(
+        problem.train.inputs.split(1), problem.train.targets.split(1), strict=True
+    ):
         (gradient,) = torch.autograd.grad(problem.loss(problem.model(inputs), targets).sum(), param)
         rows.append(gradient.flatten())
     return torch.stack(rows)
@@ -32,7 +34,9 @@ def test_dataset_moments_are_exact(name):
     def mean_loss(flat):
         (key,) = dict(synthetic.problem.model.named_parameters())
         params = {key: flat.reshape(synthetic.problem.model.get_parameter(key).shape)}
-        outputs = torch.func.functional_call(synthetic.problem.model, params, synthetic.problem.train.inputs)
+        outputs = torch.func.functional_call(
+            synthetic.problem.model, params, synthetic.problem.train.inputs
+        )
         return synthetic.problem.loss(outputs, synthetic.problem.train.targets).mean()
 
     torch.testing.assert_close(moments.hessian, torch.func.hessian(mean_loss)(theta))

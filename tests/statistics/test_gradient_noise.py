@@ -11,7 +11,9 @@ from noisescale.errors import SettingError
 from noisescale.statistics.gradient_noise import mean_estimate, noise_scale
 from noisescale.statistics.hessian_noise import CurvatureNoise
 
-VECTORS = np.array([[1.0, 0.0, 2.0], [0.5, -1.0, 1.0], [2.0, 3.0, -1.0], [0.0, 1.0, 1.0], [4.0, 0.5, 0.0]])
+VECTORS = np.array(
+    [[1.0, 0.0, 2.0], [0.5, -1.0, 1.0], [2.0, 3.0, -1.0], [0.0, 1.0, 1.0], [4.0, 0.5, 0.0]]
+)
 
 
 def statistics(vectors, groups=None):
@@ -77,7 +79,11 @@ def test_influence_functions_give_the_right_errors(population):
     deviations = {name: [] for name in truth}
     hits = dict.fromkeys(truth, 0)
     for _ in range(400):
-        sample = draw(300) if population == "distribution" else generator.choice(whole, 300, replace=False)
+        sample = (
+            draw(300)
+            if population == "distribution"
+            else generator.choice(whole, 300, replace=False)
+        )
         found = measured(sample, population=population, size=900)
         for name, value in truth.items():
             estimate = getattr(found, name)
@@ -112,7 +118,8 @@ def test_two_examples_tell_nothing_of_the_error_of_the_norm():
 def test_the_unresolved_is_called_so_with_a_bound_and_what_it_takes():
     generator = np.random.default_rng(3)
     draws = [
-        measured(generator.normal(size=(100, 30)), population="distribution", size=4000) for _ in range(40)
+        measured(generator.normal(size=(100, 30)), population="distribution", size=4000)
+        for _ in range(40)
     ]
     negative = [found for found in draws if found.squared_gradient_norm.value < 0]  # never clamped
     assert 10 < len(negative) < 30
@@ -124,7 +131,12 @@ def test_the_unresolved_is_called_so_with_a_bound_and_what_it_takes():
         assert 10 < found.simple.low < math.inf
         assert 100 < found.examples_to_resolve <= 400
         record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-        assert record["simple"] == {"value": None, "stderr": None, "low": found.simple.low, "high": None}
+        assert record["simple"] == {
+            "value": None,
+            "stderr": None,
+            "low": found.simple.low,
+            "high": None,
+        }
         assert record["notes"] == []
     signal = generator.normal(size=(1000, 30)) + 0.1  # B_simple = 30/(30·.01) = 100
     weak = measured(signal[:40], population="distribution", size=4000)
@@ -171,7 +183,8 @@ def test_without_projections_there_are_values_and_no_errors():
     norms, _, means = statistics(VECTORS)
     found = noise_scale(norms, None, means, population="distribution", population_size=9)
     assert (
-        found.gradient_variance.value == measured(VECTORS, population="distribution").gradient_variance.value
+        found.gradient_variance.value
+        == measured(VECTORS, population="distribution").gradient_variance.value
     )
     assert math.isnan(found.gradient_variance.stderr)
     assert not found.resolved
@@ -182,7 +195,11 @@ def test_bad_arguments_are_named():
     for arguments, options, message in (
         ((norms, projections, means), {"population": "both"}, "population 'both'"),
         ((norms[:1], projections[:1], means), {}, "a variance takes at least 2"),
-        ((norms, projections, means), {"population_size": 4}, "5 examples out of a population of 4"),
+        (
+            (norms, projections, means),
+            {"population_size": 4},
+            "5 examples out of a population of 4",
+        ),
         ((norms, projections, means[:2]), {}, r"give \(n, L\) and \(L,\)"),
         ((norms, projections[:3], means), {}, r"projections \(3, 3\)"),
     ):
@@ -193,9 +210,9 @@ def test_bad_arguments_are_named():
 def test_the_mean_loss_has_its_sampling_error():
     values = np.array([1.0, 2.0, 4.0, 5.0])
     assert mean_estimate(values, population="dataset", population_size=4).stderr == 0
-    assert mean_estimate(values, population="distribution", population_size=4).stderr == pytest.approx(
-        values.std(ddof=1) / 2
-    )
+    assert mean_estimate(
+        values, population="distribution", population_size=4
+    ).stderr == pytest.approx(values.std(ddof=1) / 2)
     part = mean_estimate(values, population="dataset", population_size=8)
     assert part.stderr == pytest.approx(values.std(ddof=1) / 2 * math.sqrt(0.5))
 

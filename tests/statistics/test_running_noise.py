@@ -54,10 +54,14 @@ def test_the_averages_are_weighted_sums_over_the_examples_seen():
     assert found.gradient_variance.value == pytest.approx(mean[0], rel=1e-12)
     assert found.squared_gradient_norm.value == pytest.approx(mean[1], rel=1e-12)
     assert found.gradient_variance.stderr == pytest.approx(math.sqrt(covariance[0, 0]), rel=1e-9)
-    assert found.squared_gradient_norm.stderr == pytest.approx(math.sqrt(covariance[1, 1]), rel=1e-9)
+    assert found.squared_gradient_norm.stderr == pytest.approx(
+        math.sqrt(covariance[1, 1]), rel=1e-9
+    )
     assert found.simple.value == pytest.approx(mean[0] / mean[1], rel=1e-12)
     direction = np.array([1, -mean[0] / mean[1]]) / mean[1]
-    assert found.simple.stderr == pytest.approx(math.sqrt(direction @ covariance @ direction), rel=1e-9)
+    assert found.simple.stderr == pytest.approx(
+        math.sqrt(direction @ covariance @ direction), rel=1e-9
+    )
 
 
 def draws(generator, *, updates, small=16, big=64, dim=40, mean=0.25):
@@ -89,7 +93,10 @@ def test_a_mean_of_ratios_would_be_something_else():
     estimates = draws(np.random.default_rng(3), updates=2000, mean=0.05)
     noise = averaged([(*one, 64) for one in estimates], None).noise
     assert noise.simple.low < 400 < noise.simple.high
-    assert abs(np.mean([variance / norm for norm, variance in estimates]) - 400) > 10 * noise.simple.stderr
+    assert (
+        abs(np.mean([variance / norm for norm, variance in estimates]) - 400)
+        > 10 * noise.simple.stderr
+    )
 
 
 def test_halving_the_batch_does_not_change_what_is_remembered():
@@ -103,7 +110,9 @@ def test_halving_the_batch_does_not_change_what_is_remembered():
 
 
 def test_what_is_not_resolved_is_a_bound_and_says_what_it_takes():
-    noise = averaged([(*one, 64) for one in draws(np.random.default_rng(4), updates=20, mean=0.01)], None)
+    noise = averaged(
+        [(*one, 64) for one in draws(np.random.default_rng(4), updates=20, mean=0.01)], None
+    )
     noise = noise.noise
     assert not noise.resolved
     assert math.isnan(noise.simple.value)

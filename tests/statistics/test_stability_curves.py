@@ -8,13 +8,8 @@ import pytest
 import torch
 
 from noisescale.errors import SettingError
-from noisescale.problems.config import TrainConfig
-from noisescale.statistics.stability_curves import (
-    StabilityConstants,
-    batch_noise_factor,
-    side_of,
-    stable_sharpness,
-)
+from noisescale.statistics.stability_curves import StabilityConstants, batch_noise_factor, side_of
+from noisescale.training.config import TrainConfig, stable_sharpness
 from noisescale.training.trainer import train
 from tests.helpers.problems import example_curvatures, quadratic, seeded, small_network
 
@@ -102,11 +97,15 @@ def curvatures(request):
 
 @pytest.mark.parametrize("replacement", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 2, 6, 12])
-def test_the_exact_threshold_lies_between_the_lower_and_the_upper_curve(curvatures, batch_size, replacement):
+def test_the_exact_threshold_lies_between_the_lower_and_the_upper_curve(
+    curvatures, batch_size, replacement
+):
     population = None if replacement else len(curvatures)
     factor = batch_noise_factor(batch_size, population_size=population)
     exact = mean_square_threshold(curvatures, factor)
-    assert growth_in_mean_square(curvatures, factor, 0.999 * exact) < 1 + 1e-9  # null directions stay at 1
+    assert (
+        growth_in_mean_square(curvatures, factor, 0.999 * exact) < 1 + 1e-9
+    )  # null directions stay at 1
     assert growth_in_mean_square(curvatures, factor, 1.001 * exact) > 1 + 1e-5
     rates = constants_of(curvatures).rates(batch_size, population_size=population)
     assert rates["lower"] <= exact * (1 + 1e-9)
@@ -120,7 +119,10 @@ def test_the_gaussian_curve_is_sufficient_for_gaussian_inputs():
     variances = torch.tensor([0.2, 0.5, 1.0, 3.0], dtype=torch.float64)
     hessian = torch.diag(variances)
     constants = replace(
-        constants_of(hessian.unsqueeze(0)), trace=variances.sum().item(), sharpness=3.0, concentration=3.0
+        constants_of(hessian.unsqueeze(0)),
+        trace=variances.sum().item(),
+        sharpness=3.0,
+        concentration=3.0,
     )
     for batch_size in (1, 4, 64):
         rate = constants.rates(batch_size, population_size=None)["gaussian"]
@@ -158,7 +160,9 @@ def test_curves_follow_their_formulas():
 
 def test_the_noise_of_a_batch_without_replacement():
     values = torch.randn(6, generator=seeded(1), dtype=torch.float64)
-    means = torch.stack([values[list(batch)].mean() for batch in itertools.combinations(range(6), 2)])
+    means = torch.stack(
+        [values[list(batch)].mean() for batch in itertools.combinations(range(6), 2)]
+    )
     expected = means.var(correction=0) / values.var(correction=0)
     assert batch_noise_factor(2, population_size=6) == pytest.approx(expected.item())
     assert batch_noise_factor(1, population_size=1) == 0

@@ -14,7 +14,9 @@ from noisescale.statistics.stability_edge import (
     seed_threshold,
 )
 
-GOOD = Trajectory(start=2.3, largest=2.3, final=0.2, chance=2.3, largest_share=0.15, diverged_at_step=None)
+GOOD = Trajectory(
+    start=2.3, largest=2.3, final=0.2, chance=2.3, largest_share=0.15, diverged_at_step=None
+)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,10 @@ GOOD = Trajectory(start=2.3, largest=2.3, final=0.2, chance=2.3, largest_share=0
         ({"largest": 1e6, "final": 24.0}, "diverged"),
         ({"largest": 5.0, "final": 4.7}, "diverged"),  # stayed above twice its start
         ({"largest": 5.0, "final": 4.5, "largest_share": 1.0}, "dead"),  # its biases shaken
-        ({"largest": 24.0, "final": 2.3, "largest_share": 1.0}, "diverged"),  # blown up, then one class
+        (
+            {"largest": 24.0, "final": 2.3, "largest_share": 1.0},
+            "diverged",
+        ),  # blown up, then one class
         ({"largest": 22.0, "final": 2.3, "largest_share": 1.0}, "dead"),
         ({"largest": 1e6, "final": 2.1}, "slow"),  # come back, if not far
         ({"largest": 1e6, "final": 0.2}, "catapult"),
@@ -69,7 +74,11 @@ def test_leaving_a_minimum_is_a_tenfold_loss(changes, left):
         ({1: False, 2: False, 4: True, 8: True}, 2, 4),
         ({1: False, 2: False}, 2, math.inf),
         ({1: True, 2: True}, 0, 1),
-        ({1: False, 2: True, 4: False, 8: True}, 1, 8),  # not monotone: one contradicts either split
+        (
+            {1: False, 2: True, 4: False, 8: True},
+            1,
+            8,
+        ),  # not monotone: one contradicts either split
         ({1: False, 2: True, 4: True, 8: False, 16: True}, 1, 2),  # one that came back by chance
         ({1: False, 2: True, 4: True, 8: False}, 1, 2),
         ({1: False, 2: True, 4: False}, 1, math.inf),
@@ -106,7 +115,12 @@ def test_the_interval_of_the_edge_covers_it(count, spread, distribution):
     hits = 0
     for _ in range(200):
         thresholds = draw(
-            -1.0, count=count, spread=spread, factor=1.25, generator=generator, distribution=distribution
+            -1.0,
+            count=count,
+            spread=spread,
+            factor=1.25,
+            generator=generator,
+            distribution=distribution,
         )
         edge = fit_edge(thresholds)
         hits += edge.low <= math.exp(-1.0) <= edge.high
@@ -115,7 +129,9 @@ def test_the_interval_of_the_edge_covers_it(count, spread, distribution):
 
 def test_the_edge_of_many_seeds_is_their_median():
     generator = np.random.default_rng(1)
-    thresholds = draw(0.5, count=400, spread=0.3, factor=1.1, generator=generator, distribution="logistic")
+    thresholds = draw(
+        0.5, count=400, spread=0.3, factor=1.1, generator=generator, distribution="logistic"
+    )
     edge = fit_edge(thresholds)
     # the logistic's location: standard error √3·s/√n = 0.026
     assert abs(math.log(edge.value) - 0.5) < 4 * 0.026
@@ -163,7 +179,9 @@ def test_a_prediction_is_scored_by_sides_and_by_distance():
         (64, 1.0, True),
     ]
     score = score_prediction({1: 0.7, 8: 2.0, 64: math.nan}, cells, {1: 0.35, 8: 4.0, 64: 1.0})
-    assert score.cells_right == pytest.approx(4 / 5)  # 0.5 at B = 1 is wrong, B = 64 has no prediction
+    assert score.cells_right == pytest.approx(
+        4 / 5
+    )  # 0.5 at B = 1 is wrong, B = 64 has no prediction
     assert score.num_cells == 5
     assert score.log2_error == pytest.approx(1.0)
     assert score.mean_log2_error == pytest.approx(0.0)

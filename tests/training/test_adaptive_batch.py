@@ -12,13 +12,14 @@ import torch
 
 from noisescale.errors import CheckpointError, SettingError
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.config import ProblemConfig
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.estimate import exact, from_stderr, undefined
 from noisescale.statistics.gradient_noise import GradientNoise
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
-from noisescale.training.records import tables as run_tables
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.records.tables import BATCH_SIZE, BATCH_SIZE_COLUMNS
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.trainer import CHUNK, Training, train
 from tests.helpers.problems import classification
@@ -55,7 +56,9 @@ class Heard:
 
 def scheduled(*found, updates=100, **settings):
     """The batch size and rate after each of these estimates."""
-    config = TrainConfig(**{"batch_size": "adaptive", "learning_rate": 0.1, "exchange_rate": 100, **settings})
+    config = TrainConfig(
+        **{"batch_size": "adaptive", "learning_rate": 0.1, "exchange_rate": 100, **settings}
+    )
     schedule = AdaptiveBatchSize(config, torch.nn.Linear(2, 2), num_examples=60_000)
     schedule.monitor = Heard(*found, updates=updates)
     made = []
@@ -73,7 +76,12 @@ def test_the_batch_size_is_the_root_of_exchange_rate_times_noise_scale():
 
 def test_hysteresis_holds_what_is_nearly_right():
     _, made = scheduled(noise(400.0), noise(600.0), noise(620.0), noise(630.0), hysteresis=1.25)
-    assert [size for size, _ in made] == [200, 200, 200, 251]  # √(100·600) = 245 < 250, √(100·630) = 251
+    assert [size for size, _ in made] == [
+        200,
+        200,
+        200,
+        251,
+    ]  # √(100·600) = 245 < 250, √(100·630) = 251
 
 
 def test_bounds_hold():
@@ -88,7 +96,9 @@ def test_bounds_that_are_not_given_do_not_contradict_those_that_are():
     assert schedule.max_batch_size == made[0][0] == 6000
     config = TrainConfig(batch_size="adaptive")
     assert AdaptiveBatchSize(config, torch.nn.Linear(2, 2), num_examples=500).max_batch_size == 500
-    assert AdaptiveBatchSize(config, torch.nn.Linear(2, 2), num_examples=500).monitor.memory == 20_000
+    assert (
+        AdaptiveBatchSize(config, torch.nn.Linear(2, 2), num_examples=500).monitor.memory == 20_000
+    )
 
 
 def test_nothing_changes_before_the_averages_are_worth_it():
@@ -98,7 +108,10 @@ def test_nothing_changes_before_the_averages_are_worth_it():
 
 def test_a_lower_bound_raises_and_never_lowers():
     _, made = scheduled(
-        noise(400.0), noise(math.nan, low=100.0), noise(math.nan, low=1600.0), noise(math.nan, low=math.nan)
+        noise(400.0),
+        noise(math.nan, low=100.0),
+        noise(math.nan, low=1600.0),
+        noise(math.nan, low=math.nan),
     )
     assert [size for size, _ in made] == [200, 200, 400, 400]
 
@@ -115,7 +128,10 @@ def test_a_variance_below_zero_by_chance_changes_nothing():
         ("none", [0.1, 0.1]),
         ("sqrt", [0.1 * math.sqrt(200 / 32), 0.1 * math.sqrt(400 / 32)]),
         ("linear", [0.1 * 200 / 32, 0.1 * 400 / 32]),
-        ("noise", [0.1 * (1 + 400 / 32) / (1 + 400 / 200), 0.1 * (1 + 400 / 32) / (1 + 1600 / 400)]),
+        (
+            "noise",
+            [0.1 * (1 + 400 / 32) / (1 + 400 / 200), 0.1 * (1 + 400 / 32) / (1 + 1600 / 400)],
+        ),
     ],
 )
 def test_the_learning_rate_follows_its_rule(rule, expected):
@@ -152,7 +168,9 @@ def test_updates_are_those_of_the_same_batches_at_the_same_rates():
         previous = (training.batch_size, training.optimizer.param_groups[0]["lr"])
         indices = taken.take(size)
         model.zero_grad()
-        problem.loss(model(problem.train.inputs[indices]), problem.train.targets[indices]).mean().backward()
+        problem.loss(
+            model(problem.train.inputs[indices]), problem.train.targets[indices]
+        ).mean().backward()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= rate * parameter.grad
@@ -199,18 +217,22 @@ def test_a_resumed_run_continues_identically(optimizer, tmp_path):
     assert one.step == other.step
     assert all(torch.equal(value, other.params[name]) for name, value in one.params.items())
     assert one.schedule == other.schedule
-    tables = [pd.read_csv(path / run_tables.BATCH_SIZE) for path in (whole, broken)]
+    tables = [pd.read_csv(path / BATCH_SIZE) for path in (whole, broken)]
     pd.testing.assert_frame_equal(*tables)
 
 
 def test_every_change_is_a_row(tmp_path):
     config = TrainConfig(**SMALL, epochs=4, lr_scaling="sqrt")
     summary = run_training(DIGITS, config, tmp_path)
-    rows = pd.read_csv(tmp_path / run_tables.BATCH_SIZE)
-    assert list(rows.columns) == list(run_tables.BATCH_SIZE_COLUMNS)
+    rows = pd.read_csv(tmp_path / BATCH_SIZE)
+    assert list(rows.columns) == list(BATCH_SIZE_COLUMNS)
     assert rows["step"].tolist()[0] == 0
     assert rows["batch_size"].tolist()[0] == 32
-    changes = rows.iloc[1:-1] if rows["batch_size"].iloc[-1] == rows["batch_size"].iloc[-2] else rows.iloc[1:]
+    changes = (
+        rows.iloc[1:-1]
+        if rows["batch_size"].iloc[-1] == rows["batch_size"].iloc[-2]
+        else rows.iloc[1:]
+    )
     assert len(changes) >= 2
     resolved = changes[changes["simple"].notna()]
     wanted = (100 * resolved["simple"]) ** 0.5
@@ -238,7 +260,10 @@ def test_a_checkpoint_without_its_schedule_is_refused():
         ({"min_batch_size": 64}, "2 <= smallest <= initial <= largest"),
         ({"max_batch_size": 16}, "2 <= smallest <= initial <= largest"),
         ({"min_batch_size": 1}, "2 <= smallest <= initial <= largest"),
-        ({"min_batch_size": 100, "initial_batch_size": 200, "max_batch_size": 150}, "by way of 200"),
+        (
+            {"min_batch_size": 100, "initial_batch_size": 200, "max_batch_size": 150},
+            "by way of 200",
+        ),
         ({"exchange_rate": 0}, "examples worth a step"),
         ({"exchange_rate": math.nan}, "examples worth a step"),
         ({"hysteresis": 1}, "factor above 1"),
@@ -255,7 +280,9 @@ def test_settings_that_contradict_themselves_are_refused(settings, message):
 
 def test_what_cannot_be_trained_so_is_refused(tmp_path):
     with pytest.raises(SettingError, match="with batch norm"):
-        run_training(ProblemConfig(dataset="digits", width=8, norm="batch"), TrainConfig(**SMALL), tmp_path)
+        run_training(
+            ProblemConfig(dataset="digits", width=8, norm="batch"), TrainConfig(**SMALL), tmp_path
+        )
     with pytest.raises(SettingError, match="batch sizes up to 5000"):
         run_training(DIGITS, TrainConfig(**SMALL, max_batch_size=5000), tmp_path)
     assert not list(tmp_path.iterdir())

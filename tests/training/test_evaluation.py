@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import nn
 
-from noisescale.problems.build import cross_entropy
+from noisescale.problems.models import cross_entropy
 from noisescale.problems.problem import Examples
 from noisescale.training import evaluation as module
 from noisescale.training.evaluation import Evaluation, evaluate

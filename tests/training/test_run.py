@@ -15,10 +15,11 @@ from sklearn.metrics import f1_score
 
 from noisescale.errors import CheckpointError, RunFolderBusyError, RunFolderError, SettingError
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.config import ProblemConfig
 from noisescale.training import run as module
-from noisescale.training.records import folder as store
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.records.folder import folder_state
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
 from noisescale.training.trainer import train
@@ -45,7 +46,12 @@ def test_a_run_leaves_every_file_and_its_numbers_agree(tmp_path):
     }
     assert {entry.name for entry in (tmp_path / "run").iterdir()} == names
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["dataset"], summary["steps"], summary["epochs"], summary["diverged_at_step"]) == (
+    assert (
+        summary["dataset"],
+        summary["steps"],
+        summary["epochs"],
+        summary["diverged_at_step"],
+    ) == (
         "digits",
         39,
         3,
@@ -58,7 +64,9 @@ def test_a_run_leaves_every_file_and_its_numbers_agree(tmp_path):
     assert metrics["split"].tolist() == ["train", "validation", "test"] * 4
     final = metrics[(metrics["epoch"] == 3)].set_index("split")
     for split in ("train", "validation", "test"):
-        assert summary[split] == {score: final.loc[split, score] for score in ("loss", "accuracy", "f1")}
+        assert summary[split] == {
+            score: final.loc[split, score] for score in ("loss", "accuracy", "f1")
+        }
     training_rows = metrics[metrics["split"] == "train"]
     rates = training_rows["examples_per_second"] * training_rows["seconds"]
     assert rates.tolist()[1:] == pytest.approx([1297] * 3)
@@ -72,7 +80,9 @@ def test_a_run_leaves_every_file_and_its_numbers_agree(tmp_path):
         problem.loss(outputs, problem.test.targets).mean().item(), rel=1e-5
     )
     predicted = outputs.argmax(1)
-    assert summary["test"]["f1"] == pytest.approx(f1_score(problem.test.targets, predicted, average="macro"))
+    assert summary["test"]["f1"] == pytest.approx(
+        f1_score(problem.test.targets, predicted, average="macro")
+    )
     confusion = pd.read_csv(tmp_path / "run" / "confusion.csv")
     counts = confusion[confusion["split"] == "test"].pivot_table(
         index="target", columns="predicted", values="count"
@@ -93,7 +103,9 @@ def test_a_finished_run_is_not_computed_again_unless_forced(tmp_path):
 def test_another_configuration_is_refused(tmp_path):
     run_training(PROBLEM, TRAINING, tmp_path)
     with pytest.raises(RunFolderError, match=r"training\.seed is 0 there, 1 here"):
-        run_training(PROBLEM, TrainConfig(batch_size=100, learning_rate=0.1, epochs=3, seed=1), tmp_path)
+        run_training(
+            PROBLEM, TrainConfig(batch_size=100, learning_rate=0.1, epochs=3, seed=1), tmp_path
+        )
 
 
 def test_divergence_is_a_result(tmp_path):
@@ -154,7 +166,10 @@ def test_metrics_after_the_checkpoint_resumed_from_are_written_once(tmp_path):
 
 OPTIONS = "--dataset digits --width 64 --bs 2 --epochs 6 --lr 0.001 --checkpoint-every 100"
 COMMAND = [sys.executable, "-m", "noisescale", "train", *OPTIONS.split()]
-CASE = (ProblemConfig(dataset="digits", width=64), TrainConfig(batch_size=2, learning_rate=0.001, epochs=6))
+CASE = (
+    ProblemConfig(dataset="digits", width=64),
+    TrainConfig(batch_size=2, learning_rate=0.001, epochs=6),
+)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +223,9 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(tmp_path, uninte
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_saves_between_two_steps_and_says_how_to_go_on(tmp_path, uninterrupted, number, code):
+def test_an_interrupt_saves_between_two_steps_and_says_how_to_go_on(
+    tmp_path, uninterrupted, number, code
+):
     folder = tmp_path / "run"
     with start(folder) as process:
         wait_for_checkpoint(folder, process)
@@ -250,7 +267,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_message_and_damages_nothing(
     files = {entry.name for entry in (tmp_path / "run").rglob("*") if entry.is_file()}
     assert files - {".noisescale.lock"} == {"config.json", "metrics.csv"}
     identity = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert store.folder_state(tmp_path / "run", identity) == "unfinished"
+    assert folder_state(tmp_path / "run", identity) == "unfinished"
 
 
 def test_a_run_that_has_ended_holds_no_data(tmp_path, monkeypatch):
@@ -267,9 +284,14 @@ def test_a_run_that_has_ended_holds_no_data(tmp_path, monkeypatch):
     gc.collect()
     gc.disable()
     try:
-        options = RunOptions(noise=NoiseTracking(every=10, num_examples=50), measure_sharpness_every=20)
+        options = RunOptions(
+            noise=NoiseTracking(every=10, num_examples=50), measure_sharpness_every=20
+        )
         run_training(
-            ProblemConfig(dataset="digits", width=8), TrainConfig(batch_size=100, epochs=1), tmp_path, options
+            ProblemConfig(dataset="digits", width=8),
+            TrainConfig(batch_size=100, epochs=1),
+            tmp_path,
+            options,
         )
         assert [reference() for reference in alive] == [None]
     finally:

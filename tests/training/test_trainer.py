@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 from noisescale.errors import CheckpointError
-from noisescale.problems.build import cross_entropy
-from noisescale.problems.config import TrainConfig
-from noisescale.problems.models import mlp
+from noisescale.problems.models import cross_entropy, mlp
 from noisescale.problems.problem import Examples, Problem
 from noisescale.problems.sampling import Batches
 from noisescale.training import trainer as module
+from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import Training, train
 from tests.helpers.problems import classification, quadratic
 
@@ -33,14 +32,18 @@ def last(checkpoints):
 def plain_loop(problem, config):
     """The textbook loop: mean loss of each batch, torch.optim on stored gradients."""
     model = copy.deepcopy(problem.model)
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[
+        config.optimizer
+    ]
     momentum = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
     optimizer = kind(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, **momentum
     )
     order = torch.Generator().manual_seed(config.seed)
     for _ in range(config.epochs):
-        for batch in torch.randperm(problem.train.num_examples, generator=order).split(config.batch_size):
+        for batch in torch.randperm(problem.train.num_examples, generator=order).split(
+            config.batch_size
+        ):
             optimizer.zero_grad()
             outputs = model(problem.train.inputs[batch])
             nn.functional.cross_entropy(outputs, problem.train.targets[batch]).backward()
@@ -63,7 +66,9 @@ def test_training_equals_the_textbook_loop(optimizer, batch_size):
 
 @pytest.mark.parametrize("chunk", [1000, 7])
 def test_the_full_batch_is_gradient_descent_in_closed_form(chunk, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", chunk)  # 20 = 2·7 + 6: accumulated with a ragged last chunk
+    monkeypatch.setattr(
+        module, "CHUNK", chunk
+    )  # 20 = 2·7 + 6: accumulated with a ragged last chunk
     synthetic = quadratic(num_examples=20)
     config = TrainConfig(batch_size="full", learning_rate=0.1, epochs=3)
     theta = synthetic.problem.model.theta.detach().clone()
@@ -97,7 +102,10 @@ def test_no_more_than_a_chunk_of_examples_is_in_the_model_at_once(monkeypatch):
 
 def test_checkpoints_come_after_each_epoch_at_the_steps_asked_for_and_at_the_end():
     config = TrainConfig(batch_size=20, epochs=3, max_steps=7)  # 3 steps an epoch
-    steps = [checkpoint.step for checkpoint in train(classification(), config, checkpoint_steps=(0, 2, 6))]
+    steps = [
+        checkpoint.step
+        for checkpoint in train(classification(), config, checkpoint_steps=(0, 2, 6))
+    ]
     assert steps == [0, 2, 3, 6, 7]
 
 
@@ -248,7 +256,9 @@ def test_the_order_is_the_batches_own():
 
     inputs = torch.arange(50.0).repeat(6, 1).T
     problem = Problem(
-        model=Recording(6, 3), loss=cross_entropy, train=Examples(inputs, torch.zeros(50, dtype=torch.int64))
+        model=Recording(6, 3),
+        loss=cross_entropy,
+        train=Examples(inputs, torch.zeros(50, dtype=torch.int64)),
     )
     last(train(problem, TrainConfig(batch_size=8, learning_rate=1e-6, epochs=2, seed=4)))
     batches = Batches(50, seed=4)
@@ -262,7 +272,9 @@ def test_captured_updates_on_a_gpu_equal_the_textbook_loop_and_resume_on_the_cpu
     problem = classification()
     examples = Examples(problem.train.inputs.cuda(), problem.train.targets.cuda())
     on_gpu = Problem(model=copy.deepcopy(problem.model).cuda(), loss=cross_entropy, train=examples)
-    config = TrainConfig(batch_size=8, epochs=6, **OPTIMIZERS[optimizer])  # 6 captured batches, a ragged one
+    config = TrainConfig(
+        batch_size=8, epochs=6, **OPTIMIZERS[optimizer]
+    )  # 6 captured batches, a ragged one
     checkpoints = list(train(on_gpu, config))
     expected = plain_loop(problem, config)
     assert_same({name: value.cpu() for name, value in checkpoints[-1].params.items()}, expected)

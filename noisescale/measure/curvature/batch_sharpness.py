@@ -19,7 +19,9 @@ from noisescale.problems.problem import Examples, MatVec
 from noisescale.statistics.estimate import Estimate, exact, from_samples
 
 Space = Literal["full", "random"]
-NEGLIGIBLE_RISE = 1e-11  # of the loss along its gradient, in units of 1 + loss: L-BFGS-B gets nowhere by it
+NEGLIGIBLE_RISE = (
+    1e-11  # of the loss along its gradient, in units of 1 + loss: L-BFGS-B gets nowhere by it
+)
 ROWS = 65_536  # of a random subspace's matrix, in float64 at a time
 
 
@@ -79,7 +81,9 @@ def keskar_sharpness(
     Raises MeasurementError where the loss ceases to be finite on the way.
     """
     if objective.dtype != torch.float64:
-        raise SettingError(f"Keskar's sharpness of an objective in {objective.dtype}: build it in float64")
+        raise SettingError(
+            f"Keskar's sharpness of an objective in {objective.dtype}: build it in float64"
+        )
     if not epsilon > 0 or max_iterations < 1 or space not in get_args(Space):
         raise SettingError(
             f"epsilon {epsilon!r}, max iterations {max_iterations!r}, space {space!r}: give an epsilon above "
@@ -91,7 +95,9 @@ def keskar_sharpness(
     radius = (epsilon * (coordinates.abs() + 1)).numpy()
     start_value, start_gradient = objective.value_and_gradient()
     if start_value <= -1:
-        raise MeasurementError(f"{objective.name} is {start_value:.4g}: Keskar's φ takes a loss above −1")
+        raise MeasurementError(
+            f"{objective.name} is {start_value:.4g}: Keskar's φ takes a loss above −1"
+        )
     scale = 100 / (1 + start_value)
 
     def loss(z: np.ndarray) -> tuple[float, np.ndarray]:
@@ -100,7 +106,9 @@ def keskar_sharpness(
         moved = point + (step if subspace is None else subspace.apply(step))
         value, gradient = objective.value_and_gradient(moved)
         if not (math.isfinite(value) and gradient.isfinite().all()):
-            raise MeasurementError(f"{objective.name} is not finite within ε = {epsilon:g} of the point")
+            raise MeasurementError(
+                f"{objective.name} is not finite within ε = {epsilon:g} of the point"
+            )
         gradient = gradient.cpu()
         return -value, -(gradient if subspace is None else subspace.adjoint(gradient)).numpy()
 
@@ -155,7 +163,9 @@ class _RandomSubspace:
         gram = torch.zeros(self.num_directions, self.num_directions, dtype=point.dtype)
         for _, block in self._blocks():
             gram += block.T @ block
-        solution: Tensor = torch.linalg.lstsq(gram, self.adjoint(point).unsqueeze(1), driver="gelsd").solution
+        solution: Tensor = torch.linalg.lstsq(
+            gram, self.adjoint(point).unsqueeze(1), driver="gelsd"
+        ).solution
         return solution.squeeze(1)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:

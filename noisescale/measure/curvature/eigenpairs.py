@@ -16,14 +16,20 @@ from noisescale.problems.problem import MatVec
 Which = Literal["largest", "smallest", "magnitude"]
 Method = Literal["lanczos", "power"]
 
-BASIS_BYTES = 2**28  # of Krylov vectors before a restart, where that leaves enough of them to work with
+BASIS_BYTES = (
+    2**28
+)  # of Krylov vectors before a restart, where that leaves enough of them to work with
 # A start that happens to lack the sought eigenvector converges to the next one first. Two further products
 # that change nothing, and a random half of every warm start, make that rare: .7 % instead of 1 % of cold
 # starts, 12 % instead of all of those from an eigenvector that has just been overtaken (simulated, gap 4 %)
 PATIENCE = 2
 WARM_START_NOISE = 1.0
-RIVALRY = 0.05  # how far beyond the wanted ones, in their units, another's residual must reach to matter
-COMPANIONS = 2  # Ritz vectors after the wanted ones that a warm start contains, since they may overtake them
+RIVALRY = (
+    0.05  # how far beyond the wanted ones, in their units, another's residual must reach to matter
+)
+COMPANIONS = (
+    2  # Ritz vectors after the wanted ones that a warm start contains, since they may overtake them
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +143,10 @@ def _lanczos(
         converged = len(wanted) == k and bool((residuals[wanted] <= tolerances).all())
         # the eigenvalue that an unconverged Ritz value stands for may lie beyond the wanted ones
         reach = scores[others] + residuals[others]
-        rivals = len(wanted) == k and (reach > scores[wanted[-1]] + RIVALRY * values[wanted[-1]].abs()).any()
+        rivals = (
+            len(wanted) == k
+            and (reach > scores[wanted[-1]] + RIVALRY * values[wanted[-1]].abs()).any()
+        )
         settled = settled + 1 if converged and not rivals else 0
         complete = krylov.size == krylov.dim
         if settled > PATIENCE or complete or krylov.num_matvecs == max_matvecs:
@@ -243,7 +252,12 @@ def _starts(start: Tensor | None, random: Callable[[], Tensor], dim: int) -> Ten
     if start is None:
         return None
     start = start.reshape(-1, start.shape[-1])
-    if start.shape[-1] != dim or not len(start) or not start.isfinite().all() or not start.norm(dim=1).all():
+    if (
+        start.shape[-1] != dim
+        or not len(start)
+        or not start.isfinite().all()
+        or not start.norm(dim=1).all()
+    ):
         raise SettingError(
             f"start of shape {tuple(start.shape)}: give finite vectors that are not zero, of length P = {dim}"
         )

@@ -27,7 +27,9 @@ class OutputJacobian:
 
     def push(self, inputs: Tensor, direction: Params) -> Tensor:
         """J_i·v: (B, C)."""
-        pushed: Tensor = jvp(lambda params: self.outputs(params, inputs), (self.params,), (direction,))[1]
+        pushed: Tensor = jvp(
+            lambda params: self.outputs(params, inputs), (self.params,), (direction,)
+        )[1]
         return pushed
 
     def forms(self, inputs: Tensor, middle: Tensor, direction: Params) -> Tensor:
@@ -130,7 +132,9 @@ class ExampleCurvature:
         room = JACOBIAN_BYTES // (self.output_curvature.shape[1] * row_bytes)
         parts = []
         for part in inputs.split(max(room, 1)):
-            jacobians = [one.flatten(2) for one in each(self._jacobian.params, part).values()]  # (B, C, P')
+            jacobians = [
+                one.flatten(2) for one in each(self._jacobian.params, part).values()
+            ]  # (B, C, P')
             parts.append(torch.stack([one @ one.mT for one in jacobians]).sum(0))
         return torch.cat(parts)
 
@@ -141,7 +145,9 @@ class ExampleCurvature:
 
         def add(chunk: Examples, start: int) -> None:
             rows = slice(start, start + chunk.num_examples)
-            product = self._jacobian.product(self.objective.cast(chunk.inputs), middle[rows], direction)
+            product = self._jacobian.product(
+                self.objective.cast(chunk.inputs), middle[rows], direction
+            )
             total.add_(flatten(list(product.values())))
 
         self.objective.for_each_chunk(add)

@@ -26,7 +26,9 @@ class Krylov:
     coupling: β_m = |(I − QᵀQ) H q_m|, 0 once the basis spans an invariant subspace.
     """
 
-    def __init__(self, matvec: MatVec, start: Tensor, *, capacity: int, random: Callable[[], Tensor]) -> None:
+    def __init__(
+        self, matvec: MatVec, start: Tensor, *, capacity: int, random: Callable[[], Tensor]
+    ) -> None:
         self.dim = len(start)
         capacity = min(capacity, self.dim)
         self.capacity = capacity

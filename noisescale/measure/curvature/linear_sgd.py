@@ -51,7 +51,9 @@ class LinearisedSGD:
         inputs = self.objective.cast(self.objective.examples.inputs[rows])
         middle = self._output_curvature[rows]
         count = len(next(iter(points.values())))
-        forms: Tensor = self._each(self._jacobian.forms, (None, None, 0), count, (inputs, middle, points))
+        forms: Tensor = self._each(
+            self._jacobian.forms, (None, None, 0), count, (inputs, middle, points)
+        )
         return 0.5 * forms.mean(1)
 
 
@@ -90,13 +92,17 @@ def lyapunov_rate(
         middle = (bottom + top) / 2
         orders = [Batches(population, seed=seed, device=sgd.objective.device) for seed in seeds]
         shrank = (
-            log_growth(sgd, start, orders, middle.exp(), rows, batch_size=batch_size, num_steps=num_steps)
+            log_growth(
+                sgd, start, orders, middle.exp(), rows, batch_size=batch_size, num_steps=num_steps
+            )
             <= 0
         )
         bottom, top = torch.where(shrank, middle, bottom), torch.where(shrank, top, middle)
     half = (math.log(high) - math.log(low)) / 2**BISECTIONS
     if (bottom == math.log(low)).any():
-        return Estimate(value=math.nan, stderr=math.nan, low=math.nan, high=low, num_samples=num_replicas)
+        return Estimate(
+            value=math.nan, stderr=math.nan, low=math.nan, high=low, num_samples=num_replicas
+        )
     if (top == math.log(high)).any():
         return undefined(num_samples=num_replicas, low=high)
     logs = from_samples(((bottom + top) / 2).numpy())

@@ -13,7 +13,9 @@ from noisescale.errors import MeasurementError
 from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.problem import Examples, MatVec, Params, Problem
 
-KEPT_BYTES = 2**29  # of graphs kept between products on a CPU; a GPU keeps a share of its free memory
+KEPT_BYTES = (
+    2**29
+)  # of graphs kept between products on a CPU; a GPU keeps a share of its free memory
 GPU_SHARE = 4
 
 ChunkProduct = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -43,7 +45,8 @@ def hessian_matvec(
     which `top_eigenpairs`, `spectral_moments` and `spectral_density` look.
     """
     return CurvatureProduct(
-        Objective(problem, params, examples=examples, chunk_size=chunk_size, dtype=dtype), record_hessian
+        Objective(problem, params, examples=examples, chunk_size=chunk_size, dtype=dtype),
+        record_hessian,
     )
 
 
@@ -62,7 +65,8 @@ def ggn_matvec(
     examples whose graph is kept and 2.4 on the others. Otherwise as `hessian_matvec`.
     """
     return CurvatureProduct(
-        Objective(problem, params, examples=examples, chunk_size=chunk_size, dtype=dtype), record_ggn
+        Objective(problem, params, examples=examples, chunk_size=chunk_size, dtype=dtype),
+        record_ggn,
     )
 
 
@@ -108,7 +112,9 @@ class CurvatureProduct:
         recorded_for = self.objective.chunk_size
 
         def add(chunk: Examples, start: int) -> None:
-            if self.objective.chunk_size != recorded_for:  # the memory ran out: give back what was kept
+            if (
+                self.objective.chunk_size != recorded_for
+            ):  # the memory ran out: give back what was kept
                 self._kept.clear()
             key = (start, chunk.num_examples)
             product = self._kept.get(key) or self._record(self.objective, self._params, chunk)
@@ -120,7 +126,9 @@ class CurvatureProduct:
 
         self.objective.for_each_chunk(add)
         if not total.isfinite().all():
-            raise MeasurementError(f"{self.objective.name}: the product with its curvature is not finite")
+            raise MeasurementError(
+                f"{self.objective.name}: the product with its curvature is not finite"
+            )
         return total / self.objective.num_examples
 
     def _num_kept_chunks(self) -> int:
@@ -130,7 +138,9 @@ class CurvatureProduct:
             free = torch.cuda.mem_get_info(objective.device)[0] if on_gpu else 0
             self._kept_bytes = free // GPU_SHARE if on_gpu else KEPT_BYTES
         gradient_bytes = objective.dim * objective.point.element_size()
-        return self._kept_bytes // (objective.chunk_size * objective.bytes_per_example + gradient_bytes)
+        return self._kept_bytes // (
+            objective.chunk_size * objective.bytes_per_example + gradient_bytes
+        )
 
 
 def record_hessian(objective: Objective, params: Params, chunk: Examples) -> ChunkProduct:
@@ -156,7 +166,9 @@ def record_ggn(objective: Objective, params: Params, chunk: Examples) -> ChunkPr
     leaves = list(params.values())
     outputs = objective.outputs(params, chunk.inputs)
     free = torch.zeros_like(outputs, requires_grad=True)
-    pulled_back = _derivative(objective, outputs, leaves, free, create_graph=True)  # Jᵀ·free, linear in it
+    pulled_back = _derivative(
+        objective, outputs, leaves, free, create_graph=True
+    )  # Jᵀ·free, linear in it
     fixed = outputs.detach().requires_grad_()
     loss = objective.losses(fixed, chunk.targets).sum()
     (loss_gradient,) = _derivative(objective, loss, [fixed], create_graph=True)  # (B, ...)
@@ -182,7 +194,12 @@ def _derivative(
     """autograd.grad that leaves the graph in place, zeros where there is no dependence."""
     try:
         parts = torch.autograd.grad(
-            outputs, inputs, along, create_graph=create_graph, retain_graph=True, materialize_grads=True
+            outputs,
+            inputs,
+            along,
+            create_graph=create_graph,
+            retain_graph=True,
+            materialize_grads=True,
         )
     except (RuntimeError, NotImplementedError) as error:
         if "is not implemented" in str(error) or "does not require grad" in str(error):

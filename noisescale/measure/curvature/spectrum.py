@@ -44,11 +44,15 @@ def spectral_moments(
     matvec, dim, dtype, device, generator: see `top_eigenpairs`. Raises SettingError below 6 products.
     """
     if num_matvecs < 6:
-        raise SettingError(f"num matvecs {num_matvecs}: a trace with an error takes at least 6 products")
+        raise SettingError(
+            f"num matvecs {num_matvecs}: a trace with an error takes at least 6 products"
+        )
     generator = generator or torch.Generator().manual_seed(0)
 
     def signs() -> Tensor:
-        return (2.0 * torch.randint(2, (dim,), generator=generator) - 1).to(device=device, dtype=dtype)
+        return (2.0 * torch.randint(2, (dim,), generator=generator) - 1).to(
+            device=device, dtype=dtype
+        )
 
     num_steps = min(2 * num_matvecs // 3, dim)
     krylov = Krylov(matvec, signs(), capacity=num_steps, random=signs)
@@ -127,7 +131,9 @@ def spectral_density(
     matvec, dim, dtype, device, generator: see `top_eigenpairs`.
     """
     if num_probes < 1 or num_steps < 1:
-        raise SettingError(f"num probes {num_probes}, num steps {num_steps}: give whole numbers of 1 or more")
+        raise SettingError(
+            f"num probes {num_probes}, num steps {num_steps}: give whole numbers of 1 or more"
+        )
     generator = generator or torch.Generator().manual_seed(0)
 
     def random() -> Tensor:

@@ -16,7 +16,9 @@ from noisescale.measure.objective import is_out_of_memory
 Map = Callable[[Callable[..., Any], Sequence[Any], int, Any], Any]
 
 
-def by_vmap(function: Callable[..., Any], dims: Sequence[Any], count: int, arguments: Sequence[Any]) -> Any:
+def by_vmap(
+    function: Callable[..., Any], dims: Sequence[Any], count: int, arguments: Sequence[Any]
+) -> Any:
     """`torch.func.vmap`, over the arguments whose `dims` are 0."""
     return vmap(function, in_dims=tuple(dims))(*arguments)
 
@@ -31,7 +33,11 @@ class ExampleMap:
         self.reason: str | None = None
 
     def __call__(
-        self, function: Callable[..., Any], dims: Sequence[Any], count: int, arguments: Sequence[Any]
+        self,
+        function: Callable[..., Any],
+        dims: Sequence[Any],
+        count: int,
+        arguments: Sequence[Any],
     ) -> Any:
         if self.reason is None:
             try:
@@ -59,7 +65,9 @@ def _one_by_one(
         return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, argument)
 
     found = [
-        function(*(pick(argument, dim, index) for argument, dim in zip(arguments, dims, strict=True)))
+        function(
+            *(pick(argument, dim, index) for argument, dim in zip(arguments, dims, strict=True))
+        )
         for index in range(count)
     ]
     return tree_map(lambda *parts: torch.stack(parts), *found)

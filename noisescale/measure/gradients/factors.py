@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TEMPORARY_BYTES = 2**26  # what a step may take beyond its operands, before it is divided over examples
+TEMPORARY_BYTES = (
+    2**26
+)  # what a step may take beyond its operands, before it is divided over examples
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,17 @@ def squared_norms(pieces: Sequence[ExampleGradients]) -> Tensor:
         indexed = all(isinstance(piece, Outer) and piece.left.ndim == 3 for piece in factored)
         if indexed or places * (rows + columns) < rows * columns:
             return _in_parts(_squared_norms_by_gram, pieces, places**2)
-    temporary = max(piece[0].numel() if isinstance(piece, Tensor) else piece.temporary for piece in pieces)
+    temporary = max(
+        piece[0].numel() if isinstance(piece, Tensor) else piece.temporary for piece in pieces
+    )
     return _in_parts(_squared_norms_written_out, pieces, temporary)
 
 
 def projections(pieces: Sequence[ExampleGradients], direction: Tensor) -> Tensor:
     """The inner product of Σ pieces with `direction` (*shape), of each example: (B,), float64."""
     found = [
-        _sum(piece * direction) if isinstance(piece, Tensor) else piece.project(direction) for piece in pieces
+        _sum(piece * direction) if isinstance(piece, Tensor) else piece.project(direction)
+        for piece in pieces
     ]
     return torch.stack(found).sum(0)
 
@@ -158,7 +163,9 @@ def _squared_norms_written_out(pieces: Sequence[ExampleGradients]) -> Tensor:
 def _squared_norms_by_gram(pieces: Sequence[ExampleGradients]) -> Tensor:
     outers = [piece.outer() for piece in pieces if not isinstance(piece, Tensor)]
     if len(outers) == 1 and outers[0].sizes[0] == 1 and outers[0].left.ndim == 4:
-        squares = (part.square().sum(-1, dtype=torch.float64) for part in (outers[0].left, outers[0].right))
+        squares = (
+            part.square().sum(-1, dtype=torch.float64) for part in (outers[0].left, outers[0].right)
+        )
         return _sum(torch.stack([*squares], -1).prod(-1))
     found = []
     for index, one in enumerate(outers):
@@ -188,7 +195,9 @@ def _in_parts(
     """`work` on so many examples at a time that its temporaries stay small; `elements` of them each."""
     step = max(TEMPORARY_BYTES // (8 * elements), 1)
     starts = range(0, len(pieces[0]), step)
-    return torch.cat([work([piece[slice(start, start + step)] for piece in pieces]) for start in starts])
+    return torch.cat(
+        [work([piece[slice(start, start + step)] for piece in pieces]) for start in starts]
+    )
 
 
 def _sum(values: Tensor) -> Tensor:

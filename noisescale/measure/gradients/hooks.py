@@ -59,7 +59,9 @@ class LayerEngine:
             else:
                 self._recorder.repeated = once
         if num_elsewhere := sum(self.params[name].numel() for name in self.elsewhere):
-            objective.cap_chunk_size(TEMPORARY_BYTES // (num_elsewhere * objective.point.element_size()))
+            objective.cap_chunk_size(
+                TEMPORARY_BYTES // (num_elsewhere * objective.point.element_size())
+            )
 
     @property
     def params(self) -> Params:
@@ -72,7 +74,9 @@ class LayerEngine:
         notes = [f"vmap does not work on {name}, its examples went one by one" for name in looped]
         if self.elsewhere:
             names = sorted(self.elsewhere)
-            listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            listed = ", ".join(names[:5]) + (
+                f" and {len(names) - 5} more" if len(names) > 5 else ""
+            )
             notes.append(
                 f"{listed}: not used by the module they belong to, example by example; through vmap of the "
                 "whole model"
@@ -89,8 +93,12 @@ class LayerEngine:
         count = min(CONFIRMED, len(squared_norms))
         chosen = np.random.default_rng(0).choice(len(squared_norms), count, replace=False)
         chosen[0] = squared_norms.sum(1).argmax()
-        alone = [self._alone(self.objective.examples.part(slice(i, i + 1))) for i in chosen.tolist()]
-        return bool(self._agree(torch.from_numpy(squared_norms[chosen]), torch.stack(alone).cpu()).all())
+        alone = [
+            self._alone(self.objective.examples.part(slice(i, i + 1))) for i in chosen.tolist()
+        ]
+        return bool(
+            self._agree(torch.from_numpy(squared_norms[chosen]), torch.stack(alone).cpu()).all()
+        )
 
     def _agree(self, found: Tensor, wanted: Tensor) -> Tensor:
         """Which tensors' norms (n, L) agree up to rounding: (L,); all where some are not finite."""
@@ -131,7 +139,9 @@ class LayerEngine:
         self._recorder.calls.clear()
         if self.elsewhere:
             names = sorted(self.elsewhere)
-            written, _ = example_gradients(self.objective, self.params, chunk, names, each=self._each)
+            written, _ = example_gradients(
+                self.objective, self.params, chunk, names, each=self._each
+            )
             pieces |= {name: [gradients] for name, gradients in written.items()}
         return pieces
 
@@ -148,7 +158,10 @@ class LayerEngine:
             sizes.append([first_sizes(call) for call in self._recorder.calls])
         if len(sizes[0]) != len(sizes[1]):  # which modules run depends on the batch
             return [[] for _ in sizes[1]]
-        return [[one != two for one, two in zip(*both, strict=False)] for both in zip(*sizes, strict=True)]
+        return [
+            [one != two for one, two in zip(*both, strict=False)]
+            for both in zip(*sizes, strict=True)
+        ]
 
     def _unreachable(self, probe: Examples, *, repeated: set[int]) -> set[str]:
         """The parameters whose norms by the rules are not those of single-example backward passes.
@@ -181,7 +194,9 @@ class LayerEngine:
             with contextlib.suppress(RuntimeError):  # shapes that do not go together
                 found_norms[:, index] = self._norms(pieces[name], count)
         agree = self._agree(found_norms, wanted).tolist()
-        return unreachable | {name for name, right in zip(self.params, agree, strict=True) if not right}
+        return unreachable | {
+            name for name, right in zip(self.params, agree, strict=True) if not right
+        }
 
     def _alone(self, example: Examples) -> Tensor:
         """|g|² of a single example, by parameter: (L,)."""

@@ -16,10 +16,13 @@ from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
 from noisescale.measure.gradients.hooks import LayerEngine
 from noisescale.measure.gradients.vmap import CompiledEngine, VmapEngine
 from noisescale.measure.objective import Objective, is_out_of_memory
-from noisescale.problems.problem import Examples, Params, Problem, select
+from noisescale.problems.problem import Examples, Params, Problem
+from noisescale.problems.sampling import select
 
 PROBE = 4  # examples on which an engine is checked before it is believed
-WORTH_COMPILING = 2e10  # numbers of written-out gradients, which take about as long as a compilation
+WORTH_COMPILING = (
+    2e10  # numbers of written-out gradients, which take about as long as a compilation
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,9 @@ def gradient_moments(
     """
     check_modes(problem.model)
     selected = select(problem, split=split, num_examples=num_examples, generator=generator)
-    objective = Objective(problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size)
+    objective = Objective(
+        problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size
+    )
     return moments_on(
         objective,
         indices=selected.indices,
@@ -124,7 +129,10 @@ def moments_on(
             raise
         failure = str(error)
     if share.sum(torch.tensor(int(failure is not None))):  # in all processes or in none
-        notes = (*notes, f"{failure or 'another process failed'}; vmap was used instead, many times slower")
+        notes = (
+            *notes,
+            f"{failure or 'another process failed'}; vmap was used instead, many times slower",
+        )
         chosen = VmapEngine(own)
         losses, squared_norms, total = _statistics(chosen)
     mean = share.sum(total) / whole
@@ -149,7 +157,9 @@ def moments_on(
     )
 
 
-def choose_engine(name: EngineName, objective: Objective, probe: Examples) -> tuple[Engine, tuple[str, ...]]:
+def choose_engine(
+    name: EngineName, objective: Objective, probe: Examples
+) -> tuple[Engine, tuple[str, ...]]:
     """The engine, and what to say of the choice.
 
     probe: a few examples on which hooks are compared with single-example backward passes.
@@ -159,7 +169,9 @@ def choose_engine(name: EngineName, objective: Objective, probe: Examples) -> tu
     layers = LayerEngine(objective, probe)
     written_out = sum(layers.params[name].numel() for name in layers.elsewhere)
     if name == "auto" and written_out * objective.num_examples > WORTH_COMPILING:
-        return CompiledEngine(objective), ("compiled instead of hooks, which cannot reach most parameters",)
+        return CompiledEngine(objective), (
+            "compiled instead of hooks, which cannot reach most parameters",
+        )
     return layers, ()
 
 
@@ -213,9 +225,13 @@ def _check_separate(objective: Objective, probe: Examples) -> None:
 
     together, again = losses(probe), losses(probe)
     if not together.requires_grad:
-        raise MeasurementError(f"{objective.name} does not depend on the parameters that are to be trained")
+        raise MeasurementError(
+            f"{objective.name} does not depend on the parameters that are to be trained"
+        )
     if not torch.equal(together, again) and together.isfinite().all():
-        raise MeasurementError(f"{objective.name} is random at fixed parameters: turn its randomness off")
+        raise MeasurementError(
+            f"{objective.name} is random at fixed parameters: turn its randomness off"
+        )
     alone = torch.cat([losses(probe.part(slice(i, i + 1))) for i in range(probe.num_examples)])
     precision = torch.finfo(objective.dtype).eps ** 0.5
     if not torch.allclose(together, alone, rtol=precision, atol=precision, equal_nan=True):
@@ -280,7 +296,9 @@ def _check_sum(objective: Objective, projections: np.ndarray, mean: Tensor) -> N
         )
 
 
-def _check_finite(objective: Objective, losses: np.ndarray, norms: np.ndarray, indices: Tensor) -> None:
+def _check_finite(
+    objective: Objective, losses: np.ndarray, norms: np.ndarray, indices: Tensor
+) -> None:
     broken = np.flatnonzero(~np.isfinite(losses) | ~np.isfinite(norms).all(1))
     if len(broken):
         raise MeasurementError(

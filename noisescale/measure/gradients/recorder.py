@@ -34,7 +34,9 @@ class Call(NamedTuple):
     unit: Unit
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
-    gradients: list[Tensor | None]  # of the outputs that are floating-point tensors, after the backward pass
+    gradients: list[
+        Tensor | None
+    ]  # of the outputs that are floating-point tensors, after the backward pass
 
     @property
     def parameters(self) -> set[str]:
@@ -63,7 +65,9 @@ class LayerRecorder:
         self._count = 0  # of the examples in the present pass
         self._recording = False
         names = {id(tensor): name for name, tensor in self.params.items()}
-        for module in dict.fromkeys(_modules(self._model)):  # one that is used in two places only once
+        for module in dict.fromkeys(
+            _modules(self._model)
+        ):  # one that is used in two places only once
             own = {
                 own_name: names[id(tensor)]
                 for own_name, tensor in module.named_parameters(remove_duplicate=False)
@@ -107,10 +111,17 @@ class LayerRecorder:
         """
         unit = call.unit
         found = _by_rule(call) if unit.has_rule else self._by_vmap(call, holds_examples)
-        return {unit.names[name]: gradients for name, gradients in found.items() if name in unit.names}
+        return {
+            unit.names[name]: gradients for name, gradients in found.items() if name in unit.names
+        }
 
     def _record(
-        self, unit: Unit, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
+        self,
+        unit: Unit,
+        module: nn.Module,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        output: Any,
     ) -> Any:
         """Notes a call and asks for the gradients of its outputs, which may later be changed in place."""
         if not self._recording:
@@ -156,10 +167,14 @@ class LayerRecorder:
                 outputs = functional_call(module, (params, constants), args, kwargs)
             leaves = [leaf for leaf in tree_flatten(outputs)[0] if _is_differentiable(leaf)]
             used = [
-                leaf for leaf, gradient in zip(leaves, call.gradients, strict=True) if gradient is not None
+                leaf
+                for leaf, gradient in zip(leaves, call.gradients, strict=True)
+                if gradient is not None
             ]
             pairs = zip(used, of_outputs, strict=True)
-            return torch.stack([(leaf.squeeze(0) * gradient).sum() for leaf, gradient in pairs]).sum()
+            return torch.stack(
+                [(leaf.squeeze(0) * gradient).sum() for leaf, gradient in pairs]
+            ).sum()
 
         params = {name: self.params[of_model].detach() for name, of_model in names.items()}
         dims = (None, [0 if batched else None for batched in holds_examples], 0)
@@ -192,7 +207,9 @@ def _modules(module: nn.Module) -> Iterator[nn.Module]:
     """
     has_own = next(module.parameters(recurse=False), None) is not None
     is_leaf = not any(True for child in module.children() for _ in child.parameters())
-    if type(module) in RULES or (has_own and (is_leaf or module.__module__.startswith("torch.nn."))):
+    if type(module) in RULES or (
+        has_own and (is_leaf or module.__module__.startswith("torch.nn."))
+    ):
         yield module
         return
     for child in module.children():

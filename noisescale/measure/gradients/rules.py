@@ -71,7 +71,9 @@ def _padding_mode(module: nn.Conv1d | nn.Conv2d) -> str:
 
 
 @gradient_rule(nn.Embedding)
-def _embedding(module: nn.Embedding, inputs: Tensor, gradient: Tensor) -> dict[str, ExampleGradients]:
+def _embedding(
+    module: nn.Embedding, inputs: Tensor, gradient: Tensor
+) -> dict[str, ExampleGradients]:
     indices = inputs.reshape(len(inputs), 1, -1)  # (B, ...) -> (B, 1, S)
     values = gradient.reshape(*indices.shape, gradient.shape[-1])  # (B, 1, S, I)
     if module.padding_idx is not None:
@@ -80,9 +82,14 @@ def _embedding(module: nn.Embedding, inputs: Tensor, gradient: Tensor) -> dict[s
 
 
 @gradient_rule(nn.LayerNorm)
-def _layer_norm(module: nn.LayerNorm, inputs: Tensor, gradient: Tensor) -> dict[str, ExampleGradients]:
+def _layer_norm(
+    module: nn.LayerNorm, inputs: Tensor, gradient: Tensor
+) -> dict[str, ExampleGradients]:
     return _scaled(
-        module, F.layer_norm(inputs, module.normalized_shape, eps=module.eps), gradient, module.weight
+        module,
+        F.layer_norm(inputs, module.normalized_shape, eps=module.eps),
+        gradient,
+        module.weight,
     )
 
 
@@ -94,7 +101,9 @@ def _rms_norm(module: nn.RMSNorm, inputs: Tensor, gradient: Tensor) -> dict[str,
 
 
 @gradient_rule(nn.GroupNorm)
-def _group_norm(module: nn.GroupNorm, inputs: Tensor, gradient: Tensor) -> dict[str, ExampleGradients]:
+def _group_norm(
+    module: nn.GroupNorm, inputs: Tensor, gradient: Tensor
+) -> dict[str, ExampleGradients]:
     normalised = F.group_norm(inputs, module.num_groups, eps=module.eps)
     return _scaled(module, normalised.movedim(1, -1), gradient.movedim(1, -1), module.weight)
 
@@ -110,7 +119,9 @@ def _batch_norm(
     return _scaled(module, normalised, gradient.movedim(1, -1), module.weight)
 
 
-def _affine(module: nn.Module, weight: ExampleGradients, bias: Tensor) -> dict[str, ExampleGradients]:
+def _affine(
+    module: nn.Module, weight: ExampleGradients, bias: Tensor
+) -> dict[str, ExampleGradients]:
     return {"weight": weight} if module.bias is None else {"weight": weight, "bias": bias}
 
 

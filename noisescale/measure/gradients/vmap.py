@@ -16,7 +16,9 @@ from noisescale.measure.gradients.example_map import ExampleMap, Map, by_vmap
 from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.problem import Examples, Params
 
-WRITTEN_BYTES = 2**25  # of written-out gradients on a CPU, where more page-fault: measured, see theory.md
+WRITTEN_BYTES = (
+    2**25
+)  # of written-out gradients on a CPU, where more page-fault: measured, see theory.md
 GPU_SHARE = 16  # of the free memory
 LARGEST_COMPILED_CHUNK = 2048  # examples
 
@@ -38,7 +40,9 @@ class VmapEngine:
     def notes(self) -> tuple[str, ...]:
         if self._each.reason is None:
             return ()
-        return (f"vmap does not work on this model ({self._each.reason}), its examples went one by one",)
+        return (
+            f"vmap does not work on this model ({self._each.reason}), its examples went one by one",
+        )
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         gradients, losses = example_gradients(self.objective, self._params, chunk, each=self._each)
@@ -62,7 +66,9 @@ class VmapEngine:
 
     def _by_forward_mode(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         def losses(params: Params) -> Tensor:
-            return self.objective.losses(self.objective.outputs(params, chunk.inputs), chunk.targets)
+            return self.objective.losses(
+                self.objective.outputs(params, chunk.inputs), chunk.targets
+            )
 
         found = [jvp(losses, (self._params,), (direction,))[1] for direction in directions]
         return torch.stack(found).double()
@@ -138,13 +144,17 @@ class CompiledEngine(VmapEngine):
         norms = [part.reshape(len(part), -1).square().sum(1) for part in gradients.values()]
 
         def total(params: Params) -> Tensor:
-            return (self.objective.losses(self.objective.outputs(params, inputs), targets) * weights).sum()
+            return (
+                self.objective.losses(self.objective.outputs(params, inputs), targets) * weights
+            ).sum()
 
         return losses, norms, list(grad(total)(params).values())
 
     def _run(self, *arguments: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         try:
-            found: tuple[Tensor, list[Tensor], list[Tensor]] = self._compiled(self._params, *arguments)
+            found: tuple[Tensor, list[Tensor], list[Tensor]] = self._compiled(
+                self._params, *arguments
+            )
         except torch._dynamo.exc.FailOnRecompileLimitHit:  # eight models or sizes in this process
             torch.compiler.reset()
             found = self._compiled(self._params, *arguments)
@@ -175,7 +185,8 @@ def _squared_norms(gradients: Tensor) -> Tensor:
 def _has_padding(model: nn.Module) -> bool:
     """Whether an embedding has a padding index, whose row gets no gradient but, in torch, a tangent."""
     return any(
-        isinstance(module, nn.Embedding) and module.padding_idx is not None for module in model.modules()
+        isinstance(module, nn.Embedding) and module.padding_idx is not None
+        for module in model.modules()
     )
 
 

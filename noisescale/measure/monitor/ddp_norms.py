@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch import distributed as dist
+from torch import Tensor, distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from noisescale.errors import MeasurementError
 
 ONE_THREAD = 2**16  # numbers of which a product is taken by one thread, and in float32 without loss
-CommHook = Callable[[Any, Any], torch.futures.Future[Tensor]]  # (state, dist.GradBucket) -> reduced bucket
+CommHook = Callable[
+    [Any, Any], torch.futures.Future[Tensor]
+]  # (state, dist.GradBucket) -> reduced bucket
 
 
 def squared_norm(gradients: Iterable[Tensor]) -> Tensor:
@@ -41,7 +42,9 @@ class ReplicaNorms:
     comm_hook: the state and hook that do the reduction; None: the mean over the group's processes.
     """
 
-    def __init__(self, group: dist.ProcessGroup, comm_hook: tuple[Any, CommHook] | None = None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup, comm_hook: tuple[Any, CommHook] | None = None
+    ) -> None:
         self._group = group
         self._state: Any = group
         self._reduce: CommHook = allreduce_hook

@@ -32,7 +32,9 @@ def nested(squares: Tensor, parts: list[MicroBatch]) -> tuple[Tensor, Tensor]:
     return squares / squares.new_tensor([share**2, 1.0]), sizes
 
 
-def across(replicas: ReplicaNorms, parts: list[MicroBatch], *, factor: float) -> tuple[Tensor, Tensor]:
+def across(
+    replicas: ReplicaNorms, parts: list[MicroBatch], *, factor: float
+) -> tuple[Tensor, Tensor]:
     """The mean squared norm of the processes' mean gradients, that of all's, and the sizes they are of.
 
     With w_r a process's weight and W their sum over n processes, its gradient before the reduction is n·w_r/W
@@ -53,4 +55,6 @@ def across(replicas: ReplicaNorms, parts: list[MicroBatch], *, factor: float) ->
 
 def _size(parts: list[MicroBatch]) -> float:
     """The number of examples that the weighted mean of the parts' mean gradients is worth."""
-    return sum(part.weight for part in parts) ** 2 / sum(part.weight**2 / part.num_examples for part in parts)
+    return sum(part.weight for part in parts) ** 2 / sum(
+        part.weight**2 / part.num_examples for part in parts
+    )

@@ -77,15 +77,21 @@ class NoiseScaleMonitor:
                 "sharded parameters (DTensor) have sharded gradients: only whole ones are measured"
             )
         if reduction not in get_args(Reduction):
-            raise SettingError(f"reduction {reduction!r}: give one of {', '.join(get_args(Reduction))}")
+            raise SettingError(
+                f"reduction {reduction!r}: give one of {', '.join(get_args(Reduction))}"
+            )
         self.reduction = reduction
         self.num_skipped = 0
         self._running = RunningNoise(memory=memory)
         self._first: Tensor | None = None  # |.grad|² after the first micro-batch
         self._parts: list[MicroBatch] = []  # since the last update
         self._witness: tuple[Tensor, Tensor] | None = None  # a scaled gradient, and a copy of it
-        self._seen: list[tuple[int, int]] = []  # the gradients and their versions after the last one
-        self._unread: list[tuple[Tensor, Tensor]] = []  # (small, big) squared norms and sizes, of each update
+        self._seen: list[
+            tuple[int, int]
+        ] = []  # the gradients and their versions after the last one
+        self._unread: list[
+            tuple[Tensor, Tensor]
+        ] = []  # (small, big) squared norms and sizes, of each update
         self._replicas: ReplicaNorms | None = None
 
     @property
@@ -104,7 +110,9 @@ class NoiseScaleMonitor:
         """Examples in each micro-batch since the last update."""
         return tuple(part.num_examples for part in self._parts)
 
-    def micro_batch(self, num_examples: int, *, weight: float | None = None, scale: float = 1.0) -> None:
+    def micro_batch(
+        self, num_examples: int, *, weight: float | None = None, scale: float = 1.0
+    ) -> None:
         """To be called after each micro-batch's backward pass, with its number of examples.
 
         weight: what its mean gradient counts for beside the others', such as its number of tokens where the
@@ -129,7 +137,11 @@ class NoiseScaleMonitor:
             self._witness = smallest, smallest.clone()
 
     def update(
-        self, *, scale: float | None = None, divided_by: float | None = None, last: Tensor | None = None
+        self,
+        *,
+        scale: float | None = None,
+        divided_by: float | None = None,
+        last: Tensor | None = None,
     ) -> bool:
         """To be called after the last micro-batch, before the optimizer; whether the update is taken in.
 
@@ -145,7 +157,9 @@ class NoiseScaleMonitor:
         parts, first, witness = self._parts, self._first, self._witness
         self._parts, self._first, self._witness = [], None, None
         if not parts:
-            raise MeasurementError("update() before any micro_batch(): call that after each backward pass")
+            raise MeasurementError(
+                "update() before any micro_batch(): call that after each backward pass"
+            )
         _check_positive(scale=scale, divided_by=divided_by)
         if self._replicas is None and rank_and_size()[1] > 1:
             raise SettingError(
@@ -183,7 +197,9 @@ class NoiseScaleMonitor:
         if self._replicas is not None:
             self._replicas.clear()
 
-    def attach(self, model: DistributedDataParallel, comm_hook: tuple[Any, CommHook] | None = None) -> None:
+    def attach(
+        self, model: DistributedDataParallel, comm_hook: tuple[Any, CommHook] | None = None
+    ) -> None:
         """Takes each process's gradient as the small batch and the reduced one as the big batch.
 
         By a communication hook, which sees a gradient before and after its reduction; all processes get the
@@ -195,9 +211,13 @@ class NoiseScaleMonitor:
             PowerSGD's is not. SettingError where the model has a hook already: hand it over here instead.
         """
         if not isinstance(model, DistributedDataParallel):
-            raise SettingError(f"{type(model).__name__}: give the model wrapped in DistributedDataParallel")
+            raise SettingError(
+                f"{type(model).__name__}: give the model wrapped in DistributedDataParallel"
+            )
         if model.process_group.size() < 2:
-            raise SettingError("a process group of one: its gradient is the whole batch's; use micro-batches")
+            raise SettingError(
+                "a process group of one: its gradient is the whole batch's; use micro-batches"
+            )
         replicas = ReplicaNorms(model.process_group, comm_hook)
         try:
             model.register_comm_hook(None, lambda state, bucket: replicas.reduce(bucket))
@@ -249,7 +269,9 @@ class NoiseScaleMonitor:
 
     def _versions(self) -> list[tuple[int, int]]:
         """What changes with every write to a gradient."""
-        return [(id(one.grad), one.grad._version) for one in self._parameters if one.grad is not None]
+        return [
+            (id(one.grad), one.grad._version) for one in self._parameters if one.grad is not None
+        ]
 
     def _read(self) -> None:
         """Takes the waiting norms into the averages."""

@@ -79,20 +79,27 @@ def fetch(source: Source, root: Path) -> None:
     folder = root / source.dataset.__name__ / "raw"
     if not [name for name in FILES if not (folder / name).is_file()]:
         return
-    if not _reachable([f"{mirror}{source.dataset.resources[1][0]}" for mirror in source.dataset.mirrors]):
+    if not _reachable(
+        [f"{mirror}{source.dataset.resources[1][0]}" for mirror in source.dataset.mirrors]
+    ):
         raise DataError(
             f"{folder} lacks files of {source.dataset.__name__} and none of its servers answered: "
             "name a folder that has them with --data-dir or NOISESCALE_DATA, or use --dataset digits"
         )
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary, _socket_timeout():
+        with (
+            tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary,
+            _socket_timeout(),
+        ):
             source.dataset(temporary, download=True)
             folder.mkdir(parents=True, exist_ok=True)
             for file in (Path(temporary) / source.dataset.__name__ / "raw").iterdir():
                 file.replace(folder / file.name)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{source.dataset.__name__} could not be downloaded into {root}: {error}") from error
+        raise DataError(
+            f"{source.dataset.__name__} could not be downloaded into {root}: {error}"
+        ) from error
 
 
 def verify(source: Source, root: Path) -> None:
@@ -120,7 +127,9 @@ def read(source: Source, root: Path) -> tuple[Images, Images]:
     try:
         train, test = (source.dataset(root, train=split) for split in (True, False))
     except (AssertionError, OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"{root}: the files of {source.dataset.__name__} cannot be read ({error})") from error
+        raise DataError(
+            f"{root}: the files of {source.dataset.__name__} cannot be read ({error})"
+        ) from error
     return (train.data, train.targets), (test.data, test.targets)
 
 
@@ -143,7 +152,9 @@ def _reachable(urls: list[str]) -> bool:
 
     def ask(url: str) -> None:
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACHABLE_WITHIN):
+            with urllib.request.urlopen(
+                urllib.request.Request(url, method="HEAD"), timeout=REACHABLE_WITHIN
+            ):
                 answers.put(True)
         except (OSError, ValueError, http.client.HTTPException):
             answers.put(False)

@@ -113,12 +113,16 @@ def load_splits(
         (images, classes), (held_out_images, held_out_classes) = mnist_files.read(source, root)
 
     if num_train is not None:
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))[:num_train]
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))[
+            :num_train
+        ]
         images, classes = images[chosen], classes[chosen]
 
     def to_device(images: Tensor, classes: Tensor) -> Examples:
         pixels = _PIXELS[name]
-        inputs = images.to(device=device, dtype=torch.float32).unsqueeze(1)  # (N, H, W) -> (N, 1, H, W)
+        inputs = images.to(device=device, dtype=torch.float32).unsqueeze(
+            1
+        )  # (N, H, W) -> (N, 1, H, W)
         if pixel_scale == "unit":
             inputs.div_(pixels.largest)
         inputs.sub_(pixels.mean).div_(pixels.std)
@@ -135,5 +139,7 @@ def load_splits(
 
 def _split(num_examples: int, *, test_size: float) -> tuple[Tensor, Tensor]:
     """Indices of the two parts of the study's split."""
-    rest, test = train_test_split(np.arange(num_examples), test_size=test_size, random_state=SPLIT_SEED)
+    rest, test = train_test_split(
+        np.arange(num_examples), test_size=test_size, random_state=SPLIT_SEED
+    )
     return torch.from_numpy(rest), torch.from_numpy(test)

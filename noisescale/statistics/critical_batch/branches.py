@@ -43,17 +43,27 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
     ]
     sizes = np.array(sorted(table["batch_size"].unique()), dtype=float)
     if len(sizes) < FEWEST_BRANCHES:
-        raise SettingError(f"{len(sizes)} batch sizes: branches take {FEWEST_BRANCHES} or more to compare")
+        raise SettingError(
+            f"{len(sizes)} batch sizes: branches take {FEWEST_BRANCHES} or more to compare"
+        )
     if not np.isfinite(losses[0]).all():
-        raise SettingError(f"batch size {sizes[0]:g} diverged: give smaller learning rates or batch sizes")
+        raise SettingError(
+            f"batch size {sizes[0]:g} diverged: give smaller learning rates or batch sizes"
+        )
     num_seeds = min(map(len, losses))
     value = _largest(sizes, np.array([np.mean(one) for one in losses]), tolerance)
     if num_seeds < 2:
-        return Estimate(value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_seeds)
+        return Estimate(
+            value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_seeds
+        )
     generator = np.random.default_rng(0)
     tail = (1 - CONFIDENCE) / 2
     # a bootstrap of few seeds is too narrow: by the variance with 1/n, and by Student's t over the normal
-    wider = math.sqrt(num_seeds / (num_seeds - 1)) * stats.t.isf(tail, num_seeds - 1) / stats.norm.isf(tail)
+    wider = (
+        math.sqrt(num_seeds / (num_seeds - 1))
+        * stats.t.isf(tail, num_seeds - 1)
+        / stats.norm.isf(tail)
+    )
     means = []
     for one in losses:
         drawn = generator.choice(one, (RESAMPLES, len(one))).mean(1)
@@ -94,7 +104,9 @@ def branch_means(table: pd.DataFrame) -> pd.DataFrame:
                 "batch_size": size,
                 "learning_rate": of_size["learning_rate"].iloc[0],
                 "loss": float(kept.mean()),
-                "loss_stderr": float(kept.std(ddof=1)) / math.sqrt(len(kept)) if len(kept) > 1 else math.nan,
+                "loss_stderr": float(kept.std(ddof=1)) / math.sqrt(len(kept))
+                if len(kept) > 1
+                else math.nan,
                 "num_seeds": len(kept),
             }
         )

@@ -96,7 +96,9 @@ def fit_critical_batch(
     points = _points(batch_sizes, steps, censored)
     bounds = points.bounds
     if (~bounds).sum() < FEWEST:
-        reason = f"{(~bounds).sum()} of {len(bounds)} batch sizes reach the goal, and it takes {FEWEST}"
+        reason = (
+            f"{(~bounds).sum()} of {len(bounds)} batch sizes reach the goal, and it takes {FEWEST}"
+        )
         return unresolved(reason, num_batch_sizes=len(bounds), num_censored=int(bounds.sum()))
     hyperbola = Hyperbola(points.sizes, points.steps, bounds)
     curve = hyperbola.fit()
@@ -168,7 +170,9 @@ def _points(
     censored: Sequence[bool] | np.ndarray | None,
 ) -> _Points:
     sizes, found = np.asarray(batch_sizes, dtype=float), np.asarray(steps, dtype=float)
-    bounds = np.zeros(sizes.shape, dtype=bool) if censored is None else np.asarray(censored, dtype=bool)
+    bounds = (
+        np.zeros(sizes.shape, dtype=bool) if censored is None else np.asarray(censored, dtype=bool)
+    )
     if not sizes.ndim == 1 == found.ndim or not len(sizes) == len(found) == len(bounds):
         raise SettingError(
             f"{sizes.shape} batch sizes, {found.shape} steps, {bounds.shape} censored: give one of each a run"

@@ -24,7 +24,7 @@ from noisescale.statistics.critical_batch.learning_rate_law import (
     best_rate,
     fit_learning_rate_laws,
 )
-from noisescale.training.records.tables import estimate_row
+from noisescale.statistics.estimate import estimate_row
 
 COLUMNS = ("goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged")
 REQUIRED = ("batch_size", "steps")
@@ -42,9 +42,15 @@ def read_goal_table(path: Path) -> pd.DataFrame:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more fields than the header
+            warnings.simplefilter(
+                "error", pd.errors.ParserWarning
+            )  # rows with more fields than the header
             table = pd.read_csv(path, comment="#", skipinitialspace=True, index_col=False)
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' errors are ValueErrors
+    except (
+        OSError,
+        ValueError,
+        pd.errors.ParserWarning,
+    ) as error:  # pandas' errors are ValueErrors
         raise SettingError(f"{path} cannot be read as CSV: {error}") from error
     missing = [name for name in REQUIRED if name not in table]
     if missing:
@@ -55,8 +61,16 @@ def read_goal_table(path: Path) -> pd.DataFrame:
         )
     if table.empty:
         raise SettingError(f"{path} has no rows: give one for each run and goal")
-    defaults = {"goal": math.nan, "learning_rate": math.nan, "seed": 0, "censored": 0, "diverged": 0}
-    found = pd.DataFrame({name: table.get(name, defaults.get(name)) for name in COLUMNS}, index=table.index)
+    defaults = {
+        "goal": math.nan,
+        "learning_rate": math.nan,
+        "seed": 0,
+        "censored": 0,
+        "diverged": 0,
+    }
+    found = pd.DataFrame(
+        {name: table.get(name, defaults.get(name)) for name in COLUMNS}, index=table.index
+    )
     found = pd.DataFrame({name: _numbers(found[name], path) for name in COLUMNS})
     if found["goal"].isna().any() and found["goal"].notna().any():
         raise SettingError(
@@ -86,7 +100,9 @@ def _numbers(column: pd.Series[Any], path: Path) -> pd.Series[Any]:
     else:
         wrong |= np.isinf(numbers)
     if wrong.any():
-        raise SettingError(f"{path}, {_row(wrong)}: {name} is {column[wrong].iloc[0]}; give {allowed}")
+        raise SettingError(
+            f"{path}, {_row(wrong)}: {name} is {column[wrong].iloc[0]}; give {allowed}"
+        )
     return numbers
 
 
@@ -122,7 +138,9 @@ def fastest_runs(table: pd.DataFrame) -> pd.DataFrame:
     the one tried for longest. A run that diverged before the goal counts against its rate, and bounds
     nothing.
     """
-    chosen = [_fastest_rate(runs) for _, runs in table.groupby(["goal", "batch_size"], dropna=False)]
+    chosen = [
+        _fastest_rate(runs) for _, runs in table.groupby(["goal", "batch_size"], dropna=False)
+    ]
     return pd.concat([table.iloc[:0], *chosen]).sort_index()
 
 
@@ -159,11 +177,15 @@ def fit_goals(table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
         rows = of_goal(fastest, goal)
         of_this = rows["batch_size"].nunique()
         if of_this < FEWEST_SIZES:
-            reason = f"{of_this} batch sizes have runs that did not diverge, and it takes {FEWEST_SIZES}"
+            reason = (
+                f"{of_this} batch sizes have runs that did not diverge, and it takes {FEWEST_SIZES}"
+            )
             found[goal] = unresolved(reason, num_batch_sizes=of_this, num_censored=0)
             continue
         found[goal] = fit_critical_batch(
-            rows["batch_size"].to_numpy(), rows["steps"].to_numpy(), censored=rows["censored"].to_numpy() == 1
+            rows["batch_size"].to_numpy(),
+            rows["steps"].to_numpy(),
+            censored=rows["censored"].to_numpy() == 1,
         )
     return found
 
@@ -201,7 +223,14 @@ def best_rates(table: pd.DataFrame) -> pd.DataFrame:
                 "num_seeds": best.num_samples,
             }
         )
-    columns = ["goal", "batch_size", "learning_rate", "learning_rate_low", "learning_rate_high", "num_seeds"]
+    columns = [
+        "goal",
+        "batch_size",
+        "learning_rate",
+        "learning_rate_low",
+        "learning_rate_high",
+        "num_seeds",
+    ]
     found = pd.DataFrame(rows, columns=columns)
     return found.sort_values(["goal", "batch_size"], ascending=[False, True]).reset_index(drop=True)
 

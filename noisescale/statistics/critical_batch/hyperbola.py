@@ -81,7 +81,9 @@ class Hyperbola:
         log_spread = found.x[2]
         return Curve(math.exp(plateau), math.exp(slope), math.exp(log_spread))
 
-    def interval(self, quantity: Quantity, curve: Curve, *, confidence: float = CONFIDENCE) -> Estimate:
+    def interval(
+        self, quantity: Quantity, curve: Curve, *, confidence: float = CONFIDENCE
+    ) -> Estimate:
         """`quantity` of the most likely curve, with its interval by the profile of the likelihood.
 
         The interval is cut where that of a linear model with normal deviations has exactly this coverage:
@@ -110,7 +112,9 @@ class Hyperbola:
         stderr = value * math.log(high / low) / (2 * t)
         return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=known)
 
-    def _minimise(self, start: np.ndarray, offset: np.ndarray, free: np.ndarray) -> optimize.OptimizeResult:
+    def _minimise(
+        self, start: np.ndarray, offset: np.ndarray, free: np.ndarray
+    ) -> optimize.OptimizeResult:
         """The least deviance over the free parameters, of which the last is log spread."""
 
         def deviance(values: np.ndarray) -> tuple[float, np.ndarray]:
@@ -132,7 +136,11 @@ class Hyperbola:
         pull = 2 * distance
         pull[self.bounds] = 2 * np.exp(-0.5 * distance[self.bounds] ** 2 - LOG_ROOT - beyond)
         known = int((~self.bounds).sum())
-        total = float(np.sum(distance[~self.bounds] ** 2)) + 2 * known * log_spread - 2 * float(beyond.sum())
+        total = (
+            float(np.sum(distance[~self.bounds] ** 2))
+            + 2 * known * log_spread
+            - 2 * float(beyond.sum())
+        )
         share = np.exp(plateau - fitted)  # of the plateau in the curve
         gradient = np.array(
             [
@@ -151,5 +159,7 @@ def _end(excess: Callable[[float], float], best: float, direction: float) -> flo
         inside, outside = outside, 2 * outside
         if outside > FARTHEST:
             return 0.0 if direction < 0 else math.inf
-    root = optimize.brentq(lambda distance: excess(best + direction * distance), inside, outside, xtol=1e-4)
+    root = optimize.brentq(
+        lambda distance: excess(best + direction * distance), inside, outside, xtol=1e-4
+    )
     return math.exp(best + direction * float(root))

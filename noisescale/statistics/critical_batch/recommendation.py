@@ -10,10 +10,13 @@ import pandas as pd
 
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
-from noisescale.statistics.estimate import Estimate
-from noisescale.training.records.tables import estimate_columns
+from noisescale.statistics.estimate import Estimate, estimate_columns
 
-AIMS = {"fewest examples": 0.1, "balanced": 1.0, "fewest steps": 10.0}  # batch size in units of B_crit
+AIMS = {
+    "fewest examples": 0.1,
+    "balanced": 1.0,
+    "fewest steps": 10.0,
+}  # batch size in units of B_crit
 LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be taken
 PARTS = ("value", "stderr", "low", "high")
 Scale = Literal["simple", "full"]
@@ -60,7 +63,12 @@ class Recommendation:
         for aim in AIMS:
             steps, examples = self.course.fixed(self.batch_size(aim))
             sizes.append(
-                {"aim": aim, "batch_size": self.batch_size(aim), "steps": steps, "examples": examples}
+                {
+                    "aim": aim,
+                    "batch_size": self.batch_size(aim),
+                    "steps": steps,
+                    "examples": examples,
+                }
             )
         return {
             "from": self.quantity,
@@ -91,7 +99,9 @@ def recommend(table: pd.DataFrame, *, quantity: Scale | None = None) -> Recommen
     """
     steps = table["step"].to_numpy(dtype=float)
     if (np.diff(steps) <= 0).any() or (table["batch_size"] < 1).any():
-        raise MeasurementError("the table's steps do not increase, or a batch size in it is below 1")
+        raise MeasurementError(
+            "the table's steps do not increase, or a batch size in it is below 1"
+        )
     if quantity is None:
         quantity = "full" if _covered(table, "full") >= LEAST_COVERED else "simple"
     rows = table[_known(table, quantity)]
@@ -108,7 +118,9 @@ def recommend(table: pd.DataFrame, *, quantity: Scale | None = None) -> Recommen
     count = int(rows["num_examples"].iloc[0])
 
     def at(index: int) -> Estimate:
-        return Estimate(**{part: float(found[index]) for part, found in columns.items()}, num_samples=count)
+        return Estimate(
+            **{part: float(found[index]) for part, found in columns.items()}, num_samples=count
+        )
 
     at_steps = rows["step"].to_numpy(dtype=float)
     means = {

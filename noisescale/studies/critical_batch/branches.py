@@ -14,7 +14,7 @@ import pandas as pd
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.plots.critical_batch import branch_figure
 from noisescale.plots.training import image
-from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig, digest, run_name
+from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.critical_batch.branches import (
     BRANCH_COLUMNS,
     FEWEST_BRANCHES,
@@ -26,14 +26,21 @@ from noisescale.statistics.stability_edge import LEFT
 from noisescale.studies.critical_batch.config import GoalSplit
 from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.studies.critical_batch.start import count_examples
-from noisescale.studies.jobs.cell import Cell, file_digest
+from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.executors import given_or_local
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim
 from noisescale.studies.jobs.tasks import Tasks
 from noisescale.studies.stability_map.config import BatchSize
 from noisescale.studies.stability_map.run import SweepOptions
-from noisescale.training.records import folder as store
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import (
+    finished_runs,
+    write_atomically,
+    write_json,
+    write_table,
+)
+from noisescale.training.records.names import digest, file_digest, run_name
 from noisescale.training.records.tables import BRANCHES
 
 SETTINGS, RESULT, PICTURE = "branches.json", "branch.json", "branches.png"
@@ -70,7 +77,9 @@ class BranchConfig:
         for name in ("examples", "num_seeds"):
             number = getattr(self, name)
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise SettingError(f"{name.replace('_', ' ')} {number!r}: give a whole number of 1 or more")
+                raise SettingError(
+                    f"{name.replace('_', ' ')} {number!r}: give a whole number of 1 or more"
+                )
         if not isinstance(self.training.batch_size, int):
             raise SettingError(
                 f"the checkpoint's batch size is {self.training.batch_size}: give one of a run at a fixed one"
@@ -88,7 +97,9 @@ class BranchConfig:
         if self.scaling not in POWERS:
             raise SettingError(f"scaling {self.scaling!r}: choose one of {', '.join(POWERS)}")
         if not (isinstance(self.tolerance, int | float) and 0 < self.tolerance < math.inf):
-            raise SettingError(f"tolerance {self.tolerance!r}: give a share of the loss, such as 0.05")
+            raise SettingError(
+                f"tolerance {self.tolerance!r}: give a share of the loss, such as 0.05"
+            )
 
     def run(self, batch_size: int, seed: int, *, num_examples: int) -> TrainConfig:
         """How one branch is trained; an epoch of the training set's examples ends in a short batch."""
@@ -108,7 +119,10 @@ class BranchConfig:
     def identity(self) -> dict[str, Any]:
         """What all branches of a folder must have in common."""
         training = self.training.optimizer_settings()
-        rate = {"batch_size": self.training.batch_size, "learning_rate": self.training.learning_rate}
+        rate = {
+            "batch_size": self.training.batch_size,
+            "learning_rate": self.training.learning_rate,
+        }
         return {
             "problem": self.problem.to_dict(),
             "training": training | rate,
@@ -182,7 +196,9 @@ def run_branches(
 
     with (
         given_or_local(executor) as pool,
-        Tasks(pool, options.console, remaining=remaining, num_finished=lambda: len(finished)) as tasks,
+        Tasks(
+            pool, options.console, remaining=remaining, num_finished=lambda: len(finished)
+        ) as tasks,
     ):
         for size in sorted(config.batch_sizes):
             for seed in range(config.num_seeds):
@@ -223,7 +239,7 @@ def _cell(
 def _take_others(out: Path, finished: list[GoalRun]) -> None:
     """Adds the branches that are in the folder from before."""
     known = {run.path for run in finished}
-    for path in store.finished_runs(out.absolute() / CELL_FOLDER):
+    for path in finished_runs(out.absolute() / CELL_FOLDER):
         if path not in known:
             try:
                 finished.append(read_goal_run(path))
@@ -243,7 +259,9 @@ def _write(
     start_loss = float(runs[0].losses["loss"].iloc[0])
     for run in runs:
         losses = run.losses
-        late = float(losses[losses["step"] >= SMOOTHED * run.summary["steps"]]["loss"].mean(skipna=False))
+        late = float(
+            losses[losses["step"] >= SMOOTHED * run.summary["steps"]]["loss"].mean(skipna=False)
+        )
         blown_up = not late <= max(LEFT * start_loss, start_loss)
         row = (
             run.summary["batch_size"],
@@ -284,8 +302,10 @@ def _write(
         "notes": notes,
         "environment": environment(options.device),
     }
-    store.write_table(out / BRANCHES, table)
-    title = f"Branches from a loss of {summary['start_loss']:.3g}, {config.examples:,} examples each"
-    store.write_atomically(out / PICTURE, image(branch_figure(table, summary, title=title)))
-    store.write_json(out / RESULT, summary)
+    write_table(out / BRANCHES, table)
+    title = (
+        f"Branches from a loss of {summary['start_loss']:.3g}, {config.examples:,} examples each"
+    )
+    write_atomically(out / PICTURE, image(branch_figure(table, summary, title=title)))
+    write_json(out / RESULT, summary)
     return BranchResult(table=table, critical_batch_size=found, summary=summary)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from noisescale.errors import SettingError
-from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
+from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.critical_batch.fit import FEWEST_SIZES, few_sizes
+from noisescale.training.config import TrainConfig
 
 GoalSplit = Literal["train", "test"]
 LARGEST_SIZE = 2048  # of the default batch sizes
@@ -49,17 +50,29 @@ class CriticalBatchConfig:
 
     def __post_init__(self) -> None:
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
-            raise SettingError(f"batch sizes {', '.join(map(str, self.batch_sizes))}: give each once")
+            raise SettingError(
+                f"batch sizes {', '.join(map(str, self.batch_sizes))}: give each once"
+            )
         for size in self.batch_sizes:
             if not isinstance(size, int):
-                raise SettingError(f"batch size {size!r}: give whole numbers, from which steps can be fitted")
+                raise SettingError(
+                    f"batch size {size!r}: give whole numbers, from which steps can be fitted"
+                )
             TrainConfig(batch_size=size)
         if len(self.batch_sizes) < FEWEST_SIZES:
             raise SettingError(few_sizes(self.batch_sizes))
-        if isinstance(self.problem, ProblemConfig) and self.problem.norm == "batch" and 1 in self.batch_sizes:
-            raise SettingError("batch size 1 with batch norm, which has no variance: leave one of them out")
+        if (
+            isinstance(self.problem, ProblemConfig)
+            and self.problem.norm == "batch"
+            and 1 in self.batch_sizes
+        ):
+            raise SettingError(
+                "batch size 1 with batch norm, which has no variance: leave one of them out"
+            )
         if self.split not in get_args(GoalSplit):
-            raise SettingError(f"split {self.split!r}: choose one of {', '.join(get_args(GoalSplit))}")
+            raise SettingError(
+                f"split {self.split!r}: choose one of {', '.join(get_args(GoalSplit))}"
+            )
         if self.goals is not None:
             if not self.goals:
                 raise SettingError("no goals: give a loss to reach, or several")
@@ -67,21 +80,29 @@ class CriticalBatchConfig:
                 if not isinstance(goal, int | float) or not math.isfinite(goal):
                     raise SettingError(f"goal {goal!r}: give a loss to reach, a finite number")
             if len(set(self.goals)) < len(self.goals):
-                raise SettingError(f"goals {', '.join(f'{goal:g}' for goal in self.goals)}: give each once")
+                raise SettingError(
+                    f"goals {', '.join(f'{goal:g}' for goal in self.goals)}: give each once"
+                )
         for name in ("num_seeds", "epochs"):
             number = getattr(self, name)
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise SettingError(f"{name.replace('_', ' ')} {number!r}: give a whole number of 1 or more")
+                raise SettingError(
+                    f"{name.replace('_', ' ')} {number!r}: give a whole number of 1 or more"
+                )
         if self.noise_examples is not None and self.noise_examples < 16:
             raise SettingError(f"noise examples {self.noise_examples}: give 16 or more, or none")
         if not (isinstance(self.factor, int | float) and LEAST_FACTOR <= self.factor <= 100):
-            raise SettingError(f"factor {self.factor!r}: give a number from {LEAST_FACTOR} to 100, such as 2")
+            raise SettingError(
+                f"factor {self.factor!r}: give a number from {LEAST_FACTOR} to 100, such as 2"
+            )
         if self.max_rate is not None:
             TrainConfig(learning_rate=self.max_rate)
         if self.rate_bend is not None and not 0 <= self.rate_bend < math.inf:
             raise SettingError(f"rate bend {self.rate_bend!r}: give a batch size of 0 or above")
 
-    def run(self, batch_size: int, learning_rate: float, seed: int, *, max_steps: int) -> TrainConfig:
+    def run(
+        self, batch_size: int, learning_rate: float, seed: int, *, max_steps: int
+    ) -> TrainConfig:
         """How one run is trained, of so many updates at most."""
         return replace(
             self.training,

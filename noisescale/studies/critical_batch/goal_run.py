@@ -15,15 +15,23 @@ import pandas as pd
 from torch import nn
 
 from noisescale.errors import RunFolderError
-from noisescale.problems.problem import Problem, as_examples, select, split_data
+from noisescale.problems.problem import Problem, as_examples
+from noisescale.problems.sampling import select, split_data
 from noisescale.statistics.critical_batch.fit import smoothed_losses, steps_to_goal
 from noisescale.studies.critical_batch.config import GoalSplit
 from noisescale.studies.jobs.cell import Cell, cell_problem, cell_record, one_thread
 from noisescale.training.evaluation import mean_loss
-from noisescale.training.records import folder as store
-from noisescale.training.records import tables as run_tables
 from noisescale.training.records.checkpoint import Checkpoint, save_checkpoint
 from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import (
+    STEP_CHECKPOINTS,
+    SUMMARY,
+    RunFolder,
+    read_json,
+    write_json,
+    write_table,
+)
+from noisescale.training.records.tables import LOSSES, read_losses
 from noisescale.training.records.weights import read_weights
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.training.tracking.rows import is_due
@@ -31,7 +39,16 @@ from noisescale.training.trainer import Training
 
 EVALUATED = 2000  # random examples on which the loss is followed
 LOOKS_PER_DECADE = 24
-NEEDED = {"batch_size", "learning_rate", "seed", "steps", "best_loss", "seconds", "environment", "finished"}
+NEEDED = {
+    "batch_size",
+    "learning_rate",
+    "seed",
+    "steps",
+    "best_loss",
+    "seconds",
+    "environment",
+    "finished",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +95,7 @@ def run_to_goal(goal_cell: GoalCell) -> GoalRun:
     Waits where another process is at the same one. Raises RunFolderError where the folder holds another.
     """
     cell = goal_cell.cell
-    with one_thread(), store.RunFolder(cell.path, cell_record(cell), wait=True) as folder:
+    with one_thread(), RunFolder(cell.path, cell_record(cell), wait=True) as folder:
         if folder.state != "finished":
             _compute(goal_cell)
     return read_goal_run(cell.path)
@@ -104,7 +121,7 @@ def _compute(goal_cell: GoalCell) -> None:
         passed = [goal for goal in waiting if losses[-1][1] <= goal]
         waiting = waiting[len(passed) :]
         if tracker is not None and passed:
-            path = cell.path / store.STEP_CHECKPOINTS / f"step-{step}.pt"
+            path = cell.path / STEP_CHECKPOINTS / f"step-{step}.pt"
             save_checkpoint(training.checkpoint(), path)
         if tracker is not None and (passed or tracker.due):
             tracker.measure()
@@ -128,8 +145,8 @@ def _compute(goal_cell: GoalCell) -> None:
         "environment": environment(cell.device),
     }
     table = pd.DataFrame(losses, columns=["step", "loss"])
-    store.write_table(cell.path / run_tables.LOSSES, table)
-    store.write_json(cell.path / store.SUMMARY, summary)
+    write_table(cell.path / LOSSES, table)
+    write_json(cell.path / SUMMARY, summary)
 
 
 def _take_over_optimizer(training: Training, start: Path) -> None:
@@ -137,7 +154,9 @@ def _take_over_optimizer(training: Training, start: Path) -> None:
     _, stored = read_weights(start, device=training.device)
     state = training.optimizer.state_dict()
     if isinstance(stored, Checkpoint) and stored.training.optimizer == training.config.optimizer:
-        training.optimizer.load_state_dict({**state, "state": copy.deepcopy(stored.optimizer["state"])})
+        training.optimizer.load_state_dict(
+            {**state, "state": copy.deepcopy(stored.optimizer["state"])}
+        )
 
 
 class Look:
@@ -154,10 +173,9 @@ class Look:
 
 def read_goal_run(path: Path) -> GoalRun:
     """A finished run; RunFolderError where it is damaged."""
-    summary = store.read_json(path / store.SUMMARY) or {}
+    summary = read_json(path / SUMMARY) or {}
     if missing := sorted(NEEDED - set(summary)):
         raise RunFolderError(
-            f"{path / store.SUMMARY} lacks {', '.join(missing)}, so it is no run to a goal: delete it and "
-            "run again"
+            f"{path / SUMMARY} lacks {', '.join(missing)}, so it is no run to a goal: delete it and run again"
         )
-    return GoalRun(summary, run_tables.read_losses(path), path)
+    return GoalRun(summary, read_losses(path), path)

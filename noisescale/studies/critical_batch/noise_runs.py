@@ -23,7 +23,9 @@ LEAST_EXAMPLES = 16
 class MakeCell(Protocol):
     """A run's folder and configuration; folder: that of its kind."""
 
-    def __call__(self, size: int, rate: float, seed: int, max_steps: int, *, folder: str) -> Cell: ...
+    def __call__(
+        self, size: int, rate: float, seed: int, max_steps: int, *, folder: str
+    ) -> Cell: ...
 
 
 def run_noise_cells(

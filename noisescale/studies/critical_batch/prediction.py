@@ -11,9 +11,16 @@ import pandas as pd
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.recommendation import Recommendation, Scale, recommend
-from noisescale.statistics.estimate import Estimate, from_log_samples, quotient, undefined
+from noisescale.statistics.estimate import (
+    Estimate,
+    estimate_columns,
+    estimate_row,
+    from_log_samples,
+    quotient,
+    undefined,
+)
 from noisescale.studies.critical_batch.goal_run import GoalRun
-from noisescale.training.records.tables import estimate_columns, estimate_row, read_noise
+from noisescale.training.records.tables import read_noise
 
 QUANTITIES: tuple[Scale, ...] = ("simple", "full")
 
@@ -85,7 +92,11 @@ def _by_progress(found: Recommendation) -> Estimate:
     high = math.inf if found.high is None else found.high.critical_batch_size
     low, value = found.low.critical_batch_size, found.course.critical_batch_size
     return Estimate(
-        value=value, stderr=(high - low) / 4, low=low, high=high, num_samples=found.average.num_samples
+        value=value,
+        stderr=(high - low) / 4,
+        low=low,
+        high=high,
+        num_samples=found.average.num_samples,
     )
 
 

@@ -12,7 +12,6 @@ import pandas as pd
 
 from noisescale.plots.critical_batch import critical_figure
 from noisescale.plots.training import image
-from noisescale.problems.config import problem_name
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
@@ -30,8 +29,9 @@ from noisescale.studies.critical_batch.goal_run import GoalRun
 from noisescale.studies.critical_batch.prediction import PREDICTED_COLUMNS, predicted_rows
 from noisescale.studies.critical_batch.start import Start
 from noisescale.studies.stability_map.run import SweepOptions
-from noisescale.training.records import folder as store
 from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import SUMMARY, write_atomically, write_json, write_table
+from noisescale.training.records.names import problem_name
 from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
 
 SHORT = 1.05  # times its mean, of a batch size that deserves a word
@@ -61,10 +61,13 @@ class CriticalBatchResult:
         records = []
         for goal, fit in self.fits.items():
             predicted = (
-                self.predicted[self.predicted["goal"] == goal] if len(self.predicted) else self.predicted
+                self.predicted[self.predicted["goal"] == goal]
+                if len(self.predicted)
+                else self.predicted
             )
             rows = [
-                _nullable(row) for row in predicted.drop(columns="goal", errors="ignore").to_dict("records")
+                _nullable(row)
+                for row in predicted.drop(columns="goal", errors="ignore").to_dict("records")
             ]
             records.append(fit_record(goal, fit, self.laws[goal], predicted=rows))
         return {"goals": records, "notes": list(self.notes)}
@@ -87,7 +90,9 @@ def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> Cri
                 f"goal {goal:g}: the smallest batch size is {smallest:g}, above a tenth of B_crit, so that "
                 "the 20 % size counts from a level that is no plateau"
             )
-    rows = [row for goal, fit in fits.items() for row in predicted_rows(goal, fit, noise_runs or [])]
+    rows = [
+        row for goal, fit in fits.items() for row in predicted_rows(goal, fit, noise_runs or [])
+    ]
     return CriticalBatchResult(
         table=table,
         fits=fits,
@@ -136,16 +141,17 @@ def write_results(
     }
     if noise_runs:
         along = pd.concat(
-            pd.DataFrame(read_noise(run.path)).assign(seed=run.summary["seed"]) for run in noise_runs
+            pd.DataFrame(read_noise(run.path)).assign(seed=run.summary["seed"])
+            for run in noise_runs
         )
-        store.write_table(out / NOISE, along)
-        store.write_table(out / PREDICTED, result.predicted)
+        write_table(out / NOISE, along)
+        write_table(out / PREDICTED, result.predicted)
     else:  # those of an earlier measurement in this folder are of other goals
         (out / NOISE).unlink(missing_ok=True)
         (out / PREDICTED).unlink(missing_ok=True)
-    store.write_table(out / RATES, result.rates)
+    write_table(out / RATES, result.rates)
     write_fits(out, result, title=_title(config))
-    store.write_json(out / store.SUMMARY, summary)
+    write_json(out / SUMMARY, summary)
     return replace(result, summary=summary)
 
 
@@ -162,7 +168,9 @@ def _short_batches(table: pd.DataFrame, num_examples: int) -> list[str]:
     return notes
 
 
-def _unreached(result: CriticalBatchResult, best_losses: list[tuple[float, int, float]]) -> list[str]:
+def _unreached(
+    result: CriticalBatchResult, best_losses: list[tuple[float, int, float]]
+) -> list[str]:
     """A note on each goal that no run reached, with the best loss seen."""
     if not best_losses:
         return []
@@ -176,8 +184,8 @@ def _unreached(result: CriticalBatchResult, best_losses: list[tuple[float, int, 
 
 def write_fits(out: Path, result: CriticalBatchResult, *, title: str) -> None:
     """Writes what every measurement has, one from a table of others too: its runs, its fits, its picture."""
-    store.write_table(out / STEPS_TO_GOAL, result.table)
-    store.write_json(out / FIT, result.to_dict())
+    write_table(out / STEPS_TO_GOAL, result.table)
+    write_json(out / FIT, result.to_dict())
     picture = critical_figure(
         fastest_runs(result.table),
         fits_table(result.fits),
@@ -186,7 +194,7 @@ def write_fits(out: Path, result: CriticalBatchResult, *, title: str) -> None:
         result.predicted,
         title=title,
     )
-    store.write_atomically(out / PICTURE, image(picture))
+    write_atomically(out / PICTURE, image(picture))
 
 
 def _title(config: CriticalBatchConfig) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
-from noisescale.problems.config import run_name
 from noisescale.statistics.critical_batch.goal_table import COLUMNS
 from noisescale.studies.critical_batch.config import CriticalBatchConfig, default_goals
 from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
@@ -26,9 +25,10 @@ from noisescale.studies.jobs.folder import CELL_FOLDER, claim
 from noisescale.studies.jobs.tasks import Tasks
 from noisescale.studies.stability_map.config import BatchSize
 from noisescale.studies.stability_map.run import SweepOptions
-from noisescale.training.records import folder as store
+from noisescale.training.config import resolve_batch_size
+from noisescale.training.records.folder import finished_runs, write_table
+from noisescale.training.records.names import run_name
 from noisescale.training.records.tables import STEPS_TO_GOAL
-from noisescale.training.trainer import resolve_batch_size
 
 SETTINGS = "critical_batch.json"
 ADAPTIVE_RATE = 1e-3  # of Adam and AdamW at the first batch size, where nothing else is given
@@ -105,7 +105,7 @@ class _Measurement:
                     self._take(future)
             self._take_others()
             table = self.table()
-            store.write_table(self.out / STEPS_TO_GOAL, table)  # whatever becomes of the fits
+            write_table(self.out / STEPS_TO_GOAL, table)  # whatever becomes of the fits
             noise_runs = run_noise_cells(
                 self.tasks, self.config, table, self.goals, self.num_examples, self._cell
             )
@@ -177,7 +177,9 @@ class _Measurement:
     def _rate(self, place: int) -> float:
         return float(f"{self.config.factor**place:.6g}")
 
-    def _cell(self, size: int, rate: float, seed: int, max_steps: int, *, folder: str = CELL_FOLDER) -> Cell:
+    def _cell(
+        self, size: int, rate: float, seed: int, max_steps: int, *, folder: str = CELL_FOLDER
+    ) -> Cell:
         training = self.config.run(size, rate, seed, max_steps=max_steps)
         until = f"to-{self.goals[-1]:g}" if self.goals else ""
         return Cell(
@@ -223,7 +225,9 @@ class _Measurement:
         if not all(one in self.steps[key] for one in self.asked[key]):
             return
         try:
-            self._ask(key, self.searches[key].send([self.steps[key][one] for one in self.asked[key]]))
+            self._ask(
+                key, self.searches[key].send([self.steps[key][one] for one in self.asked[key]])
+            )
         except StopIteration:
             del self.searches[key]
             if seed == 0:
@@ -245,7 +249,9 @@ class _Measurement:
         if size >= first and place + 1 < len(self.sizes):
             self._begin_neighbour(self.sizes[place + 1], size, rate, budget)
         if size <= first and place > 0:
-            self._begin_neighbour(self.sizes[place - 1], size, rate, budget * size / self.sizes[place - 1])
+            self._begin_neighbour(
+                self.sizes[place - 1], size, rate, budget * size / self.sizes[place - 1]
+            )
 
     def _begin_neighbour(self, size: int, known: int, rate: float, budget: float) -> None:
         """A larger batch takes no more steps than the known one, a smaller one no more examples."""
@@ -281,7 +287,7 @@ class _Measurement:
 
     def _take_others(self) -> None:
         """Adds the runs that others have finished in this folder, so that no table loses them."""
-        for path in store.finished_runs(self.out / CELL_FOLDER / f"to-{self.goals[-1]:g}"):
+        for path in finished_runs(self.out / CELL_FOLDER / f"to-{self.goals[-1]:g}"):
             try:
                 run = read_goal_run(path)
             except RunFolderError as error:

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.measure.noise import measure_noise
-from noisescale.problems.build import build_own_problem
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.problems.data.splits import num_training_examples
+from noisescale.problems.factory import build_own_problem
 from noisescale.problems.problem import as_examples
 from noisescale.studies.critical_batch.config import GoalSplit
 from noisescale.studies.critical_batch.goal_run import Look
 from noisescale.studies.jobs.cell import Cell, cell_problem, one_thread
-from noisescale.training.records import folder as store
+from noisescale.training.records.folder import read_json, write_json
 
 START = "start.json"
 NUM_EXAMPLES = 2000  # of which ε_max and B_noise are measured
@@ -45,7 +45,7 @@ def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Sta
     curvature: whether ε_max and B_noise, by (2.6) of McCandlish et al. 2018, are asked for.
     """
     path = out / START
-    stored = store.read_json(path)
+    stored = read_json(path)
     if stored is not None and not (curvature and "max_rate" not in stored):
         return _parse(path, stored)
     with one_thread():
@@ -64,7 +64,7 @@ def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Sta
                     found["max_rate"] = noise.curvature.max_learning_rate.value
                     found["rate_bend"] = noise.full.value
     finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
-    store.write_json(path, finite)
+    write_json(path, finite)
     return _parse(path, finite)
 
 

@@ -7,7 +7,9 @@ from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
 SLACK = 2.0  # times the fewest steps so far, for which another rate is tried
-MOST_UNREACHED = 7  # rates tried, or as many as span WIDEST, for a goal that none of them has reached
+MOST_UNREACHED = (
+    7  # rates tried, or as many as span WIDEST, for a goal that none of them has reached
+)
 WIDEST = 64.0
 MOST = 15  # rates tried beyond those, in all
 

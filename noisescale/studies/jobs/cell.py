@@ -17,15 +17,27 @@ import torch
 from torch import nn
 
 from noisescale.errors import RunFolderError
-from noisescale.problems.build import assemble_problem, build_own_problem, chance_loss
-from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
+from noisescale.problems.build import assemble_problem
+from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.problems.data.splits import Splits, load_splits
-from noisescale.problems.problem import Problem, as_examples, select
+from noisescale.problems.factory import build_own_problem
+from noisescale.problems.models import chance_loss
+from noisescale.problems.problem import Problem, as_examples
+from noisescale.problems.sampling import select
 from noisescale.statistics.stability_edge import Trajectory
+from noisescale.training.config import TrainConfig
 from noisescale.training.evaluation import Evaluation, evaluate
-from noisescale.training.records import folder as store
-from noisescale.training.records import tables as run_tables
 from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import (
+    SUMMARY,
+    RunFolder,
+    folder_state,
+    nullable,
+    read_summary,
+    write_json,
+    write_table,
+)
+from noisescale.training.records.tables import LOSSES
 from noisescale.training.records.weights import apply_weights, read_weights
 from noisescale.training.tracking.rows import is_due
 from noisescale.training.trainer import Training
@@ -57,11 +69,11 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     Waits where another process is at the same cell. On a CPU it computes with one thread, so that its
     numbers do not depend on where it runs. Raises RunFolderError where the folder holds something else.
     """
-    if store.folder_state(cell.path, cell_record(cell)) == "finished":
+    if folder_state(cell.path, cell_record(cell)) == "finished":
         return read_cell(cell.path)
     with (
         one_thread(),
-        store.RunFolder(cell.path, cell_record(cell), wait=True) as folder,
+        RunFolder(cell.path, cell_record(cell), wait=True) as folder,
     ):
         if folder.state == "finished":
             return read_cell(cell.path)
@@ -69,7 +81,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         training = Training(problem, cell.training)
         course = Course(cell, problem)
         course.look(0, training.model)
-        total = math.ceil(training.last_epoch * training.examples.num_examples / training.batch_size)
+        total = math.ceil(
+            training.last_epoch * training.examples.num_examples / training.batch_size
+        )
         for step in training:
             if look_due(step, total) or training.finished:
                 course.look(step, training.model)
@@ -93,7 +107,9 @@ class Course:
     def __init__(self, cell: Cell, problem: Problem) -> None:
         self.cell = cell
         self.problem = problem
-        self.subset = select(problem, num_examples=min(EVALUATED, as_examples(problem.train).num_examples))
+        self.subset = select(
+            problem, num_examples=min(EVALUATED, as_examples(problem.train).num_examples)
+        )
         self._losses: list[tuple[int, float]] = []
         self._latest: Evaluation | None = None
 
@@ -102,7 +118,13 @@ class Course:
         self._losses.append((step, self._latest.loss))
 
     def finish(
-        self, model: nn.Module, *, steps: int, epochs: float, diverged_at_step: int | None, seconds: float
+        self,
+        model: nn.Module,
+        *,
+        steps: int,
+        epochs: float,
+        diverged_at_step: int | None,
+        seconds: float,
     ) -> dict[str, Any]:
         """Writes the losses and, last, the summary; returns the summary."""
         assert self._latest is not None
@@ -128,9 +150,9 @@ class Course:
             "steps": steps,
             "epochs": epochs,
             "diverged_at_step": diverged_at_step,
-            **store.nullable(numbers),
-            "train": store.nullable({"loss": final.loss, "accuracy": final.accuracy, "f1": final.f1}),
-            "test": store.nullable({"loss": test.loss, "accuracy": test.accuracy, "f1": test.f1}),
+            **nullable(numbers),
+            "train": nullable({"loss": final.loss, "accuracy": final.accuracy, "f1": final.f1}),
+            "test": nullable({"loss": test.loss, "accuracy": test.accuracy, "f1": test.f1}),
             "num_evaluated": self.subset.examples.num_examples,
             "seconds": seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -138,22 +160,26 @@ class Course:
             "environment": _environment(cell.device),
         }
         table = pd.DataFrame(self._losses, columns=["step", "loss"])
-        store.write_table(cell.path / run_tables.LOSSES, table)
-        store.write_json(cell.path / store.SUMMARY, summary)
+        write_table(cell.path / LOSSES, table)
+        write_json(cell.path / SUMMARY, summary)
         return summary
 
 
 def cell_record(cell: Cell) -> dict[str, Any]:
     """The content of the cell's config.json."""
-    return {"problem": cell.problem.to_dict(), "training": cell.training.to_dict(), "notes": list(cell.notes)}
+    return {
+        "problem": cell.problem.to_dict(),
+        "training": cell.training.to_dict(),
+        "notes": list(cell.notes),
+    }
 
 
 def read_cell(path: Path) -> dict[str, Any]:
     """A finished cell's summary; RunFolderError where it is damaged."""
-    summary = store.read_summary(path)
+    summary = read_summary(path)
     if missing := sorted(NEEDED - set(summary)):
         raise RunFolderError(
-            f"{path / store.SUMMARY} lacks {', '.join(missing)}, so it is no cell's: delete it and run again"
+            f"{path / SUMMARY} lacks {', '.join(missing)}, so it is no cell's: delete it and run again"
         )
     return summary
 

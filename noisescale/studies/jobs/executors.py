@@ -9,8 +9,13 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
-from concurrent.futures import wait as futures_wait
+from concurrent.futures import (
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait as futures_wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -48,7 +53,9 @@ class LocalProcesses(Executor):
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
         with self._lock:
-            self._waiting.append(_Task(future, lambda pool: pool.submit(function, *args, **kwargs), 1))
+            self._waiting.append(
+                _Task(future, lambda pool: pool.submit(function, *args, **kwargs), 1)
+            )
             self._start()
         return future
 
@@ -112,7 +119,9 @@ class LocalProcesses(Executor):
 
     def _new_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            self.num_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+            self.num_processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
         )
 
 

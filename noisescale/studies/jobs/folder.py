@@ -8,7 +8,7 @@ from typing import Any
 from filelock import FileLock
 
 from noisescale.errors import RunFolderError
-from noisescale.training.records import folder as store
+from noisescale.training.records.folder import EXPERIMENT, read_json, write_json
 
 SETTINGS, CELL_FOLDER, MAP = "sweep.json", "cells", "map.png"
 LOCK = ".noisescale.lock"
@@ -20,20 +20,23 @@ def claim(out: Path, identity: dict[str, Any], *, settings: str = SETTINGS) -> N
     RunFolderError where it is something else.
     """
     others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
-    strangers = [name for name in others if not name.startswith(".") and name != store.EXPERIMENT]
-    if strangers and not (out / settings).exists():  # looked for last: another may just be writing it
+    strangers = [name for name in others if not name.startswith(".") and name != EXPERIMENT]
+    if (
+        strangers and not (out / settings).exists()
+    ):  # looked for last: another may just be writing it
         raise RunFolderError(
             f"{out} holds {', '.join(strangers[:3])} but no {settings}, so it is no folder of such runs: "
             "choose an empty or new folder with --out"
         )
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / LOCK):  # so that of two that begin at once one sees the other's settings
-        stored = store.read_json(out / settings)
+        stored = read_json(out / settings)
         if stored is None:
-            store.write_json(out / settings, identity)
+            write_json(out / settings, identity)
             return
     differences = [
-        f"{name} is {old!r} there, {new!r} here" for name, old, new in _differences(stored, identity)
+        f"{name} is {old!r} there, {new!r} here"
+        for name, old, new in _differences(stored, identity)
     ]
     if differences:
         raise RunFolderError(
@@ -41,7 +44,9 @@ def claim(out: Path, identity: dict[str, Any], *, settings: str = SETTINGS) -> N
         )
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+def _differences(
+    there: dict[str, Any], here: dict[str, Any], prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
     found: list[tuple[str, Any, Any]] = []
     for name in here:
         old, new = there.get(name), here[name]

@@ -58,7 +58,9 @@ class SweepProgress:
             return
         left = sum(remaining.values())
         text = f"{done} of about {done + left} cells, {_duration(self._estimate(remaining))} left"
-        self._bar.update(self._task, description="cells", completed=done, total=done + left, detail=text)
+        self._bar.update(
+            self._task, description="cells", completed=done, total=done + left, detail=text
+        )
         now = time.monotonic()
         if not self.console.is_terminal and now - self._reported > REPORT_EVERY:
             self._reported = now

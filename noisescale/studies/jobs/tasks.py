@@ -9,10 +9,10 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from noisescale.errors import NoisescaleError
+from noisescale.errors import Interrupted, NoisescaleError, first_line
 from noisescale.studies.jobs.progress import SweepProgress
 from noisescale.studies.stability_map.config import BatchSize
-from noisescale.training.interrupts import DeferredInterrupts, Interrupted
+from noisescale.training.console import DeferredInterrupts
 
 POLL = 0.2  # seconds between two looks for a signal
 
@@ -46,7 +46,10 @@ class Tasks:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.progress.__exit__(kind, error, trace)
         self._interrupts.__exit__(kind, error, trace)
@@ -89,8 +92,7 @@ class Tasks:
 
     def failed(self, what: str, error: BaseException) -> str:
         """Notes a failure, for the summary and on the console; returns it in a line."""
-        words = str(error).strip().splitlines()
-        line = f"{type(error).__name__}: {words[0] if words else ''}"
+        line = f"{type(error).__name__}: {first_line(error)}"
         self.failures.append(f"{what}: {line}")
         self.progress.log(f"{what} failed: {line}")
         return line

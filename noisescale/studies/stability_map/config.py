@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from noisescale.errors import SettingError
-from noisescale.problems.config import BatchRule, ProblemConfig, TrainConfig
+from noisescale.problems.config import ProblemConfig
+from noisescale.training.config import BatchRule, TrainConfig, resolve_batch_size
 
 BatchSize = int | BatchRule
 DEFAULT_BATCH_SIZES = (1, 4, 16, 64, 256, 1024)
@@ -37,7 +38,9 @@ class Horizon:
         """Epochs and max_steps of a TrainConfig for runs of this length."""
         if self.epochs is not None:
             return self.epochs, None
-        steps = self.steps if self.steps is not None else math.ceil((self.examples or 0) / batch_size)
+        steps = (
+            self.steps if self.steps is not None else math.ceil((self.examples or 0) / batch_size)
+        )
         steps_an_epoch = math.ceil(num_examples / batch_size)
         return math.ceil(steps / steps_an_epoch), steps
 
@@ -79,11 +82,17 @@ class SweepConfig:
         if not self.batch_sizes:
             raise SettingError("an empty grid: give at least one batch size")
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
-            raise SettingError(f"batch sizes {', '.join(map(str, self.batch_sizes))}: give each once")
+            raise SettingError(
+                f"batch sizes {', '.join(map(str, self.batch_sizes))}: give each once"
+            )
         if self.problem.norm == "batch" and 1 in self.batch_sizes:
-            raise SettingError("batch size 1 with batch norm, which has no variance: leave one of them out")
+            raise SettingError(
+                "batch size 1 with batch norm, which has no variance: leave one of them out"
+            )
         if "adaptive" in self.batch_sizes:
-            raise SettingError("an adaptive batch size has no place on a map of batch sizes: give numbers")
+            raise SettingError(
+                "an adaptive batch size has no place on a map of batch sizes: give numbers"
+            )
         if self.num_lr is not None and self.num_lr < 1:
             raise SettingError(f"an empty grid: {self.num_lr} learning rates; give 1 or more")
         if self.num_seeds < 1:
@@ -123,7 +132,9 @@ class SweepConfig:
             return [float(self.lr_min)]
         count = self.num_lr
         if count is None:
-            count = math.ceil(math.log(self.lr_max / self.lr_min) / math.log(self.factor) - 1e-9) + 1
+            count = (
+                math.ceil(math.log(self.lr_max / self.lr_min) / math.log(self.factor) - 1e-9) + 1
+            )
         rates = np.geomspace(self.lr_min, self.lr_max, count)
         return list(dict.fromkeys(float(f"{rate:.6g}") for rate in rates))
 
@@ -131,9 +142,12 @@ class SweepConfig:
         self, batch_size: BatchSize, learning_rate: float, seed: int, *, num_examples: int
     ) -> TrainConfig:
         """How the run of one cell is trained; SettingError where there are fewer examples than it takes."""
-        from noisescale.training.trainer import resolve_batch_size
-
-        config = replace(self.training, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+        config = TrainConfig(
+            **self.training.optimizer_settings(),
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
         size = resolve_batch_size(config, num_examples)
         epochs, max_steps = self.horizon.limits(size, num_examples)
         return replace(config, epochs=epochs, max_steps=max_steps)

@@ -14,7 +14,7 @@ from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell, cell_problem, one_thread
 from noisescale.studies.stability_map.config import SweepConfig
-from noisescale.training.records import folder as store
+from noisescale.training.records.folder import read_json, write_json
 
 Record = TypeVar("Record")
 FOLDER = "predictions"
@@ -26,28 +26,30 @@ CURVES = ("lower", "gaussian", "wu", "upper", "lyapunov", "descent")
 def constants_at(cell: Cell, out: Path) -> StabilityConstants:
     """The constants where this cell's run starts, measured unless they lie in the sweep's folder `out`."""
     path = out / FOLDER / CONSTANTS
-    if (stored := store.read_json(path)) is None:
+    if (stored := read_json(path)) is None:
         with one_thread():
             found = measure_stability(cell_problem(cell))
         stored = _spelt(dataclasses.asdict(found))
-        store.write_json(path, stored)
+        write_json(path, stored)
     return _parse(path, StabilityConstants, stored)
 
 
-def lyapunov_at(cell: Cell, out: Path, *, batch_size: int, constants: StabilityConstants) -> Estimate:
+def lyapunov_at(
+    cell: Cell, out: Path, *, batch_size: int, constants: StabilityConstants
+) -> Estimate:
     """The almost-sure threshold where this cell's run starts, simulated unless it lies in `out`."""
     if (stored := stored_lyapunov(out, batch_size)) is not None:
         return stored
     with one_thread():
         found = simulate_threshold(cell_problem(cell), batch_size=batch_size, constants=constants)
-    store.write_json(out / FOLDER / f"lyapunov-bs{batch_size}.json", _spelt(dataclasses.asdict(found)))
+    write_json(out / FOLDER / f"lyapunov-bs{batch_size}.json", _spelt(dataclasses.asdict(found)))
     return found
 
 
 def stored_lyapunov(out: Path, batch_size: int) -> Estimate | None:
     """The threshold that `lyapunov_at` has left in a sweep's folder, if any."""
     path = out / FOLDER / f"lyapunov-bs{batch_size}.json"
-    return None if (stored := store.read_json(path)) is None else _parse(path, Estimate, stored)
+    return None if (stored := read_json(path)) is None else _parse(path, Estimate, stored)
 
 
 def with_rates(config: SweepConfig, constants: StabilityConstants) -> SweepConfig:
@@ -91,7 +93,10 @@ def _parse(path: Path, kind: type[Record], values: dict[str, Any]) -> Record:
     """The record in a file of ours; RunFolderError where it is damaged."""
     try:
         return kind(
-            **{name: float(value) if isinstance(value, str) else value for name, value in values.items()}
+            **{
+                name: float(value) if isinstance(value, str) else value
+                for name, value in values.items()
+            }
         )
     except (TypeError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged ({error}): delete it and run again") from error

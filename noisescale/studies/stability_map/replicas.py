@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Problem, as_examples
 from noisescale.problems.sampling import Batches
 from noisescale.studies.jobs.cell import (
@@ -27,8 +27,9 @@ from noisescale.studies.jobs.cell import (
     read_cell,
     run_cell,
 )
-from noisescale.training.records import folder as store
-from noisescale.training.trainer import UNCHECKED_LOSSES, resolve_batch_size
+from noisescale.training.config import TrainConfig, resolve_batch_size
+from noisescale.training.records.folder import RunFolder, folder_state
+from noisescale.training.trainer import UNCHECKED_LOSSES
 
 MOST_REPLICAS = 16
 LARGEST_BATCH = 256  # from which on a single run fills a GPU
@@ -59,7 +60,8 @@ class ReplicaTraining:
         self._rates = torch.tensor(rates, dtype=torch.float64, device=self.device)
         self._velocities = {name: torch.zeros_like(param) for name, param in self._params.items()}
         self._orders = [
-            Batches(self.examples.num_examples, seed=config.seed, device=self.device) for config in configs
+            Batches(self.examples.num_examples, seed=config.seed, device=self.device)
+            for config in configs
         ]
         self._gradients = vmap(grad_and_value(self._mean_loss))
         if self.device.type == "cuda":
@@ -134,9 +136,13 @@ class ReplicaTraining:
 def run_replicas(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """The cells' summaries, as `run_cell` gives them up to rounding, computed together; see `alike`."""
     with ExitStack() as held:
-        for cell in sorted(cells, key=lambda cell: cell.path):  # in one order, so that no two wait in a ring
-            held.enter_context(store.RunFolder(cell.path, cell_record(cell), wait=True))
-        missing = [cell for cell in cells if store.folder_state(cell.path, cell_record(cell)) != "finished"]
+        for cell in sorted(
+            cells, key=lambda cell: cell.path
+        ):  # in one order, so that no two wait in a ring
+            held.enter_context(RunFolder(cell.path, cell_record(cell), wait=True))
+        missing = [
+            cell for cell in cells if folder_state(cell.path, cell_record(cell)) != "finished"
+        ]
         if missing:
             _run_held(missing)
     return [read_cell(cell.path) for cell in cells]

@@ -18,8 +18,8 @@ from noisescale.statistics.stability_edge import LABELS, PredictionScore
 from noisescale.studies.jobs.folder import MAP
 from noisescale.studies.stability_map.config import BatchSize, SweepConfig
 from noisescale.studies.stability_map.tables import boundary_table, cells_table, scores
-from noisescale.training.records import folder as store
 from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import SUMMARY, write_atomically, write_json, write_table
 from noisescale.training.records.tables import BOUNDARY, CELLS
 
 
@@ -72,13 +72,15 @@ def write_results(
         "notes": list(notes),
         "environment": environment(device),
     }
-    store.write_table(out / CELLS, cells)
-    store.write_table(out / BOUNDARY, boundary)
+    write_table(out / CELLS, cells)
+    write_table(out / BOUNDARY, boundary)
     minimum = config.start is not None
-    cases = config.problem.pixel_scale == "raw" and config.problem.width in (None, 1024) and not minimum
+    cases = (
+        config.problem.pixel_scale == "raw" and config.problem.width in (None, 1024) and not minimum
+    )
     picture = map_figure(cells, boundary, title=_title(config), minimum=minimum, cases=cases)
-    store.write_atomically(out / MAP, image(picture))
-    store.write_json(out / store.SUMMARY, summary)
+    write_atomically(out / MAP, image(picture))
+    write_json(out / SUMMARY, summary)
     return SweepResult(config=config, cells=cells, boundary=boundary, summary=summary)
 
 
@@ -92,6 +94,10 @@ def _title(config: SweepConfig) -> str:
     problem = config.problem
     size = "" if problem.width is None else f" of width {problem.width}"
     start = "from initialisation" if config.start is None else "from a checkpoint"
-    name, amount = next((name, amount) for name, amount in vars(config.horizon).items() if amount is not None)
+    name, amount = next(
+        (name, amount) for name, amount in vars(config.horizon).items() if amount is not None
+    )
     length = f"{amount:,} {name if amount > 1 else name.removesuffix('s')}"
-    return f"{problem.dataset}, {problem.pixel_scale} pixels, {problem.model}{size}, {start}, {length}"
+    return (
+        f"{problem.dataset}, {problem.pixel_scale} pixels, {problem.model}{size}, {start}, {length}"
+    )

@@ -13,10 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
-from noisescale.problems.config import run_name
 from noisescale.problems.data.splits import num_training_examples
 from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.studies.jobs.cell import Cell, file_digest, read_cell, run_cell
+from noisescale.studies.jobs.cell import Cell, read_cell, run_cell
 from noisescale.studies.jobs.executors import given_or_local
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim
 from noisescale.studies.jobs.tasks import Tasks
@@ -31,8 +30,9 @@ from noisescale.studies.stability_map.predictions import (
 from noisescale.studies.stability_map.results import SweepResult, write_results
 from noisescale.studies.stability_map.search import Search, from_guess, scan_and_bisect, whole_grid
 from noisescale.studies.stability_map.tables import cell_row, cells_table, edge_of, in_order
-from noisescale.training.records import folder as store
-from noisescale.training.trainer import resolve_batch_size
+from noisescale.training.config import resolve_batch_size
+from noisescale.training.records.folder import finished_runs
+from noisescale.training.records.names import file_digest, run_name
 
 SCAN_FACTOR = 4.0  # between neighbouring rates of the first seed's scan, about
 CELLS_A_SEED = 3  # that another seed's search takes, about
@@ -57,7 +57,11 @@ class SweepOptions:
 
 
 def run_sweep(
-    config: SweepConfig, out: Path, *, executor: Executor | None = None, options: SweepOptions | None = None
+    config: SweepConfig,
+    out: Path,
+    *,
+    executor: Executor | None = None,
+    options: SweepOptions | None = None,
 ) -> SweepResult:
     """The map of `config`, computed in the folder `out` as far as its cells are not there already.
 
@@ -91,7 +95,12 @@ class _Sweep:
     """A sweep in progress, on an executor."""
 
     def __init__(
-        self, config: SweepConfig, out: Path, pool: Executor, options: SweepOptions, num_examples: int
+        self,
+        config: SweepConfig,
+        out: Path,
+        pool: Executor,
+        options: SweepOptions,
+        num_examples: int,
     ) -> None:
         self.config = config
         self.out = out.absolute()  # a worker may be elsewhere
@@ -156,7 +165,9 @@ class _Sweep:
         if not self.predicts and self.config.lr_min is not None and self.config.lr_max is not None:
             return None
         self.tasks.progress.activity("curvature at the start")
-        future = self.tasks.submit(constants_at, self._cell(self.config.batch_sizes[0], 1.0, 0), self.out)
+        future = self.tasks.submit(
+            constants_at, self._cell(self.config.batch_sizes[0], 1.0, 0), self.out
+        )
         self.tasks.wait({future})
         error = self.tasks.error(future)
         if error is None:
@@ -173,7 +184,9 @@ class _Sweep:
     def _search(self, constants: StabilityConstants | None) -> None:
         """Runs what the searches ask for, as their answers come, in an order that does not depend on it."""
         for size in self.config.batch_sizes:
-            self._begin(size, range(self.config.num_seeds) if self.config.num_lr is not None else range(1))
+            self._begin(
+                size, range(self.config.num_seeds) if self.config.num_lr is not None else range(1)
+            )
         self._predict(constants)
         while self.pending:
             for future in self.tasks.wait(set(self.pending)):
@@ -227,7 +240,9 @@ class _Sweep:
         answers = [self.rows.get((size, self.rates[one], seed)) for one in self.asked[key]]
         if any(answer is None for answer in answers):
             return
-        outcomes = [None if answer["error"] else bool(answer["unstable"]) for answer in answers if answer]
+        outcomes = [
+            None if answer["error"] else bool(answer["unstable"]) for answer in answers if answer
+        ]
         try:
             self._ask(key, self.searches[key].send(outcomes))
         except StopIteration:
@@ -259,7 +274,7 @@ class _Sweep:
 
     def _take_others(self) -> None:
         """Adds the cells that other sweeps have finished in this folder, so that no table loses them."""
-        for path in store.finished_runs(self.out / CELL_FOLDER):
+        for path in finished_runs(self.out / CELL_FOLDER):
             try:
                 row = cell_row(read_cell(path), from_checkpoint=self.config.start is not None)
             except RunFolderError as error:
@@ -267,7 +282,9 @@ class _Sweep:
             else:
                 self.rows.setdefault((row["batch_size"], row["learning_rate"], row["seed"]), row)
 
-    def _predictions(self, constants: StabilityConstants | None) -> dict[BatchSize, dict[str, float]]:
+    def _predictions(
+        self, constants: StabilityConstants | None
+    ) -> dict[BatchSize, dict[str, float]]:
         """The predicted edges of every batch size there is a cell of, none without constants."""
         if constants is None or not self.predicts:
             return {}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 
-Search = Generator[list[int], list[bool | None], None]  # None: that cell failed, and the search ends
+Search = Generator[
+    list[int], list[bool | None], None
+]  # None: that cell failed, and the search ends
 
 
 def whole_grid(size: int) -> Search:

@@ -86,7 +86,9 @@ def edge_of(cells: pd.DataFrame) -> Estimate:
     )
 
 
-def boundary_table(cells: pd.DataFrame, predictions: dict[BatchSize, dict[str, float]]) -> pd.DataFrame:
+def boundary_table(
+    cells: pd.DataFrame, predictions: dict[BatchSize, dict[str, float]]
+) -> pd.DataFrame:
     """A row per batch size: the measured edge with its interval, the number of seeds, and the predictions."""
     rows = []
     for size in in_order(cells["batch_size"]):
@@ -107,7 +109,9 @@ def boundary_table(cells: pd.DataFrame, predictions: dict[BatchSize, dict[str, f
 def scores(cells: pd.DataFrame, boundary: pd.DataFrame) -> dict[str, PredictionScore]:
     """How well each predicted curve of `boundary` meets the cells and the edges."""
     known = cells[cells["error"] == ""]
-    outcomes = list(zip(known["batch_size"], known["learning_rate"], known["unstable"] == 1, strict=True))
+    outcomes = list(
+        zip(known["batch_size"], known["learning_rate"], known["unstable"] == 1, strict=True)
+    )
     edges = dict(zip(boundary["batch_size"], boundary["lr_max"], strict=True))
     return {
         name: score_prediction(

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from noisescale.errors import CheckpointError
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Params
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import CHECKPOINT, write_atomically
 
 # what a damaged or foreign file raises, depending on where that is noticed
@@ -101,7 +102,9 @@ def read_tensors(path: Path | str, *, device: torch.device | str = "cpu") -> tup
         ) from None
     try:
         if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:  # torch itself does not compare the tensors' checksums
+            with zipfile.ZipFile(
+                file
+            ) as archive:  # torch itself does not compare the tensors' checksums
                 if (damaged := archive.testzip()) is not None:
                     raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
         file.seek(0)
@@ -140,7 +143,9 @@ def parse_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
             training=TrainConfig.from_dict(training),
             **content,
         )
-        if not all(isinstance(getattr(checkpoint, name), int) for name in ("step", "examples_seen")):
+        if not all(
+            isinstance(getattr(checkpoint, name), int) for name in ("step", "examples_seen")
+        ):
             raise TypeError("its step and examples_seen are not whole numbers")
         for tensors in (checkpoint.params, checkpoint.buffers):
             if not isinstance(tensors, dict) or not all(

@@ -13,13 +13,18 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from noisescale.errors import RunFolderBusyError, RunFolderError
-from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
+from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.tables import TABLES
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 CHECKPOINT, STEP_CHECKPOINTS = "checkpoint.pt", "checkpoints"
 CURVES_PICTURE, CONFUSION_PICTURE = "curves.png", "confusion.png"
-SHARPNESS_PICTURE, NOISE_PICTURE, BATCH_SIZE_PICTURE = "sharpness.png", "noise.png", "batch_size.png"
+SHARPNESS_PICTURE, NOISE_PICTURE, BATCH_SIZE_PICTURE = (
+    "sharpness.png",
+    "noise.png",
+    "batch_size.png",
+)
 EXPERIMENT = "experiment.json"
 # what remains of a run in its folder, beside config.json and the step checkpoints; the summary first
 _RESULTS = (
@@ -135,7 +140,9 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
     stored = read_json(path / CONFIG)
     if stored is None:
         entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-        stored = read_json(path / CONFIG)  # which another process may have written before it was listed
+        stored = read_json(
+            path / CONFIG
+        )  # which another process may have written before it was listed
     if stored is None:
         if strangers := [name for name in entries if not name.startswith(".")]:
             raise RunFolderError(
@@ -143,12 +150,13 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
                 "choose an empty or new folder with --out"
             )
         return "new"
-    there, here = parse_config(path, stored), parse_config(path, config)
+    there = [stored_config.to_dict() for stored_config in parse_config(path, stored)]
+    here = [given_config.to_dict() for given_config in parse_config(path, config)]
     differences = [
-        f"{section}.{name} is {getattr(old, name, None)!r} there, {getattr(new, name)!r} here"
+        f"{section}.{name} is {old.get(name)!r} there, {value!r} here"
         for section, old, new in zip(("problem", "training"), there, here, strict=True)
-        for name in new.to_dict()
-        if getattr(old, name, None) != getattr(new, name)
+        for name, value in new.items()
+        if old.get(name) != value
     ]
     if differences:
         raise RunFolderError(
@@ -158,7 +166,9 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
     return "finished" if (path / SUMMARY).exists() else "unfinished"
 
 
-def parse_config(path: Path, content: dict[str, Any]) -> tuple[ProblemConfig | FactoryConfig, TrainConfig]:
+def parse_config(
+    path: Path, content: dict[str, Any]
+) -> tuple[ProblemConfig | FactoryConfig, TrainConfig]:
     """The configurations in a config.json's content, fields it lacks at their defaults."""
     try:
         return parse_problem(content["problem"]), TrainConfig.from_dict(content["training"])
@@ -198,7 +208,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def read_summary(folder: Path) -> dict[str, Any]:
     """A finished run's summary; RunFolderError where it is damaged."""
     summary = read_json(folder / SUMMARY)
-    if summary is None or not {"batch_size", "steps", "train", "test", "environment"} <= set(summary):
+    if summary is None or not {"batch_size", "steps", "train", "test", "environment"} <= set(
+        summary
+    ):
         raise RunFolderError(f"{folder / SUMMARY} is no run's summary: delete it and run again")
     return summary
 
@@ -211,7 +223,9 @@ def record_experiment(root: Path, *, command: str) -> None:
 def experiment_command(root: Path) -> str:
     """The command noted by `record_experiment`."""
     if (record := read_json(root / EXPERIMENT)) is None:
-        raise RunFolderError(f"{root} has no {EXPERIMENT}: compute its runs with python -m experiments")
+        raise RunFolderError(
+            f"{root} has no {EXPERIMENT}: compute its runs with python -m experiments"
+        )
     return str(record["command"])
 
 

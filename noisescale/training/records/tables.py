@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from noisescale.errors import RunFolderError
-from noisescale.statistics.estimate import Estimate
+from noisescale.statistics.estimate import estimate_columns
 
 METRICS, CONFUSION, SHARPNESS = "metrics.csv", "confusion.csv", "sharpness.csv"
 NOISE, NOISE_LAYERS, BATCH_SIZE = "noise.csv", "noise_layers.csv", "batch_size.csv"
@@ -22,17 +22,6 @@ STEPS_TO_GOAL, RATES, PREDICTED, BRANCHES = (
     "branches.csv",
 )
 TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE, LOSSES)
-
-
-def estimate_columns(*names: str) -> list[str]:
-    """The columns of estimates: each one's value, standard error and 95 % interval."""
-    return [f"{name}{part}" for name in names for part in ("", "_stderr", "_low", "_high")]
-
-
-def estimate_row(name: str, estimate: Estimate) -> dict[str, float]:
-    """An estimate under these columns; exact ones have stderr 0."""
-    values = (estimate.value, estimate.stderr, estimate.low, estimate.high)
-    return dict(zip(estimate_columns(name), values, strict=True))
 
 
 SHARPNESS_COLUMNS = (
@@ -55,11 +44,25 @@ SHARPNESS_COLUMNS = (
 GRADIENT_NOISE = ("squared_gradient_norm", "gradient_variance", "simple")
 CURVATURE_NOISE = ("hessian_covariance_trace", "gradient_curvature", "full", "max_learning_rate")
 NOISE_COLUMNS = (
-    *("step", "epoch", "batch_size", "num_examples", "population_size", "num_probes", "hessian_examples"),
+    *(
+        "step",
+        "epoch",
+        "batch_size",
+        "num_examples",
+        "population_size",
+        "num_probes",
+        "hessian_examples",
+    ),
     *estimate_columns("loss", *GRADIENT_NOISE, *CURVATURE_NOISE),
     *("seconds", "reason"),
 )
-NOISE_LAYER_COLUMNS = ("step", "epoch", "parameter", "num_examples", *estimate_columns(*GRADIENT_NOISE))
+NOISE_LAYER_COLUMNS = (
+    "step",
+    "epoch",
+    "parameter",
+    "num_examples",
+    *estimate_columns(*GRADIENT_NOISE),
+)
 BATCH_SIZE_COLUMNS = (
     *("step", "epoch", "batch_size", "learning_rate"),
     *estimate_columns(*GRADIENT_NOISE),
@@ -131,5 +134,7 @@ def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[di
         if "population_size" in table and table["population_size"].notna().all():
             table = table.astype({"population_size": int})
     except (KeyError, ValueError) as error:
-        raise RunFolderError(f"{path} is damaged ({error}): delete the folder and run again") from error
+        raise RunFolderError(
+            f"{path} is damaged ({error}): delete the folder and run again"
+        ) from error
     return table.to_dict("records")

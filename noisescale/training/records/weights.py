@@ -12,7 +12,11 @@ from noisescale.errors import CheckpointError
 from noisescale.problems.problem import Params
 from noisescale.training.records.checkpoint import is_checkpoint, parse_checkpoint, read_tensors
 
-WRAPPED = ("state_dict", "model_state_dict", "model")  # where Lightning and others keep a state dict
+WRAPPED = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # where Lightning and others keep a state dict
 WRAPPERS = ("_orig_mod", "module")  # torch.compile's prefix, and that of (Distributed)DataParallel
 LISTED = 8  # names in a message, at most
 
@@ -42,7 +46,9 @@ def read_weights(path: Path | str, *, device: torch.device | str = "cpu") -> tup
     for key in WRAPPED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not any(
+        isinstance(value, Tensor) for value in content.values()
+    ):
         raise CheckpointError(f"{path} holds no state dict: no tensors by name")
     return path, {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
@@ -59,12 +65,17 @@ def apply_weights(model: nn.Module, content: Any, *, path: Path) -> None:
     missing = [name for name, tensor in given.items() if tensor is None and name in required]
     foreign = [name for name in stored if name not in own]
     reshaped = [
-        name for name, tensor in given.items() if tensor is not None and tensor.shape != own[name].shape
+        name
+        for name, tensor in given.items()
+        if tensor is not None and tensor.shape != own[name].shape
     ]
     problems = [
         *(f"{name} {_shape(own[name])} is missing" for name in missing),
         *(f"{name} {_shape(stored[name])} is not the model's" for name in foreign),
-        *(f"{name} has shape {_shape(given[name])} instead of {_shape(own[name])}" for name in reshaped),
+        *(
+            f"{name} has shape {_shape(given[name])} instead of {_shape(own[name])}"
+            for name in reshaped
+        ),
     ]
     if problems:
         more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
@@ -96,7 +107,14 @@ def _without_prefixes(stored: Params, own: Params, path: Path) -> Params:
         first = next(iter(own), "")
         prefixes = [name.removesuffix(first) for name in plain if name.endswith(f".{first}")]
         readings = [
-            (prefix, {name.removeprefix(prefix): plain[name] for name in plain if name.startswith(prefix)})
+            (
+                prefix,
+                {
+                    name.removeprefix(prefix): plain[name]
+                    for name in plain
+                    if name.startswith(prefix)
+                },
+            )
             for prefix in ["", *prefixes]
         ]
         matches = [len(reading.keys() & own.keys()) for _, reading in readings]
@@ -116,7 +134,9 @@ def _read_safetensors(path: Path, device: torch.device | str) -> Params:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise CheckpointError(f"{path}: reading it takes a package: pip install safetensors") from None
+        raise CheckpointError(
+            f"{path}: reading it takes a package: pip install safetensors"
+        ) from None
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
     try:

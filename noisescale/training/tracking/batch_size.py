@@ -9,9 +9,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from noisescale.plots.noise import batch_size_figure
+from noisescale.statistics.estimate import estimate_row
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
-from noisescale.training.records import folder as store
-from noisescale.training.records import tables as run_tables
+from noisescale.training.records.folder import BATCH_SIZE_PICTURE
+from noisescale.training.records.tables import (
+    BATCH_SIZE,
+    BATCH_SIZE_COLUMNS,
+    GRADIENT_NOISE,
+    read_batch_size,
+)
 from noisescale.training.tracking.rows import Rows, short
 from noisescale.training.trainer import Training
 
@@ -27,9 +33,9 @@ class BatchSizeTracker:
         self._schedule = schedule
         self._rows = Rows(
             training,
-            path / run_tables.BATCH_SIZE,
-            columns=run_tables.BATCH_SIZE_COLUMNS,
-            rows=run_tables.read_batch_size(path),
+            path / BATCH_SIZE,
+            columns=BATCH_SIZE_COLUMNS,
+            rows=read_batch_size(path),
         )
 
     @property
@@ -45,8 +51,8 @@ class BatchSizeTracker:
             "learning_rate": schedule.learning_rate,
         }
         if noise := schedule.noise:
-            for name in run_tables.GRADIENT_NOISE:
-                row |= run_tables.estimate_row(name, getattr(noise, name))
+            for name in GRADIENT_NOISE:
+                row |= estimate_row(name, getattr(noise, name))
         return self._rows.add(row)
 
     def describe(self, row: dict[str, Any]) -> str:
@@ -59,7 +65,9 @@ class BatchSizeTracker:
 
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
         found = {"batch_size": row["batch_size"], "learning_rate": row["learning_rate"]}
-        return found if math.isnan(row["simple"]) else found | {"noise/running_simple": row["simple"]}
+        return (
+            found if math.isnan(row["simple"]) else found | {"noise/running_simple": row["simple"]}
+        )
 
     def picture(self, title: str) -> tuple[str, Figure]:
-        return store.BATCH_SIZE_PICTURE, batch_size_figure(self._rows.table, title=title)
+        return BATCH_SIZE_PICTURE, batch_size_figure(self._rows.table, title=title)

@@ -16,10 +16,17 @@ from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.noise import hessian_sample_size, measure_noise
 from noisescale.plots.noise import noise_growth_figure
 from noisescale.problems.problem import Problem
-from noisescale.statistics.estimate import Estimate
+from noisescale.statistics.estimate import Estimate, estimate_row
 from noisescale.statistics.gradient_noise import NoiseScale
-from noisescale.training.records import folder as store
-from noisescale.training.records import tables as run_tables
+from noisescale.training.records.folder import NOISE_PICTURE
+from noisescale.training.records.tables import (
+    NOISE,
+    NOISE_COLUMNS,
+    NOISE_LAYER_COLUMNS,
+    NOISE_LAYERS,
+    read_noise,
+    read_noise_layers,
+)
 from noisescale.training.tracking.rows import Every, Rows, is_due, short
 from noisescale.training.trainer import Training
 
@@ -62,7 +69,9 @@ class NoiseTracker:
         self._options = options
         total = training.examples.num_examples
         if total < 4:
-            raise SettingError(f"{total} training examples: the noise of their gradients takes 4 or more")
+            raise SettingError(
+                f"{total} training examples: the noise of their gradients takes 4 or more"
+            )
         self._settings = {
             "num_examples": min(options.num_examples, total),
             "population_size": total,
@@ -71,24 +80,28 @@ class NoiseTracker:
         }
         if options.hessian:
             sample = (
-                hessian_sample_size(total) if options.hessian_examples is None else options.hessian_examples
+                hessian_sample_size(total)
+                if options.hessian_examples is None
+                else options.hessian_examples
             )
             self._settings |= {"num_probes": options.num_probes, "hessian_examples": sample}
-        rows, layers = run_tables.read_noise(path), run_tables.read_noise_layers(path)
+        rows, layers = read_noise(path), read_noise_layers(path)
         same = all(row[name] == value for row in rows for name, value in self._settings.items())
         if options.per_layer:
-            same &= {row["step"] for row in rows if not row["reason"]} <= {row["step"] for row in layers}
+            same &= {row["step"] for row in rows if not row["reason"]} <= {
+                row["step"] for row in layers
+            }
         self._rows = Rows(
             training,
-            path / run_tables.NOISE,
-            columns=run_tables.NOISE_COLUMNS,
+            path / NOISE,
+            columns=NOISE_COLUMNS,
             rows=rows if same else [],  # else begun anew
         )
         steps = set(self._rows.table["step"])
         self._layers = Rows(
             training,
-            path / run_tables.NOISE_LAYERS,
-            columns=run_tables.NOISE_LAYER_COLUMNS,
+            path / NOISE_LAYERS,
+            columns=NOISE_LAYER_COLUMNS,
             rows=[row for row in layers if row["step"] in steps],
         )
 
@@ -100,9 +113,16 @@ class NoiseTracker:
         training, options = self._training, self._options
         started = time.perf_counter()
         at = {"step": training.step, "epoch": training.epoch}
-        row: dict[str, Any] = {**at, "batch_size": training.batch_size, **self._settings, "reason": ""}
+        row: dict[str, Any] = {
+            **at,
+            "batch_size": training.batch_size,
+            **self._settings,
+            "reason": "",
+        }
         problem = Problem(
-            model=copy.deepcopy(training.model).eval(), loss=training.problem.loss, train=training.examples
+            model=copy.deepcopy(training.model).eval(),
+            loss=training.problem.loss,
+            train=training.examples,
         )
         try:
             found = measure_noise(
@@ -142,7 +162,7 @@ class NoiseTracker:
         return {f"noise/{name}": row[name] for name in names if not math.isnan(row[name])}
 
     def picture(self, title: str) -> tuple[str, Figure]:
-        return store.NOISE_PICTURE, noise_growth_figure(self._rows.table, title=title)
+        return NOISE_PICTURE, noise_growth_figure(self._rows.table, title=title)
 
 
 def _noise_numbers(found: NoiseScale) -> dict[str, Any]:
@@ -162,5 +182,5 @@ def _noise_numbers(found: NoiseScale) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     for name, estimate in estimates.items():
         if estimate is not None:
-            numbers |= run_tables.estimate_row(name, estimate)
+            numbers |= estimate_row(name, estimate)
     return numbers

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 from matplotlib.figure import Figure
 
-from noisescale.training.records import folder as store
+from noisescale.training.records.folder import write_table
 from noisescale.training.trainer import Training
 
 Every = int | Literal["log"]  # steps between two measurements, or eight in each decade of steps
@@ -78,7 +78,7 @@ class Rows:
     def add(self, *rows: dict[str, Any]) -> dict[str, Any]:
         """Appends rows, nan for what they lack, writes the file, and returns the last of them."""
         self._rows += [{name: row.get(name, math.nan) for name in self._columns} for row in rows]
-        store.write_table(self._file, self.table)
+        write_table(self._file, self.table)
         return self._rows[-1]
 
 

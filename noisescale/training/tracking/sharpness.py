@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from noisescale.errors import MeasurementError
 from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
 from noisescale.plots.training import sharpness_figure
-from noisescale.statistics.stability_curves import stable_sharpness
-from noisescale.training.records import folder as store
-from noisescale.training.records import tables as run_tables
+from noisescale.training.config import stable_sharpness
+from noisescale.training.records.folder import SHARPNESS_PICTURE
+from noisescale.training.records.tables import SHARPNESS, SHARPNESS_COLUMNS, read_sharpness
 from noisescale.training.tracking.rows import Every, Rows, is_due
 from noisescale.training.trainer import Training, has_batch_norm
 
@@ -30,13 +30,17 @@ class SharpnessTracker:
         self._training = training
         self._every = every
         total = training.examples.num_examples
-        self._options = SharpnessOptions(num_examples=min(num_examples, total), interaction_batches=0)
-        rows = run_tables.read_sharpness(path)
-        same = all(row["num_examples"] == self._options.num_examples for row in rows)  # else begun anew
+        self._options = SharpnessOptions(
+            num_examples=min(num_examples, total), interaction_batches=0
+        )
+        rows = read_sharpness(path)
+        same = all(
+            row["num_examples"] == self._options.num_examples for row in rows
+        )  # else begun anew
         self._rows = Rows(
             training,
-            path / run_tables.SHARPNESS,
-            columns=run_tables.SHARPNESS_COLUMNS,
+            path / SHARPNESS,
+            columns=SHARPNESS_COLUMNS,
             rows=rows if same else [],
         )
         self._latest: Sharpness | None = None
@@ -83,10 +87,12 @@ class SharpnessTracker:
         return f"{text}  {row['seconds']:.1f} s"
 
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
-        return {f"sharpness/{name}": row[name] for name in ("largest_eigenvalue", "batch_sharpness")}
+        return {
+            f"sharpness/{name}": row[name] for name in ("largest_eigenvalue", "batch_sharpness")
+        }
 
     def picture(self, title: str) -> tuple[str, Figure]:
-        return store.SHARPNESS_PICTURE, sharpness_figure(self._rows.table, title=title)
+        return SHARPNESS_PICTURE, sharpness_figure(self._rows.table, title=title)
 
 
 def _sharpness_numbers(found: Sharpness) -> dict[str, Any]:

@@ -41,7 +41,9 @@ class InPlaceSGD(TorchFunctionMode):
         self.weight_decay = weight_decay
         covered = covered_parameters(model, inputs)
         self.covered = covered
-        self.covers_all = covered == {name for name, param in model.named_parameters() if param.requires_grad}
+        self.covers_all = covered == {
+            name for name, param in model.named_parameters() if param.requires_grad
+        }
         self._ids = {id(param) for name, param in model.named_parameters() if name in covered}
 
     def __torch_function__(
@@ -119,7 +121,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, bias = ctx.saved_tensors
         (grad,) = grad_outputs
-        grad_inputs = grad @ weight if ctx.needs_input_grad[0] else None  # before the weight changes
+        grad_inputs = (
+            grad @ weight if ctx.needs_input_grad[0] else None
+        )  # before the weight changes
         grad = grad.reshape(-1, grad.shape[-1])  # (..., C) -> (B', C)
         inputs = inputs.reshape(-1, inputs.shape[-1])  # (..., F) -> (B', F)
         if len(grad) == 1 and ctx.keep == 1.0:  # elementwise kernels beat BLAS at an outer product

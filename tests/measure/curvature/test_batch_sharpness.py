@@ -64,7 +64,9 @@ def test_phi_in_a_subspace_is_that_of_a_dense_matrix():
     theta = 0.3 * slopes  # so that the loss is positive
     objective = bowl([0.0] * 40, slopes, theta)
     subspace = _RandomSubspace(40, 5, seed=0)
-    dense = torch.stack([subspace.apply(unit) for unit in torch.eye(5, dtype=torch.float64)], dim=1).numpy()
+    dense = torch.stack(
+        [subspace.apply(unit) for unit in torch.eye(5, dtype=torch.float64)], dim=1
+    ).numpy()
     radius = 1e-3 * (np.abs(np.linalg.pinv(dense) @ theta) + 1)
     rise = (np.abs(dense.T @ slopes) * radius).sum()  # a linear loss is largest at a corner
     found = keskar_sharpness(objective, space="random", num_directions=5)
@@ -80,7 +82,9 @@ def test_a_random_subspace_has_unit_columns_in_every_block():
     assert gram.fill_diagonal_(0).abs().max() < 5 / math.sqrt(70_000)
     vector = torch.randn(70_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     step = torch.arange(11.0, dtype=torch.float64)
-    assert (subspace.apply(step) @ vector).item() == pytest.approx((step @ subspace.adjoint(vector)).item())
+    assert (subspace.apply(step) @ vector).item() == pytest.approx(
+        (step @ subspace.adjoint(vector)).item()
+    )
 
 
 def test_phi_needs_float64_and_a_finite_loss():
@@ -94,7 +98,9 @@ def test_phi_needs_float64_and_a_finite_loss():
         return torch.where(outputs < 1.0005, outputs, torch.inf)
 
     problem = Problem(
-        model=Bowl([0.0], [1.0], [1.0]), loss=cliff, train=Examples(torch.zeros(1, 1), torch.zeros(1))
+        model=Bowl([0.0], [1.0], [1.0]),
+        loss=cliff,
+        train=Examples(torch.zeros(1, 1), torch.zeros(1)),
     )
     with pytest.raises(MeasurementError, match=r"not finite within ε = 0.1"):
         keskar_sharpness(Objective(problem), epsilon=0.1)
@@ -108,14 +114,18 @@ def curvature_along(problem, examples, rows):
     """g_BᵀH_Bg_B and |g_B|² of one batch of a linear regression at θ = 0, in closed form."""
     inputs, targets = examples.part(rows)
     gradient = -inputs.T @ targets / len(rows)
-    return (gradient @ inputs.T @ inputs @ gradient / len(rows)).item(), (gradient @ gradient).item()
+    return (gradient @ inputs.T @ inputs @ gradient / len(rows)).item(), (
+        gradient @ gradient
+    ).item()
 
 
 def test_batch_sharpness_is_the_mean_over_all_batches():
     problem = regression(num_examples=8).problem
     ratios = [
         top / bottom
-        for top, bottom in (curvature_along(problem, problem.train, rows) for rows in all_batches(8, 3))
+        for top, bottom in (
+            curvature_along(problem, problem.train, rows) for rows in all_batches(8, 3)
+        )
     ]
     found = batch_sharpness(Objective(problem), batch_size=3, num_batches=400)
     assert abs(found.value - np.mean(ratios)) < 4 * found.stderr

@@ -103,7 +103,9 @@ def test_the_whole_spectrum_of_a_small_matrix_is_exact():
 
 def test_float32_reaches_the_tolerance_and_no_further():
     matrix = symmetric([50.0, 48.0], dim=DIM)
-    pairs = solve(matrix, dtype=torch.float32, rtol=1e-9)  # beyond float32: rounding sets the tolerance
+    pairs = solve(
+        matrix, dtype=torch.float32, rtol=1e-9
+    )  # beyond float32: rounding sets the tolerance
     assert pairs.converged
     assert 1e-9 * 50 < pairs.tolerances.item() < 1e-3
     assert pairs.values.item() == pytest.approx(50, rel=1e-5)
@@ -129,7 +131,9 @@ def test_an_overtaken_eigenvector_as_the_start_is_mostly_found_out():
 
     From the eigenvector of 8.09 itself: 15 of these 60 searches end there without patience, 3 with it.
     """
-    outliers = torch.tensor([8.41, 8.09, 6.35, 5.5, 4.9, 4.4, 3.9, 3.3, 2.6, 1.5], dtype=torch.float64)
+    outliers = torch.tensor(
+        [8.41, 8.09, 6.35, 5.5, 4.9, 4.4, 3.9, 3.3, 2.6, 1.5], dtype=torch.float64
+    )
     misses = 0
     for seed in range(60):
         generator = torch.Generator().manual_seed(seed)

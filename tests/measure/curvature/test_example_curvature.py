@@ -8,7 +8,7 @@ from noisescale.errors import MeasurementError
 from noisescale.measure.curvature.example_curvature import ExampleCurvature
 from noisescale.measure.curvature.products import ggn_matvec
 from noisescale.measure.objective import Objective
-from noisescale.problems.build import cross_entropy, squared_error
+from noisescale.problems.models import cross_entropy, squared_error
 from noisescale.problems.problem import Examples, Problem
 from tests.helpers.models import LanguageModel
 from tests.helpers.problems import classification, example_curvatures, small_network
@@ -22,7 +22,9 @@ def problem(request):
         return Problem(**{**vars(classification(num_examples=7)), "loss": squared_error})
     inputs = torch.randn(5, 1, 6, 6, dtype=torch.float64)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)).double()
-    return Problem(model=model, loss=cross_entropy, train=Examples(inputs, torch.tensor([0, 1, 2, 1, 0])))
+    return Problem(
+        model=model, loss=cross_entropy, train=Examples(inputs, torch.tensor([0, 1, 2, 1, 0]))
+    )
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])
@@ -34,7 +36,9 @@ def test_products_and_blocks_are_those_of_the_dense_matrices(problem, chunk_size
     torch.testing.assert_close(found.matvec(vector), mean @ vector)
     torch.testing.assert_close(found.matvec(vector), ggn_matvec(problem)(vector))
     torch.testing.assert_close(found.squares_matvec(vector), (dense @ dense).mean(0) @ vector)
-    torch.testing.assert_close(found.forms(vector), torch.einsum("p,npq,q->n", vector, dense, vector))
+    torch.testing.assert_close(
+        found.forms(vector), torch.einsum("p,npq,q->n", vector, dense, vector)
+    )
     torch.testing.assert_close(found.traces(), torch.einsum("npp->n", dense))
     torch.testing.assert_close(found.largest_each(), torch.linalg.eigvalsh(dense)[:, -1])
 

@@ -25,8 +25,12 @@ def test_the_basis_is_orthonormal_and_the_projection_true(dtype, tolerance):
     matrix = symmetric([50.0, 48.0, -30.0], dim=80)
     krylov = grown(matrix, 30, dtype=dtype)
     basis = krylov.basis.double()
-    torch.testing.assert_close(basis @ basis.T, torch.eye(30, dtype=torch.float64), rtol=0, atol=tolerance)
-    torch.testing.assert_close(krylov.projection, basis @ matrix @ basis.T, rtol=0, atol=50 * tolerance)
+    torch.testing.assert_close(
+        basis @ basis.T, torch.eye(30, dtype=torch.float64), rtol=0, atol=tolerance
+    )
+    torch.testing.assert_close(
+        krylov.projection, basis @ matrix @ basis.T, rtol=0, atol=50 * tolerance
+    )
 
 
 def test_residuals_are_those_of_the_ritz_vectors_before_and_after_a_restart():

@@ -21,7 +21,9 @@ def one_parameter(slopes: list[float]) -> Problem:
     inputs = torch.tensor(slopes, dtype=torch.float64).unsqueeze(1)
     model = nn.Linear(1, 1, bias=False).double()
     examples = Examples(inputs, torch.zeros(len(slopes), dtype=torch.float64))
-    return Problem(model=model, loss=lambda outputs, targets: 0.5 * outputs[:, 0] ** 2, train=examples)
+    return Problem(
+        model=model, loss=lambda outputs, targets: 0.5 * outputs[:, 0] ** 2, train=examples
+    )
 
 
 SLOPES = [0.5, 1.0, 1.5, 2.0]
@@ -32,7 +34,10 @@ def test_a_step_is_that_of_the_dense_matrices():
     dense = example_curvatures(problem)
     sgd = LinearisedSGD(Objective(problem))
     points = torch.randn(2, 8, dtype=torch.float64)
-    batches, rates = torch.tensor([[0, 3, 5], [2, 2, 7]]), torch.tensor([0.3, 0.7], dtype=torch.float64)
+    batches, rates = (
+        torch.tensor([[0, 3, 5], [2, 2, 7]]),
+        torch.tensor([0.3, 0.7], dtype=torch.float64),
+    )
     named = [sgd.objective.unflatten(point) for point in points]
     stacked = {name: torch.stack([one[name] for one in named]) for name in named[0]}
     after = sgd.step(stacked, batches, rates)
@@ -120,7 +125,13 @@ def test_what_outgrows_the_numbers_has_grown():
     )
     orders = [Batches(4, seed=0)]
     growth = log_growth(
-        sgd, torch.ones(1), orders, torch.tensor([1e30]), torch.arange(4), batch_size=1, num_steps=20
+        sgd,
+        torch.ones(1),
+        orders,
+        torch.tensor([1e30]),
+        torch.arange(4),
+        batch_size=1,
+        num_steps=20,
     )
     assert not (growth <= 0).item()
 

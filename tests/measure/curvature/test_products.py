@@ -12,8 +12,7 @@ import noisescale.measure.curvature.products as curvature
 from noisescale.errors import MeasurementError
 from noisescale.measure.curvature.products import ggn_matvec, hessian_matvec
 from noisescale.measure.objective import flatten
-from noisescale.problems.build import cross_entropy, squared_error
-from noisescale.problems.models import cnn
+from noisescale.problems.models import cnn, cross_entropy, squared_error
 from noisescale.problems.problem import Examples, Problem
 from tests.helpers.problems import classification, regression
 
@@ -38,8 +37,13 @@ def test_linear_regression_has_the_hessian_of_its_inputs(matvec, chunk_size):
 @pytest.mark.parametrize("matvec", [hessian_matvec, ggn_matvec])
 def test_softmax_regression_has_its_closed_form(matvec):
     problem = classification(nn.Linear(6, 3, bias=False))
-    inputs, probabilities = problem.train.inputs, problem.model(problem.train.inputs).softmax(1).detach()
-    blocks = torch.diag_embed(probabilities) - torch.einsum("ni,nj->nij", probabilities, probabilities)
+    inputs, probabilities = (
+        problem.train.inputs,
+        problem.model(problem.train.inputs).softmax(1).detach(),
+    )
+    blocks = torch.diag_embed(probabilities) - torch.einsum(
+        "ni,nj->nij", probabilities, probabilities
+    )
     expected = torch.einsum("nij,nk,nl->ikjl", blocks, inputs, inputs).reshape(18, 18) / len(inputs)
     torch.testing.assert_close(dense(matvec(problem), 18), expected, rtol=1e-10, atol=1e-14)
 
@@ -49,7 +53,9 @@ def test_logistic_regression_has_its_closed_form():
     targets = (inputs[:, 0] > 0).double()
 
     def logistic(outputs, targets):
-        return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], targets, reduction="none")
+        return nn.functional.binary_cross_entropy_with_logits(
+            outputs[:, 0], targets, reduction="none"
+        )
 
     model = nn.Linear(5, 1, bias=False).double()
     problem = Problem(model=model, loss=logistic, train=Examples(inputs, targets))
@@ -68,8 +74,13 @@ def test_a_small_network_has_the_hessian_of_torch_func(loss, chunk_size):
 
     def mean_loss(vector):
         parts = vector.split([shape.numel() for shape in shapes.values()])
-        named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        return loss(functional_call(base.model, named, (base.train.inputs,)), base.train.targets).mean()
+        named = {
+            name: part.view(shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+        return loss(
+            functional_call(base.model, named, (base.train.inputs,)), base.train.targets
+        ).mean()
 
     expected = hessian(mean_loss)(flatten(list(params.values())))
     found = dense(hessian_matvec(problem, chunk_size=chunk_size), num_params(problem))
@@ -121,12 +132,16 @@ def test_agrees_with_curvlinops(ours, kind):
     model = nn.Sequential(*layers) if kind == "mlp" else cnn((1, 8, 8), 4, width=3, norm="batch")
     model = model.double().eval()
     problem = Problem(model=model, loss=cross_entropy, train=Examples(inputs, targets))
-    theirs = curvlinops.HessianLinearOperator if ours is hessian_matvec else curvlinops.GGNLinearOperator
+    theirs = (
+        curvlinops.HessianLinearOperator if ours is hessian_matvec else curvlinops.GGNLinearOperator
+    )
     params = list(model.parameters())
     data = [(inputs[:12], targets[:12]), (inputs[12:], targets[12:])]
     operator = theirs(model, nn.CrossEntropyLoss(), params, data, check_deterministic=False)
     vector = torch.randn(num_params(problem), generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(ours(problem, chunk_size=7)(vector), operator @ vector, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(
+        ours(problem, chunk_size=7)(vector), operator @ vector, rtol=1e-8, atol=1e-10
+    )
 
 
 def test_float32_products_agree_with_float64():
@@ -176,7 +191,8 @@ class OnceDifferentiable(nn.Linear):
 def test_losses_without_a_second_derivative_are_named():
     problem = classification(OnceDifferentiable(6, 3))
     with pytest.raises(
-        MeasurementError, match=r"^OnceDifferentiable with the loss cross_entropy.*_OnceSquareBackward"
+        MeasurementError,
+        match=r"^OnceDifferentiable with the loss cross_entropy.*_OnceSquareBackward",
     ):
         hessian_matvec(problem)(torch.ones(21))
 
@@ -185,7 +201,9 @@ def test_losses_without_a_second_derivative_are_named():
 
     linear = Problem(model=nn.Linear(6, 3).double(), loss=margin, train=problem.train)
     for matvec in (hessian_matvec, ggn_matvec):
-        with pytest.raises(MeasurementError, match="Linear with the loss margin has no second derivative"):
+        with pytest.raises(
+            MeasurementError, match="Linear with the loss margin has no second derivative"
+        ):
             matvec(linear)(torch.ones(21, dtype=torch.float64))
 
 

@@ -15,7 +15,10 @@ DOUBLE = torch.float64
 
 def test_trace_and_frobenius_norm_cover_the_truth_95_times_in_100():
     matrix = symmetric([50.0, 20.0, -30.0], dim=100, bulk=(-1.0, 3.0))
-    truths = {"trace": matrix.trace().item(), "squared_frobenius_norm": matrix.square().sum().item()}
+    truths = {
+        "trace": matrix.trace().item(),
+        "squared_frobenius_norm": matrix.square().sum().item(),
+    }
     runs = [
         spectral_moments(
             lambda v: matrix @ v,
@@ -64,13 +67,17 @@ def test_a_space_that_is_spanned_leaves_no_error():
     matrix = symmetric([5.0, -2.0], dim=8)
     found = spectral_moments(lambda v: matrix @ v, dim=8, num_matvecs=30, dtype=DOUBLE)
     assert found.trace.value == pytest.approx(matrix.trace().item(), rel=1e-12)
-    assert found.squared_frobenius_norm.value == pytest.approx(matrix.square().sum().item(), rel=1e-12)
+    assert found.squared_frobenius_norm.value == pytest.approx(
+        matrix.square().sum().item(), rel=1e-12
+    )
     assert found.trace.stderr == found.squared_frobenius_norm.stderr == 0
 
 
 def test_the_density_has_mass_one_and_the_moments_of_the_spectrum():
     matrix = symmetric([50.0, 20.0, -30.0], dim=100)
-    density = spectral_density(lambda v: matrix @ v, dim=100, num_probes=200, num_steps=10, dtype=DOUBLE)
+    density = spectral_density(
+        lambda v: matrix @ v, dim=100, num_probes=200, num_steps=10, dtype=DOUBLE
+    )
     np.testing.assert_allclose(density.weights.sum(1), 1, rtol=1e-10)
     grid, width = density.default_grid(4000)
     assert np.trapezoid(density.smoothed(grid, width=width), grid) == pytest.approx(1, abs=1e-3)
@@ -82,7 +89,9 @@ def test_the_density_has_mass_one_and_the_moments_of_the_spectrum():
 
 def test_the_density_of_two_eigenvalues_is_two_peaks():
     diagonal = torch.cat([torch.full((30,), 2.0), torch.full((70,), -1.0)]).double()
-    density = spectral_density(lambda v: diagonal * v, dim=100, num_probes=100, num_steps=5, dtype=DOUBLE)
+    density = spectral_density(
+        lambda v: diagonal * v, dim=100, num_probes=100, num_steps=5, dtype=DOUBLE
+    )
     upper = density.nodes > 0.5
     np.testing.assert_allclose(density.nodes[density.weights > 1e-8].max(), 2, rtol=1e-10)
     mass = (density.weights * upper).sum(1)

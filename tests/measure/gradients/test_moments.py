@@ -12,7 +12,7 @@ from noisescale import gradient_rule
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.gradients.moments import gradient_moments
 from noisescale.measure.gradients.rules import RULES
-from noisescale.problems.build import cross_entropy
+from noisescale.problems.models import cross_entropy
 from noisescale.problems.problem import Examples, Problem
 from tests.helpers.models import PROBLEMS, LanguageModel, loop, sequences
 from tests.helpers.problems import classification, seeded
@@ -29,7 +29,9 @@ def agree(problem, *, rtol=1e-10, **options):
     projections = wanted.projections if by_layer else wanted.projections.sum(1)
     np.testing.assert_allclose(found.projections, projections, rtol=rtol, atol=floor)
     for name, mean in wanted.mean.items():
-        torch.testing.assert_close(found.mean[name], mean.double(), rtol=rtol, atol=rtol * scale**0.5)
+        torch.testing.assert_close(
+            found.mean[name], mean.double(), rtol=rtol, atol=rtol * scale**0.5
+        )
     assert list(found.mean) == list(wanted.mean)
     return found
 
@@ -52,7 +54,9 @@ def test_the_compiled_engine_really_compiles_and_equals_the_loop(name):
     found = agree(PROBLEMS[name](), engine="compiled", chunk_size=4)
     assert found.engine == "compiled"
     assert found.notes == ()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # the ragged last chunk included
+    assert (
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    )  # the ragged last chunk included
     assert torch._dynamo.utils.counters["inductor"]
 
 
@@ -62,7 +66,8 @@ def test_one_program_after_another_is_compiled_in_a_process():
     problem = PROBLEMS["mlp"]()
     for factor in range(1, 11):
         scaled = replace(
-            problem, loss=lambda outputs, targets, factor=factor: factor * problem.loss(outputs, targets)
+            problem,
+            loss=lambda outputs, targets, factor=factor: factor * problem.loss(outputs, targets),
         )
         found = gradient_moments(scaled, engine="compiled")
         assert found.engine == "compiled"
@@ -74,7 +79,9 @@ def test_without_a_compiler_vmap_takes_over_and_says_so(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)
-    model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3))  # of a size compiled nowhere else
+    model = nn.Sequential(
+        nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3)
+    )  # of a size compiled nowhere else
     found = agree(classification(model, num_examples=9), engine="compiled")
     assert found.engine == "vmap"
     (note,) = found.notes
@@ -93,7 +100,9 @@ def test_single_precision_agrees_to_1e_4(name, engine):
     found = gradient_moments(replace(problem, train=Examples(inputs, targets)), engine=engine)
     total = wanted.squared_norms.sum(1)
     np.testing.assert_allclose(found.squared_norms.sum(1), total, rtol=1e-4)
-    np.testing.assert_allclose(found.squared_norms, wanted.squared_norms, rtol=1e-4, atol=1e-4 * total.max())
+    np.testing.assert_allclose(
+        found.squared_norms, wanted.squared_norms, rtol=1e-4, atol=1e-4 * total.max()
+    )
 
 
 def test_half_precision_parameters_are_computed_in_single_and_accumulated_in_double():
@@ -102,7 +111,9 @@ def test_half_precision_parameters_are_computed_in_single_and_accumulated_in_dou
     examples = Examples(problem.train.inputs.half(), problem.train.targets)
     found = gradient_moments(replace(problem, train=examples))
     wide = copy.deepcopy(problem.model).double()
-    wanted = loop(replace(problem, model=wide, train=Examples(examples.inputs.double(), examples.targets)))
+    wanted = loop(
+        replace(problem, model=wide, train=Examples(examples.inputs.double(), examples.targets))
+    )
     np.testing.assert_allclose(found.squared_norms, wanted.squared_norms, rtol=1e-4)
     assert all(part.dtype == torch.float64 for part in found.mean.values())
 
@@ -190,7 +201,9 @@ def test_examples_that_are_no_batch_of_their_own_are_refused():
     batch_norm = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     with pytest.raises(SettingError, match=r"1 \(BatchNorm1d\).*model.eval\(\).*GroupNorm"):
         gradient_moments(classification(batch_norm))
-    never = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3))
+    never = nn.Sequential(
+        nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)
+    )
     with pytest.raises(SettingError, match="normalises over the batch"):
         gradient_moments(classification(never.eval()))
     for dropout in (nn.Dropout(0.5), nn.LSTM(6, 6, 2, dropout=0.1)):
@@ -247,7 +260,9 @@ def test_bad_input_is_named():
         gradient_moments(replace(problem, train=Examples(examples.inputs[:, :4], examples.targets)))
     inputs = examples.inputs.clone()
     inputs[17] = torch.nan
-    with pytest.raises(MeasurementError, match=r"1 of 50 examples is not finite \(first index 17\)"):
+    with pytest.raises(
+        MeasurementError, match=r"1 of 50 examples is not finite \(first index 17\)"
+    ):
         gradient_moments(replace(problem, train=Examples(inputs, examples.targets)))
     broken = {name: param.detach().clone() for name, param in problem.model.named_parameters()}
     broken["2.bias"][1] = torch.nan
@@ -273,7 +288,9 @@ def test_map_style_datasets_serve_and_only_chosen_items_are_read():
     assert sorted(data.read) == sorted(found.indices.tolist())
     inputs = torch.stack([data[index][0] for index in found.indices])
     same = replace(problem, train=Examples(inputs, torch.from_numpy(found.indices) % 3))
-    np.testing.assert_allclose(found.squared_norms, gradient_moments(same).squared_norms, rtol=1e-12)
+    np.testing.assert_allclose(
+        found.squared_norms, gradient_moments(same).squared_norms, rtol=1e-12
+    )
 
 
 def test_long_sequences_take_bounded_memory_whichever_form_is_smaller():
@@ -281,7 +298,9 @@ def test_long_sequences_take_bounded_memory_whichever_form_is_smaller():
     tokens = torch.randint(0, 11, (4, 5))
     agree(replace(problem, train=Examples(tokens, tokens.roll(1, 1))))
     layer = nn.Linear(6, 5).double()
-    inputs = torch.randn(4, 40, 6, dtype=torch.float64)  # 40 places: written out; 2 places: by Gram matrices
+    inputs = torch.randn(
+        4, 40, 6, dtype=torch.float64
+    )  # 40 places: written out; 2 places: by Gram matrices
     for length in (40, 2):
         agree(
             Problem(

@@ -5,8 +5,7 @@ import os
 
 import pytest
 import torch
-from torch import distributed as dist
-from torch import multiprocessing, nn
+from torch import distributed as dist, multiprocessing, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -148,7 +147,9 @@ def test_two_processes_are_the_small_batches(tmp_path):
     assert first["scaled"] == pytest.approx(expected(EVEN, "mean"), rel=1e-9)
     assert first["uneven-sum"] == pytest.approx(expected(UNEVEN, "sum"), rel=1e-9)
     assert first["compressed"] == pytest.approx(expected(EVEN, "mean"), rel=1e-2)
-    weights = torch.tensor([1, 1, 2, 1, 1, 2]) / 8  # micro-batches of 2, 1, 2 and 1 examples count alike
+    weights = (
+        torch.tensor([1, 1, 2, 1, 1, 2]) / 8
+    )  # micro-batches of 2, 1, 2 and 1 examples count alike
     mean = (weights.double() @ per_example(6)).tolist()
     assert first["gradient"][0] == pytest.approx(mean, rel=1e-2)
 

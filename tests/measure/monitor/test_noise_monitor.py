@@ -14,7 +14,8 @@ from noisescale.measure.monitor.ddp_norms import squared_norm
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.config import ProblemConfig
+from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import train
 from tests.statistics.test_running_noise import exact
 
@@ -34,7 +35,9 @@ def feed(monitor, model, inputs, targets, order, sizes, *, scale=1.0):
     model.zero_grad()
     for part in torch.tensor(order[: sum(sizes)]).split(sizes):
         losses = 0.5 * (model(inputs[part])[:, 0] - targets[part]) ** 2
-        loss = losses.mean() / len(sizes) if monitor.reduction == "mean" else losses.sum() / sum(sizes)
+        loss = (
+            losses.mean() / len(sizes) if monitor.reduction == "mean" else losses.sum() / sum(sizes)
+        )
         (scale * loss).backward()
         monitor.micro_batch(len(part), scale=scale)
 
@@ -304,7 +307,9 @@ def test_unscaling_before_the_update_is_noticed():
     monitor = NoiseScaleMonitor(model)
     feed(monitor, model, inputs, targets, range(5), [2, 2], scale=1024.0)
     gradients = [one.grad for one in model.parameters()]
-    torch._amp_foreach_non_finite_check_and_unscale_(gradients, torch.zeros(1), torch.tensor([1 / 1024.0]))
+    torch._amp_foreach_non_finite_check_and_unscale_(
+        gradients, torch.zeros(1), torch.tensor([1 / 1024.0])
+    )
     with pytest.raises(SettingError, match="before they are unscaled"):
         monitor.update()
 
@@ -337,7 +342,9 @@ def test_every_scale_is_its_own_micro_batchs():
     (0.5 * (model(inputs[2:4])[:, 0] - targets[2:4]) ** 2).mean().div(2).backward()
     other.micro_batch(2)
     other.update()
-    assert one.noise().gradient_variance.value == pytest.approx(other.noise().gradient_variance.value)
+    assert one.noise().gradient_variance.value == pytest.approx(
+        other.noise().gradient_variance.value
+    )
 
 
 @pytest.mark.parametrize("broken", [0, 3])
@@ -365,7 +372,8 @@ def test_a_tied_parameter_counts_once_and_small_gradients_are_not_lost():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"scale": 0}, {"scale": -2.0}, {"scale": "a"}, {"divided_by": 0}, {"divided_by": math.inf}]
+    "wrong",
+    [{"scale": 0}, {"scale": -2.0}, {"scale": "a"}, {"divided_by": 0}, {"divided_by": math.inf}],
 )
 def test_wrong_factors_are_refused(wrong):
     model, inputs, targets, _ = regression()

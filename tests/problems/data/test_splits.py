@@ -46,13 +46,16 @@ def source_of(contents, mirrors, *, archives_only=False):
         {
             "mirrors": mirrors,
             "resources": [
-                (f"{name}.gz", hashlib.md5(archive).hexdigest()) for name, archive in archives.items()
+                (f"{name}.gz", hashlib.md5(archive).hexdigest())
+                for name, archive in archives.items()
             ],
         },
     )
     raw = tuple(hashlib.sha256(content).hexdigest() for content in contents.values())
     published = tuple(hashlib.sha256(archive).hexdigest() for archive in archives.values())
-    return Source(dataset, archives=published) if archives_only else Source(dataset, raw=raw), archives
+    return Source(dataset, archives=published) if archives_only else Source(
+        dataset, raw=raw
+    ), archives
 
 
 @pytest.fixture
@@ -82,7 +85,9 @@ def silent_server():
 
 
 @pytest.mark.parametrize("archives_only", [False, True])
-def test_absent_files_are_downloaded_whole_and_verified(tiny_files, server, tmp_path, archives_only):
+def test_absent_files_are_downloaded_whole_and_verified(
+    tiny_files, server, tmp_path, archives_only
+):
     address, folder = server
     source, archives = source_of(tiny_files, [address], archives_only=archives_only)
     for name, archive in archives.items():
@@ -97,8 +102,12 @@ def test_absent_files_are_downloaded_whole_and_verified(tiny_files, server, tmp_
     assert [entry.name for entry in root.iterdir()] == ["Tiny"]  # nothing temporary stays
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # torchvision keeps the refused answers open
-def test_a_download_that_breaks_off_leaves_nothing_to_be_taken_for_data(tiny_files, server, tmp_path):
+@pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning"
+)  # torchvision keeps the refused answers open
+def test_a_download_that_breaks_off_leaves_nothing_to_be_taken_for_data(
+    tiny_files, server, tmp_path
+):
     address, folder = server
     source, archives = source_of(tiny_files, [address])
     for name in FILES[:2]:  # the other two are not found
@@ -165,7 +174,9 @@ def test_digits_are_scikit_learns_split_in_three():
     everything = torch.cat([part.inputs for part in splits[:3]]).flatten(1)
     pixels = (everything * 0.3760 + 0.3053) * 16
     expected = load_digits().data
-    assert sorted(map(tuple, pixels.round().int().tolist())) == sorted(map(tuple, expected.astype(int)))
+    assert sorted(map(tuple, pixels.round().int().tolist())) == sorted(
+        map(tuple, expected.astype(int))
+    )
     assert abs(splits.train.inputs.mean()) < 0.01
     assert abs(splits.train.inputs.std() - 1) < 0.01
 
@@ -180,7 +191,9 @@ def test_mnist_is_what_torchvision_and_the_studys_split_give(mnist_dir, pixel_sc
     )
     for position in (0, 1, 31_415, 59_999):
         image, target = train[position]
-        torch.testing.assert_close(splits.train.inputs[position], recipe(image), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            splits.train.inputs[position], recipe(image), rtol=1e-5, atol=1e-4
+        )
         assert splits.train.targets[position] == target
     validation, held_out = train_test_split(test.targets, test_size=0.2, random_state=42)
     assert torch.equal(splits.validation.targets, validation)
@@ -189,7 +202,9 @@ def test_mnist_is_what_torchvision_and_the_studys_split_give(mnist_dir, pixel_sc
 
 
 def test_a_subset_is_random_and_always_the_same():
-    whole, subset, again = (load_splits("digits", num_train=count).train for count in (None, 100, 100))
+    whole, subset, again = (
+        load_splits("digits", num_train=count).train for count in (None, 100, 100)
+    )
     assert torch.equal(subset.inputs, again.inputs)
     assert not torch.equal(subset.inputs, whole.inputs[:100])
     with pytest.raises(SettingError, match="digits has 1297 training images"):

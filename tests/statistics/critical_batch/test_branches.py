@@ -7,7 +7,11 @@ import pandas as pd
 import pytest
 
 from noisescale.errors import SettingError
-from noisescale.statistics.critical_batch.branches import BRANCH_COLUMNS, branch_critical_batch, branch_means
+from noisescale.statistics.critical_batch.branches import (
+    BRANCH_COLUMNS,
+    branch_critical_batch,
+    branch_means,
+)
 
 SIZES = (16, 32, 64, 128, 256)
 
@@ -16,7 +20,14 @@ def branches(losses, *, spread=0.0, seeds=6, seed=0):
     """`seeds` losses about each of these."""
     rng = np.random.default_rng(seed)
     rows = [
-        (size, size / 160, number, 1000, loss + spread * rng.standard_normal(), int(math.isinf(loss)))
+        (
+            size,
+            size / 160,
+            number,
+            1000,
+            loss + spread * rng.standard_normal(),
+            int(math.isinf(loss)),
+        )
         for size, loss in zip(SIZES, losses, strict=True)
         for number in range(seeds)
     ]
@@ -57,7 +68,9 @@ def test_the_interval_covers(seeds):
     truth = branch_critical_batch(branches(curve), tolerance=0.1).value
     hits = 0
     for seed in range(100):
-        found = branch_critical_batch(branches(curve, spread=0.04, seeds=seeds, seed=seed), tolerance=0.1)
+        found = branch_critical_batch(
+            branches(curve, spread=0.04, seeds=seeds, seed=seed), tolerance=0.1
+        )
         hits += found.low <= truth <= found.high
     assert hits >= 90
 

@@ -8,7 +8,11 @@ import pytest
 from scipy import optimize
 
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.statistics.critical_batch.fit import fit_critical_batch, smoothed_losses, steps_to_goal
+from noisescale.statistics.critical_batch.fit import (
+    fit_critical_batch,
+    smoothed_losses,
+    steps_to_goal,
+)
 from noisescale.statistics.critical_batch.hyperbola import Hyperbola
 
 SIZES = 2.0 ** np.arange(12)
@@ -36,7 +40,9 @@ def test_exact_values_are_recovered():
 
 def test_a_bound_that_the_curve_exceeds_changes_nothing():
     sizes = np.append(SIZES, [0.5])
-    found = fit_critical_batch(sizes, np.append(steps(SIZES), [2000.0]), censored=[False] * 12 + [True])
+    found = fit_critical_batch(
+        sizes, np.append(steps(SIZES), [2000.0]), censored=[False] * 12 + [True]
+    )
     assert found.num_censored == 1
     assert found.num_batch_sizes == 13
     assert found.critical_batch_size.value == pytest.approx(50, rel=1e-5)
@@ -63,7 +69,9 @@ def test_the_most_likely_curve_is_that_of_least_squares():
     assert fit.min_examples.value == pytest.approx(math.exp(slope), rel=1e-3)
     assert fit.critical_batch_size.value == pytest.approx(math.exp(slope - plateau), rel=1e-3)
     error = math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    assert fit.critical_batch_size.stderr == pytest.approx(fit.critical_batch_size.value * error, rel=0.1)
+    assert fit.critical_batch_size.stderr == pytest.approx(
+        fit.critical_batch_size.value * error, rel=0.1
+    )
 
 
 def test_the_gradient_of_the_likelihood_is_its_derivative():
@@ -75,7 +83,9 @@ def test_the_gradient_of_the_likelihood_is_its_derivative():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scatter", "seeds", "capped"), [(0.1, 1, False), (0.15, 1, True), (0.2, 3, True)])
+@pytest.mark.parametrize(
+    ("scatter", "seeds", "capped"), [(0.1, 1, False), (0.15, 1, True), (0.2, 3, True)]
+)
 def test_coverage_of_the_intervals(scatter, seeds, capped):
     """90 % intervals over 200 draws, the smallest and the largest batches often stopped before the goal."""
     rng = np.random.default_rng(0)
@@ -86,7 +96,9 @@ def test_coverage_of_the_intervals(scatter, seeds, capped):
         found = steps(sizes) * np.exp(scatter * rng.standard_normal(len(sizes)))
         limits = np.where(sizes <= 2, steps(sizes), np.where(sizes >= 1024, 103.0, np.inf))
         limits = limits if capped else np.full(len(sizes), np.inf)
-        fit = fit_critical_batch(sizes, np.minimum(found, limits), censored=found > limits, confidence=0.9)
+        fit = fit_critical_batch(
+            sizes, np.minimum(found, limits), censored=found > limits, confidence=0.9
+        )
         for name, value in truth.items():
             hits[name] += getattr(fit, name).low <= value <= getattr(fit, name).high
     assert all(170 <= count <= 196 for count in hits.values()), hits
@@ -136,7 +148,9 @@ def test_the_overhead_is_read_from_the_curve():
     """Flat up to 64, then examples grow in proportion: the fit's 0.2·B_crit is elsewhere."""
     examples = np.where(SIZES <= 64, 1000.0, 1000.0 * SIZES / 64)
     fit = fit_critical_batch(SIZES, examples / SIZES)
-    assert fit.overhead_batch_size.value == pytest.approx(64 * 2 ** (math.log(1.2) / math.log(2)), rel=0.02)
+    assert fit.overhead_batch_size.value == pytest.approx(
+        64 * 2 ** (math.log(1.2) / math.log(2)), rel=0.02
+    )
     assert abs(fit.overhead_batch_size.value / (0.2 * fit.critical_batch_size.value) - 1) > 0.5
 
 

@@ -30,7 +30,9 @@ def synthetic(*, goals=(1.0, 0.5), seeds=2, critical=16.0):
         for size in SIZES:
             best = 0.8 / (1 + 10 / size)
             for rate in 2.0 ** np.arange(-6, 2):
-                steps = 50 / goal * (1 + critical / size) * math.exp(0.3 * math.log(rate / best) ** 2)
+                steps = (
+                    50 / goal * (1 + critical / size) * math.exp(0.3 * math.log(rate / best) ** 2)
+                )
                 rows += [(goal, size, rate, seed, steps, 0, 0) for seed in range(seeds)]
     columns = ["goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged"]
     return pd.DataFrame(rows, columns=columns)
@@ -59,7 +61,9 @@ def test_what_is_written_is_read_back(tmp_path):
     again = read_goal_table(path)
     before, after = fit_goals(table), fit_goals(again)
     assert list(before) == list(after) == [1.0, 0.5]
-    assert before[0.5].critical_batch_size.value == pytest.approx(after[0.5].critical_batch_size.value)
+    assert before[0.5].critical_batch_size.value == pytest.approx(
+        after[0.5].critical_batch_size.value
+    )
 
 
 def test_a_table_of_three_batch_sizes_is_refused(tmp_path):
@@ -94,8 +98,14 @@ def test_words_for_truth_are_understood(tmp_path):
         ("batch_size,steps,learning_rate\n1,10,inf\n", "learning_rate is inf"),
         ("batch_size,steps\n1e-320,10\n", "batch_size is"),
         ("batch_size,steps\n1,10,5\n", "cannot be read as CSV"),
-        ("batch_size,steps,goal,censored\n1,100,0.5,1\n1,50,0.2,0\n", "goal 0.2 after 50 steps and 0.5 only"),
-        ("batch_size,steps\n1,10\n2,6\n1,10\n", "row 3: .*those of an earlier row; number the seeds"),
+        (
+            "batch_size,steps,goal,censored\n1,100,0.5,1\n1,50,0.2,0\n",
+            "goal 0.2 after 50 steps and 0.5 only",
+        ),
+        (
+            "batch_size,steps\n1,10\n2,6\n1,10\n",
+            "row 3: .*those of an earlier row; number the seeds",
+        ),
         (
             "batch_size,steps,goal\n1,10,0.5\n1,9,0.4\n",
             "row 2: .*goal 0.4 after 9 steps and 0.5 only after 10",

@@ -27,7 +27,9 @@ def test_a_constant_noise_scale_is_the_critical_batch_size():
     found = recommend(tracked([0, 10, 100], [300.0] * 3))
     assert found.quantity == "simple"
     assert found.course.critical_batch_size == pytest.approx(300)
-    assert (found.low.critical_batch_size, found.high.critical_batch_size) == pytest.approx((270, 330))
+    assert (found.low.critical_batch_size, found.high.critical_batch_size) == pytest.approx(
+        (270, 330)
+    )
     assert [found.batch_size(aim) for aim in ("fewest examples", "balanced", "fewest steps")] == [
         30,
         300,

@@ -37,7 +37,9 @@ def test_a_fixed_batch_size_takes_what_is_predicted(batch_size):
     found = course(np.full(50, 64.0))
     steps, examples = spent(np.full(50, float(batch_size)))
     predicted = found.fixed(batch_size)
-    assert predicted == pytest.approx((steps / found.min_steps, examples / found.min_examples), rel=1e-12)
+    assert predicted == pytest.approx(
+        (steps / found.min_steps, examples / found.min_examples), rel=1e-12
+    )
     assert (predicted[0] - 1) * (predicted[1] - 1) == pytest.approx(1)
     assert found.fixed(found.critical_batch_size) == pytest.approx((2, 2))
 
@@ -48,7 +50,9 @@ def test_an_adaptive_one_takes_what_is_predicted_and_no_other_less(exchange_rate
     best = np.sqrt(exchange_rate * SCALES)
     steps, examples = spent(best)
     predicted = found.adaptive(exchange_rate)
-    assert predicted == pytest.approx((steps / found.min_steps, examples / found.min_examples), rel=1e-12)
+    assert predicted == pytest.approx(
+        (steps / found.min_steps, examples / found.min_examples), rel=1e-12
+    )
     assert (predicted[0] - 1) * (predicted[1] - 1) == pytest.approx(found.gain)
     generator = np.random.default_rng(0)
     for _ in range(100):
@@ -62,7 +66,9 @@ def test_an_adaptive_one_takes_what_is_predicted_and_no_other_less(exchange_rate
 
 def test_at_the_natural_exchange_rate_both_are_one_and_the_root_of_the_gain():
     found = course(np.full(50, 64.0))
-    assert found.adaptive(found.critical_batch_size) == pytest.approx([1 + math.sqrt(found.gain)] * 2)
+    assert found.adaptive(found.critical_batch_size) == pytest.approx(
+        [1 + math.sqrt(found.gain)] * 2
+    )
     assert found.gain < 1
 
 

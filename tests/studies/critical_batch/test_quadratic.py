@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from noisescale.problems.config import TrainConfig
-from noisescale.problems.problem import Examples, factory_config
+from noisescale.problems.factory import factory_config
+from noisescale.problems.problem import Examples
 from noisescale.problems.synthetic import noisy_quadratic
 from noisescale.statistics.critical_batch.fit import fit_critical_batch, steps_to_goal
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
@@ -17,6 +17,7 @@ from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
 from noisescale.studies.critical_batch.run import run_critical_batch
 from noisescale.studies.jobs.cell import Cell
+from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import Training
 from tests.studies.critical_batch.test_run import Here
 
@@ -84,14 +85,19 @@ def test_the_best_single_step_is_that_of_the_law(moments, batch_size):
         for rate in rates:
             training = Training(
                 problem,
-                TrainConfig(batch_size=batch_size, learning_rate=rate, epochs=1, max_steps=1, seed=seed),
+                TrainConfig(
+                    batch_size=batch_size, learning_rate=rate, epochs=1, max_steps=1, seed=seed
+                ),
             )
             next(iter(training))
             theta = next(training.model.parameters()).detach().numpy()
             drops.append(before - exact_loss(theta))
         # drop = aε − bε²
         coefficients.append(np.linalg.solve([[rate, -(rate**2)] for rate in rates], drops))
-    (a, b), covariance = np.mean(coefficients, 0), np.cov(np.transpose(coefficients)) / len(coefficients)
+    (a, b), covariance = (
+        np.mean(coefficients, 0),
+        np.cov(np.transpose(coefficients)) / len(coefficients),
+    )
     gradient, hessian = moments.gradient.numpy(), moments.hessian.numpy()
     curvature = gradient @ hessian @ gradient
     noise_size = float(np.trace(hessian @ moments.covariance.numpy())) / curvature
@@ -135,7 +141,9 @@ def test_steps_to_a_goal_are_those_of_the_second_moments(moments, tmp_path, batc
     goal = expected[30]
     exact = steps_to_goal(steps, expected[steps], goal)
     measured = steps_to_goal(steps, np.mean(losses, 0), goal)
-    left_out = [steps_to_goal(steps, np.mean(np.delete(losses, seed, 0), 0), goal) for seed in range(16)]
+    left_out = [
+        steps_to_goal(steps, np.mean(np.delete(losses, seed, 0), 0), goal) for seed in range(16)
+    ]
     stderr = math.sqrt(15 / 16 * np.sum(np.square(left_out - np.mean(left_out))))
     assert abs(measured - exact) < 3 * stderr
     assert stderr < 3
@@ -165,23 +173,35 @@ def test_the_critical_batch_size_is_that_of_the_exact_curve(moments, tmp_path):
             longest = (
                 int(
                     2
-                    * fastest_runs(found.table).query("goal == @goal and batch_size == @size")["steps"].max()
+                    * fastest_runs(found.table)
+                    .query("goal == @goal and batch_size == @size")["steps"]
+                    .max()
                 )
                 + 2
             )
             passages = [
-                steps_to_goal(range(longest + 1), expected_losses(size, rate, longest, variances), goal)
+                steps_to_goal(
+                    range(longest + 1), expected_losses(size, rate, longest, variances), goal
+                )
                 for rate in grid
                 if rate < 2
             ]
             exact.append(min(passage for passage in passages if passage is not None))
         expected = fit_critical_batch(config.batch_sizes, exact)
         assert fit.resolved
-        assert fit.critical_batch_size.low < expected.critical_batch_size.value < fit.critical_batch_size.high
-        assert fit.critical_batch_size.value == pytest.approx(expected.critical_batch_size.value, rel=0.25)
+        assert (
+            fit.critical_batch_size.low
+            < expected.critical_batch_size.value
+            < fit.critical_batch_size.high
+        )
+        assert fit.critical_batch_size.value == pytest.approx(
+            expected.critical_batch_size.value, rel=0.25
+        )
         row = found.predicted.query("goal == @goal and quantity == 'full'").iloc[0]
         gradient, hessian = moments.gradient.numpy(), moments.hessian.numpy()
-        noise_size = float(np.trace(hessian @ moments.covariance.numpy())) / (gradient @ hessian @ gradient)
+        noise_size = float(np.trace(hessian @ moments.covariance.numpy())) / (
+            gradient @ hessian @ gradient
+        )
         assert row["start"] == pytest.approx(noise_size, rel=0.2)
         assert 0.1 < row["ratio_by_progress"] < 3
 

@@ -17,18 +17,23 @@ import pytest
 import torch
 
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
-from noisescale.problems.build import build_own_problem, build_problem
-from noisescale.problems.config import FactoryConfig, ProblemConfig, TrainConfig
-from noisescale.problems.problem import factory_config
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.problems.factory import build_own_problem, factory_config
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
-from noisescale.studies.critical_batch.config import CriticalBatchConfig, default_batch_sizes, default_goals
+from noisescale.studies.critical_batch.config import (
+    CriticalBatchConfig,
+    default_batch_sizes,
+    default_goals,
+)
 from noisescale.studies.critical_batch.goal_run import GoalCell, read_goal_run, run_to_goal
 from noisescale.studies.critical_batch.run import run_critical_batch
 from noisescale.studies.jobs.cell import Cell
+from noisescale.training.config import TrainConfig
 from noisescale.training.evaluation import evaluate, mean_loss
-from noisescale.training.records import folder as store
-from noisescale.training.records import tables as run_tables
 from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.records.folder import finished_runs
+from noisescale.training.records.tables import read_noise
 from noisescale.training.tracking.noise import NoiseTracking
 
 PROBLEM = ProblemConfig(dataset="digits", num_train=200, width=8, depth=1)
@@ -114,12 +119,14 @@ def test_the_files_of_a_measurement(serial):
 def test_steps_are_passages_of_the_smoothed_recorded_losses(serial):
     """The oracle: a plain loop over losses.csv with NumPy's weighted polynomials."""
     out, result, _ = serial
-    runs = {path: read_goal_run(path) for path in store.finished_runs(out / "cells")}
+    runs = {path: read_goal_run(path) for path in finished_runs(out / "cells")}
     for row in result.table[result.table["censored"] == 0].to_dict("records"):
         matching = [
             run
             for run in runs.values()
-            if all(run.summary[name] == row[name] for name in ("batch_size", "learning_rate", "seed"))
+            if all(
+                run.summary[name] == row[name] for name in ("batch_size", "learning_rate", "seed")
+            )
         ]
         (run,) = matching
         before = None
@@ -140,7 +147,7 @@ def test_steps_are_passages_of_the_smoothed_recorded_losses(serial):
 
 def test_runs_end_once_the_lowest_goal_is_passed(serial):
     out, result, _ = serial
-    for path in store.finished_runs(out / "cells"):
+    for path in finished_runs(out / "cells"):
         run = read_goal_run(path)
         assert run.losses["step"].iloc[-1] == run.summary["steps"]
         assert run.summary["best_loss"] == run.losses["loss"].min()
@@ -162,10 +169,12 @@ def test_the_looks_are_at_a_fixed_subset_of_the_split(serial):
     out, _, _ = serial
     start = json.loads((out / "start.json").read_text())
     problem = build_problem(PROBLEM)
-    assert start["loss"] == pytest.approx(mean_loss(problem.model, problem.loss, problem.train), rel=1e-6)
+    assert start["loss"] == pytest.approx(
+        mean_loss(problem.model, problem.loss, problem.train), rel=1e-6
+    )
     of_seed_0 = [
         run
-        for path in store.finished_runs(out / "cells")
+        for path in finished_runs(out / "cells")
         if (run := read_goal_run(path)).summary["seed"] == 0
     ]
     assert {run.losses["loss"].iloc[0] for run in of_seed_0} == {start["loss"]}
@@ -175,7 +184,9 @@ def test_the_mean_loss_is_that_of_an_evaluation():
     problem = build_problem(PROBLEM)
     expected = evaluate(problem.model, problem.loss, problem.train).loss
     problem.model.train()
-    assert mean_loss(problem.model, problem.loss, problem.train) == pytest.approx(expected, rel=1e-12)
+    assert mean_loss(problem.model, problem.loss, problem.train) == pytest.approx(
+        expected, rel=1e-12
+    )
     assert problem.model.training
 
 
@@ -205,13 +216,13 @@ def test_more_seeds_and_batch_sizes_keep_what_is_there(serial, tmp_path):
 
 def test_higher_goals_take_the_same_runs(serial):
     out, _, _ = serial
-    before = len(store.finished_runs(out / "cells"))
+    before = len(finished_runs(out / "cells"))
     found = run_critical_batch(
         replace(CONFIG, goals=(1.8, 1.5, 1.2), noise_examples=None), out, executor=Here()
     )
     assert list(found.fits) == [1.8, 1.5, 1.2]
     assert (
-        len(store.finished_runs(out / "cells")) <= before + 4
+        len(finished_runs(out / "cells")) <= before + 4
     )  # a best rate of its own may want a neighbour
 
 
@@ -231,7 +242,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 def test_goals_out_of_reach_say_the_best_loss(tmp_path):
     config = replace(CONFIG, goals=(1e-9,), epochs=1)
-    with pytest.raises(NoisescaleError, match=r"goals 1e-09: the best loss seen is [\d.]+, at B = 32 and lr"):
+    with pytest.raises(
+        NoisescaleError, match=r"goals 1e-09: the best loss seen is [\d.]+, at B = 32 and lr"
+    ):
         run_critical_batch(config, tmp_path / "out", executor=Here())
 
 
@@ -248,7 +261,9 @@ def test_a_goal_that_only_some_reach_is_a_bound(tmp_path):
 def test_a_bound_is_the_last_step_at_which_the_smoothed_loss_is_known(tmp_path):
     """A run that passes the goal in its last tenth has not been seen to."""
     training = TrainConfig(batch_size=8, learning_rate=0.25, epochs=100, max_steps=100)
-    run = run_to_goal(GoalCell(cell=Cell(path=tmp_path / "a", problem=PROBLEM, training=training), goals=()))
+    run = run_to_goal(
+        GoalCell(cell=Cell(path=tmp_path / "a", problem=PROBLEM, training=training), goals=())
+    )
     assert run.seen * 10**0.1 <= 100
     goal = float(run.losses["loss"].iloc[-2:].mean())
     assert run.steps(goal) == math.inf or run.steps(goal) <= run.seen
@@ -263,7 +278,9 @@ def test_a_batch_size_that_cannot_be_trained_does_not_cost_the_others(tmp_path):
 
 
 def test_where_nothing_can_be_trained_the_reason_is_given(tmp_path):
-    with pytest.raises(NoisescaleError, match=r"no run could be made: B = 32.*no room for this one"):
+    with pytest.raises(
+        NoisescaleError, match=r"no run could be made: B = 32.*no room for this one"
+    ):
         run_critical_batch(CONFIG, tmp_path / "out", executor=Here(fail=lambda cell: True))
 
 
@@ -288,7 +305,9 @@ def test_a_goal_that_no_run_reaches_beside_others(tmp_path):
 
 @pytest.mark.slow
 def test_batch_norm_starts_in_evaluation_mode(tmp_path):
-    config = replace(CONFIG, problem=replace(PROBLEM, norm="batch"), num_seeds=1, batch_sizes=(4, 8, 16, 32))
+    config = replace(
+        CONFIG, problem=replace(PROBLEM, norm="batch"), num_seeds=1, batch_sizes=(4, 8, 16, 32)
+    )
     found = run_critical_batch(config, tmp_path / "out", executor=Here())
     assert set(found.table["batch_size"]) == {4, 8, 16, 32}
 
@@ -309,7 +328,9 @@ def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tmp_path):
     )
     failures = found.summary["failures"]
     assert failures
-    assert all(line.startswith("B = 128") and line.endswith("no room for this one") for line in failures)
+    assert all(
+        line.startswith("B = 128") and line.endswith("no room for this one") for line in failures
+    )
     assert set(found.table["batch_size"]) == {2, 4, 8, 32}
     assert found.fits[1.2].num_batch_sizes == 4
 
@@ -317,7 +338,7 @@ def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tmp_path):
 def test_noise_along_the_runs_stands_beside(serial):
     """Every number of predicted.csv again, from the runs' own noise.csv."""
     out, result, _ = serial
-    runs = [read_goal_run(path) for path in store.finished_runs(out / "noise-100")]
+    runs = [read_goal_run(path) for path in finished_runs(out / "noise-100")]
     assert len(runs) == 2
     for run in runs:
         assert sorted((run.path / "checkpoints").glob("step-*.pt"))
@@ -325,14 +346,16 @@ def test_noise_along_the_runs_stands_beside(serial):
             at = int(run.losses["step"][run.losses["loss"] <= goal].iloc[0])
             checkpoint = load_checkpoint(run.path / "checkpoints" / f"step-{at}.pt")
             assert checkpoint.step == at
-            assert at in [row["step"] for row in run_tables.read_noise(run.path)]
+            assert at in [row["step"] for row in read_noise(run.path)]
     row = result.predicted.query("goal == 1.2 and quantity == 'simple'").iloc[0]
     averages = []
     for run in runs:
-        noise = pd.DataFrame(run_tables.read_noise(run.path))
+        noise = pd.DataFrame(read_noise(run.path))
         noise = noise[noise["step"] <= run.steps(1.2)]
         area = sum(
-            (noise["simple"][i] + noise["simple"][i + 1]) / 2 * (noise["step"][i + 1] - noise["step"][i])
+            (noise["simple"][i] + noise["simple"][i + 1])
+            / 2
+            * (noise["step"][i + 1] - noise["step"][i])
             for i in range(len(noise) - 1)
         )
         averages.append(area / noise["step"].iloc[-1])
@@ -344,9 +367,7 @@ def test_noise_along_the_runs_stands_beside(serial):
 
 def test_each_seed_measures_noise_on_examples_of_its_own(serial):
     out, _, _ = serial
-    first, second = (
-        pd.DataFrame(run_tables.read_noise(path)) for path in store.finished_runs(out / "noise-100")
-    )
+    first, second = (pd.DataFrame(read_noise(path)) for path in finished_runs(out / "noise-100"))
     assert first["simple"][0] != second["simple"][0]
     assert (first["num_examples"] == 100).all()
 
@@ -370,7 +391,9 @@ def test_tracking_leaves_the_run_as_it_was(tmp_path):
 @pytest.mark.slow
 def test_goals_of_the_test_loss(tmp_path):
     found = run_critical_batch(
-        replace(CONFIG, split="test", noise_examples=None, num_seeds=1), tmp_path / "out", executor=Here()
+        replace(CONFIG, split="test", noise_examples=None, num_seeds=1),
+        tmp_path / "out",
+        executor=Here(),
     )
     problem = build_problem(PROBLEM)
     start = json.loads((tmp_path / "out" / "start.json").read_text())["loss"]
@@ -380,7 +403,9 @@ def test_goals_of_the_test_loss(tmp_path):
 
 @pytest.mark.slow
 def test_adam_is_tuned_without_the_curvature(tmp_path):
-    config = replace(CONFIG, training=TrainConfig(optimizer="adam"), num_seeds=1, noise_examples=None)
+    config = replace(
+        CONFIG, training=TrainConfig(optimizer="adam"), num_seeds=1, noise_examples=None
+    )
     found = run_critical_batch(config, tmp_path / "out", executor=Here())
     assert "max_rate" not in json.loads((tmp_path / "out" / "start.json").read_text())
     assert (fastest_runs(found.table)["censored"] == 0).all()
@@ -444,7 +469,10 @@ def test_processes_give_the_same_and_a_killed_measurement_goes_on(serial, tmp_pa
     path = tmp_path / "script.py"
     path.write_text(script)
     out = tmp_path / "out"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, str(path), str(out)]
     for wanted in (3, 12):
         process = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -459,7 +487,9 @@ def test_processes_give_the_same_and_a_killed_measurement_goes_on(serial, tmp_pa
     assert [process.wait() for process in both] == [0, 0]
     assert all(one.stat().st_mtime_ns == at for one, at in kept.items())
     expected = run_critical_batch(CONFIG, tmp_path / "fresh", executor=Here())
-    pd.testing.assert_frame_equal(pd.read_csv(out / "steps_to_goal.csv"), expected.table, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(out / "steps_to_goal.csv"), expected.table, check_dtype=False
+    )
 
 
 def test_a_damaged_run_is_named(serial, tmp_path):
@@ -498,7 +528,9 @@ def test_settings_that_cannot_be(changes, message):
 
 def test_a_batch_larger_than_the_data_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(SettingError, match="batch size 512: there are 200"):
-        run_critical_batch(replace(CONFIG, batch_sizes=(2, 8, 32, 512)), tmp_path / "out", executor=Here())
+        run_critical_batch(
+            replace(CONFIG, batch_sizes=(2, 8, 32, 512)), tmp_path / "out", executor=Here()
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -38,7 +38,9 @@ def test_the_best_rate_ends_between_others(best):
 
 
 def test_every_goal_has_its_own():
-    rounds, tried = search(lambda place: (100.0 * 1.5 ** abs(place + 2), 200.0 * 1.5 ** abs(place - 3)), 0)
+    rounds, tried = search(
+        lambda place: (100.0 * 1.5 ** abs(place + 2), 200.0 * 1.5 ** abs(place - 3)), 0
+    )
     assert best_places(tried) == [-2, 3]
     assert sorted(tried) == list(range(-3, 5))
     assert rounds[0] == [Trial(-1, 1000), Trial(0, 1000), Trial(1, 1000)]

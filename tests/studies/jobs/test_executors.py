@@ -17,11 +17,17 @@ from click.testing import CliRunner
 
 from noisescale.cli import main
 from noisescale.errors import SettingError
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.config import ProblemConfig
 from noisescale.studies.jobs.cell import Cell, run_cell
 from noisescale.studies.jobs.executors import DaskExecutor
-from noisescale.studies.stability_map.replicas import ReplicaExecutor, ReplicaTraining, alike, run_replicas
+from noisescale.studies.stability_map.replicas import (
+    ReplicaExecutor,
+    ReplicaTraining,
+    alike,
+    run_replicas,
+)
 from noisescale.studies.stability_map.run import run_sweep
+from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import Training
 from tests.helpers.problems import classification
 from tests.studies.stability_map.test_run import CONFIG, PROBLEM, QUIET, Here
@@ -35,14 +41,31 @@ def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dask")
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
     file = folder / "scheduler.json"
-    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+    options = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--no-dashboard",
+        "--scheduler-file",
+        str(file),
+    ]
     with (folder / "log").open("w") as log:
         started = {"env": environment, "stdout": log, "stderr": log, "cwd": folder}
         scheduler = subprocess.Popen([*DASK, "scheduler", *options], **started)
         try:
             _wait_for(file.exists)
             address = json.loads(file.read_text())["address"]
-            workers = [*DASK, "worker", address, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
+            workers = [
+                *DASK,
+                "worker",
+                address,
+                "--nworkers",
+                "2",
+                "--nthreads",
+                "1",
+                "--no-dashboard",
+            ]
             worker = subprocess.Popen(workers, **started)
             try:
                 _wait_for(lambda: len(_worker_processes(address)) == 2)
@@ -70,7 +93,9 @@ def _worker_processes(address):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets of a client that a killed worker leaves
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning"
+)  # sockets of a client that a killed worker leaves
 def test_a_dask_sweep_whose_worker_is_killed_gives_the_serial_table(cluster, tmp_path):
     serial = run_sweep(CONFIG, tmp_path / "serial", executor=Here(), options=QUIET)
     victim, out = _worker_processes(cluster)[0], tmp_path / "dask"
@@ -90,15 +115,15 @@ def test_a_dask_sweep_whose_worker_is_killed_gives_the_serial_table(cluster, tmp
     assert killed[0] < len(serial.cells)  # it was mid-sweep
     pd.testing.assert_frame_equal(found.cells, serial.cells)
     assert (out / "cells.csv").read_bytes() == (tmp_path / "serial" / "cells.csv").read_bytes()
-    assert (out / "boundary.csv").read_bytes() == (tmp_path / "serial" / "boundary.csv").read_bytes()
+    assert (out / "boundary.csv").read_bytes() == (
+        tmp_path / "serial" / "boundary.csv"
+    ).read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_command_line_sweeps_on_a_cluster(cluster, tmp_path):
-    arguments = (
-        "sweep-lr --dataset digits --num-train 100 --width 4 --bs 50 --lr-min 1 --lr-max 1e3 --factor 10"
-    )
+    arguments = "sweep-lr --dataset digits --num-train 100 --width 4 --bs 50 --lr-min 1 --lr-max 1e3 --factor 10"
     arguments += f" --steps 5 --seeds 1 --no-predict --executor dask --scheduler {cluster} --json"
     found = CliRunner().invoke(main, [*arguments.split(), "--out", str(tmp_path / "sweep")])
     assert found.exit_code == 0, found.output
@@ -140,7 +165,9 @@ def test_replicas_are_single_runs(tmp_path, training, loss, model):
             assert found["start_loss"] == alone["start_loss"]
             for name in ("losses.csv",):
                 ours, theirs = (
-                    pd.read_csv(tmp_path / kind / f"{batch_size}-{one['rate']:g}-{one['seed']}" / name)
+                    pd.read_csv(
+                        tmp_path / kind / f"{batch_size}-{one['rate']:g}-{one['seed']}" / name
+                    )
                     for kind in ("together", "alone")
                 )
                 pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4)
@@ -214,7 +241,9 @@ def test_cells_that_wait_together_are_one_program(tmp_path, monkeypatch):
     executor = ReplicaExecutor()
     hold = threading.Event()
     executor.submit(hold.wait, 30)
-    futures = [executor.submit(run_cell, cell(tmp_path, rate=0.01 * (1 + index))) for index in range(18)]
+    futures = [
+        executor.submit(run_cell, cell(tmp_path, rate=0.01 * (1 + index))) for index in range(18)
+    ]
     other = executor.submit(run_cell, cell(tmp_path, batch_size=50))
     hold.set()
     assert all(future.result()["batch_size"] == 10 for future in futures)
@@ -228,7 +257,9 @@ def test_of_replicas_only_the_one_that_raises_fails(tmp_path):
     broken.path.mkdir(parents=True)
     (broken.path / "config.json").write_text("{")
     executor = ReplicaExecutor()
-    futures = [executor.submit(run_cell, one) for one in (cell(tmp_path), broken, cell(tmp_path, rate=0.3))]
+    futures = [
+        executor.submit(run_cell, one) for one in (cell(tmp_path), broken, cell(tmp_path, rate=0.3))
+    ]
     errors = [future.exception() for future in futures]
     executor.shutdown()
     assert errors[0] is None

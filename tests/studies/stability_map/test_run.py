@@ -16,11 +16,17 @@ import pandas as pd
 import pytest
 import torch
 
-from noisescale.errors import MeasurementError, NoisescaleError, RunFolderError, SettingError
-from noisescale.problems.build import LOSSES, chance_loss
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.errors import (
+    Interrupted,
+    MeasurementError,
+    NoisescaleError,
+    RunFolderError,
+    SettingError,
+)
+from noisescale.problems.config import ProblemConfig
+from noisescale.problems.models import LOSSES, chance_loss
 from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.studies.jobs.cell import Cell, file_digest, run_cell
+from noisescale.studies.jobs.cell import Cell, run_cell
 from noisescale.studies.jobs.executors import LocalProcesses
 from noisescale.studies.stability_map import run as engine
 from noisescale.studies.stability_map.config import Horizon, SweepConfig
@@ -28,7 +34,8 @@ from noisescale.studies.stability_map.predictions import with_rates
 from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 from noisescale.studies.stability_map.search import from_guess, scan_and_bisect
 from noisescale.studies.stability_map.tables import cell_row
-from noisescale.training.interrupts import Interrupted
+from noisescale.training.config import TrainConfig
+from noisescale.training.records.names import file_digest
 
 PROBLEM = ProblemConfig(dataset="digits", num_train=100, width=4, depth=1)
 CONFIG = SweepConfig(
@@ -125,7 +132,9 @@ def test_bisection_finds_the_edge_of_the_whole_grid_with_a_fraction_of_its_runs(
     _, bisected, executor = serial
     count = len(CONFIG.learning_rates)
     whole = Here()
-    grid = run_sweep(replace(CONFIG, num_lr=count), tmp_path / "grid", executor=whole, options=QUIET)
+    grid = run_sweep(
+        replace(CONFIG, num_lr=count), tmp_path / "grid", executor=whole, options=QUIET
+    )
     assert grid.config.learning_rates == CONFIG.learning_rates
     assert len(whole.cells) == 2 * 2 * count
     assert len(executor.cells) <= 0.8 * len(whole.cells)  # of a grid of so few; see the benchmark
@@ -157,7 +166,9 @@ def test_the_files_of_a_sweep(serial):
     folders = list((out / "cells").iterdir())
     assert len(folders) == len(cells)
     for folder in folders:
-        assert {"config.json", "losses.csv", "summary.json"} <= {file.name for file in folder.iterdir()}
+        assert {"config.json", "losses.csv", "summary.json"} <= {
+            file.name for file in folder.iterdir()
+        }
         losses = pd.read_csv(folder / "losses.csv")
         record = json.loads((folder / "summary.json").read_text())
         assert losses["step"].iloc[0] == 0
@@ -182,7 +193,9 @@ def test_a_cell_is_the_run_that_train_makes(serial):
     *_, last = train(problem, config)
     for name, param in problem.model.named_parameters():
         param.data.copy_(last.params[name])
-    assert evaluate(problem.model, problem.loss, problem.train).loss == pytest.approx(row["final_loss"])
+    assert evaluate(problem.model, problem.loss, problem.train).loss == pytest.approx(
+        row["final_loss"]
+    )
     assert evaluate(problem.model, problem.loss, problem.test).accuracy == row["test_accuracy"]
     assert row["start_loss"] != row["final_loss"]
 
@@ -238,7 +251,10 @@ def test_other_settings_do_not_mix(serial, tmp_path):
     for other, named in (
         (replace(CONFIG, horizon=Horizon(steps=13)), "horizon.steps is 12 there, 13 here"),
         (replace(CONFIG, problem=replace(PROBLEM, width=5)), "problem.width is 4 there, 5 here"),
-        (replace(CONFIG, training=TrainConfig(momentum=0.9)), "training.momentum is 0.0 there, 0.9 here"),
+        (
+            replace(CONFIG, training=TrainConfig(momentum=0.9)),
+            "training.momentum is 0.0 there, 0.9 here",
+        ),
     ):
         with pytest.raises(RunFolderError, match=named):
             run_sweep(other, out, executor=Here(), options=QUIET)
@@ -273,7 +289,9 @@ def test_a_grid_that_makes_no_sense_is_refused(changes, message):
         replace(CONFIG, **changes)
 
 
-@pytest.mark.parametrize("lengths", [{}, {"epochs": 1, "steps": 2}, {"steps": 0}, {"examples": 1.5}])
+@pytest.mark.parametrize(
+    "lengths", [{}, {"epochs": 1, "steps": 2}, {"steps": 0}, {"examples": 1.5}]
+)
 def test_a_horizon_is_one_positive_number(lengths):
     with pytest.raises(SettingError):
         Horizon(**lengths)
@@ -281,7 +299,12 @@ def test_a_horizon_is_one_positive_number(lengths):
 
 def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(SettingError, match="there are 100 training examples"):
-        run_sweep(replace(CONFIG, batch_sizes=(4, 101)), tmp_path / "sweep", executor=Here(), options=QUIET)
+        run_sweep(
+            replace(CONFIG, batch_sizes=(4, 101)),
+            tmp_path / "sweep",
+            executor=Here(),
+            options=QUIET,
+        )
     assert not (tmp_path / "sweep").exists()
 
 
@@ -324,7 +347,9 @@ def test_two_sweeps_into_one_folder_share_the_work(serial, tmp_path, monkeypatch
     found = []
     work = [
         threading.Thread(
-            target=lambda: found.append(run_sweep(CONFIG, tmp_path / "both", executor=Here(), options=QUIET))
+            target=lambda: found.append(
+                run_sweep(CONFIG, tmp_path / "both", executor=Here(), options=QUIET)
+            )
         )
         for _ in range(2)
     ]
@@ -429,7 +454,12 @@ def test_a_killed_sweep_goes_on_and_its_table_is_the_serial_one(serial, tmp_path
 
 def _summary(**changes):
     numbers = {"start_loss": 1e-4, "largest_loss": 0.5, "chance_loss": 2.3, "largest_share": 0.1}
-    scores = {"train": {"loss": 2e-4}, "test": {"accuracy": 0.9}, "diverged_at_step": None, "steps": 10}
+    scores = {
+        "train": {"loss": 2e-4},
+        "test": {"accuracy": 0.9},
+        "diverged_at_step": None,
+        "steps": 10,
+    }
     return {"batch_size": 4, "learning_rate": 0.1, "seed": 0, **numbers, **scores, **changes}
 
 
@@ -561,7 +591,9 @@ def test_the_guess_for_other_seeds_is_below_the_first_unstable_rate(tmp_path):
     sweep = engine._Sweep(CONFIG, tmp_path, Here(), QUIET, 100)
     rates = CONFIG.learning_rates
     outcomes = {0: 0, 3: 0, 5: 1, 7: 0, 9: 1}
-    sweep.rows = {(4, rates[index], 0): {"unstable": outcome} for index, outcome in outcomes.items()}
+    sweep.rows = {
+        (4, rates[index], 0): {"unstable": outcome} for index, outcome in outcomes.items()
+    }
     assert sweep._last_stable(4) == 3
     sweep.rows = {(4, rates[0], 0): {"unstable": 1}}
     assert sweep._last_stable(4) == -1

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from noisescale.errors import CheckpointError
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.config import ProblemConfig
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.training.trainer import train
 from tests.helpers.problems import classification
@@ -18,7 +19,9 @@ def checkpoint():
 
 
 def test_what_is_loaded_is_what_was_saved(checkpoint, tmp_path):
-    saved = dataclasses.replace(checkpoint, problem=ProblemConfig(dataset="digits"), diverged_at_step=3)
+    saved = dataclasses.replace(
+        checkpoint, problem=ProblemConfig(dataset="digits"), diverged_at_step=3
+    )
     save_checkpoint(saved, tmp_path / "checkpoint.pt")
     loaded = load_checkpoint(tmp_path)  # the folder stands for its checkpoint.pt
     for field in dataclasses.fields(saved):
@@ -28,7 +31,8 @@ def test_what_is_loaded_is_what_was_saved(checkpoint, tmp_path):
         assert torch.equal(loaded.params[name], value)
     assert torch.equal(loaded.batches["generator"], saved.batches["generator"])
     assert torch.equal(
-        loaded.optimizer["state"][0]["momentum_buffer"], saved.optimizer["state"][0]["momentum_buffer"]
+        loaded.optimizer["state"][0]["momentum_buffer"],
+        saved.optimizer["state"][0]["momentum_buffer"],
     )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from noisescale.errors import RunFolderBusyError, RunFolderError
-from noisescale.problems.config import ProblemConfig, TrainConfig
+from noisescale.problems.config import ProblemConfig
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import (
     RunFolder,
     finished_runs,
@@ -88,9 +89,14 @@ def test_another_runs_folder_is_refused_with_the_difference(tmp_path):
 def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for force in (False, True):
-        with pytest.raises(RunFolderError, match=r"thesis\.tex"), RunFolder(tmp_path, CONFIG, force=force):
+        with (
+            pytest.raises(RunFolderError, match=r"thesis\.tex"),
+            RunFolder(tmp_path, CONFIG, force=force),
+        ):
             pass
-    assert [entry.name for entry in tmp_path.iterdir() if not entry.name.startswith(".")] == ["thesis.tex"]
+    assert [entry.name for entry in tmp_path.iterdir() if not entry.name.startswith(".")] == [
+        "thesis.tex"
+    ]
 
 
 def test_force_removes_the_runs_own_files_alone(tmp_path):
@@ -113,9 +119,14 @@ def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path):
         "    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path), json.dumps(CONFIG)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout.readline().strip() == "held"
-        with pytest.raises(RunFolderBusyError, match="another process"), RunFolder(tmp_path, CONFIG):
+        with (
+            pytest.raises(RunFolderBusyError, match="another process"),
+            RunFolder(tmp_path, CONFIG),
+        ):
             pass
         holder.kill()
     with RunFolder(tmp_path, CONFIG) as folder:
@@ -130,7 +141,11 @@ def test_a_damaged_configuration_is_named(tmp_path):
 
 def test_numbers_that_are_not_finite_become_null_with_their_reason():
     content = nullable({"loss": math.nan, "accuracy": 0.5})
-    assert content == {"loss": None, "accuracy": 0.5, "loss_null_because": "the loss is nan, not finite"}
+    assert content == {
+        "loss": None,
+        "accuracy": 0.5,
+        "loss_null_because": "the loss is nan, not finite",
+    }
 
 
 def test_a_number_that_is_not_finite_is_never_written_as_json(tmp_path):
@@ -161,10 +176,15 @@ def test_the_lock_holds_against_one_who_waited_for_the_file_to_go(tmp_path):
 
 
 def test_a_configuration_without_a_field_added_later_is_still_the_same_run(tmp_path):
-    full = {"problem": ProblemConfig(dataset="digits").to_dict(), "training": TrainConfig().to_dict()}
+    full = {
+        "problem": ProblemConfig(dataset="digits").to_dict(),
+        "training": TrainConfig().to_dict(),
+    }
     write_json(tmp_path / "config.json", {"problem": {"dataset": "digits"}, "training": {}})
     assert folder_state(tmp_path, full) == "unfinished"
-    write_json(tmp_path / "config.json", {"problem": {"dataset": "digits", "dropout": 0.5}, "training": {}})
+    write_json(
+        tmp_path / "config.json", {"problem": {"dataset": "digits", "dropout": 0.5}, "training": {}}
+    )
     with pytest.raises(RunFolderError, match="no field dropout"):
         folder_state(tmp_path, full)
     write_json(tmp_path / "config.json", {"problem": 3})

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from noisescale.errors import CheckpointError
-from noisescale.problems.config import TrainConfig
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import Checkpoint, save_checkpoint
 from noisescale.training.records.weights import load_weights
 
@@ -55,7 +55,9 @@ FORMS = {
     },
     "Lightning, compiled": lambda state: {"state_dict": prefixed(state, "net._orig_mod.")},
     "under model": lambda state: {"model": state, "step": 7},
-    "tied once": lambda state: {name: tensor for name, tensor in state.items() if name != "head.weight"},
+    "tied once": lambda state: {
+        name: tensor for name, tensor in state.items() if name != "head.weight"
+    },
     "double precision": lambda state: {name: tensor.double() for name, tensor in state.items()},
 }
 
@@ -77,7 +79,11 @@ def test_safetensors_and_our_own_checkpoints_load(tmp_path):
     save_file(FORMS["tied once"](prefixed(state, "module.")) | {}, tmp_path / "w.safetensors")
     untied = {name: tensor for name, tensor in state.items() if name != "head.weight"}
     save_file(untied, tmp_path / "w.safetensors")
-    buffers = {name: tensor for name, tensor in untied.items() if "running" in name or "num_batches" in name}
+    buffers = {
+        name: tensor
+        for name, tensor in untied.items()
+        if "running" in name or "num_batches" in name
+    }
     checkpoint = Checkpoint(
         problem=None,
         training=TrainConfig(),
@@ -118,13 +124,17 @@ def test_what_does_not_fit_is_listed_and_changes_nothing(tmp_path):
 def test_two_copies_of_the_weights_are_not_chosen_between(tmp_path):
     state = random_state()
     ema = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    torch.save({"state_dict": prefixed(ema, "ema.") | prefixed(state, "net.")}, tmp_path / "two.ckpt")
+    torch.save(
+        {"state_dict": prefixed(ema, "ema.") | prefixed(state, "net.")}, tmp_path / "two.ckpt"
+    )
     with pytest.raises(CheckpointError, match=r"more than once, under 'ema\.', 'net\.'"):
         load_weights(Net(), tmp_path / "two.ckpt")
 
 
 def test_unreadable_files_are_named(tmp_path):
-    torch.save({"state_dict": random_state(), "hyper_parameters": Settings()}, tmp_path / "objects.ckpt")
+    torch.save(
+        {"state_dict": random_state(), "hyper_parameters": Settings()}, tmp_path / "objects.ckpt"
+    )
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
     torch.save({"epoch": 3}, tmp_path / "numbers.pt")
     whole = tmp_path / "whole.pt"

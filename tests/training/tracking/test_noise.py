@@ -9,10 +9,11 @@ import torch
 from noisescale.errors import SettingError
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import ProblemConfig, TrainConfig
-from noisescale.training.records import folder as store
-from noisescale.training.records import tables as run_tables
+from noisescale.problems.config import ProblemConfig
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.records.folder import NOISE_PICTURE
+from noisescale.training.records.tables import NOISE, NOISE_COLUMNS, NOISE_LAYERS
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.training.tracking.rows import is_due
@@ -22,7 +23,7 @@ TRAINING = TrainConfig(batch_size=100, learning_rate=0.1, epochs=2)
 MEASURED = RunOptions(noise=NoiseTracking(every=10, num_examples=200, per_layer=True))
 
 
-def table(path, name=run_tables.NOISE):
+def table(path, name=NOISE):
     return pd.read_csv(path / name)
 
 
@@ -43,7 +44,9 @@ def test_measuring_leaves_the_trajectory_bit_identical(norm, optimizer, tmp_path
     torch.manual_seed(5)
     run_training(problem, training, tmp_path / "plain")
     torch.manual_seed(5)
-    options = RunOptions(noise=NoiseTracking(every="log", num_examples=100, hessian=True, num_probes=2))
+    options = RunOptions(
+        noise=NoiseTracking(every="log", num_examples=100, hessian=True, num_probes=2)
+    )
     run_training(problem, training, tmp_path / "measured", options)
     assert torch.equal(torch.get_rng_state(), torch.manual_seed(5).get_state())
     one, other = load_checkpoint(tmp_path / "plain"), load_checkpoint(tmp_path / "measured")
@@ -54,13 +57,15 @@ def test_measuring_leaves_the_trajectory_bit_identical(norm, optimizer, tmp_path
 
 def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
     tracking = NoiseTracking(every=10, num_examples=200, per_layer=True, hessian=True, num_probes=4)
-    run_training(PROBLEM, TRAINING, tmp_path / "run", RunOptions(noise=tracking, checkpoint_every=10))
+    run_training(
+        PROBLEM, TRAINING, tmp_path / "run", RunOptions(noise=tracking, checkpoint_every=10)
+    )
     rows = table(tmp_path / "run")
-    assert list(rows.columns) == list(run_tables.NOISE_COLUMNS)
+    assert list(rows.columns) == list(NOISE_COLUMNS)
     assert rows["step"].tolist() == [0, 10, 20, 26]
     assert set(rows["batch_size"]) == {100}
     assert (rows["hessian_examples"] == rows["population_size"] // 2).all()
-    assert (tmp_path / "run" / store.NOISE_PICTURE).stat().st_size > 5000
+    assert (tmp_path / "run" / NOISE_PICTURE).stat().st_size > 5000
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-20.pt")
     problem = build_problem(PROBLEM)
     problem.model.eval()
@@ -70,9 +75,11 @@ def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
     row = rows.iloc[2]
     for name in ("loss", "squared_gradient_norm", "gradient_variance", "simple", "full"):
         estimate = getattr(found, name)
-        for part, value in zip(("", "_stderr", "_low", "_high"), vars(estimate).values(), strict=False):
+        for part, value in zip(
+            ("", "_stderr", "_low", "_high"), vars(estimate).values(), strict=False
+        ):
             assert row[f"{name}{part}"] == pytest.approx(value, rel=1e-4, nan_ok=True), (name, part)
-    layers = table(tmp_path / "run", run_tables.NOISE_LAYERS)
+    layers = table(tmp_path / "run", NOISE_LAYERS)
     assert len(layers) == 4 * 6
     of_step = layers[layers["step"] == 20].reset_index(drop=True)
     expected = found.per_layer["gradient_variance"]
@@ -100,8 +107,10 @@ def test_a_resumed_run_has_every_row_once(killed_after, tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             run_training(PROBLEM, TRAINING, broken, options)
     run_training(PROBLEM, TRAINING, broken, options)
-    for name in (run_tables.NOISE, run_tables.NOISE_LAYERS):
-        one, other = (table(path, name).drop(columns="seconds", errors="ignore") for path in (whole, broken))
+    for name in (NOISE, NOISE_LAYERS):
+        one, other = (
+            table(path, name).drop(columns="seconds", errors="ignore") for path in (whole, broken)
+        )
         pd.testing.assert_frame_equal(one, other, rtol=1e-6, check_dtype=False)
 
 
@@ -134,7 +143,9 @@ def test_another_measurement_begins_the_table_anew(other, tmp_path, monkeypatch)
 
 def test_divergence_is_a_row_with_its_reason(tmp_path):
     training = TrainConfig(batch_size=100, learning_rate=1e30, epochs=1)
-    run_training(PROBLEM, training, tmp_path, RunOptions(noise=NoiseTracking(every=1, num_examples=50)))
+    run_training(
+        PROBLEM, training, tmp_path, RunOptions(noise=NoiseTracking(every=1, num_examples=50))
+    )
     last = table(tmp_path).iloc[-1]
     assert math.isnan(last["simple"])
     assert "not finite" in last["reason"]
@@ -143,11 +154,13 @@ def test_divergence_is_a_row_with_its_reason(tmp_path):
 def test_force_removes_the_old_measurements(tmp_path):
     run_training(PROBLEM, TRAINING, tmp_path, MEASURED)
     run_training(PROBLEM, TRAINING, tmp_path, RunOptions(force=True))
-    assert not (tmp_path / run_tables.NOISE).exists()
-    assert not (tmp_path / run_tables.NOISE_LAYERS).exists()
+    assert not (tmp_path / NOISE).exists()
+    assert not (tmp_path / NOISE_LAYERS).exists()
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"every": 2.5}, {"every": "often"}, {"num_examples": 2}])
+@pytest.mark.parametrize(
+    "wrong", [{"every": 0}, {"every": 2.5}, {"every": "often"}, {"num_examples": 2}]
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(SettingError, match=r"give|take"):
         NoiseTracking(**wrong)

@@ -8,10 +8,11 @@ import torch
 
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import ProblemConfig, TrainConfig
-from noisescale.training.records import folder as store
-from noisescale.training.records import tables as run_tables
+from noisescale.problems.config import ProblemConfig
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.records.folder import SHARPNESS_PICTURE, write_table
+from noisescale.training.records.tables import METRICS, SHARPNESS, SHARPNESS_COLUMNS
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.sharpness import SharpnessTracker
 from noisescale.training.trainer import Training
@@ -22,13 +23,16 @@ MEASURED = RunOptions(measure_sharpness_every=10, sharpness_examples=200)
 
 
 def table(path):
-    return pd.read_csv(path / run_tables.SHARPNESS)
+    return pd.read_csv(path / SHARPNESS)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_measuring_leaves_the_trajectory_bit_identical(norm, tmp_path):
     problem = ProblemConfig(dataset="digits", width=16, norm=norm)
-    for training in (TRAINING, TrainConfig(batch_size=100, optimizer="adam", learning_rate=0.01, epochs=2)):
+    for training in (
+        TRAINING,
+        TrainConfig(batch_size=100, optimizer="adam", learning_rate=0.01, epochs=2),
+    ):
         plain, measured = (
             tmp_path / f"plain-{training.optimizer}",
             tmp_path / f"measured-{training.optimizer}",
@@ -47,18 +51,22 @@ def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
     options = RunOptions(measure_sharpness_every=10, sharpness_examples=200, checkpoint_every=10)
     run_training(PROBLEM, TRAINING, tmp_path / "run", options)
     rows = table(tmp_path / "run")
-    assert list(rows.columns) == list(run_tables.SHARPNESS_COLUMNS)
+    assert list(rows.columns) == list(SHARPNESS_COLUMNS)
     assert rows["step"].tolist() == [0, 10, 20, 26]
     assert rows["stable_sharpness"].tolist() == [20] * 4
     assert (rows["residual"] <= 1e-3 * rows["largest_eigenvalue"]).all()
     assert (rows["batch_sharpness_stderr"] > 0).all()
-    assert (tmp_path / "run" / store.SHARPNESS_PICTURE).stat().st_size > 5000
+    assert (tmp_path / "run" / SHARPNESS_PICTURE).stat().st_size > 5000
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-20.pt")
     found = measure_sharpness(
-        build_problem(PROBLEM), checkpoint.params, SharpnessOptions(num_examples=200, batch_size=100)
+        build_problem(PROBLEM),
+        checkpoint.params,
+        SharpnessOptions(num_examples=200, batch_size=100),
     )
     assert rows["largest_eigenvalue"][2] == pytest.approx(found.largest.value.value, rel=1e-4)
-    assert rows["largest_eigenvalue_stderr"][2] == pytest.approx(found.largest.value.stderr, rel=1e-2)
+    assert rows["largest_eigenvalue_stderr"][2] == pytest.approx(
+        found.largest.value.stderr, rel=1e-2
+    )
     assert rows["batch_sharpness"][2] == pytest.approx(found.batch_sharpness.value, rel=1e-4)
 
 
@@ -79,7 +87,7 @@ def test_a_resumed_run_has_every_row_once(tmp_path, monkeypatch):
     rows = table(broken)
     assert rows["step"].tolist() == [0, 10]
     # a row after the newest checkpoint, which is of step 13, will come again
-    store.write_table(broken / run_tables.SHARPNESS, pd.concat([rows, rows.tail(1).assign(step=20)]))
+    write_table(broken / SHARPNESS, pd.concat([rows, rows.tail(1).assign(step=20)]))
     run_training(PROBLEM, TRAINING, broken, MEASURED)
     assert table(broken)["step"].tolist() == table(whole)["step"].tolist()
     pd.testing.assert_series_equal(
@@ -106,7 +114,7 @@ def test_a_full_batch_has_its_own_sharpness_without_error(tmp_path):
     assert rows["batch_sharpness_stderr"].tolist() == [0, 0, 0]
     assert (rows["batch_sharpness"] <= rows["largest_eigenvalue"] * (1 + 1e-3)).all()
     assert rows["largest_eigenvalue_stderr"].tolist() == [0, 0, 0]
-    metrics = pd.read_csv(tmp_path / "run" / run_tables.METRICS)
+    metrics = pd.read_csv(tmp_path / "run" / METRICS)
     assert sorted(set(metrics["step"])) == [0, 3, 4]
 
 
@@ -134,4 +142,4 @@ def test_another_number_of_examples_begins_the_table_anew(tmp_path, monkeypatch)
 def test_force_removes_the_old_measurements(tmp_path):
     run_training(PROBLEM, TRAINING, tmp_path / "run", MEASURED)
     run_training(PROBLEM, TRAINING, tmp_path / "run", RunOptions(force=True))
-    assert not (tmp_path / "run" / run_tables.SHARPNESS).exists()
+    assert not (tmp_path / "run" / SHARPNESS).exists()

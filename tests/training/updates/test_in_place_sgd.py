@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.problems.build import cross_entropy
-from noisescale.problems.models import cnn, mlp
+from noisescale.problems.models import cnn, cross_entropy, mlp
 from noisescale.training.updates.in_place_sgd import InPlaceSGD, covered_parameters
 
 
@@ -55,13 +54,21 @@ def step(model, mode, optimizer, inputs, targets):
 @pytest.mark.parametrize(
     ("name", "batch_size"),
     # batch norm is undefined on one example
-    [(name, size) for name in MODELS for size in (1, 7) if (name, size) != ("mlp with batch norm", 1)],
+    [
+        (name, size)
+        for name in MODELS
+        for size in (1, 7)
+        if (name, size) != ("mlp with batch norm", 1)
+    ],
 )
 def test_parameters_equal_those_of_sgd_on_stored_gradients(name, batch_size, weight_decay):
     make, shape = MODELS[name]
     plain = make().double()
     ours = copy.deepcopy(plain)
-    inputs, targets = torch.randn(batch_size, *shape, dtype=torch.float64), torch.randint(3, (batch_size,))
+    inputs, targets = (
+        torch.randn(batch_size, *shape, dtype=torch.float64),
+        torch.randint(3, (batch_size,)),
+    )
     trial = torch.randn(2, *shape, dtype=torch.float64)
     mode = InPlaceSGD(ours, trial, learning_rate=0.1, weight_decay=weight_decay)
     for model, context in ((plain, torch.enable_grad()), (ours, mode)):

@@ -1,0 +1,135 @@
+"""A problem of the user's own: the function that makes it, found by name and called."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from noisescale.errors import SettingError
+from noisescale.problems.config import FactoryConfig
+from noisescale.problems.problem import SPLITS, Examples, Problem, as_examples
+from noisescale.problems.random_state import preserved_random_state
+
+
+def load_problem(name: str) -> Problem:
+    """The problem that a function of the user's own makes: "module:factory" or "path/to/file.py:factory".
+
+    A module is imported as Python would from the current directory; the function takes no arguments.
+    SettingError, with what went wrong, where any of that fails or what comes back is no usable Problem.
+    """
+    factory = _factory(name)
+    try:
+        problem = factory()
+    except SettingError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a function of the user's own raises
+        raise SettingError(
+            f"problem {name!r} cannot be made: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(problem, Problem):
+        raise SettingError(
+            f"problem {name!r} gives a {type(problem).__name__}: "
+            "return noisescale.Problem(model=…, loss=…, train=…)"
+        )
+    if not isinstance(problem.model, nn.Module) or not callable(problem.loss):
+        raise SettingError(
+            f"problem {name!r}: its model must be a torch.nn.Module and its loss a function"
+        )
+    return problem
+
+
+def _factory(name: str) -> Callable[[], object]:
+    """The user's function; SettingError where there is none."""
+    module_name, _, factory_name = name.rpartition(":")
+    if not module_name or not factory_name:
+        raise SettingError(f"problem {name!r}: give module:factory or file.py:factory")
+    try:
+        module = _import_file(module_name) if module_name.endswith(".py") else _import(module_name)
+    except SettingError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
+        raise SettingError(
+            f"problem {name!r} cannot be made: {type(error).__name__}: {error}"
+        ) from error
+    factory: object = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise SettingError(f"problem {name!r}: {module.__file__} has no function {factory_name}")
+    return factory
+
+
+def factory_config(name: str) -> FactoryConfig:
+    """The configuration of the problem that `load_problem(name)` gives, as its source is now.
+
+    SettingError as there, except that the function is not called.
+    """
+    factory = _factory(name)
+    try:
+        source = inspect.getsourcefile(inspect.unwrap(factory))
+    except TypeError:  # a callable that is no function
+        source = inspect.getsourcefile(type(factory))
+    content = Path(source).read_bytes() if source is not None else b""
+    return FactoryConfig(factory=name, source=hashlib.sha256(content).hexdigest()[:16])
+
+
+def _import(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module(name)
+
+
+def _import_file(name: str) -> ModuleType:
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise SettingError(f"problem: there is no file {name}")
+    if str(path.parent) not in sys.path:  # for what it imports from beside it
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"_noisescale_problem_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_own_problem(
+    config: FactoryConfig, *, seed: int = 0, device: torch.device | str = "cpu"
+) -> Problem:
+    """The problem that the user's factory makes, its model's random numbers drawn under `seed`.
+
+    Data that the factory itself draws at random are those of seed 0 whatever the seed.
+    """
+    problem = _own_data(config, device)
+    model = _call(config, seed).model if seed else copy.deepcopy(problem.model)
+    return replace(problem, model=model.to(device))
+
+
+@lru_cache(maxsize=1)  # many runs of a process are of one problem
+def _own_data(config: FactoryConfig, device: torch.device | str) -> Problem:
+    """The problem of seed 0, its data on the device."""
+    problem = _call(config, 0)
+    parts: dict[str, Any] = {
+        split: Examples(*(values.to(device) for values in as_examples(data)))
+        for split in SPLITS
+        if (data := getattr(problem, split)) is not None
+    }
+    return replace(problem, **parts)
+
+
+def _call(config: FactoryConfig, seed: int) -> Problem:
+    with preserved_random_state():
+        torch.manual_seed(seed)
+        return load_problem(config.factory)

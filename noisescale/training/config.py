@@ -1,0 +1,194 @@
+"""How a run is trained, as plain data, and what follows from that by arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from noisescale.errors import LARGEST, SettingError, check_choice, check_count, is_real
+from noisescale.problems.config import Config
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+BatchRule = Literal["full", "adaptive"]
+LrScaling = Literal["none", "sqrt", "linear", "noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveConfig:
+    """How a batch size follows the noise scale: B = √(r·B_simple), see `AdaptiveBatchSize`.
+
+    exchange_rate: r, how many examples one would spend to save a step.
+    initial_batch_size, min_batch_size, max_batch_size: where it starts, and its bounds; None: 4,096, or all
+        training examples where there are fewer.
+    hysteresis: it changes once it is wrong by this factor.
+    noise_memory: examples after which an update's weight in the running B_simple has fallen to 1/e.
+    lr_scaling: how the learning rate follows: "none", "sqrt", "linear" or "noise".
+    """
+
+    exchange_rate: float = 1000.0
+    initial_batch_size: int = 32
+    min_batch_size: int = 8
+    max_batch_size: int | None = None
+    hysteresis: float = 1.25
+    noise_memory: int = 20_000
+    lr_scaling: LrScaling = "none"
+
+    def __post_init__(self) -> None:
+        _as_floats(self, "exchange_rate", "hysteresis")
+        check_choice("lr scaling", self.lr_scaling, get_args(LrScaling))
+        for name in ("initial_batch_size", "min_batch_size", "max_batch_size", "noise_memory"):
+            if name != "max_batch_size" or self.max_batch_size is not None:
+                check_count(name.replace("_", " "), getattr(self, name))
+        if self.noise_memory > LARGEST:
+            raise SettingError(
+                f"noise memory {self.noise_memory}: give a number of examples below 3e38"
+            )
+        if not (is_real(self.exchange_rate) and 0 < self.exchange_rate <= LARGEST):
+            raise SettingError(
+                f"exchange rate {self.exchange_rate!r}: give the examples worth a step, a number above 0"
+            )
+        if not (is_real(self.hysteresis) and 1 < self.hysteresis <= LARGEST):
+            raise SettingError(
+                f"hysteresis {self.hysteresis!r}: give a factor above 1, such as 1.25"
+            )
+        largest = math.inf if self.max_batch_size is None else self.max_batch_size
+        if not 2 <= self.min_batch_size <= self.initial_batch_size <= largest:
+            raise SettingError(
+                f"batch sizes from {self.min_batch_size} by way of {self.initial_batch_size} to "
+                f"{self.max_batch_size or 'the default'}: give 2 <= smallest <= initial <= largest"
+            )
+
+
+ADAPTIVE_DEFAULTS = {field.name: field.default for field in dataclasses.fields(AdaptiveConfig)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """How to train.
+
+    batch_size: examples per update, "full" for gradient descent on all of them, or "adaptive": B =
+        √(r·B_simple) with the noise scale measured from the very gradients of training.
+    learning_rate: of the update on the *mean* loss of the batch; constant, unless the adaptive batch size's
+        lr_scaling says otherwise.
+    optimizer: "sgd", "adam" or "adamw"; momentum is SGD's (heavy ball) alone.
+    weight_decay: as torch.optim defines it for that optimizer.
+    epochs, max_steps: training ends at whichever comes first.
+    seed: of the initial parameters and of the order of the examples.
+    adaptive: how an adaptive batch size follows the noise; None: as AdaptiveConfig's defaults say. No other
+        batch size takes it.
+    """
+
+    batch_size: int | BatchRule = 32
+    learning_rate: float = 0.01
+    optimizer: OptimizerName = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    epochs: int = 5
+    max_steps: int | None = None
+    seed: int = 0
+    adaptive: AdaptiveConfig | None = None
+
+    def __post_init__(self) -> None:
+        _as_floats(self, "learning_rate", "momentum", "weight_decay")
+        if self.batch_size not in get_args(BatchRule):
+            check_count("batch size", self.batch_size, instead=', "full" or "adaptive"')
+        check_choice("optimizer", self.optimizer, get_args(OptimizerName))
+        if not (is_real(self.learning_rate) and 0 < self.learning_rate <= LARGEST):
+            raise SettingError(
+                f"learning rate {self.learning_rate!r}: give a number above 0 and below 3e38, such as 0.01"
+            )
+        if not (is_real(self.momentum) and 0 <= self.momentum < 1):
+            raise SettingError(f"momentum {self.momentum!r}: give a number in [0, 1), such as 0.9")
+        if self.momentum and self.optimizer != "sgd":
+            raise SettingError(
+                f"momentum {self.momentum!r} with {self.optimizer}: only sgd takes a momentum"
+            )
+        if not (is_real(self.weight_decay) and 0 <= self.weight_decay <= LARGEST):
+            raise SettingError(
+                f"weight decay {self.weight_decay!r}: give a number of 0 or above, below 3e38"
+            )
+        check_count("epochs", self.epochs)
+        if self.max_steps is not None:
+            check_count("max steps", self.max_steps)
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise SettingError(f"seed {self.seed!r}: give a whole number from 0 to 2**63 - 1")
+        if self.batch_size == "adaptive":
+            object.__setattr__(self, "adaptive", self.adaptive or AdaptiveConfig())
+        elif self.adaptive is not None:
+            raise SettingError(
+                f"adaptive settings with batch size {self.batch_size}: only an adaptive batch size takes them"
+            )
+
+    def optimizer_settings(self) -> dict[str, Any]:
+        """The fields that say how a gradient becomes an update, but for the rate."""
+        return {name: getattr(self, name) for name in ("optimizer", "momentum", "weight_decay")}
+
+    @classmethod
+    def stored_defaults(cls) -> dict[str, Any]:
+        """As stored, the adaptive settings stand beside the others, at their defaults where unused."""
+        defaults = super().stored_defaults()
+        del defaults["adaptive"]
+        return defaults | ADAPTIVE_DEFAULTS
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as they are stored in JSON."""
+        fields = dataclasses.asdict(self)
+        return fields | (fields.pop("adaptive") or ADAPTIVE_DEFAULTS)
+
+    @classmethod
+    def from_known(cls, values: dict[str, Any]) -> Self:
+        """The configuration from stored fields; SettingError for adaptive ones at a fixed batch size."""
+        adaptive = {name: value for name, value in values.items() if name in ADAPTIVE_DEFAULTS}
+        others = {name: value for name, value in values.items() if name not in ADAPTIVE_DEFAULTS}
+        if others.get("batch_size") == "adaptive":
+            return cls(**others, adaptive=AdaptiveConfig(**adaptive))
+        for name, value in adaptive.items():
+            if value != ADAPTIVE_DEFAULTS[name]:
+                raise SettingError(
+                    f"{name.replace('_', ' ')} {value!r}, batch size {others.get('batch_size', 32)}: "
+                    "only an adaptive batch size takes it"
+                )
+        return cls(**others)
+
+
+def resolve_batch_size(config: TrainConfig, num_examples: int) -> int:
+    """Examples per update; SettingError where the batch is larger than the training set."""
+    if config.batch_size == "full":
+        return num_examples
+    if config.batch_size == "adaptive":
+        assert config.adaptive is not None
+        initial = config.adaptive.initial_batch_size
+        largest = max(config.adaptive.max_batch_size or 0, initial)
+        if largest > num_examples:
+            raise SettingError(
+                f"batch sizes up to {largest}: there are {num_examples} training examples; "
+                f"give {num_examples} at most"
+            )
+        return initial
+    if config.batch_size > num_examples:
+        raise SettingError(
+            f"batch size {config.batch_size}: there are {num_examples} training examples; "
+            f"give 1 to {num_examples}, or full for all of them"
+        )
+    return config.batch_size
+
+
+def stable_sharpness(config: TrainConfig) -> float | None:
+    """The λ_max above which gradient descent with this rate leaves a minimum: 2(1+m)/η − weight decay.
+
+    For η the learning rate and m the heavy-ball momentum of SGD (Cohen et al. 2021, arXiv 2103.00065); the
+    weight decay adds itself to every eigenvalue of the loss's Hessian. A statement about full batches. None
+    for Adam and AdamW, whose preconditioner the Hessian's eigenvalues leave out, and where the weight decay
+    alone is beyond the limit.
+    """
+    limit = 2 * (1 + config.momentum) / config.learning_rate - config.weight_decay
+    return limit if config.optimizer == "sgd" and limit > 0 else None
+
+
+def _as_floats(config: object, *names: str) -> None:
+    """Makes 1 and 1.0 one configuration with one key."""
+    for name in names:
+        if is_real(getattr(config, name)):
+            object.__setattr__(config, name, float(getattr(config, name)))

@@ -1,0 +1,49 @@
+"""What runs are called: keys, digests and folder names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.training.config import TrainConfig
+
+
+def run_key(*configs: ProblemConfig | FactoryConfig | TrainConfig) -> str:
+    """Eight hex digits that name a run: a hash of every field that differs from its default.
+
+    Fields at their defaults are left out, so a field added later does not rename the runs made before it.
+    """
+    changed = {
+        f"{type(config).__name__}.{name}": value
+        for config in configs
+        for name, value in config.changed().items()
+    }
+    return digest(changed)
+
+
+def digest(content: dict[str, Any]) -> str:
+    """Eight hex digits of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def file_digest(path: Path) -> str:
+    """Sixteen hex digits of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def run_name(problem: ProblemConfig | FactoryConfig, training: TrainConfig) -> str:
+    """A run's default folder name, readable and unique: mnist-mlp-bs32-lr0.01-0123abcd."""
+    return (
+        f"{problem_name(problem)}-bs{training.batch_size}-lr{training.learning_rate:g}"
+        f"-{run_key(problem, training)}"
+    )
+
+
+def problem_name(problem: ProblemConfig | FactoryConfig) -> str:
+    """A problem's name in that of a folder: data set and model, or the factory's own."""
+    if isinstance(problem, FactoryConfig):
+        return problem.factory.rpartition(":")[2]
+    return f"{problem.dataset}-{problem.model}"
