@@ -1,6 +1,6 @@
 """The docstrings of the public names: Google style, with every parameter and field named.
 
-The linter checks the style; a section that is missing altogether it lets pass, and that is checked here.
+The linter checks the style; a section that is missing altogether passes it, and is asked for here.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ TYPES = {"LossFn", "MatVec", "Params", "Population", "__version__"}  # aliases, 
 
 
 def section(docstring, title):
-    """The names that a section of a Google docstring explains, None where there is no such section."""
+    """The names that a section of a docstring explains, None where there is no such section."""
     lines = inspect.cleandoc(docstring or "").splitlines()
     if f"{title}:" not in lines:
         return None
@@ -34,7 +34,7 @@ def parameters(function):
 
 
 def documented():
-    """Every public function, class and method with the section that its docstring owes, and its names."""
+    """Each public function, class and method: docstring, the section it owes, the names in it."""
     for name in sorted(set(noisescale.__all__) - TYPES):
         value = getattr(noisescale, name)
         if not inspect.isclass(value):
@@ -55,7 +55,7 @@ def documented():
                 )
 
 
-@pytest.mark.parametrize(("docstring", "title", "names"), documented())
+@pytest.mark.parametrize(("docstring", "title", "names"), list(documented()))
 def test_a_public_docstring_names_every_parameter_in_order(docstring, title, names):
     assert docstring
     explained = section(docstring, title)
