@@ -186,7 +186,7 @@ def test_runs_become_passages(tmp_path):
     problem = ProblemConfig(dataset="digits", width=8)
     found = []
     for settings in ({"batch_size": 16}, {"batch_size": "adaptive", "noise_memory": 500}):
-        training = TrainConfig(learning_rate=0.2, epochs=5, **settings)
+        training = TrainConfig.from_dict({"learning_rate": 0.2, "epochs": 5, **settings})
         path = tmp_path / run_name(problem, training)
         run_training(
             problem, training, path, RunOptions(noise=NoiseTracking(every="log", num_examples=200))

@@ -17,7 +17,7 @@ from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.estimate import exact, from_stderr, undefined
 from noisescale.statistics.gradient_noise import GradientNoise
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
-from noisescale.training.config import TrainConfig
+from noisescale.training.config import AdaptiveConfig, TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.tables import BATCH_SIZE, BATCH_SIZE_COLUMNS
 from noisescale.training.run import RunOptions, run_training
@@ -56,8 +56,8 @@ class Heard:
 
 def scheduled(*found, updates=100, **settings):
     """The batch size and rate after each of these estimates."""
-    config = TrainConfig(
-        **{"batch_size": "adaptive", "learning_rate": 0.1, "exchange_rate": 100, **settings}
+    config = TrainConfig.from_dict(
+        {"batch_size": "adaptive", "learning_rate": 0.1, "exchange_rate": 100, **settings}
     )
     schedule = AdaptiveBatchSize(config, torch.nn.Linear(2, 2), num_examples=60_000)
     schedule.monitor = Heard(*found, updates=updates)
@@ -158,7 +158,9 @@ def test_batches_are_divided_into_a_small_part_and_the_rest():
 def test_updates_are_those_of_the_same_batches_at_the_same_rates():
     """The division into parts, and the looking, leave plain SGD."""
     problem = classification()
-    config = TrainConfig(**SMALL, epochs=8, initial_batch_size=8, lr_scaling="sqrt")
+    config = TrainConfig.from_dict(
+        {**SMALL, "epochs": 8, "initial_batch_size": 8, "lr_scaling": "sqrt"}
+    )
     training = Training(problem, config)
     model = copy.deepcopy(problem.model)
     sizes, taken = [], Training(problem, config).batches
@@ -196,7 +198,9 @@ def test_at_a_bound_of_the_noise_the_rate_is_that_of_the_bound():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_resumed_run_continues_identically(optimizer, tmp_path):
-    config = TrainConfig(**SMALL, epochs=4, lr_scaling="noise", optimizer=optimizer)
+    config = TrainConfig.from_dict(
+        {**SMALL, "epochs": 4, "lr_scaling": "noise", "optimizer": optimizer}
+    )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_training(DIGITS, config, whole)
     step = Training.__iter__
@@ -222,7 +226,7 @@ def test_a_resumed_run_continues_identically(optimizer, tmp_path):
 
 
 def test_every_change_is_a_row(tmp_path):
-    config = TrainConfig(**SMALL, epochs=4, lr_scaling="sqrt")
+    config = TrainConfig.from_dict({**SMALL, "epochs": 4, "lr_scaling": "sqrt"})
     summary = run_training(DIGITS, config, tmp_path)
     rows = pd.read_csv(tmp_path / BATCH_SIZE)
     assert list(rows.columns) == list(BATCH_SIZE_COLUMNS)
@@ -247,7 +251,7 @@ def test_every_change_is_a_row(tmp_path):
 
 def test_a_checkpoint_without_its_schedule_is_refused():
     problem = classification()
-    adaptive, plain = TrainConfig(**SMALL), TrainConfig(batch_size=8)
+    adaptive, plain = TrainConfig.from_dict(SMALL), TrainConfig(batch_size=8)
     *_, checkpoint = train(problem, plain)
     forged = dataclasses.replace(checkpoint, training=adaptive)
     with pytest.raises(CheckpointError, match="does not fit"):
@@ -275,14 +279,28 @@ def test_a_checkpoint_without_its_schedule_is_refused():
 )
 def test_settings_that_contradict_themselves_are_refused(settings, message):
     with pytest.raises(SettingError, match=message):
-        TrainConfig(**{"batch_size": "adaptive", **settings})
+        TrainConfig.from_dict({"batch_size": "adaptive", **settings})
 
 
 def test_what_cannot_be_trained_so_is_refused(tmp_path):
     with pytest.raises(SettingError, match="with batch norm"):
         run_training(
-            ProblemConfig(dataset="digits", width=8, norm="batch"), TrainConfig(**SMALL), tmp_path
+            ProblemConfig(dataset="digits", width=8, norm="batch"),
+            TrainConfig.from_dict(SMALL),
+            tmp_path,
         )
     with pytest.raises(SettingError, match="batch sizes up to 5000"):
-        run_training(DIGITS, TrainConfig(**SMALL, max_batch_size=5000), tmp_path)
+        run_training(DIGITS, TrainConfig.from_dict({**SMALL, "max_batch_size": 5000}), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_adaptive_settings_are_a_record_of_their_own_stored_beside_the_others():
+    config = TrainConfig(batch_size="adaptive", adaptive=AdaptiveConfig(exchange_rate=100))
+    assert config == TrainConfig.from_dict({"batch_size": "adaptive", "exchange_rate": 100})
+    assert config.to_dict() == TrainConfig().to_dict() | {
+        "batch_size": "adaptive",
+        "exchange_rate": 100.0,
+    }
+    assert TrainConfig(batch_size="adaptive").adaptive == AdaptiveConfig()
+    with pytest.raises(SettingError, match="only an adaptive batch size takes them"):
+        TrainConfig(batch_size=32, adaptive=AdaptiveConfig())
