@@ -4,13 +4,12 @@ import ast
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 
 import noisescale
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "noisescale"
 FLOW = ("errors", "statistics", "plots", "problems", "measure", "training", "studies", "cli")
 BELOW = {wing: set(FLOW[:place]) for place, wing in enumerate(FLOW)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_train import SMALL, run
+from tests.helpers.command_line import SMALL, run
 
 
 @pytest.fixture(autouse=True)

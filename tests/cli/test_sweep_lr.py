@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from noisescale.cli import main
-from tests.studies.stability_map.test_run import Here
+from tests.helpers.executors import Here
 
 SMALL = ["--dataset", "digits", "--num-train", "100", "--width", "4", "--depth", "1"]
 FEW = ["--bs", "4", "--bs", "50", "--steps", "6", "--seeds", "2", "--factor", "5"]

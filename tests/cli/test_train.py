@@ -6,17 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from noisescale.cli import main
 from noisescale.problems.data import mnist_files
 from noisescale.problems.data.mnist_files import FILES
-
-SMALL = ["train", "--dataset", "digits", "--width", "8", "--epochs", "1"]
-
-
-def run(*arguments, **options):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+from tests.helpers.command_line import SMALL, run
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,8 @@ from noisescale.training.records.folder import record_experiment
 from noisescale.training.records.names import file_digest
 from noisescale.training.tracking.noise import NoiseTracking
 from paper_figures.critical_batch import figure
-from tests.studies.critical_batch.test_run import CONFIG, PROBLEM, Here
+from tests.helpers.critical_batch import CONFIG, PROBLEM
+from tests.helpers.executors import Here
 
 GOALS = (1.8, 1.2)
 

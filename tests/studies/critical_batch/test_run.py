@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +17,9 @@ import torch
 
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.problems.config import FactoryConfig
 from noisescale.problems.factory import build_own_problem, factory_config
+from noisescale.problems.synthetic import linear_regression
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
 from noisescale.studies.critical_batch.config import (
     CriticalBatchConfig,
@@ -35,18 +35,16 @@ from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import finished_runs
 from noisescale.training.records.tables import read_noise
 from noisescale.training.tracking.noise import NoiseTracking
+from tests.helpers.critical_batch import CONFIG, PROBLEM
+from tests.helpers.executors import Here
+from tests.helpers.problems import seeded
+from tests.helpers.processes import environment
 
-PROBLEM = ProblemConfig(dataset="digits", num_train=200, width=8, depth=1)
-CONFIG = CriticalBatchConfig(
-    problem=PROBLEM, batch_sizes=(2, 8, 32, 128), goals=(1.8, 1.2), num_seeds=2, noise_examples=100
-)
 HERE = f"{Path(__file__)}:make_problem"
 
 
 def make_problem():
     """A problem of one's own, its data drawn at random."""
-    from tests.helpers.problems import linear_regression, seeded
-
     return linear_regression(
         input_variances=torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64),
         weights=torch.randn(3, dtype=torch.float64),
@@ -54,27 +52,6 @@ def make_problem():
         num_examples=64,
         generator=seeded(0),
     ).problem
-
-
-class Here(Executor):
-    """Runs each task as it is submitted, in this thread, and notes which runs are asked for."""
-
-    def __init__(self, fail=None):
-        self.cells = []
-        self.fail = fail or (lambda cell: False)
-
-    def submit(self, function, /, *args, **kwargs):
-        future = Future()
-        if function is run_to_goal:
-            self.cells.append(args[0])
-            if self.fail(args[0].cell):
-                future.set_exception(MemoryError("no room for this one\nand more"))
-                return future
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 @pytest.fixture(scope="module")
@@ -458,24 +435,10 @@ def make_network():
 @pytest.mark.slow
 def test_processes_give_the_same_and_a_killed_measurement_goes_on(serial, tmp_path):
     """Killed by SIGKILL twice, then begun by two at once: finished runs stay, tables as in one thread."""
-    script = (
-        "from pathlib import Path; import sys\n"
-        "from tests.studies.critical_batch.test_run import CONFIG\n"
-        "from noisescale.studies.critical_batch.run import run_critical_batch\n"
-        "from noisescale.studies.jobs.executors import LocalProcesses\n"
-        "if __name__ == '__main__':\n"
-        "    run_critical_batch(CONFIG, Path(sys.argv[1]), executor=LocalProcesses(2))\n"
-    )
-    path = tmp_path / "script.py"
-    path.write_text(script)
     out = tmp_path / "out"
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[3]),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(path), str(out)]
+    command = [sys.executable, "-m", "tests.helpers.critical_batch", str(out)]
     for wanted in (3, 12):
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        process = subprocess.Popen(command, env=environment(), start_new_session=True)
         deadline = time.monotonic() + 120
         while len(list(out.rglob("summary.json"))) < wanted and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -483,7 +446,7 @@ def test_processes_give_the_same_and_a_killed_measurement_goes_on(serial, tmp_pa
         process.wait()
     kept = {one: one.stat().st_mtime_ns for one in out.rglob("summary.json")}
     assert len(kept) >= 12
-    both = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    both = [subprocess.Popen(command, env=environment()) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert all(one.stat().st_mtime_ns == at for one, at in kept.items())
     expected = run_critical_batch(CONFIG, tmp_path / "fresh", executor=Here())

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -29,8 +28,10 @@ from noisescale.studies.stability_map.replicas import (
 from noisescale.studies.stability_map.run import run_sweep
 from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import Training
+from tests.helpers.executors import Here
 from tests.helpers.problems import classification
-from tests.studies.stability_map.test_run import CONFIG, PROBLEM, QUIET, Here
+from tests.helpers.processes import environment
+from tests.helpers.sweeps import CONFIG, PROBLEM, QUIET
 
 DASK = [sys.executable, "-m", "dask"]
 
@@ -39,7 +40,6 @@ DASK = [sys.executable, "-m", "dask"]
 def cluster(tmp_path_factory):
     """The address of a scheduler with two worker processes, started as the README says."""
     folder = tmp_path_factory.mktemp("dask")
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
     file = folder / "scheduler.json"
     options = [
         "--host",
@@ -51,7 +51,7 @@ def cluster(tmp_path_factory):
         str(file),
     ]
     with (folder / "log").open("w") as log:
-        started = {"env": environment, "stdout": log, "stderr": log, "cwd": folder}
+        started = {"env": environment(), "stdout": log, "stderr": log, "cwd": folder}
         scheduler = subprocess.Popen([*DASK, "scheduler", *options], **started)
         try:
             _wait_for(file.exists)
