@@ -148,6 +148,7 @@ def test_nothing_imports_the_experiments():
             assert not {name for name in imports(path) if name.split(".")[0] == "experiments"}
 
 
+@pytest.mark.processes
 def test_public_names_load_when_they_are_used():
     code = (
         "import sys, noisescale, noisescale.training.config, noisescale.training.records.folder\n"

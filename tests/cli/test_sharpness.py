@@ -120,6 +120,7 @@ def test_sharpness_of_a_diverged_run_names_the_parameters():
     )
 
 
+@pytest.mark.pictures
 def test_train_measures_sharpness_on_the_way():
     result = run(*SMALL, "--bs", 64, "--measure-sharpness-every", 10, "--out", "run")
     assert result.exit_code == 0

@@ -222,6 +222,7 @@ def test_an_edge_beyond_the_rates_is_printed_as_a_bound(tmp_path):
     assert "not found" in alone.stdout
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_ctrl_c_stops_at_once_keeps_the_cells_and_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "noisescale", "sweep-lr", *SMALL, *FEW, *RATES, "--no-predict"]

@@ -232,6 +232,7 @@ def test_help_fits_a_terminal_and_shows_examples(command):
         assert "noisescale train --bs 32" in result.stdout
 
 
+@pytest.mark.processes
 def test_python_dash_m_is_the_same_command():
     done = subprocess.run(
         [sys.executable, "-m", "noisescale", "--version"],

@@ -81,6 +81,7 @@ def test_it_refuses_what_has_no_noise(tmp_path):
     assert callback.monitor.num_updates == 0
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_it_over_two_processes(tmp_path):
     done = subprocess.run(

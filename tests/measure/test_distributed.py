@@ -58,6 +58,7 @@ def close(one, other):
     return one == other
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "transformer"])
 def test_several_processes_give_the_numbers_of_one(name, tmp_path):
@@ -70,6 +71,7 @@ def test_several_processes_give_the_numbers_of_one(name, tmp_path):
     assert close(json.loads((alone / "0.json").read_text()), first)
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_the_command_under_torchrun_prints_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -133,6 +133,7 @@ def as_rank(rank, port, path):
     (path / f"{rank}.json").write_text(json.dumps(found))
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_two_processes_are_the_small_batches(tmp_path):
     multiprocessing.spawn(as_rank, (free_port(), tmp_path), nprocs=2)
@@ -160,6 +161,7 @@ def as_only_rank(rank, port):
     dist.destroy_process_group()
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_a_group_of_one_is_refused():
     multiprocessing.spawn(as_only_rank, (free_port(),), nprocs=1)

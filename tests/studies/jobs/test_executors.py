@@ -28,7 +28,6 @@ from noisescale.studies.stability_map.replicas import (
 from noisescale.studies.stability_map.run import run_sweep
 from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import Training
-from tests.helpers.executors import Here
 from tests.helpers.problems import classification
 from tests.helpers.processes import environment
 from tests.helpers.sweeps import CONFIG, PROBLEM, QUIET
@@ -92,12 +91,15 @@ def _worker_processes(address):
         return list(client.run(os.getpid).values())
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning"
 )  # sockets of a client that a killed worker leaves
-def test_a_dask_sweep_whose_worker_is_killed_gives_the_serial_table(cluster, tmp_path):
-    serial = run_sweep(CONFIG, tmp_path / "serial", executor=Here(), options=QUIET)
+def test_a_dask_sweep_whose_worker_is_killed_gives_the_serial_table(
+    cluster, finished_sweep, tmp_path
+):
+    reference, serial, _ = finished_sweep
     victim, out = _worker_processes(cluster)[0], tmp_path / "dask"
     killed = []
 
@@ -114,12 +116,11 @@ def test_a_dask_sweep_whose_worker_is_killed_gives_the_serial_table(cluster, tmp
     killer.join()
     assert killed[0] < len(serial.cells)  # it was mid-sweep
     pd.testing.assert_frame_equal(found.cells, serial.cells)
-    assert (out / "cells.csv").read_bytes() == (tmp_path / "serial" / "cells.csv").read_bytes()
-    assert (out / "boundary.csv").read_bytes() == (
-        tmp_path / "serial" / "boundary.csv"
-    ).read_bytes()
+    assert (out / "cells.csv").read_bytes() == (reference / "cells.csv").read_bytes()
+    assert (out / "boundary.csv").read_bytes() == (reference / "boundary.csv").read_bytes()
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_command_line_sweeps_on_a_cluster(cluster, tmp_path):
@@ -217,8 +218,8 @@ def test_which_cells_run_together(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*stack_module_state")
 @pytest.mark.slow
-def test_a_sweep_of_replicas_is_that_of_single_runs(tmp_path):
-    serial = run_sweep(CONFIG, tmp_path / "serial", executor=Here(), options=QUIET)
+def test_a_sweep_of_replicas_is_that_of_single_runs(finished_sweep, tmp_path):
+    serial = finished_sweep.result
     executor = ReplicaExecutor()
     found = run_sweep(CONFIG, tmp_path / "replicas", executor=executor, options=QUIET)
     executor.shutdown()

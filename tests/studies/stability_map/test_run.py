@@ -39,11 +39,10 @@ from tests.helpers.processes import environment
 from tests.helpers.sweeps import CONFIG, PROBLEM, QUIET
 
 
-@pytest.fixture(scope="module")
-def serial(tmp_path_factory):
-    """A whole sweep in one thread: its folder, result and executor."""
-    out, executor = tmp_path_factory.mktemp("serial") / "sweep", Here()
-    return out, run_sweep(CONFIG, out, executor=executor, options=QUIET), executor
+@pytest.fixture
+def serial(finished_sweep):
+    """A whole sweep in one thread, to be read: its folder, result and executor."""
+    return finished_sweep
 
 
 def answer(search, unstable):
@@ -359,6 +358,7 @@ def _die():
     os._exit(1)
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_a_process_that_dies_is_replaced_and_no_other_task_suffers(tmp_path):
     pool = LocalProcesses(2)
@@ -383,6 +383,7 @@ def _listed(*options):
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_its_table_is_the_serial_one(serial, tmp_path):
     reference, *_ = serial

@@ -54,6 +54,7 @@ def test_measuring_leaves_the_trajectory_bit_identical(norm, optimizer, tmp_path
     assert (table(tmp_path / "measured")["hessian_covariance_trace_stderr"] > 0).all()
 
 
+@pytest.mark.pictures
 def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
     tracking = NoiseTracking(every=10, num_examples=200, per_layer=True, hessian=True, num_probes=4)
     run_training(

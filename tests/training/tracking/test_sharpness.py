@@ -47,6 +47,7 @@ def test_measuring_leaves_the_trajectory_bit_identical(norm, tmp_path):
             assert torch.equal(value, (other.params | other.buffers)[name])
 
 
+@pytest.mark.pictures
 def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
     options = RunOptions(measure_sharpness_every=10, sharpness_examples=200, checkpoint_every=10)
     run_training(PROBLEM, TRAINING, tmp_path / "run", options)
