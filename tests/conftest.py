@@ -1,19 +1,47 @@
-"""Fixtures: threads and seeds fixed, and MNIST where it is to be had."""
+"""Fixtures: threads and seeds, pictures where they are the subject, MNIST, finished studies to read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from noisescale.problems.data.mnist_files import FILES
 from noisescale.problems.data.splits import default_data_dir
+from noisescale.training.records import pictures
+from tests.helpers.folders import unchanged
+
+torch.set_num_threads(1)
+DRAW_PICTURES = pictures.draw_pictures
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that read MNIST, which they do by the fixture alone."""
+    for item in items:
+        if "mnist_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker("mnist")
 
 
 @pytest.fixture(autouse=True)
 def _reproducible() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_pictures() -> Iterator[None]:
+    """Runs draw nothing: that would take longer than the small ones train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw_pictures", lambda folder, **options: [])
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _pictures_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "pictures" in request.keywords:
+        monkeypatch.setattr(pictures, "draw_pictures", DRAW_PICTURES)
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +51,37 @@ def mnist_dir() -> Path:
     if not all((folder / "MNIST" / "raw" / name).is_file() for name in FILES):
         pytest.skip("MNIST is not in $NOISESCALE_DATA or the user cache")
     return folder
+
+
+class Finished(NamedTuple):
+    """A study made in this thread: its folder, its result, and the executor that knows its runs."""
+
+    out: Path
+    result: Any
+    executor: Any
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """The sweep of tests.helpers.sweeps, without predictions. To be read: what writes takes a copy."""
+    from noisescale.studies.stability_map.run import run_sweep
+    from tests.helpers.executors import Here
+    from tests.helpers.sweeps import CONFIG, QUIET
+
+    out, executor = tmp_path_factory.mktemp("finished") / "sweep", Here()
+    result = run_sweep(CONFIG, out, executor=executor, options=QUIET)
+    with unchanged(out):
+        yield Finished(out, result, executor)
+
+
+@pytest.fixture(scope="session")
+def finished_critical_batch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """The measurement TRACKED of tests.helpers.critical_batch. To be read: what writes takes a copy."""
+    from noisescale.studies.critical_batch.run import run_critical_batch
+    from tests.helpers.critical_batch import TRACKED
+    from tests.helpers.executors import Here
+
+    out, executor = tmp_path_factory.mktemp("finished") / "critical_batch", Here()
+    result = run_critical_batch(TRACKED, out, executor=executor)
+    with unchanged(out):
+        yield Finished(out, result, executor)

@@ -4,13 +4,12 @@ import ast
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 
 import noisescale
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "noisescale"
 FLOW = ("errors", "statistics", "plots", "problems", "measure", "training", "studies", "cli")
 BELOW = {wing: set(FLOW[:place]) for place, wing in enumerate(FLOW)}
@@ -149,6 +148,7 @@ def test_nothing_imports_the_experiments():
             assert not {name for name in imports(path) if name.split(".")[0] == "experiments"}
 
 
+@pytest.mark.processes
 def test_public_names_load_when_they_are_used():
     code = (
         "import sys, noisescale, noisescale.training.config, noisescale.training.records.folder\n"

@@ -116,11 +116,13 @@ def curves_figure(metrics: pd.DataFrame, *, title: str, remark: str | None = Non
     return figure
 
 
-def confusion_figure(confusion: np.ndarray, *, title: str) -> Figure:
-    """The confusion matrix (C, C) of one split."""
+def confusion_figure(table: pd.DataFrame, *, split: str, title: str) -> Figure:
+    """The confusion matrix of one split, from the rows of confusion.csv."""
+    cells = table[table["split"] == split]
+    counts = cells.pivot_table(index="target", columns="predicted", values="count", aggfunc="sum")
     figure = Figure(figsize=(5, 4.6), layout="constrained")
     axes: Any = figure.subplots()
-    plot_confusion(axes, confusion)
+    plot_confusion(axes, counts.to_numpy(dtype=np.int64))  # (C, C)
     axes.set_title(title, fontsize=10)
     return figure
 

@@ -15,29 +15,34 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from noisescale.errors import SettingError
 
-REDRAW_EVERY = 0.1  # seconds
+REDRAW_EVERY = 0.1  # seconds: faster than that the eye sees no difference, and steps are short
 
 
-class TrainingProgress:
-    """A progress bar over one run's examples, and log lines above it.
+class RunReport:
+    """What a run tells of itself: a progress bar, log lines above it, and TensorBoard events.
 
-    console: where to write; None writes nothing at all. Only a terminal gets the bar.
+    Args:
+        console: where bar and lines go; None: nowhere. Only a terminal gets the bar.
+        events: a TensorBoard SummaryWriter, which the caller closes; None for none.
+        title: what every line begins with.
+        total_epochs: the length of the bar.
     """
 
     def __init__(
-        self, console: Console | None, *, title: str = "", total_epochs: float = 1.0
+        self, console: Console | None, events: Any = None, *, title: str, total_epochs: float
     ) -> None:
-        self.console = console or Console(quiet=True)
-        self.title = title
+        self._console = console or Console(quiet=True)
+        self._events = events
+        self._title = title
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("epoch {task.completed:.2f}/{task.total:g}"),
             TextColumn("{task.fields[detail]}"),
             TimeRemainingColumn(),
-            console=self.console,
+            console=self._console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=total_epochs, detail="")
         self._drawn = 0.0
@@ -56,21 +61,33 @@ class TrainingProgress:
             self._bar.update(self._task, completed=epoch, detail=f"step {step:,}")
 
     def epoch(self, rows: list[dict[str, Any]]) -> None:
-        """One line from an epoch's rows of metrics.csv, one row per split."""
+        """Reports an epoch's rows of metrics.csv, one row per split, in one line."""
         first = rows[0]
+        position = f"epoch {first['epoch']:<6.4g} step {first['step']:<8,}"
         scores = "  ".join(
             f"{row['split']} {row['loss']:.4f}/{row['accuracy']:.4f}" for row in rows
         )
         speed = f"  {first['seconds']:.1f} s" if first["seconds"] else ""
-        at = f"epoch {first['epoch']:<6.4g} step {first['step']:<8,}"
-        self.log(f"{self.title}  {at} loss/accuracy: {scores}{speed}")
+        self.log(f"{self._title}  {position} loss/accuracy: {scores}{speed}")
+        for row in rows:
+            self._add_events(
+                {f"{score}/{row['split']}": row[score] for score in ("loss", "accuracy", "f1")},
+                step=row["step"],
+            )
 
-    def measurement(self, row: dict[str, Any], text: str) -> None:
-        """One line on what was measured between two steps."""
-        self.log(f"{self.title}  epoch {row['epoch']:<6.3g} step {row['step']:<8,} {text}")
+    def measurement(self, row: dict[str, Any], text: str, scalars: dict[str, float]) -> None:
+        """Reports what was measured between two steps: `text` in a line, `scalars` as events."""
+        self.log(f"{self._title}  epoch {row['epoch']:<6.3g} step {row['step']:<8,} {text}")
+        self._add_events(scalars, step=row["step"])
 
     def log(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """Writes a line above the bar."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _add_events(self, scalars: dict[str, float], *, step: int) -> None:
+        if self._events is not None:
+            for name, value in scalars.items():
+                self._events.add_scalar(name, value, step)
 
 
 def event_writer(log_dir: Path | None, run: str, step: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from dataclasses import dataclass
@@ -14,20 +13,17 @@ import pandas as pd
 from rich.console import Console
 
 from noisescale.errors import Interrupted
-from noisescale.plots.training import confusion_figure, curves_figure, image
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
-from noisescale.problems.problem import SPLITS, Problem, as_examples
+from noisescale.problems.problem import SPLITS, Examples, Problem, as_examples
 from noisescale.training.config import TrainConfig
-from noisescale.training.console import DeferredInterrupts, TrainingProgress, event_writer
+from noisescale.training.console import DeferredInterrupts, RunReport, event_writer
 from noisescale.training.evaluation import Evaluation, evaluate
 from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import (
     CHECKPOINT,
     CONFIG,
-    CONFUSION_PICTURE,
-    CURVES_PICTURE,
     STEP_CHECKPOINTS,
     SUMMARY,
     RunFolder,
@@ -35,7 +31,6 @@ from noisescale.training.records.folder import (
     nullable,
     read_json,
     read_summary,
-    write_atomically,
     write_json,
     write_table,
 )
@@ -51,16 +46,23 @@ from noisescale.training.trainer import Training
 class RunOptions:
     """How a run is carried out; nothing here changes its result.
 
-    device, data_dir: where it computes and where its data lie.
-    force: recompute what is finished.
-    checkpoint_every: also keep checkpoints/step-N.pt each so many steps.
-    evaluate_every: epochs between two evaluations, each with a checkpoint; the last is always evaluated.
-    measure_sharpness_every: also keep sharpness.csv, a row each so many steps, or at log-spaced ones.
-    sharpness_examples: of the random training subset it is measured on, at most.
-    noise: also keep noise.csv, measured as this says.
-    log_dir: also write TensorBoard events there.
-    console: where progress goes; None for none.
-    notes: sentences for the run's record, such as why another data set stands in.
+    Attributes:
+        device: where it computes: "cpu", "cuda" or another name of torch's.
+        data_dir: where data sets lie; None: $NOISESCALE_DATA, else the user's cache.
+        force: recompute what is finished, and replace another run in the folder.
+        checkpoint_every: steps between two kept checkpoints, checkpoints/step-N.pt; None: none are kept
+            beside checkpoint.pt, the newest.
+        evaluate_every: epochs between two evaluations, each followed by a checkpoint; the state at the
+            end is evaluated in any case.
+        measure_sharpness_every: steps between two rows of sharpness.csv, or "log" for eight in each
+            decade of steps; None: no such table.
+        sharpness_examples: the size of the random training subset that sharpness is measured on, the
+            same throughout; all examples where there are fewer.
+        noise: how noise.csv is measured; None: no such table.
+        log_dir: where TensorBoard events go as well; None: nowhere.
+        console: where progress goes; None: nowhere.
+        notes: sentences for the run's record, such as why another data set stands in.
+        pictures: draw the tables when the run is finished, see `noisescale plot` for later.
     """
 
     device: str = "cpu"
@@ -74,6 +76,7 @@ class RunOptions:
     log_dir: Path | None = None
     console: Console | None = None
     notes: tuple[str, ...] = ()
+    pictures: bool = True
 
 
 def run_training(
@@ -85,9 +88,26 @@ def run_training(
     """The content of the run's summary.json, computed in the folder `path` unless it is already there.
 
     A folder with a part of this run is continued from its newest checkpoint. SIGINT and SIGTERM are taken
-    between two steps: the run is saved and Interrupted raised. Raises RunFolderError where the folder
-    holds something else or another process is at it, SettingError for a batch larger than the training
-    set, OSError as the system reports it; what is already on disk stays valid in every case.
+    between two steps: the run is saved and Interrupted raised. What is already on disk stays valid
+    whatever is raised.
+
+    Args:
+        problem_config: model, loss and data.
+        training_config: optimizer, batch size, length and seed.
+        path: the run's folder, made where it is missing.
+        options: how the run is carried out; None: as RunOptions' defaults say.
+
+    Returns:
+        Settings, final scores of every split (mean loss, accuracy, macro F1), seconds and environment;
+        a number that is not finite is None, with the reason beside it.
+
+    Raises:
+        RunFolderError: where the folder holds something else, or a damaged file.
+        RunFolderBusyError: where another process is at it.
+        SettingError: for a batch larger than the training set, and other settings that cannot work.
+        CheckpointError: for a checkpoint of another run in the folder.
+        Interrupted: once the run is saved, after SIGINT or SIGTERM.
+        OSError: as the system reports it.
     """
     options = options or RunOptions()
     record = {
@@ -102,27 +122,41 @@ def run_training(
     problem = build_problem(
         problem_config, seed=training_config.seed, data_dir=options.data_dir, device=options.device
     )
-    training = Training(
-        problem, training_config
-    )  # refuses what cannot work before a folder is made for it
+    # before the folder is made, so that settings which cannot work leave none behind
+    training = Training(problem, training_config)
     with RunFolder(path, record, force=options.force) as folder:
         if folder.state == "finished":  # by another process, while the data were loaded
             return read_summary(path)
         if (path / CHECKPOINT).exists():
             training.restore(load_checkpoint(path))
-        summary = _Run(problem, training, path, options).complete()
-    # the pictures' text is parsed with exceptions in cycles, whose frames hold this run's data
-    gc.collect()
+        with DeferredInterrupts() as interrupts:
+            summary = _Run(problem, training, path, options).complete(interrupts)
+            del problem, training  # nothing that is drawn needs the data
+            if options.pictures:
+                _draw(path)
+        if interrupts.received is not None:  # this run is whole, but no other is to be begun
+            raise Interrupted(f"stopped; {path} is finished", interrupts.received)
     return summary
+
+
+def _draw(path: Path) -> None:
+    """Draws the finished run in the folder `path`.
+
+    After summary.json, whose presence means finished and which the pictures take their titles from: a kill
+    or a full disk on the way costs pictures alone, which `noisescale plot` draws again, and no training.
+    """
+    from noisescale.training.records.pictures import draw_pictures  # matplotlib takes 0.8 s to load
+
+    draw_pictures(path)
 
 
 def _note_unmeasured(path: Path, options: RunOptions) -> None:
     """Says that a finished run is not trained again for the sake of a measurement."""
-    asked = (
+    measurements = (
         (options.measure_sharpness_every, SHARPNESS, "sharpness"),
         (options.noise, NOISE, "measure-noise"),
     )
-    for wanted, file, command in asked:
+    for wanted, file, command in measurements:
         if wanted and options.console and not (path / file).exists():
             options.console.print(
                 f"{path} is finished and has no {file}: measure its checkpoints with "
@@ -138,7 +172,14 @@ class _Run:
     def __init__(
         self, problem: Problem, training: Training, path: Path, options: RunOptions
     ) -> None:
-        self.problem = problem
+        assert problem.config is not None, "build_problem says how it built"
+        self.config = problem.config
+        self.loss = problem.loss
+        self.splits: dict[str, Examples] = {
+            split: as_examples(examples)
+            for split in SPLITS
+            if (examples := getattr(problem, split)) is not None
+        }
         self.training = training
         self.path = path
         self.options = options
@@ -148,168 +189,143 @@ class _Run:
         self.evaluations: dict[str, Evaluation] = {}
         self.trackers: list[Tracker] = []
         if options.measure_sharpness_every is not None:
-            every, count = options.measure_sharpness_every, options.sharpness_examples
-            self.trackers.append(SharpnessTracker(training, path, every=every, num_examples=count))
+            self.trackers.append(
+                SharpnessTracker(
+                    training,
+                    path,
+                    every=options.measure_sharpness_every,
+                    num_examples=options.sharpness_examples,
+                )
+            )
         if options.noise is not None:
             self.trackers.append(NoiseTracker(training, path, options.noise))
         if training.schedule is not None:
             self.trackers.append(BatchSizeTracker(training, path, training.schedule))
 
-    def complete(self) -> dict[str, Any]:
+    def complete(self, interrupts: DeferredInterrupts) -> dict[str, Any]:
+        """Trains what is left and writes summary.json, whose content is returned.
+
+        Raises Interrupted, the run saved, where a signal comes before the last step.
+        """
         training, options = self.training, self.options
         title = f"B = {training.config.batch_size}"
         with (
-            TrainingProgress(
-                options.console, title=title, total_epochs=training.last_epoch
-            ) as progress,
             event_writer(options.log_dir, self.path.name, training.step) as events,
-            DeferredInterrupts() as interrupts,
+            RunReport(
+                options.console, events, title=title, total_epochs=training.last_epoch
+            ) as report,
         ):
             if training.step:
-                progress.log(f"{title}  resumed at step {training.step:,}")
+                report.log(f"{title}  resumed at step {training.step:,}")
             else:
-                self._evaluate(progress, events)
-            self._track(progress, events)
+                self._evaluate(report)
+            self._track(report)
             for step in training:
-                progress.update(epoch=training.epoch, step=step)
-                self._track(progress, events)
-                milestone = (
-                    options.checkpoint_every is not None and step % options.checkpoint_every == 0
-                )
-                stopping = interrupts.received is not None
-                epoch_due = (
-                    training.epoch_ended and round(training.epoch) % options.evaluate_every == 0
-                )
-                if not (epoch_due or training.finished or milestone or stopping):
-                    continue
-                training.check_losses()  # on a GPU this may find that the run has diverged, and so finished
-                if epoch_due or training.finished:
-                    self._evaluate(progress, events)
-                checkpoint = training.checkpoint()
-                if milestone:
-                    save_checkpoint(checkpoint, self.path / STEP_CHECKPOINTS / f"step-{step}.pt")
-                save_checkpoint(checkpoint, self.path / CHECKPOINT)
-                if interrupts.received is not None and stopping and not training.finished:
-                    resume = f"continue with noisescale train --resume {self.path}"
+                report.update(epoch=training.epoch, step=step)
+                self._track(report)
+                signal = interrupts.received
+                self._save_where_due(step, report, stopping=signal is not None)
+                if signal is not None and not training.finished:
                     raise Interrupted(
-                        f"stopped and saved at step {step:,}: {resume}", interrupts.received
+                        f"stopped and saved at step {step:,}: "
+                        f"continue with noisescale train --resume {self.path}",
+                        signal,
                     )
             if training.diverged_at_step is not None:
-                progress.log(
+                report.log(
                     f"{title}  diverged: the loss of step {training.diverged_at_step:,} is not finite; "
                     "the run ends there, and that is its result"
                 )
-            summary = self._finish()
-            if (
-                interrupts.received is not None
-            ):  # while finishing: this run is whole, no other is begun
-                raise Interrupted(f"stopped; {self.path} is finished", interrupts.received)
-        return summary
+            return self._finish()
 
-    def _evaluate(self, progress: TrainingProgress, events: Any) -> None:
-        """Appends a row per split to metrics.csv; the training row's seconds are those spent in updates."""
+    def _save_where_due(self, step: int, report: RunReport, *, stopping: bool) -> None:
+        """Evaluates and saves the run where its options say so, at its end and where it stops."""
+        training, options = self.training, self.options
+        kept = options.checkpoint_every is not None and step % options.checkpoint_every == 0
+        evaluated = training.epoch_ended and round(training.epoch) % options.evaluate_every == 0
+        if not (kept or evaluated or stopping or training.finished):
+            return
+        # on a GPU this may find that the run has diverged, and so is finished
+        training.check_losses()
+        if evaluated or training.finished:
+            self._evaluate(report)
+        checkpoint = training.checkpoint()
+        if kept:
+            save_checkpoint(checkpoint, self.path / STEP_CHECKPOINTS / f"step-{step}.pt")
+        save_checkpoint(checkpoint, self.path / CHECKPOINT)
+
+    def _evaluate(self, report: RunReport) -> None:
+        """Appends a row per split to metrics.csv; the training row's seconds are those of updates."""
         training = self.training
         rows = []
-        for split, examples in self._splits():
+        for split, examples in self.splits.items():
             started = time.perf_counter()
-            evaluation = self.evaluations[split] = evaluate(
-                training.model, self.problem.loss, examples
-            )
+            evaluation = evaluate(training.model, self.loss, examples)
             seconds, num_examples = time.perf_counter() - started, examples.num_examples
             if split == "train":
-                past = [row for row in self.rows if row["split"] == "train"]
-                seconds = training.seconds - sum(row["seconds"] for row in past)
-                num_examples = (
-                    training.examples_seen - round(past[-1]["epoch"] * num_examples) if past else 0
-                )
+                seconds, num_examples = self._updates_since_last_row(num_examples)
+            self.evaluations[split] = evaluation
             rows.append(
                 {
                     "epoch": training.epoch,
                     "step": training.step,
                     "split": split,
-                    "loss": evaluation.loss,
-                    "accuracy": evaluation.accuracy,
-                    "f1": evaluation.f1,
+                    **_scores(evaluation),
                     "seconds": seconds,
                     "examples_per_second": num_examples / seconds if seconds > 0 else math.nan,
                 }
             )
         if training.diverged_at_step is None and not math.isfinite(self.evaluations["train"].loss):
-            training.diverged_at_step = (
-                training.step
-            )  # by this last update, whose own loss still was finite
+            # by this last update, whose own loss, of before it, still was finite
+            training.diverged_at_step = training.step
         self.rows += rows
         write_table(self.path / METRICS, pd.DataFrame(self.rows))
-        progress.epoch(rows)
-        if events is not None:
-            for row in rows:
-                for score in ("loss", "accuracy", "f1"):
-                    events.add_scalar(f"{score}/{row['split']}", row[score], row["step"])
+        report.epoch(rows)
 
-    def _track(self, progress: TrainingProgress, events: Any) -> None:
+    def _updates_since_last_row(self, num_examples: int) -> tuple[float, int]:
+        """Seconds spent in updates since the last evaluation, and the examples they used.
+
+        num_examples: in the training set.
+        """
+        past = [row for row in self.rows if row["split"] == "train"]
+        seconds = self.training.seconds - sum(row["seconds"] for row in past)
+        if not past:
+            return seconds, 0
+        return seconds, self.training.examples_seen - round(past[-1]["epoch"] * num_examples)
+
+    def _track(self, report: RunReport) -> None:
         """Measures what is due after the present step."""
         for tracker in self.trackers:
             if tracker.due:
                 row = tracker.measure()
-                progress.measurement(row, tracker.describe(row))
-                if events is not None:
-                    for name, value in tracker.scalars(row).items():
-                        events.add_scalar(name, value, row["step"])
-
-    def _splits(self) -> list[tuple[str, Any]]:
-        data = {split: getattr(self.problem, split) for split in SPLITS}
-        return [
-            (split, as_examples(examples))
-            for split, examples in data.items()
-            if examples is not None
-        ]
+                report.measurement(row, tracker.describe(row), tracker.scalars(row))
 
     def _finish(self) -> dict[str, Any]:
-        """Pictures, confusion counts and, last, the summary whose presence means finished."""
-        training = self.training
+        """Writes confusion counts and, last, the summary whose presence means finished."""
         if not self.evaluations:  # resumed after its last step
-            for split, examples in self._splits():
-                self.evaluations[split] = evaluate(training.model, self.problem.loss, examples)
-        metrics = pd.DataFrame(self.rows)
+            for split, examples in self.splits.items():
+                self.evaluations[split] = evaluate(self.training.model, self.loss, examples)
         write_table(self.path / CONFUSION, _confusion_table(self.evaluations))
-        title = f"{self.path.name}\n{training.step:,} steps"
-        remark = None
-        if training.diverged_at_step is not None:
-            remark = f"diverged at step {training.diverged_at_step:,}"
-            title += f", {remark}"
-        curves = curves_figure(metrics, title=title, remark=remark)
-        write_atomically(self.path / CURVES_PICTURE, image(curves))
-        confusion = confusion_figure(self.evaluations["test"].confusion, title=f"{title}, test")
-        write_atomically(self.path / CONFUSION_PICTURE, image(confusion))
-        for tracker in self.trackers:
-            name, picture = tracker.picture(title)
-            write_atomically(self.path / name, image(picture))
         summary = self._summary()
         write_json(self.path / SUMMARY, summary)
         return summary
 
     def _summary(self) -> dict[str, Any]:
-        training, config, problem = self.training, self.training.config, self.problem.config
-        assert problem is not None
+        training, config = self.training, self.training.config
         record = read_json(self.path / CONFIG) or {}  # as the run began
-        scores = {
-            split: nullable(
-                {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "f1": evaluation.f1}
-            )
-            for split, evaluation in self.evaluations.items()
-        }
+        schedule = training.schedule
         return {
-            "dataset": problem.dataset,
-            "pixel_scale": problem.pixel_scale,
-            "model": problem.model,
+            "dataset": self.config.dataset,
+            "pixel_scale": self.config.pixel_scale,
+            "model": self.config.model,
             "batch_size": config.batch_size,
             "learning_rate": config.learning_rate,
             "seed": config.seed,
             "steps": training.step,
             "epochs": training.epoch,
             "diverged_at_step": training.diverged_at_step,
-            **scores,
-            **({} if training.schedule is None else training.schedule.summary(training.step)),
+            **{name: nullable(_scores(each)) for name, each in self.evaluations.items()},
+            **({} if schedule is None else schedule.summary(training.step)),
             "seconds": training.seconds,
             "examples_per_second": training.examples_seen / training.seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -318,10 +334,15 @@ class _Run:
         }
 
 
+def _scores(evaluation: Evaluation) -> dict[str, float]:
+    return {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "f1": evaluation.f1}
+
+
 def _confusion_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
     """Every split's confusion counts, tidy, zero counts included."""
     tables = []
     for split, evaluation in evaluations.items():
+        # (C, C) counts as C² rows
         target, predicted = np.indices(evaluation.confusion.shape).reshape(2, -1)
         counts = {"target": target, "predicted": predicted, "count": evaluation.confusion.ravel()}
         tables.append(pd.DataFrame({"split": split, **counts}))

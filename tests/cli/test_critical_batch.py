@@ -15,8 +15,8 @@ from noisescale.cli import main
 from noisescale.plots.critical_batch import plot_branches, plot_critical_sizes, plot_fronts
 from noisescale.statistics.critical_batch.branches import BRANCH_COLUMNS
 from noisescale.statistics.critical_batch.goal_table import fastest_runs, fit_goals, fits_table
-from tests.statistics.critical_batch.test_goal_table import SIZES, synthetic
-from tests.studies.critical_batch.test_run import Here
+from tests.helpers.executors import Here
+from tests.helpers.goal_tables import SIZES, synthetic
 
 SMALL = ["--dataset", "digits", "--num-train", "200", "--width", "8", "--depth", "1"]
 FEW = [

@@ -1,6 +1,5 @@
 """The command line of `noisescale measure-noise`."""
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -9,8 +8,8 @@ import pytest
 import torch
 
 from noisescale import load_checkpoint
-from tests.cli.test_train import SMALL, run
-from tests.problems.test_problem import SOURCE
+from tests.helpers.command_line import SMALL, run, strict
+from tests.helpers.factory_source import SOURCE
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +27,6 @@ def trained(tmp_path_factory):
     arguments = [*SMALL, "--norm", "batch", "--bs", 64, "--lr", "0.2", "--checkpoint-every", 10]
     assert run(*arguments, "--out", folder).exit_code == 0
     return folder
-
-
-def strict(text):
-    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
 
 
 def test_a_checkpoint_needs_nothing_else(trained):

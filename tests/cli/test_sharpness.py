@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_train import SMALL, run
+from tests.helpers.command_line import SMALL, run
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +120,7 @@ def test_sharpness_of_a_diverged_run_names_the_parameters():
     )
 
 
+@pytest.mark.pictures
 def test_train_measures_sharpness_on_the_way():
     result = run(*SMALL, "--bs", 64, "--measure-sharpness-every", 10, "--out", "run")
     assert result.exit_code == 0

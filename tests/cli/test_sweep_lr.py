@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from noisescale.cli import main
-from tests.studies.stability_map.test_run import Here
+from tests.helpers.executors import Here
 
 SMALL = ["--dataset", "digits", "--num-train", "100", "--width", "4", "--depth", "1"]
 FEW = ["--bs", "4", "--bs", "50", "--steps", "6", "--seeds", "2", "--factor", "5"]
@@ -222,6 +222,7 @@ def test_an_edge_beyond_the_rates_is_printed_as_a_bound(tmp_path):
     assert "not found" in alone.stdout
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_ctrl_c_stops_at_once_keeps_the_cells_and_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "noisescale", "sweep-lr", *SMALL, *FEW, *RATES, "--no-predict"]

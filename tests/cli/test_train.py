@@ -6,17 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from noisescale.cli import main
 from noisescale.problems.data import mnist_files
 from noisescale.problems.data.mnist_files import FILES
-
-SMALL = ["train", "--dataset", "digits", "--width", "8", "--epochs", "1"]
-
-
-def run(*arguments, **options):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+from tests.helpers.command_line import SMALL, run
 
 
 @pytest.fixture(autouse=True)
@@ -239,6 +232,7 @@ def test_help_fits_a_terminal_and_shows_examples(command):
         assert "noisescale train --bs 32" in result.stdout
 
 
+@pytest.mark.processes
 def test_python_dash_m_is_the_same_command():
     done = subprocess.run(
         [sys.executable, "-m", "noisescale", "--version"],

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from noisescale.training.records.tables import BATCH_SIZE, NOISE, NOISE_LAYERS
-from tests.cli.test_measure_noise import strict
-from tests.cli.test_train import SMALL, run
+from tests.helpers.command_line import SMALL, run, strict
 
 ADAPTIVE = ["--bs", "adaptive", "--lr", "0.1", "--noise-memory", "500", "--exchange-rate", "100"]
 

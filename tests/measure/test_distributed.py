@@ -1,8 +1,6 @@
 """Several processes over gloo measure what one does."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 
@@ -14,9 +12,10 @@ from torch import multiprocessing
 from noisescale.measure.distributed import Share, process_group, rank_and_size
 from noisescale.measure.gradients.moments import gradient_moments
 from noisescale.measure.noise import measure_noise
-from tests.cli.test_train import SMALL, run
+from tests.helpers.command_line import SMALL, run
 from tests.helpers.models import PROBLEMS
 from tests.helpers.problems import seeded
+from tests.helpers.processes import be_rank, free_port
 
 
 def test_one_process_has_it_all():
@@ -28,18 +27,9 @@ def test_one_process_has_it_all():
     assert share.gather(rows) is rows
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def as_rank(rank, port, size, name, path):
     """What one of `size` processes measures, saved by its rank."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": size}
-    os.environ.update({key: str(value) for key, value in place.items()})
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    be_rank(rank, port=port, size=size)
     with process_group(device="cpu"):
         problem = PROBLEMS[name]()
         found = gradient_moments(problem, num_examples=7, generator=seeded(1))
@@ -68,6 +58,7 @@ def close(one, other):
     return one == other
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "transformer"])
 def test_several_processes_give_the_numbers_of_one(name, tmp_path):
@@ -80,6 +71,7 @@ def test_several_processes_give_the_numbers_of_one(name, tmp_path):
     assert close(json.loads((alone / "0.json").read_text()), first)
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_the_command_under_torchrun_prints_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -92,6 +92,7 @@ def test_fresh_examples_give_the_distributions_closed_form(make):
         assert found[name].stderr < 0.3 * abs(value)
 
 
+@pytest.mark.statistical
 @pytest.mark.slow
 def test_intervals_cover_over_fresh_data_and_over_subsets():
     """400 draws each, B_noise and its parts included; n = 60·B_simple and more."""
@@ -118,6 +119,7 @@ def test_intervals_cover_over_fresh_data_and_over_subsets():
             assert 0.92 <= share <= 0.98, (population, name, share)
 
 
+@pytest.mark.statistical
 @pytest.mark.slow
 def test_intervals_cover_over_random_subsets_of_mnist(mnist_dir):
     """400 subsets of n = 12·B_simple against all 60,000, at initialisation and after 100 steps."""
@@ -162,6 +164,7 @@ def test_deflation_makes_probes_precise_and_is_unbiased_without_convergence():
     assert found.covariance_trace.value == pytest.approx(wanted["trace"], rel=0.02)
 
 
+@pytest.mark.statistical
 @pytest.mark.slow
 def test_the_hessian_is_independent_of_the_gradients():
     """Fresh data with few examples: with the same ones for both GᵀHG comes out too large."""

@@ -11,8 +11,8 @@ from noisescale.measure import stability
 from noisescale.measure.stability import measure_stability, simulate_threshold
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Examples, Problem
+from tests.helpers.closed_forms import constants_of
 from tests.helpers.problems import classification, example_curvatures, small_network
-from tests.statistics.test_stability_curves import constants_of
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """The critical batch size in small: from runs to tables to the picture, and what the experiment asks for."""
 
-from dataclasses import replace
+import shutil
 
 import pandas as pd
 import pytest
@@ -11,7 +11,6 @@ from analysis.tables import DATA
 from experiments import critical_batch
 from noisescale.studies.critical_batch.branches import BranchConfig, run_branches
 from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
-from noisescale.studies.critical_batch.run import run_critical_batch
 from noisescale.studies.jobs.cell import Cell
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
@@ -19,18 +18,19 @@ from noisescale.training.records.folder import record_experiment
 from noisescale.training.records.names import file_digest
 from noisescale.training.tracking.noise import NoiseTracking
 from paper_figures.critical_batch import figure
-from tests.studies.critical_batch.test_run import CONFIG, PROBLEM, Here
+from tests.helpers.critical_batch import PROBLEM
+from tests.helpers.executors import Here
 
 GOALS = (1.8, 1.2)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(finished_critical_batch, tmp_path_factory):
     """Digits in the place of MNIST and of the quadratic, and branches from one run's checkpoints."""
     root = tmp_path_factory.mktemp("critical")
     record_experiment(root, command="python -m experiments critical_batch --scale small")
     for name in ("mnist", "quadratic"):
-        run_critical_batch(replace(CONFIG, num_seeds=2), root / name, executor=Here())
+        shutil.copytree(finished_critical_batch.out, root / name)
     training = TrainConfig(batch_size=4, learning_rate=0.1, epochs=20)
     cell = Cell(path=root / "base-0", problem=PROBLEM, training=training)
     run = run_to_goal(

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -19,8 +18,8 @@ from noisescale.training.records.names import run_name
 from noisescale.training.run import RunOptions, run_training
 from paper_figures.__main__ import FIGURES, main as paper_figures
 from paper_figures.style import read_table
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 COMMITTED = sorted((ROOT / "paper_figures" / "data").glob("*/*.csv"))
 
 

@@ -22,7 +22,7 @@ from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
 from paper_figures.__main__ import main as paper_figures
 from paper_figures.style import read_table
-from tests.paper_figures.test_figures import ROOT
+from tests.helpers.paths import ROOT
 
 MIN_STEPS, CRITICAL, GAIN = 100.0, 300.0, 0.6
 

@@ -14,7 +14,8 @@ from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 from noisescale.training.records.folder import record_experiment
 from noisescale.training.records.names import file_digest
 from paper_figures.stability_map import MAPS, figure
-from tests.studies.stability_map.test_run import CONFIG, PROBLEM, Here
+from tests.helpers.executors import Here
+from tests.helpers.sweeps import CONFIG, PROBLEM
 
 
 @pytest.fixture(scope="module")

@@ -9,33 +9,7 @@ from noisescale.errors import NoisescaleError, SettingError
 from noisescale.problems.factory import load_problem
 from noisescale.problems.problem import Examples, Problem, as_examples
 from noisescale.problems.sampling import part_of, select
-
-SOURCE = """
-import torch
-from noisescale import Examples, Problem
-
-def make_problem():
-    examples = Examples(torch.randn(8, 3), torch.zeros(8))
-    loss = lambda outputs, targets: (outputs[:, 0] - targets) ** 2
-    return Problem(model=torch.nn.Linear(3, 1), loss=loss, train=examples)
-
-def fails():
-    raise FileNotFoundError("no data in /nowhere")
-
-def returns_a_model():
-    return torch.nn.Linear(3, 1)
-
-def takes_arguments(path):
-    pass
-
-def exits():
-    raise SystemExit(3)
-
-def no_model():
-    return Problem(model=3, loss=None, train=None)
-
-constant = 3
-"""
+from tests.helpers.factory_source import SOURCE
 
 
 class Items(torch.utils.data.Dataset):

@@ -9,12 +9,7 @@ import pytest
 
 from noisescale.errors import SettingError
 from noisescale.statistics.running_noise import RunningNoise, two_batch
-
-
-def exact(gradients):
-    """|G|² and tr Σ of fresh examples: the mean product of pairs, the covariance with 1/(n−1)."""
-    pairs = [a @ b for a, b in itertools.permutations(gradients, 2)]
-    return np.mean(pairs), np.trace(np.cov(gradients.T))
+from tests.helpers.closed_forms import exact
 
 
 @pytest.mark.parametrize("small", [1, 2, 3])

@@ -11,6 +11,7 @@ from noisescale.errors import SettingError
 from noisescale.statistics.stability_curves import StabilityConstants, batch_noise_factor, side_of
 from noisescale.training.config import TrainConfig, stable_sharpness
 from noisescale.training.trainer import train
+from tests.helpers.closed_forms import constants_of
 from tests.helpers.problems import example_curvatures, quadratic, seeded, small_network
 
 
@@ -66,24 +67,6 @@ def growth_in_mean_square(curvatures: torch.Tensor, factor: float, rate: float) 
     squares = torch.stack([torch.kron(one, one) for one in curvatures]).mean(0)
     noise = rate**2 * factor * (squares - torch.kron(mean, mean))
     return torch.linalg.eigvals(torch.kron(step, step) + noise).abs().max().item()
-
-
-def constants_of(curvatures: torch.Tensor) -> StabilityConstants:
-    """The constants of dense H_i (n, d, d)."""
-    mean = curvatures.mean(0)
-    values, vectors = torch.linalg.eigh(mean)
-    along = torch.einsum("p,npq,q->n", vectors[:, -1], curvatures, vectors[:, -1])
-    deviation = (curvatures @ curvatures).mean(0) - mean @ mean
-    return StabilityConstants(
-        sharpness=values[-1].item(),
-        concentration=(along.square().mean() / values[-1] ** 2).item(),
-        largest_example=torch.linalg.eigvalsh(curvatures)[:, -1].max().item(),
-        trace=values.sum().item(),
-        square_deviation=torch.linalg.eigvalsh(deviation)[-1].item(),
-        best_rate=math.nan,
-        noise_batch_size=math.nan,
-        num_examples=len(curvatures),
-    )
 
 
 @pytest.fixture(params=["network", "random", "one parameter"])

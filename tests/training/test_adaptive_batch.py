@@ -225,6 +225,7 @@ def test_a_resumed_run_continues_identically(optimizer, tmp_path):
     pd.testing.assert_frame_equal(*tables)
 
 
+@pytest.mark.pictures
 def test_every_change_is_a_row(tmp_path):
     config = TrainConfig.from_dict({**SMALL, "epochs": 4, "lr_scaling": "sqrt"})
     summary = run_training(DIGITS, config, tmp_path)

@@ -32,6 +32,7 @@ def same_parameters(one, other):
     return all(torch.equal(value, other.params[name]) for name, value in one.params.items())
 
 
+@pytest.mark.pictures
 def test_a_run_leaves_every_file_and_its_numbers_agree(tmp_path):
     summary = run_training(PROBLEM, TRAINING, tmp_path / "run")
     names = {
@@ -108,6 +109,7 @@ def test_another_configuration_is_refused(tmp_path):
         )
 
 
+@pytest.mark.pictures
 def test_divergence_is_a_result(tmp_path):
     raw = ProblemConfig(dataset="digits", width=16, pixel_scale="raw")
     summary = run_training(raw, TrainConfig(batch_size=1, learning_rate=1e30), tmp_path)
@@ -200,6 +202,7 @@ def wait_for_checkpoint(folder, process, *, beyond=0):
     pytest.fail(f"no checkpoint past {beyond}: {process.communicate()}")
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(tmp_path, uninterrupted):
     folder, step = tmp_path / "run", 0
@@ -221,6 +224,7 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(tmp_path, uninte
     assert json.loads((folder / "summary.json").read_text())["steps"] == uninterrupted.step
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_saves_between_two_steps_and_says_how_to_go_on(
@@ -239,6 +243,7 @@ def test_an_interrupt_saves_between_two_steps_and_says_how_to_go_on(
     assert same_parameters(uninterrupted, load_checkpoint(folder))
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_two_at_once_do_not_write_one_folder(tmp_path):
     with start(tmp_path / "run") as process:
@@ -248,6 +253,7 @@ def test_two_at_once_do_not_write_one_folder(tmp_path):
         process.kill()
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_run_with_one_message_and_damages_nothing(tmp_path):
     """No file may grow past 20 kB: config.json fits, the checkpoint does not."""

@@ -19,22 +19,14 @@ from noisescale.training.records.tables import TABLES
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 CHECKPOINT, STEP_CHECKPOINTS = "checkpoint.pt", "checkpoints"
-CURVES_PICTURE, CONFUSION_PICTURE = "curves.png", "confusion.png"
-SHARPNESS_PICTURE, NOISE_PICTURE, BATCH_SIZE_PICTURE = (
-    "sharpness.png",
-    "noise.png",
-    "batch_size.png",
-)
+PICTURES = ("curves", "confusion", "sharpness", "noise", "batch_size")  # without the format
+PICTURE_FORMATS = ("png", "pdf", "svg")
 EXPERIMENT = "experiment.json"
 # what remains of a run in its folder, beside config.json and the step checkpoints; the summary first
 _RESULTS = (
     SUMMARY,
     *TABLES,
-    CURVES_PICTURE,
-    CONFUSION_PICTURE,
-    SHARPNESS_PICTURE,
-    NOISE_PICTURE,
-    BATCH_SIZE_PICTURE,
+    *(f"{picture}.{format}" for picture in PICTURES for format in PICTURE_FORMATS),
     CHECKPOINT,
 )
 _LOCK = ".noisescale.lock"

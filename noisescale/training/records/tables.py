@@ -76,6 +76,12 @@ def read_metrics(folder: Path) -> list[dict[Any, Any]]:
     return _read_rows(folder / METRICS, columns, dict.fromkeys(numbers, float) | {"step": int})
 
 
+def read_confusion(folder: Path) -> list[dict[Any, Any]]:
+    """The rows of a run's confusion.csv, one per split, true and predicted class; none before its end."""
+    columns = ["split", "target", "predicted", "count"]
+    return _read_rows(folder / CONFUSION, columns, dict.fromkeys(columns[1:], int))
+
+
 def read_sharpness(folder: Path) -> list[dict[Any, Any]]:
     """The rows of a run's sharpness.csv, one per measurement; none where nothing is written yet."""
     return _read_rows(folder / SHARPNESS, list(SHARPNESS_COLUMNS), _types(SHARPNESS_COLUMNS))

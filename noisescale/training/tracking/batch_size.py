@@ -6,12 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from noisescale.plots.noise import batch_size_figure
 from noisescale.statistics.estimate import estimate_row
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
-from noisescale.training.records.folder import BATCH_SIZE_PICTURE
 from noisescale.training.records.tables import (
     BATCH_SIZE,
     BATCH_SIZE_COLUMNS,
@@ -68,6 +64,3 @@ class BatchSizeTracker:
         return (
             found if math.isnan(row["simple"]) else found | {"noise/running_simple": row["simple"]}
         )
-
-    def picture(self, title: str) -> tuple[str, Figure]:
-        return BATCH_SIZE_PICTURE, batch_size_figure(self._rows.table, title=title)

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.noise import hessian_sample_size, measure_noise
-from noisescale.plots.noise import noise_growth_figure
 from noisescale.problems.problem import Problem
 from noisescale.statistics.estimate import Estimate, estimate_row
 from noisescale.statistics.gradient_noise import NoiseScale
-from noisescale.training.records.folder import NOISE_PICTURE
 from noisescale.training.records.tables import (
     NOISE,
     NOISE_COLUMNS,
@@ -160,9 +157,6 @@ class NoiseTracker:
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
         names = ("squared_gradient_norm", "gradient_variance", "simple", "full")
         return {f"noise/{name}": row[name] for name in names if not math.isnan(row[name])}
-
-    def picture(self, title: str) -> tuple[str, Figure]:
-        return NOISE_PICTURE, noise_growth_figure(self._rows.table, title=title)
 
 
 def _noise_numbers(found: NoiseScale) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from noisescale.training.records.folder import write_table
 from noisescale.training.trainer import Training
@@ -41,9 +40,6 @@ class Tracker(Protocol):
 
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
         """What of it goes to a logger."""
-
-    def picture(self, title: str) -> tuple[str, Figure]:
-        """All rows as a picture, and its file's name."""
 
 
 class Rows:

@@ -8,13 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from noisescale.errors import MeasurementError
 from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
-from noisescale.plots.training import sharpness_figure
 from noisescale.training.config import stable_sharpness
-from noisescale.training.records.folder import SHARPNESS_PICTURE
 from noisescale.training.records.tables import SHARPNESS, SHARPNESS_COLUMNS, read_sharpness
 from noisescale.training.tracking.rows import Every, Rows, is_due
 from noisescale.training.trainer import Training, has_batch_norm
@@ -90,9 +86,6 @@ class SharpnessTracker:
         return {
             f"sharpness/{name}": row[name] for name in ("largest_eigenvalue", "batch_sharpness")
         }
-
-    def picture(self, title: str) -> tuple[str, Figure]:
-        return SHARPNESS_PICTURE, sharpness_figure(self._rows.table, title=title)
 
 
 def _sharpness_numbers(found: Sharpness) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The monitor on DistributedDataParallel: two gloo processes against closed forms."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.distributed import process_group
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.statistics.running_noise import two_batch
-from tests.measure.monitor.test_noise_monitor import regression
-from tests.measure.test_distributed import free_port
+from tests.helpers.closed_forms import regression
+from tests.helpers.processes import be_rank, free_port
 
 EVEN, UNEVEN = ((2, 1), (2, 1)), ((1, 2), (1, 1))
 MORE = ((1, 2, 1), (2, 2))  # micro-batch sizes of either process
@@ -69,9 +68,7 @@ def step(model, monitor, inputs, targets, own, start, total, scale=1.0):
 
 
 def as_rank(rank, port, path):
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": 2}
-    os.environ.update({key: str(value) for key, value in place.items()})
-    torch.set_num_threads(1)
+    be_rank(rank, port=port, size=2)
     found = {}
     with process_group(device="cpu"):
         for name, sizes, reduction in (
@@ -136,6 +133,7 @@ def as_rank(rank, port, path):
     (path / f"{rank}.json").write_text(json.dumps(found))
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_two_processes_are_the_small_batches(tmp_path):
     multiprocessing.spawn(as_rank, (free_port(), tmp_path), nprocs=2)
@@ -155,8 +153,7 @@ def test_two_processes_are_the_small_batches(tmp_path):
 
 
 def as_only_rank(rank, port):
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "1"}
-    os.environ.update(place)
+    be_rank(rank, port=port, size=1)
     dist.init_process_group("gloo", rank=0, world_size=1)
     model = DistributedDataParallel(nn.Linear(2, 2))
     with pytest.raises(SettingError, match="a process group of one"):
@@ -164,6 +161,7 @@ def as_only_rank(rank, port):
     dist.destroy_process_group()
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_a_group_of_one_is_refused():
     multiprocessing.spawn(as_only_rank, (free_port(),), nprocs=1)

@@ -17,17 +17,7 @@ from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import train
-from tests.statistics.test_running_noise import exact
-
-
-def regression(num_examples=5):
-    """A linear model, its data, and the gradients (n, 3) of its squared errors, in closed form."""
-    generator = torch.Generator().manual_seed(3)
-    inputs = torch.randn(num_examples, 3, generator=generator, dtype=torch.float64)
-    targets = torch.randn(num_examples, generator=generator, dtype=torch.float64)
-    model = nn.Linear(3, 1, bias=False, dtype=torch.float64)
-    weight = model.weight.detach().normal_(generator=generator)[0]
-    return model, inputs, targets, (inputs * (inputs @ weight - targets)[:, None]).numpy()
+from tests.helpers.closed_forms import exact, regression
 
 
 def feed(monitor, model, inputs, targets, order, sizes, *, scale=1.0):

@@ -82,6 +82,7 @@ def test_the_gradient_of_the_likelihood_is_its_derivative():
     assert problem._deviance(at)[1] == pytest.approx(numerical, rel=1e-4, abs=1e-3)
 
 
+@pytest.mark.statistical
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scatter", "seeds", "capped"), [(0.1, 1, False), (0.15, 1, True), (0.2, 3, True)]
@@ -104,6 +105,7 @@ def test_coverage_of_the_intervals(scatter, seeds, capped):
     assert all(170 <= count <= 196 for count in hits.values()), hits
 
 
+@pytest.mark.statistical
 @pytest.mark.slow
 def test_coverage_of_the_overhead_size():
     """Its truth relative to the smallest batch size: 1 + B/B_crit = 1.2·(1 + 1/B_crit)."""

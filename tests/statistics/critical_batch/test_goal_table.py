@@ -3,7 +3,6 @@
 import json
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -19,23 +18,7 @@ from noisescale.statistics.critical_batch.goal_table import (
     read_goal_table,
     rises,
 )
-
-SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
-
-
-def synthetic(*, goals=(1.0, 0.5), seeds=2, critical=16.0):
-    """S = S_min(1 + B_crit/B) at the best of five rates, 0.8/(1 + 10/B), and more by a parabola elsewhere."""
-    rows = []
-    for goal in goals:
-        for size in SIZES:
-            best = 0.8 / (1 + 10 / size)
-            for rate in 2.0 ** np.arange(-6, 2):
-                steps = (
-                    50 / goal * (1 + critical / size) * math.exp(0.3 * math.log(rate / best) ** 2)
-                )
-                rows += [(goal, size, rate, seed, steps, 0, 0) for seed in range(seeds)]
-    columns = ["goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged"]
-    return pd.DataFrame(rows, columns=columns)
+from tests.helpers.goal_tables import SIZES, synthetic
 
 
 def written(tmp_path, text):

@@ -19,7 +19,7 @@ from noisescale.studies.critical_batch.run import run_critical_batch
 from noisescale.studies.jobs.cell import Cell
 from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import Training
-from tests.studies.critical_batch.test_run import Here
+from tests.helpers.executors import Here
 
 NUM_EXAMPLES, DIM = 50_000, 100
 CURVATURES = 1 / np.arange(1, DIM + 1)

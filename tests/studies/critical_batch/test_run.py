@@ -3,11 +3,11 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +18,9 @@ import torch
 
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.problems.config import FactoryConfig
 from noisescale.problems.factory import build_own_problem, factory_config
+from noisescale.problems.synthetic import linear_regression
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
 from noisescale.studies.critical_batch.config import (
     CriticalBatchConfig,
@@ -35,18 +36,16 @@ from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import finished_runs
 from noisescale.training.records.tables import read_noise
 from noisescale.training.tracking.noise import NoiseTracking
+from tests.helpers.critical_batch import CONFIG, PROBLEM, TRACKED
+from tests.helpers.executors import Here
+from tests.helpers.problems import seeded
+from tests.helpers.processes import environment
 
-PROBLEM = ProblemConfig(dataset="digits", num_train=200, width=8, depth=1)
-CONFIG = CriticalBatchConfig(
-    problem=PROBLEM, batch_sizes=(2, 8, 32, 128), goals=(1.8, 1.2), num_seeds=2, noise_examples=100
-)
 HERE = f"{Path(__file__)}:make_problem"
 
 
 def make_problem():
     """A problem of one's own, its data drawn at random."""
-    from tests.helpers.problems import linear_regression, seeded
-
     return linear_regression(
         input_variances=torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64),
         weights=torch.randn(3, dtype=torch.float64),
@@ -56,32 +55,16 @@ def make_problem():
     ).problem
 
 
-class Here(Executor):
-    """Runs each task as it is submitted, in this thread, and notes which runs are asked for."""
-
-    def __init__(self, fail=None):
-        self.cells = []
-        self.fail = fail or (lambda cell: False)
-
-    def submit(self, function, /, *args, **kwargs):
-        future = Future()
-        if function is run_to_goal:
-            self.cells.append(args[0])
-            if self.fail(args[0].cell):
-                future.set_exception(MemoryError("no room for this one\nand more"))
-                return future
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+@pytest.fixture
+def serial(finished_critical_batch):
+    """A whole measurement in one thread, to be read: its folder, result and executor."""
+    return finished_critical_batch
 
 
-@pytest.fixture(scope="module")
-def serial(tmp_path_factory):
-    """A whole measurement in one thread: its folder, result and executor."""
-    out, executor = tmp_path_factory.mktemp("serial") / "critical", Here()
-    return out, run_critical_batch(CONFIG, out, executor=executor), executor
+@pytest.fixture
+def copy(serial, tmp_path):
+    """A folder with the same content, to go on in."""
+    return shutil.copytree(serial.out, tmp_path / "copy")
 
 
 def test_the_files_of_a_measurement(serial):
@@ -190,39 +173,31 @@ def test_the_mean_loss_is_that_of_an_evaluation():
     assert problem.model.training
 
 
-def test_the_same_again_runs_nothing(serial):
-    out, result, _ = serial
-    before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.csv")}
-    again = run_critical_batch(CONFIG, out, executor=Here())
-    assert {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.csv")} == before
-    pd.testing.assert_frame_equal(again.table, result.table)
-    assert again.to_dict() == result.to_dict()
+def test_the_same_again_runs_nothing(serial, copy):
+    before = {path: path.stat().st_mtime_ns for path in (copy / "cells").rglob("*.csv")}
+    again = run_critical_batch(TRACKED, copy, executor=Here())
+    assert {path: path.stat().st_mtime_ns for path in (copy / "cells").rglob("*.csv")} == before
+    pd.testing.assert_frame_equal(again.table, serial.result.table)
+    assert again.to_dict() == serial.result.to_dict()
 
 
-def test_more_seeds_and_batch_sizes_keep_what_is_there(serial, tmp_path):
-    out, result, _ = serial
-    executor = Here()
+def test_more_seeds_and_batch_sizes_keep_what_is_there(serial, copy):
     more = run_critical_batch(
-        replace(CONFIG, batch_sizes=(2, 8, 32, 128, 200), num_seeds=3, noise_examples=None),
-        out,
-        executor=executor,
+        replace(CONFIG, batch_sizes=(2, 8, 32, 128, 200), num_seeds=3), copy, executor=Here()
     )
     assert set(more.table["seed"]) == {0, 1, 2}
     assert set(more.table["batch_size"]) == {2, 8, 32, 128, 200}
     key = ["goal", "batch_size", "learning_rate", "seed"]
-    both = result.table.merge(more.table, on=key)
-    assert len(both) == len(result.table)
+    both = serial.result.table.merge(more.table, on=key)
+    assert len(both) == len(serial.result.table)
 
 
-def test_higher_goals_take_the_same_runs(serial):
-    out, _, _ = serial
-    before = len(finished_runs(out / "cells"))
-    found = run_critical_batch(
-        replace(CONFIG, goals=(1.8, 1.5, 1.2), noise_examples=None), out, executor=Here()
-    )
+def test_higher_goals_take_the_same_runs(copy):
+    before = len(finished_runs(copy / "cells"))
+    found = run_critical_batch(replace(CONFIG, goals=(1.8, 1.5, 1.2)), copy, executor=Here())
     assert list(found.fits) == [1.8, 1.5, 1.2]
     assert (
-        len(finished_runs(out / "cells")) <= before + 4
+        len(finished_runs(copy / "cells")) <= before + 4
     )  # a best rate of its own may want a neighbour
 
 
@@ -251,7 +226,7 @@ def test_goals_out_of_reach_say_the_best_loss(tmp_path):
 @pytest.mark.slow
 def test_a_goal_that_only_some_reach_is_a_bound(tmp_path):
     """At B = 8 the budget of the middle batch size's single epoch is not enough."""
-    config = replace(CONFIG, goals=(2.2, 0.3), epochs=1, noise_examples=None)
+    config = replace(CONFIG, goals=(2.2, 0.3), epochs=1)
     found = run_critical_batch(config, tmp_path / "out", executor=Here())
     assert found.fits[0.3].num_censored > 0
     assert not found.fits[0.3].resolved
@@ -291,7 +266,7 @@ def test_a_goal_that_the_start_has_reached_is_refused(tmp_path, goals):
 
 
 def test_a_goal_that_no_run_reaches_beside_others(tmp_path):
-    config = replace(CONFIG, goals=(1.8, 1e-6), num_seeds=1, epochs=3)
+    config = replace(TRACKED, goals=(1.8, 1e-6), num_seeds=1, epochs=3)
     found = run_critical_batch(config, tmp_path / "out", executor=Here())
     assert any("1e-06 is reached by no run: the best loss seen is" in note for note in found.notes)
     assert set(found.predicted["goal"]) == {1.8}
@@ -322,7 +297,7 @@ def test_a_batch_size_that_does_not_divide_the_examples_is_noted(serial):
 def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tmp_path):
     executor = Here(fail=lambda cell: cell.training.batch_size == 128)
     found = run_critical_batch(
-        replace(CONFIG, batch_sizes=(2, 4, 8, 32, 128), noise_examples=None),
+        replace(CONFIG, batch_sizes=(2, 4, 8, 32, 128)),
         tmp_path / "out",
         executor=executor,
     )
@@ -391,7 +366,7 @@ def test_tracking_leaves_the_run_as_it_was(tmp_path):
 @pytest.mark.slow
 def test_goals_of_the_test_loss(tmp_path):
     found = run_critical_batch(
-        replace(CONFIG, split="test", noise_examples=None, num_seeds=1),
+        replace(CONFIG, split="test", num_seeds=1),
         tmp_path / "out",
         executor=Here(),
     )
@@ -403,9 +378,7 @@ def test_goals_of_the_test_loss(tmp_path):
 
 @pytest.mark.slow
 def test_adam_is_tuned_without_the_curvature(tmp_path):
-    config = replace(
-        CONFIG, training=TrainConfig(optimizer="adam"), num_seeds=1, noise_examples=None
-    )
+    config = replace(CONFIG, training=TrainConfig(optimizer="adam"), num_seeds=1)
     found = run_critical_batch(config, tmp_path / "out", executor=Here())
     assert "max_rate" not in json.loads((tmp_path / "out" / "start.json").read_text())
     assert (fastest_runs(found.table)["censored"] == 0).all()
@@ -455,27 +428,14 @@ def make_network():
     )
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_processes_give_the_same_and_a_killed_measurement_goes_on(serial, tmp_path):
     """Killed by SIGKILL twice, then begun by two at once: finished runs stay, tables as in one thread."""
-    script = (
-        "from pathlib import Path; import sys\n"
-        "from tests.studies.critical_batch.test_run import CONFIG\n"
-        "from noisescale.studies.critical_batch.run import run_critical_batch\n"
-        "from noisescale.studies.jobs.executors import LocalProcesses\n"
-        "if __name__ == '__main__':\n"
-        "    run_critical_batch(CONFIG, Path(sys.argv[1]), executor=LocalProcesses(2))\n"
-    )
-    path = tmp_path / "script.py"
-    path.write_text(script)
     out = tmp_path / "out"
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[3]),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(path), str(out)]
+    command = [sys.executable, "-m", "tests.helpers.critical_batch", str(out)]
     for wanted in (3, 12):
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        process = subprocess.Popen(command, env=environment(), start_new_session=True)
         deadline = time.monotonic() + 120
         while len(list(out.rglob("summary.json"))) < wanted and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -483,16 +443,15 @@ def test_processes_give_the_same_and_a_killed_measurement_goes_on(serial, tmp_pa
         process.wait()
     kept = {one: one.stat().st_mtime_ns for one in out.rglob("summary.json")}
     assert len(kept) >= 12
-    both = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    both = [subprocess.Popen(command, env=environment()) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert all(one.stat().st_mtime_ns == at for one, at in kept.items())
-    expected = run_critical_batch(CONFIG, tmp_path / "fresh", executor=Here())
     pd.testing.assert_frame_equal(
-        pd.read_csv(out / "steps_to_goal.csv"), expected.table, check_dtype=False
+        pd.read_csv(out / "steps_to_goal.csv"), serial.result.table, check_dtype=False
     )
 
 
-def test_a_damaged_run_is_named(serial, tmp_path):
+def test_a_damaged_run_is_named(tmp_path):
     path = tmp_path / "run"
     path.mkdir()
     (path / "summary.json").write_text("{}")

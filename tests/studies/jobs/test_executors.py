@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -30,7 +29,8 @@ from noisescale.studies.stability_map.run import run_sweep
 from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import Training
 from tests.helpers.problems import classification
-from tests.studies.stability_map.test_run import CONFIG, PROBLEM, QUIET, Here
+from tests.helpers.processes import environment
+from tests.helpers.sweeps import CONFIG, PROBLEM, QUIET
 
 DASK = [sys.executable, "-m", "dask"]
 
@@ -39,7 +39,6 @@ DASK = [sys.executable, "-m", "dask"]
 def cluster(tmp_path_factory):
     """The address of a scheduler with two worker processes, started as the README says."""
     folder = tmp_path_factory.mktemp("dask")
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
     file = folder / "scheduler.json"
     options = [
         "--host",
@@ -51,7 +50,7 @@ def cluster(tmp_path_factory):
         str(file),
     ]
     with (folder / "log").open("w") as log:
-        started = {"env": environment, "stdout": log, "stderr": log, "cwd": folder}
+        started = {"env": environment(), "stdout": log, "stderr": log, "cwd": folder}
         scheduler = subprocess.Popen([*DASK, "scheduler", *options], **started)
         try:
             _wait_for(file.exists)
@@ -92,12 +91,15 @@ def _worker_processes(address):
         return list(client.run(os.getpid).values())
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning"
 )  # sockets of a client that a killed worker leaves
-def test_a_dask_sweep_whose_worker_is_killed_gives_the_serial_table(cluster, tmp_path):
-    serial = run_sweep(CONFIG, tmp_path / "serial", executor=Here(), options=QUIET)
+def test_a_dask_sweep_whose_worker_is_killed_gives_the_serial_table(
+    cluster, finished_sweep, tmp_path
+):
+    reference, serial, _ = finished_sweep
     victim, out = _worker_processes(cluster)[0], tmp_path / "dask"
     killed = []
 
@@ -114,12 +116,11 @@ def test_a_dask_sweep_whose_worker_is_killed_gives_the_serial_table(cluster, tmp
     killer.join()
     assert killed[0] < len(serial.cells)  # it was mid-sweep
     pd.testing.assert_frame_equal(found.cells, serial.cells)
-    assert (out / "cells.csv").read_bytes() == (tmp_path / "serial" / "cells.csv").read_bytes()
-    assert (out / "boundary.csv").read_bytes() == (
-        tmp_path / "serial" / "boundary.csv"
-    ).read_bytes()
+    assert (out / "cells.csv").read_bytes() == (reference / "cells.csv").read_bytes()
+    assert (out / "boundary.csv").read_bytes() == (reference / "boundary.csv").read_bytes()
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_command_line_sweeps_on_a_cluster(cluster, tmp_path):
@@ -217,8 +218,8 @@ def test_which_cells_run_together(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*stack_module_state")
 @pytest.mark.slow
-def test_a_sweep_of_replicas_is_that_of_single_runs(tmp_path):
-    serial = run_sweep(CONFIG, tmp_path / "serial", executor=Here(), options=QUIET)
+def test_a_sweep_of_replicas_is_that_of_single_runs(finished_sweep, tmp_path):
+    serial = finished_sweep.result
     executor = ReplicaExecutor()
     found = run_sweep(CONFIG, tmp_path / "replicas", executor=executor, options=QUIET)
     executor.shutdown()

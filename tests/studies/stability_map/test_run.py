@@ -8,9 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -23,59 +22,27 @@ from noisescale.errors import (
     RunFolderError,
     SettingError,
 )
-from noisescale.problems.config import ProblemConfig
 from noisescale.problems.models import LOSSES, chance_loss
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell, run_cell
 from noisescale.studies.jobs.executors import LocalProcesses
 from noisescale.studies.stability_map import run as engine
-from noisescale.studies.stability_map.config import Horizon, SweepConfig
+from noisescale.studies.stability_map.config import Horizon
 from noisescale.studies.stability_map.predictions import with_rates
 from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 from noisescale.studies.stability_map.search import from_guess, scan_and_bisect
 from noisescale.studies.stability_map.tables import cell_row
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.names import file_digest
-
-PROBLEM = ProblemConfig(dataset="digits", num_train=100, width=4, depth=1)
-CONFIG = SweepConfig(
-    problem=PROBLEM,
-    batch_sizes=(4, 50),
-    lr_min=0.1,
-    lr_max=1e4,
-    factor=3.2,
-    num_seeds=2,
-    horizon=Horizon(steps=12),
-)
-QUIET = SweepOptions(predict=False)
+from tests.helpers.executors import Here
+from tests.helpers.processes import environment
+from tests.helpers.sweeps import CONFIG, PROBLEM, QUIET
 
 
-class Here(Executor):
-    """Runs each task as it is submitted, in this thread, and counts those that are not there already."""
-
-    def __init__(self, fail=None):
-        self.cells = []
-        self.fail = fail or (lambda cell: False)
-
-    def submit(self, function, /, *args, **kwargs):
-        future = Future()
-        if function is run_cell:
-            self.cells.append(args[0])
-            if self.fail(args[0]):
-                future.set_exception(MemoryError("no room for this one\nand more"))
-                return future
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-@pytest.fixture(scope="module")
-def serial(tmp_path_factory):
-    """A whole sweep in one thread: its folder, result and executor."""
-    out, executor = tmp_path_factory.mktemp("serial") / "sweep", Here()
-    return out, run_sweep(CONFIG, out, executor=executor, options=QUIET), executor
+@pytest.fixture
+def serial(finished_sweep):
+    """A whole sweep in one thread, to be read: its folder, result and executor."""
+    return finished_sweep
 
 
 def answer(search, unstable):
@@ -391,6 +358,7 @@ def _die():
     os._exit(1)
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_a_process_that_dies_is_replaced_and_no_other_task_suffers(tmp_path):
     pool = LocalProcesses(2)
@@ -409,32 +377,20 @@ def test_a_process_that_dies_is_replaced_and_no_other_task_suffers(tmp_path):
     assert last.result(timeout=0) == 4
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from noisescale.studies.stability_map.run import run_sweep
-from tests.studies.stability_map.test_run import CONFIG, QUIET
-
-if __name__ == "__main__":
-    run_sweep(CONFIG, Path(sys.argv[1]), options=QUIET)
-"""
-
-
 def _listed(*options):
     """Process numbers that ps gives for these options."""
     command = ["ps", "-o", "pid=", *options]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_its_table_is_the_serial_one(serial, tmp_path):
     reference, *_ = serial
-    out, script = tmp_path / "sweep", tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "sweep"
+    command = [sys.executable, "-m", "tests.helpers.sweeps", str(out)]
     for cells in (1, 4, 8):
-        running = subprocess.Popen(command, env=environment)
+        running = subprocess.Popen(command, env=environment())
         while len(list(out.glob("cells/*/summary.json"))) < cells and running.poll() is None:
             time.sleep(0.005)
         workers = _listed("--ppid", str(running.pid))
@@ -445,7 +401,7 @@ def test_a_killed_sweep_goes_on_and_its_table_is_the_serial_one(serial, tmp_path
             assert time.monotonic() < end
             time.sleep(0.05)
     finished = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/summary.json")}
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    subprocess.run(command, env=environment(), check=True, timeout=300)
     assert all(path.stat().st_mtime_ns == made for path, made in finished.items())
     assert (out / "cells.csv").read_bytes() == (reference / "cells.csv").read_bytes()
     assert (out / "boundary.csv").read_bytes() == (reference / "boundary.csv").read_bytes()

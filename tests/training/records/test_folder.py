@@ -25,6 +25,7 @@ from noisescale.training.records.tables import read_metrics
 CONFIG = {"problem": {"dataset": "digits"}, "training": {"seed": 0}}
 
 
+@pytest.mark.processes
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     """A real full disk: the process may write no file larger than 1,000 bytes."""
     target = tmp_path / "file"
@@ -112,6 +113,7 @@ def test_force_removes_the_runs_own_files_alone(tmp_path):
         }
 
 
+@pytest.mark.processes
 def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path):
     script = (
         "import sys, pathlib, json\nfrom noisescale.training.records.folder import RunFolder\n"

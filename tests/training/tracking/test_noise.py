@@ -12,7 +12,6 @@ from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
-from noisescale.training.records.folder import NOISE_PICTURE
 from noisescale.training.records.tables import NOISE, NOISE_COLUMNS, NOISE_LAYERS
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
@@ -55,6 +54,7 @@ def test_measuring_leaves_the_trajectory_bit_identical(norm, optimizer, tmp_path
     assert (table(tmp_path / "measured")["hessian_covariance_trace_stderr"] > 0).all()
 
 
+@pytest.mark.pictures
 def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
     tracking = NoiseTracking(every=10, num_examples=200, per_layer=True, hessian=True, num_probes=4)
     run_training(
@@ -65,7 +65,7 @@ def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
     assert rows["step"].tolist() == [0, 10, 20, 26]
     assert set(rows["batch_size"]) == {100}
     assert (rows["hessian_examples"] == rows["population_size"] // 2).all()
-    assert (tmp_path / "run" / NOISE_PICTURE).stat().st_size > 5000
+    assert (tmp_path / "run" / "noise.png").stat().st_size > 5000
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-20.pt")
     problem = build_problem(PROBLEM)
     problem.model.eval()

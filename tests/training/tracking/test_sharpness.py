@@ -11,7 +11,7 @@ from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
-from noisescale.training.records.folder import SHARPNESS_PICTURE, write_table
+from noisescale.training.records.folder import write_table
 from noisescale.training.records.tables import METRICS, SHARPNESS, SHARPNESS_COLUMNS
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.sharpness import SharpnessTracker
@@ -47,6 +47,7 @@ def test_measuring_leaves_the_trajectory_bit_identical(norm, tmp_path):
             assert torch.equal(value, (other.params | other.buffers)[name])
 
 
+@pytest.mark.pictures
 def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
     options = RunOptions(measure_sharpness_every=10, sharpness_examples=200, checkpoint_every=10)
     run_training(PROBLEM, TRAINING, tmp_path / "run", options)
@@ -56,7 +57,7 @@ def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
     assert rows["stable_sharpness"].tolist() == [20] * 4
     assert (rows["residual"] <= 1e-3 * rows["largest_eigenvalue"]).all()
     assert (rows["batch_sharpness_stderr"] > 0).all()
-    assert (tmp_path / "run" / SHARPNESS_PICTURE).stat().st_size > 5000
+    assert (tmp_path / "run" / "sharpness.png").stat().st_size > 5000
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-20.pt")
     found = measure_sharpness(
         build_problem(PROBLEM),

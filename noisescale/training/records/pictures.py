@@ -1,0 +1,72 @@
+"""The pictures of a run, drawn from the tables in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from noisescale.plots.noise import batch_size_figure, noise_growth_figure
+from noisescale.plots.training import confusion_figure, curves_figure, image, sharpness_figure
+from noisescale.training.records.folder import SUMMARY, read_summary, write_atomically
+from noisescale.training.records.tables import (
+    read_batch_size,
+    read_confusion,
+    read_metrics,
+    read_noise,
+    read_sharpness,
+)
+
+
+def draw_pictures(folder: Path, *, out: Path | None = None, format: str = "png") -> list[Path]:
+    """The files drawn: a picture of each table that a run has left in `folder`, finished or not.
+
+    Args:
+        folder: of the run; only its tables and its summary.json are read.
+        out: where the pictures go, made where it is missing; None: beside the tables.
+        format: "png", "pdf" or "svg", which also ends the files' names.
+
+    Returns:
+        The paths of the pictures of curves, confusion, sharpness, noise and batch_size, as far as there
+        are tables for them; none for a folder without a table.
+
+    Raises:
+        RunFolderError: where a table or the summary is damaged.
+    """
+    paths = []
+    for name, figure in _figures(folder):
+        path = (out or folder) / f"{name}.{format}"
+        write_atomically(path, image(figure, format))
+        paths.append(path)
+    return paths
+
+
+def _figures(folder: Path) -> Iterator[tuple[str, Figure]]:
+    """Each picture's name and the picture, one of `PICTURES` for every table there is."""
+    title, remark = _title_and_remark(folder)
+    if rows := read_metrics(folder):
+        yield "curves", curves_figure(pd.DataFrame(rows), title=title, remark=remark)
+    if rows := read_confusion(folder):
+        figure = confusion_figure(pd.DataFrame(rows), split="test", title=f"{title}, test")
+        yield "confusion", figure
+    if rows := read_sharpness(folder):
+        yield "sharpness", sharpness_figure(pd.DataFrame(rows), title=title)
+    if rows := read_noise(folder):
+        yield "noise", noise_growth_figure(pd.DataFrame(rows), title=title)
+    if rows := read_batch_size(folder):
+        yield "batch_size", batch_size_figure(pd.DataFrame(rows), title=title)
+
+
+def _title_and_remark(folder: Path) -> tuple[str, str | None]:
+    """The run's name and length, from its summary, and where it diverged, None where it did not."""
+    name = folder.absolute().name
+    if not (folder / SUMMARY).exists():
+        return f"{name}\nunfinished", None
+    summary = read_summary(folder)
+    title = f"{name}\n{summary['steps']:,} steps"
+    if summary["diverged_at_step"] is None:
+        return title, None
+    remark = f"diverged at step {summary['diverged_at_step']:,}"
+    return f"{title}, {remark}", remark

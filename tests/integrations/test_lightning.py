@@ -1,0 +1,139 @@
+"""The callback in the real Lightning Trainer, against gradients in closed form."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from noisescale.errors import SettingError
+from noisescale.statistics.running_noise import two_batch
+from tests.helpers.micro_batches import BATCH, NAMES, assert_same, data, mean_gradient, replayed
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import environment
+
+pytest.importorskip("lightning.pytorch")
+
+from noisescale.integrations.lightning import NoiseScaleCallback
+from tests.helpers.lightning_training import Recorder, lightning_trainer
+
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:.*isinstance\(treespec, LeafSpec\).*:FutureWarning"
+)
+
+
+def test_it_measures_what_it_trains_with(tmp_path):
+    callback, model = NoiseScaleCallback(), Recorder()
+    trainer = lightning_trainer(tmp_path, callback)
+    trainer.fit(model, DataLoader(data(), batch_size=BATCH))
+    assert [len(parts) for _, parts in model.updates] == [4, 4, 3] * 2  # ragged, and clipped
+    assert callback.monitor.num_updates == 6
+    assert_same(callback.monitor.noise(), replayed(model.updates))
+    logged = pd.read_csv(Path(trainer.logger.log_dir) / "metrics.csv")
+    assert len(logged) == 6
+    expected = [replayed(model.updates[: count + 1]).gradient_variance.value for count in range(6)]
+    assert logged["noise_scale/gradient_variance"].tolist() == pytest.approx(expected, rel=1e-4)
+    assert "noise_scale/simple" in logged
+
+
+def test_it_goes_on_from_a_checkpoint(tmp_path):
+    whole, first, second = (NoiseScaleCallback() for _ in range(3))
+    loader = DataLoader(data(), batch_size=BATCH)
+    torch.manual_seed(0)
+    lightning_trainer(tmp_path, whole).fit(Recorder(), loader)
+    torch.manual_seed(0)
+    trainer = lightning_trainer(tmp_path, first, max_epochs=1)
+    trainer.fit(Recorder(), loader)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    lightning_trainer(tmp_path, second).fit(Recorder(), loader, ckpt_path=tmp_path / "half.ckpt")
+    assert second.monitor.num_updates == 6
+    assert second.monitor.state_dict() == whole.monitor.state_dict()
+
+
+class Silent(Recorder):
+    def training_step(self, batch, index):
+        return None
+
+
+class Manual(Recorder):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+def test_it_refuses_what_has_no_noise(tmp_path):
+    loader = DataLoader(data(), batch_size=BATCH)
+    with pytest.raises(SettingError, match="accumulate_grad_batches of 2 or more"):
+        lightning_trainer(tmp_path, NoiseScaleCallback(), accumulate_grad_batches=1).fit(
+            Recorder(), loader
+        )
+    with pytest.raises(SettingError, match="manual optimization"):
+        lightning_trainer(
+            tmp_path, NoiseScaleCallback(), accumulate_grad_batches=1, gradient_clip_val=None
+        ).fit(Manual(), loader)
+    callback = NoiseScaleCallback(num_examples=lambda batch: len(batch[1]))
+    with pytest.warns(UserWarning, match="returned `None`"):
+        lightning_trainer(tmp_path, callback).fit(Silent(), loader)
+    assert callback.monitor.num_updates == 0
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_it_over_two_processes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.lightning_training", str(tmp_path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert str(ranks[0]["scalars"]) == str(ranks[1]["scalars"])
+    (weight, _), *others = ranks[0]["updates"]
+    assert not others
+    means = np.array(
+        [
+            np.mean([mean_gradient(weight, *part) for part in rank["updates"][0][1]], axis=0)
+            for rank in ranks
+        ]
+    )
+    whole = means.mean(0)
+    expected = two_batch((means**2).sum(1).mean(), 8, whole @ whole, 16)
+    found = [ranks[0]["scalars"][name] for name in NAMES]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_ragged_last_batch_does_not_end_a_training(tmp_path):
+    """Six micro-batches, the last of one example: that and the four before it are worth 3.2."""
+    callback = NoiseScaleCallback()
+    loader = DataLoader(data(21), batch_size=4)
+    lightning_trainer(tmp_path, callback, accumulate_grad_batches=2, max_epochs=1).fit(
+        Recorder(), loader
+    )
+    assert (callback.monitor.num_updates, callback.monitor.num_skipped) == (2, 1)
+
+
+def test_it_takes_the_loss_scale_out(tmp_path):
+    """As 16-bit mixed precision has it: scaled in the backward pass, unscaled before the optimizer step."""
+
+    class Scaler:
+        def get_scale(self):
+            return 64.0
+
+    class Scaled(NoiseScaleCallback):
+        def on_after_backward(self, trainer, pl_module):
+            pl_module.layer.weight.grad *= 64
+            trainer.precision_plugin.scaler = Scaler()
+            super().on_after_backward(trainer, pl_module)
+            pl_module.layer.weight.grad /= 64
+
+    callback, model = Scaled(), Recorder()
+    lightning_trainer(tmp_path, callback, max_epochs=1).fit(
+        model, DataLoader(data(), batch_size=BATCH)
+    )
+    assert_same(callback.monitor.noise(), replayed(model.updates))
