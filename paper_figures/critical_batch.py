@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from noisescale.plots.critical_batch import (
-    NOISE_SCALES,
     plot_best_rates,
     plot_critical_sizes,
     plot_fronts,
 )
+from noisescale.plots.noise import SCALES
 from paper_figures.style import STYLE
 
 CAPTION = (
@@ -92,7 +92,7 @@ def plot_branch_sizes(axes: Axes, branches: pd.DataFrame, fits: pd.DataFrame) ->
         style: Any = {"fmt": marker, "color": colour, "markersize": 4, "capsize": 2, "label": label}
         axes.errorbar(at[known], values, yerr=np.nan_to_num(np.array(ends), posinf=0.0), **style)
 
-    for quantity, (colour, label) in NOISE_SCALES.items():
+    for quantity, (label, colour) in SCALES.items():
         draw(quantity, "s", colour, f"{label} there")
     draw("branch", "D", "#009E73", "branches")
     found = branches["branch"] > 0

@@ -8,6 +8,7 @@ from noisescale._version import __version__
 from noisescale.cli.critical_batch import critical_batch
 from noisescale.cli.group import Commands
 from noisescale.cli.measure_noise import measure_noise
+from noisescale.cli.plot import plot
 from noisescale.cli.sharpness import sharpness
 from noisescale.cli.sweep_lr import sweep_lr
 from noisescale.cli.train import train
@@ -28,3 +29,4 @@ main.add_command(measure_noise)
 main.add_command(sharpness)
 main.add_command(sweep_lr)
 main.add_command(critical_batch)
+main.add_command(plot)

@@ -129,7 +129,7 @@ def measure_noise(
         print_noise(entries)
     if plot is not None:
         from noisescale.plots.noise import noise_figure
-        from noisescale.plots.training import image
+        from noisescale.plots.style import image
         from noisescale.training.records.folder import write_atomically
 
         write_atomically(plot, image(noise_figure(entries), plot.suffix[1:]))

@@ -125,7 +125,8 @@ def sharpness(
     else:
         print_sharpness(entries)
     if plot is not None:
-        from noisescale.plots.training import image, measurements_figure
+        from noisescale.plots.sharpness import measurements_figure
+        from noisescale.plots.style import image
         from noisescale.training.records.folder import write_atomically
 
         write_atomically(plot, image(measurements_figure(entries), plot.suffix[1:]))

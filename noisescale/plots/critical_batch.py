@@ -1,8 +1,10 @@
-"""Pictures of the critical batch size: Pareto fronts, B_crit beside the noise scale, best learning rates."""
+"""Pictures of the critical batch size: Pareto fronts, B_crit beside noise scales, best learning rates."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,20 +13,19 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from noisescale.plots.noise import SCALES
+from noisescale.plots.style import BLACK, PURPLE, VERMILION, error_bars, finish, panels
 from noisescale.statistics.critical_batch.branches import branch_means
 from noisescale.statistics.critical_batch.learning_rate_law import POWERS
 
-CRITICAL, OVERHEAD = "#000000", "#CC79A7"
-NOISE_SCALES = {  # colour and label of each quantity
-    "simple": ("#0072B2", r"$B_{\mathrm{simple}}$"),
-    "full": ("#D55E00", r"$B_{\mathrm{noise}}$"),
-}
+CRITICAL, OVERHEAD, RATES = BLACK, PURPLE, SCALES["simple"][1]
 LAWS = {  # line and label of each law
     "noise": ("-", r"$\varepsilon_{\max}/(1+B_c/B)$"),
     "sqrt": ("--", r"$\propto\sqrt{B}$"),
     "linear": (":", r"$\propto B$"),
 }
-MARKERS = "osv^DPXd"
+MARKERS = "osv^DPXd"  # one a goal
+SMALL = 6.5  # points of a legend with a line for each goal
 
 
 def critical_figure(
@@ -37,15 +38,14 @@ def critical_figure(
     title: str,
 ) -> Figure:
     """The Pareto fronts, B_crit against the goal, and the best learning rates, as far as there are any."""
-    panels: list[Any] = [lambda axes: plot_fronts(axes, fastest, fits)]
+    plots: list[Callable[[Axes], None]] = [lambda axes: plot_fronts(axes, fastest, fits)]
     if fits["critical_batch_size_low"].notna().any() and fits["goal"].notna().all():
-        panels.append(lambda axes: plot_critical_sizes(axes, fits, predicted))
+        plots.append(lambda axes: plot_critical_sizes(axes, fits, predicted))
     if rates["learning_rate"].notna().any():
-        panels.append(lambda axes: plot_best_rates(axes, rates, laws))
-    figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
-    for axes, panel in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
-        panel(axes)
-    figure.suptitle(title, fontsize=10)
+        plots.append(lambda axes: plot_best_rates(axes, rates, laws))
+    figure, panel_axes = panels(len(plots), width=4.6, height=4.2, title=title)
+    for plot, axes in zip(plots, panel_axes, strict=True):
+        plot(axes)
     return figure
 
 
@@ -56,11 +56,10 @@ def plot_fronts(axes: Axes, fastest: pd.DataFrame, fits: pd.DataFrame) -> None:
     that did not reach the goal are open, at the bound.
     """
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(fits)))
-    for shade, marker, fit in zip(
-        shades, _markers(len(fits)), fits.to_dict("records"), strict=True
-    ):
+    markers = itertools.cycle(MARKERS)
+    for shade, marker, fit in zip(shades, markers, fits.to_dict("records"), strict=False):
         goal = fit["goal"]
-        rows = fastest[fastest["goal"].isna() if math.isnan(goal) else fastest["goal"] == goal]
+        rows = _of_goal(fastest, goal)
         for censored, filled in ((0, "full"), (1, "none")):
             part = rows[rows["censored"] == censored]
             label = _goal_label(goal) if filled == "full" else None
@@ -76,9 +75,8 @@ def plot_fronts(axes: Axes, fastest: pd.DataFrame, fits: pd.DataFrame) -> None:
             axes.plot(2 * fit["min_steps"], 2 * fit["min_examples"], "*", **star)
     axes.plot([], [], "*", color="grey", markersize=9, label=r"$B_{\mathrm{crit}}$")
     if (fastest["censored"] == 1).any():
-        axes.plot(
-            [], [], "o", color="grey", fillstyle="none", markersize=4, label="not reached: a bound"
-        )
+        style = {"color": "grey", "fillstyle": "none", "markersize": 4}
+        axes.plot([], [], "o", label="not reached: a bound", **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
     _finish(axes, "steps S (updates)", "examples E = B·S")
@@ -89,7 +87,7 @@ def plot_critical_sizes(axes: Axes, fits: pd.DataFrame, predicted: pd.DataFrame)
 
     fits: `fits_table`. predicted: rows of predicted.csv; may be empty. A triangle is a lower bound.
     """
-    for quantity, (colour, label) in NOISE_SCALES.items():
+    for quantity, (label, colour) in SCALES.items():
         rows = predicted[predicted["quantity"] == quantity] if len(predicted) else predicted
         if rows.empty:
             continue
@@ -97,14 +95,17 @@ def plot_critical_sizes(axes: Axes, fits: pd.DataFrame, predicted: pd.DataFrame)
             ("average", "-", "mean over steps"),
             ("by_progress", "--", "by progress"),
         ):
-            known = rows[rows[name] > 0]
-            axes.plot(known["goal"], known[name], style, color=colour, label=f"{label}, {words}")
-            low, high = known[f"{name}_low"].clip(lower=1e-3), known[f"{name}_high"]
-            axes.fill_between(known["goal"], low, high, color=colour, alpha=0.15, linewidth=0)
-    _draw_sizes(axes, fits, "overhead_batch_size", OVERHEAD, "s", "20 % overhead, measured curve")
-    _draw_sizes(
-        axes, fits, "critical_batch_size", CRITICAL, "o", r"$B_{\mathrm{crit}} = E_{\min}/S_{\min}$"
-    )
+            positive = rows[rows[name] > 0]
+            goals, low, high = (positive[key] for key in ("goal", f"{name}_low", f"{name}_high"))
+            axes.plot(goals, positive[name], style, color=colour, label=f"{label}, {words}")
+            # a logarithmic axis has no place for an end at or below zero
+            axes.fill_between(
+                goals, low.clip(lower=1e-3), high, color=colour, alpha=0.15, linewidth=0
+            )
+    label = "20 % overhead, measured curve"
+    _draw_sizes(axes, fits, "overhead_batch_size", colour=OVERHEAD, marker="s", label=label)
+    label = r"$B_{\mathrm{crit}} = E_{\min}/S_{\min}$"
+    _draw_sizes(axes, fits, "critical_batch_size", colour=CRITICAL, marker="o", label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_xaxis()
@@ -122,103 +123,77 @@ def plot_best_rates(
     """
     if goal is None:
         goal = float(laws["goal"].min() if len(laws) else rates["goal"].min())
-    here = rates if math.isnan(goal) else rates[rates["goal"] == goal]
-    here = here[here["learning_rate"].notna()]
-    ends = [
-        here["learning_rate"] - here["learning_rate_low"],
-        here["learning_rate_high"] - here["learning_rate"],
-    ]
-    axes.errorbar(
-        here["batch_size"],
-        here["learning_rate"],
-        yerr=np.array(ends),
-        fmt="o",
-        color=CRITICAL,
-        markersize=4,
-        capsize=2,
-        label=f"best rate, {_goal_label(goal)}",
-    )
-    sizes = np.geomspace(here["batch_size"].min(), here["batch_size"].max(), 100)
-    for row in laws[laws["goal"].isna() if math.isnan(goal) else laws["goal"] == goal].to_dict(
-        "records"
-    ):
-        style, label = LAWS[row["law"]]
-        if row["law"] == "noise":
-            values = row["scale"] / (1 + row["bend"] / sizes)
+    points = _of_goal(rates, goal)
+    points = points[points["learning_rate"].notna()]
+    sizes, values = points["batch_size"], points["learning_rate"]
+    bars = error_bars(values, points["learning_rate_low"], points["learning_rate_high"])
+    look: Any = {"fmt": "o", "color": CRITICAL, "markersize": 4, "capsize": 2}
+    axes.errorbar(sizes, values, yerr=bars, label=f"best rate, {_goal_label(goal)}", **look)
+    grid = np.geomspace(sizes.min(), sizes.max(), 100)
+    for law in _of_goal(laws, goal).to_dict("records"):
+        style, label = LAWS[law["law"]]
+        if law["law"] == "noise":
+            curve = law["scale"] / (1 + law["bend"] / grid)
         else:
-            values = row["scale"] * sizes ** POWERS[row["law"]]
-        error = f", held out ±{100 * math.expm1(row['held_out_error']):.0f} %"
-        axes.plot(
-            sizes,
-            values,
-            style,
-            color=NOISE_SCALES["simple"][0],
-            linewidth=1.2,
-            label=label + error,
-        )
+            curve = law["scale"] * grid ** POWERS[law["law"]]
+        label += f", held out ±{100 * math.expm1(law['held_out_error']):.0f} %"
+        axes.plot(grid, curve, style, color=RATES, linewidth=1.2, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    if len(here):
-        axes.set_ylim(here["learning_rate"].min() / 3, 4 * here["learning_rate"].max())
+    if len(points):
+        axes.set_ylim(values.min() / 3, 4 * values.max())
     _finish(axes, "batch size B (examples)", r"learning rate $\varepsilon$")
 
 
 def branch_figure(table: pd.DataFrame, summary: dict[str, Any], *, title: str) -> Figure:
     """The branches' losses against the batch size, from branches.csv and branch.json."""
-    figure = Figure(figsize=(5, 3.8), layout="constrained")
-    plot_branches(figure.subplots(), table, summary)
-    figure.suptitle(title, fontsize=10)
+    figure, (axes,) = panels(1, width=5, height=3.8, title=title)
+    plot_branches(axes, table, summary)
     return figure
 
 
 def plot_branches(axes: Axes, table: pd.DataFrame, summary: dict[str, Any]) -> None:
     """Each branch's loss, their means ± 2 standard errors, the tolerance and the critical batch size."""
     means = branch_means(table)
-    kept = table[table["diverged"] == 0]
-    axes.plot(kept["batch_size"], kept["loss"], ".", color="grey", markersize=3, label="seeds")
-    known = means[means["loss"].notna()]
-    style: Any = {"fmt": "o-", "color": NOISE_SCALES["simple"][0], "markersize": 4, "capsize": 2}
-    errors = 2 * known["loss_stderr"].fillna(0.0)
-    axes.errorbar(
-        known["batch_size"], known["loss"], yerr=errors, label="mean, ± 2 stderr", **style
-    )
-    least = known["loss"].cummin()
-    words = "least so far + tolerance"
-    axes.plot(
-        known["batch_size"],
-        least + summary["tolerance"],
-        "--",
-        color=CRITICAL,
-        linewidth=1,
-        label=words,
-    )
-    diverged = sorted(set(table["batch_size"]) - set(known["batch_size"]))
+    means = means[means["loss"].notna()]
+    sizes, losses = means["batch_size"], means["loss"]
+    finite = table[table["diverged"] == 0]
+    axes.plot(finite["batch_size"], finite["loss"], ".", color="grey", markersize=3, label="seeds")
+    look: Any = {"fmt": "o-", "color": RATES, "markersize": 4, "capsize": 2}
+    errors = 2 * means["loss_stderr"].fillna(0.0)
+    axes.errorbar(sizes, losses, yerr=errors, label="mean, ± 2 stderr", **look)
+    ceiling = losses.cummin() + summary["tolerance"]
+    label = "least so far + tolerance"
+    axes.plot(sizes, ceiling, "--", color=CRITICAL, linewidth=1, label=label)
+    diverged = sorted(set(table["batch_size"]) - set(sizes))
     if diverged:
-        top = float(known["loss"].max()) if len(known) else 1.0
-        axes.plot(diverged, [top] * len(diverged), "x", color="#D55E00", label="diverged")
-    found = summary["critical_batch_size"]
-    if found["value"] is not None:
-        axes.axvline(found["value"], color=OVERHEAD, label=f"critical: {found['value']:.3g}")
-        if found["low"] is not None and found["high"] is not None:
-            axes.axvspan(found["low"], found["high"], color=OVERHEAD, alpha=0.15, linewidth=0)
+        top = float(losses.max()) if len(means) else 1.0
+        axes.plot(diverged, [top] * len(diverged), "x", color=VERMILION, label="diverged")
+    critical = summary["critical_batch_size"]
+    if critical["value"] is not None:
+        axes.axvline(critical["value"], color=OVERHEAD, label=f"critical: {critical['value']:.3g}")
+        if critical["low"] is not None and critical["high"] is not None:
+            axes.axvspan(critical["low"], critical["high"], color=OVERHEAD, alpha=0.15, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     _finish(axes, "batch size (examples)", "loss after equal examples")
 
 
 def _draw_sizes(
-    axes: Axes, fits: pd.DataFrame, name: str, colour: str, marker: str, label: str
+    axes: Axes, fits: pd.DataFrame, name: str, *, colour: str, marker: str, label: str
 ) -> None:
-    known = fits[fits[name] > 0]
-    ends = [known[name] - known[f"{name}_low"], known[f"{name}_high"] - known[name]]
-    style: Any = {"color": colour, "markersize": 5, "capsize": 3, "zorder": 4}
-    axes.errorbar(known["goal"], known[name], yerr=np.array(ends), fmt=marker, label=label, **style)
+    """A batch size of every goal with its interval; a triangle where there is only a lower bound."""
+    resolved = fits[fits[name] > 0]
+    bars = error_bars(resolved[name], resolved[f"{name}_low"], resolved[f"{name}_high"])
+    look: Any = {"color": colour, "markersize": 5, "capsize": 3, "zorder": 4}
+    axes.errorbar(resolved["goal"], resolved[name], yerr=bars, fmt=marker, label=label, **look)
     bounded = fits[~(fits[name] > 0) & (fits[f"{name}_low"] > 0)]
     axes.plot(bounded["goal"], bounded[f"{name}_low"], "^", color=colour, fillstyle="none")
 
 
-def _markers(count: int) -> list[str]:
-    return [MARKERS[index % len(MARKERS)] for index in range(count)]
+def _of_goal(table: pd.DataFrame, goal: float) -> pd.DataFrame:
+    """The rows of this goal; of the one without a name where it is nan."""
+    return table[table["goal"].isna() if math.isnan(goal) else table["goal"] == goal]
 
 
 def _goal_label(goal: float) -> str:
@@ -226,7 +201,4 @@ def _goal_label(goal: float) -> str:
 
 
 def _finish(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=6.5, frameon=False)
+    finish(axes, x, y, legend_size=SMALL)

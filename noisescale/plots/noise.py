@@ -1,8 +1,8 @@
-"""Pictures of the gradient noise: a table or measurements in, matplotlib Axes drawn on."""
+"""Pictures of the gradient noise: along training, by parameter and class, and the batch size it sets."""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -11,11 +11,39 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator, NullLocator
 
+from noisescale.plots.style import (
+    BLACK,
+    BLUE,
+    TITLE_SIZE,
+    VERMILION,
+    by_run,
+    checkpoint_positions,
+    error_bars,
+    finish,
+    panels,
+    plot_band,
+)
+
 Scale = Literal["simple", "full"]
-SCALES: dict[Scale, tuple[str, str]] = {
-    "simple": (r"$B_{\mathrm{simple}}$", "#0072B2"),
-    "full": (r"$B_{\mathrm{noise}}$", "#D55E00"),
-}  # column, label and colour
+SCALES: dict[Scale, tuple[str, str]] = {  # label and colour of each column
+    "simple": (r"$B_{\mathrm{simple}}$", BLUE),
+    "full": (r"$B_{\mathrm{noise}}$", VERMILION),
+}
+SMALL = 7  # points of names of parameters, classes and runs
+
+
+def noise_growth_figure(table: pd.DataFrame, *, title: str) -> Figure:
+    """The noise scales along a run against step and loss, from the rows of noise.csv.
+
+    Where the table has a column "run", each of its runs has lines of its own.
+    """
+    figure, (by_step, by_loss) = panels(2, width=4.5, height=3.6, title=title, sharey=True)
+    _plot_scales(by_step, table, against="step")
+    _plot_scales(by_loss, table, against="loss")
+    by_step.set_ylabel("noise scale (examples)")
+    if by_step.get_legend_handles_labels()[0]:
+        by_step.legend(frameon=False)
+    return figure
 
 
 def plot_noise(
@@ -31,20 +59,20 @@ def plot_noise(
 
     Open triangles are the lower bounds there.
 
-    table: rows with `against`, `quantity`, and its _low and _high, as in noise.csv. The loss falls to the
-        right.
+    table: rows with step, `against`, `quantity`, and its _low and _high, as in noise.csv. The loss falls to
+        the right.
     """
     name, colour = SCALES[quantity]
     style = {"color": colour, "linewidth": 1.2, **style}
     rows = table.sort_values("step")
-    axes.plot(rows[against], rows[quantity], ".-", markersize=4, label=label or name, **style)
-    low, high = (rows[f"{quantity}_{end}"].where(rows[quantity].notna()) for end in ("low", "high"))
-    axes.fill_between(rows[against], low, high, color=style["color"], alpha=0.2, linewidth=0)
-    bounds = rows[rows[quantity].isna() & np.isfinite(rows[f"{quantity}_low"])]
+    x, values = rows[against], rows[quantity]
+    axes.plot(x, values, marker=".", markersize=4, label=label or name, **style)
+    low, high = (rows[f"{quantity}_{end}"].where(values.notna()) for end in ("low", "high"))
+    plot_band(axes, x, low, high, color=style["color"])
+    bounds = rows[_is_bound(rows, quantity)]
     if len(bounds):
-        axes.plot(
-            bounds[against], bounds[f"{quantity}_low"], "^", color=style["color"], fillstyle="none"
-        )
+        look: Any = {"color": style["color"], "fillstyle": "none"}
+        axes.plot(bounds[against], bounds[f"{quantity}_low"], "^", **look)
     axes.set_yscale("log")
     if against == "step":
         axes.set_xscale("symlog", linthresh=1)
@@ -60,142 +88,113 @@ def plot_noise(
     axes.grid(alpha=0.3)
 
 
-def noise_growth_figure(table: pd.DataFrame, *, title: str) -> Figure:
-    """The noise scales along a run against step and loss, from the rows of noise.csv."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    by_step, by_loss = figure.subplots(1, 2, sharey=True)
-    for quantity in SCALES:
-        bounds = table[[quantity, f"{quantity}_low"]].notna().any(axis=1)
-        if bounds.any():
-            plot_noise(by_step, table[bounds], quantity=quantity, against="step")
-            plot_noise(by_loss, table[bounds], quantity=quantity, against="loss")
-    by_step.set_ylabel("noise scale (examples)")
-    if by_step.lines:
-        by_step.legend(frameon=False)
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
 def batch_size_figure(table: pd.DataFrame, *, title: str) -> Figure:
-    """An adaptive batch size against the epoch beside the noise scale it follows, and the learning rate."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    sizes, rates = figure.subplots(1, 2)
-    known = table[np.isfinite(table["simple"])]
+    """An adaptive batch size against the epoch beside the noise scale it follows; and the learning rate.
+
+    table: the rows of batch_size.csv.
+    """
+    figure, (sizes, rates) = panels(2, width=4.5, height=3.6, title=title)
+    resolved = table[np.isfinite(table["simple"])]
     label, colour = SCALES["simple"]
-    sizes.step(table["epoch"], table["batch_size"], where="post", color="black", label="batch size")
-    sizes.plot(known["epoch"], known["simple"], ".", color=colour, label=f"running {label}")
-    sizes.fill_between(
-        known["epoch"],
-        known["simple_low"],
-        known["simple_high"],
-        color=colour,
-        alpha=0.2,
-        linewidth=0,
-    )
+    epochs = table["epoch"]
+    sizes.step(epochs, table["batch_size"], where="post", color=BLACK, label="batch size")
+    sizes.plot(resolved["epoch"], resolved["simple"], ".", color=colour, label=f"running {label}")
+    low, high = resolved["simple_low"], resolved["simple_high"]
+    plot_band(sizes, resolved["epoch"], low, high, color=colour)
     sizes.set_yscale("log")
-    sizes.set_ylabel("examples")
-    sizes.legend(frameon=False)
-    rates.step(table["epoch"], table["learning_rate"], where="post", color="black")
+    finish(sizes, "epoch", "examples")
+    rates.step(epochs, table["learning_rate"], where="post", color=BLACK)
     rates.set_ylim(bottom=0)
-    rates.set_ylabel("learning rate")
-    for axes in (sizes, rates):
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=10)
+    finish(rates, "epoch", "learning rate")
     return figure
 
 
 def noise_figure(entries: list[dict[str, Any]]) -> Figure:
-    """What `noisescale measure-noise --json` gave: scales along training, and the last one's parts."""
+    """What `noisescale measure-noise --json` gave: scales along training, and the last one's parts.
+
+    Of a single checkpoint without its parts, the shares of the noisiest examples.
+    """
     last = next(entry for entry in reversed(entries) if not entry["reason"])
-    panels: list[tuple[Any, Any]] = [(_plot_scales, entries)] if len(entries) > 1 else []
-    for key, rows in (("parameter", last["per_layer"]), ("class", last["per_class"])):
-        if rows:
-            panels.append((_plot_parts, (key, rows, last["step"])))
-    if not panels:
-        panels = [(_plot_shares, last)]
-    figure = Figure(figsize=(5 * len(panels), 3.8), layout="constrained")
-    for axes, (panel, content) in zip(
-        np.ravel(figure.subplots(1, len(panels))), panels, strict=True
-    ):
-        panel(axes, content)
-        axes.grid(alpha=0.3)
+    drawn: list[Callable[[Axes], None]] = []
+    if len(entries) > 1:
+        drawn.append(lambda axes: _plot_along_training(axes, entries))
+    if last["per_layer"]:
+        drawn.append(lambda axes: _plot_parts(axes, last, key="parameter"))
+    if last["per_class"]:
+        drawn.append(lambda axes: _plot_parts(axes, last, key="class"))
+    if not drawn:
+        drawn.append(lambda axes: _plot_shares(axes, last))
+    figure, panel_axes = panels(len(drawn), width=5, height=3.8)
+    for plot, axes in zip(drawn, panel_axes, strict=True):
+        plot(axes)
     return figure
 
 
-def _plot_scales(axes: Axes, entries: list[dict[str, Any]]) -> None:
-    """B_simple and B_noise against the step with 95 % intervals; what is unresolved as a lower bound."""
-    runs = list(dict.fromkeys(entry["run"] for entry in entries))
-    steps = [entry["step"] for entry in entries]
-    numbered = None in steps  # weights of unknown step: in their order
-    for name, (label, colour) in SCALES.items():
-        for run, style in zip(runs, itertools.cycle(["-", "--", ":", "-."]), strict=False):
-            found = [
-                (index if numbered else entry["step"], entry[name])
-                for index, entry in enumerate(entries)
-                if entry["run"] == run or numbered
-                if entry[name] is not None
-            ]
-            points = [(at, one) for at, one in found if one["value"] is not None]
-            loose = [(at, one["low"]) for at, one in found if one["value"] is None]
-            bounds = [(at, low) for at, low in loose if low is not None]
-            if points:
-                values = np.array([one["value"] for _, one in points])
-                low = np.array(
-                    [one["value"] if one["low"] is None else one["low"] for _, one in points]
-                )
-                high = np.array(
-                    [one["value"] if one["high"] is None else one["high"] for _, one in points]
-                )
-                axes.errorbar(
-                    [at for at, _ in points],
-                    values,
-                    yerr=[values - low, high - values],
-                    fmt=".",
-                    linestyle=style,
-                    color=colour,
-                    label=label if len(runs) == 1 or numbered else f"{label}, {run}",
-                )
-            if bounds:
-                x, y = zip(*bounds, strict=True)
-                axes.plot(x, y, "^", color=colour, fillstyle="none", label=f"{label}, lower bound")
-            if numbered:
-                break
-    axes.set_yscale("log")
-    axes.set_xlabel("checkpoint" if numbered else "step")
-    (population, *_) = [entry["population"] for entry in entries if not entry["reason"]]
-    axes.set_ylabel(f"noise scale (examples, {population} population)")
-    axes.legend(frameon=False, fontsize=7)
+def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
+    """Both noise scales of several checkpoints against the step."""
+    positions, counted = checkpoint_positions(entries)
+    columns = {
+        f"{quantity}{suffix}": [(entry[quantity] or {}).get(part) for entry in entries]
+        for quantity in SCALES
+        for part, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))
+    }
+    _plot_scales(axes, positions.join(pd.DataFrame(columns).astype(float)), against="step")
+    axes.set_xscale(
+        "linear"
+    )  # few checkpoints, often within a decade, which has no tick on a log axis
+    population = next(entry["population"] for entry in entries if not entry["reason"])
+    finish(axes, counted, f"noise scale (examples, {population} population)", legend_size=SMALL)
 
 
-def _plot_parts(axes: Axes, content: tuple[str, list[dict[str, Any]], int | None]) -> None:
+def _plot_scales(axes: Axes, table: pd.DataFrame, *, against: Literal["step", "loss"]) -> None:
+    """Every noise scale that the table has a value or a bound of, run by run."""
+    bounded = False
+    for quantity, (label, _) in SCALES.items():
+        there = table[table[[quantity, f"{quantity}_low"]].notna().any(axis=1)]
+        bounded = bounded or bool(_is_bound(there, quantity).any())
+        for rows, style, run in by_run(there):
+            if len(rows):
+                look: Any = {"label": f"{label}{run}", "linestyle": style}
+                plot_noise(axes, rows, quantity=quantity, against=against, **look)
+    if bounded:
+        axes.plot([], [], "^", color="grey", fillstyle="none", label="not resolved: a lower bound")
+
+
+def _is_bound(table: pd.DataFrame, quantity: Scale) -> pd.Series[bool]:
+    """Where the scale is not resolved and has a lower bound."""
+    bounded: pd.Series[bool] = np.isfinite(table[f"{quantity}_low"])
+    return table[quantity].isna() & bounded
+
+
+def _plot_parts(axes: Axes, entry: dict[str, Any], *, key: Literal["parameter", "class"]) -> None:
     """B_simple of each parameter tensor or class, 95 % intervals; lower bounds as arrows."""
-    key, rows, step = content
-    if step is not None:
-        axes.set_title(f"step {step:,}", fontsize=10)
-    for at, row in enumerate(rows):
-        value, low, high = (row[name] for name in ("simple", "simple_low", "simple_high"))
-        if value is not None:
-            errors = None if low is None else [[value - low], [high - value]]
-            axes.errorbar(value, at, xerr=errors, fmt="o", color="#0072B2", markersize=4)
-        elif low is not None:
-            axes.plot(low, at, ">", color="#0072B2", fillstyle="none")
-    axes.set_yticks(range(len(rows)), [str(row[key]) for row in rows], fontsize=7)
+    rows = entry["per_layer" if key == "parameter" else "per_class"]
+    if entry["step"] is not None:
+        axes.set_title(f"step {entry['step']:,}", fontsize=TITLE_SIZE)
+    table = pd.DataFrame(rows, columns=[key, "simple", "simple_low", "simple_high"])
+    values, low, high = (
+        table[name].astype(float) for name in ("simple", "simple_low", "simple_high")
+    )
+    heights = np.arange(len(table))
+    look: Any = {"fmt": "o", "color": BLUE, "markersize": 4}
+    axes.errorbar(values, heights, xerr=error_bars(values, low, high), **look)
+    bounds = _is_bound(table.assign(simple=values, simple_low=low), "simple")
+    axes.plot(low[bounds], heights[bounds], ">", color=BLUE, fillstyle="none")
+    axes.set_yticks(heights, [str(name) for name in table[key]], fontsize=SMALL)
     axes.invert_yaxis()
     axes.margins(y=0.1)
     axes.set_xscale("log")
-    for kind in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        kind(LogFormatter(minor_thresholds=(1.5, 0.5)))
-    axes.set_xlabel(r"$B_{\mathrm{simple}}$ (examples); open: lower bound")
-    if key == "class":
-        axes.set_ylabel("class")
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    label = "class" if key == "class" else ""  # the parameters' names need none
+    finish(axes, r"$B_{\mathrm{simple}}$ (examples); open: lower bound", label)
 
 
 def _plot_shares(axes: Axes, entry: dict[str, Any]) -> None:
     """The shares of the noisiest examples in tr Σ."""
     rows = entry["top_examples"]
-    axes.barh(range(len(rows)), [100 * row["share"] for row in rows], color="#0072B2")
-    axes.set_yticks(range(len(rows)), [str(row["index"]) for row in rows], fontsize=7)
+    heights = range(len(rows))
+    axes.barh(heights, [100 * row["share"] for row in rows], color=BLUE)
+    axes.set_yticks(heights, [str(row["index"]) for row in rows], fontsize=SMALL)
     axes.invert_yaxis()
-    axes.set_ylabel("example")
-    axes.set_xlabel(r"share of $\mathrm{tr}\,\Sigma$ (%)")
+    finish(axes, r"share of $\mathrm{tr}\,\Sigma$ (%)", "example")

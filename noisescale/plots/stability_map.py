@@ -15,22 +15,41 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
-# colour (Okabe and Ito's palette) and line of each prediction, and what it is a prediction of
+from noisescale.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    PURPLE,
+    TITLE_SIZE,
+    VERMILION,
+    YELLOW,
+    error_bars,
+    finish,
+)
+
+# colour and line of each prediction, and what it is a prediction of
 CURVES: dict[str, tuple[str, str, str]] = {
-    "upper": ("#0072B2", "-", "upper, mean square"),
-    "gaussian": ("#0072B2", "--", "Gaussian, mean square"),
-    "lower": ("#0072B2", "-.", "lower, mean square"),
-    "lyapunov": ("#D55E00", "-", "linearised SGD, almost surely"),
-    "descent": ("#009E73", "--", "descent in one step"),
-    "wu": ("#000000", ":", "Wu's rectangle"),
+    "upper": (BLUE, "-", "upper, mean square"),
+    "gaussian": (BLUE, "--", "Gaussian, mean square"),
+    "lower": (BLUE, "-.", "lower, mean square"),
+    "lyapunov": (VERMILION, "-", "linearised SGD, almost surely"),
+    "descent": (GREEN, "--", "descent in one step"),
+    "wu": (BLACK, ":", "Wu's rectangle"),
 }
-HATCHES = ((1.0, "xxxx", "all"), (0.5, "///", "half or more"), (0.0, "/", "some"))
-NO_NUMBER = (0.85, 0.85, 0.85, 1.0)
-LARGEST_LOSS = 1e3  # of the colours
+HATCHES = (
+    (1.0, "xxxx", "all"),
+    (0.5, "///", "half or more"),
+    (0.0, "/", "some"),
+)  # shares of seeds
+NO_NUMBER = (0.85, 0.85, 0.85, 1.0)  # light grey: no colour of viridis
+LARGEST_LOSS = 1e3  # of the colours: losses beyond it would leave those that trained all one shade
 USABLE = ("converged", "catapult")
 QUANTITIES = {"test_accuracy": "test accuracy", "final_loss": "final training loss"}
 THREE_CASES = ((1024, 1e-3), (32, 1e-3), (1, 1e-3))  # batch size and rate of the study
-MATCH = 1.15  # rates this close count as one where a cut takes what was tried
+# Rates this close count as one in a cut: bisection tries rates anywhere, hardly ever the same one twice, and
+# 15 % of a rate is little beside the factor of 2 between the batch sizes
+MATCH = 1.15
+SMALL = 6.5  # points of the legends, which share a third of a figure's height
 
 
 def map_figure(
@@ -43,7 +62,8 @@ def map_figure(
 ) -> Figure:
     """The map, the usable rates, and the accuracy at fixed rates and at fixed rate over batch size.
 
-    minimum: the runs start from one, so that the map shows their loss, and who left. cases: see `plot_map`.
+    minimum: the runs start from one, so that the map shows their loss, and who left it. cases: see
+        `plot_map`.
     """
     if (cells["error"] != "").all():
         figure = Figure(figsize=(5, 2))
@@ -58,7 +78,7 @@ def map_figure(
     plot_usable(above, cells, boundary)
     plot_cut(middle, cells, along="learning_rate")
     plot_cut(below, cells, along="rate_over_batch")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=TITLE_SIZE)
     return figure
 
 
@@ -77,18 +97,18 @@ def plot_map(
     cells, boundary: rows of cells.csv and boundary.csv. A rate's patch reaches half-way to the next tried.
     unstable: what the hatching says the runs did. cases: mark the three-case study.
     """
-    table = _cells_by_place(cells)
+    table = _seed_means(cells)
     sizes = _numeric_sizes(cells)
     columns = _edges(np.log2(list(sizes.values())))
     shades = ScalarMappable(_norm(table, quantity), colormaps["viridis"])
-    for place, name in enumerate(sizes):
+    for column, name in enumerate(sizes):
         rows = table[table["batch_size"] == name].sort_values("learning_rate")
-        _draw_column(axes, rows, quantity, shades, 2.0 ** columns[place : place + 2])
+        _draw_column(axes, rows, quantity, shades, 2.0 ** columns[column : column + 2])
     _draw_edges(axes, boundary, sizes)
     rates = np.sort(table["learning_rate"].unique())
     if cases and rates[0] <= THREE_CASES[0][1] <= rates[-1]:
         sizes_of_cases, rates_of_cases = zip(*THREE_CASES, strict=True)
-        style: Any = {"markersize": 12, "color": "#F0E442", "markeredgecolor": "black", "zorder": 6}
+        style: Any = {"markersize": 12, "color": YELLOW, "markeredgecolor": "black", "zorder": 6}
         label = "the study's three cases"
         axes.plot(sizes_of_cases, rates_of_cases, "*", label=label, linestyle="none", **style)
     axes.set_xscale("log", base=2)
@@ -104,7 +124,7 @@ def plot_map(
     if legend:
         below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.09), "ncols": 3}
         axes.legend(
-            handles=map_handles(axes, unstable=unstable), fontsize=6.5, frameon=False, **below
+            handles=map_handles(axes, unstable=unstable), fontsize=SMALL, frameon=False, **below
         )
 
 
@@ -144,85 +164,67 @@ def _draw_edges(axes: Axes, boundary: pd.DataFrame, sizes: dict[Any, float]) -> 
     """The predicted curves, and the measured edges with their intervals."""
     outline = [withStroke(linewidth=3, foreground="white")]
     boundary = boundary[boundary["batch_size"].isin(list(sizes))]
-    at = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
+    numbers = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
     for name, (colour, style, label) in CURVES.items():
         if name in boundary and np.isfinite(boundary[name]).any():
             look: Any = {"color": colour, "linewidth": 1.4, "path_effects": outline}
-            axes.plot(at, boundary[name], style, label=label, **look)
-    found = boundary[np.isfinite(boundary["lr_max"])]
-    spread = np.abs(found[["lr_max_low", "lr_max_high"]].sub(found["lr_max"], axis=0)).to_numpy().T
-    points: Any = {"color": "#CC79A7", "markeredgecolor": "white", "capsize": 3, "zorder": 5}
-    axes.errorbar(
-        found["batch_size"].map(sizes).to_numpy(dtype=float),
-        found["lr_max"],
-        yerr=np.where(np.isfinite(spread), spread, 0),
-        fmt="o",
-        label=r"measured $\eta_{\max}$, 95 %",
-        **points,
-    )
+            axes.plot(numbers, boundary[name], style, label=label, **look)
+    measured = np.isfinite(boundary["lr_max"])
+    edges = boundary[measured]
+    bars = error_bars(edges["lr_max"], edges["lr_max_low"], edges["lr_max_high"])
+    points: Any = {"color": PURPLE, "markeredgecolor": "white", "capsize": 3, "zorder": 5}
+    label = r"measured $\eta_{\max}$, 95 %"
+    axes.errorbar(numbers[measured], edges["lr_max"], yerr=bars, fmt="o", label=label, **points)
 
 
 def plot_usable(axes: Axes, cells: pd.DataFrame, boundary: pd.DataFrame) -> None:
     """The rates at which half of the seeds or more train, against B; beside it where they diverge."""
-    table = _cells_by_place(cells)
+    table = _seed_means(cells)
     sizes = _numeric_sizes(cells)
+    bar: Any = {"color": GREEN, "linewidth": 5, "solid_capstyle": "butt"}
     for name, size in sizes.items():
-        rows = table[(table["batch_size"] == name)]
+        rows = table[table["batch_size"] == name]
         usable = rows[rows["usable"] >= 0.5]["learning_rate"]
         if len(usable):
-            axes.plot(
-                [size, size],
-                [usable.min(), usable.max()],
-                "-",
-                color="#009E73",
-                linewidth=5,
-                solid_capstyle="butt",
-            )
-        axes.plot(
-            [size] * len(rows), rows["learning_rate"], ".", color="black", markersize=2, zorder=3
-        )
-    axes.plot([], [], "-", color="#009E73", linewidth=5, label="trains")
+            axes.plot([size, size], [usable.min(), usable.max()], "-", **bar)
+        rates = rows["learning_rate"]
+        axes.plot([size] * len(rows), rates, ".", color="black", markersize=2, zorder=3)
+    axes.plot([], [], "-", color=GREEN, linewidth=5, label="trains")
     axes.plot([], [], ".", color="black", markersize=2, label="tried")
-    at = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
-    axes.plot(at, boundary["lr_max"], "o-", color="#CC79A7", markersize=4, label=r"$\eta_{\max}$")
+    numbers = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
+    edges = boundary["lr_max"]
+    axes.plot(numbers, edges, "o-", color=PURPLE, markersize=4, label=r"$\eta_{\max}$")
     axes.set_yscale("log")
-    if np.isfinite(
-        boundary["lr_max"]
-    ).any():  # beyond it there is little to see, and room for the legend
-        axes.set_ylim(top=100 * boundary["lr_max"].max())
+    if np.isfinite(edges).any():  # beyond it there is little to see, and room for the legend
+        axes.set_ylim(top=100 * edges.max())
     _finish(axes, sizes, r"learning rate $\eta$")
 
 
 def plot_cut(axes: Axes, cells: pd.DataFrame, *, along: str, most: int = 5) -> None:
     """Test accuracy against B at the `most` best values of η or η/B; seeds as points, means as lines."""
     sizes = _numeric_sizes(cells)
-    table = cells[cells["error"] == ""].assign(
-        size=lambda rows: rows["batch_size"].map(sizes).astype(float)
-    )
-    table = table.assign(
-        value=table["learning_rate"] / (table["size"] if along == "rate_over_batch" else 1.0)
-    )
+    table = cells[cells["error"] == ""]
+    table = table.assign(size=table["batch_size"].map(sizes).astype(float))
+    divisor = table["size"] if along == "rate_over_batch" else 1.0
+    table = table.assign(value=table["learning_rate"] / divisor)
     if not (groups := _matching(table)):
-        place: Any = {"transform": axes.transAxes, "ha": "center", "va": "center", "fontsize": 7}
-        axes.text(0.5, 0.5, "no value was tried at three batch sizes", **place)
+        centre: Any = {"transform": axes.transAxes, "ha": "center", "va": "center", "fontsize": 7}
+        axes.text(0.5, 0.5, "no value was tried at three batch sizes", **centre)
     best = sorted(groups, key=lambda group: group[1]["test_accuracy"].max())[-most:]
     shades = colormaps["viridis"](np.linspace(0, 0.9, most))
     name = r"$\eta/B$" if along == "rate_over_batch" else r"$\eta$"
-    for shade, (value, rows), marker in zip(
-        shades, sorted(best, key=itemgetter(0)), "osv^D", strict=False
-    ):
+    ascending = sorted(best, key=itemgetter(0))
+    for shade, (value, rows), marker in zip(shades, ascending, "osv^D", strict=False):
         means = rows.groupby("size")["test_accuracy"].mean()
-        label = f"{name} = {value:.2g}"
-        axes.plot(
-            means.index, means, f"{marker}-", color=shade, markersize=4, linewidth=1, label=label
-        )
+        look: Any = {"color": shade, "markersize": 4, "linewidth": 1}
+        axes.plot(means.index, means, f"{marker}-", label=f"{name} = {value:.2g}", **look)
         axes.plot(rows["size"], rows["test_accuracy"], ".", color=shade, markersize=2)
     _finish(axes, sizes, "test accuracy")
 
 
 def _matching(table: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
-    """Cells whose `value` is the same within a few per cent, where three batch sizes or more have it."""
-    found = []
+    """Values tried at three batch sizes or more, to within a few per cent, each with its cells."""
+    matches = []
     logs = np.log(np.sort(table["value"].unique()))
     taken = -math.inf
     for middle in logs:
@@ -233,32 +235,31 @@ def _matching(table: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
         distance = np.abs(np.log(rows["value"]) - middle)
         rows = rows[distance <= distance.groupby(rows["size"]).transform("min") + 1e-9]
         if rows["size"].nunique() >= 3:
-            found.append((math.exp(middle), rows))
+            matches.append((math.exp(middle), rows))
             taken = middle
-    return found
+    return matches
 
 
-def _cells_by_place(cells: pd.DataFrame) -> pd.DataFrame:
+def _seed_means(cells: pd.DataFrame) -> pd.DataFrame:
     """Means over the seeds of each batch size and rate; a quantity is finite where any seed's is."""
-    known = cells[cells["error"] == ""]
-    known = known.assign(
-        usable=known["label"].isin(USABLE).astype(float),
-        unstable=known["unstable"].astype(float),
-        final_loss=known["final_loss"].where(np.isfinite(known["final_loss"])),
+    finished = cells[cells["error"] == ""]
+    finished = finished.assign(
+        usable=finished["label"].isin(USABLE).astype(float),
+        unstable=finished["unstable"].astype(float),
+        final_loss=finished["final_loss"].where(np.isfinite(finished["final_loss"])),
     )
     columns = ["test_accuracy", "final_loss", "usable", "unstable"]
-    return known.groupby(["batch_size", "learning_rate"], sort=False)[columns].mean().reset_index()
+    by_size_and_rate = finished.groupby(["batch_size", "learning_rate"], sort=False)
+    return by_size_and_rate[columns].mean().reset_index()
 
 
 def _numeric_sizes(cells: pd.DataFrame) -> dict[Any, float]:
-    """Each batch size with a finished cell as a number, ascending; "full" stands right of the largest."""
+    """Each batch size with a finished cell as a number, ascending; "full" is right of the largest."""
     names = list(dict.fromkeys(cells[cells["error"] == ""]["batch_size"]))
     numbers = [float(name) for name in names if str(name) != "full"]
-    known = {
-        name: float(name) if str(name) != "full" else 4 * max(numbers, default=1.0)
-        for name in names
-    }
-    return dict(sorted(known.items(), key=lambda item: item[1]))
+    full = 4 * max(numbers, default=1.0)  # two columns away: no number, so not next to the last
+    sizes = {name: full if str(name) == "full" else float(name) for name in names}
+    return dict(sorted(sizes.items(), key=itemgetter(1)))
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
@@ -273,8 +274,4 @@ def _finish(axes: Axes, sizes: dict[Any, float], label: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(sizes.values()), [str(size) for size in sizes])
     axes.minorticks_off()
-    axes.set_xlabel("batch size B (examples)")
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=6.5, frameon=False)
+    finish(axes, "batch size B (examples)", label, legend_size=SMALL)

@@ -1,5 +1,6 @@
 """The benchmarks run, in small; what they measure is for their own reports."""
 
+import subprocess
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments.benchmarks import curvature, monitor, noise, sweep
+from experiments.benchmarks import curvature, monitor, noise, startup, sweep
 from noisescale import Horizon, ProblemConfig, TrainConfig, build_problem, train
 from noisescale.problems.problem import as_examples
 from noisescale.studies.stability_map.run import SweepOptions
@@ -56,6 +57,21 @@ def test_the_monitor_and_its_peer_see_the_same_step(digits):
         gradients = torch.autograd.grad(losses.mean() / 2, list(digits.model.parameters()))
         alone.append(sum(float(one.square().sum()) for one in gradients))
     assert [float(one) for one in peer.squares] == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_start_is_measured_in_seconds_of_its_own_process():
+    idle = startup.cpu_seconds("-c", "import time; time.sleep(0.5)")
+    busy = startup.cpu_seconds("-c", "import time\nwhile time.process_time() < 0.5: pass")
+    assert idle < 0.5 <= busy
+    with pytest.raises(subprocess.CalledProcessError):
+        startup.cpu_seconds("-c", "raise SystemExit(3)")
+
+
+@pytest.mark.slow
+def test_starts_are_compared_with_the_bare_processes_they_contain():
+    found = startup.measure(rounds=1)
+    assert found["cpu_seconds"]["worker"] > found["cpu_seconds"]["torch"]
+    assert set(found["added"]) == set(startup.STARTS)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pandas as pd
 
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.plots.critical_batch import branch_figure
-from noisescale.plots.training import image
+from noisescale.plots.style import image
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.critical_batch.branches import (
     BRANCH_COLUMNS,

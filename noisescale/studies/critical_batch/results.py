@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from noisescale.plots.critical_batch import critical_figure
-from noisescale.plots.training import image
+from noisescale.plots.style import image
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,

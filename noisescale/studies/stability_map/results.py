@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from noisescale.plots.stability_map import map_figure
-from noisescale.plots.training import image
+from noisescale.plots.style import image
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.statistics.stability_edge import LABELS, PredictionScore
 from noisescale.studies.jobs.folder import MAP

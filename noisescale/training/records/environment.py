@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from noisescale._version import __version__
 
-PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = Path(__file__).resolve().parents[3]  # that holds the package, where it is not installed
 
 
 def environment(device: torch.device | str) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def environment(device: torch.device | str) -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": _torchvision_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -39,8 +41,8 @@ def device_name(device: torch.device | str) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout this package runs from, "+changes" where it differs; None elsewhere."""
-    if not (PACKAGE.parent / ".git").exists():
+    """The commit of the checkout this package is run from, "+changes" where it differs; else None."""
+    if not (CHECKOUT / ".git").exists():
         return None
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
@@ -50,8 +52,22 @@ def commit() -> str | None:
     return head + ("+changes" if changed else "")
 
 
+def _torchvision_version() -> str:
+    """What torchvision.__version__ says, without importing it, which takes longer than torch.
+
+    From its version.py, since the metadata of a wheel may leave out the build, such as +cu130.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is not None and spec.origin is not None:
+        version_file = Path(spec.origin).with_name("version.py")
+        text = version_file.read_text() if version_file.exists() else ""
+        if match := re.search(r"^__version__ = '(.+)'", text, re.MULTILINE):
+            return match[1]
+    return importlib.metadata.version("torchvision")
+
+
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(PACKAGE.parent), *arguments]
+    command = ["git", "-C", str(CHECKOUT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

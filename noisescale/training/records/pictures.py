@@ -9,7 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from noisescale.plots.noise import batch_size_figure, noise_growth_figure
-from noisescale.plots.training import confusion_figure, curves_figure, image, sharpness_figure
+from noisescale.plots.sharpness import sharpness_figure
+from noisescale.plots.style import image
+from noisescale.plots.training import confusion_figure, curves_figure
 from noisescale.training.records.folder import SUMMARY, read_summary, write_atomically
 from noisescale.training.records.tables import (
     read_batch_size,

@@ -1,0 +1,198 @@
+"""Sharpness and noise along training: one chart, whether from a run's table or from measurements."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from noisescale.plots.noise import noise_figure, noise_growth_figure
+from noisescale.plots.sharpness import has_picture, measurements_figure, sharpness_figure
+
+STEPS = [0, 10, 20]
+
+
+def estimate(value, stderr=0.1, low=None, high=None):
+    return {"value": value, "stderr": stderr, "low": low, "high": high}
+
+
+def lines(axes):
+    """The points of every line with a name in the legend."""
+    return {
+        line.get_label(): np.column_stack([line.get_xdata(), line.get_ydata()]).tolist()
+        for line in axes.lines
+        if not line.get_label().startswith("_") and len(line.get_xdata())
+    }
+
+
+def sharpness_table():
+    return pd.DataFrame(
+        {
+            "step": STEPS,
+            "largest_eigenvalue": [1.0, 2.0, 3.0],
+            "largest_eigenvalue_stderr": [0.1, 0.1, np.nan],
+            "converged": [1.0, 0.0, 1.0],
+            "batch_sharpness": [0.5, np.nan, 1.5],
+            "batch_sharpness_stderr": [0.1, np.nan, 0.1],
+            "stable_sharpness": [4.0, 4.0, 4.0],
+        }
+    )
+
+
+def sharpness_entries(run="run"):
+    return [
+        {
+            "checkpoint": f"{run}/step-{row['step']}.pt",
+            "run": run,
+            "step": row["step"],
+            "reason": None,
+            "stable_sharpness": row["stable_sharpness"],
+            "eigenvalues": [
+                {
+                    "which": "largest",
+                    **estimate(row["largest_eigenvalue"]),
+                    "converged": bool(row["converged"]),
+                }
+            ],
+            "batch_sharpness": None
+            if np.isnan(row["batch_sharpness"])
+            else estimate(row["batch_sharpness"]),
+            "density": None,
+            "phi": [],
+        }
+        for row in sharpness_table().to_dict("records")
+    ]
+
+
+def test_sharpness_is_drawn_alike_from_a_table_and_from_measurements():
+    (table,) = sharpness_figure(sharpness_table(), title="run").axes
+    (entries,) = measurements_figure(sharpness_entries()).axes
+    assert lines(table) == lines(entries)
+    assert set(lines(table)) == {r"$\lambda_{\max}$", "batch sharpness", "limit of stability, 4"}
+    assert lines(table)["batch sharpness"] == [[0, 0.5], [20, 1.5]]
+    for axes in (table, entries):
+        loose = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+        assert [line.get_xdata().tolist() for line in loose] == [[10]]
+
+
+def test_several_runs_have_lines_of_their_own_and_a_smallest_eigenvalue_is_drawn():
+    entries = [*sharpness_entries("a"), *sharpness_entries("b")]
+    entries[0]["eigenvalues"].append(
+        {"which": "smallest", **estimate(-1.0), "converged": False},
+    )
+    (axes,) = measurements_figure(entries).axes
+    assert {r"$\lambda_{\max}$, a", r"$\lambda_{\max}$, b", r"$\lambda_{\min}$"} <= set(lines(axes))
+
+
+def test_a_checkpoint_that_could_not_be_measured_is_left_out():
+    entries = sharpness_entries()
+    entries[1] |= {"reason": "not finite", "eigenvalues": [], "batch_sharpness": None}
+    (axes,) = measurements_figure(entries).axes
+    assert lines(axes)[r"$\lambda_{\max}$"] == [[0, 1], [20, 3]]
+
+
+def test_density_and_phi_have_panels_and_one_eigenvalue_alone_has_none():
+    entry = sharpness_entries()[0]
+    assert not has_picture([entry])
+    entry["density"] = {"grid": [0.0, 1.0], "density": [1.0, 0.5]}
+    entry["phi"] = [{"space": "full", "epsilon": 1e-3, "history": [0.0, 1.0, 2.0]}]
+    assert has_picture([entry])
+    density, phi = measurements_figure([entry | {"step": None}]).axes
+    assert list(lines(density)) == ["run/step-0.pt"]
+    assert lines(phi) == {"run/step-0.pt, full, ε = 0.001": [[1, 1], [2, 2]]}
+
+
+def test_a_run_that_diverged_at_once_is_drawn_without_a_warning():
+    nothing = sharpness_table().assign(
+        largest_eigenvalue=np.nan, batch_sharpness=np.nan, stable_sharpness=np.nan
+    )
+    sharpness_figure(nothing, title="run").draw_without_rendering()
+    noise_growth_figure(
+        noise_table().assign(simple=np.nan, simple_low=np.nan), title="run"
+    ).draw_without_rendering()
+
+
+def noise_table():
+    return pd.DataFrame(
+        {
+            "step": STEPS,
+            "loss": [2.0, 1.0, 0.5],
+            "simple": [10.0, np.nan, 30.0],
+            "simple_low": [8.0, 5.0, 25.0],
+            "simple_high": [12.0, np.inf, 35.0],
+            "full": np.nan,
+            "full_low": np.nan,
+            "full_high": np.nan,
+        }
+    )
+
+
+def noise_entries(run="run"):
+    return [
+        {
+            "run": run,
+            "step": row["step"],
+            "reason": None,
+            "population": "dataset",
+            "simple": estimate(
+                None if np.isnan(row["simple"]) else row["simple"],
+                low=row["simple_low"],
+                high=None if np.isinf(row["simple_high"]) else row["simple_high"],
+            ),
+            "full": None,
+            "per_layer": None,
+            "per_class": None,
+            "top_examples": [{"index": 7, "share": 0.5}],
+        }
+        for row in noise_table().to_dict("records")
+    ]
+
+
+def triangles(axes):
+    return [
+        np.column_stack([line.get_xdata(), line.get_ydata()]).tolist()
+        for line in axes.lines
+        if line.get_marker() == "^" and len(line.get_xdata())
+    ]
+
+
+def test_noise_is_drawn_alike_from_a_table_and_from_measurements():
+    by_step, by_loss = noise_growth_figure(noise_table(), title="run").axes
+    (entries,) = noise_figure(noise_entries()).axes
+    for axes in (by_step, entries):
+        (values,) = lines(axes).values()
+        np.testing.assert_equal(values, [[0, 10], [10, np.nan], [20, 30]])
+        assert triangles(axes) == [[[10, 5]]]
+        names = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert names == [r"$B_{\mathrm{simple}}$", "not resolved: a lower bound"]
+    assert triangles(by_loss) == [[[1, 5]]]
+    assert entries.get_ylabel() == "noise scale (examples, dataset population)"
+
+
+def test_the_runs_of_a_table_have_lines_of_their_own():
+    table = pd.concat([noise_table().assign(run=f"seed {seed}") for seed in (0, 1)])
+    by_step, _ = noise_growth_figure(table, title="runs").axes
+    label = r"$B_{\mathrm{simple}}$"
+    assert set(lines(by_step)) == {f"{label}, seed 0", f"{label}, seed 1"}
+
+
+@pytest.mark.parametrize("key", ["parameter", "class"])
+def test_parts_have_intervals_and_bounds_are_arrows(key):
+    rows = [
+        {key: 0, "simple": 10.0, "simple_low": 8.0, "simple_high": 15.0},
+        {key: 1, "simple": 20.0, "simple_low": None, "simple_high": None},
+        {key: 2, "simple": None, "simple_low": 5.0, "simple_high": None},
+    ]
+    name = "per_layer" if key == "parameter" else "per_class"
+    (axes,) = noise_figure([noise_entries()[0] | {name: rows}]).axes
+    (bars,) = axes.containers
+    (segments,) = [collection.get_segments() for collection in bars.lines[2]]
+    assert segments[0].tolist() == [[8, 0], [15, 0]]
+    assert segments[1].tolist() == [[20, 1], [20, 1]]
+    arrows = [line for line in axes.lines if line.get_marker() == ">"]
+    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in arrows] == [
+        ([5.0], [2])
+    ]
+
+
+def test_one_checkpoint_without_parts_shows_its_noisiest_examples():
+    (axes,) = noise_figure(noise_entries()[:1]).axes
+    assert [bar.get_width() for bar in axes.patches] == [50]
