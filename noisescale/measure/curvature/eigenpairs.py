@@ -11,6 +11,7 @@ from torch import Tensor
 
 from noisescale.errors import SettingError
 from noisescale.measure.curvature.krylov import Krylov, product, rounding
+from noisescale.measure.curvature.operators import space_of
 from noisescale.problems.problem import MatVec
 
 Which = Literal["largest", "smallest", "magnitude"]
@@ -70,20 +71,24 @@ class EigenPairs:
 def top_eigenpairs(
     matvec: MatVec,
     *,
-    dim: int,
+    dim: int | None = None,
     k: int = 1,
     which: Which = "largest",
     method: Method = "lanczos",
     rtol: float = 1e-3,
     max_matvecs: int = 200,
     start: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> EigenPairs:
     """The k largest, the k smallest (algebraically) or the k largest-in-magnitude eigenpairs.
 
-    matvec: v -> Hv, (P,) -> (P,), of one symmetric matrix; dim: P.
+    matvec: v -> Hv, (P,) -> (P,), of one symmetric matrix. One of `hessian_matvec` or `ggn_matvec` knows
+        its dim, dtype and device; of a bare function they are said here.
+    dim: P. None: the operator's own; a bare function needs it.
+    dtype: of the vectors. None: the operator's own, so float64 for one in float64; float32 for a bare
+        function. device: None: the operator's own; the CPU for a bare function.
     method: "lanczos" with full reorthogonalisation and thick restarts (Wu and Simon 2000), or "power"
         iteration with deflation, which takes many more products.
     rtol: a pair has converged when |Hv − λv| ≤ rtol·|λ|, or ≤ 100·ε·|H| where rounding forbids better.
@@ -97,11 +102,15 @@ def top_eigenpairs(
     beyond it rests on the random part of the start. Of a multiple eigenvalue Lanczos finds one copy until
     rounding brings up the next; "power" finds all.
 
-    Raises SettingError for k outside 1…P and other bad arguments, MeasurementError where a product is not
+    Raises SettingError for k outside 1…P and other bad arguments, such as a dim, dtype or device that is not
+    the operator's, or a bare function without dim, MeasurementError where a product is not
     finite or the products are not those of one symmetric matrix (an active dropout, say).
     """
-    if not 1 <= k <= dim:
-        raise SettingError(f"k = {k}: the matrix has P = {dim} eigenvalues; give 1 to {dim}")
+    space = space_of(matvec, dim=dim, dtype=dtype, device=device)
+    if not 1 <= k <= space.dim:
+        raise SettingError(
+            f"k = {k}: the matrix has P = {space.dim} eigenvalues; give 1 to {space.dim}"
+        )
     if which not in get_args(Which) or method not in get_args(Method):
         raise SettingError(
             f"which {which!r}, method {method!r}: choose which of {', '.join(get_args(Which))} "
@@ -114,10 +123,10 @@ def top_eigenpairs(
     generator = generator or torch.Generator().manual_seed(0)
 
     def random() -> Tensor:
-        return torch.randn(dim, generator=generator, dtype=dtype).to(device)
+        return space.normal(generator)
 
     solve = _lanczos if method == "lanczos" else _power
-    return solve(matvec, random, k, which, rtol, max_matvecs, _starts(start, random, dim))
+    return solve(matvec, random, k, which, rtol, max_matvecs, _starts(start, random, space.dim))
 
 
 def _lanczos(

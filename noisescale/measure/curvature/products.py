@@ -11,7 +11,7 @@ from torch.autograd.function import BackwardCFunction
 
 from noisescale.errors import MeasurementError
 from noisescale.measure.objective import Objective, flatten
-from noisescale.problems.problem import Examples, MatVec, Params, Problem
+from noisescale.problems.problem import Examples, Params, Problem
 
 KEPT_BYTES = (
     2**29
@@ -28,7 +28,7 @@ def hessian_matvec(
     examples: Examples | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
-) -> MatVec:
+) -> CurvatureProduct:
     """The product v -> Hv, H = ∇²L(θ), L the *mean* loss over the examples in evaluation mode; (P,) -> (P,).
 
     By differentiating the gradient, as a graph, along v (Pearlmutter 1994). At one θ that graph is the same
@@ -57,7 +57,7 @@ def ggn_matvec(
     examples: Examples | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
-) -> MatVec:
+) -> CurvatureProduct:
     """The product v -> Gv, G = (1/N) Σ_i J_iᵀ (∇²_z ℓ_i) J_i, J_i the Jacobian of the outputs z_i.
 
     The generalised Gauss–Newton matrix (Schraudolph 2002): positive semi-definite where the loss is convex
@@ -91,7 +91,23 @@ class CurvatureProduct:
         self._kept_bytes = kept_bytes
         self._kept: dict[tuple[int, int], ChunkProduct] = {}  # by first and last example
 
+    @property
+    def dim(self) -> int:
+        """P, the number of differentiated parameters."""
+        return self.objective.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype its products are computed in."""
+        return self.objective.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device its products are computed on."""
+        return self.objective.device
+
     def __call__(self, vector: Tensor) -> Tensor:
+        """The product (P,) with a vector (P,)."""
         return self._apply(vector, lambda count, part: None)
 
     def with_forms(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:

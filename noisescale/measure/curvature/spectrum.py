@@ -11,6 +11,7 @@ from torch import Tensor
 
 from noisescale.errors import SettingError
 from noisescale.measure.curvature.krylov import Krylov, product
+from noisescale.measure.curvature.operators import space_of
 from noisescale.problems.problem import MatVec
 from noisescale.statistics.estimate import Estimate, from_samples
 
@@ -27,10 +28,10 @@ class SpectralMoments:
 def spectral_moments(
     matvec: MatVec,
     *,
-    dim: int,
+    dim: int | None = None,
     num_matvecs: int = 30,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> SpectralMoments:
     """Trace and squared Frobenius norm Σ λ², unbiased, from `num_matvecs` products.
@@ -47,14 +48,13 @@ def spectral_moments(
         raise SettingError(
             f"num matvecs {num_matvecs}: a trace with an error takes at least 6 products"
         )
+    space = space_of(matvec, dim=dim, dtype=dtype, device=device)
     generator = generator or torch.Generator().manual_seed(0)
 
     def signs() -> Tensor:
-        return (2.0 * torch.randint(2, (dim,), generator=generator) - 1).to(
-            device=device, dtype=dtype
-        )
+        return space.signs(generator)
 
-    num_steps = min(2 * num_matvecs // 3, dim)
+    num_steps = min(2 * num_matvecs // 3, space.dim)
     krylov = Krylov(matvec, signs(), capacity=num_steps, random=signs)
     for _ in range(num_steps):
         krylov.step()
@@ -67,7 +67,7 @@ def spectral_moments(
         image = product(matvec, probe)
         traces.append(float(probe.double() @ image.double()))
         squares.append(float(image.double().square().sum()))
-    if num_steps == dim:  # the probes saw rounding errors alone
+    if num_steps == space.dim:  # the probes saw rounding errors alone
         traces = squares = [0.0, 0.0]
     known = float(projection.square().sum()) + krylov.coupling**2
     return SpectralMoments(
@@ -115,11 +115,11 @@ class SpectralDensity:
 def spectral_density(
     matvec: MatVec,
     *,
-    dim: int,
+    dim: int | None = None,
     num_probes: int = 4,
     num_steps: int = 30,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> SpectralDensity:
     """The density (1/P) Σ_j δ(λ − λ_j) by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017).
@@ -134,12 +134,13 @@ def spectral_density(
         raise SettingError(
             f"num probes {num_probes}, num steps {num_steps}: give whole numbers of 1 or more"
         )
+    space = space_of(matvec, dim=dim, dtype=dtype, device=device)
     generator = generator or torch.Generator().manual_seed(0)
 
     def random() -> Tensor:
-        return torch.randn(dim, generator=generator, dtype=dtype).to(device)
+        return space.normal(generator)
 
-    num_steps = min(num_steps, dim)
+    num_steps = min(num_steps, space.dim)
     nodes, weights = np.empty((num_probes, num_steps)), np.empty((num_probes, num_steps))
     for probe in range(num_probes):
         krylov = Krylov(matvec, random(), capacity=num_steps, random=random)
