@@ -110,6 +110,10 @@ class CurvatureProduct:
         """The product (P,) with a vector (P,)."""
         return self._apply(vector, lambda count, part: None)
 
+    def on(self, examples: Examples) -> CurvatureProduct:
+        """The same matrix of other examples, at the same point."""
+        return CurvatureProduct(self.objective.on(examples), self._record)
+
     def with_forms(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hv, and of each of J chunks vᵀH_jv and its share of the examples: (P,), (J,), (J,) in float64."""
         found: list[tuple[int, float]] = []
