@@ -12,12 +12,11 @@ from torch import Tensor
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.curvature.batch_sharpness import (
-    KeskarSharpness,
     batch_sharpness,
     gradient_noise_interaction,
-    keskar_sharpness,
 )
 from noisescale.measure.curvature.eigenpairs import EigenPairs, Method, top_eigenpairs
+from noisescale.measure.curvature.keskar import KeskarSharpness, keskar_sharpness
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
 from noisescale.measure.curvature.spectrum import (
     SpectralDensity,
