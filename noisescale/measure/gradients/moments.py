@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.distributed import Share
+from noisescale.measure.gradients.compiled import CompiledEngine
 from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
 from noisescale.measure.gradients.hooks import LayerEngine
-from noisescale.measure.gradients.vmap import CompiledEngine, VmapEngine
+from noisescale.measure.gradients.vmap import VmapEngine
 from noisescale.measure.objective import Objective, is_out_of_memory
 from noisescale.problems.problem import Examples, Params, Problem
 from noisescale.problems.sampling import select
@@ -125,7 +126,7 @@ def moments_on(
         if isinstance(chosen, LayerEngine) and not chosen.confirms(squared_norms):
             failure = "the engine hooks gave wrong norms, as where a model reorders its batch"
     except EngineError as error:
-        if type(chosen) is VmapEngine:
+        if isinstance(chosen, VmapEngine):
             raise
         failure = str(error)
     if share.sum(torch.tensor(int(failure is not None))):  # in all processes or in none
