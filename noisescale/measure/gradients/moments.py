@@ -168,7 +168,7 @@ def choose_engine(
     if name in ("vmap", "compiled"):
         return (VmapEngine if name == "vmap" else CompiledEngine)(objective), ()
     layers = LayerEngine(objective, probe)
-    written_out = sum(layers.params[name].numel() for name in layers.elsewhere)
+    written_out = sum(layers.params[name].numel() for name in layers.unreached)
     if name == "auto" and written_out * objective.num_examples > WORTH_COMPILING:
         return CompiledEngine(objective), (
             "compiled instead of hooks, which cannot reach most parameters",
