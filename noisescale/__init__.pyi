@@ -33,6 +33,7 @@ from .measure.sharpness import (
     measure_sharpness as measure_sharpness,
 )
 from .measure.stability import (
+    StabilityOptions as StabilityOptions,
     measure_stability as measure_stability,
     simulate_threshold as simulate_threshold,
 )
