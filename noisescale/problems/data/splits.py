@@ -8,8 +8,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from noisescale.errors import DataError, SettingError
@@ -101,6 +99,8 @@ def load_splits(
     """
     num_training_examples(name, num_train)
     if name == "digits":
+        from sklearn.datasets import load_digits  # where it is needed: it takes a third of a second
+
         images, classes = map(torch.from_numpy, load_digits(return_X_y=True))
         images = images.unflatten(1, (8, 8))
         rest, held_out = _split(len(images), test_size=500)
@@ -139,6 +139,8 @@ def load_splits(
 
 def _split(num_examples: int, *, test_size: float) -> tuple[Tensor, Tensor]:
     """Indices of the two parts of the study's split."""
+    from sklearn.model_selection import train_test_split
+
     rest, test = train_test_split(
         np.arange(num_examples), test_size=test_size, random_state=SPLIT_SEED
     )
