@@ -13,10 +13,10 @@ from noisescale.errors import MeasurementError
 from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.problem import Examples, Params, Problem
 
-KEPT_BYTES = (
-    2**29
-)  # of graphs kept between products on a CPU; a GPU keeps a share of its free memory
-GPU_SHARE = 4
+# Of graphs kept between products on a CPU: 512 MiB, modest on a machine that trains such models
+KEPT_BYTES = 2**29
+# On a GPU the share of the free memory: a quarter, beside which a chunk's graph, an eighth, has room
+KEPT_GPU_SHARE = 4
 
 ChunkProduct = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -156,7 +156,7 @@ class CurvatureProduct:
         if self._kept_bytes is None:
             on_gpu = objective.device.type == "cuda"
             free = torch.cuda.mem_get_info(objective.device)[0] if on_gpu else 0
-            self._kept_bytes = free // GPU_SHARE if on_gpu else KEPT_BYTES
+            self._kept_bytes = free // KEPT_GPU_SHARE if on_gpu else KEPT_BYTES
         gradient_bytes = objective.dim * objective.point.element_size()
         return self._kept_bytes // (
             objective.chunk_size * objective.bytes_per_example + gradient_bytes

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import MeasurementError, SettingError, first_line
 from noisescale.measure.distributed import Share
 from noisescale.measure.gradients.compiled import CompiledEngine
 from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
@@ -20,10 +20,11 @@ from noisescale.measure.objective import Objective, is_out_of_memory
 from noisescale.problems.problem import Examples, Params, Problem
 from noisescale.problems.sampling import select
 
-PROBE = 4  # examples on which an engine is checked before it is believed
-WORTH_COMPILING = (
-    2e10  # numbers of written-out gradients, which take about as long as a compilation
-)
+# Examples on which an engine is checked before it is believed: few, since each takes passes of its own, and
+# enough that one that mixes examples is seen
+PROBE = 4
+# Numbers of written-out gradients, which take about as long as a compilation
+WORTH_COMPILING = 2e10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,9 +281,8 @@ def _run(engine: Engine, work: Callable[[Examples, int], None]) -> None:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise EngineError(
-            f"the engine {engine.name} does not work on {engine.objective.name}: {reason}"
+            f"the engine {engine.name} does not work on {engine.objective.name}: {first_line(error)}"
         ) from error
 
 
