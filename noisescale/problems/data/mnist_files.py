@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 Images = tuple[Tensor, Tensor]
 
-REACHABLE_WITHIN = 15.0  # seconds in which some server must have answered
-STALLED_AFTER = 30.0  # seconds without a byte after which a download is given up
+# Seconds in which some server must have answered: "auto" promises to have fallen back in twenty
+REACHABLE_WITHIN = 15.0
+# Seconds without a byte after which a download is given up: longer than any pause of a slow line
+STALLED_AFTER = 30.0
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -44,8 +46,8 @@ class Source:
 
     name: of torchvision's class, and of the folder it keeps its files in.
     raw: sums of the files as torchvision reads them.
-    archives: sums of the .gz files as published, where the raw ones' are not known: the raw files are then
-        compared with what the archives beside them hold.
+    archives: sums of the .gz files as published, where the raw ones' are not known: the raw files
+        are then compared with what the archives beside them hold.
     """
 
     name: str
@@ -88,10 +90,14 @@ SOURCES = {
 
 
 def fetch(source: Source, root: Path) -> None:
-    """Downloads the files into `root` unless all four are there; DataError where that cannot be done.
+    """Downloads the files into `root` unless all four are there.
 
-    They arrive in a temporary folder that is renamed when complete, so a killed download leaves nothing
-    that could be taken for the data. Where no server answers, that is known after 15 seconds.
+    They arrive in a temporary folder and are moved when complete, so a killed download leaves
+    nothing that could be taken for the data. Where no server answers, that is known after 15
+    seconds.
+
+    Raises:
+        DataError: the files are not there and cannot be downloaded.
     """
     folder = source.folder(root)
     if all((folder / name).is_file() for name in FILES):
@@ -101,7 +107,8 @@ def fetch(source: Source, root: Path) -> None:
     if not _reachable([f"{mirror}{labels}" for mirror in dataset.mirrors]):
         raise DataError(
             f"{folder} lacks files of {source.name} and none of its servers answered: "
-            "name a folder that has them with --data-dir or NOISESCALE_DATA, or use --dataset digits"
+            "name a folder that has them with --data-dir or NOISESCALE_DATA, "
+            "or use --dataset digits"
         )
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -120,7 +127,8 @@ def fetch(source: Source, root: Path) -> None:
 def verify(source: Source, root: Path) -> None:
     """DataError naming the first of the four files whose content is not the published one.
 
-    torchvision checks only what it downloads itself; a damaged or exchanged file would go unnoticed.
+    torchvision checks only what it downloads itself; a damaged or exchanged file would go
+    unnoticed.
     """
     folder = source.folder(root)
     for position, name in enumerate(FILES):
@@ -138,7 +146,7 @@ def verify(source: Source, root: Path) -> None:
 
 
 def read(source: Source, root: Path) -> tuple[Images, Images]:
-    """Training and test images (N, 28, 28) and classes (N,), uint8 and int64, as torchvision reads them."""
+    """Training and test images (N, 28, 28), uint8, with their classes (N,), int64."""
     try:
         train, test = (source.dataset(root, train=is_train) for is_train in (True, False))
     except (AssertionError, OSError, RuntimeError, ValueError) as error:
@@ -147,6 +155,7 @@ def read(source: Source, root: Path) -> tuple[Images, Images]:
 
 
 def _compare(path: Path, expected: str) -> None:
+    """DataError unless the file's SHA-256 sum is the expected one."""
     try:
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
@@ -154,8 +163,8 @@ def _compare(path: Path, expected: str) -> None:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if actual != expected:
         raise DataError(
-            f"{path} is damaged: its SHA-256 is {actual[:12]}…, the published file's is {expected[:12]}…; "
-            "delete it and run again to download it"
+            f"{path} is damaged: its SHA-256 is {actual[:12]}…, the published file's is "
+            f"{expected[:12]}…; delete it and run again to download it"
         )
 
 
