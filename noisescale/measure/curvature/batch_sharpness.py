@@ -1,4 +1,4 @@
-"""Curvature along the gradients of batches: that of a batch's own loss, and that of the whole loss."""
+"""Curvature along the gradients of batches: of a batch's own loss, and of the whole loss."""
 
 from __future__ import annotations
 
@@ -23,17 +23,29 @@ def batch_sharpness(
 ) -> Estimate:
     """E_B[g_Bᵀ H_B g_B / |g_B|²], the curvature of a batch's own loss along its own gradient.
 
-    Andreyev and Beneventano 2024 (arXiv 2412.20553): what settles at 2/η in training by SGD with rate η. The
-    mean over `num_batches` independent batches, each drawn without replacement from the objective's examples,
-    with the standard error of that mean; exact at batch_size = N. Batches whose gradient is exactly zero
-    make no step and are left out, and `num_samples` counts the others.
+    What settles at 2/η in training by SGD with rate η (Andreyev and Beneventano 2024, arXiv
+    2412.20553). Batches whose gradient is exactly zero make no step and are left out; `num_samples`
+    counts the others.
+
+    Args:
+        objective: the loss, its examples and the point.
+        batch_size: B, the examples of each batch, drawn without replacement.
+        num_batches: how many independent batches, 2 or more.
+        generator: of the batches, on the CPU; None: seed 0.
+
+    Returns:
+        The mean over batches with the standard error of that mean; exact at batch_size = N.
+
+    Raises:
+        SettingError: a batch larger than the data, or fewer than 2 batches.
+        MeasurementError: the gradient of every batch is exactly zero, or a product is not finite.
     """
     ratios = []
     for batch in _batches(objective, batch_size, num_batches, generator):
-        own = objective.on(batch)
-        gradient = own.value_and_gradient()[1]
+        of_batch = objective.on(batch)
+        gradient = of_batch.value_and_gradient()[1]
         if gradient.any():
-            ratios.append(_curvature_along(CurvatureProduct(own, record_hessian), gradient))
+            ratios.append(_curvature_along(CurvatureProduct(of_batch, record_hessian), gradient))
     return _mean(ratios, objective, batch_size)
 
 
@@ -47,9 +59,22 @@ def gradient_noise_interaction(
 ) -> Estimate:
     """E_B[g_Bᵀ H g_B]/|G|², the curvature of the whole loss along batch gradients.
 
-    SGD at rate η lowers the loss on average, to second order, iff this is below 2/η. Batches as in
-    `batch_sharpness`; H, by its product `matvec`, and G are those of all the objective's examples, so that
-    the batches are the only source of error.
+    SGD at rate η lowers the loss on average, to second order, iff this is below 2/η. H and G are
+    those of all the objective's examples, so that the batches are the only source of error.
+
+    Args:
+        objective: the loss, its examples and the point.
+        matvec: the product with H at that point over all these examples, see `hessian_matvec`.
+        batch_size: B, the examples of each batch, drawn without replacement.
+        num_batches: how many independent batches, 2 or more.
+        generator: of the batches, on the CPU; None: seed 0.
+
+    Returns:
+        The mean over batches with the standard error of that mean; exact at batch_size = N.
+
+    Raises:
+        SettingError: a batch larger than the data, or fewer than 2 batches.
+        MeasurementError: the gradient over all examples is zero, or a product is not finite.
     """
     squared_norm = float(objective.value_and_gradient()[1].double().square().sum())
     if squared_norm == 0:
@@ -79,8 +104,8 @@ def _batches(
         return
     generator = generator or torch.Generator().manual_seed(0)
     for _ in range(num_batches):
-        chosen = torch.randperm(num_examples, generator=generator)[:batch_size]
-        yield objective.examples.part(chosen.to(objective.examples.targets.device))
+        rows = torch.randperm(num_examples, generator=generator)[:batch_size]
+        yield objective.examples.part(rows.to(objective.examples.targets.device))
 
 
 def _curvature_along(matvec: MatVec, vector: Tensor) -> float:
@@ -91,6 +116,7 @@ def _curvature_along(matvec: MatVec, vector: Tensor) -> float:
 
 
 def _mean(values: list[float], objective: Objective, batch_size: int) -> Estimate:
+    """The mean over batches with its error; exact where a batch is the whole."""
     if not values:
         raise MeasurementError(f"every batch of {batch_size} has a gradient of exactly zero")
     return exact(values[0]) if batch_size == objective.num_examples else from_samples(values)

@@ -1,4 +1,4 @@
-"""Extreme eigenpairs of a symmetric matrix known only by its products, with residuals and a verdict."""
+"""Extreme eigenpairs of a symmetric matrix known by its products, with residuals and a verdict."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from noisescale.problems.problem import MatVec
 Which = Literal["largest", "smallest", "magnitude"]
 Method = Literal["lanczos", "power"]
 
-# Of Krylov vectors before a restart: 256 MiB, beside which a model and its graph fit on any machine;
-# more of them where these do not leave enough to work with
+# Of Krylov vectors before a restart: 256 MiB, beside which a model and its graph fit on any
+# machine; more of them where these do not leave enough to work with
 BASIS_BYTES = 2**28
 # A start that happens to lack the sought eigenvector converges to the next one first. Two further
-# products that change nothing, and a random half of every warm start, make that rare. Simulated with
-# a gap of 4 %: 0.7 % of cold starts end there, 1 % without; of warm starts from an eigenvector that has
-# just been overtaken 12 %, without all.
+# products that change nothing, and a random half of every warm start, make that rare. Simulated
+# with a gap of 4 %: 0.7 % of cold starts end there, 1 % without; of warm starts from an eigenvector
+# that has just been overtaken 12 %, without all.
 PATIENCE = 2
 WARM_START_NOISE = 1.0
 # How far beyond the wanted values, in units of the last of them, another's residual must reach to
@@ -39,13 +39,16 @@ COMPETING = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class EigenPairs:
-    """K eigenpairs of a symmetric matrix, in the order asked for.
+    """K eigenpairs of a symmetric matrix, the most wanted first.
 
-    values (K,), vectors (K, P) of unit length, residuals (K,): |Hv − λv|, which bounds the distance of λ from
-        the nearest eigenvalue. All on the CPU in float64 but the vectors.
-    tolerances (K,): the residual that counted as converged, rtol·|λ| or what rounding leaves.
-    companions (J, P): estimates of the eigenvectors that come next, unit length, maybe none.
-    num_matvecs: products used.
+    Attributes:
+        values: λ (K,), float64 on the CPU.
+        vectors: v (K, P), a unit vector a row, in the dtype and on the device of the products.
+        residuals: |Hv − λv| (K,), float64 on the CPU; each bounds the distance of its λ from the
+            nearest eigenvalue.
+        tolerances: the residuals that count as converged (K,): rtol·|λ|, or what rounding leaves.
+        companions: estimates of the eigenvectors that come next (J, P), unit vectors, maybe none.
+        num_matvecs: products used.
     """
 
     values: Tensor
@@ -62,13 +65,13 @@ class EigenPairs:
 
     @property
     def warm_start(self) -> Tensor:
-        """What to start from at nearby parameters: (K + J, P), the companions at lesser weights."""
+        """What to start from at nearby parameters: (K + J, P), the companions with less weight."""
         weights = 0.5 ** torch.arange(1, len(self.companions) + 1)
         return torch.cat([self.vectors, weights.to(self.companions).unsqueeze(1) * self.companions])
 
     @property
     def converged(self) -> bool:
-        """Whether all are."""
+        """Whether all residuals are within their tolerances."""
         return bool(self.converged_each.all())
 
 
@@ -86,29 +89,40 @@ def top_eigenpairs(
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> EigenPairs:
-    """The k largest, the k smallest (algebraically) or the k largest-in-magnitude eigenpairs.
+    """The k largest, k smallest (algebraically) or k largest-in-magnitude eigenpairs.
 
-    matvec: v -> Hv, (P,) -> (P,), of one symmetric matrix. One of `hessian_matvec` or `ggn_matvec` knows
-        its dim, dtype and device; of a bare function they are said here.
-    dim: P. None: the operator's own; a bare function needs it.
-    dtype: of the vectors. None: the operator's own, so float64 for one in float64; float32 for a bare
-        function. device: None: the operator's own; the CPU for a bare function.
-    method: "lanczos" with full reorthogonalisation and thick restarts (Wu and Simon 2000), or "power"
-        iteration with deflation, which takes many more products.
-    rtol: a pair has converged when |Hv − λv| ≤ rtol·|λ|, or ≤ 100·ε·|H| where rounding forbids better.
-    max_matvecs: products at most; whatever has not converged by then is returned with its residual and
-        `converged` False.
-    start: (P,) or (K, P), vectors near the ones sought, such as those of an earlier checkpoint.
-    generator: of the random start, on the CPU; None: seed 0.
+    The stop is on the residual, never on the change of the value, which on spectra such as {50, 48}
+    or {−52, 50} stands still at wrong values. A small residual proves λ to be *an* eigenvalue; that
+    none lies beyond it rests on the random part of the start. Of a multiple eigenvalue Lanczos
+    finds one copy until rounding brings up the next; "power" finds all.
 
-    The stop is on the residual, never on the change of the value, which on spectra such as {50, 48} or
-    {−52, 50} stands still at wrong values. A small residual proves λ to be *an* eigenvalue; that none lies
-    beyond it rests on the random part of the start. Of a multiple eigenvalue Lanczos finds one copy until
-    rounding brings up the next; "power" finds all.
+    Args:
+        matvec: v -> Hv, (P,) -> (P,), of one symmetric matrix. What `hessian_matvec` and
+            `ggn_matvec` return knows its dim, dtype and device; a bare function's are said here.
+        dim: P. None: the operator's own; a bare function needs it.
+        k: how many, 1 to P.
+        which: "largest", "smallest" or "magnitude".
+        method: "lanczos" with full reorthogonalisation and thick restarts (Wu and Simon 2000), or
+            "power" iteration with deflation, which takes many more products.
+        rtol: a pair has converged when |Hv − λv| ≤ rtol·|λ|, or ≤ 100·ε·|H| where rounding forbids
+            better.
+        max_matvecs: products at most; what has not converged by then is returned with its residual
+            and `converged` False.
+        start: (P,) or (K, P), vectors near the ones sought, such as those of an earlier checkpoint;
+            None: a random one.
+        dtype: of the vectors. None: the operator's own, so float64 for an operator in float64;
+            float32 for a bare function.
+        device: of the vectors. None: the operator's own; the CPU for a bare function.
+        generator: of the random vectors, on the CPU; None: seed 0.
 
-    Raises SettingError for k outside 1…P and other bad arguments, such as a dim, dtype or device that is not
-    the operator's, or a bare function without dim, MeasurementError where a product is not
-    finite or the products are not those of one symmetric matrix (an active dropout, say).
+    Returns:
+        The pairs, the most wanted first, each with its residual.
+
+    Raises:
+        SettingError: k outside 1…P or another bad argument; a bare function without dim; a dim,
+            dtype or device that is not the operator's.
+        MeasurementError: a product is not finite, or the products are not those of one symmetric
+            matrix, as with an active dropout.
     """
     space = space_of(matvec, dim=dim, dtype=dtype, device=device)
     if not 1 <= k <= space.dim:
@@ -237,8 +251,8 @@ def _deflated_pair(
 ) -> _PowerPair:
     """The sought eigenpair on the complement of the vectors `earlier` (K, P), from `first` (P,) on.
 
-    Power iteration finds the largest |λ|. Where that lies at the wrong end of the spectrum, or two of
-    opposite sign compete, it goes on with H ± |H|·I, in which the sought end is the largest in
+    Power iteration finds the largest |λ|. Where that lies at the wrong end of the spectrum, or two
+    of opposite sign compete, it goes on with H ± |H|·I, in which the sought end is the largest in
     magnitude.
     """
     sign = {"largest": 1.0, "smallest": -1.0, "magnitude": 0.0}[search.which]
@@ -265,8 +279,8 @@ def _deflated_pair(
 
 
 def _deflated_unit(vector: Tensor, earlier: Tensor) -> Tensor:
-    """The vector (P,) made orthogonal to the rows of `earlier` (K, P), twice, and of unit length."""
-    for _ in range(2):
+    """The vector (P,) made orthogonal to the rows of `earlier` (K, P) and of unit length."""
+    for _ in range(2):  # once leaves rounding errors along the earlier ones
         vector = _without(vector, earlier)
     return torch.nn.functional.normalize(vector, dim=0)
 
@@ -308,7 +322,8 @@ def _starts(start: Tensor | None, random: Callable[[], Tensor], dim: int) -> Ten
         or not start.norm(dim=1).all()
     ):
         raise SettingError(
-            f"start of shape {tuple(start.shape)}: give finite vectors that are not zero, of length P = {dim}"
+            f"start of shape {tuple(start.shape)}: "
+            f"give finite vectors that are not zero, of length P = {dim}"
         )
     noise = torch.stack([random() for _ in start])
     noise *= start.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)

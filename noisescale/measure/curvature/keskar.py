@@ -16,8 +16,8 @@ from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.objective import Objective
 
 Space = Literal["full", "random"]
-# Of the loss along its gradient, in units of 1 + loss: a rise this small is rounding in float64, from which
-# L-BFGS-B gets nowhere
+# Of the loss along its gradient, in units of 1 + loss: a rise this small is rounding in float64,
+# from which L-BFGS-B gets nowhere
 NEGLIGIBLE_RISE = 1e-11
 BLOCK_ROWS = (
     65_536  # of a random subspace's matrix that are written out at a time: 50 MiB for 100 columns
@@ -26,11 +26,15 @@ BLOCK_ROWS = (
 
 @dataclass(frozen=True, kw_only=True)
 class KeskarSharpness:
-    """φ in per cent, and how its search went.
+    """Keskar's φ in per cent, and how its search went.
 
-    history: φ after each iteration, from the start (index 0) on. Still rising at its end: not converged.
-    iterations, evaluations: of L-BFGS-B, and of the loss with its gradient.
-    status: what L-BFGS-B says about its end.
+    Attributes:
+        space: what was searched, "full" or "random".
+        epsilon: ε, the size of the box.
+        history: φ after each iteration, from the start (index 0) on; still rising at its end: not
+            converged.
+        evaluations: of the loss with its gradient.
+        status: what L-BFGS-B says about its end.
     """
 
     space: Space
@@ -41,13 +45,16 @@ class KeskarSharpness:
 
     @property
     def value(self) -> float:
+        """φ as far as the search has come."""
         return self.history[-1]
 
     @property
     def iterations(self) -> int:
+        """Of L-BFGS-B."""
         return len(self.history) - 1
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for strict JSON."""
         return {
             "space": self.space,
             "epsilon": self.epsilon,
@@ -67,17 +74,29 @@ def keskar_sharpness(
     max_iterations: int = 10,
     seed: int = 0,
 ) -> KeskarSharpness:
-    """φ = 100·(max_{z ∈ C} f(x + Az) − f(x))/(1 + f(x)), C = {z: |z_i| ≤ ε(|(A⁺x)_i| + 1)}.
+    """Keskar's sharpness φ of the loss in a box around a point, in per cent.
 
-    Keskar et al. 2017 (arXiv 1609.04836), metric 2.1, by L-BFGS-B from z = 0. space "full": A = I. "random":
-    A (P, num_directions) has entries ±1/√P of random sign, so unit columns; the paper leaves the
-    distribution open. Where the gradient at x is zero, or so small that along it the loss rises by rounding
-    alone, the search starts at a random point of C.
+    φ = 100·(max_{z ∈ C} f(x + Az) − f(x))/(1 + f(x)), C = {z: |z_i| ≤ ε(|(A⁺x)_i| + 1)}: metric 2.1
+    of Keskar et al. 2017 (arXiv 1609.04836), by L-BFGS-B from z = 0. Where the gradient at x is
+    zero, or so small that along it the loss rises by rounding alone, the search starts at a random
+    point of C. The maximum is found only as far as the iterations take it: `history` shows whether
+    φ was still rising.
 
-    objective: in float64, as the search divides differences of nearly equal losses.
+    Args:
+        objective: f and x; in float64, as the search divides differences of nearly equal losses.
+        epsilon: ε, the size of the box.
+        space: "full": A = I. "random": A (P, num_directions) has entries ±1/√P of random sign, so
+            unit columns; the paper leaves the distribution open.
+        num_directions: columns of A in the space "random".
+        max_iterations: of L-BFGS-B; 10 as in the paper.
+        seed: of A, and of the random start where one is needed.
 
-    The maximum is found only as far as the iterations take it: `history` shows whether φ was still rising.
-    Raises MeasurementError where the loss ceases to be finite on the way.
+    Returns:
+        φ after each iteration, and how the search ended.
+
+    Raises:
+        SettingError: an objective that is not in float64, or another bad argument.
+        MeasurementError: the loss is not finite somewhere on the way, or −1 or less at x.
     """
     if objective.dtype != torch.float64:
         raise SettingError(
@@ -85,8 +104,9 @@ def keskar_sharpness(
         )
     if not epsilon > 0 or max_iterations < 1 or space not in get_args(Space):
         raise SettingError(
-            f"epsilon {epsilon!r}, max iterations {max_iterations!r}, space {space!r}: give an epsilon above "
-            f"0, 1 or more iterations, and one of {', '.join(get_args(Space))}"
+            f"epsilon {epsilon!r}, max iterations {max_iterations!r}, space {space!r}: "
+            "give an epsilon above 0, 1 or more iterations, and one of "
+            f"{', '.join(get_args(Space))}"
         )
     subspace = None if space == "full" else _RandomSubspace(objective.dim, num_directions, seed)
     point = objective.point.cpu()
@@ -119,7 +139,7 @@ def keskar_sharpness(
     if float(slope.abs() @ torch.from_numpy(radius)) <= NEGLIGIBLE_RISE * (1 + abs(start_value)):
         start = np.random.default_rng(seed).uniform(-radius, radius)
     history = [scale * (-loss(start)[0] - start_value)]
-    found = minimize(
+    result = minimize(
         loss,
         start,
         jac=True,
@@ -132,8 +152,8 @@ def keskar_sharpness(
         space=space,
         epsilon=epsilon,
         history=tuple(history),
-        evaluations=int(found.nfev) + 2,
-        status=str(found.message),
+        evaluations=int(result.nfev) + 2,  # and the value at x and at the start
+        status=str(result.message),
     )
 
 

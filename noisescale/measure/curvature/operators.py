@@ -13,7 +13,7 @@ from noisescale.problems.problem import MatVec
 
 @runtime_checkable
 class Operator(Protocol):
-    """A function v -> Hv, (P,) -> (P,), that knows the space it acts on, as `CurvatureProduct` does."""
+    """A function v -> Hv, (P,) -> (P,), that knows its space, as `CurvatureProduct` does."""
 
     @property
     def dim(self) -> int:
@@ -39,7 +39,7 @@ class Space(NamedTuple):
     device: torch.device
 
     def normal(self, generator: torch.Generator) -> Tensor:
-        """A standard normal vector (P,), drawn on the CPU so that it is the same on every device."""
+        """A standard normal vector (P,), drawn on the CPU: the same on every device."""
         return torch.randn(self.dim, generator=generator, dtype=self.dtype).to(self.device)
 
     def signs(self, generator: torch.Generator) -> Tensor:
