@@ -3,12 +3,14 @@
 from ._version import __version__ as __version__
 from .errors import NoisescaleError as NoisescaleError
 from .measure.curvature.batch_sharpness import (
-    KeskarSharpness as KeskarSharpness,
     batch_sharpness as batch_sharpness,
     gradient_noise_interaction as gradient_noise_interaction,
-    keskar_sharpness as keskar_sharpness,
 )
 from .measure.curvature.eigenpairs import EigenPairs as EigenPairs, top_eigenpairs as top_eigenpairs
+from .measure.curvature.keskar import (
+    KeskarSharpness as KeskarSharpness,
+    keskar_sharpness as keskar_sharpness,
+)
 from .measure.curvature.products import ggn_matvec as ggn_matvec, hessian_matvec as hessian_matvec
 from .measure.curvature.spectrum import (
     SpectralDensity as SpectralDensity,
@@ -31,6 +33,7 @@ from .measure.sharpness import (
     measure_sharpness as measure_sharpness,
 )
 from .measure.stability import (
+    StabilityOptions as StabilityOptions,
     measure_stability as measure_stability,
     simulate_threshold as simulate_threshold,
 )

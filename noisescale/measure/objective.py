@@ -14,15 +14,16 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import MeasurementError, SettingError, check_count, first_line
 from noisescale.problems.problem import Examples, Params, Problem, as_examples
 
-CHUNK_BYTES = (
-    2**27
-)  # what one chunk's graph may take on a CPU; a GPU takes a share of its free memory
-GPU_SHARE = 8
+# What one chunk's graph may take on a CPU: 128 MiB, modest beside what is kept between products
+CHUNK_BYTES = 2**27
+# On a GPU the share of the free memory: an eighth, which leaves room for the graphs that are kept between
+# products and for what the allocator does not give back
+CHUNK_GPU_SHARE = 8
 LARGEST_CHUNK, LARGEST_CHUNK_ON_GPU = 2048, 65_536  # examples; a larger chunk is no faster
-PROBE = 8  # examples whose graph is measured
+MEASURED_EXAMPLES = 8  # whose graph is measured: enough that what all share hardly counts
 
 
 class Objective:
@@ -51,8 +52,8 @@ class Objective:
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
     ) -> None:
-        if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
-            raise SettingError(f"chunk size {chunk_size!r}: give a whole number of 1 or more")
+        if chunk_size is not None:
+            check_count("chunk size", chunk_size)
         if dtype not in (None, torch.float32, torch.float64):
             raise SettingError(f"dtype {dtype}: give torch.float32 or torch.float64")
         if any(isinstance(param, UninitializedParameter) for param in problem.model.parameters()):
@@ -194,7 +195,7 @@ class Objective:
             budget, largest = CHUNK_BYTES, LARGEST_CHUNK
             if self.device.type == "cuda":
                 largest = LARGEST_CHUNK_ON_GPU
-                budget = torch.cuda.mem_get_info(self.device)[0] // GPU_SHARE
+                budget = torch.cuda.mem_get_info(self.device)[0] // CHUNK_GPU_SHARE
             self._chunk_size = min(max(budget // self.bytes_per_example, 1), largest)
         return self._chunk_size
 
@@ -218,7 +219,7 @@ class Objective:
                 saved[tensor.data_ptr()] = min(tensor.nbytes, storage.nbytes())
             return tensor
 
-        probe = self.examples.part(slice(PROBE))
+        probe = self.examples.part(slice(MEASURED_EXAMPLES))
         with saved_tensors_hooks(note, lambda tensor: tensor):
             loss = self.losses(self.outputs(params, probe.inputs), probe.targets).sum()
             torch.autograd.grad(
@@ -242,7 +243,7 @@ class Objective:
                     raise
                 if chunk.num_examples == 1:
                     raise MeasurementError(
-                        f"{self.name}: the memory does not hold a single example ({_first_line(error)})"
+                        f"{self.name}: the memory does not hold a single example ({first_line(error)})"
                     ) from error
                 self._chunk_size = chunk.num_examples // 2
                 continue
@@ -285,10 +286,6 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(
         error, torch.OutOfMemoryError | MemoryError
     ) or "can't allocate memory" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _name(thing: object) -> str:

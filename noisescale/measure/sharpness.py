@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -12,12 +12,11 @@ from torch import Tensor
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.curvature.batch_sharpness import (
-    KeskarSharpness,
     batch_sharpness,
     gradient_noise_interaction,
-    keskar_sharpness,
 )
 from noisescale.measure.curvature.eigenpairs import EigenPairs, Method, top_eigenpairs
+from noisescale.measure.curvature.keskar import KeskarSharpness, keskar_sharpness
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
 from noisescale.measure.curvature.spectrum import (
     SpectralDensity,
@@ -26,31 +25,49 @@ from noisescale.measure.curvature.spectrum import (
     spectral_moments,
 )
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import MatVec, Params, Problem
+from noisescale.problems.problem import Params, Problem
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate, exact, from_stderr
 
 End = Literal["largest", "smallest"]
-GROUPS = 16  # of a subset's examples, whose spread gives an eigenvalue its sampling error
-BATCHED_EXAMPLES = 8192  # in all the batches of batch sharpness together
-KESKAR_EPSILONS = (1e-3, 5e-4)
+Report = Callable[[str], None]
+
+# Groups of a subset's examples, whose spread gives an eigenvalue its sampling error: as few as
+# leave Student's t (15 degrees of freedom, 2.13) near the normal's 1.96, since each costs products
+# of its own
+GROUPS = 16
+# In all the batches of batch sharpness together: a gradient and a product of each are about half
+# the work of one gradient over MNIST's 60,000
+BATCHED_EXAMPLES = 8192
+FEWEST_BATCHES = 16  # below which their spread would say little of their mean's error
+MOST_BATCHES = 256  # beyond which small batches, each a pass of its own, take too long
+KESKAR_EPSILONS = (1e-3, 5e-4)  # the two of the paper
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharpnessOptions:
     """What to measure, of which examples.
 
-    split, num_examples: a random subset of so many of the split's examples, drawn under `seed`; None: all.
-    top, bottom: how many of the largest and of the smallest eigenvalues.
-    ggn: eigenvalues, trace and density of the Gauss–Newton matrix instead of the Hessian.
-    method, rtol, max_matvecs: of `top_eigenpairs`.
-    trace, density, phi: whether to measure tr H and |H|_F², the spectral density, Keskar's φ (four of it).
-    trace_matvecs: products for the trace.
-    batch_size: of batch sharpness and gradient–noise interaction; None: neither.
-    num_batches: for batch sharpness; None: 16 to 256, about 8,192 examples in all where that is between.
-    interaction_batches: for the interaction, a whole product each; 0 leaves it out.
-    dtype: None: the parameters' own; φ is always computed in float64.
-    seed: of the subset and of every random start and probe.
+    Attributes:
+        split: the split that is measured on.
+        num_examples: measure on a random subset of this many of its examples; None: on all.
+        top: how many of the largest eigenvalues.
+        bottom: how many of the smallest eigenvalues.
+        ggn: take eigenvalues, trace and density of the Gauss–Newton matrix instead of the Hessian.
+        method: how eigenpairs are found, see `top_eigenpairs`.
+        rtol: the relative residual at which an eigenpair has converged, see `top_eigenpairs`.
+        max_matvecs: products with the matrix at most, for each end of the spectrum.
+        trace: whether to measure tr H and |H|_F².
+        trace_matvecs: products for the trace.
+        density: whether to measure the spectral density.
+        phi: whether to measure Keskar's φ: in both spaces, for both ε of the paper.
+        batch_size: of batch sharpness and gradient–noise interaction; None: neither.
+        num_batches: for batch sharpness; None: 16 to 256, about 8,192 examples in all where that
+            lies between.
+        interaction_batches: for the gradient–noise interaction, each a product over all examples; 0
+            leaves it out.
+        dtype: None: the parameters' own, at least float32. φ is always computed in float64.
+        seed: of the subset and of every random start, batch and probe.
     """
 
     split: str = "train"
@@ -76,8 +93,11 @@ class SharpnessOptions:
 class Eigenvalue:
     """One eigenvalue with both of its errors.
 
-    value: λ with the sampling error of its subset of examples; stderr 0 where that was the whole split.
-    residual: |Hv − λv|, the numerical error; converged: whether that is within the tolerance.
+    Attributes:
+        which: the end of the spectrum it was sought at.
+        value: λ with the sampling error of its subset of examples; stderr 0 on the whole split.
+        residual: |Hv − λv|, the numerical error.
+        converged: whether the residual is within the tolerance.
     """
 
     which: End
@@ -86,6 +106,7 @@ class Eigenvalue:
     converged: bool
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for strict JSON."""
         return {
             "which": self.which,
             **self.value.to_dict(),
@@ -96,11 +117,25 @@ class Eigenvalue:
 
 @dataclass(frozen=True, kw_only=True)
 class Sharpness:
-    """What `measure_sharpness` found; what was not asked for is None or empty.
+    """What `measure_sharpness` measured; what was not wanted is None or empty.
 
-    loss, gradient_norm: L and |G| over the same examples.
-    num_examples, population_size: measured on, out of how many of the split.
-    pairs: the eigenpairs of each end, to start the next checkpoint's search from.
+    Attributes:
+        split: the split that was measured on.
+        num_examples: n, how many of its examples were used.
+        population_size: N, how many it has.
+        matrix: whose eigenvalues, trace and density these are: "hessian" or "ggn".
+        loss: L, the mean over the n examples.
+        gradient_norm: |G|, of the mean gradient over the same examples.
+        eigenvalues: the largest, descending, then the smallest, ascending.
+        moments: tr H and |H|_F².
+        density: the spectral density.
+        phi: Keskar's φ in both spaces, for both ε of the paper.
+        batch_size: of the two quantities below.
+        batch_sharpness: E_B[g_Bᵀ H_B g_B / |g_B|²].
+        gradient_noise_interaction: E_B[g_Bᵀ H g_B]/|G|².
+        num_matvecs: products with the matrix over all n examples, and with the Hessian for the
+            interaction.
+        pairs: the eigenpairs of each end, to start the next checkpoint's search from.
     """
 
     split: str
@@ -121,13 +156,13 @@ class Sharpness:
 
     @property
     def largest(self) -> Eigenvalue | None:
-        """λ_max, where it was measured."""
+        """λ_max, None where it was not measured."""
         return next(
             (eigenvalue for eigenvalue in self.eigenvalues if eigenvalue.which == "largest"), None
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For strict JSON: the file format of `noisescale sharpness --json`, without the checkpoint."""
+        """Plain values for strict JSON: the format of `noisescale sharpness --json`."""
         moments = self.moments
         return {
             "split": self.split,
@@ -154,135 +189,235 @@ def measure_sharpness(
     params: Params | None = None,
     options: SharpnessOptions | None = None,
     *,
+    seed: int | None = None,
     start: Sharpness | None = None,
-    report: Callable[[str], None] = lambda activity: None,
+    report: Report | None = None,
 ) -> Sharpness:
-    """Curvature of the mean loss at `params` (None: the model's own), in evaluation mode.
+    """The curvature of the mean loss at `params`, the model in evaluation mode, as one record.
 
-    start: an earlier checkpoint's measurement, whose eigenvectors are started from.
-    report: is told what is being computed, at every product.
+    Args:
+        problem: the model, its loss and its examples.
+        params: θ by name; None: the model's own.
+        options: what to measure, of which examples; None: the largest eigenvalue of the Hessian
+            over the training examples.
+        seed: of the subset and of every random start, batch and probe. None: that of the options,
+            which is 0 by default.
+        start: an earlier checkpoint's measurement, whose eigenvectors the searches start from.
+        report: is told what is being computed, at every product.
 
-    Raises SettingError for an unknown split, too many examples and k larger than P, MeasurementError for
-    parameters that are not finite and losses without a second derivative.
+    Returns:
+        The quantities that the options name.
+
+    Raises:
+        SettingError: an unknown split, more examples than it has, more eigenvalues than there are
+            parameters, or another bad option; a seed that is not the one the options give.
+        MeasurementError: parameters, loss or gradient that are not finite, or a loss without a
+            second derivative.
     """
-    options = options or SharpnessOptions()
-    examples, _, population = select(
+    options = _with_seed(options or SharpnessOptions(), seed)
+    report = report or (lambda activity: None)
+    examples, _, population_size = select(
         problem,
         split=options.split,
         num_examples=options.num_examples,
         generator=_generator(options),
     )
     objective = Objective(problem, params, examples=examples, dtype=options.dtype)
-    record = record_ggn if options.ggn else record_hessian
-    matvec = CurvatureProduct(objective, record)
-    for name in ("top", "bottom"):
-        if not 0 <= getattr(options, name) <= objective.dim:
-            raise SettingError(
-                f"{name} {getattr(options, name)}: the model has P = {objective.dim:,} parameters; "
-                f"give 0 to {objective.dim}"
-            )
-    num_matvecs = 0
-
-    def reporting(activity: str, product: MatVec = matvec) -> MatVec:
-        def counted(vector: Tensor) -> Tensor:
-            nonlocal num_matvecs
-            num_matvecs += 1
-            report(f"{activity} (product {num_matvecs})")
-            return product(vector)
-
-        return counted
+    _check_ends(options, objective)
+    operator = CurvatureProduct(objective, record_ggn if options.ggn else record_hessian)
+    tally = _Tally(report)
 
     report("loss and gradient")
     loss, gradient = objective.value_and_gradient()
     if not (math.isfinite(loss) and gradient.isfinite().all()):
         raise MeasurementError(f"{objective.name} is not finite at these parameters: it is {loss}")
-    space: Any = {"dim": objective.dim, "dtype": objective.dtype, "device": objective.device}
-    pairs: dict[End, EigenPairs] = {}
-    ends: tuple[tuple[End, int], ...] = (("largest", options.top), ("smallest", options.bottom))
-    for which, k in ends:
-        if k:
-            pairs[which] = top_eigenpairs(
-                reporting(f"{which} eigenvalue"),
-                k=k,
-                which=which,
-                method=options.method,
-                rtol=options.rtol,
-                max_matvecs=options.max_matvecs,
-                start=start.pairs[which].warm_start
-                if start is not None and which in start.pairs
-                else None,
-                generator=_generator(options),
-                **space,
-            )
-    moments = density = batch = interaction = None
-    if options.trace:
-        moments = spectral_moments(
-            reporting("trace"),
-            num_matvecs=options.trace_matvecs,
-            generator=_generator(options),
-            **space,
-        )
-    if options.density:
-        density = spectral_density(reporting("density"), generator=_generator(options), **space)
-    if options.batch_size is not None:
-        report("batch sharpness")
-        num_batches = options.num_batches
-        if num_batches is None:
-            num_batches = min(max(BATCHED_EXAMPLES // options.batch_size, 16), 256)
-        batches: Any = {"batch_size": options.batch_size, "generator": _generator(options)}
-        batch = batch_sharpness(objective, num_batches=num_batches, **batches)
-        if options.interaction_batches:
-            hessian = CurvatureProduct(objective, record_hessian) if options.ggn else matvec
-            product = reporting("gradient-noise interaction", hessian)
-            interaction = gradient_noise_interaction(
-                objective, product, num_batches=options.interaction_batches, **batches
-            )
-    eigenvalues = tuple(
-        Eigenvalue(which=which, value=value, residual=float(residual), converged=bool(converged))
-        for which, found in pairs.items()
-        for value, residual, converged in zip(
-            _with_sampling_error(found, objective, record, population, report),
-            found.residuals,
-            found.converged_each,
-            strict=True,
-        )
-    )
+    pairs = _eigenpairs(operator, options, start, tally)
+    moments, density = _spectrum(operator, options, tally)
+    batch, interaction = _batch_quantities(operator, options, tally)
     return Sharpness(
         split=options.split,
         num_examples=objective.num_examples,
-        population_size=population,
+        population_size=population_size,
         matrix="ggn" if options.ggn else "hessian",
         loss=loss,
         gradient_norm=float(gradient.double().norm()),
-        eigenvalues=eigenvalues,
+        eigenvalues=_eigenvalues(pairs, operator, population_size, report),
         moments=moments,
         density=density,
         phi=_keskar(problem, params, objective, options, report) if options.phi else (),
         batch_size=options.batch_size,
         batch_sharpness=batch,
         gradient_noise_interaction=interaction,
-        num_matvecs=num_matvecs,
+        num_matvecs=tally.num_matvecs,
         pairs=pairs,
     )
 
 
+def _with_seed(options: SharpnessOptions, seed: int | None) -> SharpnessOptions:
+    """The options under this seed; SettingError where they have another than the default."""
+    if seed is None:
+        return options
+    if options.seed not in (SharpnessOptions.seed, seed):
+        raise SettingError(
+            f"seed {seed}: the options have seed {options.seed}; give it in one place"
+        )
+    return replace(options, seed=seed)
+
+
 def _generator(options: SharpnessOptions) -> torch.Generator:
+    """A fresh generator: each quantity draws its own numbers, whichever others are measured."""
     return torch.Generator().manual_seed(options.seed)
 
 
-def _with_sampling_error(
-    pairs: EigenPairs,
-    objective: Objective,
-    record: Any,
-    population: int,
-    report: Callable[[str], None],
-) -> list[Estimate]:
-    """Each eigenvalue with the error of having been measured on n of the population's examples.
+def _check_ends(options: SharpnessOptions, objective: Objective) -> None:
+    """SettingError for more eigenvalues than the matrix has."""
+    for name in ("top", "bottom"):
+        if not 0 <= getattr(options, name) <= objective.dim:
+            raise SettingError(
+                f"{name} {getattr(options, name)}: the model has P = {objective.dim:,} parameters; "
+                f"give 0 to {objective.dim}"
+            )
 
-    To first order λ = vᵀHv is a mean over examples at fixed v: its standard error is that of the means over
-    random groups, times √(1 − n/N) for draws without replacement; t interval of 15 degrees of freedom.
+
+class _Tally:
+    """How many products a measurement has taken; each is reported under what it is for."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.num_matvecs = 0
+
+    def add(self, activity: str) -> None:
+        self.num_matvecs += 1
+        self.report(f"{activity} (product {self.num_matvecs})")
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """An operator whose products are counted, and reported as part of an activity."""
+
+    operator: CurvatureProduct
+    activity: str
+    tally: _Tally
+
+    @property
+    def dim(self) -> int:
+        return self.operator.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.operator.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.operator.device
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        self.tally.add(self.activity)
+        return self.operator(vector)
+
+
+def _eigenpairs(
+    operator: CurvatureProduct,
+    options: SharpnessOptions,
+    start: Sharpness | None,
+    tally: _Tally,
+) -> dict[End, EigenPairs]:
+    """The eigenpairs of each end that the options want, from those of `start` where it has them."""
+    ends: tuple[tuple[End, int], ...] = (("largest", options.top), ("smallest", options.bottom))
+    earlier = {} if start is None else start.pairs
+    return {
+        which: top_eigenpairs(
+            _Counted(operator, f"{which} eigenvalue", tally),
+            k=k,
+            which=which,
+            method=options.method,
+            rtol=options.rtol,
+            max_matvecs=options.max_matvecs,
+            start=earlier[which].warm_start if which in earlier else None,
+            generator=_generator(options),
+        )
+        for which, k in ends
+        if k
+    }
+
+
+def _spectrum(
+    operator: CurvatureProduct, options: SharpnessOptions, tally: _Tally
+) -> tuple[SpectralMoments | None, SpectralDensity | None]:
+    """Trace with Frobenius norm, and density, where the options want them."""
+    moments = density = None
+    if options.trace:
+        moments = spectral_moments(
+            _Counted(operator, "trace", tally),
+            num_matvecs=options.trace_matvecs,
+            generator=_generator(options),
+        )
+    if options.density:
+        density = spectral_density(
+            _Counted(operator, "density", tally), generator=_generator(options)
+        )
+    return moments, density
+
+
+def _batch_quantities(
+    operator: CurvatureProduct, options: SharpnessOptions, tally: _Tally
+) -> tuple[Estimate | None, Estimate | None]:
+    """Batch sharpness and gradient–noise interaction, where the options want them.
+
+    They draw their batches from one generator, one after the other.
     """
-    share = objective.num_examples / population
+    if options.batch_size is None:
+        return None, None
+    tally.report("batch sharpness")
+    objective = operator.objective
+    generator = _generator(options)
+    num_batches = options.num_batches
+    if num_batches is None:
+        enough = max(BATCHED_EXAMPLES // options.batch_size, FEWEST_BATCHES)
+        num_batches = min(enough, MOST_BATCHES)
+    sharpness = batch_sharpness(
+        objective, batch_size=options.batch_size, num_batches=num_batches, generator=generator
+    )
+    if not options.interaction_batches:
+        return sharpness, None
+    hessian = CurvatureProduct(objective, record_hessian) if options.ggn else operator
+    interaction = gradient_noise_interaction(
+        objective,
+        _Counted(hessian, "gradient-noise interaction", tally),
+        batch_size=options.batch_size,
+        num_batches=options.interaction_batches,
+        generator=generator,
+    )
+    return sharpness, interaction
+
+
+def _eigenvalues(
+    pairs: dict[End, EigenPairs], operator: CurvatureProduct, population_size: int, report: Report
+) -> tuple[Eigenvalue, ...]:
+    """The eigenvalues of both ends with their sampling and numerical errors."""
+    return tuple(
+        Eigenvalue(which=which, value=value, residual=float(residual), converged=bool(converged))
+        for which, of_end in pairs.items()
+        for value, residual, converged in zip(
+            _with_sampling_error(of_end, operator, population_size, report),
+            of_end.residuals,
+            of_end.converged_each,
+            strict=True,
+        )
+    )
+
+
+def _with_sampling_error(
+    pairs: EigenPairs, operator: CurvatureProduct, population_size: int, report: Report
+) -> list[Estimate]:
+    """Each eigenvalue with the error of having been measured on n of the population's N examples.
+
+    To first order λ = vᵀHv is a mean over examples at fixed v: its standard error is that of the
+    means over random groups, times √(1 − n/N) for draws without replacement; t interval of 15
+    degrees of freedom.
+    """
+    objective = operator.objective
+    share = objective.num_examples / population_size
     num_groups = min(GROUPS, objective.num_examples)
     if share == 1:
         return [exact(float(value), num_samples=objective.num_examples) for value in pairs.values]
@@ -290,9 +425,9 @@ def _with_sampling_error(
         return [from_stderr(float(value), math.nan, num_samples=1) for value in pairs.values]
     report("sampling error")
     curvatures = torch.zeros(num_groups, len(pairs.values), dtype=torch.float64)
-    for group, chosen in enumerate(torch.arange(objective.num_examples).tensor_split(num_groups)):
-        rows = slice(int(chosen[0]), int(chosen[-1]) + 1)
-        product = CurvatureProduct(objective.on(objective.examples.part(rows)), record)
+    for group, indices in enumerate(torch.arange(objective.num_examples).tensor_split(num_groups)):
+        rows = slice(int(indices[0]), int(indices[-1]) + 1)  # a slice, which copies no example
+        product = operator.on(objective.examples.part(rows))
         for index, vector in enumerate(pairs.vectors):
             curvatures[group, index] = float(vector.double() @ product(vector).double())
     stderrs = curvatures.std(0) * ((1 - share) / num_groups) ** 0.5
@@ -307,13 +442,15 @@ def _keskar(
     params: Params | None,
     objective: Objective,
     options: SharpnessOptions,
-    report: Callable[[str], None],
+    report: Report,
 ) -> tuple[KeskarSharpness, ...]:
     """φ in both spaces and for both ε of the paper."""
     precise = Objective(problem, params, examples=objective.examples, dtype=torch.float64)
-    found = []
+    results = []
     for space in ("full", "random"):
         for epsilon in KESKAR_EPSILONS:
             report(f"φ, {space} space, ε = {epsilon:g}")
-            found.append(keskar_sharpness(precise, space=space, epsilon=epsilon, seed=options.seed))
-    return tuple(found)
+            results.append(
+                keskar_sharpness(precise, space=space, epsilon=epsilon, seed=options.seed)
+            )
+    return tuple(results)

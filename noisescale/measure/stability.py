@@ -4,75 +4,121 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypedDict, Unpack
 
 import torch
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.measure.curvature.example_curvature import ExampleCurvature
 from noisescale.measure.curvature.linear_sgd import LinearisedSGD, lyapunov_rate
 from noisescale.measure.curvature.products import ggn_matvec
 from noisescale.measure.noise import measure_noise
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Params, Problem, as_examples
+from noisescale.problems.problem import MatVec, Params, Problem, as_examples
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
 
-NUM_EXAMPLES = 1000  # whose own Gauss–Newton matrices are looked at
-SIMULATED = 30_000  # examples that a replica of linearised SGD sees, within the limits below
+# Whose own Gauss–Newton matrices are looked at, each at the price of a backward pass per output
+NUM_EXAMPLES = 1000
+# Examples that a replica of linearised SGD sees, within the limits below: half a pass over MNIST
+SIMULATED = 30_000
+# Steps: enough for an exponent, whose bias falls as 1/steps; small batches would otherwise take thousands
 FEWEST_STEPS, MOST_STEPS = 60, 500
+# Replicas: two are the fewest that have a spread; large batches, which differ less, cost more
 FEWEST_REPLICAS, MOST_REPLICAS = 2, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityOptions:
+    """What `measure_stability` measures, of which examples.
+
+    Attributes:
+        num_examples: look at a random subset of this many training examples, one by one; None, or more
+            than there are: at all. β, the largest of their λ_max(H_i), can only grow with more of them.
+        descent: whether to measure ε_max and B_noise as well, with the Hessian on examples of their own.
+    """
+
+    num_examples: int | None = NUM_EXAMPLES
+    descent: bool = True
+
+
+class StabilityFields(TypedDict, total=False):
+    """The fields of StabilityOptions, given as keywords."""
+
+    num_examples: int | None
+    descent: bool
 
 
 def measure_stability(
     problem: Problem,
     params: Params | None = None,
+    options: StabilityOptions | None = None,
     *,
-    num_examples: int | None = NUM_EXAMPLES,
-    descent: bool = True,
+    seed: int = 0,
+    report: Callable[[str], None] | None = None,
     generator: torch.Generator | None = None,
-    report: Callable[[str], None] = lambda activity: None,
+    **fields: Unpack[StabilityFields],
 ) -> StabilityConstants:
     """λ, κ, β, tr H and s² of the Gauss–Newton matrix, and ε_max and B_noise, at `params`.
 
-    params: None: the model's own. num_examples: a random subset of so many training examples, all of which
-    are looked at one by one; None, or more than there are: all. β, the largest of their λ_max(H_i), can only
-    grow with more of them. descent: ε_max and B_noise as well, with the Hessian on examples of their own.
-    generator: None: seed 0.
+    Args:
+        problem: the model, its loss and its training examples.
+        params: θ by name; None: the model's own.
+        options: what to measure, of which examples; None: everything, of 1,000.
+        seed: of the subset and of every random start and probe.
+        report: is told what is being computed.
+        generator: draws the random numbers instead of a new one under `seed`; on the CPU.
+        **fields: single fields of the options, in place of `options`.
 
-    MeasurementError where λ cannot be found or is zero, or the model gives more than 128 numbers an example.
+    Returns:
+        The constants, of which `StabilityConstants.curves` makes the curves; ε_max and B_noise are nan
+        without `descent`, and where B_noise is not positive.
+
+    Raises:
+        SettingError: both options and single fields of them.
+        MeasurementError: λ cannot be found or is zero, or the model gives more than 128 numbers for an
+            example.
     """
-    generator = generator or torch.Generator().manual_seed(0)
-    population = as_examples(problem.train).num_examples
-    wanted = None if num_examples is None else min(num_examples, population)
-    examples = select(problem, num_examples=wanted, generator=generator).examples
+    if fields and options is not None:
+        raise SettingError(f"options and {', '.join(fields)}: give the options alone")
+    options = replace(options or StabilityOptions(), **fields)
+    report = report or (lambda activity: None)
+    generator = generator or torch.Generator().manual_seed(seed)
+    population_size = as_examples(problem.train).num_examples
+    num_examples = options.num_examples
+    if num_examples is not None:
+        num_examples = min(num_examples, population_size)
+    examples = select(problem, num_examples=num_examples, generator=generator).examples
     objective = Objective(problem, params, examples=examples)
+
     report("curvature of single examples")
     each = ExampleCurvature(objective)
     report("largest eigenvalue")
-    pairs = _top(each.matvec, objective, generator)
-    sharpness = float(pairs.values[0])
+    top = _top(each.matvec, objective, generator)
+    sharpness = float(top.values[0])
     if not sharpness > 0:
         raise MeasurementError(
             f"{objective.name}: its Gauss–Newton matrix is zero here, so nothing is unstable"
         )
-    squares, product = each.squares_matvec, each.matvec
+    mean_of_squares, mean = each.squares_matvec, each.matvec
     deviation = _top(
-        lambda vector: squares(vector) - product(product(vector)), objective, generator
+        lambda vector: mean_of_squares(vector) - mean(mean(vector)), objective, generator
     )
     best_rate = noise_batch_size = math.nan
-    if descent:
+    if options.descent:
         report("noise scale")
-        found = measure_noise(
-            problem, params, num_examples=wanted, hessian=True, generator=generator
+        noise = measure_noise(
+            problem, params, num_examples=num_examples, hessian=True, generator=generator
         )
-        if found.full is not None and found.curvature is not None and found.full.value > 0:
-            noise_batch_size = found.full.value
-            best_rate = found.curvature.max_learning_rate.value
+        if noise.full is not None and noise.curvature is not None and noise.full.value > 0:
+            noise_batch_size = noise.full.value
+            best_rate = noise.curvature.max_learning_rate.value
     return StabilityConstants(
         sharpness=sharpness,
-        concentration=float(each.forms(pairs.vectors[0]).square().mean()) / sharpness**2,
+        concentration=float(each.forms(top.vectors[0]).square().mean()) / sharpness**2,
         largest_example=float(each.largest_each().max()),
         trace=float(each.traces().mean()),
         square_deviation=max(float(deviation.values[0]), 0.0),
@@ -90,17 +136,33 @@ def simulate_threshold(
     constants: StabilityConstants,
     generator: torch.Generator | None = None,
 ) -> Estimate:
-    """The almost-sure threshold of SGD at this batch size, see `lyapunov_rate`, by 2 to 4 replicas.
+    """The learning rate above which SGD diverges almost surely at this batch size, by simulation.
 
-    They draw from all training examples and start from the top eigenvector of their Gauss–Newton matrix; the
-    threshold is sought from the lower curve to 16 times 2/λ.
+    See `noisescale.measure.curvature.linear_sgd.lyapunov_rate`. Two to four replicas draw from all
+    training examples and start from the top eigenvector of their Gauss–Newton matrix; the threshold is
+    sought from half the lower curve to 16 times 2/λ.
+
+    Args:
+        problem: the model, its loss and its training examples.
+        params: θ by name, at which SGD is linearised; None: the model's own.
+        batch_size: B, the examples of a step.
+        constants: `measure_stability` at the same parameters, for the range that is searched.
+        generator: of the batches and the start, on the CPU; None: seeded with the batch size.
+
+    Returns:
+        The threshold with the interval that the chance of the batches leaves it; nan with bounds where
+        it lies beyond the range.
+
+    Raises:
+        MeasurementError: the top eigenvector cannot be found, or the model gives more than 128 numbers
+            for an example.
     """
     generator = generator or torch.Generator().manual_seed(batch_size)
-    population = as_examples(problem.train).num_examples
+    population_size = as_examples(problem.train).num_examples
     objective = Objective(problem, params)
-    subset = select(problem, num_examples=min(4 * NUM_EXAMPLES, population)).examples
+    subset = select(problem, num_examples=min(4 * NUM_EXAMPLES, population_size)).examples
     start = _top(ggn_matvec(problem, params, examples=subset), objective, generator).vectors[0]
-    low = constants.curves["lower"].rate(batch_size, population_size=population)
+    low = constants.curves["lower"].rate(batch_size, population_size=population_size)
     return lyapunov_rate(
         LinearisedSGD(objective),
         start,
@@ -113,9 +175,7 @@ def simulate_threshold(
     )
 
 
-def _top(
-    matvec: Callable[[torch.Tensor], torch.Tensor], objective: Objective, generator: torch.Generator
-) -> EigenPairs:
+def _top(matvec: MatVec, objective: Objective, generator: torch.Generator) -> EigenPairs:
     """The largest eigenpair; MeasurementError where it does not converge."""
     pairs = top_eigenpairs(
         matvec,

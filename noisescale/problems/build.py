@@ -20,10 +20,23 @@ def build_problem(
     data_dir: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Problem:
-    """The problem `config` describes, its data and its model on `device`.
+    """The problem that a configuration describes, its data and its model on one device.
 
-    The initial parameters are PyTorch's default initialisation under `seed`, drawn on the CPU so that they
-    are the same on every device; no other random state is touched.
+    The initial parameters are PyTorch's default initialisation under `seed`, drawn on the CPU so
+    that they are the same on every device; no other random state is touched.
+
+    Args:
+        config: the data set, the model and the loss.
+        seed: of the initial parameters.
+        data_dir: where the data sets' files are; None: $NOISESCALE_DATA, else the user's cache.
+        device: of the data and the model.
+
+    Returns:
+        The problem, all three of its splits there, each as Examples.
+
+    Raises:
+        DataError: files of the data set are damaged or cannot be fetched.
+        SettingError: a subset larger than the data set, or a model that its images do not fit.
     """
     splits = load_splits(
         config.dataset,
@@ -36,7 +49,7 @@ def build_problem(
 
 
 def assemble_problem(config: ProblemConfig, splits: Splits, *, seed: int = 0) -> Problem:
-    """The problem `config` describes on data loaded already, its model where they are."""
+    """The problem that `config` describes on data loaded already, its model where these are."""
     with preserved_random_state():
         torch.manual_seed(seed)
         model = build_model(config, splits.train.inputs.shape[1:], splits.num_classes)

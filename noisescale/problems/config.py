@@ -32,11 +32,13 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The configuration stored in `values`; fields it lacks take their defaults.
 
-        Raises SettingError (a ValueError) for a field this version does not know.
+        Raises:
+            SettingError: a field this version does not know, or a value that is not allowed.
         """
         if unknown := sorted(set(values) - set(cls.stored_defaults())):
             raise SettingError(
-                f"{cls.__name__} has no field {', '.join(unknown)}: was it written by a newer noisescale?"
+                f"{cls.__name__} has no field {', '.join(unknown)}: "
+                "was it written by a newer noisescale?"
             )
         return cls.from_known(values)
 
@@ -53,17 +55,23 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemConfig(Config):
-    """Which data and which model.
+    """Which data, which model and which loss.
 
-    dataset: "mnist", "fashion-mnist" or "digits".
-    pixel_scale: "unit" divides the pixels by their largest value before standardising, "raw" does not, as
-        in the three-case study, whose inputs were (x − 0.1307)/0.3081 with x in 0…255.
-    num_train: train on a random subset of so many examples, the same one for every seed; None: on all.
-    model: "mlp" or "cnn".
-    width: hidden units of the MLP or channels of the CNN's first block; None: the model's own (1024, 32).
-    depth: hidden layers of the MLP or convolution blocks of the CNN; None: the model's own (2, 2).
-    norm: the normalisation before each activation.
-    loss: "cross_entropy", in nats; or "mse", ½ Σ_c (output_c − target_c)² with the class as a one-hot target.
+    Attributes:
+        dataset: "mnist", "fashion-mnist" or "digits".
+        pixel_scale: "unit" divides the pixels by their largest value before standardising, "raw"
+            does not, as in the three-case study, whose inputs were (x − 0.1307)/0.3081 with x in
+            0…255.
+        num_train: train on a random subset of this many examples, the same one for every seed;
+            None: on all.
+        model: "mlp" or "cnn".
+        width: hidden units of the MLP or channels of the CNN's first block; None: the model's own
+            (1024, 32).
+        depth: hidden layers of the MLP or convolution blocks of the CNN; None: the model's own
+            (2, 2).
+        norm: the normalisation before each activation: "none", "layer" or "batch".
+        loss: "cross_entropy", in nats; or "mse", ½ Σ_c (output_c − target_c)² with the class as a
+            one-hot target.
     """
 
     dataset: DatasetName = "mnist"
@@ -90,8 +98,10 @@ class ProblemConfig(Config):
 class FactoryConfig(Config):
     """A problem of the user's own.
 
-    factory: "module:function" or "path/to/file.py:function", see `noisescale.problems.factory.load_problem`.
-    source: digest of the file it is defined in, so that runs of an older version are not taken for its own.
+    factory: "module:function" or "path/to/file.py:function", see
+        `noisescale.problems.factory.load_problem`.
+    source: digest of the file it is defined in, so that runs of an older version are not taken for
+        its own.
     """
 
     factory: str

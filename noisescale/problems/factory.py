@@ -8,7 +8,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,22 +24,22 @@ from noisescale.problems.config import FactoryConfig
 from noisescale.problems.problem import SPLITS, Examples, Problem, as_examples
 from noisescale.problems.random_state import preserved_random_state
 
+DIGITS = 16  # of a SHA-256 sum in hexadecimal: 64 bits, no chance of two versions with the same
+
 
 def load_problem(name: str) -> Problem:
-    """The problem that a function of the user's own makes: "module:factory" or "path/to/file.py:factory".
+    """The problem that a function of the user's own makes.
 
-    A module is imported as Python would from the current directory; the function takes no arguments.
-    SettingError, with what went wrong, where any of that fails or what comes back is no usable Problem.
+    Args:
+        name: "module:factory" or "path/to/file.py:factory". A module is imported as Python would
+            from the current directory; the function takes no arguments.
+
+    Raises:
+        SettingError: any of that fails, with what went wrong, or the result is no usable Problem.
     """
     factory = _factory(name)
-    try:
+    with _own_failures(name):
         problem = factory()
-    except SettingError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a function of the user's own raises
-        raise SettingError(
-            f"problem {name!r} cannot be made: {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(problem, Problem):
         raise SettingError(
             f"problem {name!r} gives a {type(problem).__name__}: "
@@ -56,14 +57,8 @@ def _factory(name: str) -> Callable[[], object]:
     module_name, _, factory_name = name.rpartition(":")
     if not module_name or not factory_name:
         raise SettingError(f"problem {name!r}: give module:factory or file.py:factory")
-    try:
+    with _own_failures(name):
         module = _import_file(module_name) if module_name.endswith(".py") else _import(module_name)
-    except SettingError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
-        raise SettingError(
-            f"problem {name!r} cannot be made: {type(error).__name__}: {error}"
-        ) from error
     factory: object = getattr(module, factory_name, None)
     if not callable(factory):
         raise SettingError(f"problem {name!r}: {module.__file__} has no function {factory_name}")
@@ -81,10 +76,24 @@ def factory_config(name: str) -> FactoryConfig:
     except TypeError:  # a callable that is no function
         source = inspect.getsourcefile(type(factory))
     content = Path(source).read_bytes() if source is not None else b""
-    return FactoryConfig(factory=name, source=hashlib.sha256(content).hexdigest()[:16])
+    return FactoryConfig(factory=name, source=hashlib.sha256(content).hexdigest()[:DIGITS])
+
+
+@contextmanager
+def _own_failures(name: str) -> Iterator[None]:
+    """Whatever the user's own code raises as a SettingError that names the problem."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise SettingError(
+            f"problem {name!r} cannot be made: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _import(name: str) -> ModuleType:
+    """The module of this name, looked for in the current directory first."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -92,10 +101,11 @@ def _import(name: str) -> ModuleType:
 
 
 def _import_file(name: str) -> ModuleType:
+    """The module that a file holds, which may import what lies beside it."""
     path = Path(name).resolve()
     if not path.is_file():
         raise SettingError(f"problem: there is no file {name}")
-    if str(path.parent) not in sys.path:  # for what it imports from beside it
+    if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(f"_noisescale_problem_{path.stem}", path)
     assert spec is not None
@@ -110,17 +120,18 @@ def build_own_problem(
 ) -> Problem:
     """The problem that the user's factory makes, its model's random numbers drawn under `seed`.
 
-    Data that the factory itself draws at random are those of seed 0 whatever the seed.
+    Data that the factory itself draws at random are those of seed 0 whatever the seed. Raises
+    SettingError as `load_problem` does.
     """
-    problem = _own_data(config, device)
-    model = _call(config, seed).model if seed else copy.deepcopy(problem.model)
+    problem = _with_data_on(device, config)
+    model = _made_under(seed, config).model if seed else copy.deepcopy(problem.model)
     return replace(problem, model=model.to(device))
 
 
 @lru_cache(maxsize=1)  # many runs of a process are of one problem
-def _own_data(config: FactoryConfig, device: torch.device | str) -> Problem:
+def _with_data_on(device: torch.device | str, config: FactoryConfig) -> Problem:
     """The problem of seed 0, its data on the device."""
-    problem = _call(config, 0)
+    problem = _made_under(0, config)
     parts: dict[str, Any] = {
         split: Examples(*(values.to(device) for values in as_examples(data)))
         for split in SPLITS
@@ -129,7 +140,8 @@ def _own_data(config: FactoryConfig, device: torch.device | str) -> Problem:
     return replace(problem, **parts)
 
 
-def _call(config: FactoryConfig, seed: int) -> Problem:
+def _made_under(seed: int, config: FactoryConfig) -> Problem:
+    """The problem that the factory makes under torch's `seed`; no other random state is touched."""
     with preserved_random_state():
         torch.manual_seed(seed)
         return load_problem(config.factory)

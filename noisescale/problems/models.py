@@ -1,4 +1,4 @@
-"""The models of the studies, a multilayer perceptron and a small convolutional network, and their losses."""
+"""The studies' models, a multilayer perceptron and a small convolutional network, and losses."""
 
 from __future__ import annotations
 
@@ -22,10 +22,19 @@ def mlp(
     depth: int = 2,
     norm: Norm = "none",
 ) -> nn.Sequential:
-    """A ReLU network with `depth` hidden layers of `width` units, PyTorch's default initialisation.
+    """A fully connected ReLU network, with PyTorch's default initialisation.
 
-    Inputs (B, *input_shape) -> logits (B, num_classes). On MNIST its defaults are the three-case study's
-    784–1024–1024–10 with 1,863,690 parameters.
+    On MNIST its defaults are the three-case study's 784–1024–1024–10 with 1,863,690 parameters.
+
+    Args:
+        input_shape: of one example, such as (1, 28, 28).
+        num_classes: C, how many outputs.
+        width: units of each hidden layer.
+        depth: how many hidden layers.
+        norm: the normalisation before each activation: "none", "layer" or "batch".
+
+    Returns:
+        A model of inputs (B, *input_shape) -> logits (B, C).
     """
     layers: list[nn.Module] = [nn.Flatten()]
     fan_in = math.prod(input_shape)
@@ -43,16 +52,31 @@ def cnn(
     depth: int = 2,
     norm: Norm = "none",
 ) -> nn.Sequential:
-    """`depth` blocks of convolution 3×3, norm, ReLU and max-pooling 2×2, then one linear layer.
+    """A small convolutional network, with PyTorch's default initialisation.
 
-    Block k has width·2ᵏ channels. Inputs (B, channels, height, width) -> logits (B, num_classes). "layer"
-    normalises each example over its channels and pixels (GroupNorm with one group).
+    Blocks of convolution 3×3, norm, ReLU and max-pooling 2×2, then one linear layer; block k, from
+    0 on, has width·2ᵏ channels.
+
+    Args:
+        input_shape: of one example: channels, height, width.
+        num_classes: C, how many outputs.
+        width: channels of the first block.
+        depth: how many blocks, each of which halves the image.
+        norm: "none", "batch", or "layer", which normalises each example over its channels and
+            pixels (GroupNorm with one group).
+
+    Returns:
+        A model of inputs (B, channels, height, width) -> logits (B, C).
+
+    Raises:
+        SettingError: more blocks than the image can be halved.
     """
     channels, height, breadth = input_shape
     deepest = min(height, breadth).bit_length() - 1
     if depth > deepest:
         raise SettingError(
-            f"depth {depth} halves a {height}×{breadth} image away: give a depth of at most {deepest}"
+            f"depth {depth} halves a {height}×{breadth} image away: "
+            f"give a depth of at most {deepest}"
         )
     layers: list[nn.Module] = []
     for block in range(depth):
@@ -75,27 +99,30 @@ def build_model(
 
 
 def _norm_1d(norm: Norm, width: int) -> list[nn.Module]:
+    """The normalisation of (B, width), if any."""
     if norm == "none":
         return []
     return [nn.LayerNorm(width) if norm == "layer" else nn.BatchNorm1d(width)]
 
 
 def _norm_2d(norm: Norm, channels: int) -> list[nn.Module]:
+    """The normalisation of (B, channels, H, W), if any."""
     if norm == "none":
         return []
     return [nn.GroupNorm(1, channels) if norm == "layer" else nn.BatchNorm2d(channels)]
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """−log softmax(outputs)[target] of each example, in nats: logits (B, C), classes (B,) -> (B,)."""
+    """−log softmax(logits)[class] of each example, in nats: (B, C), (B,) -> (B,)."""
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """½ Σ_c (output_c − [c = target])² of each example: outputs (B, C), classes (B,) -> (B,).
 
-    Half the sum, neither the mean over classes nor without the half, so that the loss has unit curvature in
-    each output: the convention of Cohen et al. 2021 (arXiv 2103.00065), five times `mse_loss` at C = 10.
+    Half the sum, neither the mean over classes nor without the half, so that the loss has unit
+    curvature in each output: the convention of Cohen et al. 2021 (arXiv 2103.00065), five times
+    `mse_loss` at C = 10.
     """
     classes = torch.arange(outputs.shape[1], device=outputs.device)
     one_hot = targets.unsqueeze(1) == classes  # (B, C)

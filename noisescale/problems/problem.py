@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from noisescale.errors import DataError, SettingError
 from noisescale.problems.config import ProblemConfig
 
-Params = dict[str, Tensor]
-LossFn = Callable[[Tensor, Tensor], Tensor]
-MatVec = Callable[[Tensor], Tensor]
+Params = dict[str, Tensor]  # by name, as model.named_parameters() gives them
+LossFn = Callable[[Tensor, Tensor], Tensor]  # outputs (B, ...), targets (B, ...) -> (B,)
+MatVec = Callable[[Tensor], Tensor]  # v -> Hv, (P,) -> (P,)
 
 SPLITS = ("train", "validation", "test")
 PAIRS = (
@@ -24,42 +24,62 @@ PAIRS = (
 
 
 class Examples(NamedTuple):
-    """Inputs (N, *F) and targets (N, ...), on one device."""
+    """Inputs and targets of N examples, on one device.
+
+    Attributes:
+        inputs: (N, *F), one example a row.
+        targets: (N, ...), such as classes (N,) or values (N, C).
+    """
 
     inputs: Tensor
     targets: Tensor
 
     @property
     def num_examples(self) -> int:
+        """N."""
         return len(self.targets)
 
     def part(self, rows: slice | Tensor) -> Examples:
-        """The examples at these rows."""
+        """The examples at these rows.
+
+        Args:
+            rows: a slice, which copies nothing, or indices (n,) on the examples' device.
+        """
         return Examples(self.inputs[rows], self.targets[rows])
+
+
+Data = Examples | Dataset[tuple[Tensor, Tensor]]  # a split, as tensors or read item by item
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is trained and measured.
+    """What is trained and measured: a model, a loss for each example, and the examples.
 
-    model: maps inputs (B, *F) to outputs (B, ...), row by row unless it normalises over the batch.
-    loss: outputs (B, ...), targets (B, ...) -> (B,), one loss per example, unreduced.
-    train, validation, test: examples on the model's device.
-    config: how the problem was built, where it was built from a ProblemConfig.
+    Attributes:
+        model: maps inputs (B, *F) to outputs (B, ...), row by row unless it normalises over the
+            batch.
+        loss: outputs (B, ...), targets (B, ...) -> (B,): one loss for each example, not reduced.
+        train: the training examples, or a map-style Dataset of pairs (input, target) of equal
+            shapes, on the model's device.
+        validation: the same for the validation split; None: there is none.
+        test: the same for the test split; None: there is none.
+        config: how the problem was built, where it was built from a ProblemConfig.
     """
 
     model: nn.Module
     loss: LossFn
-    train: Examples | Dataset[tuple[Tensor, Tensor]]
-    validation: Examples | Dataset[tuple[Tensor, Tensor]] | None = None
-    test: Examples | Dataset[tuple[Tensor, Tensor]] | None = None
+    train: Data
+    validation: Data | None = None
+    test: Data | None = None
     config: ProblemConfig | None = None
 
 
-def as_examples(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> Examples:
+def as_examples(data: Data) -> Examples:
     """All of `data` as one pair of tensors; Examples come back as they are.
 
-    A Dataset's items must be pairs (input, target) of equal shapes throughout.
+    Raises:
+        DataError: a Dataset whose items are not pairs (input, target) of equal shapes throughout.
+        SettingError: neither Examples nor a map-style Dataset.
     """
     if isinstance(data, Examples):
         return data
@@ -76,8 +96,13 @@ def as_examples(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> Examples:
     return Examples(inputs, targets)
 
 
-def num_examples_of(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> int:
-    """How many examples there are; SettingError for what is neither Examples nor a map-style Dataset."""
+def num_examples_of(data: Data) -> int:
+    """How many examples there are.
+
+    Raises:
+        SettingError: neither Examples nor a map-style Dataset, or different numbers of inputs and
+            targets.
+    """
     if isinstance(data, Examples):
         if len(data.inputs) != len(data.targets):
             raise SettingError(
@@ -87,6 +112,7 @@ def num_examples_of(data: Examples | Dataset[tuple[Tensor, Tensor]]) -> int:
     is_map_style = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     if isinstance(data, DataLoader | tuple | list) or not is_map_style:
         raise SettingError(
-            f"data of type {type(data).__name__}: give noisescale.Examples or a map-style torch Dataset"
+            f"data of type {type(data).__name__}: give noisescale.Examples or a map-style torch "
+            "Dataset"
         )
     return len(cast(Sized, data))

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 
 import torch
 
-_LOCK = (
-    threading.RLock()
-)  # the state is the whole process's: of two threads one would draw the other's numbers
+# The state is the whole process's: of two threads one would draw the other's numbers
+_LOCK = threading.RLock()
 
 
 @contextmanager
 def preserved_random_state(devices: Sequence[torch.device] = ()) -> Iterator[None]:
-    """While open, torch's random state on the CPU and on `devices` may be used; it is put back at the end."""
+    """While open, torch's random state on the CPU and on `devices` is free to use."""
     with _LOCK, torch.random.fork_rng(list(devices)):
         yield

@@ -14,10 +14,14 @@ from noisescale.statistics.estimate import Population
 
 @dataclass(frozen=True, kw_only=True)
 class ExactMoments:
-    """At one parameter vector: gradient G (P,), gradient covariance Σ (P, P), Hessian H (P, P).
+    """The exact moments at one parameter vector, in one of two populations.
 
-    Population "distribution": expectations over fresh examples. "dataset": over the problem's N training
+    "distribution": expectations over fresh examples. "dataset": means over the problem's N training
     examples, Σ with 1/N.
+
+    gradient: G (P,), the mean gradient.
+    covariance: Σ (P, P), of the examples' gradients.
+    hessian: H (P, P), of the mean loss.
     """
 
     gradient: Tensor
@@ -27,7 +31,11 @@ class ExactMoments:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticProblem:
-    """A problem with P parameters in one tensor, and its exact moments as a function of them."""
+    """A problem with P parameters in one tensor, and its exact moments.
+
+    problem: to be measured.
+    moments: θ (P,) and the population -> the exact moments there.
+    """
 
     problem: Problem
     moments: Callable[[Tensor, Population], ExactMoments]
@@ -55,10 +63,19 @@ def noisy_quadratic(
     num_examples: int,
     generator: torch.Generator,
 ) -> SyntheticProblem:
-    """Losses ℓ_i(θ) = ½θᵀHθ + ζ_iᵀθ with ζ_i ~ N(0, Σ): G = Hθ and Σ everywhere the same.
+    """A quadratic whose gradient noise is the same everywhere.
 
-    hessian, covariance (P, P): symmetric, the covariance positive definite. start (P,): initial θ.
-    The dtype is the hessian's.
+    The losses are ℓ_i(θ) = ½θᵀHθ + ζ_iᵀθ with ζ_i ~ N(0, Σ), so that G = Hθ.
+
+    Args:
+        hessian: H (P, P), symmetric; its dtype is the problem's.
+        covariance: Σ (P, P), symmetric and positive definite.
+        start: the initial θ (P,).
+        num_examples: N.
+        generator: of the noise.
+
+    Returns:
+        The problem and its exact moments.
     """
     root = torch.linalg.cholesky(covariance)
     draws = torch.randn(num_examples, len(hessian), generator=generator, dtype=hessian.dtype)
@@ -87,12 +104,21 @@ def linear_regression(
     num_examples: int,
     generator: torch.Generator,
 ) -> SyntheticProblem:
-    """Losses ½(θᵀx − y)² with x ~ N(0, A), A = diag(input_variances), y = wᵀx + noise·N(0, 1); θ starts at 0.
+    """A linear regression on normal inputs, θ starting at 0.
 
-    With δ = θ − w, by the fourth moments of the normal distribution: G = Aδ, H = A and
-    Σ = (δᵀAδ + noise²)·A + Aδδᵀ A, so tr Σ = (δᵀAδ + noise²)·tr A + |Aδ|².
+    The losses are ½(θᵀx − y)² with x ~ N(0, A), A = diag(input_variances), and y = wᵀx + noise·N(0,
+    1). With δ = θ − w, by the fourth moments of the normal distribution: G = Aδ, H = A and Σ =
+    (δᵀAδ + noise²)·A + Aδδᵀ A, so tr Σ = (δᵀAδ + noise²)·tr A + |Aδ|².
 
-    input_variances, weights (P,): positive variances, and w. The dtype is the weights'.
+    Args:
+        input_variances: the diagonal of A (P,), positive.
+        weights: w (P,); its dtype is the problem's.
+        noise: the standard deviation of the targets about wᵀx.
+        num_examples: N.
+        generator: of inputs and targets.
+
+    Returns:
+        The problem and its exact moments.
     """
     dtype, dim = weights.dtype, len(weights)
     inputs = (

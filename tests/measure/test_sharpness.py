@@ -133,3 +133,24 @@ def test_impossible_measurements_are_refused():
     ):
         with pytest.raises(SettingError, match=message):
             measure_sharpness(problem, options=replace(SharpnessOptions(), **options))
+
+
+def test_a_seed_beside_the_options_is_that_of_the_options():
+    problem = classification()
+    options = SharpnessOptions(num_examples=20)
+    seeded_options = measure_sharpness(problem, None, replace(options, seed=3))
+    assert measure_sharpness(problem, None, options, seed=3).loss == seeded_options.loss
+    both = measure_sharpness(problem, None, replace(options, seed=3), seed=3)
+    assert both.loss == seeded_options.loss != measure_sharpness(problem, None, options).loss
+    with pytest.raises(SettingError, match="seed 0: the options have seed 3"):
+        measure_sharpness(problem, None, replace(options, seed=3), seed=0)
+
+
+def test_the_report_counts_the_products():
+    said = []
+    options = replace(EVERYTHING, ggn=True, phi=False, interaction_batches=3)
+    found = measure_sharpness(classification(), options=options, report=said.append)
+    products = [activity for activity in said if "(product" in activity]
+    assert said[:2] == ["loss and gradient", "largest eigenvalue (product 1)"]
+    assert products[-1] == f"gradient-noise interaction (product {found.num_matvecs})"
+    assert len(products) == found.num_matvecs

@@ -1,14 +1,20 @@
 """The constants of stability against dense matrices, and against each other."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure import stability
-from noisescale.measure.stability import measure_stability, simulate_threshold
+from noisescale.measure.stability import (
+    StabilityFields,
+    StabilityOptions,
+    measure_stability,
+    simulate_threshold,
+)
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Examples, Problem
 from tests.helpers.closed_forms import constants_of
@@ -58,6 +64,34 @@ def test_a_subset_says_how_many_it_looked_at():
     found = measure_stability(classification(num_examples=50), num_examples=20, descent=False)
     assert found.num_examples == 20
     assert measure_stability(classification(num_examples=50), descent=False).num_examples == 50
+
+
+def test_options_may_be_given_as_keywords_and_a_seed_as_a_generator():
+    problem = classification(num_examples=50)
+    options = StabilityOptions(num_examples=20, descent=False)
+    found = measure_stability(problem, None, options, seed=3)
+    same = measure_stability(
+        problem, num_examples=20, descent=False, generator=torch.Generator().manual_seed(3)
+    )
+    other = measure_stability(problem, options=options)
+    assert (found.sharpness, found.trace) == (same.sharpness, same.trace)
+    assert (found.sharpness, found.trace) != (other.sharpness, other.trace)
+
+
+def test_options_and_single_fields_of_them_are_not_mixed():
+    with pytest.raises(SettingError, match="options and num_examples, descent"):
+        measure_stability(
+            classification(), options=StabilityOptions(), num_examples=20, descent=False
+        )
+    assert set(StabilityFields.__annotations__) == {
+        field.name for field in dataclasses.fields(StabilityOptions)
+    }
+
+
+def test_the_report_is_told_what_is_computed():
+    said = []
+    measure_stability(classification(), report=said.append)
+    assert said == ["curvature of single examples", "largest eigenvalue", "noise scale"]
 
 
 def test_nothing_is_unstable_without_curvature():

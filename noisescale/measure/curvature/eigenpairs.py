@@ -1,46 +1,54 @@
-"""Extreme eigenpairs of a symmetric matrix known only by its products, with residuals and a verdict."""
+"""Extreme eigenpairs of a symmetric matrix known by its products, with residuals and a verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from noisescale.errors import SettingError
 from noisescale.measure.curvature.krylov import Krylov, product, rounding
+from noisescale.measure.curvature.operators import space_of
 from noisescale.problems.problem import MatVec
 
 Which = Literal["largest", "smallest", "magnitude"]
 Method = Literal["lanczos", "power"]
 
-BASIS_BYTES = (
-    2**28
-)  # of Krylov vectors before a restart, where that leaves enough of them to work with
-# A start that happens to lack the sought eigenvector converges to the next one first. Two further products
-# that change nothing, and a random half of every warm start, make that rare: .7 % instead of 1 % of cold
-# starts, 12 % instead of all of those from an eigenvector that has just been overtaken (simulated, gap 4 %)
+# Of Krylov vectors before a restart: 256 MiB, beside which a model and its graph fit on any
+# machine; more of them where these do not leave enough to work with
+BASIS_BYTES = 2**28
+# A start that happens to lack the sought eigenvector converges to the next one first. Two further
+# products that change nothing, and a random half of every warm start, make that rare. Simulated
+# with a gap of 4 %: 0.7 % of cold starts end there, 1 % without; of warm starts from an eigenvector
+# that has just been overtaken 12 %, without all.
 PATIENCE = 2
 WARM_START_NOISE = 1.0
-RIVALRY = (
-    0.05  # how far beyond the wanted ones, in their units, another's residual must reach to matter
-)
-COMPANIONS = (
-    2  # Ritz vectors after the wanted ones that a warm start contains, since they may overtake them
-)
+# How far beyond the wanted values, in units of the last of them, another's residual must reach to
+# matter: residuals bound errors from far above, so that a little beyond is no sign of a rival
+RIVALRY = 0.05
+# Ritz vectors after the wanted ones that a warm start contains, since they may overtake them
+COMPANIONS = 2
+# Power iteration: |Hv| has settled when it grows by less than 1 % in a step; if half of Hv is still
+# residual then, two eigenvalues of opposite sign and nearly equal magnitude compete
+SETTLING = 1.01
+COMPETING = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class EigenPairs:
-    """K eigenpairs of a symmetric matrix, in the order asked for.
+    """K eigenpairs of a symmetric matrix, the most wanted first.
 
-    values (K,), vectors (K, P) of unit length, residuals (K,): |Hv − λv|, which bounds the distance of λ from
-        the nearest eigenvalue. All on the CPU in float64 but the vectors.
-    tolerances (K,): the residual that counted as converged, rtol·|λ| or what rounding leaves.
-    companions (J, P): estimates of the eigenvectors that come next, unit length, maybe none.
-    num_matvecs: products used.
+    Attributes:
+        values: λ (K,), float64 on the CPU.
+        vectors: v (K, P), a unit vector a row, in the dtype and on the device of the products.
+        residuals: |Hv − λv| (K,), float64 on the CPU; each bounds the distance of its λ from the
+            nearest eigenvalue.
+        tolerances: the residuals that count as converged (K,): rtol·|λ|, or what rounding leaves.
+        companions: estimates of the eigenvectors that come next (J, P), unit vectors, maybe none.
+        num_matvecs: products used.
     """
 
     values: Tensor
@@ -57,51 +65,70 @@ class EigenPairs:
 
     @property
     def warm_start(self) -> Tensor:
-        """What to start from at nearby parameters: (K + J, P), the companions at lesser weights."""
+        """What to start from at nearby parameters: (K + J, P), the companions with less weight."""
         weights = 0.5 ** torch.arange(1, len(self.companions) + 1)
         return torch.cat([self.vectors, weights.to(self.companions).unsqueeze(1) * self.companions])
 
     @property
     def converged(self) -> bool:
-        """Whether all are."""
+        """Whether all residuals are within their tolerances."""
         return bool(self.converged_each.all())
 
 
 def top_eigenpairs(
     matvec: MatVec,
     *,
-    dim: int,
+    dim: int | None = None,
     k: int = 1,
     which: Which = "largest",
     method: Method = "lanczos",
     rtol: float = 1e-3,
     max_matvecs: int = 200,
     start: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> EigenPairs:
-    """The k largest, the k smallest (algebraically) or the k largest-in-magnitude eigenpairs.
+    """The k largest, k smallest (algebraically) or k largest-in-magnitude eigenpairs.
 
-    matvec: v -> Hv, (P,) -> (P,), of one symmetric matrix; dim: P.
-    method: "lanczos" with full reorthogonalisation and thick restarts (Wu and Simon 2000), or "power"
-        iteration with deflation, which takes many more products.
-    rtol: a pair has converged when |Hv − λv| ≤ rtol·|λ|, or ≤ 100·ε·|H| where rounding forbids better.
-    max_matvecs: products at most; whatever has not converged by then is returned with its residual and
-        `converged` False.
-    start: (P,) or (K, P), vectors near the ones sought, such as those of an earlier checkpoint.
-    generator: of the random start, on the CPU; None: seed 0.
+    The stop is on the residual, never on the change of the value, which on spectra such as {50, 48}
+    or {−52, 50} stands still at wrong values. A small residual proves λ to be *an* eigenvalue; that
+    none lies beyond it rests on the random part of the start. Of a multiple eigenvalue Lanczos
+    finds one copy until rounding brings up the next; "power" finds all.
 
-    The stop is on the residual, never on the change of the value, which on spectra such as {50, 48} or
-    {−52, 50} stands still at wrong values. A small residual proves λ to be *an* eigenvalue; that none lies
-    beyond it rests on the random part of the start. Of a multiple eigenvalue Lanczos finds one copy until
-    rounding brings up the next; "power" finds all.
+    Args:
+        matvec: v -> Hv, (P,) -> (P,), of one symmetric matrix. What `hessian_matvec` and
+            `ggn_matvec` return knows its dim, dtype and device; a bare function's are said here.
+        dim: P. None: the operator's own; a bare function needs it.
+        k: how many, 1 to P.
+        which: "largest", "smallest" or "magnitude".
+        method: "lanczos" with full reorthogonalisation and thick restarts (Wu and Simon 2000), or
+            "power" iteration with deflation, which takes many more products.
+        rtol: a pair has converged when |Hv − λv| ≤ rtol·|λ|, or ≤ 100·ε·|H| where rounding forbids
+            better.
+        max_matvecs: products at most; what has not converged by then is returned with its residual
+            and `converged` False.
+        start: (P,) or (K, P), vectors near the ones sought, such as those of an earlier checkpoint;
+            None: a random one.
+        dtype: of the vectors. None: the operator's own, so float64 for an operator in float64;
+            float32 for a bare function.
+        device: of the vectors. None: the operator's own; the CPU for a bare function.
+        generator: of the random vectors, on the CPU; None: seed 0.
 
-    Raises SettingError for k outside 1…P and other bad arguments, MeasurementError where a product is not
-    finite or the products are not those of one symmetric matrix (an active dropout, say).
+    Returns:
+        The pairs, the most wanted first, each with its residual.
+
+    Raises:
+        SettingError: k outside 1…P or another bad argument; a bare function without dim; a dim,
+            dtype or device that is not the operator's.
+        MeasurementError: a product is not finite, or the products are not those of one symmetric
+            matrix, as with an active dropout.
     """
-    if not 1 <= k <= dim:
-        raise SettingError(f"k = {k}: the matrix has P = {dim} eigenvalues; give 1 to {dim}")
+    space = space_of(matvec, dim=dim, dtype=dtype, device=device)
+    if not 1 <= k <= space.dim:
+        raise SettingError(
+            f"k = {k}: the matrix has P = {space.dim} eigenvalues; give 1 to {space.dim}"
+        )
     if which not in get_args(Which) or method not in get_args(Method):
         raise SettingError(
             f"which {which!r}, method {method!r}: choose which of {', '.join(get_args(Which))} "
@@ -111,35 +138,51 @@ def top_eigenpairs(
         raise SettingError(f"rtol {rtol!r}: give a number between 0 and 1, such as 1e-3")
     if max_matvecs < k:
         raise SettingError(f"max matvecs {max_matvecs}: {k} eigenpairs take at least {k}")
+    search = _Search(which=which, k=k, rtol=rtol, max_matvecs=max_matvecs)
     generator = generator or torch.Generator().manual_seed(0)
 
     def random() -> Tensor:
-        return torch.randn(dim, generator=generator, dtype=dtype).to(device)
+        return space.normal(generator)
 
     solve = _lanczos if method == "lanczos" else _power
-    return solve(matvec, random, k, which, rtol, max_matvecs, _starts(start, random, dim))
+    return solve(matvec, search, _starts(start, random, space.dim), random)
+
+
+class _Search(NamedTuple):
+    """Which eigenpairs are sought, how precisely and for how many products."""
+
+    which: Which
+    k: int
+    rtol: float
+    max_matvecs: int
+
+    def scores(self, values: Tensor) -> Tensor:
+        """The larger, the more wanted."""
+        if self.which == "magnitude":
+            return values.abs()
+        return values if self.which == "largest" else -values
+
+    def tolerances(self, values: Tensor, norm: float, dtype: torch.dtype) -> Tensor:
+        """The residuals (K,) that count as converged; norm: |H|."""
+        return (self.rtol * values.abs()).clamp(min=rounding(dtype) * norm)
 
 
 def _lanczos(
-    matvec: MatVec,
-    random: Callable[[], Tensor],
-    k: int,
-    which: Which,
-    rtol: float,
-    max_matvecs: int,
-    start: Tensor | None,
+    matvec: MatVec, search: _Search, start: Tensor | None, random: Callable[[], Tensor]
 ) -> EigenPairs:
+    """The Ritz pairs of a Krylov basis, grown and restarted until the wanted ones have settled."""
+    k = search.k
     first = random() if start is None else start.sum(0)
-    rows = BASIS_BYTES // first.nbytes
-    krylov = Krylov(matvec, first, capacity=min(max_matvecs, max(rows, 2 * k + 8)), random=random)
+    rows = max(BASIS_BYTES // first.nbytes, 2 * k + 8)
+    krylov = Krylov(matvec, first, capacity=min(search.max_matvecs, rows), random=random)
     settled = 0
     while True:
         krylov.step()
         values, coordinates, residuals = krylov.ritz()
-        scores = _scores(values, which)
+        scores = search.scores(values)
         order = scores.argsort(descending=True)
         wanted, others = order[:k], order[k:]
-        tolerances = _tolerances(values[wanted], krylov.norm, rtol, first.dtype)
+        tolerances = search.tolerances(values[wanted], krylov.norm, first.dtype)
         converged = len(wanted) == k and bool((residuals[wanted] <= tolerances).all())
         # the eigenvalue that an unconverged Ritz value stands for may lie beyond the wanted ones
         reach = scores[others] + residuals[others]
@@ -149,7 +192,7 @@ def _lanczos(
         )
         settled = settled + 1 if converged and not rivals else 0
         complete = krylov.size == krylov.dim
-        if settled > PATIENCE or complete or krylov.num_matvecs == max_matvecs:
+        if settled > PATIENCE or complete or krylov.num_matvecs == search.max_matvecs:
             return EigenPairs(
                 values=values[wanted],
                 vectors=krylov.vectors(coordinates[:, wanted]),
@@ -163,65 +206,97 @@ def _lanczos(
 
 
 def _power(
-    matvec: MatVec,
-    random: Callable[[], Tensor],
-    k: int,
-    which: Which,
-    rtol: float,
-    max_matvecs: int,
-    start: Tensor | None,
+    matvec: MatVec, search: _Search, start: Tensor | None, random: Callable[[], Tensor]
 ) -> EigenPairs:
-    """Pair after pair, each orthogonal to those before (deflation), then Rayleigh–Ritz on all of them.
-
-    Power iteration finds the largest |λ|. Where that lies at the wrong end of the spectrum, or two of
-    opposite sign compete, it goes on with H ± |H|·I, in which the sought end is the largest in magnitude.
-    """
-    sign = {"largest": 1.0, "smallest": -1.0, "magnitude": 0.0}[which]
+    """Pair after pair, each orthogonal to those before, then Rayleigh–Ritz on all of them."""
     template = random()
-    vectors, images = template.new_empty(0, len(template)), template.new_empty(0, len(template))
+    vectors = template.new_empty(0, len(template))
+    images = vectors  # H times them, (0, P) as yet
+    norm, num_matvecs = 0.0, 0
+    for index in range(search.k):
+        first = start[index] if start is not None and index < len(start) else random()
+        reserved = search.k - 1 - index  # one product at least for every pair to come
+        pair = _deflated_pair(
+            matvec,
+            search,
+            vectors,
+            first,
+            max_matvecs=search.max_matvecs - num_matvecs - reserved,
+            random=random,
+        )
+        vectors = torch.cat([vectors, pair.vector.unsqueeze(0)])
+        images = torch.cat([images, pair.image.unsqueeze(0)])
+        norm = max(norm, pair.norm)
+        num_matvecs += pair.num_matvecs
+    return _rayleigh_ritz(search, vectors, images, norm, num_matvecs)
+
+
+class _PowerPair(NamedTuple):
+    """A unit vector (P,) and its image Hv (P,), the largest |Hv| met, and the products used."""
+
+    vector: Tensor
+    image: Tensor
+    norm: float
+    num_matvecs: int
+
+
+def _deflated_pair(
+    matvec: MatVec,
+    search: _Search,
+    earlier: Tensor,
+    first: Tensor,
+    *,
+    max_matvecs: int,
+    random: Callable[[], Tensor],
+) -> _PowerPair:
+    """The sought eigenpair on the complement of the vectors `earlier` (K, P), from `first` (P,) on.
+
+    Power iteration finds the largest |λ|. Where that lies at the wrong end of the spectrum, or two
+    of opposite sign compete, it goes on with H ± |H|·I, in which the sought end is the largest in
+    magnitude.
+    """
+    sign = {"largest": 1.0, "smallest": -1.0, "magnitude": 0.0}[search.which]
+    vector = _deflated_unit(first, earlier)
+    norm = shift = 0.0  # of H on the complement; |H| once the matrix is shifted
     num_matvecs = 0
-    norms = []
+    while True:
+        image = product(matvec, vector)
+        num_matvecs += 1
+        value, size = float(vector @ image), float(image.norm())
+        settling = size <= SETTLING * norm
+        norm = max(norm, size)
+        residual = float(_without(image - value * vector, earlier).norm())
+        converged = residual <= max(search.rtol * abs(value), rounding(image.dtype) * norm)
+        wrong_end = converged and sign * value + shift < 0
+        if num_matvecs >= max_matvecs or (converged and not wrong_end):
+            return _PowerPair(vector, image, norm, num_matvecs)
+        competing = settling and not shift and residual > COMPETING * size
+        if sign and (wrong_end or competing):
+            shift = norm
+            vector = _deflated_unit(random(), earlier)
+        else:
+            vector = _deflated_unit(image + sign * shift * vector, earlier)
 
-    def unit(vector: Tensor) -> Tensor:
-        for _ in range(2):
-            vector = vector - (vectors @ vector) @ vectors
-        return torch.nn.functional.normalize(vector, dim=0)
 
-    for index in range(k):
-        vector = unit(start[index] if start is not None and index < len(start) else random())
-        budget = max_matvecs - (k - 1 - index)  # one product at least for every pair
-        norm = shift = 0.0  # of H on what the earlier vectors leave
-        while True:
-            image = product(matvec, vector)
-            num_matvecs += 1
-            value, size = float(vector @ image), float(image.norm())
-            settling = size <= 1.01 * norm
-            norm = max(norm, size)
-            residual = image - value * vector
-            residual_norm = float((residual - (vectors @ residual) @ vectors).norm())
-            converged = residual_norm <= max(rtol * abs(value), rounding(image.dtype) * norm)
-            wrong_end = converged and sign * value + shift < 0
-            competing = settling and not shift and residual_norm > 0.5 * size
-            if num_matvecs >= budget or (converged and not wrong_end):
-                break
-            if sign and (wrong_end or competing):
-                shift = norm
-                vector = unit(random())
-            else:
-                vector = unit(image + sign * shift * vector)
-        vectors = torch.cat([vectors, vector.unsqueeze(0)])
-        images = torch.cat([images, image.unsqueeze(0)])
-        norms.append(norm)
-    return _rayleigh_ritz(vectors, images, which, rtol, max(norms), num_matvecs)
+def _deflated_unit(vector: Tensor, earlier: Tensor) -> Tensor:
+    """The vector (P,) made orthogonal to the rows of `earlier` (K, P) and of unit length."""
+    for _ in range(2):  # once leaves rounding errors along the earlier ones
+        vector = _without(vector, earlier)
+    return torch.nn.functional.normalize(vector, dim=0)
+
+
+def _without(vector: Tensor, earlier: Tensor) -> Tensor:
+    """The vector (P,) without its part along the orthonormal rows of `earlier` (K, P)."""
+    return vector - (earlier @ vector) @ earlier
 
 
 def _rayleigh_ritz(
-    vectors: Tensor, images: Tensor, which: Which, rtol: float, norm: float, num_matvecs: int
+    search: _Search, vectors: Tensor, images: Tensor, norm: float, num_matvecs: int
 ) -> EigenPairs:
     """The best pairs in the span of `vectors` (K, P), whose products are `images` (K, P)."""
-    projection = (vectors @ images.T).double().cpu()
+    projection = (vectors @ images.T).double().cpu()  # (K, K)
     values, coordinates = torch.linalg.eigh((projection + projection.T) / 2)
-    order = _scores(values, which).argsort(descending=True)
+    order = search.scores(values).argsort(descending=True)
     values, rotation = values[order], coordinates[:, order].T.to(vectors)
     vectors, images = rotation @ vectors, rotation @ images
     residuals = (images - values.to(vectors).unsqueeze(1) * vectors).norm(dim=1).double().cpu()
@@ -229,22 +304,10 @@ def _rayleigh_ritz(
         values=values,
         vectors=vectors,
         residuals=residuals,
-        tolerances=_tolerances(values, norm, rtol, vectors.dtype),
+        tolerances=search.tolerances(values, norm, vectors.dtype),
         companions=vectors[:0],
         num_matvecs=num_matvecs,
     )
-
-
-def _scores(values: Tensor, which: Which) -> Tensor:
-    """The larger, the more wanted."""
-    if which == "magnitude":
-        return values.abs()
-    return values if which == "largest" else -values
-
-
-def _tolerances(values: Tensor, norm: float, rtol: float, dtype: torch.dtype) -> Tensor:
-    """The residuals (K,) that count as converged."""
-    return (rtol * values.abs()).clamp(min=rounding(dtype) * norm)
 
 
 def _starts(start: Tensor | None, random: Callable[[], Tensor], dim: int) -> Tensor | None:
@@ -259,7 +322,8 @@ def _starts(start: Tensor | None, random: Callable[[], Tensor], dim: int) -> Ten
         or not start.norm(dim=1).all()
     ):
         raise SettingError(
-            f"start of shape {tuple(start.shape)}: give finite vectors that are not zero, of length P = {dim}"
+            f"start of shape {tuple(start.shape)}: "
+            f"give finite vectors that are not zero, of length P = {dim}"
         )
     noise = torch.stack([random() for _ in start])
     noise *= start.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)

@@ -10,12 +10,14 @@ from noisescale.errors import MeasurementError
 from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.problem import Examples, MatVec, Params
 
-LARGEST_OUTPUT = 128  # numbers the model gives for one example, each of which takes a backward pass
-JACOBIAN_BYTES = 2**27  # of Jacobians written out at once
+# Numbers the model gives for one example: each takes a backward pass, and matrices of their square
+# are kept
+LARGEST_OUTPUT = 128
+JACOBIAN_BYTES = 2**27  # of Jacobians written out at once: 128 MiB, as much as a chunk's graph
 
 
 class OutputJacobian:
-    """The Jacobian J_i (C, P) of each example's outputs, flattened, at an objective's point; never formed."""
+    """The Jacobians J_i (C, P) of single examples' outputs, flattened, at a point; never formed."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
@@ -46,7 +48,7 @@ class OutputJacobian:
     def output_curvature(self) -> Tensor:
         """A_i, the Hessian of each example's loss in its outputs: (N, C, C)."""
         objective = self.objective
-        found: list[Tensor] = []
+        curvatures: list[Tensor] = []
 
         def loss(output: Tensor, target: Tensor) -> Tensor:
             return objective.losses(output.unsqueeze(0), target.unsqueeze(0))[0]
@@ -56,25 +58,25 @@ class OutputJacobian:
             size = outputs[0].numel()
             if size > LARGEST_OUTPUT:
                 raise MeasurementError(
-                    f"{objective.name} gives {size} numbers for one example: the curvature of single "
-                    f"examples is measured for at most {LARGEST_OUTPUT}"
+                    f"{objective.name} gives {size} numbers for one example: "
+                    f"the curvature of single examples is measured for at most {LARGEST_OUTPUT}"
                 )
             curvature = vmap(hessian(loss))(outputs, chunk.targets)
-            found.append(curvature.detach().reshape(chunk.num_examples, size, size))
+            curvatures.append(curvature.detach().reshape(chunk.num_examples, size, size))
 
         objective.for_each_chunk(add)
-        return torch.cat(found)
+        return torch.cat(curvatures)
 
 
 class ExampleCurvature:
     """H_i = J_iᵀ A_i J_i of each of an objective's n examples, none of them ever formed.
 
-    J_i (C, P): the Jacobian of the example's C outputs; A_i (C, C): the Hessian of its loss in them. H =
-    (1/n) Σ H_i is the Gauss–Newton matrix of `ggn_matvec`.
+    J_i (C, P): the Jacobian of the example's C outputs; A_i (C, C): the Hessian of its loss in
+    them. H = (1/n) Σ H_i is the Gauss–Newton matrix of `ggn_matvec`.
 
     output_curvature: A (n, C, C). kernel: J_iJ_iᵀ (n, C, C). Both in the objective's dtype.
 
-    MeasurementError where the model gives more than 128 numbers an example.
+    Raises MeasurementError where the model gives more than 128 numbers for an example.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -102,18 +104,21 @@ class ExampleCurvature:
 
     def forms(self, vector: Tensor) -> Tensor:
         """vᵀH_i v of each example, for v (P,): (n,) in float64."""
-        found: list[Tensor] = []
+        forms: list[Tensor] = []
         direction = self.objective.unflatten(vector.to(self.objective.point))
 
         def add(chunk: Examples, start: int) -> None:
             middle = self.output_curvature[start : start + chunk.num_examples]
-            found.append(self._jacobian.forms(self.objective.cast(chunk.inputs), middle, direction))
+            forms.append(self._jacobian.forms(self.objective.cast(chunk.inputs), middle, direction))
 
         self.objective.for_each_chunk(add)
-        return torch.cat(found)
+        return torch.cat(forms)
 
     def largest_each(self) -> Tensor:
-        """λ_max(H_i) of each example: (n,) in float64. That of A J Jᵀ, whose other eigenvalues are zero."""
+        """λ_max(H_i) of each example: (n,) in float64.
+
+        Read off A_i J_i J_iᵀ (C, C), which has the eigenvalues of H_i but for zeros.
+        """
         values: Tensor = torch.linalg.eigvals(self.output_curvature.double() @ self.kernel.double())
         return values.real.amax(1)
 
@@ -129,14 +134,13 @@ class ExampleCurvature:
 
         each = vmap(jacrev(outputs), in_dims=(None, 0))
         row_bytes = self.objective.dim * self.objective.point.element_size()
-        room = JACOBIAN_BYTES // (self.output_curvature.shape[1] * row_bytes)
-        parts = []
-        for part in inputs.split(max(room, 1)):
-            jacobians = [
-                one.flatten(2) for one in each(self._jacobian.params, part).values()
-            ]  # (B, C, P')
-            parts.append(torch.stack([one @ one.mT for one in jacobians]).sum(0))
-        return torch.cat(parts)
+        at_once = JACOBIAN_BYTES // (self.output_curvature.shape[1] * row_bytes)
+        kernels = []
+        for part in inputs.split(max(at_once, 1)):
+            by_parameter = each(self._jacobian.params, part).values()
+            jacobians = [jacobian.flatten(2) for jacobian in by_parameter]  # (B, C, P')
+            kernels.append(torch.stack([jacobian @ jacobian.mT for jacobian in jacobians]).sum(0))
+        return torch.cat(kernels)
 
     def _mean_product(self, middle: Tensor, vector: Tensor) -> Tensor:
         """(1/n) Σ J_iᵀ M_i J_i v for M (n, C, C)."""

@@ -10,19 +10,24 @@ from torch import Tensor
 from noisescale.errors import MeasurementError
 from noisescale.problems.problem import MatVec
 
+# Units of the precision that rounding leaves of a product's residual, relative to |H|
+ROUNDING = 100
+
 
 class Krylov:
     """Rows q_1 … q_m of Q (m, P) and T = Q H Qᵀ (m, m), grown by one product a step (Lanczos 1950).
 
-    Every new row is made orthogonal to all earlier ones, twice, so that Q stays orthonormal to rounding and
-    no copies of converged eigenvalues appear. Since each row meets all earlier ones anyway, T is filled from
-    those inner products, whatever the rows before were: so the basis may be replaced by a few Ritz vectors
-    (`restart`), and the steps go on.
+    Every new row is made orthogonal to all earlier ones, twice, so that Q stays orthonormal to
+    rounding and no copies of converged eigenvalues appear. Since each row meets all earlier ones
+    anyway, T is filled from those inner products, whatever the rows before were: so the basis may
+    be replaced by a few Ritz vectors (`restart`), and the steps go on.
 
-    start (P,): the first direction. random: gives a vector (P,) when the basis has become invariant.
+    start (P,): the first direction. random: gives a vector (P,) when the basis has become
+        invariant.
     capacity: rows at most between restarts.
 
-    mismatch: the largest |q_iᵀHq_j − q_jᵀHq_i| met: rounding, for a symmetric H. A part of the residuals.
+    mismatch: the largest |q_iᵀHq_j − q_jᵀHq_i| met: rounding, for a symmetric H. A part of the
+        residuals.
     coupling: β_m = |(I − QᵀQ) H q_m|, 0 once the basis spans an invariant subspace.
     """
 
@@ -76,7 +81,10 @@ class Krylov:
             self._projection[last, self.size] = self._projection[self.size, last] = self.coupling
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Values (m,) ascending, their vectors' coordinates in Q as columns (m, m), residuals (m,)."""
+        """Ritz values (m,) ascending, vectors by their coordinates in Q (m, m), residuals (m,).
+
+        The coordinates of a vector are a column.
+        """
         values, coordinates = torch.linalg.eigh(self.projection)
         return values, coordinates, self.coupling * coordinates[-1].abs() + self.mismatch
 
@@ -87,20 +95,21 @@ class Krylov:
     def restart(self, keep: Tensor) -> None:
         """Replaces the basis by the Ritz vectors at the indices `keep` (Wu and Simon 2000)."""
         values, coordinates, _ = self.ritz()
-        count = len(keep)
+        size = len(keep)
         following = self._rows[self.size].clone()
-        self._rows[:count] = self.vectors(coordinates[:, keep])
-        self._rows[count] = following
+        self._rows[:size] = self.vectors(coordinates[:, keep])
+        self._rows[size] = following
         self._projection.zero_()
-        self._projection[range(count), range(count)] = values[keep]
+        self._projection[range(size), range(size)] = values[keep]
         border = self.coupling * coordinates[-1, keep]
-        self._projection[count, :count] = self._projection[:count, count] = border
-        self.size = count
+        self._projection[size, :size] = self._projection[:size, size] = border
+        self.size = size
 
     def _check_symmetry(self, inner: Tensor, expected: Tensor) -> None:
         """q_jᵀHq_m must be the q_mᵀHq_j seen before: β_j for the neighbour, 0 for the rest.
 
-        Up to the root of the precision: well above rounding, below what a random or wrong product gives.
+        Up to the root of the precision: well above rounding, below what a random or wrong product
+        gives.
         """
         if not len(inner):
             return
@@ -109,8 +118,9 @@ class Krylov:
         if self.mismatch > tolerance * max(self.norm, float(inner.abs().max())):
             raise MeasurementError(
                 "the products are not those of one symmetric matrix: qᵀ(Hp) and pᵀ(Hq) differ by "
-                f"{self.mismatch:.2g}. Is the function random, as with an active dropout, or the second "
-                "derivative of one of its operations wrong, as that of weight_norm in some versions of torch?"
+                f"{self.mismatch:.2g}. Is the function random, as with an active dropout, or the "
+                "second derivative of one of its operations wrong, as that of weight_norm in some "
+                "versions of torch?"
             )
 
 
@@ -124,11 +134,14 @@ def product(matvec: MatVec, vector: Tensor) -> Tensor:
 
 def rounding(dtype: torch.dtype) -> float:
     """The relative size below which a residual is rounding error alone."""
-    return 100 * torch.finfo(dtype).eps
+    return ROUNDING * torch.finfo(dtype).eps
 
 
 def _orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner products (m,), float64, on the CPU, and what is orthogonal to the basis (P,); done twice."""
+    """Inner products (m,) with the basis, float64 on the CPU, and what is orthogonal to it (P,).
+
+    Done twice, since once leaves rounding errors along the basis.
+    """
     first = basis @ vector
     remainder = vector - first @ basis
     second = basis @ remainder

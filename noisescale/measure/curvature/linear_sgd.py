@@ -1,4 +1,7 @@
-"""SGD linearised at a minimum: x ← x − (η/B) Σ_{i in batch} H_i x, and the rate beyond which x grows."""
+"""SGD linearised at a minimum, and the learning rate beyond which it grows.
+
+The steps are x ← x − (η/B) Σ_{i in batch} H_i x.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,19 @@ from noisescale.problems.problem import Params
 from noisescale.problems.sampling import Batches
 from noisescale.statistics.estimate import Estimate, from_samples, undefined
 
-DECIDED = 25.0  # log of a growth or decay of x that no later step is expected to undo
-BISECTIONS = 7
-NORMALISED = 5  # steps between two normalisations of x
-MEASURED = 512  # examples whose quadratic loss tells growth from decay
+DECIDED = 25.0  # log of a growth or decay of x, 10^11, that no later step is expected to undo
+BISECTIONS = 7  # of log η: 1/128 of the range, below the spread of the replicas' thresholds
+NORMALISED = 5  # steps between two normalisations of x, few enough for x to stay within float32
+MEASURED = (
+    512  # examples whose quadratic loss tells growth from decay; its precise size is no matter
+)
 
 
 class LinearisedSGD:
     """The steps of SGD on the quadratic model of an objective's loss at its point.
 
-    H_i = J_iᵀ A_i J_i: the Gauss–Newton matrix of an example, so that the model is exact, about its minimum,
-    for a network linear in its parameters.
+    H_i = J_iᵀ A_i J_i: the Gauss–Newton matrix of an example, so that the model is exact, about its
+    minimum, for a network linear in its parameters.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -35,7 +40,13 @@ class LinearisedSGD:
         self._each = ExampleMap()
 
     def step(self, points: Params, batches: Tensor, rates: Tensor) -> Params:
-        """One update of R replicas: points (R, *shape), indices of their batches (R, B), rates (R,)."""
+        """One update of R replicas.
+
+        Args:
+            points: x of each (R, *shape), by parameter.
+            batches: the indices of each one's batch (R, B).
+            rates: η of each (R,).
+        """
         inputs = self.objective.cast(self.objective.examples.inputs[batches])  # (R, B, *F)
         middle = self._output_curvature[batches]  # (R, B, C, C)
         arguments = (inputs, middle, points)
@@ -50,10 +61,10 @@ class LinearisedSGD:
         """½ mean xᵀH_i x of each replica over the examples at `rows` (n,): (R,) in float64."""
         inputs = self.objective.cast(self.objective.examples.inputs[rows])
         middle = self._output_curvature[rows]
-        count = len(next(iter(points.values())))
+        num_replicas = len(next(iter(points.values())))
         forms: Tensor = self._each(
-            self._jacobian.forms, (None, None, 0), count, (inputs, middle, points)
-        )
+            self._jacobian.forms, (None, None, 0), num_replicas, (inputs, middle, points)
+        )  # (R, n)
         return 0.5 * forms.mean(1)
 
 
@@ -68,35 +79,50 @@ def lyapunov_rate(
     num_steps: int,
     generator: torch.Generator,
 ) -> Estimate:
-    """The learning rate above which linearised SGD grows, almost surely: where its Lyapunov exponent is 0.
+    """The learning rate above which linearised SGD almost surely grows.
 
-    The mean-square thresholds are smaller: there it is a few rare runs that grow, here the typical one
-    (Furstenberg & Kesten 1960 for the exponent; no formula is known for it beyond one dimension).
+    There its Lyapunov exponent is 0. The mean-square thresholds are smaller: there it is a few rare
+    runs that grow, here the typical one (Furstenberg & Kesten 1960 for the exponent; no formula is
+    known for it beyond one dimension).
 
-    start (P,): where it starts, best the top eigenvector of H; directions that no example sees stay as they
-    are for ever, and a random start has little else. low, high: rates between which the threshold is
-    sought. Each of `num_replicas` replicas bisects its own log η, by whether its quadratic loss has grown
-    after `num_steps` steps along one and the same sequence of batches, drawn without replacement as in
-    training. The estimate is the mean of log η over replicas, its interval Student's: it covers the chance
-    of the batches, not the bias of a finite number of steps, which is of the order 1/num_steps. nan with
-    bounds where the replicas' thresholds are beyond `low` or `high`.
+    Each replica bisects its own log η, by whether its quadratic loss has grown after `num_steps`
+    steps along one and the same sequence of batches, drawn without replacement as in training. The
+    estimate is the mean of log η over replicas, its interval Student's: it covers the chance of the
+    batches, not the bias of a finite number of steps, which is of the order 1/num_steps.
+
+    Args:
+        sgd: the linearised steps.
+        start: x (P,) before the first step, best the top eigenvector of H: directions that no
+            example sees stay as they are for ever, and a random start has little else.
+        batch_size: B.
+        low: the least rate that is tried.
+        high: the largest rate that is tried.
+        num_replicas: how many sequences of batches.
+        num_steps: the steps along each.
+        generator: of the batches, on the CPU.
+
+    Returns:
+        The threshold; nan with bounds where a replica's is beyond `low` or `high`.
+
+    Raises:
+        SettingError: a range that is not 0 < low < high.
     """
     if not 0 < low < high < math.inf:
         raise SettingError(f"learning rates from {low:g} to {high:g}: give 0 < low < high")
-    population = sgd.objective.num_examples
+    population_size = sgd.objective.num_examples
     seeds = torch.randint(0, 2**62, (num_replicas,), generator=generator).tolist()
-    rows = torch.randperm(population, generator=generator)[:MEASURED].to(sgd.objective.device)
+    rows = torch.randperm(population_size, generator=generator)[:MEASURED].to(sgd.objective.device)
     bottom = torch.full((num_replicas,), math.log(low), dtype=torch.float64)
     top = torch.full((num_replicas,), math.log(high), dtype=torch.float64)
     for _ in range(BISECTIONS):
         middle = (bottom + top) / 2
-        orders = [Batches(population, seed=seed, device=sgd.objective.device) for seed in seeds]
-        shrank = (
-            log_growth(
-                sgd, start, orders, middle.exp(), rows, batch_size=batch_size, num_steps=num_steps
-            )
-            <= 0
+        orders = [
+            Batches(population_size, seed=seed, device=sgd.objective.device) for seed in seeds
+        ]
+        growth = log_growth(
+            sgd, start, orders, middle.exp(), rows, batch_size=batch_size, num_steps=num_steps
         )
+        shrank = growth <= 0
         bottom, top = torch.where(shrank, middle, bottom), torch.where(shrank, top, middle)
     half = (math.log(high) - math.log(low)) / 2**BISECTIONS
     if (bottom == math.log(low)).any():
@@ -126,10 +152,19 @@ def log_growth(
     batch_size: int,
     num_steps: int,
 ) -> Tensor:
-    """½ log of the growth of each replica's quadratic loss over `num_steps` steps from `start`: (R,).
+    """½ log of the growth of each replica's quadratic loss: (R,), float64 on the CPU.
 
-    rates (R,): one a replica. Ends early once all of them have grown or shrunk beyond return; nan where one
-    has outgrown the numbers.
+    Ends early once all of them have grown or shrunk beyond return; nan where one has outgrown the
+    numbers.
+
+    Args:
+        sgd: the linearised steps.
+        start: x (P,) before the first step.
+        orders: each replica's order of examples, which is used up on the way.
+        rates: η of each replica (R,).
+        rows: the examples (n,) whose quadratic loss is compared.
+        batch_size: B.
+        num_steps: the steps at most.
     """
     objective = sgd.objective
     points = {
@@ -155,8 +190,8 @@ def log_growth(
 
 
 def _next_batches(orders: list[Batches], batch_size: int) -> Tensor:
-    """The next batch of each replica (R, B); a short rest of an epoch is left out, the same in all."""
-    found = [order.take(batch_size) for order in orders]
-    if len(found[0]) < batch_size:
-        found = [order.take(batch_size) for order in orders]
-    return torch.stack(found)
+    """The next batch of each replica (R, B); the short rest of an epoch is left out."""
+    batches = [order.take(batch_size) for order in orders]
+    if len(batches[0]) < batch_size:
+        batches = [order.take(batch_size) for order in orders]
+    return torch.stack(batches)

@@ -11,12 +11,13 @@ from torch.autograd.function import BackwardCFunction
 
 from noisescale.errors import MeasurementError
 from noisescale.measure.objective import Objective, flatten
-from noisescale.problems.problem import Examples, MatVec, Params, Problem
+from noisescale.problems.problem import Examples, Params, Problem
 
-KEPT_BYTES = (
-    2**29
-)  # of graphs kept between products on a CPU; a GPU keeps a share of its free memory
-GPU_SHARE = 4
+# Of graphs kept between products on a CPU: 512 MiB, modest on a machine that trains such models
+KEPT_BYTES = 2**29
+# On a GPU the share of the free memory: a quarter, beside which a chunk's graph, an eighth, has
+# room
+KEPT_GPU_SHARE = 4
 
 ChunkProduct = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -28,21 +29,34 @@ def hessian_matvec(
     examples: Examples | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
-) -> MatVec:
-    """The product v -> Hv, H = ∇²L(θ), L the *mean* loss over the examples in evaluation mode; (P,) -> (P,).
+) -> CurvatureProduct:
+    """The product with the Hessian of the mean loss, v -> Hv, (P,) -> (P,).
 
-    By differentiating the gradient, as a graph, along v (Pearlmutter 1994). At one θ that graph is the same
-    for every v, so it is recorded once and kept for as many examples as 512 MiB hold (on a GPU: a quarter of
-    the free memory); a product then costs about 1.7 gradients on them and 2.8 on the others, where
-    forward-over-reverse differentiation costs 3 on all (the study's MLP, 2 CPU cores). The graph is that of
-    the θ given: later changes of the model do not reach it.
+    H = ∇²L(θ), L the *mean* over the examples, the model in evaluation mode; by differentiating the
+    gradient, as a graph, along v (Pearlmutter 1994). At one θ that graph is the same for every v,
+    so it is recorded once and kept for as many examples as 512 MiB hold (on a GPU: a quarter of the
+    free memory); a product then costs about 1.7 gradients on them and 2.8 on the others, where
+    forward-over-reverse differentiation costs 3 on all (the study's MLP, 2 CPU cores). The graph is
+    that of the θ given: later changes of the model do not reach it.
 
-    params, examples, chunk_size, dtype: see Objective. Chunks are summed and divided by N once, so their
-    size does not change the result beyond rounding.
+    A wrong second derivative, as torch's of `parametrizations.weight_norm`, shows only as a lack of
+    symmetry, for which `top_eigenpairs`, `spectral_moments` and `spectral_density` look.
 
-    Raises MeasurementError where the loss has no second derivative, or a product is not finite. A wrong
-    second derivative, as torch's of `parametrizations.weight_norm`, shows only as a lack of symmetry, for
-    which `top_eigenpairs`, `spectral_moments` and `spectral_density` look.
+    Args:
+        problem: the model, its loss and its examples.
+        params: θ by name; None: the model's own.
+        examples: what L is the mean over; None: all training examples.
+        chunk_size: examples in one pass; None: by the memory they take. Chunks are summed and
+            divided by N once, so their size does not change the result beyond rounding.
+        dtype: float32 or float64; None: the parameters' own, at least float32.
+
+    Returns:
+        A function that knows its `dim` P, its `dtype` and its `device`. Calling it raises
+        MeasurementError where the loss has no second derivative or the product is not finite.
+
+    Raises:
+        SettingError: parameters that do not fit the model, or a bad chunk_size or dtype.
+        MeasurementError: parameters that are not finite.
     """
     return CurvatureProduct(
         Objective(problem, params, examples=examples, chunk_size=chunk_size, dtype=dtype),
@@ -57,12 +71,29 @@ def ggn_matvec(
     examples: Examples | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
-) -> MatVec:
-    """The product v -> Gv, G = (1/N) Σ_i J_iᵀ (∇²_z ℓ_i) J_i, J_i the Jacobian of the outputs z_i.
+) -> CurvatureProduct:
+    """The product with the Gauss–Newton matrix of the mean loss, v -> Gv, (P,) -> (P,).
 
-    The generalised Gauss–Newton matrix (Schraudolph 2002): positive semi-definite where the loss is convex
-    in the outputs, and the Fisher matrix of a cross-entropy. A product costs about 1.4 gradients on the
-    examples whose graph is kept and 2.4 on the others. Otherwise as `hessian_matvec`.
+    G = (1/N) Σ_i J_iᵀ (∇²_z ℓ_i) J_i, J_i the Jacobian of the model's outputs z_i (Schraudolph
+    2002): positive semi-definite where the loss is convex in the outputs, and the Fisher matrix of
+    a cross-entropy. A product costs about 1.4 gradients on the examples whose graph is kept and 2.4
+    on the others; otherwise as `hessian_matvec`.
+
+    Args:
+        problem: the model, its loss and its examples.
+        params: θ by name; None: the model's own.
+        examples: what L is the mean over; None: all training examples.
+        chunk_size: examples in one pass; None: by the memory they take.
+        dtype: float32 or float64; None: the parameters' own, at least float32.
+
+    Returns:
+        A function that knows its `dim` P, its `dtype` and its `device`. Calling it raises
+        MeasurementError where the loss has no second derivative in the outputs or the product is
+        not finite.
+
+    Raises:
+        SettingError: parameters that do not fit the model, or a bad chunk_size or dtype.
+        MeasurementError: parameters that are not finite.
     """
     return CurvatureProduct(
         Objective(problem, params, examples=examples, chunk_size=chunk_size, dtype=dtype),
@@ -71,7 +102,7 @@ def ggn_matvec(
 
 
 class CurvatureProduct:
-    """v -> (1/N) Σ over chunks of their products with v; graphs are recorded once where memory allows.
+    """v -> (1/N) Σ over chunks of their products with v, by graphs that are kept between products.
 
     objective: the loss, its examples and its point.
     record: what gives a chunk's product, `record_hessian` or `record_ggn`.
@@ -91,37 +122,58 @@ class CurvatureProduct:
         self._kept_bytes = kept_bytes
         self._kept: dict[tuple[int, int], ChunkProduct] = {}  # by first and last example
 
+    @property
+    def dim(self) -> int:
+        """P, the number of differentiated parameters."""
+        return self.objective.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype its products are computed in."""
+        return self.objective.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device its products are computed on."""
+        return self.objective.device
+
     def __call__(self, vector: Tensor) -> Tensor:
-        return self._apply(vector, lambda count, part: None)
+        """The product (P,) with a vector (P,)."""
+        return self._apply(vector, lambda num_examples, part: None)
+
+    def on(self, examples: Examples) -> CurvatureProduct:
+        """The same matrix of other examples, at the same point."""
+        return CurvatureProduct(self.objective.on(examples), self._record)
 
     def with_forms(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hv, and of each of J chunks vᵀH_jv and its share of the examples: (P,), (J,), (J,) in float64."""
-        found: list[tuple[int, float]] = []
+        """Hv (P,), and of each of J chunks vᵀH_jv (J,) and its share of the examples (J,)."""
+        sizes_and_forms: list[tuple[int, float]] = []
 
-        def note(count: int, part: Tensor) -> None:
-            found.append((count, float(vector.double() @ part.double()) / count))
+        def note(num_examples: int, part: Tensor) -> None:
+            form = float(vector.double() @ part.double()) / num_examples
+            sizes_and_forms.append((num_examples, form))
 
         image = self._apply(vector, note)
-        shares, forms = torch.tensor(found, dtype=torch.float64).T
-        return image, forms, shares / self.objective.num_examples
+        sizes, forms = torch.tensor(sizes_and_forms, dtype=torch.float64).T
+        return image, forms, sizes / self.objective.num_examples
 
     def _apply(self, vector: Tensor, note: Callable[[int, Tensor], None]) -> Tensor:
+        """The product, each chunk's size and its summed product (P,) told to `note`."""
         parts = list(self.objective.unflatten(vector.to(self.objective.point)).values())
         total = torch.zeros_like(self.objective.point)
         may_keep = self._num_kept_chunks()
         recorded_for = self.objective.chunk_size
 
         def add(chunk: Examples, start: int) -> None:
-            if (
-                self.objective.chunk_size != recorded_for
-            ):  # the memory ran out: give back what was kept
+            out_of_memory = self.objective.chunk_size != recorded_for
+            if out_of_memory:  # give back what was kept
                 self._kept.clear()
             key = (start, chunk.num_examples)
             product = self._kept.get(key) or self._record(self.objective, self._params, chunk)
-            found = flatten(product(parts))
-            total.add_(found)
-            note(chunk.num_examples, found)
-            if len(self._kept) < may_keep and self.objective.chunk_size == recorded_for:
+            image = flatten(product(parts))
+            total.add_(image)
+            note(chunk.num_examples, image)
+            if len(self._kept) < may_keep and not out_of_memory:
                 self._kept[key] = product
 
         self.objective.for_each_chunk(add)
@@ -132,11 +184,12 @@ class CurvatureProduct:
         return total / self.objective.num_examples
 
     def _num_kept_chunks(self) -> int:
+        """How many chunks' graphs, each with its gradient, the memory is to hold."""
         objective = self.objective
         if self._kept_bytes is None:
             on_gpu = objective.device.type == "cuda"
             free = torch.cuda.mem_get_info(objective.device)[0] if on_gpu else 0
-            self._kept_bytes = free // GPU_SHARE if on_gpu else KEPT_BYTES
+            self._kept_bytes = free // KEPT_GPU_SHARE if on_gpu else KEPT_BYTES
         gradient_bytes = objective.dim * objective.point.element_size()
         return self._kept_bytes // (
             objective.chunk_size * objective.bytes_per_example + gradient_bytes
@@ -151,7 +204,8 @@ def record_hessian(objective: Objective, params: Params, chunk: Examples) -> Chu
     dependent = [part for part in gradient if part.requires_grad]
     if not dependent:
         raise MeasurementError(
-            f"{objective.name} has no second derivative: its gradient does not depend on the parameters"
+            f"{objective.name} has no second derivative: "
+            "its gradient does not depend on the parameters"
         )
 
     def product(vector: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -166,9 +220,8 @@ def record_ggn(objective: Objective, params: Params, chunk: Examples) -> ChunkPr
     leaves = list(params.values())
     outputs = objective.outputs(params, chunk.inputs)
     free = torch.zeros_like(outputs, requires_grad=True)
-    pulled_back = _derivative(
-        objective, outputs, leaves, free, create_graph=True
-    )  # Jᵀ·free, linear in it
+    # Jᵀ·free, linear in it
+    pulled_back = _derivative(objective, outputs, leaves, free, create_graph=True)
     fixed = outputs.detach().requires_grad_()
     loss = objective.losses(fixed, chunk.targets).sum()
     (loss_gradient,) = _derivative(objective, loss, [fixed], create_graph=True)  # (B, ...)
@@ -212,10 +265,10 @@ def _derivative(
 
 
 def _check_twice_differentiable(objective: Objective, tensors: Sequence[Tensor]) -> None:
-    """Raises where the tensors' graph has a backward pass marked once_differentiable.
+    """MeasurementError where the tensors' graph has a backward pass marked once_differentiable.
 
-    Its second derivative would silently count as zero: it leaves a node Error in the graph, which raises
-    only on the way to its own inputs, and those are cut off.
+    Its second derivative would silently count as zero: it leaves a node Error in the graph, which
+    raises only on the way to its own inputs, and those are cut off.
     """
     pending = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen: set[Any] = set(pending)
@@ -225,9 +278,9 @@ def _check_twice_differentiable(objective: Objective, tensors: Sequence[Tensor])
                 seen.add(node)
                 pending.append(node)
     if any(type(node).__name__ == "Error" for node in seen):
-        own = {type(node).__name__ for node in seen if isinstance(node, BackwardCFunction)}
-        suspects = f" (it uses {', '.join(sorted(own))})" if own else ""
+        custom = {type(node).__name__ for node in seen if isinstance(node, BackwardCFunction)}
+        suspects = f" (it uses {', '.join(sorted(custom))})" if custom else ""
         raise MeasurementError(
-            f"{objective.name} has no second derivative: one of its operations can be differentiated only "
-            f"once{suspects}"
+            f"{objective.name} has no second derivative: "
+            f"one of its operations can be differentiated only once{suspects}"
         )

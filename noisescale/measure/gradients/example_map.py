@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, first_line
 from noisescale.measure.objective import is_out_of_memory
 
 Map = Callable[[Callable[..., Any], Sequence[Any], int, Any], Any]
@@ -47,7 +47,7 @@ class ExampleMap:
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+                reason = first_line(error, limit=120)
                 found = _one_by_one(function, dims, count, arguments)  # which may fail as well
                 self.reason = reason
                 return found

@@ -10,19 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import MeasurementError, SettingError, first_line
 from noisescale.measure.distributed import Share
+from noisescale.measure.gradients.compiled import CompiledEngine
 from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
 from noisescale.measure.gradients.hooks import LayerEngine
-from noisescale.measure.gradients.vmap import CompiledEngine, VmapEngine
+from noisescale.measure.gradients.vmap import VmapEngine
 from noisescale.measure.objective import Objective, is_out_of_memory
 from noisescale.problems.problem import Examples, Params, Problem
 from noisescale.problems.sampling import select
 
-PROBE = 4  # examples on which an engine is checked before it is believed
-WORTH_COMPILING = (
-    2e10  # numbers of written-out gradients, which take about as long as a compilation
-)
+# Examples on which an engine is checked before it is believed: few, since each takes passes of its own, and
+# enough that one that mixes examples is seen
+PROBE = 4
+# Numbers of written-out gradients, which take about as long as a compilation
+WORTH_COMPILING = 2e10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,7 @@ def moments_on(
         if isinstance(chosen, LayerEngine) and not chosen.confirms(squared_norms):
             failure = "the engine hooks gave wrong norms, as where a model reorders its batch"
     except EngineError as error:
-        if type(chosen) is VmapEngine:
+        if isinstance(chosen, VmapEngine):
             raise
         failure = str(error)
     if share.sum(torch.tensor(int(failure is not None))):  # in all processes or in none
@@ -167,7 +169,7 @@ def choose_engine(
     if name in ("vmap", "compiled"):
         return (VmapEngine if name == "vmap" else CompiledEngine)(objective), ()
     layers = LayerEngine(objective, probe)
-    written_out = sum(layers.params[name].numel() for name in layers.elsewhere)
+    written_out = sum(layers.params[name].numel() for name in layers.unreached)
     if name == "auto" and written_out * objective.num_examples > WORTH_COMPILING:
         return CompiledEngine(objective), (
             "compiled instead of hooks, which cannot reach most parameters",
@@ -279,9 +281,8 @@ def _run(engine: Engine, work: Callable[[Examples, int], None]) -> None:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise EngineError(
-            f"the engine {engine.name} does not work on {engine.objective.name}: {reason}"
+            f"the engine {engine.name} does not work on {engine.objective.name}: {first_line(error)}"
         ) from error
 
 

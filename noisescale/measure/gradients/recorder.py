@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,26 +43,29 @@ class Call(NamedTuple):
         """The model's names of the parameters it uses."""
         return set(self.unit.names.values())
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the loss depends on it, as far as the backward pass has shown."""
+        return any(gradient is not None for gradient in self.gradients)
+
 
 class LayerRecorder:
     """A copy of the objective's model, in evaluation mode, that notes its layers' calls.
 
     params: its parameters, leaves by name. units: the modules that are recorded. calls: of the latest pass.
     maps: of the modules without a rule, by type, how their examples are gone through.
-    repeated: numbers of calls that hold no examples, as that of an embedding of positions, whose outputs are
-    to be repeated for every example, so that each gets a gradient of its own; none unless set.
     """
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self.params = objective.params()
-        self.repeated: set[int] = set()
         self.calls: list[Call] = []
         self.units: list[Unit] = []
         self._model = objective.instance(self.params)
         self.maps: dict[str, ExampleMap] = {}
         self._anchors: list[Tensor] = []
-        self._count = 0  # of the examples in the present pass
+        self._num_examples = 0  # in the present pass
+        self._repeated: Set[int] = frozenset()  # in the present pass, by number
         self._recording = False
         names = {id(tensor): name for name, tensor in self.params.items()}
         for module in dict.fromkeys(
@@ -79,14 +82,21 @@ class LayerRecorder:
                 record = partial(LayerRecorder._record, weakref.proxy(self), self.units[-1])
                 module.register_forward_hook(record, with_kwargs=True)
 
-    def forward(self, chunk: Examples, *, parameters: bool) -> Tensor:
+    def forward(
+        self, chunk: Examples, *, parameters: bool, repeated: Set[int] = frozenset()
+    ) -> Tensor:
         """The losses (B,), the calls recorded.
 
-        parameters: whether the backward pass goes to them, or no further than to the layers' outputs.
+        Args:
+            chunk: the examples.
+            parameters: whether the backward pass goes to them, or no further than to the layers' outputs.
+            repeated: numbers of calls that hold no examples, as that of an embedding of positions, whose
+                outputs are repeated for every example, so that each gets a gradient of its own.
         """
         self.calls.clear()
         self._anchors.clear()
-        self._count = chunk.num_examples
+        self._num_examples = chunk.num_examples
+        self._repeated = repeated
         for param in self.params.values():
             param.requires_grad_(parameters)
         self._recording = True
@@ -127,7 +137,7 @@ class LayerRecorder:
         if not self._recording:
             return output
         leaves, structure = tree_flatten(output)
-        if len(self.calls) in self.repeated and unit.has_rule:
+        if len(self.calls) in self._repeated and unit.has_rule:
             arguments = tuple(map(self._for_every_example, arguments))
             leaves = [self._for_every_example(leaf) for leaf in leaves]
         call = Call(len(self.calls), unit, arguments, keywords, [])
@@ -146,7 +156,7 @@ class LayerRecorder:
 
     def _for_every_example(self, value: Tensor) -> Tensor:
         """(...) or (1, ...) -> (B, ...)."""
-        return value.expand(self._count, *value.shape[value.shape[:1] == (1,) :])
+        return value.expand(self._num_examples, *value.shape[value.shape[:1] == (1,) :])
 
     def _by_vmap(self, call: Call, holds_examples: Sequence[bool]) -> dict[str, ExampleGradients]:
         """For any module: the gradients of Σ output·(the loss's gradient in it), example by example."""
@@ -180,7 +190,7 @@ class LayerRecorder:
         dims = (None, [0 if batched else None for batched in holds_examples], 0)
         each = self.maps.setdefault(type(module).__name__, ExampleMap())
         found: dict[str, ExampleGradients] = each(
-            grad(product), dims, self._count, (params, arguments, gradients)
+            grad(product), dims, self._num_examples, (params, arguments, gradients)
         )
         return found
 

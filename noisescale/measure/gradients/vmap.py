@@ -1,26 +1,24 @@
-"""Per-example gradients by their definition, `torch.func.vmap(grad(loss))`, written out or compiled away."""
+"""Per-example gradients by their definition, `torch.func.vmap(grad(loss))`, written out."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp
 
-from noisescale.measure.gradients.engine import ChunkStatistics, EngineError, EngineName
+from noisescale.measure.gradients.engine import ChunkStatistics, EngineName
 from noisescale.measure.gradients.example_map import ExampleMap, Map, by_vmap
 from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.problem import Examples, Params
 
-WRITTEN_BYTES = (
-    2**25
-)  # of written-out gradients on a CPU, where more page-fault: measured, see theory.md
-GPU_SHARE = 16  # of the free memory
-LARGEST_COMPILED_CHUNK = 2048  # examples
+# Of written-out gradients at a time on a CPU: 32 MiB, four examples of MNIST's MLP, which was measured
+# to be fastest; larger blocks cost page faults
+WRITTEN_BYTES = 2**25
+# On a GPU the share of the free memory: a sixteenth, since vmap holds several copies of the gradients at
+# once, beside the activations
+WRITTEN_GPU_SHARE = 16
 
 
 class VmapEngine:
@@ -30,28 +28,50 @@ class VmapEngine:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
+        self._losses = VmappedLosses(objective)
+        objective.cap_chunk_size(self._losses.written_chunk)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._losses.notes
+
+    def statistics(self, chunk: Examples) -> ChunkStatistics:
+        gradients, losses = self._losses.gradients(chunk)
+        total = [part.sum(0) for part in gradients.values()]
+        norms = [_squared_norms(part) for part in gradients.values()]
+        return ChunkStatistics(losses, torch.stack(norms, 1), total)  # L times (B,) -> (B, L)
+
+    def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
+        return self._losses.projections(chunk, directions)
+
+
+class VmappedLosses:
+    """The examples' losses at an objective's point, differentiated by torch.func.
+
+    params: the point, by name. written_chunk: how many examples' gradients are written out at a time.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.params: Params = {name: leaf.detach() for name, leaf in objective.params().items()}
+        self.written_chunk = _written_chunk(objective)
         self._each = ExampleMap()
-        self._written_chunk = _written_chunk(objective)
-        objective.cap_chunk_size(self._written_chunk)
-        self._params: Params = {name: leaf.detach() for name, leaf in objective.params().items()}
         self._forward_mode = not _has_padding(objective.model)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        if self._each.reason is None:
+        """That vmap was of no use, where it was not."""
+        reason = self._each.reason
+        if reason is None:
             return ()
-        return (
-            f"vmap does not work on this model ({self._each.reason}), its examples went one by one",
-        )
+        return (f"vmap does not work on this model ({reason}), its examples went one by one",)
 
-    def statistics(self, chunk: Examples) -> ChunkStatistics:
-        gradients, losses = example_gradients(self.objective, self._params, chunk, each=self._each)
-        total = [part.sum(0) for part in gradients.values()]
-        norms = [_squared_norms(part) for part in gradients.values()]
-        return ChunkStatistics(losses, torch.stack(norms, 1), total)
+    def gradients(self, chunk: Examples) -> tuple[Params, Tensor]:
+        """The examples' gradients (B, *shape) by parameter, and their losses (B,)."""
+        return example_gradients(self.objective, self.params, chunk, each=self._each)
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
-        """By forward-mode differentiation of the losses along each direction; (K, B, 1).
+        """g_i·v for K directions v, by forward-mode differentiation of the losses: (K, B, 1).
 
         Where an operation has no forward-mode derivative, from the written-out gradients.
         """
@@ -65,29 +85,25 @@ class VmapEngine:
         return self._by_gradients(chunk, directions).unsqueeze(-1)
 
     def _by_forward_mode(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
+        """(K, B), float64."""
+
         def losses(params: Params) -> Tensor:
             return self.objective.losses(
                 self.objective.outputs(params, chunk.inputs), chunk.targets
             )
 
-        found = [jvp(losses, (self._params,), (direction,))[1] for direction in directions]
-        return torch.stack(found).double()
+        tangents = [jvp(losses, (self.params,), (direction,))[1] for direction in directions]
+        return torch.stack(tangents).double()
 
     def _by_gradients(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
-        found = []
-        for start in range(0, chunk.num_examples, self._written_chunk):
-            part = chunk.part(slice(start, start + self._written_chunk))
-            gradients = flatten_examples(
-                example_gradients(self.objective, self._params, part, each=self._each)[0]
-            )
-            vectors = torch.stack([flatten(list(direction.values())) for direction in directions])
-            found.append(vectors @ gradients.T)  # (K, B)
-        return torch.cat(found, 1).double()
-
-
-def flatten_examples(parts: Params) -> Tensor:
-    """Tensors (B, *shape) as one (B, P)."""
-    return torch.cat([part.reshape(len(part), -1) for part in parts.values()], 1)
+        """(K, B), float64."""
+        vectors = torch.stack([flatten(list(direction.values())) for direction in directions])
+        blocks = []
+        for start in range(0, chunk.num_examples, self.written_chunk):
+            part = chunk.part(slice(start, start + self.written_chunk))
+            gradients, _ = self.gradients(part)
+            blocks.append(vectors @ _flatten_examples(gradients).T)  # (K, P) @ (P, B)
+        return torch.cat(blocks, 1).double()
 
 
 def example_gradients(
@@ -98,9 +114,14 @@ def example_gradients(
     *,
     each: Map = by_vmap,
 ) -> tuple[Params, Tensor]:
-    """The gradients (B, *shape) of the examples' losses in the named parameters, all of them for None.
+    """The gradients (B, *shape) of the examples' losses by parameter, and the losses (B,).
 
-    And the losses (B,). each: what applies the gradient of one example to all of them.
+    Args:
+        objective: the loss.
+        params: the point, by name.
+        chunk: the examples.
+        names: the parameters that are differentiated; None: all of them.
+        each: what applies the gradient of one example to all of them.
     """
     constants: Params = {name: leaf.detach() for name, leaf in params.items()}
     free = {name: constants[name] for name in (constants if names is None else names)}
@@ -111,72 +132,23 @@ def example_gradients(
         return value, value.detach()
 
     gradient = grad(loss, has_aux=True)
-    found: tuple[Params, Tensor] = each(gradient, (None, 0, 0), chunk.num_examples, (free, *chunk))
-    return found
+    gradients: tuple[Params, Tensor] = each(
+        gradient, (None, 0, 0), chunk.num_examples, (free, *chunk)
+    )
+    return gradients
 
 
-class CompiledEngine(VmapEngine):
-    """The vmapped function compiled together with the norms, so that no example's gradient is ever stored.
-
-    The compiler fuses the outer products with their squares and sums. The summed gradient comes from a
-    backward pass of the batch in the same program. A short last chunk is filled up with examples of weight
-    zero, since every shape is compiled anew. Raises EngineError where compilation is not possible.
-    """
-
-    name: EngineName = "compiled"
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-        self._each = ExampleMap()
-        self._written_chunk = _written_chunk(objective)
-        self._forward_mode = not _has_padding(objective.model)
-        if objective.device.type == "cpu":
-            objective.cap_chunk_size(LARGEST_COMPILED_CHUNK)
-        num_chunks = -(-objective.num_examples // objective.chunk_size)
-        objective.cap_chunk_size(-(-objective.num_examples // num_chunks))
-        self._params = {name: leaf.detach() for name, leaf in objective.params().items()}
-        self._compiled = torch.compile(self._program, fullgraph=True, dynamic=False)
-
-    def _program(
-        self, params: Params, inputs: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        gradients, losses = example_gradients(self.objective, params, Examples(inputs, targets))
-        norms = [part.reshape(len(part), -1).square().sum(1) for part in gradients.values()]
-
-        def total(params: Params) -> Tensor:
-            return (
-                self.objective.losses(self.objective.outputs(params, inputs), targets) * weights
-            ).sum()
-
-        return losses, norms, list(grad(total)(params).values())
-
-    def _run(self, *arguments: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        try:
-            found: tuple[Tensor, list[Tensor], list[Tensor]] = self._compiled(
-                self._params, *arguments
-            )
-        except torch._dynamo.exc.FailOnRecompileLimitHit:  # eight models or sizes in this process
-            torch.compiler.reset()
-            found = self._compiled(self._params, *arguments)
-        return found
-
-    def statistics(self, chunk: Examples) -> ChunkStatistics:
-        missing = self.objective.chunk_size - chunk.num_examples
-        index = torch.arange(self.objective.chunk_size, device=chunk.targets.device)
-        whole = chunk if missing <= 0 else chunk.part(index % chunk.num_examples)
-        weights = (index < chunk.num_examples).to(self.objective.point)
-        with _quietly():
-            try:
-                losses, norms, gradient = self._run(*whole, weights)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                reason = f"{self.objective.name} cannot be compiled ({_reason(error)})"
-                raise EngineError(reason) from error
-        count = chunk.num_examples
-        return ChunkStatistics(losses[:count], torch.stack(norms, 1)[:count].double(), gradient)
+def _flatten_examples(parts: Params) -> Tensor:
+    """Tensors (B, *shape) as one (B, P)."""
+    return torch.cat([part.reshape(len(part), -1) for part in parts.values()], 1)
 
 
 def _squared_norms(gradients: Tensor) -> Tensor:
-    """(B, *shape) -> (B,): rows in the gradients' own precision, to save a copy, and their sum in float64."""
+    """(B, *shape) -> (B,), in float64.
+
+    Norms of rows in the gradients' own precision, which saves a copy, and the sum of their squares in
+    float64.
+    """
     rows = gradients.reshape(len(gradients), -1, gradients.shape[-1] if gradients.ndim > 1 else 1)
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1)
     return lengths.double().square().sum(1)
@@ -194,26 +166,5 @@ def _written_chunk(objective: Objective) -> int:
     """How many examples' gradients are written out at a time."""
     budget = WRITTEN_BYTES
     if objective.device.type == "cuda":
-        budget = torch.cuda.mem_get_info(objective.device)[0] // GPU_SHARE
+        budget = torch.cuda.mem_get_info(objective.device)[0] // WRITTEN_GPU_SHARE
     return max(budget // (objective.dim * objective.point.element_size()), 1)
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the compiler's remarks on the machine it runs on, and on how often it has run."""
-    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._dynamo")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import MeasurementError, SettingError, is_real
 from noisescale.measure.distributed import rank_and_size
 from noisescale.measure.monitor.ddp_norms import CommHook, ReplicaNorms, squared_norm
 from noisescale.measure.monitor.micro_batches import MicroBatch, across, nested
@@ -295,6 +295,5 @@ def _differ(witness: tuple[Tensor, Tensor] | None) -> bool:
 def _check_positive(**values: float | None) -> None:
     """SettingError for what is given and is no positive number."""
     for name, value in values.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and 0 < value < math.inf):
+        if value is not None and not (is_real(value) and 0 < value < math.inf):
             raise SettingError(f"{name.replace('_', ' ')} {value!r}: give a positive number")

@@ -16,16 +16,21 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torchvision import datasets
 
 from noisescale.errors import DataError
 
+if TYPE_CHECKING:
+    from torchvision import datasets
+
 Images = tuple[Tensor, Tensor]
 
-REACHABLE_WITHIN = 15.0  # seconds in which some server must have answered
-STALLED_AFTER = 30.0  # seconds without a byte after which a download is given up
+# Seconds in which some server must have answered: "auto" promises to have fallen back in twenty
+REACHABLE_WITHIN = 15.0
+# Seconds without a byte after which a download is given up: longer than any pause of a slow line
+STALLED_AFTER = 30.0
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -39,18 +44,32 @@ FILES = (
 class Source:
     """A data set of torchvision's, and the SHA-256 sums of its four files in the order of FILES.
 
-    raw: of the files as torchvision reads them. archives: of the .gz files as published, where the raw
-    ones' are not known: the raw files are then compared with what the archives beside them hold.
+    name: of torchvision's class, and of the folder it keeps its files in.
+    raw: sums of the files as torchvision reads them.
+    archives: sums of the .gz files as published, where the raw ones' are not known: the raw files
+        are then compared with what the archives beside them hold.
     """
 
-    dataset: type[datasets.MNIST]
+    name: str
     raw: tuple[str, ...] = ()
     archives: tuple[str, ...] = ()
+
+    @property
+    def dataset(self) -> type[datasets.MNIST]:
+        """The class, imported on first use: torchvision takes longer than all else of a start."""
+        from torchvision import datasets
+
+        dataset: type[datasets.MNIST] = getattr(datasets, self.name)
+        return dataset
+
+    def folder(self, root: Path) -> Path:
+        """Where the files lie in torchvision's layout."""
+        return root / self.name / "raw"
 
 
 SOURCES = {
     "mnist": Source(
-        datasets.MNIST,
+        "MNIST",
         raw=(
             "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
             "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -59,7 +78,7 @@ SOURCES = {
         ),
     ),
     "fashion-mnist": Source(
-        datasets.FashionMNIST,
+        "FashionMNIST",
         archives=(
             "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
             "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -71,20 +90,25 @@ SOURCES = {
 
 
 def fetch(source: Source, root: Path) -> None:
-    """Downloads the files into `root` unless all four are there; DataError where that cannot be done.
+    """Downloads the files into `root` unless all four are there.
 
-    They arrive in a temporary folder that is renamed when complete, so a killed download leaves nothing
-    that could be taken for the data. Where no server answers, that is known after 15 seconds.
+    They arrive in a temporary folder and are moved when complete, so a killed download leaves
+    nothing that could be taken for the data. Where no server answers, that is known after 15
+    seconds.
+
+    Raises:
+        DataError: the files are not there and cannot be downloaded.
     """
-    folder = root / source.dataset.__name__ / "raw"
-    if not [name for name in FILES if not (folder / name).is_file()]:
+    folder = source.folder(root)
+    if all((folder / name).is_file() for name in FILES):
         return
-    if not _reachable(
-        [f"{mirror}{source.dataset.resources[1][0]}" for mirror in source.dataset.mirrors]
-    ):
+    dataset = source.dataset
+    labels = dataset.resources[1][0]  # any of the four would do
+    if not _reachable([f"{mirror}{labels}" for mirror in dataset.mirrors]):
         raise DataError(
-            f"{folder} lacks files of {source.dataset.__name__} and none of its servers answered: "
-            "name a folder that has them with --data-dir or NOISESCALE_DATA, or use --dataset digits"
+            f"{folder} lacks files of {source.name} and none of its servers answered: "
+            "name a folder that has them with --data-dir or NOISESCALE_DATA, "
+            "or use --dataset digits"
         )
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -92,22 +116,21 @@ def fetch(source: Source, root: Path) -> None:
             tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary,
             _socket_timeout(),
         ):
-            source.dataset(temporary, download=True)
+            dataset(temporary, download=True)
             folder.mkdir(parents=True, exist_ok=True)
-            for file in (Path(temporary) / source.dataset.__name__ / "raw").iterdir():
+            for file in source.folder(Path(temporary)).iterdir():
                 file.replace(folder / file.name)
     except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{source.dataset.__name__} could not be downloaded into {root}: {error}"
-        ) from error
+        raise DataError(f"{source.name} could not be downloaded into {root}: {error}") from error
 
 
 def verify(source: Source, root: Path) -> None:
     """DataError naming the first of the four files whose content is not the published one.
 
-    torchvision checks only what it downloads itself; a damaged or exchanged file would go unnoticed.
+    torchvision checks only what it downloads itself; a damaged or exchanged file would go
+    unnoticed.
     """
-    folder = root / source.dataset.__name__ / "raw"
+    folder = source.folder(root)
     for position, name in enumerate(FILES):
         if source.raw:
             expected = source.raw[position]
@@ -123,17 +146,16 @@ def verify(source: Source, root: Path) -> None:
 
 
 def read(source: Source, root: Path) -> tuple[Images, Images]:
-    """Training and test images (N, 28, 28) and classes (N,), uint8 and int64, as torchvision reads them."""
+    """Training and test images (N, 28, 28), uint8, with their classes (N,), int64."""
     try:
-        train, test = (source.dataset(root, train=split) for split in (True, False))
+        train, test = (source.dataset(root, train=is_train) for is_train in (True, False))
     except (AssertionError, OSError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"{root}: the files of {source.dataset.__name__} cannot be read ({error})"
-        ) from error
+        raise DataError(f"{root}: the files of {source.name} cannot be read ({error})") from error
     return (train.data, train.targets), (test.data, test.targets)
 
 
 def _compare(path: Path, expected: str) -> None:
+    """DataError unless the file's SHA-256 sum is the expected one."""
     try:
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
@@ -141,8 +163,8 @@ def _compare(path: Path, expected: str) -> None:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if actual != expected:
         raise DataError(
-            f"{path} is damaged: its SHA-256 is {actual[:12]}…, the published file's is {expected[:12]}…; "
-            "delete it and run again to download it"
+            f"{path} is damaged: its SHA-256 is {actual[:12]}…, the published file's is "
+            f"{expected[:12]}…; delete it and run again to download it"
         )
 
 

@@ -8,8 +8,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from noisescale.errors import DataError, SettingError
@@ -17,6 +15,7 @@ from noisescale.problems.config import DatasetName, PixelScale
 from noisescale.problems.data import mnist_files
 from noisescale.problems.problem import Examples
 
+# Training examples; of the digits' 1,797 images 500 are held out
 NUM_TRAIN = {"mnist": 60_000, "fashion-mnist": 60_000, "digits": 1_297}
 SPLIT_SEED = 42  # the three-case study's
 
@@ -57,8 +56,9 @@ def resolve_dataset(
 ) -> tuple[DatasetName, str | None]:
     """The data set to use and, where "auto" had to fall back on digits, why.
 
-    "auto" means MNIST and, only where it is neither on disk nor downloadable, digits; without a network
-    that is known within 20 seconds. Damaged MNIST files are an error, never a reason to fall back.
+    "auto" means MNIST and, only where it is neither on disk nor downloadable, digits; without a
+    network that is known within 20 seconds. Damaged MNIST files are an error, never a reason to
+    fall back.
     """
     if name != "auto":
         return name, None
@@ -70,7 +70,11 @@ def resolve_dataset(
 
 
 def num_training_examples(name: DatasetName, num_train: int | None = None) -> int:
-    """How many training examples `load_splits` gives, known without loading; SettingError if too many."""
+    """How many training examples `load_splits` gives, known without loading them.
+
+    Raises:
+        SettingError: a subset larger than the data set.
+    """
     available = NUM_TRAIN[name]
     if num_train is not None and num_train > available:
         raise SettingError(
@@ -87,25 +91,39 @@ def load_splits(
     data_dir: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Splits:
-    """The data set `name`, standardised; MNIST and Fashion-MNIST are downloaded to `data_dir` when absent.
+    """The training, validation and test examples of a data set, standardised.
 
-    mnist, fashion-mnist: 60,000 training images 28×28; the official test set is divided into 8,000 for
-    validation and 2,000 for test by `train_test_split(test_size=.2, random_state=42)`, the study's split.
-    digits: bundled with scikit-learn, 1,297 training images 8×8, 250 for validation and 250 for test.
-    num_train: only a random subset of the training images, the same in every call.
+    MNIST and Fashion-MNIST have 60,000 training images 28×28; of the official test set 8,000 serve
+    for validation and 2,000 for test, by `train_test_split(test_size=.2, random_state=42)`, the
+    three-case study's split. They are downloaded when absent. The digits come with scikit-learn:
+    1,297 training images 8×8, 250 for validation and 250 for test.
 
-    pixel_scale: "unit" gives (x/largest − mean)/std; "raw" gives (x − mean)/std with x in 0…largest.
+    Args:
+        name: "mnist", "fashion-mnist" or "digits".
+        pixel_scale: "unit" gives (x/largest − mean)/std, "raw" gives (x − mean)/std, with pixels x
+            in 0…largest.
+        num_train: a random subset of this many training images, the same in every call; None: all.
+        data_dir: where the files are, or are to be put; None: $NOISESCALE_DATA, else the user's
+            cache.
+        device: of the examples.
 
-    Raises DataError where files are damaged (checksums) or cannot be had, SettingError where num_train is
-    too large.
+    Returns:
+        Float32 inputs (N, 1, H, W) and int64 classes (N,) of the three splits, and the number of
+        classes.
+
+    Raises:
+        DataError: files are damaged, by their checksums, or cannot be downloaded.
+        SettingError: num_train is larger than the data set.
     """
     num_training_examples(name, num_train)
     if name == "digits":
+        from sklearn.datasets import load_digits  # where it is needed: it takes a third of a second
+
         images, classes = map(torch.from_numpy, load_digits(return_X_y=True))
         images = images.unflatten(1, (8, 8))
         rest, held_out = _split(len(images), test_size=500)
-        (images, held_out_images) = images[rest], images[held_out]
-        (classes, held_out_classes) = classes[rest], classes[held_out]
+        images, held_out_images = images[rest], images[held_out]
+        classes, held_out_classes = classes[rest], classes[held_out]
     else:
         source, root = mnist_files.SOURCES[name], data_dir or default_data_dir()
         mnist_files.fetch(source, root)
@@ -113,16 +131,14 @@ def load_splits(
         (images, classes), (held_out_images, held_out_classes) = mnist_files.read(source, root)
 
     if num_train is not None:
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))[
-            :num_train
-        ]
-        images, classes = images[chosen], classes[chosen]
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        subset = order[:num_train]
+        images, classes = images[subset], classes[subset]
 
     def to_device(images: Tensor, classes: Tensor) -> Examples:
         pixels = _PIXELS[name]
-        inputs = images.to(device=device, dtype=torch.float32).unsqueeze(
-            1
-        )  # (N, H, W) -> (N, 1, H, W)
+        inputs = images.to(device=device, dtype=torch.float32)
+        inputs = inputs.unsqueeze(1)  # (N, H, W) -> (N, 1, H, W)
         if pixel_scale == "unit":
             inputs.div_(pixels.largest)
         inputs.sub_(pixels.mean).div_(pixels.std)
@@ -139,6 +155,8 @@ def load_splits(
 
 def _split(num_examples: int, *, test_size: float) -> tuple[Tensor, Tensor]:
     """Indices of the two parts of the study's split."""
+    from sklearn.model_selection import train_test_split
+
     rest, test = train_test_split(
         np.arange(num_examples), test_size=test_size, random_state=SPLIT_SEED
     )

@@ -5,6 +5,8 @@ import http.server
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -53,9 +55,9 @@ def source_of(contents, mirrors, *, archives_only=False):
     )
     raw = tuple(hashlib.sha256(content).hexdigest() for content in contents.values())
     published = tuple(hashlib.sha256(archive).hexdigest() for archive in archives.values())
-    return Source(dataset, archives=published) if archives_only else Source(
-        dataset, raw=raw
-    ), archives
+    tiny = type("TinySource", (Source,), {"dataset": dataset})
+    source = tiny("Tiny", archives=published) if archives_only else tiny("Tiny", raw=raw)
+    return source, archives
 
 
 @pytest.fixture
@@ -161,6 +163,18 @@ def test_without_an_answer_auto_falls_back_on_digits_within_twenty_seconds(
 
 def test_servers_are_given_less_than_the_twenty_seconds():
     assert mnist_files.REACHABLE_WITHIN < 20
+
+
+def test_what_reads_files_is_imported_when_files_are_read():
+    """Each of these would take a worker longer to import than its problem takes to build."""
+    code = (
+        "import sys, noisescale.problems.build\n"
+        "from noisescale.problems.data.splits import load_splits\n"
+        "assert not {'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "load_splits('digits')\n"
+        "assert 'torchvision' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_auto_means_mnist_where_it_is_on_disk(mnist_dir):
