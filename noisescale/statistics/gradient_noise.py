@@ -16,8 +16,10 @@ from noisescale.statistics.estimate import (
     CONFIDENCE,
     Estimate,
     Population,
+    estimate_row,
     exact,
     from_stderr,
+    jsonable,
     ratio,
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
@@ -85,29 +87,31 @@ class NoiseScale:
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: the file format of `noisescale measure-noise --json`, without the checkpoint."""
         curvature = self.curvature
-        return {
+        record: dict[str, Any] = {
             "split": self.split,
             "population": self.population,
             "num_examples": self.num_examples,
             "population_size": self.population_size,
             "engine": self.engine,
-            "loss": self.loss and self.loss.to_dict(),
-            "squared_gradient_norm": self.squared_gradient_norm.to_dict(),
-            "gradient_variance": self.gradient_variance.to_dict(),
-            "simple": self.simple.to_dict(),
+            "loss": self.loss,
+            "squared_gradient_norm": self.squared_gradient_norm,
+            "gradient_variance": self.gradient_variance,
+            "simple": self.simple,
             "resolved": self.resolved,
             "examples_to_resolve": self.examples_to_resolve,
-            "full": curvature and curvature.full.to_dict(),
-            "hessian_covariance_trace": curvature and curvature.covariance_trace.to_dict(),
-            "gradient_curvature": curvature and curvature.gradient_curvature.to_dict(),
-            "max_learning_rate": curvature and curvature.max_learning_rate.to_dict(),
+            "full": curvature and curvature.full,
+            "hessian_covariance_trace": curvature and curvature.covariance_trace,
+            "gradient_curvature": curvature and curvature.gradient_curvature,
+            "max_learning_rate": curvature and curvature.max_learning_rate,
             "hessian_examples": curvature and curvature.hessian_examples,
             "num_matvecs": curvature and curvature.num_matvecs,
-            "per_layer": _records(self.per_layer),
-            "per_class": _records(self.per_class),
-            "top_examples": _records(self.top_examples),
-            "notes": list(self.notes),
+            "per_layer": self.per_layer,
+            "per_class": self.per_class,
+            "top_examples": self.top_examples,
+            "notes": self.notes,
         }
+        stored: dict[str, Any] = jsonable(record)
+        return stored
 
 
 def noise_scale(
@@ -239,10 +243,7 @@ def table(key: str, found: dict[Any, GradientNoise]) -> pd.DataFrame:
     for name, noise in found.items():
         row: dict[str, Any] = {key: name, "num_examples": noise.simple.num_samples}
         for quantity in ("squared_gradient_norm", "gradient_variance", "simple"):
-            estimate: Estimate = getattr(noise, quantity)
-            row[quantity] = estimate.value
-            for part in ("stderr", "low", "high"):
-                row[f"{quantity}_{part}"] = getattr(estimate, part)
+            row |= estimate_row(quantity, getattr(noise, quantity))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -291,16 +292,3 @@ def _check(
         )
     if projections is not None and projections.shape not in (squared_norms.shape, (n,)):
         raise SettingError(f"projections {projections.shape}: give ({n},) or {squared_norms.shape}")
-
-
-def _records(frame: pd.DataFrame | None) -> list[dict[str, Any]] | None:
-    """Rows for strict JSON: None where not finite."""
-    if frame is None:
-        return None
-    return [
-        {
-            str(name): None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in row.items()
-        }
-        for row in frame.to_dict("records")
-    ]
