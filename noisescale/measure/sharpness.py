@@ -29,6 +29,7 @@ from noisescale.measure.objective import Objective
 from noisescale.problems.problem import MatVec, Params, Problem
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate, exact, from_stderr
+from noisescale.statistics.sample import Sample
 
 End = Literal["largest", "smallest"]
 GROUPS = 16  # of a subset's examples, whose spread gives an eigenvalue its sampling error
@@ -282,9 +283,11 @@ def _with_sampling_error(
     To first order λ = vᵀHv is a mean over examples at fixed v: its standard error is that of the means over
     random groups, times √(1 − n/N) for draws without replacement; t interval of 15 degrees of freedom.
     """
-    share = objective.num_examples / population
+    sample = Sample(
+        num_examples=objective.num_examples, population_size=population, population="dataset"
+    )
     num_groups = min(GROUPS, objective.num_examples)
-    if share == 1:
+    if sample.remaining == 0:
         return [exact(float(value), num_samples=objective.num_examples) for value in pairs.values]
     if num_groups < 2:
         return [from_stderr(float(value), math.nan, num_samples=1) for value in pairs.values]
@@ -295,7 +298,7 @@ def _with_sampling_error(
         product = CurvatureProduct(objective.on(objective.examples.part(rows)), record)
         for index, vector in enumerate(pairs.vectors):
             curvatures[group, index] = float(vector.double() @ product(vector).double())
-    stderrs = curvatures.std(0) * ((1 - share) / num_groups) ** 0.5
+    stderrs = curvatures.std(0) * (sample.remaining / num_groups) ** 0.5
     return [
         from_stderr(float(value), float(stderr), num_samples=num_groups)
         for value, stderr in zip(pairs.values, stderrs, strict=True)

@@ -15,8 +15,6 @@ from scipy import stats
 CONFIDENCE = 0.95  # of every interval, the field's convention
 MOST_DECIMALS = 6  # of a table's cells; smaller errors are printed in significant digits
 
-# whose mean is estimated: that of the examples there are, or that of fresh ones
-Population = Literal["dataset", "distribution"]
 Kind = Literal["exact", "interval", "point", "bound", "undefined"]
 Style = Literal["value", "interval", "value (interval)", "value ± stderr"]
 Number = Callable[[float], str]  # how a number is printed
