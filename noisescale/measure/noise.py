@@ -16,7 +16,6 @@ from noisescale.measure.noise_probes import probe_curvature
 from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Params, Problem
 from noisescale.problems.sampling import Selection, part_of, select, split_data
-from noisescale.statistics.estimate import Population
 from noisescale.statistics.gradient_noise import (
     NoiseScale,
     gradient_noise,
@@ -25,6 +24,7 @@ from noisescale.statistics.gradient_noise import (
     table,
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
+from noisescale.statistics.sample import Population, Sample
 
 HESSIAN_EXAMPLES = 4096
 TOP_EXAMPLES = 10
@@ -70,6 +70,11 @@ def measure_noise(
     selected = select(problem, split=split, num_examples=num_examples, generator=generator)
     objective = Objective(
         problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size
+    )
+    sample = Sample(
+        num_examples=objective.num_examples,
+        population_size=selected.population_size,
+        population=population,
     )
     report("gradients")
     moments = moments_on(
@@ -118,9 +123,7 @@ def measure_noise(
         found,
         split=split,
         engine=moments.engine,
-        loss=mean_estimate(
-            moments.losses, population=population, population_size=selected.population_size
-        ),
+        loss=mean_estimate(moments.losses, sample),
         curvature=curvature,
         per_class=by_class,
         top_examples=_top_examples(moments, selected),
@@ -223,8 +226,7 @@ def _per_class(
             moments.squared_norms.sum(1),
             moments.total_projections,
             float(moments.mean_squares.sum()),
-            population=population,
-            population_size=whole[number],
+            Sample(num_examples=len(rows), population_size=whole[number], population=population),
         )
     return table("class", found), left_out
 

@@ -16,8 +16,8 @@ from noisescale.measure.gradients.engine import Engine, EngineName
 from noisescale.measure.gradients.moments import PROBE, choose_engine
 from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params
-from noisescale.statistics.estimate import Population
 from noisescale.statistics.hessian_noise import CurvatureNoise, curvature_noise
+from noisescale.statistics.sample import Population
 
 HESSIAN_GROUPS = 16  # whose spread is H's sampling error
 DEFLATED = 10  # eigenvectors taken out of the probes

@@ -28,6 +28,7 @@ from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Params, Problem
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate, exact, from_stderr
+from noisescale.statistics.sample import Sample
 
 End = Literal["largest", "smallest"]
 Report = Callable[[str], None]
@@ -417,9 +418,11 @@ def _with_sampling_error(
     degrees of freedom.
     """
     objective = operator.objective
-    share = objective.num_examples / population_size
+    sample = Sample(
+        num_examples=objective.num_examples, population_size=population_size, population="dataset"
+    )
     num_groups = min(GROUPS, objective.num_examples)
-    if share == 1:
+    if sample.remaining == 0:
         return [exact(float(value), num_samples=objective.num_examples) for value in pairs.values]
     if num_groups < 2:
         return [from_stderr(float(value), math.nan, num_samples=1) for value in pairs.values]
@@ -430,7 +433,7 @@ def _with_sampling_error(
         product = operator.on(objective.examples.part(rows))
         for index, vector in enumerate(pairs.vectors):
             curvatures[group, index] = float(vector.double() @ product(vector).double())
-    stderrs = curvatures.std(0) * ((1 - share) / num_groups) ** 0.5
+    stderrs = curvatures.std(0) * (sample.remaining / num_groups) ** 0.5
     return [
         from_stderr(float(value), float(stderr), num_samples=num_groups)
         for value, stderr in zip(pairs.values, stderrs, strict=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from noisescale.problems.problem import Examples, Problem
-from noisescale.statistics.estimate import Population
+from noisescale.statistics.sample import Population
 
 
 @dataclass(frozen=True, kw_only=True)

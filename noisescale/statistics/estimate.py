@@ -1,19 +1,33 @@
-"""A measured number with its error: value, standard error and 95 % interval."""
+"""A measured number with its error: value, standard error and 95 % interval, in words and on disk."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
-CONFIDENCE = 0.95
-Population = Literal[
-    "dataset", "distribution"
-]  # whose mean: of the examples there are, or of fresh ones
+CONFIDENCE = 0.95  # of every interval, the field's convention
+MOST_DECIMALS = 6  # of a table's cells; smaller errors are printed in significant digits
+
+Kind = Literal["exact", "interval", "point", "bound", "undefined"]
+Style = Literal["value", "interval", "value (interval)", "value ± stderr"]
+Number = Callable[[float], str]  # how a number is printed
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}"
+
+
+def two_digits(value: float) -> str:
+    """Two significant digits, without an exponent where it can be: enough for a standard error."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +44,102 @@ class Estimate:
     high: float
     num_samples: int
 
+    @classmethod
+    def from_interval(
+        cls,
+        value: float,
+        low: float,
+        high: float,
+        *,
+        num_samples: int,
+        widths: float = 4.0,
+        scale: Literal["log", "linear"] = "log",
+    ) -> Estimate:
+        """A value whose interval was found directly; its stderr is the interval's length over `widths`.
+
+        widths: standard errors in an interval: 4, or 2t where Student's t set its ends.
+        scale: "log": the length in logarithms, times the value, as suits a positive quantity with a skew
+            interval. "linear": the length itself. An interval that is open in the scale, or a value that is
+            not defined, has no stderr: nan.
+        """
+        if scale == "linear":
+            stderr = (high - low) / widths
+        elif math.isnan(value) or not (low > 0 and high < math.inf):
+            stderr = math.nan
+        else:
+            stderr = value * math.log(high / low) / widths
+        return cls(value=value, stderr=stderr, low=low, high=high, num_samples=num_samples)
+
+    @property
+    def kind(self) -> Kind:
+        """What is known of the quantity.
+
+        "exact": its value, without error. "interval": its value and an interval. "point": its value, with an
+        unknown error. "bound": no value, but an end of the interval, most often the lower one. "undefined":
+        nothing.
+        """
+        if math.isnan(self.value):
+            return "bound" if self.low > 0 or self.high < math.inf else "undefined"
+        if self.stderr == 0:
+            return "exact"
+        return "point" if math.isnan(self.low) else "interval"
+
+    def text(
+        self,
+        style: Style = "value (interval)",
+        *,
+        number: Number = three_digits,
+        unknown: str = "–",
+    ) -> str:
+        """The estimate in words for a screen.
+
+        style: "value": the value alone or, where there is none, the bound: "> 12". "interval": "10–15".
+            "value (interval)": the value, with its interval where there is one. "value ± stderr": the value,
+            with its standard error in two significant digits where it is known and not zero.
+        number: how the value and the ends are printed.
+        unknown: what stands for a value or an interval of which nothing is known.
+        """
+        if style == "interval":
+            if math.isnan(self.low) or (self.low == 0 and math.isinf(self.high)):
+                return unknown
+            return f"{number(self.low)}–{number(self.high)}"
+        if self.kind == "undefined":
+            return unknown
+        if self.kind == "bound":
+            return f"> {number(self.low)}" if self.low > 0 else f"< {number(self.high)}"
+        value = number(self.value)
+        if self.kind == "interval" and style == "value (interval)":
+            return f"{value} ({self.text('interval', number=number)})"
+        if self.kind == "interval" and style == "value ± stderr":
+            return f"{value} ± {two_digits(self.stderr)}"
+        return value
+
+    def cells(self) -> tuple[str, str, str]:
+        """Value, stderr and interval for a table, all with the decimals of the stderr's two digits.
+
+        An exact value has neither of the latter, a bound no value.
+        """
+        if math.isnan(self.value):
+            return "not resolved", "", self.text("value", number="{:,.4g}".format, unknown="")
+        if self.stderr == 0:
+            return f"{self.value:,.5g}", "", ""
+        if not math.isfinite(self.stderr):
+            return f"{self.value:,.5g}", "unknown", ""
+        decimals = max(0, 1 - math.floor(math.log10(self.stderr)))
+        if decimals > MOST_DECIMALS:
+            interval = f"{self.low:.5g} – {self.high:.5g}"
+            return f"{self.value:.5g}", f"{self.stderr:.2g}", interval
+        value, stderr, low, high = (
+            f"{part:,.{decimals}f}" for part in (self.value, self.stderr, self.low, self.high)
+        )
+        return value, stderr, f"{low} – {high}"
+
     def to_dict(self) -> dict[str, float | None]:
         """value, stderr, low and high for strict JSON: None where not finite."""
-        numbers = {"value": self.value, "stderr": self.stderr, "low": self.low, "high": self.high}
-        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+        record: dict[str, float | None] = jsonable(
+            {"value": self.value, "stderr": self.stderr, "low": self.low, "high": self.high}
+        )
+        return record
 
     def scaled(self, factor: float) -> Estimate:
         """The same estimate times a positive constant."""
@@ -46,6 +152,34 @@ class Estimate:
         )
 
 
+def jsonable(record: Any) -> Any:
+    """`record` as strict JSON takes it: nan and infinity as None, and nothing but plain containers.
+
+    Dictionaries, lists, tuples, dataclasses, named tuples, arrays and tables (a list of rows) are gone
+    through; a record that has a `to_dict` of its own gives that.
+    """
+    if isinstance(record, pd.DataFrame):
+        return jsonable(record.to_dict("records"))
+    if isinstance(record, np.ndarray | np.generic):
+        return jsonable(record.tolist())
+    if isinstance(record, float):
+        return record if math.isfinite(record) else None
+    if isinstance(record, Mapping):
+        return {str(name): jsonable(value) for name, value in record.items()}
+    if hasattr(record, "to_dict"):
+        return jsonable(record.to_dict())
+    if dataclasses.is_dataclass(record):
+        return {
+            field.name: jsonable(getattr(record, field.name))
+            for field in dataclasses.fields(record)
+        }
+    if hasattr(record, "_asdict"):
+        return jsonable(record._asdict())
+    if isinstance(record, list | tuple):
+        return [jsonable(value) for value in record]
+    return record
+
+
 def estimate_columns(*names: str) -> list[str]:
     """The columns of estimates: each one's value, standard error and 95 % interval."""
     return [f"{name}{part}" for name in names for part in ("", "_stderr", "_low", "_high")]
@@ -55,6 +189,17 @@ def estimate_row(name: str, estimate: Estimate) -> dict[str, float]:
     """An estimate under these columns; exact ones have stderr 0."""
     values = (estimate.value, estimate.stderr, estimate.low, estimate.high)
     return dict(zip(estimate_columns(name), values, strict=True))
+
+
+def estimate_of(row: Mapping[Any, Any], name: str, *, num_samples: int = 0) -> Estimate:
+    """The estimate that `estimate_row` wrote into a row; a part that the row lacks is nan.
+
+    num_samples: 0 where the row does not say.
+    """
+    value, stderr, low, high = (
+        float(row.get(column, math.nan)) for column in estimate_columns(name)
+    )
+    return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=num_samples)
 
 
 def exact(value: float, *, num_samples: int = 1) -> Estimate:
@@ -152,9 +297,7 @@ def ratio(
     x, y = numerator, denominator
     if np.isnan(covariance).any():
         value = x / y if y > 0 else math.nan
-        return Estimate(
-            value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_samples
-        )
+        return from_stderr(value, math.nan, num_samples=num_samples)
     if y > 0 and not covariance.any():
         return exact(x / y, num_samples=num_samples)
     squared_t = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof)) ** 2

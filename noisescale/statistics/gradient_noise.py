@@ -15,12 +15,14 @@ from noisescale.errors import SettingError
 from noisescale.statistics.estimate import (
     CONFIDENCE,
     Estimate,
-    Population,
+    estimate_row,
     exact,
     from_stderr,
+    jsonable,
     ratio,
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
+from noisescale.statistics.sample import Population, Sample
 
 FITTED = 5  # standard errors below zero that no fresh examples give
 
@@ -85,29 +87,31 @@ class NoiseScale:
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: the file format of `noisescale measure-noise --json`, without the checkpoint."""
         curvature = self.curvature
-        return {
+        record: dict[str, Any] = {
             "split": self.split,
             "population": self.population,
             "num_examples": self.num_examples,
             "population_size": self.population_size,
             "engine": self.engine,
-            "loss": self.loss and self.loss.to_dict(),
-            "squared_gradient_norm": self.squared_gradient_norm.to_dict(),
-            "gradient_variance": self.gradient_variance.to_dict(),
-            "simple": self.simple.to_dict(),
+            "loss": self.loss,
+            "squared_gradient_norm": self.squared_gradient_norm,
+            "gradient_variance": self.gradient_variance,
+            "simple": self.simple,
             "resolved": self.resolved,
             "examples_to_resolve": self.examples_to_resolve,
-            "full": curvature and curvature.full.to_dict(),
-            "hessian_covariance_trace": curvature and curvature.covariance_trace.to_dict(),
-            "gradient_curvature": curvature and curvature.gradient_curvature.to_dict(),
-            "max_learning_rate": curvature and curvature.max_learning_rate.to_dict(),
+            "full": curvature and curvature.full,
+            "hessian_covariance_trace": curvature and curvature.covariance_trace,
+            "gradient_curvature": curvature and curvature.gradient_curvature,
+            "max_learning_rate": curvature and curvature.max_learning_rate,
             "hessian_examples": curvature and curvature.hessian_examples,
             "num_matvecs": curvature and curvature.num_matvecs,
-            "per_layer": _records(self.per_layer),
-            "per_class": _records(self.per_class),
-            "top_examples": _records(self.top_examples),
-            "notes": list(self.notes),
+            "per_layer": self.per_layer,
+            "per_class": self.per_class,
+            "top_examples": self.top_examples,
+            "notes": self.notes,
         }
+        stored: dict[str, Any] = jsonable(record)
+        return stored
 
 
 def noise_scale(
@@ -135,28 +139,23 @@ def noise_scale(
     the projection on the mean of the *others*, that of tr Σ the rest of |g_i|²; times √(1 − n/N) for the data
     set. Intervals by Student's t, of B_simple by Fieller.
     """
-    num_examples = len(squared_norms)
-    _check(squared_norms, projections, mean_squares, population, population_size)
-    total = projections.sum(1) if projections is not None and projections.ndim == 2 else projections
-    found = gradient_noise(
-        squared_norms.sum(1),
-        total,
-        float(mean_squares.sum()),
-        population=population,
-        population_size=population_size,
+    sample = Sample(
+        num_examples=len(squared_norms), population_size=population_size, population=population
     )
+    _check(squared_norms, projections, mean_squares, sample)
+    by_tensor = projections if projections is not None and projections.ndim == 2 else None
+    total = projections if by_tensor is None else by_tensor.sum(1)
+    found = gradient_noise(squared_norms.sum(1), total, float(mean_squares.sum()), sample)
     per_layer = None
     if names is not None:
-        each = projections if projections is not None and projections.ndim == 2 else None
         per_layer = table(
             "parameter",
             {
                 name: gradient_noise(
                     squared_norms[:, index],
-                    None if each is None else each[:, index],
+                    None if by_tensor is None else by_tensor[:, index],
                     float(mean_squares[index]),
-                    population=population,
-                    population_size=population_size,
+                    sample,
                 )
                 for index, name in enumerate(names)
             },
@@ -173,7 +172,7 @@ def noise_scale(
         gradient_variance=found.gradient_variance,
         simple=found.simple,
         population=population,
-        num_examples=num_examples,
+        num_examples=sample.num_examples,
         population_size=population_size,
         resolved=found.resolved,
         examples_to_resolve=found.examples_to_resolve,
@@ -182,55 +181,51 @@ def noise_scale(
 
 
 def gradient_noise(
-    squared_norms: np.ndarray,
-    projections: np.ndarray | None,
-    mean_square: float,
-    *,
-    population: Population,
-    population_size: int,
+    squared_norms: np.ndarray, projections: np.ndarray | None, mean_square: float, sample: Sample
 ) -> GradientNoise:
     """The estimates of `noise_scale` from |g_i|² (n,), g_i·ḡ (n,) and |ḡ|²."""
-    n = len(squared_norms)
-    variance = (float(squared_norms.mean()) - mean_square) * n / (n - 1)
-    squared_norm = mean_square - variance / n
-    unsampled = 1.0
-    if population == "dataset":
-        unsampled = 1 - n / population_size
-        squared_norm += variance / population_size
-        variance *= 1 - 1 / population_size
-    covariance = np.full((2, 2), math.nan)  # of tr Σ and |G|²
-    if unsampled == 0:
-        covariance = np.zeros((2, 2))
-    elif (
-        projections is not None and n > 2
-    ):  # of two, the projection of either on the other is the same
-        on_others = (n * projections - squared_norms) / (n - 1)
-        covariance = (
-            np.cov(np.stack([squared_norms - 2 * on_others, 2 * on_others])) * unsampled / n
-        )
+    n = sample.num_examples
+    unbiased = (float(squared_norms.mean()) - mean_square) * n / (n - 1)  # tr Σ̂, with 1/(n − 1)
+    variance = sample.variance_factor * unbiased
+    # |ḡ|² − (1/n − 1/N)·tr Σ̂, term by term: committed tables keep their last digit
+    squared_norm = mean_square - unbiased / n + unbiased / sample.size_of_population
+    covariance = _covariance(squared_norms, projections, sample)
     stderr_variance, stderr_norm = np.sqrt(covariance.diagonal())
     simple = ratio(variance, squared_norm, covariance, num_samples=n, dof=n - 1)
-    unresolved = math.isnan(simple.value)
+    needed = None
+    if math.isnan(simple.value):
+        needed = _examples_to_resolve(squared_norm, stderr_norm, sample)
     return GradientNoise(
         squared_gradient_norm=from_stderr(squared_norm, stderr_norm, num_samples=n),
         gradient_variance=from_stderr(variance, stderr_variance, num_samples=n),
         simple=simple,
-        examples_to_resolve=_examples_to_resolve(
-            squared_norm, stderr_norm, n, population, population_size
-        )
-        if unresolved
-        else None,
+        examples_to_resolve=needed,
     )
 
 
-def mean_estimate(values: np.ndarray, *, population: Population, population_size: int) -> Estimate:
-    """The mean of a quantity over the population, from a random subset's values (n,)."""
-    n = len(values)
-    if population == "dataset" and n == population_size:
-        return exact(float(values.mean()), num_samples=n)
-    unsampled = 1 - n / population_size if population == "dataset" else 1.0
-    stderr = float(values.std(ddof=1)) * math.sqrt(unsampled / n)
-    return from_stderr(float(values.mean()), stderr, num_samples=n)
+def _covariance(
+    squared_norms: np.ndarray, projections: np.ndarray | None, sample: Sample
+) -> np.ndarray:
+    """Of the estimates of tr Σ and |G|² (2, 2), by their influence functions; nan where it is unknown."""
+    n = sample.num_examples
+    if sample.remaining == 0:
+        return np.zeros((2, 2))
+    # of two examples, the projection of either on the other is the same, which tells nothing
+    if projections is None or n <= 2:
+        return np.full((2, 2), math.nan)
+    on_others = (n * projections - squared_norms) / (n - 1)  # (n,)
+    influences = np.stack([squared_norms - 2 * on_others, 2 * on_others])  # (2, n)
+    covariance: np.ndarray = np.cov(influences) * sample.remaining / n
+    return covariance
+
+
+def mean_estimate(values: np.ndarray, sample: Sample) -> Estimate:
+    """The mean of a quantity over the population, from the sample's values (n,)."""
+    mean, n = float(values.mean()), sample.num_examples
+    if sample.remaining == 0:
+        return exact(mean, num_samples=n)
+    stderr = float(values.std(ddof=1)) * math.sqrt(sample.remaining / n)
+    return from_stderr(mean, stderr, num_samples=n)
 
 
 def table(key: str, found: dict[Any, GradientNoise]) -> pd.DataFrame:
@@ -239,21 +234,12 @@ def table(key: str, found: dict[Any, GradientNoise]) -> pd.DataFrame:
     for name, noise in found.items():
         row: dict[str, Any] = {key: name, "num_examples": noise.simple.num_samples}
         for quantity in ("squared_gradient_norm", "gradient_variance", "simple"):
-            estimate: Estimate = getattr(noise, quantity)
-            row[quantity] = estimate.value
-            for part in ("stderr", "low", "high"):
-                row[f"{quantity}_{part}"] = getattr(estimate, part)
+            row |= estimate_row(quantity, getattr(noise, quantity))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _examples_to_resolve(
-    squared_norm: float,
-    stderr: float,
-    num_examples: int,
-    population: Population,
-    population_size: int,
-) -> int | None:
+def _examples_to_resolve(squared_norm: float, stderr: float, sample: Sample) -> int | None:
     """How many examples make |G|² significant, if it is what was estimated or, where larger, its stderr.
 
     So mostly within four times as many as were measured; more where |G|² is smaller still. Errors are taken
@@ -261,29 +247,26 @@ def _examples_to_resolve(
     """
     if not stderr > 0:  # unknown, or exact
         return None
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_examples - 1))
+    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, sample.num_examples - 1))
     likely = max(squared_norm, stderr)
-    unsampled = 1 / num_examples - (1 / population_size if population == "dataset" else 0.0)
-    inverse = (likely / (t * stderr)) ** 2 * unsampled
-    if population == "dataset":
-        inverse += 1 / population_size
-    return math.ceil(1 / inverse)
+    # the stderr goes with the root of 1/n − 1/N: solved for the n at which likely = t·stderr
+    inverse = (likely / (t * stderr)) ** 2 * sample.mean_factor
+    return math.ceil(1 / (inverse + 1 / sample.size_of_population))
 
 
 def _check(
     squared_norms: np.ndarray,
     projections: np.ndarray | None,
     mean_squares: np.ndarray,
-    population: str,
-    population_size: int,
+    sample: Sample,
 ) -> None:
-    n = len(squared_norms)
-    if population not in ("dataset", "distribution"):
-        raise SettingError(f"population {population!r}: give dataset or distribution")
+    n = sample.num_examples
+    if sample.population not in ("dataset", "distribution"):
+        raise SettingError(f"population {sample.population!r}: give dataset or distribution")
     if n < 2:
         raise SettingError(f"{n} example(s): a variance takes at least 2")
-    if n > population_size:
-        raise SettingError(f"{n} examples out of a population of {population_size}")
+    if n > sample.population_size:
+        raise SettingError(f"{n} examples out of a population of {sample.population_size}")
     if squared_norms.ndim != 2 or mean_squares.shape != squared_norms.shape[1:]:
         raise SettingError(
             f"squared norms {squared_norms.shape} and mean squares {mean_squares.shape}: "
@@ -291,16 +274,3 @@ def _check(
         )
     if projections is not None and projections.shape not in (squared_norms.shape, (n,)):
         raise SettingError(f"projections {projections.shape}: give ({n},) or {squared_norms.shape}")
-
-
-def _records(frame: pd.DataFrame | None) -> list[dict[str, Any]] | None:
-    """Rows for strict JSON: None where not finite."""
-    if frame is None:
-        return None
-    return [
-        {
-            str(name): None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in row.items()
-        }
-        for row in frame.to_dict("records")
-    ]

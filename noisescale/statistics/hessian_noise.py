@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from noisescale.statistics.estimate import Estimate, Population, from_stderr, ratio, undefined
+from noisescale.statistics.estimate import Estimate, from_stderr, ratio, undefined
+from noisescale.statistics.sample import Population
 
 
 @dataclass(frozen=True, kw_only=True)

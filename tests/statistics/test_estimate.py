@@ -1,16 +1,22 @@
 import json
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from noisescale.statistics.estimate import (
     Estimate,
+    estimate_of,
+    estimate_row,
     exact,
     from_log_samples,
     from_samples,
     from_stderr,
+    jsonable,
     quotient,
     ratio,
     undefined,
@@ -134,3 +140,100 @@ def test_a_geometric_mean_is_that_of_the_logarithms():
     assert found.value == pytest.approx(10.0)
     assert found.low == pytest.approx(math.exp(of_logs.low))
     assert math.isnan(from_log_samples([3.0]).low)
+
+
+INTERVAL = Estimate(value=1234.5, stderr=20.4, low=1190.0, high=1280.0, num_samples=9)
+POINT = from_stderr(7.0, math.nan, num_samples=1)
+BOUND = undefined(num_samples=4, low=12.3456)
+ABOVE = Estimate(value=math.nan, stderr=math.nan, low=0.0, high=5.0, num_samples=4)
+UNDEFINED = undefined(num_samples=4)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "kind", "value", "interval", "both", "stderr", "cells"),
+    [
+        (exact(3.0), "exact", "3", "3–3", "3", "3", ("3", "", "")),
+        (
+            INTERVAL,
+            "interval",
+            "1.23e+03",
+            "1.19e+03–1.28e+03",
+            "1.23e+03 (1.19e+03–1.28e+03)",
+            "1.23e+03 ± 20",
+            ("1,234", "20", "1,190 – 1,280"),
+        ),
+        (POINT, "point", "7", "–", "7", "7", ("7", "unknown", "")),
+        (BOUND, "bound", "> 12.3", "12.3–inf", "> 12.3", "> 12.3", ("not resolved", "", "> 12.35")),
+        (ABOVE, "bound", "< 5", "0–5", "< 5", "< 5", ("not resolved", "", "< 5")),
+        (UNDEFINED, "undefined", "–", "–", "–", "–", ("not resolved", "", "")),
+    ],
+)
+def test_an_estimate_in_words(estimate, kind, value, interval, both, stderr, cells):
+    assert estimate.kind == kind
+    assert estimate.text("value") == value
+    assert estimate.text("interval") == interval
+    assert estimate.text() == estimate.text("value (interval)") == both
+    assert estimate.text("value ± stderr") == stderr
+    assert estimate.cells() == cells
+
+
+def test_words_take_another_number_format_and_another_word_for_nothing():
+    assert INTERVAL.text(number="{:.1f}".format) == "1234.5 (1190.0–1280.0)"
+    assert UNDEFINED.text("value", unknown="not found") == "not found"
+    tiny = from_stderr(1.0, 1e-9, num_samples=50)
+    assert tiny.cells()[1] == "1e-09"
+
+
+def test_a_stderr_from_an_interval_is_its_length_in_logs_or_plainly():
+    found = Estimate.from_interval(2.0, 1.0, 4.0, num_samples=5)
+    assert found.stderr == pytest.approx(2 * math.log(4) / 4)
+    assert Estimate.from_interval(2.0, 1.0, 4.0, num_samples=5, scale="linear").stderr == 0.75
+    t = stats.t.ppf(0.975, 4)
+    logs = from_log_samples([1.0, 2.0, 4.0, 5.0, 9.0])
+    again = Estimate.from_interval(
+        logs.value, logs.low, logs.high, num_samples=5, widths=2 * float(t)
+    )
+    assert again.stderr == pytest.approx(logs.stderr)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 4.0), (1.0, math.inf)])
+def test_an_open_interval_has_no_stderr_in_logs(low, high):
+    assert math.isnan(Estimate.from_interval(2.0, low, high, num_samples=5).stderr)
+
+
+def test_a_row_gives_back_its_estimate():
+    row = {"other": 1.0, **estimate_row("loss", INTERVAL)}
+    assert estimate_of(row, "loss", num_samples=9) == INTERVAL
+    without = estimate_of({"loss": 2.0, "loss_low": 1.0, "loss_high": 3.0}, "loss")
+    assert (without.value, without.low, without.kind) == (2.0, 1.0, "interval")
+    assert math.isnan(without.stderr)
+
+
+class Pair(NamedTuple):
+    first: float
+    second: object
+
+
+@dataclass
+class Record:
+    values: np.ndarray
+    pair: Pair
+
+
+def test_anything_becomes_strict_json():
+    record = {
+        1: math.inf,
+        "record": Record(np.array([1.0, math.nan]), Pair(math.nan, (np.int64(3), True))),
+        "estimate": exact(2.0),
+        "table": pd.DataFrame({"name": ["a", "b"], "value": [math.nan, 2.0]}),
+        "text": "nan",
+        "nothing": None,
+    }
+    assert json.loads(json.dumps(jsonable(record), allow_nan=False)) == {
+        "1": None,
+        "record": {"values": [1.0, None], "pair": {"first": None, "second": [3, True]}},
+        "estimate": {"value": 2.0, "stderr": 0.0, "low": 2.0, "high": 2.0},
+        "table": [{"name": "a", "value": None}, {"name": "b", "value": 2.0}],
+        "text": "nan",
+        "nothing": None,
+    }

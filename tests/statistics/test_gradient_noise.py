@@ -10,6 +10,7 @@ import pytest
 from noisescale.errors import SettingError
 from noisescale.statistics.gradient_noise import mean_estimate, noise_scale
 from noisescale.statistics.hessian_noise import CurvatureNoise
+from noisescale.statistics.sample import Sample
 
 VECTORS = np.array(
     [[1.0, 0.0, 2.0], [0.5, -1.0, 1.0], [2.0, 3.0, -1.0], [0.0, 1.0, 1.0], [4.0, 0.5, 0.0]]
@@ -209,11 +210,14 @@ def test_bad_arguments_are_named():
 
 def test_the_mean_loss_has_its_sampling_error():
     values = np.array([1.0, 2.0, 4.0, 5.0])
-    assert mean_estimate(values, population="dataset", population_size=4).stderr == 0
-    assert mean_estimate(
-        values, population="distribution", population_size=4
-    ).stderr == pytest.approx(values.std(ddof=1) / 2)
-    part = mean_estimate(values, population="dataset", population_size=8)
+
+    def of(population, size):
+        return Sample(num_examples=4, population_size=size, population=population)
+
+    assert mean_estimate(values, of("dataset", 4)).stderr == 0
+    fresh = mean_estimate(values, of("distribution", 4))
+    assert fresh.stderr == pytest.approx(values.std(ddof=1) / 2)
+    part = mean_estimate(values, of("dataset", 8))
     assert part.stderr == pytest.approx(values.std(ddof=1) / 2 * math.sqrt(0.5))
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from noisescale.errors import SettingError
-from noisescale.statistics.estimate import CONFIDENCE, Estimate, undefined
+from noisescale.statistics.estimate import CONFIDENCE, Estimate, from_stderr, undefined
 
 BRANCH_COLUMNS = ("batch_size", "learning_rate", "seed", "examples", "loss", "diverged")
 FEWEST_BRANCHES = 3
@@ -53,9 +53,7 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
     num_seeds = min(map(len, losses))
     value = _largest(sizes, np.array([np.mean(one) for one in losses]), tolerance)
     if num_seeds < 2:
-        return Estimate(
-            value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_seeds
-        )
+        return from_stderr(value, math.nan, num_samples=num_seeds)
     generator = np.random.default_rng(0)
     tail = (1 - CONFIDENCE) / 2
     # a bootstrap of few seeds is too narrow: by the variance with 1/n, and by Student's t over the normal
@@ -78,8 +76,7 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
     low, high = np.quantile(draws, [tail, 1 - tail], method="nearest").tolist()
     if math.isinf(value) or math.isinf(high):
         return undefined(num_samples=num_seeds, low=min(low, float(sizes[-1])))
-    stderr = value * math.log(high / low) / 4
-    return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=num_seeds)
+    return Estimate.from_interval(value, low, high, num_samples=num_seeds)
 
 
 def _largest(sizes: np.ndarray, losses: np.ndarray, tolerance: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,17 @@ from scipy import optimize, stats
 
 from noisescale.errors import SettingError
 from noisescale.statistics.critical_batch.hyperbola import FEWEST, Curve, Hyperbola
-from noisescale.statistics.estimate import CONFIDENCE, Estimate, undefined
+from noisescale.statistics.estimate import CONFIDENCE, Estimate, jsonable, undefined
 
 FEWEST_SIZES = 4
 OVERHEAD = 0.2  # of examples, beyond what the smallest batch sizes take
 RESAMPLES = 500
 WINDOW = 0.1  # decades of steps on either side of which losses are smoothed
+STORED = (  # of a fit in fit.json, in this order
+    *("min_steps", "min_examples", "critical_batch_size", "overhead_batch_size"),
+    *("definition", "resolved", "reason", "num_batch_sizes", "num_censored"),
+    *("scatter", "lack_of_fit"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +63,8 @@ class CriticalBatchFit:
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: None for what is not finite."""
-        estimates = ("min_steps", "min_examples", "critical_batch_size", "overhead_batch_size")
-        numbers = {"scatter": self.scatter, "lack_of_fit": self.lack_of_fit}
-        return {
-            **{name: getattr(self, name).to_dict() for name in estimates},
-            "definition": self.definition,
-            "resolved": self.resolved,
-            "reason": self.reason,
-            "num_batch_sizes": self.num_batch_sizes,
-            "num_censored": self.num_censored,
-            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
-        }
+        record: dict[str, Any] = jsonable({name: getattr(self, name) for name in STORED})
+        return record
 
 
 def fit_critical_batch(
@@ -105,13 +101,7 @@ def fit_critical_batch(
     critical = hyperbola.interval("bend", curve, confidence=confidence)
     reason = _unresolved(critical, curve, points.sizes[~bounds])
     if reason:
-        critical = Estimate(
-            value=math.nan,
-            stderr=math.nan,
-            low=critical.low,
-            high=critical.high,
-            num_samples=critical.num_samples,
-        )
+        critical = replace(critical, value=math.nan, stderr=math.nan)
     residuals = np.log(points.steps / curve.at(points.sizes))[~bounds]
     scatter = float(np.sqrt(np.sum(residuals**2) / max(len(residuals) - 2, 1)))
     return CriticalBatchFit(

@@ -108,9 +108,8 @@ class Hyperbola:
         low, high = (_end(excess, best, direction) for direction in (-1.0, 1.0))
         value = math.exp(best)
         if low == 0.0 or math.isinf(high):
-            return Estimate(value=math.nan, stderr=math.nan, low=low, high=high, num_samples=known)
-        stderr = value * math.log(high / low) / (2 * t)
-        return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=known)
+            value = math.nan
+        return Estimate.from_interval(value, low, high, num_samples=known, widths=2 * t)
 
     def _minimise(
         self, start: np.ndarray, offset: np.ndarray, free: np.ndarray

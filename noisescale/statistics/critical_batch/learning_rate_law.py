@@ -11,7 +11,7 @@ import numpy as np
 
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.hyperbola import FEWEST, Hyperbola
-from noisescale.statistics.estimate import Estimate, from_log_samples
+from noisescale.statistics.estimate import Estimate, from_log_samples, jsonable, undefined
 
 LawName = Literal["noise", "sqrt", "linear"]
 POWERS: dict[LawName, float] = {"sqrt": 0.5, "linear": 1.0}
@@ -43,12 +43,9 @@ class LearningRateLaw:
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON."""
-        return {
-            "name": self.name,
-            "scale": self.scale,
-            "batch_size": self.batch_size and self.batch_size.to_dict(),
-            "held_out_error": self.held_out_error if math.isfinite(self.held_out_error) else None,
-        }
+        stored = ("name", "scale", "batch_size", "held_out_error")
+        record: dict[str, Any] = jsonable({name: getattr(self, name) for name in stored})
+        return record
 
 
 def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
@@ -72,7 +69,7 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
         ends.append((around[0], around[2]))
         exact &= bool(np.isfinite(found).all())
     if not vertices:
-        return Estimate(value=math.nan, stderr=math.nan, low=math.nan, high=math.nan, num_samples=0)
+        return undefined(num_samples=0)
     low, high = np.exp(np.mean(np.log(ends), axis=0)).tolist()
     if len(vertices) == 1:
         return Estimate(value=vertices[0], stderr=math.nan, low=low, high=high, num_samples=1)

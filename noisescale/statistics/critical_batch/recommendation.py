@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
-from noisescale.statistics.estimate import Estimate, estimate_columns
+from noisescale.statistics.estimate import Estimate, estimate_columns, jsonable
 
 AIMS = {
     "fewest examples": 0.1,
@@ -48,6 +49,18 @@ class Recommendation:
     num_measurements: int
     num_unresolved: int
 
+    @property
+    def critical_batch_size(self) -> Estimate:
+        """B_crit = E_min/S_min of the run's course, its interval from those of all measurements."""
+        # a quarter of the interval, not of its logarithm: both ends are means, which add
+        return Estimate.from_interval(
+            self.course.critical_batch_size,
+            self.low.critical_batch_size,
+            math.inf if self.high is None else self.high.critical_batch_size,
+            num_samples=self.average.num_samples,
+            scale="linear",
+        )
+
     def batch_size(self, aim: str) -> int:
         """For "fewest examples" a tenth of B_crit, for "balanced" B_crit, for "fewest steps" ten times it.
 
@@ -70,24 +83,27 @@ class Recommendation:
                     "examples": examples,
                 }
             )
-        return {
+        critical = self.critical_batch_size
+        record: dict[str, Any] = {
             "from": self.quantity,
             "covered": self.covered,
-            "start": self.start.to_dict(),
-            "average": self.average.to_dict(),
-            "end": self.end.to_dict(),
+            "start": self.start,
+            "average": self.average,
+            "end": self.end,
             "num_measurements": self.num_measurements,
             "num_unresolved": self.num_unresolved,
             "min_steps": self.course.min_steps,
             "min_examples": self.course.min_examples,
             "critical_batch_size": {
-                "value": self.course.critical_batch_size,
-                "low": self.low.critical_batch_size,
-                "high": None if self.high is None else self.high.critical_batch_size,
+                "value": critical.value,
+                "low": critical.low,
+                "high": critical.high,
             },
             "gain": self.course.gain,
             "sizes": sizes,
         }
+        stored: dict[str, Any] = jsonable(record)
+        return stored
 
 
 def recommend(table: pd.DataFrame, *, quantity: Scale | None = None) -> Recommendation:

@@ -64,7 +64,7 @@ def predicted_rows(goal: float, fit: CriticalBatchFit, runs: list[GoalRun]) -> l
         if not found:
             continue
         average = _over_seeds([one.average for one in found])
-        progress = _over_seeds([_by_progress(one) for one in found])
+        progress = _over_seeds([one.critical_batch_size for one in found])
         row: dict[str, Any] = {
             "goal": goal,
             "quantity": quantity,
@@ -86,18 +86,6 @@ def predicted_rows(goal: float, fit: CriticalBatchFit, runs: list[GoalRun]) -> l
             row |= estimate_row(name, estimate)
         rows.append(row)
     return rows
-
-
-def _by_progress(found: Recommendation) -> Estimate:
-    high = math.inf if found.high is None else found.high.critical_batch_size
-    low, value = found.low.critical_batch_size, found.course.critical_batch_size
-    return Estimate(
-        value=value,
-        stderr=(high - low) / 4,
-        low=low,
-        high=high,
-        num_samples=found.average.num_samples,
-    )
 
 
 def _over_seeds(estimates: list[Estimate]) -> Estimate:

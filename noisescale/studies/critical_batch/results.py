@@ -24,6 +24,7 @@ from noisescale.statistics.critical_batch.goal_table import (
     rises,
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
+from noisescale.statistics.estimate import jsonable
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.goal_run import GoalRun
 from noisescale.studies.critical_batch.prediction import PREDICTED_COLUMNS, predicted_rows
@@ -65,10 +66,7 @@ class CriticalBatchResult:
                 if len(self.predicted)
                 else self.predicted
             )
-            rows = [
-                _nullable(row)
-                for row in predicted.drop(columns="goal", errors="ignore").to_dict("records")
-            ]
+            rows = jsonable(predicted.drop(columns="goal", errors="ignore"))
             records.append(fit_record(goal, fit, self.laws[goal], predicted=rows))
         return {"goals": records, "notes": list(self.notes)}
 
@@ -131,7 +129,7 @@ def write_results(
         "batch_sizes": sorted(table["batch_size"].unique().tolist()),
         "num_seeds": int(table["seed"].nunique()),
         "factor": config.factor,
-        "start": _nullable(start._asdict()),
+        "start": jsonable(start),
         "num_runs": len(table.groupby(["batch_size", "learning_rate", "seed"])),
         "failures": failures,
         "seconds": seconds,
@@ -199,12 +197,3 @@ def write_fits(out: Path, result: CriticalBatchResult, *, title: str) -> None:
 
 def _title(config: CriticalBatchConfig) -> str:
     return f"{problem_name(config.problem)}, {config.training.optimizer}, {config.split} loss"
-
-
-def _nullable(row: dict[Any, Any]) -> dict[str, Any]:
-    """Its fields for strict JSON: None where there is no number."""
-    return {str(name): None if _missing(value) else value for name, value in row.items()}
-
-
-def _missing(value: Any) -> bool:
-    return isinstance(value, float) and not (float("-inf") < value < float("inf"))

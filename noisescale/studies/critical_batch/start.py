@@ -12,6 +12,7 @@ from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.problems.data.splits import num_training_examples
 from noisescale.problems.factory import build_own_problem
 from noisescale.problems.problem import as_examples
+from noisescale.statistics.estimate import jsonable
 from noisescale.studies.critical_batch.config import GoalSplit
 from noisescale.studies.critical_batch.goal_run import Look
 from noisescale.studies.jobs.cell import Cell, cell_problem, one_thread
@@ -63,7 +64,7 @@ def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Sta
                 if noise.curvature is not None and noise.full is not None:
                     found["max_rate"] = noise.curvature.max_learning_rate.value
                     found["rate_bend"] = noise.full.value
-    finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
+    finite = jsonable(found)
     write_json(path, finite)
     return _parse(path, finite)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,9 @@ import pandas as pd
 
 from noisescale.plots.stability_map import map_figure
 from noisescale.plots.style import image
+from noisescale.statistics.estimate import jsonable
 from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.statistics.stability_edge import LABELS, PredictionScore
+from noisescale.statistics.stability_edge import LABELS
 from noisescale.studies.jobs.folder import MAP
 from noisescale.studies.stability_map.config import BatchSize, SweepConfig
 from noisescale.studies.stability_map.tables import boundary_table, cells_table, scores
@@ -65,8 +64,8 @@ def write_results(
         "num_cells": len(cells),
         "labels": {label: int(labels.get(label, 0)) for label in LABELS},
         "failures": failures,
-        "constants": None if constants is None else _nullable(constants),
-        "scores": {name: _nullable(score) for name, score in found.items()},
+        "constants": jsonable(constants),
+        "scores": jsonable(found),
         "seconds": seconds,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "notes": list(notes),
@@ -82,12 +81,6 @@ def write_results(
     write_atomically(out / MAP, image(picture))
     write_json(out / SUMMARY, summary)
     return SweepResult(config=config, cells=cells, boundary=boundary, summary=summary)
-
-
-def _nullable(record: StabilityConstants | PredictionScore) -> dict[str, float | None]:
-    """Its fields for strict JSON: None where there is no number."""
-    values = dataclasses.asdict(record)
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _title(config: SweepConfig) -> str:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from noisescale.errors import RunFolderBusyError, RunFolderError
 from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.statistics.estimate import jsonable
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.tables import TABLES
 
@@ -69,7 +70,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 def nullable(scores: dict[str, float]) -> dict[str, float | str | None]:
     """`scores` with every non-finite number as null and the reason beside it, for strict JSON."""
-    finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+    finite: dict[str, float | str | None] = jsonable(scores)
     reasons = {
         f"{name}_null_because": f"the {name} is {value}, not finite"
         for name, value in scores.items()
