@@ -15,10 +15,11 @@ from rich.console import Console
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.data.splits import num_training_examples
 from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.studies.jobs.cell import Cell, read_cell, run_cell
+from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.executors import given_or_local
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim
 from noisescale.studies.jobs.tasks import Tasks
+from noisescale.studies.stability_map.cell_run import read_cell, run_cell
 from noisescale.studies.stability_map.config import BatchSize, SweepConfig
 from noisescale.studies.stability_map.predictions import (
     constants_at,
@@ -231,8 +232,8 @@ class _Sweep:
         (size, seed), rate = key, self.rates[index]
         error = self.tasks.error(future)
         if error is None:
-            row = cell_row(future.result(), from_checkpoint=self.config.start is not None)
-            self.tasks.progress.cell(size, future.result()["seconds"])
+            row = cell_row(future.result().summary, from_checkpoint=self.config.start is not None)
+            self.tasks.progress.cell(size, future.result().summary["seconds"])
         else:
             row = {"batch_size": size, "learning_rate": rate, "seed": seed}
             row["error"] = self.tasks.failed(f"B = {size}, lr {rate:g}, seed {seed}", error)
@@ -276,7 +277,9 @@ class _Sweep:
         """Adds the cells that other sweeps have finished in this folder, so that no table loses them."""
         for path in finished_runs(self.out / CELL_FOLDER):
             try:
-                row = cell_row(read_cell(path), from_checkpoint=self.config.start is not None)
+                row = cell_row(
+                    read_cell(path).summary, from_checkpoint=self.config.start is not None
+                )
             except RunFolderError as error:
                 self.tasks.failed(str(path), error)
             else:
