@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +29,8 @@ from noisescale.studies.critical_batch.start import count_examples
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.executors import given_or_local
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim
+from noisescale.studies.jobs.search_loop import Job, Search, SearchLoop
 from noisescale.studies.jobs.tasks import Tasks
-from noisescale.studies.stability_map.config import BatchSize
 from noisescale.studies.stability_map.run import SweepOptions
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.environment import environment
@@ -185,45 +185,36 @@ def run_branches(
         raise SettingError(f"{start} has the digest {there}, the config's start is {config.start}")
     claim(out, config.identity(), settings=SETTINGS)
     started = time.monotonic()
-    runs: dict[Future[Any], tuple[int, int]] = {}
     finished: list[GoalRun] = []
 
-    def remaining() -> dict[BatchSize, int]:
-        left: dict[BatchSize, int] = {}
-        for future, (size, _) in runs.items():
-            left[size] = left.get(size, 0) + (not future.done())
-        return left
+    def branches() -> Search[GoalRun, None]:
+        results = yield [
+            _job(config, size, seed, num_examples, start.absolute(), out.absolute(), options)
+            for size in sorted(config.batch_sizes)
+            for seed in range(config.num_seeds)
+        ]
+        finished.extend(run for run in results if isinstance(run, GoalRun))
 
-    with (
-        given_or_local(executor) as pool,
-        Tasks(
-            pool, options.console, remaining=remaining, num_finished=lambda: len(finished)
-        ) as tasks,
-    ):
-        for size in sorted(config.batch_sizes):
-            for seed in range(config.num_seeds):
-                training = config.run(size, seed, num_examples=num_examples)
-                cell = _cell(config, training, start.absolute(), out.absolute(), options)
-                runs[tasks.submit(run_to_goal, cell)] = (size, seed)
-        waiting = set(runs)
-        while waiting:
-            for future in tasks.wait(waiting):
-                waiting.remove(future)
-                size, seed = runs[future]
-                if (error := tasks.error(future)) is not None:
-                    tasks.failed(f"B = {size}, seed {seed}", error)
-                else:
-                    finished.append(future.result())
-                    tasks.progress.cell(size, finished[-1].summary["seconds"])
+    with given_or_local(executor) as pool, Tasks(pool, options.console) as tasks:
+        loop = SearchLoop(tasks)
+        loop.begin(branches())
+        loop.run()
     if not finished:
         raise NoisescaleError(f"no branch could be run: {tasks.failures[0]}")
     _take_others(out, finished)
     return _write(config, out, finished, tasks.failures, time.monotonic() - started, options)
 
 
-def _cell(
-    config: BranchConfig, training: TrainConfig, start: Path, out: Path, options: SweepOptions
-) -> GoalCell:
+def _job(
+    config: BranchConfig,
+    size: int,
+    seed: int,
+    num_examples: int,
+    start: Path,
+    out: Path,
+    options: SweepOptions,
+) -> Job[GoalRun]:
+    training = config.run(size, seed, num_examples=num_examples)
     cell = Cell(
         path=out / CELL_FOLDER / run_name(config.problem, training),
         problem=config.problem,
@@ -233,7 +224,8 @@ def _cell(
         data_dir=options.data_dir and options.data_dir.absolute(),
         notes=options.notes,
     )
-    return GoalCell(cell=cell, goals=(), split=config.split)
+    goal_cell = GoalCell(cell=cell, goals=(), split=config.split)
+    return Job(run_to_goal, goal_cell, name=f"B = {size}, seed {seed}", kind=size)
 
 
 def _take_others(out: Path, finished: list[GoalRun]) -> None:

@@ -71,7 +71,7 @@ def run_noise_cells(
     while waiting:
         done = f"{len(found)} of {config.num_seeds} done"
         tasks.progress.activity(f"noise scale along runs at B = {size}, lr {rate:g}: {done}")
-        for future in tasks.wait(waiting, cells=False):
+        for future in tasks.wait(waiting):
             waiting.remove(future)
             if (error := tasks.error(future)) is not None:
                 tasks.failed("a run with the noise scale along it", error)

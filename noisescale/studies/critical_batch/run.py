@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -18,12 +17,12 @@ from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_g
 from noisescale.studies.critical_batch.noise_runs import run_noise_cells
 from noisescale.studies.critical_batch.results import CriticalBatchResult, write_results
 from noisescale.studies.critical_batch.start import Start, count_examples, start_at
-from noisescale.studies.critical_batch.tuning import SLACK, Steps, Trial, Tuning, best_places, tune
+from noisescale.studies.critical_batch.tuning import Steps, Trial, Tuned, best_indices, tune
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.executors import given_or_local
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim
+from noisescale.studies.jobs.search_loop import Failure, Job, Search, SearchLoop, carry_out
 from noisescale.studies.jobs.tasks import Tasks
-from noisescale.studies.stability_map.config import BatchSize
 from noisescale.studies.stability_map.run import SweepOptions
 from noisescale.training.config import resolve_batch_size
 from noisescale.training.records.folder import finished_runs, write_table
@@ -33,8 +32,6 @@ from noisescale.training.records.tables import STEPS_TO_GOAL
 SETTINGS = "critical_batch.json"
 ADAPTIVE_RATE = 1e-3  # of Adam and AdamW at the first batch size, where nothing else is given
 CELLS_A_SEARCH = 5  # about
-
-Key = tuple[int, int]  # batch size and seed
 
 
 def run_critical_batch(
@@ -67,7 +64,11 @@ def run_critical_batch(
 
 
 class _Measurement:
-    """A measurement in progress, on an executor."""
+    """A measurement in progress, on an executor.
+
+    runs: by batch size, rate and seed; None: it failed. num_begun: of each batch size's searches,
+    one for each seed, how many have begun.
+    """
 
     def __init__(
         self,
@@ -82,27 +83,21 @@ class _Measurement:
         self.options = options
         self.num_examples = num_examples
         self.sizes = sorted(config.batch_sizes)
+        self.first_size = self.sizes[len(self.sizes) // 2]
         self.goals: tuple[float, ...] = ()
         self.start = Start(math.nan, math.nan, math.nan)
-        self.runs: dict[tuple[int, float, int], GoalRun | None] = {}  # None: it failed
-        self.searches: dict[Key, Tuning] = {}
-        self.asked: dict[Key, list[int]] = {}  # the places that each search waits for
-        self.steps: dict[Key, dict[int, Steps]] = {}  # of each place tried
-        self.budgets: dict[Key, int] = {}
-        self.pending: dict[Future[Any], tuple[Key, int]] = {}
-        self.tasks = Tasks(
-            pool, options.console, remaining=self._remaining, num_finished=lambda: len(self.runs)
-        )
+        self.runs: dict[tuple[int, float, int], GoalRun | None] = {}
+        self.num_begun: Counter[int] = Counter()
+        self.tasks = Tasks(pool, options.console)
+        self.loop = SearchLoop(self.tasks, to_come=self._to_come)
 
     def complete(self) -> CriticalBatchResult:
         started = time.monotonic()
         with self.tasks:
             self._look_at_start()
-            first = self.sizes[len(self.sizes) // 2]
-            self._begin(first, 0, self._first_rate(first), self._first_budget(first))
-            while self.pending:
-                for future in self.tasks.wait(set(self.pending)):
-                    self._take(future)
+            budget = self.config.epochs * math.ceil(self.num_examples / self.first_size)
+            self._begin(self.first_size, 0, self._first_rate(), budget)
+            self.loop.run()
             self._take_others()
             table = self.table()
             write_table(self.out / STEPS_TO_GOAL, table)  # whatever becomes of the fits
@@ -130,7 +125,6 @@ class _Measurement:
         self.tasks.progress.activity("where the runs start")
         cell = self._cell(self.sizes[0], 1.0, 0, 1)
         future = self.tasks.submit(start_at, cell, self.out, config.split, curvature=curvature)
-        self.tasks.wait({future})
         if (error := self.tasks.error(future)) is not None:
             raise NoisescaleError(f"the start of the runs cannot be evaluated: {error}") from error
         self.start = future.result()
@@ -138,44 +132,95 @@ class _Measurement:
         if goals is None:
             if not self.start.loss > 0:
                 raise SettingError(
-                    f"the loss at the start is {self.start.loss:g}, of which no goals can be shares: give "
-                    "--goal"
+                    f"the loss at the start is {self.start.loss:g}, of which no goals can be "
+                    "shares: give --goal"
                 )
             goals = default_goals(self.start.loss)
         self.goals = tuple(sorted(goals, reverse=True))
         if not self.start.loss > self.goals[0]:
             raise SettingError(
-                f"the goal {self.goals[0]:g} is not below the loss at the start, {self.start.loss:.4g}: give "
-                "lower ones"
+                f"the goal {self.goals[0]:g} is not below the loss at the start, "
+                f"{self.start.loss:.4g}: give lower ones"
             )
 
-    def _first_rate(self, size: int) -> float:
-        """ε*/(1 + B*/B)."""
+    def _first_rate(self) -> float:
+        """ε*/(1 + B*/B) at the first batch size."""
         config, start = self.config, self.start
-        rate = start.max_rate if config.max_rate is None else config.max_rate
         if config.training.optimizer != "sgd":
             return ADAPTIVE_RATE if config.max_rate is None else config.max_rate
-        if not rate > 0:
+        max_rate = start.max_rate if config.max_rate is None else config.max_rate
+        if not max_rate > 0:
             raise SettingError(
-                "the curvature along the gradient at the start gives no best learning rate to begin with: "
-                "give --lr-max"
+                "the curvature along the gradient at the start gives no best learning rate to "
+                "begin with: give --lr-max"
             )
-        return rate / (1 + self._bend() / size)
+        return max_rate / (1 + self._bend() / self.first_size)
 
     def _bend(self) -> float:
         """B* of the law by which one batch size's best rate leads to the next one's."""
         bend = self.start.rate_bend if self.config.rate_bend is None else self.config.rate_bend
-        return bend if math.isfinite(bend) else float(self.sizes[len(self.sizes) // 2])
+        return bend if math.isfinite(bend) else float(self.first_size)
 
-    def _first_budget(self, size: int) -> int:
-        return self.config.epochs * math.ceil(self.num_examples / size)
+    def _begin(self, size: int, seed: int, rate: float, budget: int) -> None:
+        """Starts the search of a batch size's best rates with a seed."""
+        self.num_begun[size] += 1
+        self.loop.begin(self._tune(size, seed, rate, budget))
 
-    def _place(self, rate: float) -> int:
+    def _tune(self, size: int, seed: int, rate: float, budget: int) -> Search[GoalRun, None]:
+        """Makes the runs that the search of a batch size and seed asks for; others follow seed 0's."""
+
+        def job(trial: Trial) -> Job[GoalRun]:
+            rate = self._rate(trial.grid_index)
+            cell = self._cell(size, rate, seed, trial.max_steps)
+            goal_cell = GoalCell(cell=cell, goals=self.goals, split=self.config.split)
+            name = f"B = {size}, lr {rate:g}, seed {seed}"
+            return Job(run_to_goal, goal_cell, name=name, kind=size)
+
+        def steps(trial: Trial, run: GoalRun | Failure) -> Steps:
+            key = (size, self._rate(trial.grid_index), seed)
+            if isinstance(run, Failure):
+                self.runs[key] = None
+                return (math.inf,) * len(self.goals)
+            self.runs[key] = run
+            return tuple(run.steps(goal) for goal in self.goals)
+
+        search = tune(self._index(rate), budget, factor=self.config.factor)
+        tuned = yield from carry_out(search, job, steps)
+        if seed == 0:
+            self._follow(size, tuned)
+
+    def _index(self, rate: float) -> int:
         """Of the nearest rate on the grid, which is the same for all batch sizes."""
         return round(math.log(rate) / math.log(self.config.factor))
 
-    def _rate(self, place: int) -> float:
-        return float(f"{self.config.factor**place:.6g}")
+    def _rate(self, index: int) -> float:
+        return float(f"{self.config.factor**index:.6g}")
+
+    def _follow(self, size: int, tuned: Tuned) -> None:
+        """Goes on from a batch size that seed 0 has tuned: to other seeds, and to its neighbours."""
+        best = [index for index in best_indices(tuned.tried) if index is not None]
+        if not best and size == self.first_size:
+            raise NoisescaleError(self._unreached())
+        indices = best or sorted(tuned.tried)
+        rate = self._rate(indices[len(indices) // 2])
+        for seed in range(1, self.config.num_seeds):
+            self._begin(size, seed, rate, tuned.budget)
+
+        position = self.sizes.index(size)
+        if size >= self.first_size and position + 1 < len(self.sizes):
+            larger = self.sizes[position + 1]  # takes no more steps
+            self._begin(larger, 0, self._rate_at(larger, size, rate), tuned.budget)
+        if size <= self.first_size and position > 0:
+            smaller = self.sizes[position - 1]  # takes no more examples
+            budget = math.ceil(tuned.budget * size / smaller)
+            self._begin(smaller, 0, self._rate_at(smaller, size, rate), budget)
+
+    def _rate_at(self, size: int, tuned_size: int, rate: float) -> float:
+        """The rate to begin with at a batch size, from the best one at another."""
+        if self.config.training.optimizer != "sgd":
+            return rate * math.sqrt(size / tuned_size)
+        bend = self._bend()
+        return rate * ((1 + bend / tuned_size) / (1 + bend / size))
 
     def _cell(
         self, size: int, rate: float, seed: int, max_steps: int, *, folder: str = CELL_FOLDER
@@ -190,77 +235,6 @@ class _Measurement:
             data_dir=self.options.data_dir and self.options.data_dir.absolute(),
             notes=self.options.notes,
         )
-
-    def _begin(self, size: int, seed: int, rate: float, budget: int) -> None:
-        """Starts the search of a batch size's best rates with a seed."""
-        key = (size, seed)
-        self.searches[key] = tune(self._place(rate), budget, factor=self.config.factor)
-        self.steps[key] = {}
-        self._ask(key, next(self.searches[key]))
-
-    def _ask(self, key: Key, trials: list[Trial]) -> None:
-        size, seed = key
-        self.asked[key] = [trial.place for trial in trials]
-        self.budgets[key] = trials[0].max_steps
-        for place, max_steps in trials:
-            rate = self._rate(place)
-            cell = self._cell(size, rate, seed, max_steps)
-            goal_cell = GoalCell(cell=cell, goals=self.goals, split=self.config.split)
-            self.pending[self.tasks.submit(run_to_goal, goal_cell)] = (key, place)
-
-    def _take(self, future: Future[Any]) -> None:
-        """Records a finished run and, where its search has all it asked for, goes on with it."""
-        key, place = self.pending.pop(future)
-        (size, seed), rate = key, self._rate(place)
-        error = self.tasks.error(future)
-        if error is None:
-            run: GoalRun = future.result()
-            self.tasks.progress.cell(size, run.summary["seconds"])
-            self.runs[size, rate, seed] = run
-            self.steps[key][place] = tuple(run.steps(goal) for goal in self.goals)
-        else:
-            self.tasks.failed(f"B = {size}, lr {rate:g}, seed {seed}", error)
-            self.runs[size, rate, seed] = None
-            self.steps[key][place] = (math.inf,) * len(self.goals)
-        if not all(one in self.steps[key] for one in self.asked[key]):
-            return
-        try:
-            self._ask(
-                key, self.searches[key].send([self.steps[key][one] for one in self.asked[key]])
-            )
-        except StopIteration:
-            del self.searches[key]
-            if seed == 0:
-                self._follow(size)
-
-    def _follow(self, size: int) -> None:
-        """Goes on from a batch size that seed 0 has tuned: with the other seeds, and to its neighbours."""
-        tried = self.steps[size, 0]
-        reached = [place for place in best_places(tried) if place is not None]
-        first = self.sizes[len(self.sizes) // 2]
-        if not reached and size == first:
-            raise NoisescaleError(self._unreached())
-        rate = self._rate(reached[len(reached) // 2] if reached else sorted(tried)[len(tried) // 2])
-        fewest = min(steps[-1] for steps in tried.values())
-        budget = math.ceil(SLACK * fewest) if math.isfinite(fewest) else self.budgets[size, 0]
-        for seed in range(1, self.config.num_seeds):
-            self._begin(size, seed, rate, budget)
-        place = self.sizes.index(size)
-        if size >= first and place + 1 < len(self.sizes):
-            self._begin_neighbour(self.sizes[place + 1], size, rate, budget)
-        if size <= first and place > 0:
-            self._begin_neighbour(
-                self.sizes[place - 1], size, rate, budget * size / self.sizes[place - 1]
-            )
-
-    def _begin_neighbour(self, size: int, known: int, rate: float, budget: float) -> None:
-        """A larger batch takes no more steps than the known one, a smaller one no more examples."""
-        if self.config.training.optimizer == "sgd":
-            bend = self._bend()
-            rate *= (1 + bend / known) / (1 + bend / size)
-        else:
-            rate *= math.sqrt(size / known)
-        self._begin(size, 0, rate, math.ceil(budget))
 
     def _best_losses(self) -> list[tuple[float, int, float]]:
         """The least loss seen of each run, with its batch size and rate."""
@@ -280,9 +254,9 @@ class _Measurement:
             return f"no run has a finite loss; goals {goals}: give smaller rates with --lr-max"
         loss, size, rate = min(losses)
         return (
-            f"no run reaches any of the goals {goals}: the best loss seen is {loss:.4g}, at B = {size} and "
-            f"lr {rate:g}; give higher ones with --goal, longer runs with --epochs, or other rates with "
-            "--lr-max"
+            f"no run reaches any of the goals {goals}: the best loss seen is {loss:.4g}, at "
+            f"B = {size} and lr {rate:g}; give higher ones with --goal, longer runs with --epochs, "
+            "or other rates with --lr-max"
         )
 
     def _take_others(self) -> None:
@@ -294,8 +268,8 @@ class _Measurement:
                 self.tasks.failed(str(path), error)
                 continue
             key = (run.summary["batch_size"], run.summary["learning_rate"], run.summary["seed"])
-            known = self.runs.get(key)
-            if known is None or known.summary["steps"] < run.summary["steps"]:
+            ours = self.runs.get(key)
+            if ours is None or ours.summary["steps"] < run.summary["steps"]:
                 self.runs[key] = run
 
     def table(self) -> pd.DataFrame:
@@ -307,25 +281,15 @@ class _Measurement:
                     continue
                 steps = run.steps(goal)
                 censored = math.isinf(steps)
-                known = run.seen if censored else steps
-                if not known > 0:  # it diverged at once, or started beyond the goal
+                bound = run.seen if censored else steps
+                if not bound > 0:  # it diverged at once, or started beyond the goal
                     continue
-                row = (
-                    goal,
-                    size,
-                    rate,
-                    seed,
-                    known,
-                    int(censored),
-                    int(run.summary["diverged_at_step"] is not None),
-                )
+                diverged = run.summary["diverged_at_step"] is not None
+                row = (goal, size, rate, seed, bound, int(censored), int(diverged))
                 rows.append(dict(zip(COLUMNS, row, strict=True)))
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
-    def _remaining(self) -> dict[BatchSize, int]:
-        """How many runs of each batch size are still to come, about."""
-        left: Counter[BatchSize] = Counter(key[0] for key, _ in self.pending.values())
-        for size in self.sizes:
-            begun = sum(key[0] == size for key in self.steps)
-            left[size] += CELLS_A_SEARCH * (self.config.num_seeds - begun)
-        return dict(left)
+    def _to_come(self) -> dict[int, int]:
+        """How many runs of each batch size no search has asked for yet, about."""
+        num_seeds = self.config.num_seeds
+        return {size: CELLS_A_SEARCH * (num_seeds - self.num_begun[size]) for size in self.sizes}

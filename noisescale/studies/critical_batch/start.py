@@ -14,8 +14,8 @@ from noisescale.problems.factory import build_own_problem
 from noisescale.problems.problem import as_examples
 from noisescale.statistics.estimate import jsonable
 from noisescale.studies.critical_batch.config import GoalSplit
-from noisescale.studies.critical_batch.goal_run import Look
 from noisescale.studies.jobs.cell import Cell, cell_problem, one_thread
+from noisescale.studies.jobs.short_run import LossCurve
 from noisescale.training.records.folder import read_json, write_json
 
 START = "start.json"
@@ -52,7 +52,7 @@ def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Sta
     with one_thread():
         problem = cell_problem(cell)
         problem.model.eval()
-        found = {"loss": Look(problem, split).at(problem.model)}
+        found = {"loss": LossCurve(problem, split).look(0, problem.model)}
         if curvature:
             examples = min(NUM_EXAMPLES, as_examples(problem.train).num_examples)
             found |= {"max_rate": math.nan, "rate_bend": math.nan}

@@ -1,4 +1,4 @@
-"""Which learning rates to try next: places on a grid out, the steps to each goal in."""
+"""Which learning rates to try next: indices on a grid out, the steps to each goal in."""
 
 from __future__ import annotations
 
@@ -6,55 +6,68 @@ import math
 from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
-SLACK = 2.0  # times the fewest steps so far, for which another rate is tried
-MOST_UNREACHED = (
-    7  # rates tried, or as many as span WIDEST, for a goal that none of them has reached
-)
+# times the fewest steps so far, for which another rate is tried: enough for one whose steps are a
+# chance away from the best, and no rate of a grid by factors of 2 is worse than that beside the best
+SLACK = 2.0
+# rates tried, or as many as span WIDEST, for a goal that none of them has reached
+MOST_UNREACHED = 7
 WIDEST = 64.0
-MOST = 15  # rates tried beyond those, in all
+MOST = 15  # rates tried beyond those, in all: a bound on what steps that are mostly chance can cost
 
 Steps = tuple[float, ...]  # to each goal, from the highest; infinity where it was not reached
 
 
 class Trial(NamedTuple):
-    """A learning rate, by its place on the grid, for so many updates at most."""
+    """A learning rate, by its index on the grid, and the updates it may take."""
 
-    place: int
+    grid_index: int
     max_steps: int
 
 
-Tuning = Generator[list[Trial], list[Steps], None]
+class Tuned(NamedTuple):
+    """The steps of each rate tried, by its index, and the updates that another one would get."""
+
+    tried: dict[int, Steps]
+    budget: int
+
+
+Tuning = Generator[list[Trial], list[Steps], Tuned]
 
 
 def tune(centre: int, budget: int, *, factor: float = 2.0) -> Tuning:
-    """The centre and its neighbours, then wider until the best rate for every goal lies between others.
+    """The centre and its neighbours, then wider until the best rate of every goal is no end.
 
-    factor: between neighbours. budget: updates of the first ones; later ones get twice what the fastest took
-    to the last goal.
+    Args:
+        centre: index of the first rate.
+        budget: updates of the first ones; later ones get twice what the fastest took to the last
+            goal.
+        factor: between neighbouring rates.
     """
     most_unreached = max(MOST_UNREACHED, math.ceil(math.log(WIDEST) / math.log(factor)))
     tried: dict[int, Steps] = {}
     wanted = [centre - 1, centre, centre + 1]
     while wanted:
-        tried |= dict(zip(wanted, (yield [Trial(place, budget) for place in wanted]), strict=True))
+        answers = yield [Trial(index, budget) for index in wanted]
+        tried |= dict(zip(wanted, answers, strict=True))
         fewest = min(steps[-1] for steps in tried.values())
         if math.isfinite(fewest):
             budget = math.ceil(SLACK * fewest)
         enough = len(tried) >= MOST + most_unreached
         wanted = [] if enough else _widened(tried, most_unreached)
+    return Tuned(tried, budget)
 
 
-def best_places(tried: Mapping[int, Steps]) -> list[int | None]:
-    """The place of the fastest rate for each goal; None where no rate reached it."""
+def best_indices(tried: Mapping[int, Steps]) -> list[int | None]:
+    """The index of the fastest rate for each goal; None where no rate reached it."""
     return [
-        min(sorted(tried), key=lambda place: tried[place][goal]) if math.isfinite(fewest) else None
+        min(sorted(tried), key=lambda index: tried[index][goal]) if math.isfinite(fewest) else None
         for goal, fewest in enumerate(map(min, zip(*tried.values(), strict=True)))
     ]
 
 
 def _widened(tried: Mapping[int, Steps], most_unreached: int) -> list[int]:
-    """The places beyond an end at which some goal is reached fastest, or that no rate has reached yet."""
+    """The indices beyond an end at which a goal is reached fastest, or that none has reached yet."""
     low, high = min(tried), max(tried)
-    best = best_places(tried)
+    best = best_indices(tried)
     unreached = None in best and len(tried) < most_unreached
-    return [place for place, end in ((low - 1, low), (high + 1, high)) if end in best or unreached]
+    return [index for index, end in ((low - 1, low), (high + 1, high)) if end in best or unreached]

@@ -1,24 +1,24 @@
-"""What a person sees of a sweep: a bar with a time estimate, and a line for what goes wrong, on stderr."""
+"""What a person sees of a study: a bar with a time estimate, and a line for what goes wrong."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Hashable, Mapping
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from noisescale.studies.stability_map.config import BatchSize
-
 REPORT_EVERY = 30.0  # seconds between two lines where there is no terminal for a bar
-OVERHEAD = 0.3  # seconds of a cell outside its updates, about
+OVERHEAD = 0.3  # seconds of a run outside its updates, as measured: data, looks, files
 
 
-class SweepProgress:
-    """A progress bar over a sweep's cells; as their number is not known beforehand, an estimate of it.
+class StudyProgress:
+    """A progress bar over a study's runs; their number is not known beforehand, but estimated.
 
-    console: where to write; None writes nothing. Only a terminal gets the bar, others a line now and then.
+    console: where to write; None writes nothing. A terminal gets the bar, others a line now and
+    then.
     """
 
     def __init__(self, console: Console | None) -> None:
@@ -32,7 +32,8 @@ class SweepProgress:
             disable=not self.console.is_terminal,
         )
         self._task = self._bar.add_task("starting", total=None, detail="")
-        self._seconds: dict[BatchSize, list[float]] = defaultdict(list)
+        self._seconds: dict[Hashable, list[float]] = defaultdict(list)  # of the finished runs
+        self._remaining: Mapping[Hashable, int] = {}
         self._started = self._reported = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -42,22 +43,30 @@ class SweepProgress:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
+    @property
+    def num_finished(self) -> int:
+        return sum(map(len, self._seconds.values()))
+
     def activity(self, text: str) -> None:
-        """What is being done, where that is not cells."""
+        """Says what is being done, where that is not runs."""
+        self._remaining = {}
         self._bar.update(self._task, description=text, total=None, detail="")
         self.log(text)
 
-    def cell(self, batch_size: BatchSize, seconds: float) -> None:
-        """Counts a finished cell, whose updates took so long."""
-        self._seconds[batch_size].append(seconds + OVERHEAD)
+    def expect(self, remaining: Mapping[Hashable, int]) -> None:
+        """Notes how many runs of each kind are still to be made."""
+        self._remaining = remaining
 
-    def update(self, remaining: dict[BatchSize, int]) -> None:
-        """Moves the bar; remaining: cells still to be run at each batch size."""
-        done = sum(map(len, self._seconds.values()))
-        if not done or not remaining:
+    def finished(self, kind: Hashable, seconds: float) -> None:
+        """Counts a finished run of a kind, whose updates took so many seconds."""
+        self._seconds[kind].append(seconds + OVERHEAD)
+
+    def update(self) -> None:
+        """Moves the bar."""
+        done, left = self.num_finished, sum(self._remaining.values())
+        if not done or not self._remaining:
             return
-        left = sum(remaining.values())
-        text = f"{done} of about {done + left} cells, {_duration(self._estimate(remaining))} left"
+        text = f"{done} of about {done + left} cells, {_duration(self._seconds_left())} left"
         self._bar.update(
             self._task, description="cells", completed=done, total=done + left, detail=text
         )
@@ -69,14 +78,14 @@ class SweepProgress:
     def log(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def _estimate(self, remaining: dict[BatchSize, int]) -> float:
-        """Seconds left, if the cells to come take as long as those of their batch size have taken."""
-        finished = {size: sum(times) for size, times in self._seconds.items()}
-        total = sum(finished.values())
-        mean = total / sum(map(len, self._seconds.values()))
+    def _seconds_left(self) -> float:
+        """An estimate: the runs to come take as long as those of their kind, or all, have taken."""
+        totals = {kind: sum(seconds) for kind, seconds in self._seconds.items()}
+        total = sum(totals.values())
+        mean = total / self.num_finished
         to_come = sum(
-            count * (finished[size] / len(self._seconds[size]) if self._seconds.get(size) else mean)
-            for size, count in remaining.items()
+            number * (totals[kind] / len(self._seconds[kind]) if kind in totals else mean)
+            for kind, number in self._remaining.items()
         )
         return to_come * (time.monotonic() - self._started) / total
 

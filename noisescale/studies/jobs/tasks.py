@@ -10,34 +10,23 @@ from typing import Any, Self
 from rich.console import Console
 
 from noisescale.errors import Interrupted, NoisescaleError, first_line
-from noisescale.studies.jobs.progress import SweepProgress
-from noisescale.studies.stability_map.config import BatchSize
+from noisescale.studies.jobs.progress import StudyProgress
 from noisescale.training.console import DeferredInterrupts
 
-POLL = 0.2  # seconds between two looks for a signal
+POLL = 0.2  # seconds between two looks for a signal: at once for a person, rare for a processor
 
 
 class Tasks:
-    """What a sweep has submitted to an executor; open as a context, under which SIGINT and SIGTERM wait.
+    """What a study has submitted to an executor; while open as a context, SIGINT and SIGTERM wait.
 
-    remaining: cells still to be run at each batch size, about. num_finished: how many are finished and kept.
     failures: a line for each.
     """
 
-    def __init__(
-        self,
-        pool: Executor,
-        console: Console | None,
-        *,
-        remaining: Callable[[], dict[BatchSize, int]],
-        num_finished: Callable[[], int],
-    ) -> None:
+    def __init__(self, pool: Executor, console: Console | None) -> None:
         self._pool = pool
-        self._remaining = remaining
-        self._num_finished = num_finished
         self._submitted: set[Future[Any]] = set()
         self._interrupts = DeferredInterrupts()
-        self.progress = SweepProgress(console)
+        self.progress = StudyProgress(console)
         self.failures: list[str] = []
 
     def __enter__(self) -> Self:
@@ -59,40 +48,38 @@ class Tasks:
         self._submitted.add(future)
         return future
 
-    def wait(self, futures: set[Future[Any]], *, cells: bool = True) -> set[Future[Any]]:
-        """Those that are done, once one is; Interrupted after a signal, with what is at work given up.
-
-        cells: whether it is the cells, which the progress is about, that are waited for.
-        """
+    def wait(self, futures: set[Future[Any]]) -> set[Future[Any]]:
+        """Those that are done, once one is; Interrupted after a signal, with all else given up."""
         while True:
             done, _ = wait(futures, timeout=POLL, return_when=FIRST_COMPLETED)
             self._submitted -= done
-            if cells:
-                self.progress.update(self._remaining())
+            self.progress.update()
             if self._interrupts.received is not None:
                 for future in self._submitted:
                     future.cancel()
-                raise Interrupted(
-                    f"stopped; {self._num_finished()} cells are finished and kept: the same command runs the "
-                    "rest",
-                    self._interrupts.received,
-                )
+                raise Interrupted(f"stopped; {self._kept()}", self._interrupts.received)
             if done:
                 return done
 
     def error(self, future: Future[Any]) -> BaseException | None:
-        """What a finished task raised; NoisescaleError where its executor has given it up."""
+        """What a task raised, waited for; NoisescaleError where its executor has given it up."""
+        self.wait({future})
         try:
             return future.exception()
         except CancelledError:
             raise NoisescaleError(
-                "the executor has cancelled its tasks (is its scheduler gone?); "
-                f"{self._num_finished()} cells are finished and kept: the same command runs the rest"
+                "the executor has cancelled its tasks (is its scheduler gone?); " + self._kept()
             ) from None
 
-    def failed(self, what: str, error: BaseException) -> str:
-        """Notes a failure, for the summary and on the console; returns it in a line."""
-        line = f"{type(error).__name__}: {first_line(error)}"
-        self.failures.append(f"{what}: {line}")
-        self.progress.log(f"{what} failed: {line}")
-        return line
+    def failed(self, name: str, error: BaseException) -> str:
+        """Notes a failure, for the summary and on the console; returns why, in a line."""
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        self.failures.append(f"{name}: {reason}")
+        self.progress.log(f"{name} failed: {reason}")
+        return reason
+
+    def _kept(self) -> str:
+        return (
+            f"{self.progress.num_finished} cells are finished and kept: the same command runs "
+            "the rest"
+        )

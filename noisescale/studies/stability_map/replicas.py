@@ -18,15 +18,9 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Problem, as_examples
 from noisescale.problems.sampling import Batches
-from noisescale.studies.jobs.cell import (
-    Cell,
-    Course,
-    cell_problem,
-    cell_record,
-    look_due,
-    read_cell,
-    run_cell,
-)
+from noisescale.studies.jobs.cell import Cell, cell_problem, cell_record
+from noisescale.studies.jobs.short_run import LossCurve, ShortRun, write_run
+from noisescale.studies.stability_map.cell_run import cell_summary, look_due, read_cell, run_cell
 from noisescale.training.config import TrainConfig, resolve_batch_size
 from noisescale.training.records.folder import RunFolder, folder_state
 from noisescale.training.trainer import UNCHECKED_LOSSES
@@ -133,12 +127,11 @@ class ReplicaTraining:
         return self._loss(outputs, targets).mean()
 
 
-def run_replicas(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """The cells' summaries, as `run_cell` gives them up to rounding, computed together; see `alike`."""
+def run_replicas(cells: Sequence[Cell]) -> list[ShortRun]:
+    """The cells' runs, those of `run_cell` up to rounding, computed together; see `alike`."""
     with ExitStack() as held:
-        for cell in sorted(
-            cells, key=lambda cell: cell.path
-        ):  # in one order, so that no two wait in a ring
+        # in one order, so that no two processes wait for each other
+        for cell in sorted(cells, key=lambda cell: cell.path):
             held.enter_context(RunFolder(cell.path, cell_record(cell), wait=True))
         missing = [
             cell for cell in cells if folder_state(cell.path, cell_record(cell)) != "finished"
@@ -153,9 +146,9 @@ def _run_held(cells: Sequence[Cell]) -> None:
     started = time.perf_counter()
     problems = [cell_problem(cell) for cell in cells]
     training = ReplicaTraining(problems, [cell.training for cell in cells])
-    courses = [Course(cell, problem) for cell, problem in zip(cells, problems, strict=True)]
-    for course, problem in zip(courses, problems, strict=True):
-        course.look(0, problem.model)
+    curves = [LossCurve(problem) for problem in problems]
+    for curve, problem in zip(curves, problems, strict=True):
+        curve.look(0, problem.model)
     running = set(range(len(cells)))
     while running:
         training.update()
@@ -166,16 +159,21 @@ def _run_held(cells: Sequence[Cell]) -> None:
             diverged_at_step = training.diverged_at_step[replica]
             ended = training.finished or diverged_at_step is not None
             if due or ended:
-                courses[replica].look(training.step, training.model(replica))
+                curves[replica].look(training.step, training.model(replica))
             if ended:
                 running.remove(replica)
-                courses[replica].finish(
+                cell, curve = cells[replica], curves[replica]
+                numbers = cell_summary(
+                    cell,
+                    problems[replica],
+                    curve,
                     training.model(replica),
                     steps=training.step,
                     epochs=training.examples_seen / training.examples.num_examples,
                     diverged_at_step=diverged_at_step,
-                    seconds=(time.perf_counter() - started) / len(cells),
                 )
+                seconds = (time.perf_counter() - started) / len(cells)
+                write_run(cell, curve, numbers, seconds=seconds)
 
 
 def alike(cell: Cell) -> tuple[Any, ...] | None:
@@ -237,12 +235,12 @@ class ReplicaExecutor(Executor):
             running = [task for task in group if task.future.set_running_or_notify_cancel()]
             if len(running) > 1:
                 try:
-                    found = run_replicas([task.arguments[0] for task in running])
+                    runs = run_replicas([task.arguments[0] for task in running])
                 except Exception:  # of one of them perhaps: whose it is shows when each runs alone
                     pass
                 else:
-                    for task, summary in zip(running, found, strict=True):
-                        task.future.set_result(summary)
+                    for task, run in zip(running, runs, strict=True):
+                        task.future.set_result(run)
                     continue
             for task in running:
                 try:

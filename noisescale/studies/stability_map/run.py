@@ -14,11 +14,15 @@ from rich.console import Console
 
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.data.splits import num_training_examples
+from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.studies.jobs.cell import Cell, read_cell, run_cell
+from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.executors import given_or_local
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim
+from noisescale.studies.jobs.search_loop import Failure, Job, Search, SearchLoop, carry_out
+from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.jobs.tasks import Tasks
+from noisescale.studies.stability_map.cell_run import read_cell, run_cell
 from noisescale.studies.stability_map.config import BatchSize, SweepConfig
 from noisescale.studies.stability_map.predictions import (
     constants_at,
@@ -28,7 +32,12 @@ from noisescale.studies.stability_map.predictions import (
     with_rates,
 )
 from noisescale.studies.stability_map.results import SweepResult, write_results
-from noisescale.studies.stability_map.search import Search, from_guess, scan_and_bisect, whole_grid
+from noisescale.studies.stability_map.search import (
+    RateSearch,
+    from_guess,
+    scan_and_bisect,
+    whole_grid,
+)
 from noisescale.studies.stability_map.tables import cell_row, cells_table, edge_of, in_order
 from noisescale.training.config import resolve_batch_size
 from noisescale.training.records.folder import finished_runs
@@ -36,8 +45,6 @@ from noisescale.training.records.names import file_digest, run_name
 
 SCAN_FACTOR = 4.0  # between neighbouring rates of the first seed's scan, about
 CELLS_A_SEED = 3  # that another seed's search takes, about
-
-Key = tuple[BatchSize, int]  # batch size and seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +99,11 @@ def run_sweep(
 
 
 class _Sweep:
-    """A sweep in progress, on an executor."""
+    """A sweep in progress, on an executor.
+
+    rows: of cells.csv, by batch size, rate and seed. num_begun, num_open: of each batch size's
+    searches, one for each seed, how many have begun, and how many of these have not ended.
+    """
 
     def __init__(
         self,
@@ -107,13 +118,11 @@ class _Sweep:
         self.options = options
         self.num_examples = num_examples
         self.rows: dict[tuple[BatchSize, float, int], dict[str, Any]] = {}
-        self.searches: dict[Key, Search] = {}
-        self.asked: dict[Key, list[int]] = {}  # what each search waits for
-        self.pending: dict[Future[Any], tuple[Key, int]] = {}
+        self.num_begun: Counter[BatchSize] = Counter()
+        self.num_open: Counter[BatchSize] = Counter()
         self.simulations: dict[BatchSize, Future[Any]] = {}
-        self.tasks = Tasks(
-            pool, options.console, remaining=self._remaining, num_finished=lambda: len(self.rows)
-        )
+        self.tasks = Tasks(pool, options.console)
+        self.loop = SearchLoop(self.tasks, to_come=self._to_come)
 
     def complete(self) -> SweepResult:
         started = time.monotonic()
@@ -122,7 +131,11 @@ class _Sweep:
             if self.config.lr_min is None or self.config.lr_max is None:
                 assert constants is not None
                 self.config = with_rates(self.config, constants)
-            self._search(constants)
+            first_seeds = self.config.num_seeds if self.config.num_lr is not None else 1
+            for size in self.config.batch_sizes:
+                self._begin(size, first_seeds)
+            self._simulate(constants)
+            self.loop.run()
             self._take_others()
             predictions = self._predictions(constants)
         return write_results(
@@ -143,10 +156,136 @@ class _Sweep:
 
     @property
     def predicts(self) -> bool:
-        """Whether the predictions, which are about plain SGD, are asked for and apply."""
+        """Whether the predictions, which are about plain SGD, are wanted and apply."""
         training = self.config.training
         plain = training.optimizer == "sgd" and not training.momentum and not training.weight_decay
         return self.options.predict and plain
+
+    def _constants(self) -> StabilityConstants | None:
+        """What the predictions, and the default learning rates, are made of."""
+        rates_given = self.config.lr_min is not None and self.config.lr_max is not None
+        if not self.predicts and rates_given:
+            return None
+        self.tasks.progress.activity("curvature at the start")
+        cell = self._cell(self.config.batch_sizes[0], 1.0, 0)
+        future = self.tasks.submit(constants_at, cell, self.out)
+        error = self.tasks.error(future)
+        if error is None:
+            constants: StabilityConstants = future.result()
+            return constants
+        if not rates_given:
+            raise NoisescaleError(
+                "the curvature at the start, by which the learning rates are chosen, cannot be "
+                f"measured ({error}): give --lr-min and --lr-max"
+            ) from error
+        self.tasks.failed("the curvature at the start", error)
+        return None
+
+    def _begin(self, size: BatchSize, num_seeds: int) -> None:
+        """Starts the searches of a batch size for the seeds up to this number."""
+        seeds = range(self.num_begun[size], num_seeds)
+        self.num_begun[size] += len(seeds)
+        self.num_open[size] += len(seeds)
+        for seed in seeds:
+            self.loop.begin(self._locate(size, seed))
+
+    def _locate(self, size: BatchSize, seed: int) -> Search[ShortRun, None]:
+        """Runs the cells that the search of a batch size and seed asks for."""
+
+        def job(index: int) -> Job[ShortRun]:
+            rate = self.rates[index]
+            name = f"B = {size}, lr {rate:g}, seed {seed}"
+            return Job(run_cell, self._cell(size, rate, seed), name=name, kind=size)
+
+        def unstable(index: int, run: ShortRun | Failure) -> bool | None:
+            rate = self.rates[index]
+            row: dict[str, Any] = {"batch_size": size, "learning_rate": rate, "seed": seed}
+            if isinstance(run, Failure):
+                self.rows[size, rate, seed] = row | {"error": run.reason}
+                return None
+            row = cell_row(run.summary, from_checkpoint=self.config.start is not None)
+            self.rows[size, rate, seed] = row
+            return bool(row["unstable"])
+
+        yield from carry_out(self._rates_to_try(size, seed), job, unstable)
+        self.num_open[size] -= 1
+        if self.num_open[size] == 0:
+            self._begin(size, self._seeds_wanted(size))
+
+    def _rates_to_try(self, size: BatchSize, seed: int) -> RateSearch:
+        """All rates or, in bisection, a scan with seed 0 and from its edge for the other seeds."""
+        num_rates = len(self.rates)
+        if self.config.num_lr is not None:
+            return whole_grid(num_rates)
+        if seed == 0:
+            stride = round(_log_ratio(SCAN_FACTOR, self.rates))
+            return scan_and_bisect(num_rates, max(1, min(num_rates - 1, stride)))
+        return from_guess(num_rates, self._last_stable(size))
+
+    def _seeds_wanted(self, size: BatchSize) -> int:
+        """How many seeds a batch size should have once the searches begun for it have ended."""
+        config, begun = self.config, self.num_begun[size]
+        if begun < config.num_seeds or config.precision is None:
+            return max(begun, config.num_seeds)
+        rows = [row for row in self.rows.values() if row["batch_size"] == size]
+        edge = edge_of(cells_table(rows))
+        precise = edge.high <= config.precision * edge.low
+        if precise or not math.isfinite(edge.value):
+            return begun
+        return min(begun + math.ceil(begun / 2), config.max_seeds)
+
+    def _last_stable(self, size: BatchSize) -> int:
+        """Index of the largest stable rate below every unstable one of seed 0; -1 for none."""
+        last = -1
+        for index, rate in enumerate(self.rates):
+            outcome = self.rows.get((size, rate, 0), {}).get("unstable")
+            if outcome == 1:
+                break
+            if outcome == 0:
+                last = index
+        return last
+
+    def _simulate(self, constants: StabilityConstants | None) -> None:
+        """Submits the simulations of linearised SGD."""
+        if constants is None or not self.predicts:
+            return
+        for size in self.config.batch_sizes:
+            cell = self._cell(size, 1.0, 0)
+            batch_size = resolve_batch_size(cell.training, self.num_examples)
+            self.simulations[size] = self.tasks.submit(
+                lyapunov_at, cell, self.out, batch_size=batch_size, constants=constants
+            )
+
+    def _predictions(
+        self, constants: StabilityConstants | None
+    ) -> dict[BatchSize, dict[str, float]]:
+        """The predicted edges of every batch size there is a cell of, none without constants."""
+        if constants is None or not self.predicts:
+            return {}
+        if not all(future.done() for future in self.simulations.values()):
+            self.tasks.progress.activity("simulating linearised SGD")
+        predictions = {}
+        for size in in_order(size for size, _, _ in self.rows):
+            batch_size = self.num_examples if isinstance(size, str) else size
+            predictions[size] = predicted_rates(
+                constants,
+                self._simulated(size, batch_size),
+                batch_size=batch_size,
+                population_size=self.num_examples,
+            )
+        return predictions
+
+    def _simulated(self, size: BatchSize, batch_size: int) -> Estimate | None:
+        """The almost-sure threshold: of this sweep's simulation, or of an earlier one in `out`."""
+        future = self.simulations.get(size)
+        if future is None:
+            return stored_lyapunov(self.out, batch_size)
+        error = self.tasks.error(future)
+        if error is not None:
+            self.tasks.failed(f"the simulation of linearised SGD at B = {size}", error)
+            return None
+        threshold: Estimate = future.result()
+        return threshold
 
     def _cell(self, batch_size: BatchSize, learning_rate: float, seed: int) -> Cell:
         training = self.config.run(batch_size, learning_rate, seed, num_examples=self.num_examples)
@@ -160,159 +299,25 @@ class _Sweep:
             notes=self.options.notes,
         )
 
-    def _constants(self) -> StabilityConstants | None:
-        """What the predictions, and the default learning rates, are made of."""
-        if not self.predicts and self.config.lr_min is not None and self.config.lr_max is not None:
-            return None
-        self.tasks.progress.activity("curvature at the start")
-        future = self.tasks.submit(
-            constants_at, self._cell(self.config.batch_sizes[0], 1.0, 0), self.out
-        )
-        self.tasks.wait({future})
-        error = self.tasks.error(future)
-        if error is None:
-            found: StabilityConstants = future.result()
-            return found
-        if self.config.lr_min is None or self.config.lr_max is None:
-            raise NoisescaleError(
-                f"the curvature at the start, by which the learning rates are chosen, cannot be measured "
-                f"({error}): give --lr-min and --lr-max"
-            ) from error
-        self.tasks.failed("the curvature at the start", error)
-        return None
-
-    def _search(self, constants: StabilityConstants | None) -> None:
-        """Runs what the searches ask for, as their answers come, in an order that does not depend on it."""
-        for size in self.config.batch_sizes:
-            self._begin(
-                size, range(self.config.num_seeds) if self.config.num_lr is not None else range(1)
-            )
-        self._predict(constants)
-        while self.pending:
-            for future in self.tasks.wait(set(self.pending)):
-                self._take(future)
-
-    def _begin(self, size: BatchSize, seeds: range) -> None:
-        """Starts the searches of a batch size and these seeds; in bisection that of seed 0 has then ended."""
-        count = len(self.rates)
-        for seed in seeds:
-            if self.config.num_lr is not None:
-                search = whole_grid(count)
-            elif seed == 0:
-                stride = max(1, min(count - 1, round(_log_ratio(SCAN_FACTOR, self.rates))))
-                search = scan_and_bisect(count, stride)
-            else:
-                search = from_guess(count, self._last_stable(size))
-            self.searches[size, seed] = search
-            self._ask((size, seed), next(search))
-
-    def _ended(self, size: BatchSize) -> None:
-        """Goes on with a batch size, all of whose searches have ended: with the other seeds, or with more."""
-        config = self.config
-        begun = sum(key[0] == size for key in self.searches)
-        wanted = max(begun, config.num_seeds)
-        if begun >= config.num_seeds and config.precision is not None:
-            rows = [row for row in self.rows.values() if row["batch_size"] == size]
-            edge = edge_of(cells_table(rows))
-            if math.isfinite(edge.value) and not edge.high <= config.precision * edge.low:
-                wanted = min(begun + math.ceil(begun / 2), config.max_seeds)
-        self._begin(size, range(begun, wanted))
-
-    def _ask(self, key: Key, indices: list[int]) -> None:
-        self.asked[key] = indices
-        size, seed = key
-        for index in indices:
-            future = self.tasks.submit(run_cell, self._cell(size, self.rates[index], seed))
-            self.pending[future] = (key, index)
-
-    def _take(self, future: Future[Any]) -> None:
-        """Records a finished cell and, where its search has all it asked for, goes on with it."""
-        key, index = self.pending.pop(future)
-        (size, seed), rate = key, self.rates[index]
-        error = self.tasks.error(future)
-        if error is None:
-            row = cell_row(future.result(), from_checkpoint=self.config.start is not None)
-            self.tasks.progress.cell(size, future.result()["seconds"])
-        else:
-            row = {"batch_size": size, "learning_rate": rate, "seed": seed}
-            row["error"] = self.tasks.failed(f"B = {size}, lr {rate:g}, seed {seed}", error)
-        self.rows[size, rate, seed] = row
-        answers = [self.rows.get((size, self.rates[one], seed)) for one in self.asked[key]]
-        if any(answer is None for answer in answers):
-            return
-        outcomes = [
-            None if answer["error"] else bool(answer["unstable"]) for answer in answers if answer
-        ]
-        try:
-            self._ask(key, self.searches[key].send(outcomes))
-        except StopIteration:
-            del self.asked[key]
-            if not any(other == size for other, _ in self.asked):
-                self._ended(size)
-
-    def _last_stable(self, size: BatchSize) -> int:
-        """Index of the largest stable rate below every unstable one of seed 0; -1 where there is none."""
-        last = -1
-        for index, rate in enumerate(self.rates):
-            outcome = self.rows.get((size, rate, 0), {}).get("unstable")
-            if outcome == 1:
-                break
-            if outcome == 0:
-                last = index
-        return last
-
-    def _predict(self, constants: StabilityConstants | None) -> None:
-        """Submits the simulations of linearised SGD."""
-        if constants is None or not self.predicts:
-            return
-        for size in self.config.batch_sizes:
-            cell = self._cell(size, 1.0, 0)
-            resolved = resolve_batch_size(cell.training, self.num_examples)
-            self.simulations[size] = self.tasks.submit(
-                lyapunov_at, cell, self.out, batch_size=resolved, constants=constants
-            )
-
     def _take_others(self) -> None:
-        """Adds the cells that other sweeps have finished in this folder, so that no table loses them."""
+        """Adds the cells that other sweeps have finished in this folder, so that none is lost."""
         for path in finished_runs(self.out / CELL_FOLDER):
             try:
-                row = cell_row(read_cell(path), from_checkpoint=self.config.start is not None)
+                run = read_cell(path)
             except RunFolderError as error:
                 self.tasks.failed(str(path), error)
             else:
+                row = cell_row(run.summary, from_checkpoint=self.config.start is not None)
                 self.rows.setdefault((row["batch_size"], row["learning_rate"], row["seed"]), row)
 
-    def _predictions(
-        self, constants: StabilityConstants | None
-    ) -> dict[BatchSize, dict[str, float]]:
-        """The predicted edges of every batch size there is a cell of, none without constants."""
-        if constants is None or not self.predicts:
+    def _to_come(self) -> dict[BatchSize, int]:
+        """How many cells of each batch size no search has asked for yet, about."""
+        if self.config.num_lr is not None:
             return {}
-        found = {}
-        if not all(future.done() for future in self.simulations.values()):
-            self.tasks.progress.activity("simulating linearised SGD")
-        for size in in_order(size for size, _, _ in self.rows):
-            number = self.num_examples if isinstance(size, str) else size
-            simulated = stored_lyapunov(self.out, number)
-            if (future := self.simulations.get(size)) is not None:
-                self.tasks.wait({future})
-                error = self.tasks.error(future)
-                if error is not None:
-                    self.tasks.failed(f"the simulation of linearised SGD at B = {size}", error)
-                simulated = future.result() if error is None else None
-            found[size] = predicted_rates(
-                constants, simulated, batch_size=number, population_size=self.num_examples
-            )
-        return found
-
-    def _remaining(self) -> dict[BatchSize, int]:
-        """How many cells of each batch size are still to be run, about."""
-        left = Counter(key[0] for key, _ in self.pending.values())
-        if self.config.num_lr is None and self.searches:
-            for size in self.config.batch_sizes:
-                begun = sum(key[0] == size for key in self.searches)
-                left[size] += CELLS_A_SEED * max(self.config.num_seeds - begun, 0)
-        return dict(left)
+        return {
+            size: CELLS_A_SEED * max(self.config.num_seeds - begun, 0)
+            for size, begun in self.num_begun.items()
+        }
 
 
 def _log_ratio(factor: float, rates: list[float]) -> float:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator
 
-Search = Generator[
-    list[int], list[bool | None], None
-]  # None: that cell failed, and the search ends
+# None in the place of an outcome: that cell failed, and the search ends
+RateSearch = Generator[list[int], list[bool | None], None]
 
 
-def whole_grid(size: int) -> Search:
+def whole_grid(size: int) -> RateSearch:
     """Every rate."""
     yield list(range(size))
 
 
-def scan_and_bisect(size: int, stride: int) -> Search:
+def scan_and_bisect(size: int, stride: int) -> RateSearch:
     """Every `stride`-th rate and the last one, then bisection below the first unstable of them."""
     scan = sorted({*range(0, size, stride), size - 1})
     outcomes = dict(zip(scan, (yield scan), strict=True))
@@ -25,7 +23,7 @@ def scan_and_bisect(size: int, stride: int) -> Search:
     yield from _bisect(low, high)
 
 
-def from_guess(size: int, last_stable: int) -> Search:
+def from_guess(size: int, last_stable: int) -> RateSearch:
     """Both sides of a guessed edge, then in strides that double to where it is, then bisection.
 
     last_stable: index of the largest stable rate of another seed; -1 where none is, size - 1 where all are.
@@ -38,7 +36,7 @@ def from_guess(size: int, last_stable: int) -> Search:
         yield from _walk(last_stable + 1, 1, size)
 
 
-def _walk(start: int, direction: int, end: int) -> Search:
+def _walk(start: int, direction: int, end: int) -> RateSearch:
     """From `start` in doubling strides until the outcome changes or the grid ends, then bisection."""
     unstable_at_start = direction < 0
     reached, stride = start, 1
@@ -56,7 +54,7 @@ def _walk(start: int, direction: int, end: int) -> Search:
     yield from _bisect(min(reached, following), max(reached, following))
 
 
-def _bisect(low: int, high: int) -> Search:
+def _bisect(low: int, high: int) -> RateSearch:
     """Between a stable and an unstable rate (or the ends of the grid) until they are neighbours."""
     while high - low > 1:
         middle = (low + high) // 2
@@ -64,8 +62,3 @@ def _bisect(low: int, high: int) -> Search:
         if unstable is None:
             return
         low, high = (low, middle) if unstable else (middle, high)
-
-
-def bisections(stride: int) -> int:
-    """How many cells bisection takes between two of a scan."""
-    return math.ceil(math.log2(stride)) if stride > 1 else 0

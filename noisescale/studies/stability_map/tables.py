@@ -16,7 +16,7 @@ from noisescale.statistics.stability_edge import (
     score_prediction,
     seed_threshold,
 )
-from noisescale.studies.jobs.cell import trajectory
+from noisescale.studies.stability_map.cell_run import trajectory
 from noisescale.studies.stability_map.config import BatchSize
 from noisescale.studies.stability_map.predictions import CURVES
 

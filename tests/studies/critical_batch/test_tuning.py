@@ -4,20 +4,26 @@ import math
 
 import pytest
 
-from noisescale.studies.critical_batch.tuning import MOST_UNREACHED, SLACK, Trial, best_places, tune
+from noisescale.studies.critical_batch.tuning import (
+    MOST_UNREACHED,
+    SLACK,
+    Trial,
+    best_indices,
+    tune,
+)
 
 
 def search(steps_at, centre, budget=1000, *, factor=2.0):
-    """A search of runs that take steps_at(place), a tuple: its trials in rounds, and what was tried."""
+    """A search of runs that take steps_at(index), a tuple: its trials in rounds, and what was tried."""
     tried, rounds = {}, []
     tuning = tune(centre, budget, factor=factor)
     trials = next(tuning)
     while True:
         rounds.append(trials)
         answers = []
-        for place, max_steps in trials:
-            steps = tuple(one if one <= max_steps else math.inf for one in steps_at(place))
-            tried[place] = steps
+        for index, max_steps in trials:
+            steps = tuple(one if one <= max_steps else math.inf for one in steps_at(index))
+            tried[index] = steps
             answers.append(steps)
         try:
             trials = tuning.send(answers)
@@ -26,22 +32,22 @@ def search(steps_at, centre, budget=1000, *, factor=2.0):
 
 
 def bowl(best):
-    return lambda place: (100.0 * 1.5 ** abs(place - best),)
+    return lambda index: (100.0 * 1.5 ** abs(index - best),)
 
 
 @pytest.mark.parametrize("best", [-5, -1, 0, 1, 4])
 def test_the_best_rate_ends_between_others(best):
     _, tried = search(bowl(best), 0)
-    assert best_places(tried) == [best]
+    assert best_indices(tried) == [best]
     assert min(tried) < best < max(tried)
     assert len(tried) <= 3 + abs(best)
 
 
 def test_every_goal_has_its_own():
     rounds, tried = search(
-        lambda place: (100.0 * 1.5 ** abs(place + 2), 200.0 * 1.5 ** abs(place - 3)), 0
+        lambda index: (100.0 * 1.5 ** abs(index + 2), 200.0 * 1.5 ** abs(index - 3)), 0
     )
-    assert best_places(tried) == [-2, 3]
+    assert best_indices(tried) == [-2, 3]
     assert sorted(tried) == list(range(-3, 5))
     assert rounds[0] == [Trial(-1, 1000), Trial(0, 1000), Trial(1, 1000)]
 
@@ -53,25 +59,25 @@ def test_later_rates_get_twice_what_the_fastest_took():
 
 
 def test_divergence_above_brackets():
-    _, tried = search(lambda place: (100.0 * 2.0**-place if place < 2 else math.inf,), 0)
-    assert best_places(tried) == [1]
+    _, tried = search(lambda index: (100.0 * 2.0**-index if index < 2 else math.inf,), 0)
+    assert best_indices(tried) == [1]
     assert max(tried) == 2
 
 
 def test_a_goal_that_no_rate_reaches_is_given_up():
-    rounds, tried = search(lambda place: (50.0 * 1.5 ** abs(place), math.inf), 0)
+    rounds, tried = search(lambda index: (50.0 * 1.5 ** abs(index), math.inf), 0)
     assert len(tried) == MOST_UNREACHED
-    assert best_places(tried) == [0, None]
+    assert best_indices(tried) == [0, None]
     assert all(trial.max_steps == 1000 for trials in rounds for trial in trials)
 
 
 def test_a_fine_grid_is_searched_as_widely():
-    _, tried = search(lambda place: (math.inf,), 0, factor=math.sqrt(2))
+    _, tried = search(lambda index: (math.inf,), 0, factor=math.sqrt(2))
     assert len(tried) >= 12
-    _, tried = search(lambda place: (100.0 if place <= -5 else math.inf,), 0, factor=math.sqrt(2))
-    assert best_places(tried)[0] is not None
+    _, tried = search(lambda index: (100.0 if index <= -5 else math.inf,), 0, factor=math.sqrt(2))
+    assert best_indices(tried)[0] is not None
 
 
 def test_steps_that_fall_without_end_are_not_followed_for_ever():
-    _, tried = search(lambda place: (1000.0 * 0.99**place,), 0, budget=10**6)
+    _, tried = search(lambda index: (1000.0 * 0.99**index,), 0, budget=10**6)
     assert len(tried) < 40

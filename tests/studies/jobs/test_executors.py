@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from noisescale.cli import main
 from noisescale.errors import SettingError
 from noisescale.problems.config import ProblemConfig
-from noisescale.studies.jobs.cell import Cell, run_cell
+from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.executors import DaskExecutor
+from noisescale.studies.stability_map.cell_run import run_cell
 from noisescale.studies.stability_map.replicas import (
     ReplicaExecutor,
     ReplicaTraining,
@@ -159,8 +160,9 @@ def test_replicas_are_single_runs(tmp_path, training, loss, model):
     for batch_size in (10, 30):
         common = {"batch_size": batch_size, "problem": problem, **training}
         together = run_replicas([cell(tmp_path / "together", **common, **one) for one in settings])
-        for one, found in zip(settings, together, strict=True):
-            alone = run_cell(cell(tmp_path / "alone", **common, **one))
+        for one, run in zip(settings, together, strict=True):
+            found = run.summary
+            alone = run_cell(cell(tmp_path / "alone", **common, **one)).summary
             assert found["steps"] == alone["steps"]
             assert found["train"]["loss"] == pytest.approx(alone["train"]["loss"], rel=1e-4)
             assert found["start_loss"] == alone["start_loss"]
@@ -196,8 +198,9 @@ def test_replicas_in_double_precision_are_bit_for_bit_near():
 
 def test_a_replica_that_diverges_leaves_the_others_alone(tmp_path):
     wild, tame = {"rate": 1e30, "seed": 1}, {"rate": 0.1, "seed": 1}
-    together = run_replicas([cell(tmp_path / "together", **one) for one in (wild, tame)])
-    alone = [run_cell(cell(tmp_path / "alone", **one)) for one in (wild, tame)]
+    replicas = run_replicas([cell(tmp_path / "together", **one) for one in (wild, tame)])
+    together = [run.summary for run in replicas]
+    alone = [run_cell(cell(tmp_path / "alone", **one)).summary for one in (wild, tame)]
     assert together[0]["diverged_at_step"] == alone[0]["diverged_at_step"]
     assert together[0]["steps"] == alone[0]["steps"]
     assert together[0]["train"]["loss"] is None
@@ -247,8 +250,8 @@ def test_cells_that_wait_together_are_one_program(tmp_path, monkeypatch):
     ]
     other = executor.submit(run_cell, cell(tmp_path, batch_size=50))
     hold.set()
-    assert all(future.result()["batch_size"] == 10 for future in futures)
-    assert other.result()["batch_size"] == 50
+    assert all(future.result().summary["batch_size"] == 10 for future in futures)
+    assert other.result().summary["batch_size"] == 50
     executor.shutdown()
     assert sizes == [16, 2]
 
@@ -266,7 +269,7 @@ def test_of_replicas_only_the_one_that_raises_fails(tmp_path):
     assert errors[0] is None
     assert "not valid JSON" in str(errors[1])
     assert errors[2] is None
-    assert futures[2].result()["steps"] == 13
+    assert futures[2].result().summary["steps"] == 13
 
 
 def test_a_closed_replica_executor_cancels_what_waits(tmp_path):
@@ -289,4 +292,5 @@ def test_compiled_replicas_on_a_gpu_are_single_runs(tmp_path):
     cells = [replace(cell(tmp_path / "gpu", **common, **one), device="cuda") for one in settings]
     for one, found in zip(settings, run_replicas(cells), strict=True):
         alone = run_cell(cell(tmp_path / "cpu", **common, **one))
-        assert found["train"]["loss"] == pytest.approx(alone["train"]["loss"], rel=1e-3)
+        expected = pytest.approx(alone.summary["train"]["loss"], rel=1e-3)
+        assert found.summary["train"]["loss"] == expected

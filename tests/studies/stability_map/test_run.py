@@ -24,9 +24,10 @@ from noisescale.errors import (
 )
 from noisescale.problems.models import LOSSES, chance_loss
 from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.studies.jobs.cell import Cell, run_cell
+from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.executors import LocalProcesses
 from noisescale.studies.stability_map import run as engine
+from noisescale.studies.stability_map.cell_run import run_cell
 from noisescale.studies.stability_map.config import Horizon
 from noisescale.studies.stability_map.predictions import with_rates
 from noisescale.studies.stability_map.run import SweepOptions, run_sweep
@@ -173,7 +174,7 @@ def test_only_missing_cells_are_run_and_more_may_be_asked_for(serial, tmp_path, 
     run_sweep(replace(CONFIG, num_seeds=1), out, executor=Here(), options=QUIET)
     trained = []
     original = engine.run_cell
-    monkeypatch.setattr("noisescale.studies.jobs.cell.Training", _counting(trained))
+    monkeypatch.setattr("noisescale.studies.jobs.short_run.Training", _counting(trained))
     again = run_sweep(CONFIG, out, executor=Here(), options=QUIET)
     assert original is engine.run_cell
     assert len(trained) == sum(cell.training.seed == 1 for cell in executor.cells)
@@ -287,7 +288,7 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(tmp_
 def test_horizons(tmp_path, horizon, batch_size, steps):
     config = replace(CONFIG, horizon=horizon, batch_sizes=(batch_size,))
     training = config.run(batch_size, 0.01, 0, num_examples=100)
-    summary = run_cell(Cell(path=tmp_path / "cell", problem=PROBLEM, training=training))
+    summary = run_cell(Cell(path=tmp_path / "cell", problem=PROBLEM, training=training)).summary
     assert summary["steps"] == steps
 
 
@@ -310,7 +311,7 @@ def test_any_executor_gives_the_serial_table(serial, tmp_path):
 def test_two_sweeps_into_one_folder_share_the_work(serial, tmp_path, monkeypatch):
     _, result, executor = serial
     made = []
-    monkeypatch.setattr("noisescale.studies.jobs.cell.Training", _counting(made))
+    monkeypatch.setattr("noisescale.studies.jobs.short_run.Training", _counting(made))
     found = []
     work = [
         threading.Thread(
@@ -431,7 +432,7 @@ def test_what_counts_as_unstable_depends_on_where_the_runs_start():
 
 def test_a_loss_that_is_not_finite_is_the_largest(tmp_path):
     training = TrainConfig(batch_size=4, learning_rate=1e30, max_steps=12)
-    summary = run_cell(Cell(path=tmp_path / "cell", problem=PROBLEM, training=training))
+    summary = run_cell(Cell(path=tmp_path / "cell", problem=PROBLEM, training=training)).summary
     assert summary["diverged_at_step"] is not None
     assert summary["largest_loss"] is None
     assert "not finite" in summary["largest_loss_null_because"]
@@ -440,7 +441,7 @@ def test_a_loss_that_is_not_finite_is_the_largest(tmp_path):
 def test_the_loss_is_looked_at_evenly_and_at_log_spaced_steps(tmp_path):
     training = TrainConfig(batch_size=4, learning_rate=0.01, epochs=20, max_steps=200)
     threads = torch.get_num_threads()
-    summary = run_cell(Cell(path=tmp_path / "cell", problem=PROBLEM, training=training))
+    summary = run_cell(Cell(path=tmp_path / "cell", problem=PROBLEM, training=training)).summary
     assert summary["environment"]["threads"] == 1
     assert torch.get_num_threads() == threads
     steps = set(pd.read_csv(tmp_path / "cell" / "losses.csv")["step"])

@@ -1,0 +1,135 @@
+"""A short run: trained in a folder of its own, with looks at its loss on a fixed subset on the way.
+
+What a study makes of it, a label or the steps to a goal, is a function of those losses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from noisescale.errors import RunFolderError
+from noisescale.problems.problem import Problem, as_examples
+from noisescale.problems.sampling import select, split_data
+from noisescale.studies.jobs.cell import Cell, cell_problem, cell_record, one_thread
+from noisescale.training.evaluation import mean_loss
+from noisescale.training.records.environment import environment
+from noisescale.training.records.folder import (
+    SUMMARY,
+    RunFolder,
+    folder_state,
+    read_json,
+    write_json,
+    write_table,
+)
+from noisescale.training.records.tables import LOSSES, read_losses
+from noisescale.training.trainer import Training
+
+EVALUATED = 2000  # random examples of a look: their mean is within 1/√2000, 2 %, of the spread
+ALWAYS = {"batch_size", "learning_rate", "seed", "steps", "seconds", "finished", "environment"}
+
+
+@dataclass(frozen=True)
+class ShortRun:
+    """A finished run: its summary, its losses (step, loss), and its folder."""
+
+    summary: dict[str, Any]
+    losses: pd.DataFrame
+    path: Path
+
+
+class LossCurve:
+    """The mean loss on a fixed random subset of a split, the same one for every run of a problem.
+
+    points: (step, loss) at each look so far.
+    """
+
+    def __init__(self, problem: Problem, split: str = "train") -> None:
+        available = as_examples(split_data(problem, split)).num_examples
+        size = min(EVALUATED, available)
+        self.examples = select(problem, split=split, num_examples=size).examples
+        self.points: list[tuple[int, float]] = []
+        self._loss = problem.loss
+
+    def look(self, step: int, model: nn.Module) -> float:
+        """The model's loss after this step, which is noted."""
+        loss = mean_loss(model, self._loss, self.examples)
+        self.points.append((step, loss))
+        return loss
+
+
+def short_run(
+    cell: Cell, course: Callable[[Training, LossCurve], dict[str, Any]], *, split: str = "train"
+) -> None:
+    """Sees to it that a run lies finished in its folder, computed there unless it is already.
+
+    Waits where another process is at the same run. On a CPU it computes with one thread, so that
+    its numbers do not depend on where it runs.
+
+    Args:
+        cell: which run, and where.
+        course: trains, as a rule by `looks`, and returns the study's own part of summary.json.
+        split: whose loss is looked at.
+
+    Raises:
+        RunFolderError: the folder holds something else.
+    """
+    record = cell_record(cell)
+    if folder_state(cell.path, record) == "finished":
+        return
+    with one_thread(), RunFolder(cell.path, record, wait=True) as folder:
+        if folder.state == "finished":
+            return
+        problem = cell_problem(cell)
+        training = Training(problem, cell.training)
+        curve = LossCurve(problem, split)
+        numbers = course(training, curve)
+        write_run(cell, curve, numbers, seconds=training.seconds)
+
+
+def looks(training: Training, curve: LossCurve, due: Callable[[int], bool]) -> Iterator[int]:
+    """Trains, looks at the loss before the first update, after each `due` one, and at the end.
+
+    Gives the step of each look; training ends early where the caller breaks off.
+    """
+    curve.look(0, training.model)
+    yield 0
+    for step in training:
+        if due(step) or training.finished:
+            curve.look(step, training.model)
+            yield step
+
+
+def write_run(cell: Cell, curve: LossCurve, numbers: dict[str, Any], *, seconds: float) -> None:
+    """Writes losses.csv and, last, summary.json: a study's numbers and what every run records."""
+    summary = {
+        **numbers,
+        "num_evaluated": curve.examples.num_examples,
+        "seconds": seconds,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "notes": list(cell.notes),
+        "environment": _environment(cell.device),
+    }
+    write_table(cell.path / LOSSES, pd.DataFrame(curve.points, columns=["step", "loss"]))
+    write_json(cell.path / SUMMARY, summary)
+
+
+def read_run(path: Path, *, needed: set[str], what: str) -> ShortRun:
+    """The finished run in a folder; RunFolderError where its summary lacks what `what` needs."""
+    summary = read_json(path / SUMMARY) or {}
+    if missing := sorted((needed | ALWAYS) - set(summary)):
+        raise RunFolderError(
+            f"{path / SUMMARY} lacks {', '.join(missing)}, so it is no {what}: "
+            "delete it and run again"
+        )
+    return ShortRun(summary, read_losses(path), path)
+
+
+_environment = lru_cache(maxsize=1)(environment)  # it asks Git, and every run of a process

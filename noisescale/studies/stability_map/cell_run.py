@@ -1,0 +1,118 @@
+"""One cell of a map: its run, and what the label of a run depends on."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from noisescale.problems.config import ProblemConfig
+from noisescale.problems.models import chance_loss
+from noisescale.problems.problem import Problem, as_examples
+from noisescale.statistics.stability_edge import Trajectory
+from noisescale.studies.jobs.cell import Cell
+from noisescale.studies.jobs.short_run import LossCurve, ShortRun, looks, read_run, short_run
+from noisescale.training.evaluation import Evaluation, evaluate
+from noisescale.training.records.folder import nullable
+from noisescale.training.tracking.rows import is_due
+from noisescale.training.trainer import Training
+
+LOOKS = (
+    50  # evenly along a run, so that no excursion of 2 % of it is missed, beside log-spaced ones
+)
+NEEDED = {"start_loss", "largest_loss", "chance_loss", "largest_share", "train", "test"}
+
+
+def run_cell(cell: Cell) -> ShortRun:
+    """The cell's run, computed in its folder unless it is there already; see `short_run`."""
+    short_run(cell, partial(_course, cell))
+    return read_cell(cell.path)
+
+
+def read_cell(path: Path) -> ShortRun:
+    """A finished cell; RunFolderError where it is damaged."""
+    return read_run(path, needed=NEEDED, what="cell of a map")
+
+
+def _course(cell: Cell, training: Training, curve: LossCurve) -> dict[str, Any]:
+    examples = training.last_epoch * training.examples.num_examples
+    total = math.ceil(examples / training.batch_size)
+    for _ in looks(training, curve, lambda step: look_due(step, total)):
+        pass
+    return cell_summary(
+        cell,
+        training.problem,
+        curve,
+        training.model,
+        steps=training.step,
+        epochs=training.epoch,
+        diverged_at_step=training.diverged_at_step,
+    )
+
+
+def look_due(step: int, total: int) -> bool:
+    """Whether the loss is looked at after this step of `total`."""
+    return is_due(step, "log") or step % max(total // LOOKS, 1) == 0
+
+
+def cell_summary(
+    cell: Cell,
+    problem: Problem,
+    curve: LossCurve,
+    model: nn.Module,
+    *,
+    steps: int,
+    epochs: float,
+    diverged_at_step: int | None,
+) -> dict[str, Any]:
+    """A cell's own part of its summary, from the losses on the way and the model at the end."""
+    assert isinstance(cell.problem, ProblemConfig), "maps are of problems of ours"
+    assert problem.test is not None
+    final = evaluate(model, problem.loss, curve.examples)
+    test = evaluate(model, problem.loss, as_examples(problem.test))
+    losses = [loss for _, loss in curve.points]
+    largest = max(losses, key=lambda loss: math.inf if math.isnan(loss) else loss)
+    numbers = {
+        "start_loss": losses[0],
+        "largest_loss": largest,
+        "chance_loss": chance_loss(cell.problem.loss, curve.examples.targets),
+        "largest_share": float(final.confusion.sum(0).max() / final.confusion.sum()),
+    }
+    return {
+        "dataset": cell.problem.dataset,
+        "pixel_scale": cell.problem.pixel_scale,
+        "model": cell.problem.model,
+        "batch_size": cell.training.batch_size,
+        "learning_rate": cell.training.learning_rate,
+        "seed": cell.training.seed,
+        "steps": steps,
+        "epochs": epochs,
+        "diverged_at_step": diverged_at_step,
+        **nullable(numbers),
+        "train": _scores(final),
+        "test": _scores(test),
+    }
+
+
+def _scores(evaluation: Evaluation) -> dict[str, Any]:
+    scores = {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "f1": evaluation.f1}
+    return nullable(scores)
+
+
+def trajectory(summary: dict[str, Any]) -> Trajectory:
+    """What a cell's label depends on."""
+
+    def number(value: float | None) -> float:
+        return math.inf if value is None else value  # a loss that was not finite
+
+    return Trajectory(
+        start=number(summary["start_loss"]),
+        largest=number(summary["largest_loss"]),
+        final=number(summary["train"]["loss"]),
+        chance=number(summary["chance_loss"]),
+        largest_share=summary["largest_share"],
+        diverged_at_step=summary["diverged_at_step"],
+    )
