@@ -42,8 +42,9 @@ class LayerEngine:
     parameters that the layers do not reach go through vmap of the whole model's gradient with
     respect to them alone.
 
-    objective: the point, the examples and the chunk size. probe: a few examples, on the first of
-    which it is found out what the layers reach.
+    Args:
+        objective: the point, the examples and the chunk size.
+        probe: a few examples, on the first of which is found out what the layers reach.
     """
 
     name: EngineName = "hooks"

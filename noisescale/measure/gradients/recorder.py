@@ -51,8 +51,9 @@ class Call(NamedTuple):
 class LayerRecorder:
     """A copy of the objective's model, in evaluation mode, that notes its layers' calls.
 
-    params: its parameters, leaves by name. units: the modules that are recorded. calls: of the
-        latest pass.
+    params: its parameters, leaves by name.
+    units: the modules that are recorded.
+    calls: of the latest pass.
     maps: of the modules without a rule, by type, how their examples are gone through.
     """
 
