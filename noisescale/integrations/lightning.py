@@ -19,15 +19,22 @@ class NoiseScaleCallback(Callback):
 
         trainer = Trainer(accumulate_grad_batches=8, callbacks=[NoiseScaleCallback()])
 
-    It needs two gradients to compare: accumulate_grad_batches of 2 or more, or DistributedDataParallel; the
-    loss must be a mean over the examples of a batch. The values go to every logger as noise_scale/simple and
-    so on, nan where unresolved, and the averages into checkpoints. Clipping and mixed precision do not
-    disturb it.
+    It needs two gradients to compare: accumulate_grad_batches of 2 or more, or
+    DistributedDataParallel; the loss must be a mean over the examples of a batch. The values go to
+    every logger as noise_scale/simple and so on, nan where unresolved, and the averages into
+    checkpoints. Clipping and mixed precision do not disturb it.
 
-    memory: of `NoiseScaleMonitor`, in examples.
-    num_examples: of a batch; None: the length of the first tensor in it.
+    Args:
+        memory: of `NoiseScaleMonitor`, in examples.
+        num_examples: gives the number of examples in a batch; None: the length of the first tensor
+            in it.
 
-    monitor: the NoiseScaleMonitor, from the start of a fit on.
+    Attributes:
+        monitor: the NoiseScaleMonitor, from the start of a fit on; None before.
+
+    Raises:
+        SettingError: at the start of a fit that leaves nothing to compare, or whose gradients are
+            sharded or optimised by hand.
     """
 
     def __init__(
@@ -43,8 +50,8 @@ class NoiseScaleCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not pl_module.automatic_optimization:
             raise SettingError(
-                "manual optimization: the callback cannot know where an update ends; use a NoiseScaleMonitor "
-                "in training_step"
+                "manual optimization: the callback cannot know where an update ends; "
+                "use a NoiseScaleMonitor in training_step"
             )
         self.monitor = NoiseScaleMonitor(pl_module, memory=self._memory)
         if self._restored is not None:
@@ -84,12 +91,12 @@ class NoiseScaleCallback(Callback):
         scale = _loss_scale(trainer) if self._reduced else 1.0
         self.monitor.update(scale=scale, divided_by=trainer.accumulate_grad_batches)
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            found = (
+            scalars = (
                 self.monitor.scalars()
                 if self.monitor.num_updates
                 else dict.fromkeys(SCALARS, math.nan)
             )
-            pl_module.log_dict({f"noise_scale/{name}": value for name, value in found.items()})
+            pl_module.log_dict({f"noise_scale/{name}": value for name, value in scalars.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.monitor is None else self.monitor.state_dict()

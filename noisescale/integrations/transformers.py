@@ -24,15 +24,21 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         trainer = Trainer(model, TrainingArguments(gradient_accumulation_steps=8, ...), ...)
         NoiseScaleCallback().add_to(trainer)
 
-    It needs gradient_accumulation_steps of 2 or more, and one process. The values join the training logs as
-    noise_scale/simple and so on, what is unresolved left out, and the averages go into checkpoints. The
-    gradient is looked at during the backward pass, so that the Trainer's clipping does not disturb it. Where
-    the loss is a mean over tokens, micro-batches count by theirs; an example is a sequence. It restores its
-    averages by itself: leave restore_callback_states_from_checkpoint at False, its default.
+    It needs gradient_accumulation_steps of 2 or more, and one process. The values join the training
+    logs as noise_scale/simple and so on, what is unresolved left out, and the averages go into
+    checkpoints. The gradient is looked at during the backward pass, so that the Trainer's clipping
+    does not disturb it. Where the loss is a mean over tokens, micro-batches count by theirs; an
+    example is a sequence. It restores its averages by itself: leave
+    restore_callback_states_from_checkpoint at False, its default.
 
-    memory: of `NoiseScaleMonitor`, in examples.
+    Args:
+        memory: of `NoiseScaleMonitor`, in examples.
 
-    monitor: the NoiseScaleMonitor, from the start of training on.
+    Attributes:
+        monitor: the NoiseScaleMonitor, from the start of training on; None before.
+
+    Raises:
+        SettingError: at the start of a training with one batch per update, or in several processes.
     """
 
     def __init__(self, *, memory: float | None = None) -> None:
@@ -45,7 +51,11 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         self._spoilt = False  # whether this update's micro-batches cannot be compared
 
     def add_to(self, trainer: Trainer) -> NoiseScaleCallback:
-        """Puts it before the trainer's other callbacks, so that all loggers see its values."""
+        """Itself, put before the trainer's other callbacks, so that all loggers see its values.
+
+        Args:
+            trainer: whose gradients are measured.
+        """
         trainer.add_callback(self)
         callbacks = trainer.callback_handler.callbacks
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
@@ -56,13 +66,13 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
     ) -> None:
         if args.gradient_accumulation_steps < 2:
             raise SettingError(
-                "one batch per update leaves nothing to compare it with: set gradient_accumulation_steps to "
-                "2 or more"
+                "one batch per update leaves nothing to compare it with: "
+                "set gradient_accumulation_steps to 2 or more"
             )
         if args.world_size > 1 or args.n_gpu > 1:
             raise SettingError(
-                "several processes or GPUs: this callback measures one; attach a NoiseScaleMonitor to the "
-                "DistributedDataParallel model in a loop of your own"
+                "several processes or GPUs: this callback measures one; attach a NoiseScaleMonitor "
+                "to the DistributedDataParallel model in a loop of your own"
             )
         model: nn.Module = kwargs["model"]
         self.monitor = NoiseScaleMonitor(model, memory=self._memory)
@@ -74,9 +84,9 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         self._remove_hooks()  # of a training that was interrupted
         self._hooks = [model.register_forward_pre_hook(self._count, with_kwargs=True)]
         self._hooks += [
-            one.register_post_accumulate_grad_hook(self._look)
-            for one in model.parameters()
-            if one.requires_grad
+            parameter.register_post_accumulate_grad_hook(self._look)
+            for parameter in model.parameters()
+            if parameter.requires_grad
         ]
 
     def on_step_begin(
@@ -119,10 +129,11 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
             or not self.monitor.num_updates
         ):
             return
-        found = {
-            name: value for name, value in self.monitor.scalars().items() if math.isfinite(value)
+        values = {
+            f"noise_scale/{name}": value
+            for name, value in self.monitor.scalars().items()
+            if math.isfinite(value)
         }
-        values = {f"noise_scale/{name}": value for name, value in found.items()}
         logs.update(values)
         state.log_history[-1].update(values)  # a copy of the logs, made before
 

@@ -1,4 +1,4 @@
-"""Work divided over the processes of a torch.distributed group; with one process, no work at all."""
+"""Work divided over the processes of a torch.distributed group; nothing to do in a single one."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def rank_and_size() -> tuple[int, int]:
 
 
 class Share:
-    """The part of this process in `count` pieces of work, and what the parts make together.
+    """This process's part of some pieces of work, and what the processes' parts make together.
 
-    rows: which pieces are its own, in order and as even as it comes; all of them where there are fewer pieces
-    than processes.
+    rows: which of the `num_pieces` pieces are its own: consecutive ones, as evenly divided as they
+    come; all of them where there are fewer pieces than processes.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, num_pieces: int) -> None:
         rank, size = rank_and_size()
-        self._size = size if count >= size else 1
-        self.rows = slice(0, count)
+        self._size = size if num_pieces >= size else 1
+        self.rows = slice(0, num_pieces)
         if self._size > 1:
-            self.rows = slice(rank * count // size, (rank + 1) * count // size)
+            self.rows = slice(rank * num_pieces // size, (rank + 1) * num_pieces // size)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of every process's `values`, of one shape."""
@@ -50,7 +50,10 @@ class Share:
 
 @contextmanager
 def process_group(*, device: str) -> Iterator[str]:
-    """The group that `torchrun` describes in the environment, where it does; yields this process's device."""
+    """The group that `torchrun` has described in the environment, if any; yields the device.
+
+    device: what each process computes on; "cuda" stands for the GPU of its local rank.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield device
         return

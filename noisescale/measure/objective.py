@@ -19,28 +19,39 @@ from noisescale.problems.problem import Examples, Params, Problem, as_examples
 
 # What one chunk's graph may take on a CPU: 128 MiB, modest beside what is kept between products
 CHUNK_BYTES = 2**27
-# On a GPU the share of the free memory: an eighth, which leaves room for the graphs that are kept between
-# products and for what the allocator does not give back
+# On a GPU the share of the free memory: an eighth, which leaves room for the graphs that are kept
+# between products and for what the allocator does not give back
 CHUNK_GPU_SHARE = 8
 LARGEST_CHUNK, LARGEST_CHUNK_ON_GPU = 2048, 65_536  # examples; a larger chunk is no faster
 MEASURED_EXAMPLES = 8  # whose graph is measured: enough that what all share hardly counts
 
 
 class Objective:
-    """L(θ) = (1/N) Σ_i ℓ_i(θ) over `examples`, the model in evaluation mode.
+    """The mean loss L(θ) = (1/N) Σ_i ℓ_i(θ) over examples, the model in evaluation mode.
 
-    problem: model and loss. The model is only read: its mode, gradients and random state stay as they are.
-        In evaluation mode batch norm uses its running statistics, so that L is a mean over examples.
-    params: θ by name; None: the model's own. Copied. Frozen parameters are constants.
-    examples: None: all of the problem's training examples.
-    dtype: what everything is computed in; None: the parameters' own, but at least float32.
-    chunk_size: examples in one pass; None: by the memory they take. Either is halved for good when the
-        memory does not suffice.
+    The model is only read: its mode, gradients and random state stay as they are. In evaluation
+    mode batch norm uses its running statistics, so that L is a mean over examples. Parameters that
+    require no gradient are constants.
 
-    dim: P, the number of differentiated parameters. point: θ as a vector (P,), in the order of
-    `model.named_parameters()`.
+    Args:
+        problem: the model, its loss and its examples.
+        params: θ by name, copied; None: the model's own.
+        examples: what L is the mean over; None: all of the problem's training examples.
+        dtype: float32 or float64, what everything is computed in; None: the parameters' own, but at
+            least float32.
+        chunk_size: examples in one pass; None: by the memory they take. Either is halved for good
+            when the memory does not suffice.
 
-    Raises MeasurementError where a parameter is not finite, SettingError where `params` do not fit the model.
+    Attributes:
+        name: of the model and its loss, for messages.
+        examples: what L is the mean over.
+        dtype: what everything is computed in.
+        point: θ as a vector (P,), in the order of `model.named_parameters()`.
+
+    Raises:
+        SettingError: parameters that do not fit the model, none that requires a gradient, or a bad
+            dtype or chunk_size.
+        MeasurementError: a parameter is not finite, or the model cannot be copied.
     """
 
     def __init__(
@@ -60,18 +71,18 @@ class Objective:
             raise SettingError(
                 f"{_name(problem.model)} has lazy parameters: run it on one batch first"
             )
-        own: Params = dict(problem.model.named_parameters())
-        params = own if params is None else params
-        _check_params(params, own)
+        of_model: Params = dict(problem.model.named_parameters())
+        params = of_model if params is None else params
+        _check_params(params, of_model)
         differentiated = {
-            name: params[name].detach() for name, param in own.items() if param.requires_grad
+            name: params[name].detach() for name, param in of_model.items() if param.requires_grad
         }
         if not differentiated:
             raise SettingError(f"{_name(problem.model)} has no parameter that requires a gradient")
         self.name = f"{_name(problem.model)} with the loss {_name(problem.loss)}"
         self.examples = as_examples(problem.train) if examples is None else examples
-        own_dtype = next(iter(differentiated.values())).dtype
-        self.dtype = dtype or torch.promote_types(own_dtype, torch.float32)
+        first = next(iter(differentiated.values()))
+        self.dtype = dtype or torch.promote_types(first.dtype, torch.float32)
         self.point = flatten(list(differentiated.values())).to(self.dtype)
         self._shapes = {name: param.shape for name, param in differentiated.items()}
         buffers = dict(problem.model.named_buffers())
@@ -81,7 +92,7 @@ class Objective:
             if name not in differentiated
         }
         # a copy for the sake of its mode alone: it shares every tensor with the problem's model
-        shared = {id(tensor): tensor for tensor in [*own.values(), *buffers.values()]}
+        shared = {id(tensor): tensor for tensor in [*of_model.values(), *buffers.values()]}
         try:
             self._model = copy.deepcopy(problem.model, shared).eval()
         except RuntimeError as error:  # torch.nn.utils.weight_norm's tensors that are no leaves
@@ -96,45 +107,68 @@ class Objective:
 
     @property
     def dim(self) -> int:
+        """P, the number of differentiated parameters."""
         return len(self.point)
 
     @property
     def device(self) -> torch.device:
+        """The parameters' device."""
         return self.point.device
 
     @property
     def num_examples(self) -> int:
+        """N."""
         return self.examples.num_examples
 
     def on(self, examples: Examples) -> Objective:
-        """The mean loss over other examples, at the same point."""
+        """The mean loss over other examples, at the same point.
+
+        Args:
+            examples: what it is the mean over.
+        """
         other = copy.copy(self)
         other.examples = examples
         other._chunk_size = self.chunk_size  # measured once, not for every batch
         return other
 
     def instance(self, params: Params) -> nn.Module:
-        """A copy of the model, in evaluation mode, whose parameters are the tensors `params`."""
-        given = params | self._constants
-        own = [*self._model.named_parameters(), *self._model.named_buffers()]
-        model: nn.Module = copy.deepcopy(
-            self._model, {id(tensor): given[name] for name, tensor in own}
-        )
+        """A copy of the model, in evaluation mode, with other tensors as its parameters.
+
+        Args:
+            params: the tensors by name, used as they are.
+        """
+        tensors = params | self._constants
+        state = [*self._model.named_parameters(), *self._model.named_buffers()]
+        exchanged = {id(tensor): tensors[name] for name, tensor in state}
+        model: nn.Module = copy.deepcopy(self._model, exchanged)
         return model
 
     def params(self, vector: Tensor | None = None) -> Params:
-        """θ at `vector` (P,), by default the point: leaves by name, ready to be differentiated."""
+        """The differentiated parameters by name: leaves, ready to be differentiated.
+
+        Args:
+            vector: θ (P,); None: the point.
+        """
         leaves = self.unflatten(self.point if vector is None else vector.to(self.point))
         return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
 
     def unflatten(self, vector: Tensor) -> Params:
-        """The parts of a vector (P,), each in its parameter's shape."""
+        """The parts of a vector by parameter, each in its parameter's shape.
+
+        Args:
+            vector: (P,), in the order of the point.
+        """
         parts = vector.split([shape.numel() for shape in self._shapes.values()])
         named = zip(self._shapes.items(), parts, strict=True)
         return {name: part.view(shape) for (name, shape), part in named}
 
     def outputs(self, params: Params, inputs: Tensor) -> Tensor:
-        """The model's outputs (B, ...) for inputs (B, *F)."""
+        """The model's outputs (B, ...).
+
+        Args:
+            params: the differentiated parameters by name.
+            inputs: (B, *F), on any device.
+        """
         with plain_attention():
             outputs: Tensor = functional_call(
                 self._model, (params, self._constants), (self.cast(inputs),)
@@ -142,20 +176,33 @@ class Objective:
         return outputs
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """One loss per example (B,); MeasurementError where the problem's loss has reduced them already."""
+        """One loss per example (B,).
+
+        Args:
+            outputs: of the model (B, ...).
+            targets: (B, ...), on any device.
+
+        Raises:
+            MeasurementError: the problem's loss has reduced them already, or fails on a target.
+        """
         try:
             losses = self._loss(outputs, self.cast(targets))
         except IndexError as error:  # a class that the model has no output for
             raise MeasurementError(f"{self.name} fails on its targets: {error}") from error
         if losses.shape != targets.shape[:1]:
             raise MeasurementError(
-                f"{self.name} gives shape {tuple(losses.shape)} for {len(targets)} examples: return one loss "
-                f'per example, shape ({len(targets)},), as reduction="none" does'
+                f"{self.name} gives shape {tuple(losses.shape)} for {len(targets)} examples: "
+                f"return one loss per example, shape ({len(targets)},), "
+                'as reduction="none" does'
             )
         return losses
 
     def value_and_gradient(self, vector: Tensor | None = None) -> tuple[float, Tensor]:
-        """L and its gradient (P,) at `vector` (P,), by default the point."""
+        """L and its gradient (P,).
+
+        Args:
+            vector: θ (P,); None: the point.
+        """
         weights = torch.ones(1, self.num_examples, dtype=self.dtype, device=self.device)
         losses, gradients = self.weighted_gradients(weights, vector)
         return losses.sum().item() / self.num_examples, gradients[0] / self.num_examples
@@ -163,25 +210,30 @@ class Objective:
     def weighted_gradients(
         self, weights: Tensor, vector: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The losses ℓ_i (N,) in float64, and the gradients of Σ_i w_ki ℓ_i for weights (K, N): (K, P)."""
+        """The losses ℓ_i (N,) in float64, and the gradients (K, P) of K weighted sums of them.
+
+        Args:
+            weights: w (K, N), for the gradients of Σ_i w_ki ℓ_i.
+            vector: θ (P,); None: the point.
+        """
         params = self.params(vector)
         losses = torch.empty(self.num_examples, dtype=torch.float64, device=self.device)
         gradients = self.point.new_zeros(len(weights), self.dim)
 
         def add(chunk: Examples, start: int) -> None:
             rows = slice(start, start + chunk.num_examples)
-            found = self.losses(self.outputs(params, chunk.inputs), chunk.targets)
+            of_chunk = self.losses(self.outputs(params, chunk.inputs), chunk.targets)
             parts = [
                 torch.autograd.grad(
-                    found,
+                    of_chunk,
                     list(params.values()),
-                    row[rows].to(found),
+                    row[rows].to(of_chunk),
                     retain_graph=True,
                     materialize_grads=True,
                 )
                 for row in weights
             ]
-            losses[rows] = found.detach()
+            losses[rows] = of_chunk.detach()
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.add_(flatten(part))
 
@@ -200,22 +252,26 @@ class Objective:
         return self._chunk_size
 
     def cap_chunk_size(self, largest: int) -> None:
-        """Takes at most so many examples in one pass from now on."""
+        """Takes no more than `largest` examples in one pass from now on.
+
+        Args:
+            largest: examples; at least one is taken all the same.
+        """
         self._chunk_size = max(min(self.chunk_size, largest), 1)
 
     @cached_property
     def bytes_per_example(self) -> int:
         """What autograd keeps of one example for a second derivative, measured on the first few."""
         params = self.params()
-        known = {
+        shared = {
             param.untyped_storage().data_ptr()
             for param in [*params.values(), *self._constants.values()]
         }
-        saved: dict[int, int] = {}
+        saved: dict[int, int] = {}  # bytes by address
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
+            if storage.data_ptr() not in shared:
                 saved[tensor.data_ptr()] = min(tensor.nbytes, storage.nbytes())
             return tensor
 
@@ -228,10 +284,16 @@ class Objective:
         return max(sum(saved.values()) // probe.num_examples, 1)
 
     def for_each_chunk(self, work: Callable[[Examples, int], None]) -> None:
-        """Calls `work(chunk, start)` on the examples in turn; the last chunk is as short as it comes.
+        """Calls a function on the examples, a chunk after the other; the last one may be short.
 
-        Where the memory does not suffice the chunk size is halved and the same examples are tried again, so
-        `work` must add its result as its last act. MeasurementError where a single example is too much.
+        Where the memory does not suffice the chunk size is halved and the same examples are tried
+        again, so the function must add its result as its last act.
+
+        Args:
+            work: is called with a chunk and the index of its first example.
+
+        Raises:
+            MeasurementError: the memory does not hold a single example.
         """
         start = 0
         while start < self.num_examples:
@@ -243,19 +305,24 @@ class Objective:
                     raise
                 if chunk.num_examples == 1:
                     raise MeasurementError(
-                        f"{self.name}: the memory does not hold a single example ({first_line(error)})"
+                        f"{self.name}: the memory does not hold a single example "
+                        f"({first_line(error)})"
                     ) from error
                 self._chunk_size = chunk.num_examples // 2
                 continue
             start += chunk.num_examples
 
     def cast(self, values: Tensor) -> Tensor:
-        """`values` on the parameters' device, floating-point ones in their dtype."""
+        """The values on the parameters' device, floating-point ones in their dtype.
+
+        Args:
+            values: of any shape, dtype and device.
+        """
         return values.to(self.point if values.is_floating_point() else self.device)
 
 
 def plain_attention() -> contextlib.AbstractContextManager[None]:
-    """Attention without its fused kernels, which have neither a second derivative nor a batching rule."""
+    """Attention without fused kernels, which have no second derivative and no batching rule."""
     context: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
     return context
 
@@ -265,12 +332,12 @@ def flatten(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.detach().flatten() for part in parts])
 
 
-def _check_params(params: Params, own: Params) -> None:
-    """SettingError unless names and shapes are the model's, MeasurementError unless all are finite."""
-    differences = sorted(params.keys() ^ own.keys()) or [
-        f"{name} {tuple(params[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if params[name].shape != own[name].shape
+def _check_params(params: Params, of_model: Params) -> None:
+    """SettingError unless names and shapes are the model's, MeasurementError unless all finite."""
+    differences = sorted(params.keys() ^ of_model.keys()) or [
+        f"{name} {tuple(params[name].shape)} instead of {tuple(of_model[name].shape)}"
+        for name in of_model
+        if params[name].shape != of_model[name].shape
     ]
     if differences:
         raise SettingError(f"the parameters do not fit the model: {', '.join(differences[:5])}")
@@ -289,4 +356,5 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _name(thing: object) -> str:
+    """A function's or class's name, or that of an object's type."""
     return getattr(thing, "__name__", None) or type(thing).__name__

@@ -25,7 +25,8 @@ from noisescale.statistics.stability_curves import StabilityConstants
 NUM_EXAMPLES = 1000
 # Examples that a replica of linearised SGD sees, within the limits below: half a pass over MNIST
 SIMULATED = 30_000
-# Steps: enough for an exponent, whose bias falls as 1/steps; small batches would otherwise take thousands
+# Steps: enough for an exponent, whose bias falls as 1/steps; small batches would otherwise take
+# thousands
 FEWEST_STEPS, MOST_STEPS = 60, 500
 # Replicas: two are the fewest that have a spread; large batches, which differ less, cost more
 FEWEST_REPLICAS, MOST_REPLICAS = 2, 4
@@ -36,9 +37,11 @@ class StabilityOptions:
     """What `measure_stability` measures, of which examples.
 
     Attributes:
-        num_examples: look at a random subset of this many training examples, one by one; None, or more
-            than there are: at all. β, the largest of their λ_max(H_i), can only grow with more of them.
-        descent: whether to measure ε_max and B_noise as well, with the Hessian on examples of their own.
+        num_examples: look at a random subset of this many training examples, one by one; None, or
+            more than there are: at all. β, the largest of their λ_max(H_i), can only grow with more
+            of them.
+        descent: whether to measure ε_max and B_noise as well, with the Hessian on examples of their
+            own.
     """
 
     num_examples: int | None = NUM_EXAMPLES
@@ -74,13 +77,13 @@ def measure_stability(
         **fields: single fields of the options, in place of `options`.
 
     Returns:
-        The constants, of which `StabilityConstants.curves` makes the curves; ε_max and B_noise are nan
-        without `descent`, and where B_noise is not positive.
+        The constants, of which `StabilityConstants.curves` makes the curves; ε_max and B_noise are
+        nan without `descent`, and where B_noise is not positive.
 
     Raises:
         SettingError: both options and single fields of them.
-        MeasurementError: λ cannot be found or is zero, or the model gives more than 128 numbers for an
-            example.
+        MeasurementError: λ cannot be found or is zero, or the model gives more than 128 numbers for
+            an example.
     """
     if fields and options is not None:
         raise SettingError(f"options and {', '.join(fields)}: give the options alone")
@@ -139,8 +142,8 @@ def simulate_threshold(
     """The learning rate above which SGD diverges almost surely at this batch size, by simulation.
 
     See `noisescale.measure.curvature.linear_sgd.lyapunov_rate`. Two to four replicas draw from all
-    training examples and start from the top eigenvector of their Gauss–Newton matrix; the threshold is
-    sought from half the lower curve to 16 times 2/λ.
+    training examples and start from the top eigenvector of their Gauss–Newton matrix; the threshold
+    is sought from half the lower curve to 16 times 2/λ.
 
     Args:
         problem: the model, its loss and its training examples.
@@ -150,12 +153,12 @@ def simulate_threshold(
         generator: of the batches and the start, on the CPU; None: seeded with the batch size.
 
     Returns:
-        The threshold with the interval that the chance of the batches leaves it; nan with bounds where
-        it lies beyond the range.
+        The threshold with the interval that the chance of the batches leaves it; nan with bounds
+        where it lies beyond the range.
 
     Raises:
-        MeasurementError: the top eigenvector cannot be found, or the model gives more than 128 numbers
-            for an example.
+        MeasurementError: the top eigenvector cannot be found, or the model gives more than 128
+            numbers for an example.
     """
     generator = generator or torch.Generator().manual_seed(batch_size)
     population_size = as_examples(problem.train).num_examples
@@ -186,6 +189,7 @@ def _top(matvec: MatVec, objective: Objective, generator: torch.Generator) -> Ei
     )
     if not pairs.converged:
         raise MeasurementError(
-            f"{objective.name}: the largest eigenvalue has not converged in {pairs.num_matvecs} products"
+            f"{objective.name}: the largest eigenvalue has not converged in "
+            f"{pairs.num_matvecs} products"
         )
     return pairs

@@ -24,7 +24,7 @@ from noisescale.problems.config import FactoryConfig
 from noisescale.problems.problem import SPLITS, Examples, Problem, as_examples
 from noisescale.problems.random_state import preserved_random_state
 
-DIGITS = 16  # of a SHA-256 sum in hexadecimal: 64 bits, no chance of two versions with the same
+DIGEST_LENGTH = 16  # of a SHA-256 sum in hexadecimal: 64 bits, in which no two versions collide
 
 
 def load_problem(name: str) -> Problem:
@@ -76,7 +76,7 @@ def factory_config(name: str) -> FactoryConfig:
     except TypeError:  # a callable that is no function
         source = inspect.getsourcefile(type(factory))
     content = Path(source).read_bytes() if source is not None else b""
-    return FactoryConfig(factory=name, source=hashlib.sha256(content).hexdigest()[:DIGITS])
+    return FactoryConfig(factory=name, source=hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH])
 
 
 @contextmanager

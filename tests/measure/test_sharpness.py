@@ -82,7 +82,7 @@ def test_the_gauss_newton_matrix_replaces_the_hessian():
 
 
 def test_a_subset_covers_the_whole_within_its_error():
-    """95 % intervals over 200 random subsets, two thirds of the whole, so that √(1 − n/N) matters."""
+    """95 % intervals over 200 random subsets, two thirds of the whole: √(1 − n/N) matters."""
     problem = regression(num_examples=3000).problem
     inputs = problem.train.inputs
     truth = torch.linalg.eigvalsh(inputs.T @ inputs / 3000)[-1].item()

@@ -62,7 +62,7 @@ def test_equal_configurations_have_one_key():
 
 
 def test_the_key_depends_on_what_differs_from_the_defaults_alone():
-    # fixed for good: if a later default or field changed it, every finished run would be computed again
+    # fixed for good: if a later default or field changed it, finished runs would be computed again
     assert run_key(ProblemConfig(), TrainConfig()) == "44136fa3"
     assert run_key(ProblemConfig(), TrainConfig(batch_size=32)) == "44136fa3"
     keys = {

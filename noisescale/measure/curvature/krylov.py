@@ -22,13 +22,19 @@ class Krylov:
     anyway, T is filled from those inner products, whatever the rows before were: so the basis may
     be replaced by a few Ritz vectors (`restart`), and the steps go on.
 
-    start (P,): the first direction. random: gives a vector (P,) when the basis has become
-        invariant.
-    capacity: rows at most between restarts.
+    Args:
+        matvec: v -> Hv, (P,) -> (P,).
+        start: the first direction (P,).
+        capacity: rows at most between restarts.
+        random: gives a vector (P,) when the basis has become invariant.
 
-    mismatch: the largest |q_iᵀHq_j − q_jᵀHq_i| met: rounding, for a symmetric H. A part of the
-        residuals.
-    coupling: β_m = |(I − QᵀQ) H q_m|, 0 once the basis spans an invariant subspace.
+    Attributes:
+        dim: P.
+        size: m, rows so far.
+        coupling: β_m = |(I − QᵀQ) H q_m|, 0 once the basis spans an invariant subspace.
+        mismatch: the largest |q_iᵀHq_j − q_jᵀHq_i| met: rounding, for a symmetric H. A part of the
+            residuals.
+        num_matvecs: products so far.
     """
 
     def __init__(

@@ -25,9 +25,10 @@ Program = tuple[Tensor, list[Tensor], list[Tensor]]  # losses, squared norms, su
 class CompiledEngine:
     """The vmapped gradient compiled together with its norms, so that no gradient is ever stored.
 
-    The compiler fuses the outer products with their squares and sums. The summed gradient comes from a
-    backward pass of the batch in the same program. A short last chunk is filled up with examples of
-    weight zero, since every shape is compiled anew. Raises EngineError where compilation is not possible.
+    The compiler fuses the outer products with their squares and sums. The summed gradient comes
+    from a backward pass of the batch in the same program. A short last chunk is filled up with
+    examples of weight zero, since every shape is compiled anew. Raises EngineError where
+    compilation is not possible.
     """
 
     name: EngineName = "compiled"
@@ -76,7 +77,7 @@ class CompiledEngine:
         return losses, norms, list(grad(total)(params).values())
 
     def _run(self, *arguments: Tensor) -> Program:
-        """The compiled program; where the process has compiled its limit of programs, with room made."""
+        """The compiled program's results; where the compiler has reached its limit, it is reset."""
         try:
             results: Program = self._compiled(self._losses.params, *arguments)
         except torch._dynamo.exc.FailOnRecompileLimitHit:  # eight models or sizes in this process

@@ -19,7 +19,11 @@ class EngineError(MeasurementError):
 
 
 class ChunkStatistics(NamedTuple):
-    """losses (B,), squared_norms (B, L) in float64, and the sum of the gradients, by parameter tensor."""
+    """What an engine finds out about a chunk of B examples.
+
+    losses: (B,). squared_norms: |g_i|² of each of L parameter tensors (B, L), float64. gradient:
+    the sum of the gradients, by parameter tensor.
+    """
 
     losses: Tensor
     squared_norms: Tensor
@@ -27,7 +31,10 @@ class ChunkStatistics(NamedTuple):
 
 
 class Engine(Protocol):
-    """How per-example gradients are had; `objective` carries the point, the examples and the chunk size."""
+    """A way of computing per-example gradients.
+
+    name: by which it is chosen. objective: the point, the examples and the chunk size.
+    """
 
     name: EngineName
     objective: Objective

@@ -1,4 +1,4 @@
-"""Per-example gradients of one parameter as factors, and their norms without ever being written out."""
+"""Per-example gradients of one parameter as factors, and their norms without writing them out."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TEMPORARY_BYTES = (
-    2**26
-)  # what a step may take beyond its operands, before it is divided over examples
+# What a step may take beyond its operands, before it is divided over examples: 64 MiB, half of what
+# a chunk's graph may take on a CPU
+TEMPORARY_BYTES = 2**26
 
 
 @dataclass(frozen=True)
 class Outer:
-    """g_i = Σ_s left_is ⊗ right_is, for each of G groups of the parameter's rows.
+    """Per-example gradients as sums of outer products, g_i = Σ_s left_is ⊗ right_is.
 
-    left: (B, G, S, O), or (B, G, S) integers that stand for one-hot rows, as of an embedding (G = 1).
-    right: (B, G, S, I). shape: the parameter's, of G·O·I elements (G = 1 but for grouped convolutions).
-    S counts the places where the parameter is used: sequence positions, pixels; 1 for a plain linear layer.
+    S counts the places where the parameter is used: sequence positions, pixels; 1 for a plain
+    linear layer. G counts groups of the parameter's rows, each with outer products of its own: 1
+    but for grouped convolutions.
+
+    Attributes:
+        left: (B, G, S, O), or integers (B, G, S) that stand for one-hot rows, as of an embedding
+            (G = 1).
+        right: (B, G, S, I).
+        shape: the parameter's, of G·O·I elements.
     """
 
     left: Tensor
@@ -45,6 +51,7 @@ class Outer:
         return Outer(self.left[rows], self.right[rows], self.shape)
 
     def outer(self) -> Outer:
+        """Itself; other factored gradients have to be brought into this form."""
         return self
 
     def dense(self) -> Tensor:
@@ -55,7 +62,11 @@ class Outer:
         return (left.mT @ self.right).reshape(len(self), *self.shape)  # (B, G, O, I)
 
     def project(self, direction: Tensor) -> Tensor:
-        """The inner products with `direction` (*shape): (B,), float64."""
+        """The inner products of the gradients with a direction: (B,), float64.
+
+        Args:
+            direction: of the parameter's shape.
+        """
         _, rows, columns = self.sizes
         matrix = direction.reshape(-1, rows, columns)  # (G, O, I)
         if self.left.ndim == 3:
@@ -69,7 +80,9 @@ class Outer:
 
 @dataclass(frozen=True)
 class Convolved:
-    """The gradients of a convolution's weight, g_i = Σ over places of gradient ⊗ patch of the inputs.
+    """Per-example gradients of a convolution's weight, from its inputs and its outputs' gradients.
+
+    g_i = Σ over places of gradient ⊗ patch of the inputs.
 
     inputs: (B, C, H, W), padded. gradient: of the outputs, (B, channels, H', W').
     shape: (channels, C/groups, h, w).
@@ -111,7 +124,10 @@ class Convolved:
         return self.outer().dense()
 
     def project(self, direction: Tensor) -> Tensor:
-        """The inner products with `direction` (*shape), from a layer with these weights: (B,), float64."""
+        """The inner products with `direction` (*shape): (B,), float64.
+
+        By the layer's outputs with the direction as its weights.
+        """
         outputs = F.conv2d(
             self.inputs,
             direction.view(self.shape),
@@ -126,10 +142,11 @@ ExampleGradients = Outer | Convolved | Tensor  # a tensor: written out, (B, *sha
 
 
 def squared_norms(pieces: Sequence[ExampleGradients]) -> Tensor:
-    """|Σ pieces|² of each example: (B,), float64. Several pieces: a parameter used in several places.
+    """|Σ pieces|² of each example: (B,), float64.
 
-    Outer products either by their Gram matrices, Σ_{s,t} (left_s·left_t)(right_s·right_t), or written out,
-    whichever takes fewer operations (Goodfellow 2015, arXiv 1510.01799, for S = 1).
+    Several pieces: a parameter used in several places. Outer products either by their Gram
+    matrices, Σ_{s,t} (left_s·left_t)(right_s·right_t), or written out, whichever takes fewer
+    operations (Goodfellow 2015, arXiv 1510.01799, for S = 1).
     """
     factored = [piece for piece in pieces if not isinstance(piece, Tensor)]
     if len(factored) == len(pieces):
@@ -146,14 +163,15 @@ def squared_norms(pieces: Sequence[ExampleGradients]) -> Tensor:
 
 def projections(pieces: Sequence[ExampleGradients], direction: Tensor) -> Tensor:
     """The inner product of Σ pieces with `direction` (*shape), of each example: (B,), float64."""
-    found = [
+    of_pieces = [
         _sum(piece * direction) if isinstance(piece, Tensor) else piece.project(direction)
         for piece in pieces
     ]
-    return torch.stack(found).sum(0)
+    return torch.stack(of_pieces).sum(0)
 
 
 def _squared_norms_written_out(pieces: Sequence[ExampleGradients]) -> Tensor:
+    """|Σ pieces|² of each example from its gradient in full: (B,), float64."""
     first, *others = (piece if isinstance(piece, Tensor) else piece.dense() for piece in pieces)
     for other in others:
         first = first + other.view_as(first)
@@ -161,30 +179,31 @@ def _squared_norms_written_out(pieces: Sequence[ExampleGradients]) -> Tensor:
 
 
 def _squared_norms_by_gram(pieces: Sequence[ExampleGradients]) -> Tensor:
+    """|Σ pieces|² of each example from inner products of its factors: (B,), float64."""
     outers = [piece.outer() for piece in pieces if not isinstance(piece, Tensor)]
     if len(outers) == 1 and outers[0].sizes[0] == 1 and outers[0].left.ndim == 4:
         squares = (
             part.square().sum(-1, dtype=torch.float64) for part in (outers[0].left, outers[0].right)
         )
         return _sum(torch.stack([*squares], -1).prod(-1))
-    found = []
-    for index, one in enumerate(outers):
-        for other in outers[: index + 1]:
-            products = _left_gram(one, other) * (one.right @ other.right.mT)  # (B, G, S, T)
-            found.append(_sum(products) * (1 if one is other else 2))
-    return torch.stack(found).sum(0)
+    terms = []
+    for index, first in enumerate(outers):
+        for second in outers[: index + 1]:
+            products = _left_gram(first, second) * (first.right @ second.right.mT)  # (B, G, S, T)
+            terms.append(_sum(products) * (1 if first is second else 2))
+    return torch.stack(terms).sum(0)
 
 
-def _left_gram(one: Outer, other: Outer) -> Tensor:
+def _left_gram(first: Outer, second: Outer) -> Tensor:
     """The inner products left_s·left_t: (B, G, S, T)."""
-    if one.left.ndim == 4 and other.left.ndim == 4:
-        return one.left @ other.left.mT
-    if one.left.ndim == 3 and other.left.ndim == 3:
-        return (one.left.unsqueeze(-1) == other.left.unsqueeze(-2)).to(one.right)
-    if one.left.ndim == 3:
-        return _left_gram(other, one).mT
-    columns = other.left.unsqueeze(-2).expand(*one.left.shape[:-1], other.left.shape[-1])
-    return one.left.gather(-1, columns)  # left_s at the other's index
+    if first.left.ndim == 4 and second.left.ndim == 4:
+        return first.left @ second.left.mT
+    if first.left.ndim == 3 and second.left.ndim == 3:
+        return (first.left.unsqueeze(-1) == second.left.unsqueeze(-2)).to(first.right)
+    if first.left.ndim == 3:
+        return _left_gram(second, first).mT
+    columns = second.left.unsqueeze(-2).expand(*first.left.shape[:-1], second.left.shape[-1])
+    return first.left.gather(-1, columns)  # left_s at the second's index
 
 
 def _in_parts(
@@ -192,8 +211,11 @@ def _in_parts(
     pieces: Sequence[ExampleGradients],
     elements: int,
 ) -> Tensor:
-    """`work` on so many examples at a time that its temporaries stay small; `elements` of them each."""
-    step = max(TEMPORARY_BYTES // (8 * elements), 1)
+    """The results of `work`, on few enough examples at a time for its temporaries to stay small.
+
+    elements: numbers that an example's temporaries take.
+    """
+    step = max(TEMPORARY_BYTES // (8 * elements), 1)  # 8 bytes each, as in float64
     starts = range(0, len(pieces[0]), step)
     return torch.cat(
         [work([piece[slice(start, start + step)] for piece in pieces]) for start in starts]

@@ -23,10 +23,11 @@ from noisescale.measure.gradients.vmap import example_gradients
 from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params
 
-# Examples that are compared with backward passes of their own before the pass: two, the fewest that tell
-# an example's gradient from the batch's
+# Examples that are compared with backward passes of their own before the pass: two, the fewest that
+# tell an example's gradient from the batch's
 COMPARED = 2
-# And after it: the largest, which matters most, and four at random, each of which costs a backward pass
+# And after it: the largest, which matters most, and four at random, each of which costs a backward
+# pass
 CONFIRMED = 5
 LARGEST_CPU_CHUNK = 1024  # examples; more would leave the caches
 # What a rule or a module raises for shapes that it does not expect
@@ -36,12 +37,14 @@ UNFIT = (RuntimeError, ValueError, TypeError, IndexError)
 class LayerEngine:
     """Norms by the rules of `gradient_rule`, at about the price of one gradient.
 
-    One forward and one backward pass over the batch as a whole, from which the summed gradient falls out;
-    projections take one more without the products that give weights their gradients. The parameters that
-    the layers do not reach go through vmap of the whole model's gradient with respect to them alone.
+    One forward and one backward pass over the batch as a whole, from which the summed gradient
+    falls out; projections take one more without the products that give weights their gradients. The
+    parameters that the layers do not reach go through vmap of the whole model's gradient with
+    respect to them alone.
 
-    objective: the point, the examples and the chunk size. probe: a few examples, on the first of which it
-    is found out what the layers reach.
+    Args:
+        objective: the point, the examples and the chunk size.
+        probe: a few examples, on the first of which is found out what the layers reach.
     """
 
     name: EngineName = "hooks"
@@ -79,8 +82,8 @@ class LayerEngine:
                 f" and {len(names) - 5} more" if len(names) > 5 else ""
             )
             notes.append(
-                f"{listed}: not used by the module they belong to, example by example; through vmap of the "
-                "whole model"
+                f"{listed}: not used by the module they belong to, example by example; "
+                "through vmap of the whole model"
             )
         return tuple(notes)
 
@@ -140,7 +143,8 @@ class LayerEngine:
 class Reach(NamedTuple):
     """What can be had of a model's per-example gradients from the calls of its layers.
 
-    holds_examples: of each call in a pass, which of its arguments have a first dimension of examples.
+    holds_examples: of each call in a pass, which of its arguments have a first dimension of
+        examples.
     repeated: the numbers of the calls whose outputs are to be repeated for every example.
     unreached: the parameters that are not used by the module they belong to, or not along a first
         dimension of examples.
@@ -152,11 +156,15 @@ class Reach(NamedTuple):
 
 
 def probe_layers(recorder: LayerRecorder, examples: Examples) -> Reach:
-    """What the layers reach, by comparison with single-example backward passes on the first examples.
+    """What the layers reach, by comparison with backward passes of single examples.
 
-    Where some calls hold no examples, the better of repeating their outputs and of leaving them alone. Two
-    forward passes, a forward and a backward pass for each of the two ways, and one for each of two
-    examples.
+    Where some calls hold no examples, the better of repeating their outputs and of leaving them
+    alone. Two forward passes, a forward and a backward pass for each of the two ways, and one for
+    each of two examples.
+
+    Args:
+        recorder: of the model's layers.
+        examples: two or more.
     """
     holds_examples = _which_arguments_hold_examples(recorder, examples)
     without = frozenset(number for number, holds in enumerate(holds_examples) if not any(holds))
@@ -175,7 +183,7 @@ def probe_layers(recorder: LayerRecorder, examples: Examples) -> Reach:
 
 
 def _which_arguments_hold_examples(recorder: LayerRecorder, examples: Examples) -> list[list[bool]]:
-    """Of each call in a pass: the arguments whose first dimension follows the number of examples."""
+    """Of each call, the arguments whose first dimension follows the number of examples."""
     sizes = []
     for num_examples in (1, 2):
         recorder.forward(examples.part(slice(num_examples)), parameters=True)
@@ -196,9 +204,16 @@ def _unreached(
     holds_examples: list[list[bool]],
     repeated: Set[int],
 ) -> set[str]:
-    """The parameters whose norms by the layers' calls are not the `wanted` ones (n, L) of the examples.
+    """The parameters whose norms by the layers' calls are not the wanted ones.
 
     All of them where the model does not take repeated outputs.
+
+    Args:
+        recorder: of the model's layers.
+        examples: n of them.
+        wanted: |g_i|² by parameter (n, L), by backward passes of single examples.
+        holds_examples: see Reach.
+        repeated: the calls whose outputs are repeated.
     """
     try:
         recorder.backward(recorder.forward(examples, parameters=True, repeated=repeated))
@@ -233,7 +248,7 @@ def _norms(objective: Objective, pieces: list[ExampleGradients], num_examples: i
 
 
 def _single_squared_norms(objective: Objective, rows: Sequence[int]) -> Tensor:
-    """|g_i|² of the examples at these rows, by parameter and a backward pass each: (n, L), float64."""
+    """|g_i|² of the examples at these rows by parameter, a backward pass each: (n, L), float64."""
     norms = []
     for row in rows:
         example = objective.on(objective.examples.part(slice(row, row + 1)))

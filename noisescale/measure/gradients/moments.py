@@ -20,8 +20,8 @@ from noisescale.measure.objective import Objective, is_out_of_memory
 from noisescale.problems.problem import Examples, Params, Problem
 from noisescale.problems.sampling import select
 
-# Examples on which an engine is checked before it is believed: few, since each takes passes of its own, and
-# enough that one that mixes examples is seen
+# Examples on which an engine is checked before it is believed: few, since each takes passes of its
+# own, and enough that one that mixes examples is seen
 PROBE = 4
 # Numbers of written-out gradients, which take about as long as a compilation
 WORTH_COMPILING = 2e10
@@ -31,10 +31,17 @@ WORTH_COMPILING = 2e10
 class GradientMoments:
     """Statistics of n per-example gradients g_i, out of which |G|² and tr Σ are estimated.
 
-    num_examples, population_size: n, and N of the split that they are a random subset of; indices (n,) in it.
-    mean: ḡ = (1/n) Σ g_i by parameter, float64. squared_norms (n, L): |g_i|² of each parameter tensor.
-    projections: g_i·ḡ of each tensor (n, L), or in all (n,), or None where errors were not asked for.
-    losses (n,): ℓ_i. engine: what computed them. notes: what a reader should know of that.
+    Attributes:
+        num_examples: n.
+        population_size: N, of the split that the examples are a random subset of.
+        mean: ḡ = (1/n) Σ g_i by parameter, float64.
+        squared_norms: |g_i|² of each of L parameter tensors (n, L), float64.
+        projections: g_i·ḡ of each tensor (n, L), or in all (n,), float64; None without standard
+            errors.
+        losses: ℓ_i (n,), float64.
+        indices: of the examples in their split (n,).
+        engine: what computed them.
+        notes: what a reader should know of how they were computed.
     """
 
     num_examples: int
@@ -49,9 +56,12 @@ class GradientMoments:
 
     @property
     def total_projections(self) -> np.ndarray | None:
-        """g_i·ḡ in all (n,), None where errors were not asked for."""
-        found = self.projections
-        return found.sum(1) if found is not None and found.ndim == 2 else found
+        """g_i·ḡ in all (n,), None without standard errors."""
+        projections = self.projections
+        if projections is None or projections.ndim == 1:
+            return projections
+        total: np.ndarray = projections.sum(1)
+        return total
 
     @property
     def mean_squares(self) -> np.ndarray:
@@ -73,20 +83,32 @@ def gradient_moments(
 ) -> GradientMoments:
     """Mean, squared norms and projections on the mean of the per-example gradients at `params`.
 
-    split, num_examples, generator: a random subset of so many of the split's examples; None: all, and seed 0.
-    engine: "hooks" takes norms from the layers' inputs and output gradients, at about the price of one
-        gradient; "vmap" writes the gradients out, a chunk at a time, and is the definition; "compiled" has
-        torch.compile fuse them away and falls back on "vmap" with a note. "auto": hooks where they pass their
-        check against single-example backward passes, else compiled or vmap by the amount of work.
-    chunk_size: examples in one pass, which does not change the result; None: by the memory.
-    standard_errors: whether to compute projections, in a second pass of about the same price.
+    The model must treat examples one by one; it is measured in evaluation mode. In several
+    processes each takes a share of the examples, and all get the same result.
 
-    The model must treat examples one by one: SettingError for batch norm or dropout in training mode. It is
-    measured in evaluation mode. In several processes each takes a share of the examples, and all get the same
-    result.
+    Args:
+        problem: the model, its loss and its examples.
+        params: θ by name; None: the model's own.
+        split: "train", "validation" or "test".
+        num_examples: n, of a random subset of the split's examples; None: all of them.
+        engine: "hooks" takes norms from the layers' inputs and output gradients, at about the price
+            of one gradient; "vmap" writes the gradients out, a chunk at a time, and is the
+            definition; "compiled" has torch.compile fuse them away and falls back on "vmap" with a
+            note. "auto": hooks where they pass their check against single-example backward passes,
+            else compiled or vmap by the amount of work.
+        chunk_size: examples in one pass, which does not change the result; None: by the memory.
+        standard_errors: whether to compute projections, in a second pass of about the same price.
+        dtype: float32 or float64; None: the parameters' own, at least float32.
+        generator: of the subset, on the CPU; None: seed 0.
 
-    Raises SettingError for fewer than 2 examples and other bad arguments, MeasurementError for parameters,
-    losses or gradients that are not finite, losses reduced over the batch, and losses that are random.
+    Returns:
+        The statistics; sums are accumulated in float64.
+
+    Raises:
+        SettingError: batch norm or dropout in training mode, fewer than 2 examples, or another bad
+            argument.
+        MeasurementError: parameters, losses or gradients that are not finite, losses that are
+            reduced over the batch, and losses that are random.
     """
     check_modes(problem.model)
     selected = select(problem, split=split, num_examples=num_examples, generator=generator)
@@ -113,14 +135,16 @@ def moments_on(
     """The moments of the objective's examples, which have these indices (n,) in their split."""
     if engine not in get_args(EngineName):
         raise SettingError(f"engine {engine!r}: give one of {', '.join(get_args(EngineName))}")
-    whole = objective.num_examples
-    if whole < 2:
-        raise SettingError(f"{whole} example(s): the covariance of gradients takes at least 2")
+    num_examples = objective.num_examples
+    if num_examples < 2:
+        raise SettingError(
+            f"{num_examples} example(s): the covariance of gradients takes at least 2"
+        )
     probe = objective.examples.part(slice(PROBE))
     _check_separate(objective, probe)
-    share = Share(whole)
-    own = objective.on(objective.examples.part(share.rows))
-    chosen, notes = choose_engine(engine, own, probe)
+    share = Share(num_examples)
+    of_share = objective.on(objective.examples.part(share.rows))
+    chosen, notes = choose_engine(engine, of_share, probe)
     failure = None
     try:
         losses, squared_norms, total = _statistics(chosen)
@@ -135,23 +159,24 @@ def moments_on(
             *notes,
             f"{failure or 'another process failed'}; vmap was used instead, many times slower",
         )
-        chosen = VmapEngine(own)
+        chosen = VmapEngine(of_share)
         losses, squared_norms, total = _statistics(chosen)
-    mean = share.sum(total) / whole
+    mean = share.sum(total) / num_examples
     losses, squared_norms = share.gather(losses), share.gather(squared_norms)
     _check_finite(objective, losses, squared_norms, indices)
-    found = None
+    projections = None
     if standard_errors:
-        found = share.gather(_projections(chosen, objective.unflatten(mean.to(objective.dtype))))
-        _check_sum(objective, found, mean)
-        if found.shape != squared_norms.shape:
-            found = found[:, 0]
+        direction = objective.unflatten(mean.to(objective.dtype))
+        projections = share.gather(_projections(chosen, direction))
+        _check_sum(objective, projections, mean)
+        if projections.shape != squared_norms.shape:  # (n, 1), in all
+            projections = projections[:, 0]
     return GradientMoments(
-        num_examples=whole,
+        num_examples=num_examples,
         population_size=population_size,
         mean=objective.unflatten(mean),
         squared_norms=squared_norms,
-        projections=found,
+        projections=projections,
         losses=losses,
         indices=indices.numpy(),
         engine=chosen.name,
@@ -184,16 +209,17 @@ def check_modes(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.training or module.running_mean is None:
                 raise SettingError(
-                    f"{name or kind} ({kind}) normalises over the batch, so that no example has a gradient "
-                    "of its own: call model.eval() to measure with running statistics, or use GroupNorm"
+                    f"{name or kind} ({kind}) normalises over the batch, so that no example has a "
+                    "gradient of its own: call model.eval() to measure with running statistics, or "
+                    "use GroupNorm"
                 )
         elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and (
             module.max_norm is not None or module.scale_grad_by_freq
         ):
             option = "max_norm" if module.max_norm is not None else "scale_grad_by_freq"
             raise SettingError(
-                f"{name or kind} ({kind}) has {option}, with which a gradient depends on the whole batch: "
-                "measure without it"
+                f"{name or kind} ({kind}) has {option}, with which a gradient depends on the whole "
+                "batch: measure without it"
             )
         elif module.training and _dropout(module) > 0:
             raise SettingError(
@@ -221,8 +247,8 @@ def _check_separate(objective: Objective, probe: Examples) -> None:
         except Exception as error:  # whatever a model or a loss of the user's own raises
             raise MeasurementError(
                 f"{objective.name} fails on {examples.num_examples} examples with inputs of shape "
-                f"{tuple(examples.inputs.shape)} and targets of shape {tuple(examples.targets.shape)}: "
-                f"{type(error).__name__}: {error}"
+                f"{tuple(examples.inputs.shape)} and targets of shape "
+                f"{tuple(examples.targets.shape)}: {type(error).__name__}: {error}"
             ) from error
 
     together, again = losses(probe), losses(probe)
@@ -238,38 +264,38 @@ def _check_separate(objective: Objective, probe: Examples) -> None:
     precision = torch.finfo(objective.dtype).eps ** 0.5
     if not torch.allclose(together, alone, rtol=precision, atol=precision, equal_nan=True):
         raise MeasurementError(
-            f"{objective.name}: an example's loss depends on which others are in the batch, so that none has "
-            "a gradient of its own"
+            f"{objective.name}: an example's loss depends on which others are in the batch, so "
+            "that none has a gradient of its own"
         )
 
 
 def _statistics(engine: Engine) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """Losses (n,), squared norms (n, L) and the summed gradient (P,), float64, of this process's share."""
+    """Losses (n,), squared norms (n, L) and summed gradient (P,) of this process, float64."""
     losses: list[Tensor] = []
     squared_norms: list[Tensor] = []
     total = engine.objective.point.new_zeros(engine.objective.dim, dtype=torch.float64)
+    by_parameter = engine.objective.unflatten(total)  # views
 
     def add(chunk: Examples, start: int) -> None:
-        found = engine.statistics(chunk)
-        losses.append(found.losses.double().cpu())
-        squared_norms.append(found.squared_norms.cpu())
-        for whole, part in zip(totals.values(), found.gradient, strict=True):
-            whole.add_(part)
+        of_chunk = engine.statistics(chunk)
+        losses.append(of_chunk.losses.double().cpu())
+        squared_norms.append(of_chunk.squared_norms.cpu())
+        for accumulated, part in zip(by_parameter.values(), of_chunk.gradient, strict=True):
+            accumulated.add_(part)
 
-    totals = engine.objective.unflatten(total)
     _run(engine, add)
     return torch.cat(losses).numpy(), torch.cat(squared_norms).numpy(), total
 
 
 def _projections(engine: Engine, direction: Params) -> np.ndarray:
     """g_i·direction, (n, L) or (n, 1), of this process's share."""
-    found: list[Tensor] = []
+    projections: list[Tensor] = []
 
     def add(chunk: Examples, start: int) -> None:
-        found.append(engine.projections(chunk, [direction])[0].cpu())
+        projections.append(engine.projections(chunk, [direction])[0].cpu())
 
     _run(engine, add)
-    return torch.cat(found).numpy()
+    return torch.cat(projections).numpy()
 
 
 def _run(engine: Engine, work: Callable[[Examples, int], None]) -> None:
@@ -282,27 +308,29 @@ def _run(engine: Engine, work: Callable[[Examples, int], None]) -> None:
         if is_out_of_memory(error):
             raise
         raise EngineError(
-            f"the engine {engine.name} does not work on {engine.objective.name}: {first_line(error)}"
+            f"the engine {engine.name} does not work on {engine.objective.name}: "
+            f"{first_line(error)}"
         ) from error
 
 
 def _check_sum(objective: Objective, projections: np.ndarray, mean: Tensor) -> None:
-    """MeasurementError unless the mean of g_i·ḡ is |ḡ|², which no engine makes so by construction."""
+    """MeasurementError unless the mean of g_i·ḡ is |ḡ|², which no engine makes so."""
     total = projections.sum(1)
     gap = abs(total.mean() - mean.square().sum().item())
     if gap > torch.finfo(objective.dtype).eps ** 0.5 * np.abs(total).mean():
         raise MeasurementError(
-            f"{objective.name}: the projections of its gradients do not sum up (gap {gap:.2g}), as where "
-            "forward and backward derivatives differ; try another engine"
+            f"{objective.name}: the projections of its gradients do not sum up (gap {gap:.2g}), as "
+            "where forward and backward derivatives differ; try another engine"
         )
 
 
 def _check_finite(
     objective: Objective, losses: np.ndarray, norms: np.ndarray, indices: Tensor
 ) -> None:
+    """MeasurementError naming the first example whose loss (n,) or norm (n, L) is not finite."""
     broken = np.flatnonzero(~np.isfinite(losses) | ~np.isfinite(norms).all(1))
     if len(broken):
         raise MeasurementError(
-            f"{objective.name}: the loss or gradient of {len(broken)} of {len(losses)} examples is not "
-            f"finite (first index {int(indices[broken[0]])})"
+            f"{objective.name}: the loss or gradient of {len(broken)} of {len(losses)} examples is "
+            f"not finite (first index {int(indices[broken[0]])})"
         )

@@ -1,4 +1,4 @@
-"""What goes into and out of a model's layers in a pass, and the per-example gradients that follow from it."""
+"""What goes into and out of a model's layers, and the per-example gradients that follow from it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ class Call(NamedTuple):
     unit: Unit
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
-    gradients: list[
-        Tensor | None
-    ]  # of the outputs that are floating-point tensors, after the backward pass
+    # of the outputs that are floating-point tensors, after the backward pass
+    gradients: list[Tensor | None]
 
     @property
     def parameters(self) -> set[str]:
@@ -52,7 +51,9 @@ class Call(NamedTuple):
 class LayerRecorder:
     """A copy of the objective's model, in evaluation mode, that notes its layers' calls.
 
-    params: its parameters, leaves by name. units: the modules that are recorded. calls: of the latest pass.
+    params: its parameters, leaves by name.
+    units: the modules that are recorded.
+    calls: of the latest pass.
     maps: of the modules without a rule, by type, how their examples are gone through.
     """
 
@@ -68,16 +69,14 @@ class LayerRecorder:
         self._repeated: Set[int] = frozenset()  # in the present pass, by number
         self._recording = False
         names = {id(tensor): name for name, tensor in self.params.items()}
-        for module in dict.fromkeys(
-            _modules(self._model)
-        ):  # one that is used in two places only once
-            own = {
-                own_name: names[id(tensor)]
-                for own_name, tensor in module.named_parameters(remove_duplicate=False)
+        for module in dict.fromkeys(_modules(self._model)):  # one used in two places only once
+            of_module = {
+                name_in_module: names[id(tensor)]
+                for name_in_module, tensor in module.named_parameters(remove_duplicate=False)
                 if id(tensor) in names
             }
-            if own:
-                self.units.append(Unit(module, own, type(module) in RULES))
+            if of_module:
+                self.units.append(Unit(module, of_module, type(module) in RULES))
                 # by a proxy: a cycle would keep the examples until the next garbage collection
                 record = partial(LayerRecorder._record, weakref.proxy(self), self.units[-1])
                 module.register_forward_hook(record, with_kwargs=True)
@@ -89,9 +88,11 @@ class LayerRecorder:
 
         Args:
             chunk: the examples.
-            parameters: whether the backward pass goes to them, or no further than to the layers' outputs.
-            repeated: numbers of calls that hold no examples, as that of an embedding of positions, whose
-                outputs are repeated for every example, so that each gets a gradient of its own.
+            parameters: whether the backward pass goes to them, or no further than to the layers'
+                outputs.
+            repeated: numbers of calls that hold no examples, as that of an embedding of positions,
+                whose outputs are repeated for every example, so that each gets a gradient of its
+                own.
         """
         self.calls.clear()
         self._anchors.clear()
@@ -106,7 +107,10 @@ class LayerRecorder:
         return self.objective.losses(outputs, chunk.targets)
 
     def backward(self, losses: Tensor) -> Sequence[Tensor]:
-        """The summed gradient by parameter, empty after a pass without; the calls get their outputs' own."""
+        """The summed gradient by parameter, empty after a pass without parameters.
+
+        The calls get the gradients of their outputs.
+        """
         leaves = [leaf for leaf in self.params.values() if leaf.requires_grad]
         if leaves:
             return torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
@@ -120,9 +124,9 @@ class LayerRecorder:
         holds_examples: which of its arguments, flat, have a first dimension of examples.
         """
         unit = call.unit
-        found = _by_rule(call) if unit.has_rule else self._by_vmap(call, holds_examples)
+        by_name = _by_rule(call) if unit.has_rule else self._by_vmap(call, holds_examples)
         return {
-            unit.names[name]: gradients for name, gradients in found.items() if name in unit.names
+            unit.names[name]: gradients for name, gradients in by_name.items() if name in unit.names
         }
 
     def _record(
@@ -133,7 +137,7 @@ class LayerRecorder:
         keywords: dict[str, Any],
         output: Any,
     ) -> Any:
-        """Notes a call and asks for the gradients of its outputs, which may later be changed in place."""
+        """Notes a call and has its outputs' gradients kept; they may later be changed in place."""
         if not self._recording:
             return output
         leaves, structure = tree_flatten(output)
@@ -159,20 +163,20 @@ class LayerRecorder:
         return value.expand(self._num_examples, *value.shape[value.shape[:1] == (1,) :])
 
     def _by_vmap(self, call: Call, holds_examples: Sequence[bool]) -> dict[str, ExampleGradients]:
-        """For any module: the gradients of Σ output·(the loss's gradient in it), example by example."""
+        """The gradients of Σ output·(the loss's gradient in it) of any module, for each example."""
         module, names = call.unit.module, call.unit.names
         arguments, structure = tree_flatten((call.arguments, call.keywords))
-        arguments = [one.detach() if isinstance(one, Tensor) else one for one in arguments]
+        arguments = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in arguments]
         gradients = [gradient for gradient in call.gradients if gradient is not None]
         state = [*module.named_parameters(), *module.named_buffers()]
         constants = {name: tensor.detach() for name, tensor in state if name not in names}
 
         def product(params: Params, example: list[Any], of_outputs: list[Tensor]) -> Tensor:
-            given = [
-                one.unsqueeze(0) if batched else one
-                for one, batched in zip(example, holds_examples, strict=True)
+            batch_of_one = [
+                leaf.unsqueeze(0) if batched else leaf
+                for leaf, batched in zip(example, holds_examples, strict=True)
             ]
-            args, kwargs = tree_unflatten(given, structure)
+            args, kwargs = tree_unflatten(batch_of_one, structure)
             with plain_attention():
                 outputs = functional_call(module, (params, constants), args, kwargs)
             leaves = [leaf for leaf in tree_flatten(outputs)[0] if _is_differentiable(leaf)]
@@ -189,10 +193,10 @@ class LayerRecorder:
         params = {name: self.params[of_model].detach() for name, of_model in names.items()}
         dims = (None, [0 if batched else None for batched in holds_examples], 0)
         each = self.maps.setdefault(type(module).__name__, ExampleMap())
-        found: dict[str, ExampleGradients] = each(
+        by_name: dict[str, ExampleGradients] = each(
             grad(product), dims, self._num_examples, (params, arguments, gradients)
         )
-        return found
+        return by_name
 
 
 def first_sizes(call: Call) -> list[int | None]:
@@ -202,6 +206,7 @@ def first_sizes(call: Call) -> list[int | None]:
 
 
 def _by_rule(call: Call) -> dict[str, ExampleGradients]:
+    """The gradients of the single examples by the rule of the module's type."""
     (inputs,) = [*call.arguments, *call.keywords.values()]
     (gradient,) = call.gradients
     assert gradient is not None
@@ -212,13 +217,13 @@ def _by_rule(call: Call) -> dict[str, ExampleGradients]:
 def _modules(module: nn.Module) -> Iterator[nn.Module]:
     """The modules whose parameters are handled together.
 
-    Those with a rule; others with parameters of their own that no module below uses, or that are torch's,
-    as MultiheadAttention, which uses the weights of its parts without calling them.
+    Those with a rule; others with parameters of their own that no module below uses, or that are
+    torch's, as MultiheadAttention, which uses the weights of its parts without calling them.
     """
-    has_own = next(module.parameters(recurse=False), None) is not None
+    has_parameters = next(module.parameters(recurse=False), None) is not None
     is_leaf = not any(True for child in module.children() for _ in child.parameters())
     if type(module) in RULES or (
-        has_own and (is_leaf or module.__module__.startswith("torch.nn."))
+        has_parameters and (is_leaf or module.__module__.startswith("torch.nn."))
     ):
         yield module
         return

@@ -1,4 +1,4 @@
-"""How each type of layer's per-example gradients follow from its input and its output's gradient."""
+"""The per-example gradients of each type of layer, from its input and its output's gradient."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ RULES: dict[type[nn.Module], Rule] = {}
 
 
 def gradient_rule(*module_types: type[nn.Module]) -> Callable[[GivenRule], GivenRule]:
-    """Registers a function as the rule for modules of exactly these types, for the engine "hooks".
+    """A decorator that registers a function as the rule for modules of exactly these types.
 
-    The function takes the module, its input (B, ...) and the gradient of the batch's summed loss with respect
-    to its output (B, ...), and returns for each of the module's parameters that are not None the gradients
-    of the single examples: a tensor (B, *shape), or an `Outer` where they factorise. Rules are checked
-    against single-example backward passes at every measurement. Subclasses, and types without a rule, go
-    through `torch.func.vmap` on that module alone.
+    The engine "hooks" then takes their per-example gradients from it.
+
+    The function takes the module, its input (B, ...) and the gradient of the batch's summed loss
+    with respect to its output (B, ...), and returns for each of the module's parameters that are
+    not None the gradients of the single examples: a tensor (B, *shape), or an `Outer` where they
+    factorise. Rules are checked against single-example backward passes at every measurement.
+    Subclasses, and types without a rule, go through `torch.func.vmap` on that module alone.
+
+    Args:
+        *module_types: the types; a rule that one has already is replaced.
+
+    Returns:
+        The decorator, which returns the function as it is.
     """
 
     def register(rule: GivenRule) -> GivenRule:
@@ -128,7 +136,10 @@ def _affine(
 def _scaled(
     module: nn.Module, normalised: Tensor, gradient: Tensor, weight: Tensor | None
 ) -> dict[str, ExampleGradients]:
-    """Of y = weight·normalised + bias, both of the shape of the last dimensions: (B, ..., *shape)."""
+    """Those of weight and bias in y = weight·normalised + bias.
+
+    y and `normalised` are (B, ..., *shape), weight and bias (*shape).
+    """
     if weight is None:
         return {}
     between = tuple(range(1, gradient.ndim - weight.ndim))
@@ -136,7 +147,7 @@ def _scaled(
     def over_places(values: Tensor) -> Tensor:
         return values.sum(between) if between else values
 
-    found: dict[str, ExampleGradients] = {"weight": over_places(gradient * normalised)}
+    gradients: dict[str, ExampleGradients] = {"weight": over_places(gradient * normalised)}
     if getattr(module, "bias", None) is not None:
-        found["bias"] = over_places(gradient)
-    return found
+        gradients["bias"] = over_places(gradient)
+    return gradients

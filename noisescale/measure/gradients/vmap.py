@@ -13,11 +13,11 @@ from noisescale.measure.gradients.example_map import ExampleMap, Map, by_vmap
 from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.problem import Examples, Params
 
-# Of written-out gradients at a time on a CPU: 32 MiB, four examples of MNIST's MLP, which was measured
-# to be fastest; larger blocks cost page faults
+# Of written-out gradients at a time on a CPU: 32 MiB, four examples of MNIST's MLP, which was
+# measured to be fastest; larger blocks cost page faults
 WRITTEN_BYTES = 2**25
-# On a GPU the share of the free memory: a sixteenth, since vmap holds several copies of the gradients at
-# once, beside the activations
+# On a GPU the share of the free memory: a sixteenth, since vmap holds several copies of the
+# gradients at once, beside the activations
 WRITTEN_GPU_SHARE = 16
 
 
@@ -48,7 +48,8 @@ class VmapEngine:
 class VmappedLosses:
     """The examples' losses at an objective's point, differentiated by torch.func.
 
-    params: the point, by name. written_chunk: how many examples' gradients are written out at a time.
+    params: the point, by name. written_chunk: how many examples' gradients are written out at a
+        time.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -146,8 +147,8 @@ def _flatten_examples(parts: Params) -> Tensor:
 def _squared_norms(gradients: Tensor) -> Tensor:
     """(B, *shape) -> (B,), in float64.
 
-    Norms of rows in the gradients' own precision, which saves a copy, and the sum of their squares in
-    float64.
+    Norms of rows in the gradients' own precision, which saves a copy, and the sum of their squares
+    in float64.
     """
     rows = gradients.reshape(len(gradients), -1, gradients.shape[-1] if gradients.ndim > 1 else 1)
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1)
@@ -155,7 +156,7 @@ def _squared_norms(gradients: Tensor) -> Tensor:
 
 
 def _has_padding(model: nn.Module) -> bool:
-    """Whether an embedding has a padding index, whose row gets no gradient but, in torch, a tangent."""
+    """Whether an embedding has a padding index, whose row gets a tangent though no gradient."""
     return any(
         isinstance(module, nn.Embedding) and module.padding_idx is not None
         for module in model.modules()

@@ -18,17 +18,20 @@ from noisescale.statistics.gradient_noise import GradientNoise
 from noisescale.statistics.running_noise import RunningNoise, two_batch
 
 Reduction = Literal["mean", "sum"]
-MEMORY = 100  # updates' worth of examples, where no memory is given
+# Updates' worth of examples, where no memory is given: enough for the errors of single updates to
+# average out, few enough to follow a run
+MEMORY = 100
 SCALARS = ("squared_gradient_norm", "gradient_variance", "simple", "simple_low", "simple_high")
-LEAST_RATIO = 1.25  # of the sizes of two gradients that are compared
+# Of the sizes of two gradients that are compared: nearer ones differ by little more than chance
+LEAST_RATIO = 1.25
 UNREAD = 64  # updates on a GPU between two looks at their norms, each of which waits for it
 
 
 class NoiseScaleMonitor:
-    """|G|², tr Σ and B_simple along a training loop that accumulates micro-batches or runs data-parallel.
+    """|G|², tr Σ and B_simple along a training loop with micro-batches or several processes.
 
-    Two squared norms per update and no further backward pass: that of the gradient after the first of an
-    update's micro-batches, and after the last.
+    Two squared norms per update and no further backward pass: that of the gradient after the first
+    of an update's micro-batches, and after the last.
 
         monitor = NoiseScaleMonitor(model.parameters())
         for batch in batches:
@@ -42,19 +45,29 @@ class NoiseScaleMonitor:
 
     With DistributedDataParallel see `attach`: then one micro-batch per process is enough.
 
-    parameters: a module, or its parameters; whole tensors, not shards of them.
-    reduction: what `.grad` is once an update's micro-batches are in. "mean": the mean of the micro-batches'
-        mean gradients, equally weighted, as where each mean loss is divided by their number. "sum": the mean
-        over examples, as where each summed loss is divided by all their number. They differ for uneven
-        micro-batches.
-    memory: examples after which an update's weight in the averages has fallen to 1/e; None: 100 times those
-        of the first update.
+    The estimates are of the population "distribution": noise about the mean gradient over fresh
+    examples; they are unbiased for micro-batches drawn independently or without replacement, of a
+    model that treats examples one by one, which batch norm in training mode does not. Left out and
+    counted in `num_skipped` is an update with one micro-batch, with a gradient that is not finite,
+    or with a last micro-batch so short that all together are hardly worth more examples than the
+    first.
 
-    The estimates are of the population "distribution": noise about the mean gradient over fresh examples;
-    they are unbiased for micro-batches drawn independently or without replacement, of a model that treats
-    examples one by one, which batch norm in training mode does not. Left out and counted in `num_skipped` is
-    an update with one micro-batch, with a gradient that is not finite, or with a last micro-batch so short
-    that all together are hardly worth more examples than the first.
+    Args:
+        parameters: a module, or its parameters; whole tensors, not shards of them.
+        reduction: what `.grad` is once an update's micro-batches are in. "mean": the mean of the
+            micro-batches' mean gradients, equally weighted, as where each mean loss is divided by
+            their number. "sum": the mean over examples, as where each summed loss is divided by the
+            number of all examples. They differ for uneven micro-batches.
+        memory: examples after which an update's weight in the averages has fallen to 1/e; None: 100
+            times those of the first update.
+
+    Attributes:
+        reduction: as given.
+        num_skipped: updates that were left out.
+
+    Raises:
+        SettingError: a DistributedDataParallel model, no parameter that requires a gradient,
+            sharded parameters, or another reduction or memory than these.
     """
 
     def __init__(
@@ -69,10 +82,11 @@ class NoiseScaleMonitor:
                 "a DistributedDataParallel model: give its parameters() and call attach(model)"
             )
         whole = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
-        self._parameters = list({id(one): one for one in whole if one.requires_grad}.values())
+        trained = {id(parameter): parameter for parameter in whole if parameter.requires_grad}
+        self._parameters = list(trained.values())
         if not self._parameters:
             raise SettingError("no parameter requires a gradient: give model.parameters()")
-        if any(hasattr(one, "full_tensor") for one in self._parameters):
+        if any(hasattr(parameter, "full_tensor") for parameter in self._parameters):
             raise SettingError(
                 "sharded parameters (DTensor) have sharded gradients: only whole ones are measured"
             )
@@ -86,12 +100,10 @@ class NoiseScaleMonitor:
         self._first: Tensor | None = None  # |.grad|² after the first micro-batch
         self._parts: list[MicroBatch] = []  # since the last update
         self._witness: tuple[Tensor, Tensor] | None = None  # a scaled gradient, and a copy of it
-        self._seen: list[
-            tuple[int, int]
-        ] = []  # the gradients and their versions after the last one
-        self._unread: list[
-            tuple[Tensor, Tensor]
-        ] = []  # (small, big) squared norms and sizes, of each update
+        # the gradients and their versions after the last micro-batch
+        self._seen: list[tuple[int, int]] = []
+        # of each update, the (small, big) squared norms and sizes
+        self._unread: list[tuple[Tensor, Tensor]] = []
         self._replicas: ReplicaNorms | None = None
 
     @property
@@ -113,11 +125,17 @@ class NoiseScaleMonitor:
     def micro_batch(
         self, num_examples: int, *, weight: float | None = None, scale: float = 1.0
     ) -> None:
-        """To be called after each micro-batch's backward pass, with its number of examples.
+        """Takes note of a micro-batch; to be called after each one's backward pass.
 
-        weight: what its mean gradient counts for beside the others', such as its number of tokens where the
-            loss is a mean over those; None: as `reduction` says.
-        scale: a further factor in `.grad`, such as an AMP GradScaler's get_scale().
+        Args:
+            num_examples: in the micro-batch.
+            weight: what its mean gradient counts for beside the others', such as its number of
+                tokens where the loss is a mean over those; None: as `reduction` says.
+            scale: a further factor in `.grad`, such as an AMP GradScaler's get_scale().
+
+        Raises:
+            SettingError: an argument that is not positive.
+            MeasurementError: no parameter has a gradient.
         """
         if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
             raise SettingError(
@@ -143,16 +161,24 @@ class NoiseScaleMonitor:
         divided_by: float | None = None,
         last: Tensor | None = None,
     ) -> bool:
-        """To be called after the last micro-batch, before the optimizer; whether the update is taken in.
+        """Whether the update is taken in; to be called after its last micro-batch.
 
-        scale: of the gradient as it is now; None: the last micro-batch's, and then it must not have been
-            changed since (SettingError where it was, as by clipping). divided_by: the sum of weights that
-            losses were divided by, as the usual number of micro-batches in an update that has fewer, or 1
-            where mean losses were not divided at all; None: those of this update; with `attach`, all
-            processes must have as many micro-batches then. last: the squared norm of the gradient, where the
-            caller has it.
-
+        Before the gradient is unscaled, clipped or zeroed, and so before the optimizer's step.
         On a GPU a gradient that is not finite is noticed, and counted in `num_skipped`, later.
+
+        Args:
+            scale: the factor in the gradient as it is now; None: the last micro-batch's, and then
+                the gradient must not have been changed since, as by clipping.
+            divided_by: the sum of weights that losses were divided by, as the usual number of
+                micro-batches in an update that has fewer, or 1 where mean losses were not divided
+                at all; None: those of this update; with `attach`, all processes must have as many
+                micro-batches then.
+            last: the squared norm of the gradient, where the caller has it.
+
+        Raises:
+            SettingError: gradients that were changed, several processes without `attach`, or an
+                argument that is not positive.
+            MeasurementError: no micro-batch since the last update, or other than one reduction.
         """
         parts, first, witness = self._parts, self._first, self._witness
         self._parts, self._first, self._witness = [], None, None
@@ -163,19 +189,19 @@ class NoiseScaleMonitor:
         _check_positive(scale=scale, divided_by=divided_by)
         if self._replicas is None and rank_and_size()[1] > 1:
             raise SettingError(
-                "several processes: a gradient may be of one of them or reduced over all, which only "
-                "attach(model) can tell"
+                "several processes: a gradient may be of one of them or reduced over all, which "
+                "only attach(model) can tell"
             )
         if scale is None:
             if last is None and (self._versions() != self._seen or _differ(witness)):
                 raise SettingError(
-                    "the gradients were changed after the last micro_batch(): call update() before they are "
-                    "unscaled, clipped or zeroed"
+                    "the gradients were changed after the last micro_batch(): call update() before "
+                    "they are unscaled, clipped or zeroed"
                 )
             scale = parts[-1].scale
         undivided = 1.0 if divided_by is None else divided_by / sum(part.weight for part in parts)
         if self._replicas is not None:
-            found = across(self._replicas, parts, factor=(undivided / scale) ** 2)
+            compared = across(self._replicas, parts, factor=(undivided / scale) ** 2)
         elif len(parts) < 2:
             self.num_skipped += 1
             return False
@@ -183,16 +209,16 @@ class NoiseScaleMonitor:
             assert first is not None, "taken at the first micro-batch"
             last = squared_norm(self._gradients()) if last is None else last
             squares = torch.stack([first / parts[0].scale ** 2, last / scale**2]) * undivided**2
-            found = nested(squares, parts)
-        self._unread.append(found)
-        if found[0].device.type == "cpu" or len(self._unread) >= UNREAD:
+            compared = nested(squares, parts)
+        self._unread.append(compared)
+        if compared[0].device.type == "cpu" or len(self._unread) >= UNREAD:
             skipped = self.num_skipped
             self._read()
             return self.num_skipped == skipped
         return True
 
     def discard(self) -> None:
-        """Forgets the micro-batches since the last update, as where that update is not to be made."""
+        """Forgets the micro-batches since the last update, where that one is not to be made."""
         self._parts, self._first, self._witness = [], None, None
         if self._replicas is not None:
             self._replicas.clear()
@@ -202,13 +228,20 @@ class NoiseScaleMonitor:
     ) -> None:
         """Takes each process's gradient as the small batch and the reduced one as the big batch.
 
-        By a communication hook, which sees a gradient before and after its reduction; all processes get the
-        same numbers, by one further reduction of a few of them per update. Call `micro_batch` after each
-        backward pass, under `no_sync()` for all but the last, and `update` after that.
+        By a communication hook, which sees a gradient before and after its reduction; all processes
+        get the same numbers, by one further reduction of a few of them per update. Call
+        `micro_batch` after each backward pass, under `no_sync()` for all but the last, and `update`
+        after that.
 
-        comm_hook: state and hook of another communication hook, which then does the reduction. What it
-            returns must be the mean over processes up to rounding, as that of a half-precision hook is, and
-            PowerSGD's is not. SettingError where the model has a hook already: hand it over here instead.
+        Args:
+            model: with the monitor's parameters.
+            comm_hook: state and hook of another communication hook, which then does the reduction.
+                What it returns must be the mean over processes up to rounding, as that of a
+                half-precision hook is, and PowerSGD's is not.
+
+        Raises:
+            SettingError: another model, a group of one process, or a model that has a hook already:
+                hand it over here instead.
         """
         if not isinstance(model, DistributedDataParallel):
             raise SettingError(
@@ -231,7 +264,8 @@ class NoiseScaleMonitor:
     def noise(self) -> GradientNoise:
         """|G|², tr Σ and B_simple, averaged over the latest updates, with their errors.
 
-        MeasurementError before the first update that counts.
+        Raises:
+            MeasurementError: no update has been taken in yet.
         """
         if self.num_updates == 0:
             skipped = f"; {self.num_skipped} were left out" if self.num_skipped else ""
@@ -242,11 +276,11 @@ class NoiseScaleMonitor:
         return self._running.noise
 
     def scalars(self) -> dict[str, float]:
-        """The numbers of `noise`, with the interval of B_simple, for a logger; nan where not resolved."""
-        found = self.noise()
-        simple = found.simple.value if found.resolved else math.nan
-        values = (found.squared_gradient_norm.value, found.gradient_variance.value, simple)
-        return dict(zip(SCALARS, (*values, found.simple.low, found.simple.high), strict=True))
+        """The numbers of `noise` and the interval of B_simple, for a logger; nan if unresolved."""
+        noise = self.noise()
+        simple = noise.simple.value if noise.resolved else math.nan
+        values = (noise.squared_gradient_norm.value, noise.gradient_variance.value, simple)
+        return dict(zip(SCALARS, (*values, noise.simple.low, noise.simple.high), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """The averages between two updates, as plain numbers."""
@@ -254,23 +288,30 @@ class NoiseScaleMonitor:
         return {"running": self._running.state_dict(), "num_skipped": self.num_skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from another monitor's `state_dict`, bit for bit."""
+        """Goes on from another monitor's state, bit for bit.
+
+        Args:
+            state: what `state_dict` gave.
+        """
         self._unread.clear()
         self._running.load_state_dict(state["running"])
         self.num_skipped = state["num_skipped"]
 
     def _gradients(self) -> list[Tensor]:
-        found = [one.grad for one in self._parameters if one.grad is not None]
-        if not found:
+        """Those there are; MeasurementError where there is none."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if not gradients:
             raise MeasurementError(
                 "no parameter has a gradient: call this after backward(), before zero_grad()"
             )
-        return found
+        return gradients
 
     def _versions(self) -> list[tuple[int, int]]:
         """What changes with every write to a gradient."""
         return [
-            (id(one.grad), one.grad._version) for one in self._parameters if one.grad is not None
+            (id(parameter.grad), parameter.grad._version)
+            for parameter in self._parameters
+            if parameter.grad is not None
         ]
 
     def _read(self) -> None:
@@ -283,12 +324,12 @@ class NoiseScaleMonitor:
                 continue
             if self._running.memory is None:
                 self._running.memory = MEMORY * big_size
-            found = two_batch(small, small_size, big, big_size)
-            self._running.add(*found, num_examples=big_size)
+            estimates = two_batch(small, small_size, big, big_size)
+            self._running.add(*estimates, num_examples=big_size)
 
 
 def _differ(witness: tuple[Tensor, Tensor] | None) -> bool:
-    """Whether a gradient is no longer what its copy is; two nan, as of an overflow, are the same."""
+    """Whether a gradient is no longer what its copy is; two nan, as of an overflow, are equal."""
     return witness is not None and not torch.allclose(*witness, rtol=0, atol=0, equal_nan=True)
 
 

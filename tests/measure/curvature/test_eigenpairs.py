@@ -118,7 +118,7 @@ def test_a_warm_start_saves_products_and_sees_what_has_overtaken():
     later = matrix + 0.02 * (change + change.T)
     earlier = solve(matrix)
     assert solve(later, start=earlier.warm_start).num_matvecs < solve(later).num_matvecs
-    # the eigenvector started from is still one, and no longer the top's: its residual is zero at once
+    # the eigenvector started from is still one, though not the top's: its residual is zero at once
     overtaken = symmetric([50.0, 60.0, 35.0, 30.0, 20.0, 15.0, 10.0], dim=DIM)
     exact = torch.linalg.eigh(matrix)[1][:, -1]
     assert (overtaken @ exact - 50 * exact).norm() < 1e-9
@@ -129,7 +129,7 @@ def test_a_warm_start_saves_products_and_sees_what_has_overtaken():
 def test_an_overtaken_eigenvector_as_the_start_is_mostly_found_out():
     """Seen on MNIST: λ = 8.09 to a residual of 5e-4 in ten products, where the largest is 8.41.
 
-    From the eigenvector of 8.09 itself: 15 of these 60 searches end there without patience, 3 with it.
+    From the eigenvector of 8.09 itself 15 of these 60 searches end there without patience, 3 with.
     """
     outliers = torch.tensor(
         [8.41, 8.09, 6.35, 5.5, 4.9, 4.4, 3.9, 3.3, 2.6, 1.5], dtype=torch.float64

@@ -52,7 +52,7 @@ def test_a_step_is_that_of_the_dense_matrices():
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_in_one_dimension_the_threshold_is_the_root_of_the_mean_logarithm(batch_size):
-    """Over whole epochs without replacement every factor 1 − ηx² is used once: no chance is left."""
+    """Over whole epochs without replacement every factor 1 − ηx² is used once: no chance left."""
     curvatures = np.array(SLOPES) ** 2
     if batch_size == len(SLOPES):
         curvatures = curvatures.mean(keepdims=True)

@@ -25,7 +25,7 @@ def per_example(count):
 
 
 def expected(sizes, reduction):
-    """From per-example gradients: the mean squared norm of the processes' gradients, and of their mean."""
+    """From per-example gradients: the processes' mean squared norm, and that of their mean."""
     total = sum(map(sum, sizes))
     locals_, weights, start = [], [], 0
     rows = per_example(total)

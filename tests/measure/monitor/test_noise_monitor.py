@@ -48,7 +48,7 @@ def test_it_is_unbiased_over_all_orders_of_the_examples(reduction, sizes):
 
 
 def test_a_mean_over_tokens_weighs_micro_batches_by_them():
-    """Every example's gradient counts for its tokens; here as many in all examples of a micro-batch."""
+    """Every example's gradient counts for its tokens; here as many in all of a micro-batch."""
     model, inputs, targets, gradients = regression()
     tokens, sizes = [3, 1, 2], [1, 2, 2]
     monitor = NoiseScaleMonitor(model, memory=1e12)
