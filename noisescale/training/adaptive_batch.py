@@ -116,8 +116,8 @@ class AdaptiveBatchSize:
         if scaling == "noise":
             scale = _value_or_bound(noise)
             first_scale = self._first_scale or scale
-            damping = (1 + first_scale / initial_size) / (1 + scale / self.batch_size)
-            return self.initial_rate * damping
+            largest_rate = self.initial_rate * (1 + first_scale / initial_size)
+            return largest_rate / (1 + scale / self.batch_size)
         return self.initial_rate
 
     def summary(self, steps: int) -> dict[str, Any]:
