@@ -1,4 +1,4 @@
-"""`python -m paper_figures [NAME ...]` draws the named figures, or all of them, from the committed tables."""
+"""`python -m paper_figures [NAME ...]` draws the named figures, or all, from committed tables."""
 
 from pathlib import Path
 

@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from noisescale.plots.style import BLUE, VERMILION
 from paper_figures.style import STYLE, read_table
 
 RULES = {
-    "noise": ("rate follows the noise", "#0072B2", "s", (-16, -8)),
-    "none": ("constant rate", "#D55E00", "^", (5, 0)),
+    "noise": ("rate follows the noise", BLUE, "s", (-16, -8)),
+    "none": ("constant rate", VERMILION, "^", (5, 0)),
 }  # label, colour, marker, and where the name stands from it
 
 
@@ -34,9 +35,10 @@ def figure(data: Path) -> Figure:
         panels[0].set_ylabel("steps")
         drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
         drawn.supxlabel(
-            "MNIST, unit pixels, 784–256–256–10, SGD, each point at the best of three learning rates; "
-            f"geometric means of {front['num_seeds'].max()} seeds, 95 % intervals.\nSmall numbers: batch "
-            "size, or the examples r that B = √(r·B_simple) trades for a step. Below and left is better.",
+            "MNIST, unit pixels, 784–256–256–10, SGD, each point at the best of three learning "
+            f"rates; geometric means of {front['num_seeds'].max()} seeds, 95 % intervals.\n"
+            "Small numbers: batch size, or the examples r that B = √(r·B_simple) trades for a "
+            "step. Below and left is better.",
             fontsize=7,
         )
     return drawn
@@ -52,10 +54,10 @@ def _fixed(axes: Axes, rows: pd.DataFrame) -> None:
 def _adaptive(axes: Axes, rows: pd.DataFrame) -> None:
     """The adaptive ones, joined for each rule of the learning rate."""
     for rule, (label, colour, marker, offset) in RULES.items():
-        own = rows[rows["lr_scaling"] == rule].sort_values("exchange_rate")
-        if len(own):
-            _points(axes, own, label=f"adaptive, {label}", color=colour, fmt=f"{marker}--")
-            _names(axes, own, own["exchange_rate"].astype(int), colour, offset)
+        of_rule = rows[rows["lr_scaling"] == rule].sort_values("exchange_rate")
+        if len(of_rule):
+            _points(axes, of_rule, label=f"adaptive, {label}", color=colour, fmt=f"{marker}--")
+            _names(axes, of_rule, of_rule["exchange_rate"].astype(int), colour, offset)
 
 
 def _points(axes: Axes, rows: pd.DataFrame, *, label: str, color: str, fmt: str) -> None:

@@ -1,4 +1,4 @@
-"""The critical batch size of MNIST: fronts, prediction, learning rates, branches, and a quadratic beside."""
+"""The critical batch size: fronts, prediction, learning rates and branches; and a quadratic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,15 +17,17 @@ from noisescale.plots.critical_batch import (
     plot_fronts,
 )
 from noisescale.plots.noise import SCALES
+from noisescale.plots.style import GREEN, error_bars
 from paper_figures.style import STYLE
 
 CAPTION = (
-    "MNIST, 784–256–256–10, ReLU, SGD with a constant rate, training loss of 2,000 images. Fronts: {sizes} "
-    "batch sizes from {smallest} to {largest:,}, {seeds} seeds, at the learning rate with the fewest steps; "
-    "one point a seed. Bars and bands: 95 % intervals; bands over {noise_seeds} runs at B = {noise_size}. "
-    "Dotted: the published MNIST row of McCandlish et al. (2018), of a network that is not known here. "
-    "Branches: from runs at B = 16, 6 orders of the examples; triangles: not resolved, a bound. Quadratic: "
-    "curvatures 1/k, k = 1 to 100."
+    "MNIST, 784–256–256–10, ReLU, SGD with a constant rate, training loss of 2,000 images. "
+    "Fronts: {sizes} batch sizes from {smallest} to {largest:,}, {seeds} seeds, at the learning"
+    " rate with the fewest steps; one point a seed. Bars and bands: 95 % intervals; bands over "
+    "{noise_seeds} runs at B = {noise_size}. Dotted: the published MNIST row of McCandlish et "
+    "al. (2018), of a network that is not known here. Branches: from runs at B = 16, 6 orders "
+    "of the examples; triangles: not resolved, a bound. Quadratic: curvatures 1/k, k = 1 to "
+    "100."
 )
 
 
@@ -64,12 +65,12 @@ def figure(data: Path) -> Figure:
         }
         for axes, title in titles.items():
             axes.set_title(title, loc="left", fontweight="bold")
-        own = _of(fastest, **mnist)
+        front = _of(fastest, **mnist)
         caption = CAPTION.format(
-            sizes=own["batch_size"].nunique(),
-            smallest=own["batch_size"].min(),
-            largest=own["batch_size"].max(),
-            seeds=own["seed"].nunique(),
+            sizes=front["batch_size"].nunique(),
+            smallest=front["batch_size"].min(),
+            largest=front["batch_size"].max(),
+            seeds=front["seed"].nunique(),
             noise_seeds=_of(predicted, **mnist)["num_seeds"].max(),
             noise_size=_of(predicted, **mnist)["batch_size"].iloc[0],
         )
@@ -78,25 +79,26 @@ def figure(data: Path) -> Figure:
 
 
 def plot_branch_sizes(axes: Axes, branches: pd.DataFrame, fits: pd.DataFrame) -> None:
-    """The branches' critical batch size at each checkpoint, the noise scale there, and B_crit up to there.
+    """The branches' critical size and the noise scale at each checkpoint, and B_crit up to there.
 
     branches: a row for each checkpoint. fits: a row for each goal.
     """
     shift = 1 + 0.02 * (branches["seed"] - branches["seed"].mean())  # side by side
-    at = branches["start_loss"] * shift
+    losses = branches["start_loss"] * shift
 
     def draw(name: str, marker: str, colour: str, label: str) -> None:
-        known = branches[name] > 0
-        values = branches[name][known]
-        ends = [values - branches[f"{name}_low"][known], branches[f"{name}_high"][known] - values]
+        resolved = branches[name] > 0
+        rows = branches[resolved]
+        bars = error_bars(rows[name], rows[f"{name}_low"], rows[f"{name}_high"])
         style: Any = {"fmt": marker, "color": colour, "markersize": 4, "capsize": 2, "label": label}
-        axes.errorbar(at[known], values, yerr=np.nan_to_num(np.array(ends), posinf=0.0), **style)
+        axes.errorbar(losses[resolved], rows[name], yerr=bars, **style)
 
     for quantity, (label, colour) in SCALES.items():
         draw(quantity, "s", colour, f"{label} there")
-    draw("branch", "D", "#009E73", "branches")
-    found = branches["branch"] > 0
-    axes.plot(at[~found], branches["branch_low"][~found], "^", color="#009E73", fillstyle="none")
+    draw("branch", "D", GREEN, "branches")
+    bounded = ~(branches["branch"] > 0)
+    bounds = branches["branch_low"][bounded]
+    axes.plot(losses[bounded], bounds, "^", color=GREEN, fillstyle="none")
     axes.plot(
         fits["goal"], fits["critical_batch_size"], "k.-", label=r"$B_{\mathrm{crit}}$ up to there"
     )

@@ -10,14 +10,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from noisescale.plots.style import BLUE, GREEN, ORANGE
 from paper_figures.style import STYLE, read_table
 
 LOSSES = {"cross_entropy": "cross-entropy", "mse": "squared error"}
-COLOURS = ("#0072B2", "#E69F00", "#009E73")  # one a learning rate, the smallest first
+COLOURS = (BLUE, ORANGE, GREEN)  # one a learning rate, the smallest first
 
 
 def figure(data: Path) -> Figure:
-    """Above gradient descent, below SGD at B = 8; a column for each loss; the seeds as separate lines."""
+    """Above gradient descent, below SGD at B = 8; a column for each loss, a line for each seed."""
     curves = read_table(data / "edge_of_stability" / "curves.csv")
     with plt.rc_context(STYLE):
         drawn = Figure(figsize=(9, 6.2), layout="constrained")
@@ -30,9 +31,9 @@ def figure(data: Path) -> Figure:
             grid[1, column].set_title(f"{title}, SGD at B = 8", loc="left", fontweight="bold")
         seeds = " and ".join(str(seed) for seed in sorted(curves["seed"].unique()))
         drawn.supxlabel(
-            f"MNIST, a random 5,000 images; 784–200–200–10, ReLU. A line for each seed, {seeds}. Eigenvalues "
-            "are over all 5,000 images,\nwith residuals below 0.1 %; bands are ± 2 standard errors of the "
-            "batch sharpness over 256 batches.",
+            f"MNIST, a random 5,000 images; 784–200–200–10, ReLU. A line for each seed, {seeds}. "
+            "Eigenvalues are over all 5,000 images,\nwith residuals below 0.1 %; bands are ± 2 "
+            "standard errors of the batch sharpness over 256 batches.",
             fontsize=7,
         )
     return drawn

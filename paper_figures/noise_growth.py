@@ -13,21 +13,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from noisescale.plots.noise import Scale, plot_noise
+from noisescale.plots.style import BLUE, GREEN, ORANGE, VERMILION
 from paper_figures.style import STYLE, read_table
 
-COLOURS = {"128": "#0072B2", "32": "#E69F00"}
+COLOURS = {"128": BLUE, "32": ORANGE}
 LAYERS = {
-    "1.weight": ("layer 1", "#0072B2", "-"),
-    "3.weight": ("layer 2", "#009E73", "-"),
-    "5.weight": ("layer 3", "#D55E00", "-"),
-    "1.bias": ("layer 1, bias", "#0072B2", ":"),
-    "3.bias": ("layer 2, bias", "#009E73", ":"),
-    "5.bias": ("layer 3, bias", "#D55E00", ":"),
+    "1.weight": ("layer 1", BLUE, "-"),
+    "3.weight": ("layer 2", GREEN, "-"),
+    "5.weight": ("layer 3", VERMILION, "-"),
+    "1.bias": ("layer 1, bias", BLUE, ":"),
+    "3.bias": ("layer 2, bias", GREEN, ":"),
+    "5.bias": ("layer 3, bias", VERMILION, ":"),
 }
 
 
 def figure(data: Path) -> Figure:
-    """Above B_simple against step and loss, below B_noise and the parameter tensors against the loss."""
+    """Above B_simple against step and loss, below B_noise and the parameters against the loss."""
     curves = read_table(data / "noise_growth" / "curves.csv")
     layers = read_table(data / "noise_growth" / "layers.csv")
     published = read_table(data / "published.csv")
@@ -45,9 +46,10 @@ def figure(data: Path) -> Figure:
             axes.set_title(title, loc="left", fontweight="bold")
         seeds = ", ".join(str(seed) for seed in sorted(curves["seed"].unique()))
         drawn.supxlabel(
-            "MNIST, unit pixels, 784–1024–1024–10, SGD at lr 0.01, two epochs, on a random 10,000 training "
-            f"images (population: dataset).\na–c: a line for each seed, {seeds}, with 95 % band; "
-            "triangles: lower bounds. d: B = 128, geometric mean of the seeds, where all are resolved.",
+            "MNIST, unit pixels, 784–1024–1024–10, SGD at lr 0.01, two epochs, on a random 10,000 "
+            "training images (population: dataset).\n"
+            f"a–c: a line for each seed, {seeds}, with 95 % band; triangles: lower bounds. "
+            "d: B = 128, geometric mean of the seeds, where all are resolved.",
             fontsize=7,
         )
     return drawn

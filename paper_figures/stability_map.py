@@ -1,4 +1,4 @@
-"""Which learning rates are stable at which batch size: four maps with predicted edges, and their cuts."""
+"""Which learning rates are stable at which batch size: four maps with predicted edges, and cuts."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ MAPS = {  # title, and whether the runs start from a minimum
     "cross_entropy": ("From a minimum, cross-entropy", True),
 }
 CAPTION = (
-    "MNIST, ReLU. From initialisation: 784–256–256–10, one epoch; stars: where the study's runs lie, whose "
-    "network is four times as wide. From a minimum: a random 1,000 images, 784–200–200–10, 1,000 steps; a "
-    "run has left it once the loss is ten times that at its start. Colour: mean over the seeds tried at a "
-    "rate, grey where not finite. {fewest} to {most} seeds locate each edge, by bisection; bars: 95 % "
-    "intervals. The curves are predicted where the runs of seed 0 start. Bottom: the map at unit pixels; "
-    "small points are seeds."
+    "MNIST, ReLU. From initialisation: 784–256–256–10, one epoch; stars: where the study's runs"
+    " lie, whose network is four times as wide. From a minimum: a random 1,000 images, "
+    "784–200–200–10, 1,000 steps; a run has left it once the loss is ten times that at its "
+    "start. Colour: mean over the seeds tried at a rate, grey where not finite. {fewest} to "
+    "{most} seeds locate each edge, by bisection; bars: 95 % intervals. The curves are "
+    "predicted where the runs of seed 0 start. Bottom: the map at unit pixels; small points are"
+    " seeds."
 )
 
 
 def figure(data: Path) -> Figure:
-    """Maps from initialisation above, from a minimum below; the usable rates and two cuts of the first."""
+    """Maps from initialisation, from a minimum; the usable rates and two cuts of the first."""
     cells, boundary = (
         _read(data / "stability_map" / f"{name}.csv") for name in ("cells", "boundary")
     )
@@ -38,8 +39,8 @@ def figure(data: Path) -> Figure:
         drawn = Figure(figsize=(9, 12.6), layout="constrained")
         grid = drawn.add_gridspec(4, 6, height_ratios=(1, 1, 0.16, 0.62))
         handles: list[Any] = []
-        for place, (name, (title, minimum)) in enumerate(MAPS.items()):
-            axes = drawn.add_subplot(grid[place // 2, 3 * (place % 2) : 3 * (place % 2) + 3])
+        for index, (name, (title, minimum)) in enumerate(MAPS.items()):
+            axes = drawn.add_subplot(grid[index // 2, 3 * (index % 2) : 3 * (index % 2) + 3])
             plot_map(
                 axes,
                 cells[cells["map"] == name],

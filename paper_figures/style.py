@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-# Okabe and Ito's palette, one colour a batch size
-BATCH_COLOURS = {"1024": "#0072B2", "32": "#E69F00", "1": "#CC79A7"}
+from noisescale.plots.style import BLUE, ORANGE, PURPLE
+
+# one colour a batch size
+BATCH_COLOURS = {"1024": BLUE, "32": ORANGE, "1": PURPLE}
 STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 9,

@@ -25,7 +25,7 @@ COLUMNS = {
 
 
 def figure(data: Path) -> Figure:
-    """Raw and unit scale above each other: test loss, accuracy, confusion matrices; below, the table."""
+    """Raw and unit scale in rows: test loss, accuracy, confusion matrices; below, the table."""
     curves, final, confusion = (
         read_table(data / "three_cases" / f"{name}.csv")
         for name in ("curves", "final", "confusion")
@@ -50,7 +50,7 @@ def figure(data: Path) -> Figure:
 def _curves(
     axes: Axes, curves: pd.DataFrame, final: pd.DataFrame, *, scale: str, metric: str
 ) -> None:
-    """The test split's metric against the epoch, mean over seeds, the band ± one standard deviation."""
+    """The test split's metric against the epoch, mean ± one standard deviation over seeds."""
     for batch_size, colour in BATCH_COLOURS.items():
         case = curves.query(
             "pixel_scale == @scale and batch_size == @batch_size and split == 'test'"

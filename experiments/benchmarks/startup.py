@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Start(NamedTuple):
-    """A process to start, the bare one that it contains, and the seconds that it may add to that."""
+    """A process to start, the bare one that it contains, and the seconds that it may add."""
 
     arguments: tuple[str, ...]
     bare: str
@@ -88,8 +88,8 @@ def main(rounds: int, out: Path) -> None:
     results = measure(rounds=rounds)
     for name, row in results["added"].items():
         console.print(
-            f"{name:18} {results['cpu_seconds'][name]:6.3f} s of CPU, {row['seconds']:.3f} more than "
-            f"bare {row['bare']} (target {row['target']:g})"
+            f"{name:18} {results['cpu_seconds'][name]:6.3f} s of CPU, {row['seconds']:.3f} more "
+            f"than bare {row['bare']} (target {row['target']:g})"
         )
     write_json(out, {"environment": environment("cpu"), "results": results})
     console.print(str(out))

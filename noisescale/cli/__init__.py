@@ -19,8 +19,9 @@ from noisescale.cli.train import train
 def main() -> None:
     """Gradient noise, stability and critical batch size of PyTorch models.
 
-    Tables and JSON go to stdout, progress and notes to stderr, and artefacts to a run folder whose path is
-    printed last. Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (and saved).
+    Tables and JSON go to stdout, progress and notes to stderr, and artefacts to a run folder whose
+    path is printed last. Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (and
+    saved).
     """
 
 

@@ -29,8 +29,8 @@ from noisescale.training.records.names import run_name
 if TYPE_CHECKING:
     from noisescale.training.tracking.noise import NoiseTracking
 
-NOISE_EXAMPLES = 10_000
-# The three-case study; see the README
+NOISE_EXAMPLES = 10_000  # as NoiseTracking has it, without importing torch
+# The three-case study, which the README describes
 PRESETS: dict[str, dict[str, Any]] = {
     "three-cases": {
         "batch_sizes": (1024, 32, 1),
@@ -67,7 +67,8 @@ Examples:
     multiple=True,
     default=(TrainConfig.batch_size,),
     show_default=True,
-    help="Examples per update; full for all; adaptive to follow the noise scale. Several to compare.",
+    help="Examples per update; full for all; adaptive to follow the noise scale. "
+    "Several to compare.",
 )
 @click.option(
     "--preset",
@@ -104,13 +105,14 @@ Examples:
     metavar="EPOCHS",
     default=1,
     show_default=True,
-    help="Evaluate and save each so many epochs; with --bs full an epoch is one step.",
+    help="Epochs between evaluations, each saved; with --bs full an epoch is one step.",
 )
 @click.option(
     "--measure-noise-every",
     type=Steps(),
     metavar="STEPS|log",
-    help="Also keep noise.csv: |G|², tr Σ and B_simple with errors; log: at eight steps in each decade.",
+    help="Also keep noise.csv: |G|², tr Σ and B_simple with errors; "
+    "log: at eight steps in each decade.",
 )
 @click.option(
     "--noise-examples",
@@ -118,7 +120,7 @@ Examples:
     metavar="N",
     default=NOISE_EXAMPLES,
     show_default=True,
-    help="Measure noise on a random subset of so many training examples.",
+    help="Measure noise on a random subset of N training examples.",
 )
 @click.option(
     "--noise-hessian", is_flag=True, help="B_noise as well, each time 32 to 60 Hessian products."
@@ -138,7 +140,7 @@ Examples:
     metavar="N",
     default=10_000,
     show_default=True,
-    help="Measure sharpness on a random subset of so many training examples.",
+    help="Measure sharpness on a random subset of N training examples.",
 )
 @click.option("--log-dir", type=FOLDER, help="Also write TensorBoard events there.")
 @click.option(
@@ -148,9 +150,10 @@ Examples:
 def train(ctx: click.Context, /, **options: Any) -> None:
     """Train at one or several batch sizes and see what the batch size does.
 
-    Each run leaves its configuration, metrics per epoch, checkpoint, confusion matrix and curves in a folder
-    of its own. The same command again prints what is stored; a run that was killed is continued by the same
-    command or by --resume. A loss that is no longer finite ends its run and is recorded as the result.
+    Each run leaves its configuration, metrics per epoch, checkpoint, confusion matrix and curves in
+    a folder of its own. The same command again prints what is stored; a run that was killed is
+    continued by the same command or by --resume. A loss that is no longer finite ends its run and
+    is recorded as the result.
     """
     from rich.console import Console
 
@@ -221,10 +224,11 @@ def _cases(options: dict[str, Any]) -> list[tuple[Path, ProblemConfig, TrainConf
     out: Path | None = options["out"]
     cases = []
     for batch_size in batch_sizes:
-        own = options | {"batch_size": batch_size}
+        settings = options | {"batch_size": batch_size}
         if batch_size != "adaptive" and "adaptive" in batch_sizes:  # its options are no others'
-            own = {name: value for name, value in own.items() if name not in ADAPTIVE_DEFAULTS}
-        training = fill(TrainConfig, own)
+            for name in ADAPTIVE_DEFAULTS:
+                settings.pop(name, None)
+        training = fill(TrainConfig, settings)
         if out is None:
             path = Path("runs") / run_name(problem, training)
         else:

@@ -1,4 +1,4 @@
-"""Pictures of the critical batch size: Pareto fronts, B_crit beside noise scales, best learning rates."""
+"""Pictures of the critical batch size: fronts, B_crit beside noise scales, best rates, branches."""
 
 from __future__ import annotations
 
@@ -37,7 +37,16 @@ def critical_figure(
     *,
     title: str,
 ) -> Figure:
-    """The Pareto fronts, B_crit against the goal, and the best learning rates, as far as there are any."""
+    """Pareto fronts, B_crit against the goal, and best learning rates, as far as there are any.
+
+    Args:
+        fastest: the runs at each batch size's fastest rate, rows of steps_to_goal.csv.
+        fits: a row for each goal, see `fits_table`.
+        rates: rows of learning_rates.csv.
+        laws: what is fitted to them, see `laws_table`.
+        predicted: rows of predicted.csv; may be empty.
+        title: above all panels.
+    """
     plots: list[Callable[[Axes], None]] = [lambda axes: plot_fronts(axes, fastest, fits)]
     if fits["critical_batch_size_low"].notna().any() and fits["goal"].notna().all():
         plots.append(lambda axes: plot_critical_sizes(axes, fits, predicted))
@@ -50,10 +59,14 @@ def critical_figure(
 
 
 def plot_fronts(axes: Axes, fastest: pd.DataFrame, fits: pd.DataFrame) -> None:
-    """Examples against steps to each goal: a point for each batch size and seed, and the fitted curve.
+    """Examples against steps to each goal: a point per batch size and seed, and the fitted curve.
 
-    fastest: rows of steps_to_goal.csv, all seeds at each batch size's fastest rate. fits: `fits_table`. Runs
-    that did not reach the goal are open, at the bound.
+    Runs that did not reach the goal are open, at the bound.
+
+    Args:
+        axes: drawn on.
+        fastest: rows of steps_to_goal.csv, all seeds at each batch size's fastest rate.
+        fits: a row for each goal, see `fits_table`.
     """
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(fits)))
     markers = itertools.cycle(MARKERS)
@@ -85,7 +98,12 @@ def plot_fronts(axes: Axes, fastest: pd.DataFrame, fits: pd.DataFrame) -> None:
 def plot_critical_sizes(axes: Axes, fits: pd.DataFrame, predicted: pd.DataFrame) -> None:
     """B_crit with its interval against the goal, and the noise scale averaged up to it, as bands.
 
-    fits: `fits_table`. predicted: rows of predicted.csv; may be empty. A triangle is a lower bound.
+    A triangle is a lower bound.
+
+    Args:
+        axes: drawn on.
+        fits: a row for each goal, see `fits_table`.
+        predicted: rows of predicted.csv; may be empty.
     """
     for quantity, (label, colour) in SCALES.items():
         rows = predicted[predicted["quantity"] == quantity] if len(predicted) else predicted
@@ -119,7 +137,11 @@ def plot_best_rates(
 ) -> None:
     """The best learning rate against B with its interval, and the laws fitted to it.
 
-    rates: rows of learning_rates.csv. laws: `laws_table`. goal: None: the lowest one with fitted laws.
+    Args:
+        axes: drawn on.
+        rates: rows of learning_rates.csv.
+        laws: a row for each goal and law, see `laws_table`.
+        goal: whose rates; None: those of the lowest goal with fitted laws.
     """
     if goal is None:
         goal = float(laws["goal"].min() if len(laws) else rates["goal"].min())
@@ -153,7 +175,7 @@ def branch_figure(table: pd.DataFrame, summary: dict[str, Any], *, title: str) -
 
 
 def plot_branches(axes: Axes, table: pd.DataFrame, summary: dict[str, Any]) -> None:
-    """Each branch's loss, their means ± 2 standard errors, the tolerance and the critical batch size."""
+    """Each branch's loss, their means ± 2 standard errors, the tolerance and the critical size."""
     means = branch_means(table)
     means = means[means["loss"].notna()]
     sizes, losses = means["batch_size"], means["loss"]
@@ -182,7 +204,7 @@ def plot_branches(axes: Axes, table: pd.DataFrame, summary: dict[str, Any]) -> N
 def _draw_sizes(
     axes: Axes, fits: pd.DataFrame, name: str, *, colour: str, marker: str, label: str
 ) -> None:
-    """A batch size of every goal with its interval; a triangle where there is only a lower bound."""
+    """A batch size of every goal with its interval; a triangle where it is only bounded."""
     resolved = fits[fits[name] > 0]
     bars = error_bars(resolved[name], resolved[f"{name}_low"], resolved[f"{name}_high"])
     look: Any = {"color": colour, "markersize": 5, "capsize": 3, "zorder": 4}

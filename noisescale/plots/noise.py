@@ -1,4 +1,4 @@
-"""Pictures of the gradient noise: along training, by parameter and class, and the batch size it sets."""
+"""Pictures of the gradient noise: along training, by parameter and class, and the batch it sets."""
 
 from __future__ import annotations
 
@@ -59,8 +59,13 @@ def plot_noise(
 
     Open triangles are the lower bounds there.
 
-    table: rows with step, `against`, `quantity`, and its _low and _high, as in noise.csv. The loss falls to
-        the right.
+    Args:
+        axes: drawn on.
+        table: rows with step, `against`, `quantity`, and its _low and _high, as in noise.csv.
+        quantity: "simple" for B_simple, "full" for B_noise.
+        against: "step", or "loss", which falls to the right.
+        label: in the legend; None: the quantity's name.
+        **style: of the line, instead of the quantity's colour and a width of 1.2.
     """
     name, colour = SCALES[quantity]
     style = {"color": colour, "linewidth": 1.2, **style}
@@ -89,7 +94,7 @@ def plot_noise(
 
 
 def batch_size_figure(table: pd.DataFrame, *, title: str) -> Figure:
-    """An adaptive batch size against the epoch beside the noise scale it follows; and the learning rate.
+    """An adaptive batch size beside the noise scale it follows, and the learning rate, by epoch.
 
     table: the rows of batch_size.csv.
     """

@@ -1,4 +1,4 @@
-"""Pictures of the sharpness: along training, and the spectral densities and Keskar's φ of checkpoints."""
+"""Pictures of the sharpness: along training, and densities and Keskar's φ of checkpoints."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def sharpness_figure(table: pd.DataFrame, *, title: str) -> Figure:
 
 
 def measurements_figure(entries: list[dict[str, Any]]) -> Figure:
-    """What `noisescale sharpness --json` gave, as far as `has_picture` says there is something to draw."""
+    """What `noisescale sharpness --json` gave: along training, the densities, φ by iteration.
+
+    entries: such that `has_picture`.
+    """
     drawn = []
     if len(entries) > 1:
         drawn.append(_plot_along_training)
@@ -53,12 +56,12 @@ def measurements_figure(entries: list[dict[str, Any]]) -> Figure:
 
 
 def has_picture(entries: list[dict[str, Any]]) -> bool:
-    """Whether there are several checkpoints, a density or φ: one eigenvalue alone makes no picture."""
+    """Whether there are several checkpoints, a density or φ: one number makes no picture."""
     return len(entries) > 1 or any(entry["density"] or entry["phi"] for entry in entries)
 
 
 def plot_sharpness(axes: Axes, table: pd.DataFrame, *, legend_size: float | None = None) -> None:
-    """λ_max, λ_min and batch sharpness against the step, ± 2 standard errors, and the limit of stability.
+    """λ_max, λ_min and batch sharpness ± 2 standard errors, and the limit of stability, by step.
 
     table: rows of sharpness.csv; those of `QUANTITIES` that it has, in a line style for each of its
         column "run" where it has one. What has not converged is an open marker.
@@ -93,7 +96,7 @@ def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
 
 
 def _measurement(entry: dict[str, Any]) -> dict[str, float]:
-    """An entry of `noisescale sharpness --json` as a row like those of sharpness.csv, nan for null."""
+    """An entry of `noisescale sharpness --json` as a row like those of sharpness.csv."""
     missing: dict[str, Any] = {"value": None, "stderr": None, "converged": True}
     values: dict[str, Any] = {"stable_sharpness": entry["stable_sharpness"]}
     for end, converged in (("largest", "converged"), ("smallest", "smallest_converged")):

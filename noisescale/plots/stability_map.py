@@ -1,4 +1,4 @@
-"""Pictures of a sweep: the map with the predicted curves, the usable rates, accuracy along its cuts."""
+"""Pictures of a sweep: the map with predicted curves, the usable rates, accuracy along its cuts."""
 
 from __future__ import annotations
 
@@ -36,18 +36,15 @@ CURVES: dict[str, tuple[str, str, str]] = {
     "descent": (GREEN, "--", "descent in one step"),
     "wu": (BLACK, ":", "Wu's rectangle"),
 }
-HATCHES = (
-    (1.0, "xxxx", "all"),
-    (0.5, "///", "half or more"),
-    (0.0, "/", "some"),
-)  # shares of seeds
+# the least share of seeds, its hatching, and what it is called
+HATCHES = ((1.0, "xxxx", "all"), (0.5, "///", "half or more"), (0.0, "/", "some"))
 NO_NUMBER = (0.85, 0.85, 0.85, 1.0)  # light grey: no colour of viridis
 LARGEST_LOSS = 1e3  # of the colours: losses beyond it would leave those that trained all one shade
 USABLE = ("converged", "catapult")
 QUANTITIES = {"test_accuracy": "test accuracy", "final_loss": "final training loss"}
 THREE_CASES = ((1024, 1e-3), (32, 1e-3), (1, 1e-3))  # batch size and rate of the study
-# Rates this close count as one in a cut: bisection tries rates anywhere, hardly ever the same one twice, and
-# 15 % of a rate is little beside the factor of 2 between the batch sizes
+# Rates this close count as one in a cut: bisection tries rates anywhere, hardly ever the same one
+# twice, and 15 % of a rate is little beside the factor of 2 between the batch sizes
 MATCH = 1.15
 SMALL = 6.5  # points of the legends, which share a third of a figure's height
 
@@ -62,8 +59,12 @@ def map_figure(
 ) -> Figure:
     """The map, the usable rates, and the accuracy at fixed rates and at fixed rate over batch size.
 
-    minimum: the runs start from one, so that the map shows their loss, and who left it. cases: see
-        `plot_map`.
+    Args:
+        cells: rows of cells.csv.
+        boundary: rows of boundary.csv.
+        title: above all panels.
+        minimum: whether the runs start from one: the map then shows their loss, and which left it.
+        cases: whether to mark the three-case study.
     """
     if (cells["error"] != "").all():
         figure = Figure(figsize=(5, 2))
@@ -92,10 +93,18 @@ def plot_map(
     cases: bool = False,
     legend: bool = True,
 ) -> None:
-    """The mean of `quantity` over seeds at every rate tried, P(unstable) as hatching, and the edges.
+    """The mean of `quantity` over seeds at every rate, P(unstable) as hatching, and the edges.
 
-    cells, boundary: rows of cells.csv and boundary.csv. A rate's patch reaches half-way to the next tried.
-    unstable: what the hatching says the runs did. cases: mark the three-case study.
+    A rate's patch reaches half-way to the next one tried.
+
+    Args:
+        axes: drawn on.
+        cells: rows of cells.csv.
+        boundary: rows of boundary.csv.
+        quantity: the column of `QUANTITIES` that the colour shows.
+        unstable: what the hatching says the runs did.
+        cases: whether to mark the three-case study.
+        legend: whether to explain lines and hatching below.
     """
     table = _seed_means(cells)
     sizes = _numeric_sizes(cells)
@@ -178,7 +187,7 @@ def _draw_edges(axes: Axes, boundary: pd.DataFrame, sizes: dict[Any, float]) -> 
 
 
 def plot_usable(axes: Axes, cells: pd.DataFrame, boundary: pd.DataFrame) -> None:
-    """The rates at which half of the seeds or more train, against B; beside it where they diverge."""
+    """The rates at which half of the seeds or more train, and where they diverge, against B."""
     table = _seed_means(cells)
     sizes = _numeric_sizes(cells)
     bar: Any = {"color": GREEN, "linewidth": 5, "solid_capstyle": "butt"}
@@ -201,7 +210,14 @@ def plot_usable(axes: Axes, cells: pd.DataFrame, boundary: pd.DataFrame) -> None
 
 
 def plot_cut(axes: Axes, cells: pd.DataFrame, *, along: str, most: int = 5) -> None:
-    """Test accuracy against B at the `most` best values of η or η/B; seeds as points, means as lines."""
+    """Test accuracy against B at the best values of η or η/B; seeds as points, means as lines.
+
+    Args:
+        axes: drawn on.
+        cells: rows of cells.csv.
+        along: "learning_rate" for η, "rate_over_batch" for η/B.
+        most: values drawn, at most.
+    """
     sizes = _numeric_sizes(cells)
     table = cells[cells["error"] == ""]
     table = table.assign(size=table["batch_size"].map(sizes).astype(float))
@@ -241,7 +257,7 @@ def _matching(table: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
 
 
 def _seed_means(cells: pd.DataFrame) -> pd.DataFrame:
-    """Means over the seeds of each batch size and rate; a quantity is finite where any seed's is."""
+    """Means over the seeds of each batch size and rate; finite where any seed's value is."""
     finished = cells[cells["error"] == ""]
     finished = finished.assign(
         usable=finished["label"].isin(USABLE).astype(float),
@@ -254,7 +270,7 @@ def _seed_means(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numeric_sizes(cells: pd.DataFrame) -> dict[Any, float]:
-    """Each batch size with a finished cell as a number, ascending; "full" is right of the largest."""
+    """Each batch size with a finished cell as a number, ascending; "full" beyond the largest."""
     names = list(dict.fromkeys(cells[cells["error"] == ""]["batch_size"]))
     numbers = [float(name) for name in names if str(name) != "full"]
     full = 4 * max(numbers, default=1.0)  # two columns away: no number, so not next to the last

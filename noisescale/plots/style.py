@@ -67,7 +67,8 @@ def finish(axes: Axes, x: str, y: str, *, legend_size: float | None = None) -> N
 def checkpoint_positions(entries: list[dict[str, Any]]) -> tuple[pd.DataFrame, str]:
     """Columns run and step for the entries that a measurement prints with --json; what step counts.
 
-    Where the step of one is not known, the checkpoints themselves, in their order, as if of one run.
+    Where the step of one is not known, the checkpoints themselves, in their order, as if of one
+    run.
     """
     steps = [entry["step"] for entry in entries]
     if None in steps:
@@ -76,7 +77,7 @@ def checkpoint_positions(entries: list[dict[str, Any]]) -> tuple[pd.DataFrame, s
 
 
 def by_run(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str, str]]:
-    """Each run's rows, its line style, and what its label adds; all rows where there is no column "run"."""
+    """Each run's rows, line style and addition to labels; all rows without a column "run"."""
     if "run" not in table:
         yield table, LINE_STYLES[0], ""
         return

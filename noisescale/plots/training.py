@@ -38,9 +38,10 @@ def curves_figure(metrics: pd.DataFrame, *, title: str, remark: str | None = Non
 
 
 def plot_metric(axes: Axes, metrics: pd.DataFrame, *, metric: str) -> None:
-    """One of `metrics`' columns against the epoch, a line per split; nothing where it is not finite.
+    """A column of `metrics` against the epoch, a line per split; nothing where it is not finite.
 
-    metrics: rows with epoch, split and `metric`, as in metrics.csv. The loss has a logarithmic axis.
+    metrics: rows with epoch, split and `metric`, as in metrics.csv. The loss has a logarithmic
+    axis.
     """
     for split, rows in metrics.groupby("split", sort=False):
         finite = rows[np.isfinite(rows[metric])]
@@ -62,7 +63,7 @@ def confusion_figure(table: pd.DataFrame, *, split: str, title: str) -> Figure:
 
 
 def plot_confusion(axes: Axes, confusion: np.ndarray, *, fontsize: float = 7) -> None:
-    """Counts (C, C) as a heat map, shaded by the share of the row; a count in every cell that has one.
+    """Counts (C, C) as a heat map, shaded by the share of the row, with the number in each cell.
 
     Rows are the true class, columns the predicted one.
     """

@@ -13,26 +13,32 @@ from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.gradient_noise import GradientNoise
 from noisescale.training.config import AdaptiveConfig, TrainConfig
 
-FIRST_PART = 4  # the small batch is a fourth of the whole
-LEAST_UPDATES = 10  # before the first change
+# of the whole batch: where a part is small the two norms differ much, where it is large it is less
+# noisy
+SMALL_PART = 4
+FEWEST_UPDATES = 10  # before the first change: fewer give B_simple to a factor of two at best
 LARGEST_BATCH = 4096  # unless it is said
 
 
 class AdaptiveBatchSize:
-    """B = √(r·B_simple) with smoothing, hysteresis and bounds, and the learning rate that goes with it.
+    """B = √(r·B_simple), smoothed and bounded, and the learning rate that goes with it.
 
-    Two norms per update, from the first fourth of each batch and all of it, give the running B_simple of a
-    NoiseScaleMonitor. The batch size changes where √(r·B_simple) has left the present one by the factor
-    `hysteresis`; where |G|² is not resolved, the lower bound of B_simple may raise it, and nothing lowers
-    it; where tr Σ comes out below zero, nothing changes it.
+    Two norms per update, from the first fourth of each batch and all of it, give the running
+    B_simple of a NoiseScaleMonitor. The batch size changes where √(r·B_simple) has left the present
+    one by the factor `hysteresis`; where |G|² is not resolved, the lower bound of B_simple may
+    raise it, and nothing lowers it; where tr Σ comes out below zero, nothing changes it.
 
-    config: of its adaptive settings `exchange_rate` is r, the examples worth a step; `min_batch_size` to `max_batch_size`;
-        `noise_memory`, in examples. num_examples: of the training set. `learning_rate` is that of the
-        initial batch size B_0, from which the rate goes by `lr_scaling`: none; √(B/B_0); B/B_0; or by the
-        noise, (1 + 𝓑_0/B_0)/(1 + 𝓑/B) with B_simple for 𝓑, and for 𝓑_0 its first resolved value, uncertain
-        as it is. The rate changes with the batch size alone, so not at its bounds.
+    The learning rate of the configuration is that of the initial batch size B_0. From there it
+    goes, by `lr_scaling`, not at all; as √(B/B_0); as B/B_0; or by the noise as (1 + 𝓑_0/B_0)/(1 +
+    𝓑/B), with B_simple for 𝓑, and for 𝓑_0 its first resolved value, uncertain as it is. It changes
+    with the batch size alone, so not at its bounds.
 
     McCandlish et al. 2018 (arXiv 1812.06162), appendix D, with B_simple in the place of B_noise.
+
+    Args:
+        config: its learning rate and adaptive settings, see `AdaptiveConfig`.
+        parameters: the model that is trained.
+        num_examples: in the training set.
     """
 
     def __init__(self, config: TrainConfig, parameters: nn.Module, *, num_examples: int) -> None:
@@ -49,8 +55,13 @@ class AdaptiveBatchSize:
         self._first_scale: float | None = None  # 𝓑_0
 
     def parts(self, indices: Tensor, *, largest: int) -> list[Tensor]:
-        """The batch's indices (B,) as the small batch and the rest, in pieces of at most `largest`."""
-        first = min(max(1, len(indices) // FIRST_PART), largest)
+        """The batch as the small batch, whose norm is taken by itself, and the rest in pieces.
+
+        Args:
+            indices: of the batch's examples (B,).
+            largest: examples in a piece at most, the small batch included.
+        """
+        first = min(max(1, len(indices) // SMALL_PART), largest)
         rest = indices[first:]
         return [indices[:first], *(rest.split(largest) if len(rest) else ())]
 
@@ -60,18 +71,22 @@ class AdaptiveBatchSize:
         return self.monitor.noise() if self.monitor.num_updates else None
 
     def update(self, step: int) -> None:
-        """To be called with the gradient of update number `step` in place; sets batch size and rate."""
+        """Sets batch size and learning rate from the gradient of an update, which is in place.
+
+        Args:
+            step: the number of that update, from 1.
+        """
         used = sum(self.monitor.pending)
         self.monitor.update()
         noise = self.noise
         if noise is None:
             return
-        scale = noise.simple.value if noise.resolved else math.nan
+        scale = noise.simple.value if noise.resolved else math.nan  # B_simple
         if scale > 0:
             self.tradeoff = self.tradeoff.after(scale, batch_size=used)
             self.num_resolved += 1
             self._first_scale = self._first_scale or scale
-        if self.monitor.num_updates < LEAST_UPDATES:
+        if self.monitor.num_updates < FEWEST_UPDATES:
             return
         wanted = self._wanted(noise)
         if 1 / self.settings.hysteresis < wanted / self.batch_size < self.settings.hysteresis:
@@ -81,9 +96,9 @@ class AdaptiveBatchSize:
         self.changed_at_step = step
 
     def _wanted(self, noise: GradientNoise) -> int:
-        """√(r·B_simple) within the bounds; what the lower bound alone says where it is larger than now."""
+        """√(r·B_simple) within the bounds; from its lower bound where that alone is larger."""
         settings = self.settings
-        scale = noise.simple.value if noise.resolved else noise.simple.low
+        scale = _value_or_bound(noise)
         if not scale > 0:  # unknown, or tr Σ below zero by chance
             return self.batch_size
         wanted = round(math.sqrt(settings.exchange_rate * scale))
@@ -91,27 +106,31 @@ class AdaptiveBatchSize:
         return wanted if noise.resolved else max(wanted, self.batch_size)
 
     def _rate(self, noise: GradientNoise) -> float:
-        rate, initial, scaling = (
-            self.initial_rate,
-            self.settings.initial_batch_size,
-            self.settings.lr_scaling,
-        )
-        growth = self.batch_size / initial
+        """The learning rate at the present batch size."""
+        initial_size, scaling = self.settings.initial_batch_size, self.settings.lr_scaling
+        growth = self.batch_size / initial_size
         if scaling == "sqrt":
-            return rate * math.sqrt(growth)
+            return self.initial_rate * math.sqrt(growth)
         if scaling == "linear":
-            return rate * growth
+            return self.initial_rate * growth
         if scaling == "noise":
-            scale = noise.simple.value if noise.resolved else noise.simple.low
-            first = self._first_scale or scale
-            return rate * (1 + first / initial) / (1 + scale / self.batch_size)
-        return rate
+            scale = _value_or_bound(noise)
+            first_scale = self._first_scale or scale
+            largest_rate = self.initial_rate * (1 + first_scale / initial_size)
+            return largest_rate / (1 + scale / self.batch_size)
+        return self.initial_rate
 
     def summary(self, steps: int) -> dict[str, Any]:
-        """Where the batch size ended, and what theory says of such a course: B_crit, γ, and the steps saved.
+        """Where the batch size ended, and what theory predicts of its course.
 
-        From the updates, out of `steps`, at which the running B_simple, of fresh examples, was resolved:
-        their share is with it.
+        Args:
+            steps: updates made.
+
+        Returns:
+            final_batch_size, and under "predicted" B_crit (critical_batch_size), γ (gain), the
+            share of steps saved (steps_saved) and that of the updates which this follows from
+            (resolved_share): those at which the running B_simple, of fresh examples, was resolved.
+            None where there was none.
         """
         course, predicted = self.tradeoff, None
         if course.min_steps > 0:
@@ -124,7 +143,7 @@ class AdaptiveBatchSize:
         return {"final_batch_size": self.batch_size, "predicted": predicted}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, with which another goes on bit for bit."""
+        """Plain numbers, from which another goes on bit for bit."""
         return {
             "monitor": self.monitor.state_dict(),
             "batch_size": self.batch_size,
@@ -136,6 +155,11 @@ class AdaptiveBatchSize:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from where another was.
+
+        Args:
+            state: its `state_dict`.
+        """
         self.monitor.load_state_dict(state["monitor"])
         self.batch_size = state["batch_size"]
         self.learning_rate = state["learning_rate"]
@@ -143,3 +167,8 @@ class AdaptiveBatchSize:
         self.tradeoff = Tradeoff(**state["tradeoff"])
         self.num_resolved = state["num_resolved"]
         self._first_scale = state["first_scale"]
+
+
+def _value_or_bound(noise: GradientNoise) -> float:
+    """B_simple or, where it is not resolved, its lower bound; nan where there is none either."""
+    return noise.simple.value if noise.resolved else noise.simple.low

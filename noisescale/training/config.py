@@ -19,12 +19,20 @@ LrScaling = Literal["none", "sqrt", "linear", "noise"]
 class AdaptiveConfig:
     """How a batch size follows the noise scale: B = √(r·B_simple), see `AdaptiveBatchSize`.
 
-    exchange_rate: r, how many examples one would spend to save a step.
-    initial_batch_size, min_batch_size, max_batch_size: where it starts, and its bounds; None: 4,096, or all
-        training examples where there are fewer.
-    hysteresis: it changes once it is wrong by this factor.
-    noise_memory: examples after which an update's weight in the running B_simple has fallen to 1/e.
-    lr_scaling: how the learning rate follows: "none", "sqrt", "linear" or "noise".
+    Attributes:
+        exchange_rate: r, how many examples one would spend to save a step.
+        initial_batch_size: where it starts, in examples; the learning rate is the one for it.
+        min_batch_size: its lower bound, 2 or more.
+        max_batch_size: its upper bound; None: 4,096, or all training examples where there are
+        fewer.
+        hysteresis: the factor, above 1, by which the batch size must be wrong before it changes.
+        noise_memory: the number of examples after which an update's weight in the running B_simple
+            has fallen to 1/e.
+        lr_scaling: how the learning rate follows the batch size B from its initial B_0: "none" (not
+            at all), "sqrt" (as √B), "linear" (as B) or "noise" (as 1/(1 + B_simple/B)).
+
+    Raises:
+        SettingError: for a value out of its range.
     """
 
     exchange_rate: float = 1000.0
@@ -47,7 +55,8 @@ class AdaptiveConfig:
             )
         if not (is_real(self.exchange_rate) and 0 < self.exchange_rate <= LARGEST):
             raise SettingError(
-                f"exchange rate {self.exchange_rate!r}: give the examples worth a step, a number above 0"
+                f"exchange rate {self.exchange_rate!r}: "
+                "give the examples worth a step, a number above 0"
             )
         if not (is_real(self.hysteresis) and 1 < self.hysteresis <= LARGEST):
             raise SettingError(
@@ -68,16 +77,22 @@ ADAPTIVE_DEFAULTS = {field.name: field.default for field in dataclasses.fields(A
 class TrainConfig(Config):
     """How to train.
 
-    batch_size: examples per update, "full" for gradient descent on all of them, or "adaptive": B =
-        √(r·B_simple) with the noise scale measured from the very gradients of training.
-    learning_rate: of the update on the *mean* loss of the batch; constant, unless the adaptive batch size's
-        lr_scaling says otherwise.
-    optimizer: "sgd", "adam" or "adamw"; momentum is SGD's (heavy ball) alone.
-    weight_decay: as torch.optim defines it for that optimizer.
-    epochs, max_steps: training ends at whichever comes first.
-    seed: of the initial parameters and of the order of the examples.
-    adaptive: how an adaptive batch size follows the noise; None: as AdaptiveConfig's defaults say. No other
-        batch size takes it.
+    Attributes:
+        batch_size: examples per update, "full" for gradient descent on all of them, or "adaptive":
+            B = √(r·B_simple) with the noise scale measured from the very gradients of training.
+        learning_rate: of the update on the *mean* loss of the batch; constant, unless the
+            lr_scaling of an adaptive batch size says otherwise.
+        optimizer: "sgd", "adam" or "adamw".
+        momentum: SGD's, in [0, 1), as heavy ball; the other optimizers take none.
+        weight_decay: as torch.optim defines it for the optimizer.
+        epochs: passes over the training set, unless max_steps ends the training first.
+        max_steps: updates at most; None: as many as the epochs take.
+        seed: of the initial parameters and of the order of the examples.
+        adaptive: how an adaptive batch size follows the noise; None: as AdaptiveConfig's defaults
+            say. No other batch size takes it.
+
+    Raises:
+        SettingError: for a value out of its range, or settings that exclude each other.
     """
 
     batch_size: int | BatchRule = 32
@@ -97,7 +112,8 @@ class TrainConfig(Config):
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         if not (is_real(self.learning_rate) and 0 < self.learning_rate <= LARGEST):
             raise SettingError(
-                f"learning rate {self.learning_rate!r}: give a number above 0 and below 3e38, such as 0.01"
+                f"learning rate {self.learning_rate!r}: "
+                "give a number above 0 and below 3e38, such as 0.01"
             )
         if not (is_real(self.momentum) and 0 <= self.momentum < 1):
             raise SettingError(f"momentum {self.momentum!r}: give a number in [0, 1), such as 0.9")
@@ -118,28 +134,36 @@ class TrainConfig(Config):
             object.__setattr__(self, "adaptive", self.adaptive or AdaptiveConfig())
         elif self.adaptive is not None:
             raise SettingError(
-                f"adaptive settings with batch size {self.batch_size}: only an adaptive batch size takes them"
+                f"adaptive settings with batch size {self.batch_size}: "
+                "only an adaptive batch size takes them"
             )
 
     def optimizer_settings(self) -> dict[str, Any]:
-        """The fields that say how a gradient becomes an update, but for the rate."""
+        """The fields that say how a gradient becomes an update, apart from the learning rate."""
         return {name: getattr(self, name) for name in ("optimizer", "momentum", "weight_decay")}
 
     @classmethod
     def stored_defaults(cls) -> dict[str, Any]:
-        """As stored, the adaptive settings stand beside the others, at their defaults where unused."""
+        """The stored fields at their defaults, the adaptive ones among them rather than nested."""
         defaults = super().stored_defaults()
         del defaults["adaptive"]
         return defaults | ADAPTIVE_DEFAULTS
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as they are stored in JSON."""
+        """The fields as stored in JSON: the adaptive ones among them, at defaults where unused."""
         fields = dataclasses.asdict(self)
         return fields | (fields.pop("adaptive") or ADAPTIVE_DEFAULTS)
 
     @classmethod
     def from_known(cls, values: dict[str, Any]) -> Self:
-        """The configuration from stored fields; SettingError for adaptive ones at a fixed batch size."""
+        """The configuration from stored fields, as `to_dict` gives them.
+
+        Args:
+            values: fields by name; those missing are at their defaults.
+
+        Raises:
+            SettingError: for adaptive settings, other than their defaults, of a fixed batch size.
+        """
         adaptive = {name: value for name, value in values.items() if name in ADAPTIVE_DEFAULTS}
         others = {name: value for name, value in values.items() if name not in ADAPTIVE_DEFAULTS}
         if others.get("batch_size") == "adaptive":
@@ -147,14 +171,14 @@ class TrainConfig(Config):
         for name, value in adaptive.items():
             if value != ADAPTIVE_DEFAULTS[name]:
                 raise SettingError(
-                    f"{name.replace('_', ' ')} {value!r}, batch size {others.get('batch_size', 32)}: "
-                    "only an adaptive batch size takes it"
+                    f"{name.replace('_', ' ')} {value!r}, batch size "
+                    f"{others.get('batch_size', 32)}: only an adaptive batch size takes it"
                 )
         return cls(**others)
 
 
 def resolve_batch_size(config: TrainConfig, num_examples: int) -> int:
-    """Examples per update; SettingError where the batch is larger than the training set."""
+    """The examples per update, at first; SettingError for a batch larger than the training set."""
     if config.batch_size == "full":
         return num_examples
     if config.batch_size == "adaptive":
@@ -176,12 +200,19 @@ def resolve_batch_size(config: TrainConfig, num_examples: int) -> int:
 
 
 def stable_sharpness(config: TrainConfig) -> float | None:
-    """The λ_max above which gradient descent with this rate leaves a minimum: 2(1+m)/η − weight decay.
+    """The λ_max above which gradient descent with this rate leaves a minimum.
 
-    For η the learning rate and m the heavy-ball momentum of SGD (Cohen et al. 2021, arXiv 2103.00065); the
-    weight decay adds itself to every eigenvalue of the loss's Hessian. A statement about full batches. None
-    for Adam and AdamW, whose preconditioner the Hessian's eigenvalues leave out, and where the weight decay
-    alone is beyond the limit.
+    2(1+m)/η − w, for the learning rate η, the heavy-ball momentum m of SGD and the weight decay w,
+    which adds itself to every eigenvalue of the loss's Hessian. A statement about full batches and
+    mean losses (Cohen et al. 2021, arXiv 2103.00065).
+
+    Args:
+        config: how the model is trained.
+
+    Returns:
+        The limit, in units of loss per squared unit of parameters. None for Adam and AdamW, whose
+        preconditioner the Hessian's eigenvalues leave out, and where the weight decay alone is
+        beyond the limit.
     """
     limit = 2 * (1 + config.momentum) / config.learning_rate - config.weight_decay
     return limit if config.optimizer == "sgd" and limit > 0 else None

@@ -1,4 +1,4 @@
-"""A run and the person before it: a bar and a line per epoch on stderr, TensorBoard events, and Ctrl-C."""
+"""What a run tells while it goes on: lines and a bar on stderr, TensorBoard events; and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from noisescale.errors import SettingError
 
-REDRAW_EVERY = 0.1  # seconds: faster than that the eye sees no difference, and steps are short
+# seconds between two moves of the bar: a step may be a hundred times shorter, and drawing is not
+# free
+REDRAW_EVERY = 0.1
 
 
 class RunReport:
@@ -91,7 +93,11 @@ class RunReport:
 
 
 def event_writer(log_dir: Path | None, run: str, step: int) -> Any:
-    """A TensorBoard writer as a context, events after `step` withdrawn; or a context of None."""
+    """A context that gives a TensorBoard writer, or None where there is no `log_dir`.
+
+    run: the name of its folder there. step: that the run goes on from; events after it are
+    withdrawn.
+    """
     if log_dir is None:
         return nullcontext()
     try:
@@ -105,9 +111,10 @@ def event_writer(log_dir: Path | None, run: str, step: int) -> Any:
 
 
 class DeferredInterrupts:
-    """While open, SIGINT and SIGTERM only set `received`, for the work to stop where its state is whole.
+    """While open, SIGINT and SIGTERM only set `received`: work can stop where its state is whole.
 
-    A second one interrupts at once. Does nothing outside the main thread, where Python has no signals.
+    A second one interrupts at once. Does nothing outside the main thread, where Python takes no
+    signals.
     """
 
     def __init__(self) -> None:

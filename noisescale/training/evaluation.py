@@ -12,15 +12,17 @@ from torch import nn
 
 from noisescale.problems.problem import Examples, LossFn
 
-CHUNK = 2048  # examples a forward pass: activations stay near the cache, and the memory bounded
+# examples in a forward pass: activations stay near the cache, and memory is bounded
+CHUNK = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scores of one model on N examples.
+    """Scores of a classifier on N examples.
 
-    loss: mean over the examples; nan or inf where an output is not finite.
-    confusion: counts (C, C), rows the true class, columns the predicted one.
+    Attributes:
+        loss: the mean over the examples; nan or inf where an output is not finite.
+        confusion: counts (C, C), rows the true class, columns the predicted one; they sum to N.
     """
 
     loss: float
@@ -28,19 +30,20 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of the examples whose largest output is at their class."""
+        """The share of the examples whose largest output is that of their class."""
         return float(np.trace(self.confusion) / self.confusion.sum())
 
     @property
     def f1(self) -> float:
         """Macro F1: the mean over classes of 2·TP/(2·TP + FP + FN).
 
-        Classes neither present nor predicted are left out, and a class never hit counts 0, as
-        `sklearn.metrics.f1_score(average="macro", zero_division=0)` does.
+        Classes neither present nor predicted are left out, and a class never hit counts as 0, as in
+        `sklearn.metrics.f1_score(average="macro", zero_division=0)`.
         """
-        hits = np.diag(self.confusion)
-        either = self.confusion.sum(0) + self.confusion.sum(1)
-        return float(np.mean(2 * hits[either > 0] / either[either > 0]))
+        hits = np.diag(self.confusion)  # (C,)
+        present_and_predicted = self.confusion.sum(0) + self.confusion.sum(1)  # 2·TP + FP + FN
+        counted = present_and_predicted > 0
+        return float(np.mean(2 * hits[counted] / present_and_predicted[counted]))
 
 
 @torch.no_grad()
@@ -54,10 +57,16 @@ def mean_loss(model: nn.Module, loss: LossFn, examples: Examples) -> float:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loss: LossFn, examples: Examples) -> Evaluation:
-    """Scores of `model` in evaluation mode (restored afterwards) on all `examples`, in chunks.
+    """Loss and confusion counts of a classifier in evaluation mode, chunk by chunk.
 
-    The loss is summed in float64 and divided by N, so a short last chunk carries its own weight. Argmax
-    over outputs that are nan returns class 0: a diverged model "predicts" class 0 throughout.
+    The loss is summed in float64 and divided by N, so that a short last chunk carries its own
+    weight. Argmax over outputs that are nan returns class 0: a diverged model "predicts" class 0
+    throughout.
+
+    Args:
+        model: maps inputs (B, *F) to outputs (B, C); its mode is restored afterwards.
+        loss: outputs (B, C), targets (B,) -> (B,), one loss per example.
+        examples: N of them, on the model's device, with class indices as targets.
     """
     total = torch.zeros((), dtype=torch.float64, device=examples.inputs.device)
     confusion: torch.Tensor | None = None
@@ -68,10 +77,9 @@ def evaluate(model: nn.Module, loss: LossFn, examples: Examples) -> Evaluation:
             outputs = model(inputs)  # (B, C)
             total += loss(outputs, targets).sum(dtype=torch.float64)
             num_classes = outputs.shape[1]
-            cells = targets * num_classes + outputs.argmax(1)
-            counts = torch.bincount(cells, minlength=num_classes**2).reshape(
-                num_classes, num_classes
-            )
+            cells = targets * num_classes + outputs.argmax(1)  # (B,), of the matrix laid flat
+            counts = torch.bincount(cells, minlength=num_classes**2)
+            counts = counts.reshape(num_classes, num_classes)  # (C·C,) -> (C, C)
             confusion = counts if confusion is None else confusion + counts
     assert confusion is not None, "examples are never empty"
     return Evaluation(loss=total.item() / examples.num_examples, confusion=confusion.cpu().numpy())

@@ -50,14 +50,14 @@ class RunOptions:
         device: where it computes: "cpu", "cuda" or another name of torch's.
         data_dir: where data sets lie; None: $NOISESCALE_DATA, else the user's cache.
         force: recompute what is finished, and replace another run in the folder.
-        checkpoint_every: steps between two kept checkpoints, checkpoints/step-N.pt; None: none are kept
-            beside checkpoint.pt, the newest.
-        evaluate_every: epochs between two evaluations, each followed by a checkpoint; the state at the
-            end is evaluated in any case.
+        checkpoint_every: steps between two kept checkpoints, checkpoints/step-N.pt; None: none are
+            kept beside checkpoint.pt, the newest.
+        evaluate_every: epochs between two evaluations, each followed by a checkpoint; the state at
+            the end is evaluated in any case.
         measure_sharpness_every: steps between two rows of sharpness.csv, or "log" for eight in each
             decade of steps; None: no such table.
-        sharpness_examples: the size of the random training subset that sharpness is measured on, the
-            same throughout; all examples where there are fewer.
+        sharpness_examples: the size of the random training subset that sharpness is measured on,
+            the same throughout; all examples where there are fewer.
         noise: how noise.csv is measured; None: no such table.
         log_dir: where TensorBoard events go as well; None: nowhere.
         console: where progress goes; None: nowhere.
@@ -85,11 +85,11 @@ def run_training(
     path: Path,
     options: RunOptions | None = None,
 ) -> dict[str, Any]:
-    """The content of the run's summary.json, computed in the folder `path` unless it is already there.
+    """The content of the run's summary.json, computed in the folder `path` unless it is there.
 
-    A folder with a part of this run is continued from its newest checkpoint. SIGINT and SIGTERM are taken
-    between two steps: the run is saved and Interrupted raised. What is already on disk stays valid
-    whatever is raised.
+    A folder with a part of this run is continued from its newest checkpoint. SIGINT and SIGTERM are
+    taken between two steps: the run is saved and Interrupted raised. What is already on disk stays
+    valid whatever is raised.
 
     Args:
         problem_config: model, loss and data.
@@ -98,8 +98,8 @@ def run_training(
         options: how the run is carried out; None: as RunOptions' defaults say.
 
     Returns:
-        Settings, final scores of every split (mean loss, accuracy, macro F1), seconds and environment;
-        a number that is not finite is None, with the reason beside it.
+        Settings, final scores of every split (mean loss, accuracy, macro F1), seconds and
+        environment; a number that is not finite is None, with the reason beside it.
 
     Raises:
         RunFolderError: where the folder holds something else, or a damaged file.
@@ -142,8 +142,9 @@ def run_training(
 def _draw(path: Path) -> None:
     """Draws the finished run in the folder `path`.
 
-    After summary.json, whose presence means finished and which the pictures take their titles from: a kill
-    or a full disk on the way costs pictures alone, which `noisescale plot` draws again, and no training.
+    After summary.json, whose presence means finished and which the pictures take their titles from:
+    a kill or a full disk on the way costs pictures alone, which `noisescale plot` draws again, and
+    no training.
     """
     from noisescale.training.records.pictures import draw_pictures  # matplotlib takes 0.8 s to load
 
@@ -233,8 +234,8 @@ class _Run:
                     )
             if training.diverged_at_step is not None:
                 report.log(
-                    f"{title}  diverged: the loss of step {training.diverged_at_step:,} is not finite; "
-                    "the run ends there, and that is its result"
+                    f"{title}  diverged: the loss of step {training.diverged_at_step:,} is not "
+                    "finite; the run ends there, and that is its result"
                 )
             return self._finish()
 
@@ -255,7 +256,7 @@ class _Run:
         save_checkpoint(checkpoint, self.path / CHECKPOINT)
 
     def _evaluate(self, report: RunReport) -> None:
-        """Appends a row per split to metrics.csv; the training row's seconds are those of updates."""
+        """Appends a row per split to metrics.csv; the training row's seconds are of updates."""
         training = self.training
         rows = []
         for split, examples in self.splits.items():

@@ -21,10 +21,12 @@ from noisescale.training.records.checkpoint import Checkpoint
 from noisescale.training.updates.cuda_graph import CudaGraphUpdate
 from noisescale.training.updates.in_place_sgd import InPlaceSGD
 
-CHUNK = 4096  # examples a forward and backward pass at most: a larger batch is accumulated in such chunks
-UNCHECKED_LOSSES = (
-    64  # updates on a GPU between two looks at their losses, each of which waits for it
-)
+# examples in a forward and backward pass: a larger batch is accumulated in chunks, to bound the
+# memory
+CHUNK = 4096
+# updates on a GPU between two looks at their losses, each of which waits for it: little beside 64
+# steps
+UNCHECKED_LOSSES = 64
 
 
 def train(
@@ -34,16 +36,25 @@ def train(
     checkpoint_steps: Collection[int] = (),
     start: Checkpoint | None = None,
 ) -> Iterator[Checkpoint]:
-    """Checkpoints after each epoch, after each of `checkpoint_steps` (0: before the first), and at the end.
+    """Checkpoints after each epoch and each of `checkpoint_steps`, and at the end.
 
-    Minimises the mean loss over the training examples with the optimizer, rate and batch size of `config`,
-    batches drawn without replacement. Ends early, with `diverged_at_step` set in the last checkpoint, when
-    a batch's loss is not finite. `start` continues an earlier run of the same config: on the CPU, at the
-    same number of threads, to bit-identical parameters (for models that draw no random numbers themselves);
-    CheckpointError where it is of another configuration or model.
-    `problem.model` gives the initial parameters and is left as it is.
+    Minimises the mean loss over the training examples, batches drawn without replacement. Ends
+    early, with `diverged_at_step` set in the last checkpoint, when a batch's loss is not finite.
+    Batch normalisation sees at most 4,096 examples at once: a larger batch is accumulated in
+    chunks.
 
-    Batch normalisation sees at most 4,096 examples at once: a larger batch is accumulated in chunks.
+    Args:
+        problem: model, loss and training examples. Its model gives the initial parameters and is
+            left as it is.
+        config: optimizer, rate, batch size, length and seed.
+        checkpoint_steps: updates after which there is a checkpoint besides; 0: before the first.
+        start: a checkpoint of an earlier run of the same config, which is continued: on the CPU, at
+            the same number of threads, to bit-identical parameters (for models that draw no random
+            numbers themselves). None: from the beginning.
+
+    Raises:
+        SettingError: for a batch larger than the training set, or one that the model cannot take.
+        CheckpointError: where `start` is of another configuration or model.
     """
     training = Training(problem, config)
     if start is not None:
@@ -58,12 +69,16 @@ def train(
 class Training:
     """A run in progress: iterate it for its steps, `checkpoint()` between any two of them.
 
-    model: a copy of the problem's, in training mode.
-    batch_size: may be set between any two steps.
-    step, examples_seen, seconds: updates made, examples used, time spent in updates.
-    diverged_at_step: the first update (from 1) whose loss was not finite; may also be set from outside, after
-        an update that left the model with no finite loss, and ends the run. On a GPU the losses are looked at
-        every 64 updates and before each checkpoint, so a few more updates may follow it.
+    Attributes:
+        model: a copy of the problem's, in training mode.
+        batch_size: may be set between any two steps.
+        step: updates made.
+        examples_seen: examples used in them.
+        seconds: time spent in them.
+        diverged_at_step: the first update (from 1) whose loss was not finite; may also be set from
+            outside, after an update that left the model with no finite loss, and ends the run. On a
+            GPU the losses are looked at every 64 updates and before each checkpoint, so that a few
+            more updates may follow it.
     """
 
     def __init__(self, problem: Problem, config: TrainConfig) -> None:
@@ -111,6 +126,7 @@ class Training:
 
     @property
     def finished(self) -> bool:
+        """Whether the run has diverged or come to the end of its epochs or steps."""
         return (
             self.diverged_at_step is not None
             or self.examples_seen >= self.config.epochs * self.batches.num_examples
@@ -149,7 +165,7 @@ class Training:
         )
 
     def _update(self, indices: Tensor) -> Tensor:
-        """One step on the examples at `indices` (B,), as a CUDA graph on a GPU; returns their mean loss."""
+        """One step on the examples at `indices` (B,), on a GPU as a CUDA graph; their mean loss."""
         if self._graphs is not None:
             return self._graphs(self._eager_update, indices)
         return self._eager_update(indices)
@@ -157,11 +173,10 @@ class Training:
     def _eager_update(self, indices: Tensor) -> Tensor:
         """One step on the mean loss of the examples at `indices` (B,); returns that loss."""
         batch_size = len(indices)
-        in_place = (
-            self.in_place if batch_size <= CHUNK else None
-        )  # accumulating takes a stored gradient
-        chunk_losses = []
+        # accumulating over chunks takes a stored gradient
+        in_place = self.in_place if batch_size <= CHUNK else None
         schedule = self.schedule
+        chunk_losses = []
         chunks = schedule.parts(indices, largest=CHUNK) if schedule else indices.split(CHUNK)
         for chunk in chunks:
             inputs = self.examples.inputs.index_select(0, chunk)
@@ -189,27 +204,29 @@ class Training:
             group["lr"] = schedule.learning_rate
 
     def check_losses(self) -> None:
-        """Looks at the losses since the last look, which waits for the device, and notes a divergence."""
+        """Notes a divergence among the losses since the last look; waits for the device."""
         losses = torch.stack(self._losses).tolist() if self._losses else []
         first = self.step - len(losses) + 1
         self._losses.clear()
         if self.diverged_at_step is None:
-            bad = (step for step, loss in enumerate(losses, first) if not math.isfinite(loss))
-            self.diverged_at_step = next(bad, None)
+            diverged = (step for step, loss in enumerate(losses, first) if not math.isfinite(loss))
+            self.diverged_at_step = next(diverged, None)
 
     def _in_place_sgd(self) -> InPlaceSGD | None:
         """The in-place update of linear layers, where the optimizer is SGD without momentum."""
         config = self.config
         if config.optimizer != "sgd" or config.momentum or self.schedule:
             return None
-        trial = self.examples.inputs[:2]
         mode = InPlaceSGD(
-            self.model, trial, learning_rate=config.learning_rate, weight_decay=config.weight_decay
+            self.model,
+            self.examples.inputs[:2],  # for a trial pass: two, since a batch of one may be special
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
         )
         return mode if mode.covered else None
 
     def restore(self, start: Checkpoint) -> None:
-        """Takes over the state of `start`, from whichever device; CheckpointError unless it is this run's."""
+        """Takes over the state of `start`, from any device; CheckpointError for another run's."""
         if start.training != self.config or start.problem != self.problem.config:
             raise CheckpointError(
                 "the checkpoint belongs to a run of another configuration: start anew"
@@ -239,20 +256,21 @@ class Training:
         self.diverged_at_step = start.diverged_at_step
 
     def _check_batch_norm(self) -> None:
-        """Batch norm has no statistics of one example, and would fail mid-run on a last batch of one."""
+        """SettingError where batch norm would meet a batch of one, which has no variance."""
         if not has_batch_norm(self.model):
             return
         if self.config.batch_size == "adaptive":
             raise SettingError(
-                "an adaptive batch size with batch norm: its gradient depends on how a batch is divided, so "
-                "that it has no noise scale; give --norm layer"
+                "an adaptive batch size with batch norm: its gradient depends on how a batch is "
+                "divided, so that it has no noise scale; give --norm layer"
             )
         num_examples, size = self.examples.num_examples, self.batch_size
         batches = {size, num_examples % size or size}
         if any(batch % CHUNK == 1 for batch in batches):
             raise SettingError(
-                f"batch size {size} with batch norm: {num_examples} training examples leave a batch of one, "
-                "which has no variance; give another batch size or --num-train, or --norm layer"
+                f"batch size {size} with batch norm: {num_examples} training examples leave a "
+                "batch of one, which has no variance; give another batch size or --num-train, "
+                "or --norm layer"
             )
 
 
@@ -262,6 +280,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 def _build_optimizer(model: nn.Module, config: TrainConfig, *, capturable: bool) -> Optimizer:
+    """The optimizer of the model's parameters; capturable: its steps go into a CUDA graph."""
     params, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(params, lr=rate, momentum=config.momentum, weight_decay=decay)

@@ -1,4 +1,4 @@
-"""`noisescale train` that measures as it goes, or follows the noise; and what is recommended of it."""
+"""`noisescale train` that measures as it goes, or follows the noise, and what it recommends."""
 
 import json
 from pathlib import Path

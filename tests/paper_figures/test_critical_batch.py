@@ -1,4 +1,4 @@
-"""The critical batch size in small: from runs to tables to the picture, and what the experiment asks for."""
+"""The critical batch size in small: from runs to tables to the picture, and the experiment."""
 
 import shutil
 
@@ -26,7 +26,7 @@ GOALS = (1.8, 1.2)
 
 @pytest.fixture(scope="module")
 def runs(finished_critical_batch, tmp_path_factory):
-    """Digits in the place of MNIST and of the quadratic, and branches from one run's checkpoints."""
+    """Digits instead of MNIST and of the quadratic, and branches from one run's checkpoints."""
     root = tmp_path_factory.mktemp("critical")
     record_experiment(root, command="python -m experiments critical_batch --scale small")
     for name in ("mnist", "quadratic"):

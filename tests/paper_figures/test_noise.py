@@ -96,7 +96,7 @@ def test_a_passage_is_interpolated_in_logarithms():
 
 
 def hyperbola(*, noise=0.0):
-    """Runs as `reached_table` gives them, on the fixed ones' hyperbola, the adaptive one at GAIN off it."""
+    """Runs as `reached_table` gives them: fixed ones on a hyperbola, adaptive ones GAIN off it."""
     generator = np.random.default_rng(0)
     rows = []
     for seed in range(5):
@@ -135,7 +135,8 @@ def test_savings_are_those_of_the_closed_form():
     row = comparison_table(tuned).iloc[0]
     excess = np.sqrt(GAIN)
     assert row["measured_gain"] == pytest.approx(GAIN, rel=1e-3)
-    # the fixed one of as many examples takes S_min(1 + 1/√γ); interpolated between batch sizes in log–log
+    # the fixed one of as many examples takes S_min(1 + 1/√γ); interpolated between batch sizes in
+    # log–log
     assert row["steps_saved"] == pytest.approx(1 - (1 + excess) / (1 + 1 / excess), abs=0.01)
     assert row["examples_saved"] == pytest.approx(1 - (1 + excess) / (1 + 1 / excess), abs=0.01)
     sizes = np.array([256, 512])

@@ -1,4 +1,4 @@
-"""The stability maps in small: from sweeps to tables to the picture, and what the experiment asks for."""
+"""The stability maps in small: from sweeps to tables to the picture, and the experiment."""
 
 from dataclasses import replace
 
@@ -31,7 +31,8 @@ def sweeps(tmp_path_factory):
             run_sweep(replace(config, problem=problem), root / name, executor=Here())
         for loss in ("mse", "cross_entropy"):
             run = root / f"minimum-{loss}"
-            command = f"train --dataset digits --num-train 100 --width 4 --depth 1 --loss {loss} --epochs 3"
+            problem = f"--dataset digits --num-train 100 --width 4 --depth 1 --loss {loss}"
+            command = f"train {problem} --epochs 3"
             CliRunner().invoke(
                 noisescale, [*command.split(), "--out", str(run)], catch_exceptions=False
             )

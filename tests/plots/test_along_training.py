@@ -1,4 +1,4 @@
-"""Sharpness and noise along training: one chart, whether from a run's table or from measurements."""
+"""Sharpness and noise along training: one chart, from a run's table or from measurements."""
 
 import numpy as np
 import pandas as pd

@@ -277,7 +277,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_message_and_damages_nothing(
 
 
 def test_a_run_that_has_ended_holds_no_data(tmp_path, monkeypatch):
-    """A grid of runs in one process would else fill the memory before the garbage collector is due."""
+    """Runs in one process would else fill the memory before the garbage collector is due."""
     alive = []
     build = module.build_problem
 

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on bit for bit, saved whole or not at all, loaded safely."""
+"""Checkpoints: all that a run needs to go on bit for bit, saved atomically and loaded safely."""
 
 from __future__ import annotations
 
@@ -40,14 +40,18 @@ FORMAT_VERSION = 1
 class Checkpoint:
     """A run after `step` updates.
 
-    problem: the configuration its problem was built from, None for a problem of the user's own.
-    training: how it is trained.
-    step, examples_seen: updates made and examples used in them.
-    seconds: time spent in updates.
-    params, buffers: the model's parameters and buffers by name, copies.
-    optimizer, batches: the states of the optimizer and of the order of the examples.
-    diverged_at_step: the first update (from 1) whose loss was not finite, None while all were.
-    schedule: the state of an adaptive batch size.
+    Attributes:
+        problem: the configuration its problem was built from; None for a problem of the user's own.
+        training: how it is trained.
+        step: updates made.
+        examples_seen: examples used in them.
+        seconds: time spent in them.
+        params: the model's parameters by name, copies.
+        buffers: the model's buffers by name, copies.
+        optimizer: the optimizer's state.
+        batches: the state of the order of the examples.
+        diverged_at_step: the first update (from 1) whose loss was not finite; None while all were.
+        schedule: the state of an adaptive batch size; None for a fixed one.
     """
 
     problem: ProblemConfig | None
@@ -64,7 +68,15 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes `checkpoint` atomically, in a form `torch.load(weights_only=True)` reads."""
+    """Writes a checkpoint atomically, in a form that `torch.load(weights_only=True)` reads.
+
+    Args:
+        checkpoint: what is written.
+        path: the file; a crash, a kill or a full disk leaves an old one as it was.
+
+    Raises:
+        OSError: as the system reports it.
+    """
     content = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
     content["problem"] = checkpoint.problem and checkpoint.problem.to_dict()
     content["training"] = checkpoint.training.to_dict()
@@ -74,14 +86,20 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> Checkpoint:
-    """The checkpoint in a file, or in a run folder's checkpoint.pt, its tensors on `device`.
+    """The checkpoint in a file or in a run folder. Never runs code from it.
 
-    Raises CheckpointError where the file is absent, damaged, or not one of ours. Never runs code from it.
+    Args:
+        path: the file, or the folder of a run, whose checkpoint.pt is read.
+        device: where the tensors are put.
+
+    Raises:
+        CheckpointError: where the file is absent, damaged, or not written by `save_checkpoint`.
     """
     path, content = read_tensors(path, device=device)
     if not is_checkpoint(content):
         raise CheckpointError(
-            f"{path} was not written by noisescale: give a checkpoint.pt of a run made by `noisescale train`"
+            f"{path} was not written by noisescale: "
+            "give a checkpoint.pt of a run made by `noisescale train`"
         )
     return parse_checkpoint(path, content)
 
@@ -89,7 +107,8 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
 def read_tensors(path: Path | str, *, device: torch.device | str = "cpu") -> tuple[Path, Any]:
     """What `torch.save` wrote to a file, or to a run folder's checkpoint.pt, and the file.
 
-    Raises CheckpointError where it is absent, damaged, or holds anything but tensors and plain values.
+    Raises CheckpointError where it is absent, damaged, or holds anything but tensors and plain
+    values.
     """
     path = Path(path)
     if path.is_dir():
@@ -102,23 +121,23 @@ def read_tensors(path: Path | str, *, device: torch.device | str = "cpu") -> tup
         ) from None
     try:
         if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(
-                file
-            ) as archive:  # torch itself does not compare the tensors' checksums
+            # torch itself does not compare the tensors' checksums
+            with zipfile.ZipFile(file) as archive:
                 if (damaged := archive.testzip()) is not None:
                     raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
         file.seek(0)
         return path, torch.load(file, map_location=device, weights_only=True)
     except _UNREADABLE as error:
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
+        if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
             raise CheckpointError(
-                f"{path} holds Python objects ({found[1]}) beside its tensors, and loading them could run "
-                "code: save the model's state_dict() alone, where you trust the file"
+                f"{path} holds Python objects ({forbidden[1]}) beside its tensors, and loading "
+                "them could run code: save the model's state_dict() alone, where you trust the file"
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         detail = "" if reason.startswith("Weights only load failed") else f" ({reason[:120]})"
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is damaged, cut short or of another kind{detail}"
+            f"{path} cannot be read as a checkpoint: "
+            f"it is damaged, cut short or of another kind{detail}"
         ) from error
 
 
@@ -149,7 +168,7 @@ def parse_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
             raise TypeError("its step and examples_seen are not whole numbers")
         for tensors in (checkpoint.params, checkpoint.buffers):
             if not isinstance(tensors, dict) or not all(
-                isinstance(one, torch.Tensor) for one in tensors.values()
+                isinstance(tensor, torch.Tensor) for tensor in tensors.values()
             ):
                 raise TypeError("its params and buffers are not tensors by name")
     except (KeyError, TypeError, ValueError) as error:

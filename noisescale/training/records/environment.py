@@ -15,7 +15,7 @@ import torch
 
 from noisescale._version import __version__
 
-CHECKOUT = Path(__file__).resolve().parents[3]  # that holds the package, where it is not installed
+CHECKOUT = Path(__file__).resolve().parents[3]  # the folder that holds the package
 
 
 def environment(device: torch.device | str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def device_name(device: torch.device | str) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout this package is run from, "+changes" where it differs; else None."""
+    """The commit of the checkout that the package is in, "+changes" where it differs, or None."""
     if not (CHECKOUT / ".git").exists():
         return None
     try:

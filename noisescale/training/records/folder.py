@@ -23,7 +23,7 @@ CHECKPOINT, STEP_CHECKPOINTS = "checkpoint.pt", "checkpoints"
 PICTURES = ("curves", "confusion", "sharpness", "noise", "batch_size")  # without the format
 PICTURE_FORMATS = ("png", "pdf", "svg")
 EXPERIMENT = "experiment.json"
-# what remains of a run in its folder, beside config.json and the step checkpoints; the summary first
+# what remains of a run in its folder beside config.json and the step checkpoints; the summary first
 _RESULTS = (
     SUMMARY,
     *TABLES,
@@ -36,9 +36,10 @@ State = Literal["new", "unfinished", "finished"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` whole or not at all: temporary name, sync, rename.
+    """Puts `content` at `path` as a whole or not at all: temporary name, sync, rename.
 
-    A crash, a kill or a full disk leaves the old file as it was. Raises OSError as the system reports it.
+    A crash, a kill or a full disk leaves the old file as it was. Raises OSError as the system
+    reports it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_temporary(path.name, secrets.token_hex(4)))
@@ -64,7 +65,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """`table` as CSV with nan spelt out, so that an empty cell never stands for a diverged number."""
+    """`table` as CSV with nan spelt out: an empty cell never stands for a diverged number."""
     write_atomically(path, table.to_csv(index=False, na_rep="nan").encode())
 
 
@@ -82,12 +83,13 @@ def nullable(scores: dict[str, float]) -> dict[str, float | str | None]:
 class RunFolder:
     """One run's folder, held against a second writer while it is open as a context.
 
-    path: the folder, made when entered.
-    config: what config.json is to hold; its "problem" and "training" identify the run. A folder that
-        holds another run's config.json, or files but no config.json, is refused with RunFolderError; one
-        that another process holds, with RunFolderBusyError.
-    force: a folder with results is emptied of them first, whosever configuration they have.
-    wait: until another process has let go of it, instead of refusing.
+    Args:
+        path: the folder, made when entered.
+        config: what config.json is to hold; its "problem" and "training" identify the run. A folder
+            that holds another run's config.json, or files but no config.json, is refused with
+            RunFolderError; one that another process holds, with RunFolderBusyError.
+        force: empty a folder of the results in it first, whatever run they are of.
+        wait: until another process has let go of the folder, instead of refusing it.
     """
 
     def __init__(
@@ -105,7 +107,8 @@ class RunFolder:
             self._lock.acquire(timeout=-1 if self.wait else 0)
         except Timeout:
             raise RunFolderBusyError(
-                f"{self.path} is being written by another process: wait for it or choose another --out"
+                f"{self.path} is being written by another process: "
+                "wait for it or choose another --out"
             ) from None
         try:
             if self.force and (self.path / CONFIG).exists():
@@ -120,7 +123,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()  # its file stays: unlinked, it would let a third writer in beside a second
+        # its file stays: unlinked, it would let a third writer in beside a second
+        self._lock.release()
 
     @property
     def state(self) -> State:
@@ -129,13 +133,12 @@ class RunFolder:
 
 
 def folder_state(path: Path, config: dict[str, Any]) -> State:
-    """What `path` holds of the run with this `config`; RunFolderError if it holds something else."""
+    """What `path` holds of the run with this `config`; RunFolderError for something else."""
     stored = read_json(path / CONFIG)
     if stored is None:
         entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-        stored = read_json(
-            path / CONFIG
-        )  # which another process may have written before it was listed
+        # which another process may have written before the folder was listed
+        stored = read_json(path / CONFIG)
     if stored is None:
         if strangers := [name for name in entries if not name.startswith(".")]:
             raise RunFolderError(
@@ -143,11 +146,11 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
                 "choose an empty or new folder with --out"
             )
         return "new"
-    there = [stored_config.to_dict() for stored_config in parse_config(path, stored)]
-    here = [given_config.to_dict() for given_config in parse_config(path, config)]
+    in_folder = [each.to_dict() for each in parse_config(path, stored)]
+    given = [each.to_dict() for each in parse_config(path, config)]
     differences = [
         f"{section}.{name} is {old.get(name)!r} there, {value!r} here"
-        for section, old, new in zip(("problem", "training"), there, here, strict=True)
+        for section, old, new in zip(("problem", "training"), in_folder, given, strict=True)
         for name, value in new.items()
         if old.get(name) != value
     ]
@@ -170,13 +173,13 @@ def parse_config(
 
 
 def parse_problem(values: dict[str, Any]) -> ProblemConfig | FactoryConfig:
-    """The configuration of a problem of ours or, where it names a factory, of the user's own."""
+    """The configuration of a problem of ours or, where it names a factory, the user's own."""
     kind = FactoryConfig if "factory" in values else ProblemConfig
     return kind.from_dict(values)
 
 
 def remove_results(path: Path) -> None:
-    """Deletes what a run has left in its folder, summary first, and nothing else; config.json stays."""
+    """Deletes what a run has left in its folder, its summary first, but for config.json."""
     for name in _RESULTS:
         (path / name).unlink(missing_ok=True)
     for step_checkpoint in (path / STEP_CHECKPOINTS).glob("step-*.pt"):
@@ -184,7 +187,7 @@ def remove_results(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None where there is no file; RunFolderError where it is damaged."""
+    """The object in a JSON file, None where there is none; RunFolderError where it is damaged."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -232,7 +235,7 @@ def _temporary(name: str, writer: str) -> str:
 
 
 def _remove_litter(path: Path) -> None:
-    """Deletes the temporary files of a writer that was killed, by the names that only a run's files have."""
+    """Deletes the temporary files of a killed writer, known by the names of a run's files."""
     patterns = [_temporary(name, "*") for name in (CONFIG, *_RESULTS)]
     patterns.append(f"{STEP_CHECKPOINTS}/{_temporary('step-*.pt', '*')}")
     for pattern in patterns:

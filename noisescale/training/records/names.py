@@ -14,7 +14,8 @@ from noisescale.training.config import TrainConfig
 def run_key(*configs: ProblemConfig | FactoryConfig | TrainConfig) -> str:
     """Eight hex digits that name a run: a hash of every field that differs from its default.
 
-    Fields at their defaults are left out, so a field added later does not rename the runs made before it.
+    Fields at their defaults are left out, so that a field added later renames no run made before
+    it.
     """
     changed = {
         f"{type(config).__name__}.{name}": value
@@ -30,7 +31,11 @@ def digest(content: dict[str, Any]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Sixteen hex digits of a file's content."""
+    """Sixteen hex digits of a file's content, from its SHA-256.
+
+    Args:
+        path: the file, such as a checkpoint that a study starts from.
+    """
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 

@@ -23,7 +23,7 @@ from noisescale.training.records.tables import (
 
 
 def draw_pictures(folder: Path, *, out: Path | None = None, format: str = "png") -> list[Path]:
-    """The files drawn: a picture of each table that a run has left in `folder`, finished or not.
+    """The files drawn: a picture of every table that a run has left, finished or not.
 
     Args:
         folder: of the run; only its tables and its summary.json are read.
@@ -31,8 +31,8 @@ def draw_pictures(folder: Path, *, out: Path | None = None, format: str = "png")
         format: "png", "pdf" or "svg", which also ends the files' names.
 
     Returns:
-        The paths of the pictures of curves, confusion, sharpness, noise and batch_size, as far as there
-        are tables for them; none for a folder without a table.
+        The paths of the pictures of curves, confusion, sharpness, noise and batch_size, as far as
+        there are tables for them; none for a folder without a table.
 
     Raises:
         RunFolderError: where a table or the summary is damaged.
@@ -62,7 +62,7 @@ def _figures(folder: Path) -> Iterator[tuple[str, Figure]]:
 
 
 def _title_and_remark(folder: Path) -> tuple[str, str | None]:
-    """The run's name and length, from its summary, and where it diverged, None where it did not."""
+    """The run's name and length, and where it diverged, None where it did not."""
     name = folder.absolute().name
     if not (folder / SUMMARY).exists():
         return f"{name}\nunfinished", None

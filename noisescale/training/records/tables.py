@@ -1,4 +1,4 @@
-"""The tables that a run leaves in its folder: their names and columns, and how they are read back."""
+"""The tables that a run leaves in its folder: names, columns, and how they are read back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ STEPS_TO_GOAL, RATES, PREDICTED, BRANCHES = (
     "branches.csv",
 )
 TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE, LOSSES)
-
 
 SHARPNESS_COLUMNS = (
     "step",
@@ -70,50 +69,132 @@ BATCH_SIZE_COLUMNS = (
 
 
 def read_metrics(folder: Path) -> list[dict[Any, Any]]:
-    """The rows of a run's metrics.csv, one per epoch and split; none where nothing is written yet."""
+    """The rows of a run's metrics.csv, one for each evaluation and split.
+
+    Args:
+        folder: of the run, finished or not.
+
+    Returns:
+        A dictionary for each row, by column: epoch, step, split, the scores loss (mean), accuracy
+        and f1 (macro), seconds and examples_per_second; none where nothing is written yet.
+
+    Raises:
+        RunFolderError: where the table is damaged.
+    """
     numbers = ["epoch", "step", "loss", "accuracy", "f1", "seconds", "examples_per_second"]
     columns = ["epoch", "step", "split", *numbers[2:]]
     return _read_rows(folder / METRICS, columns, dict.fromkeys(numbers, float) | {"step": int})
 
 
 def read_confusion(folder: Path) -> list[dict[Any, Any]]:
-    """The rows of a run's confusion.csv, one per split, true and predicted class; none before its end."""
+    """The rows of a run's confusion.csv, for each split, true and predicted class."""
     columns = ["split", "target", "predicted", "count"]
     return _read_rows(folder / CONFUSION, columns, dict.fromkeys(columns[1:], int))
 
 
 def read_sharpness(folder: Path) -> list[dict[Any, Any]]:
-    """The rows of a run's sharpness.csv, one per measurement; none where nothing is written yet."""
+    """The rows of a run's sharpness.csv, one for each measurement.
+
+    Args:
+        folder: of the run, finished or not.
+
+    Returns:
+        A dictionary for each row, by column of `SHARPNESS_COLUMNS`, nan where there is no
+        value, with the reason; none where nothing is written yet.
+
+    Raises:
+        RunFolderError: where the table is damaged.
+    """
     return _read_rows(folder / SHARPNESS, list(SHARPNESS_COLUMNS), _types(SHARPNESS_COLUMNS))
 
 
 def read_noise(folder: Path) -> list[dict[Any, Any]]:
-    """The rows of a run's noise.csv, one per measurement; none where nothing is written yet."""
+    """The rows of a run's noise.csv, one for each measurement.
+
+    Args:
+        folder: of the run, finished or not.
+
+    Returns:
+        A dictionary for each row, by column of `NOISE_COLUMNS`: each estimate with its standard
+        error (_stderr) and 95 % interval (_low, _high), nan where there is no value; none where
+        nothing is written yet.
+
+    Raises:
+        RunFolderError: where the table is damaged.
+    """
     return _read_rows(folder / NOISE, list(NOISE_COLUMNS), _types(NOISE_COLUMNS))
 
 
 def read_noise_layers(folder: Path) -> list[dict[Any, Any]]:
-    """The rows of a run's noise_layers.csv, one per measurement and parameter tensor."""
+    """The rows of a run's noise_layers.csv, one for each measurement and parameter tensor.
+
+    Args:
+        folder: of the run, finished or not.
+
+    Returns:
+        A dictionary for each row, by column of `NOISE_LAYER_COLUMNS`: each estimate with its
+        standard error (_stderr) and 95 % interval (_low, _high), nan where there is no value; none
+        where nothing is written yet.
+
+    Raises:
+        RunFolderError: where the table is damaged.
+    """
     return _read_rows(folder / NOISE_LAYERS, list(NOISE_LAYER_COLUMNS), _types(NOISE_LAYER_COLUMNS))
 
 
 def read_batch_size(folder: Path) -> list[dict[Any, Any]]:
-    """The rows of a run's batch_size.csv, one per change of an adaptive batch size."""
+    """The rows of a run's batch_size.csv, one for each change of an adaptive batch size.
+
+    Args:
+        folder: of the run, finished or not.
+
+    Returns:
+        A dictionary for each row, by column of `BATCH_SIZE_COLUMNS`: each estimate with its
+        standard error (_stderr) and 95 % interval (_low, _high), nan where there is no value; none
+        where nothing is written yet.
+
+    Raises:
+        RunFolderError: where the table is damaged.
+    """
     return _read_rows(folder / BATCH_SIZE, list(BATCH_SIZE_COLUMNS), _types(BATCH_SIZE_COLUMNS))
 
 
 def read_losses(folder: Path) -> pd.DataFrame:
-    """A cell's losses.csv: step and loss on its fixed subset."""
+    """The losses.csv of a study's run: columns step and loss, the mean over its fixed subset.
+
+    Args:
+        folder: of the run, one of those under a study's cells/.
+
+    Raises:
+        RunFolderError: where the table is damaged.
+    """
     return pd.DataFrame(_read_rows(folder / LOSSES, ["step", "loss"], {"step": int, "loss": float}))
 
 
 def read_cells(sweep: Path) -> pd.DataFrame:
-    """A sweep's cells.csv; `error` is empty where a cell has finished."""
+    """A sweep's cells.csv, a row for each batch size, learning rate and seed.
+
+    Args:
+        sweep: its folder.
+
+    Returns:
+        The table; `error` is empty where a cell has finished, `batch_size` may be "full".
+
+    Raises:
+        RunFolderError: where the table is missing, since the sweep has not finished.
+    """
     return _read_sweep_table(sweep / CELLS, {"error": str, "label": str})
 
 
 def read_boundary(sweep: Path) -> pd.DataFrame:
-    """A sweep's boundary.csv."""
+    """A sweep's boundary.csv, a row for each batch size: the measured edge and the predicted ones.
+
+    Args:
+        sweep: its folder.
+
+    Raises:
+        RunFolderError: where the table is missing, since the sweep has not finished.
+    """
     return _read_sweep_table(sweep / BOUNDARY, {})
 
 

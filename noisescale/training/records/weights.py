@@ -1,4 +1,4 @@
-"""Weights from any file of tensors into any model: names matched, prefixes of wrappers taken off."""
+"""Weights from any file of tensors into any model: names matched, wrappers' prefixes removed."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from noisescale.errors import CheckpointError
 from noisescale.problems.problem import Params
 from noisescale.training.records.checkpoint import is_checkpoint, parse_checkpoint, read_tensors
 
-WRAPPED = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-)  # where Lightning and others keep a state dict
+WRAPPED = ("state_dict", "model_state_dict", "model")  # where Lightning and others keep theirs
 WRAPPERS = ("_orig_mod", "module")  # torch.compile's prefix, and that of (Distributed)DataParallel
-LISTED = 8  # names in a message, at most
+LISTED = 8  # names in a message, at most: enough to see a pattern, and a screen is not filled
 
 
 def load_weights(model: nn.Module, path: Path | str) -> None:
-    """Sets the model's parameters and buffers to those in a file.
+    """Sets a model's parameters and buffers to those in a file. Never runs code from it.
 
-    path: a checkpoint of ours or a folder of a run; a state dict; a dict that holds one under "state_dict"
-        (Lightning), "model_state_dict" or "model"; or a .safetensors file. Prefixes "module." and
-        "_orig_mod." are taken off, and any other that the model's names share there.
+    Args:
+        model: changed in place; where anything is raised, it is as it was.
+        path: a checkpoint of ours or the folder of a run; a state dict; a dict that holds one under
+            "state_dict" (Lightning), "model_state_dict" or "model"; or a .safetensors file.
+            Prefixes "module." and "_orig_mod." are removed, and any other that all the model's
+            names have there.
 
-    Raises CheckpointError where the file cannot be read or does not fit, with names and shapes; then the
-    model is as it was. Never runs code from the file.
+    Raises:
+        CheckpointError: where the file cannot be read, or does not fit the model: names and shapes.
     """
     path, content = read_weights(path)
     apply_weights(model, content, path=path)
@@ -56,24 +55,25 @@ def read_weights(path: Path | str, *, device: torch.device | str = "cpu") -> tup
 def apply_weights(model: nn.Module, content: Any, *, path: Path) -> None:
     """Sets the model's parameters and buffers to what `read_weights` read."""
     stored: Params = content if isinstance(content, dict) else {**content.params, **content.buffers}
-    own: Params = dict(model.named_parameters(remove_duplicate=False))
-    own |= dict(model.named_buffers(remove_duplicate=False))
+    # a tied parameter under each of its names
+    current: Params = dict(model.named_parameters(remove_duplicate=False))
+    current |= dict(model.named_buffers(remove_duplicate=False))
     required = model.state_dict().keys()
-    stored = _without_prefixes(stored, own, path)
-    tied = {id(own[name]): tensor for name, tensor in stored.items() if name in own}
-    given = {name: stored.get(name, tied.get(id(tensor))) for name, tensor in own.items()}
+    stored = _without_prefixes(stored, current, path)
+    tied = {id(current[name]): tensor for name, tensor in stored.items() if name in current}
+    given = {name: stored.get(name, tied.get(id(tensor))) for name, tensor in current.items()}
     missing = [name for name, tensor in given.items() if tensor is None and name in required]
-    foreign = [name for name in stored if name not in own]
+    foreign = [name for name in stored if name not in current]
     reshaped = [
         name
         for name, tensor in given.items()
-        if tensor is not None and tensor.shape != own[name].shape
+        if tensor is not None and tensor.shape != current[name].shape
     ]
     problems = [
-        *(f"{name} {_shape(own[name])} is missing" for name in missing),
+        *(f"{name} {_shape(current[name])} is missing" for name in missing),
         *(f"{name} {_shape(stored[name])} is not the model's" for name in foreign),
         *(
-            f"{name} has shape {_shape(given[name])} instead of {_shape(own[name])}"
+            f"{name} has shape {_shape(given[name])} instead of {_shape(current[name])}"
             for name in reshaped
         ),
     ]
@@ -85,15 +85,15 @@ def apply_weights(model: nn.Module, content: Any, *, path: Path) -> None:
     with torch.no_grad():
         for name, tensor in given.items():
             if tensor is not None:
-                own[name].copy_(tensor)
+                current[name].copy_(tensor)
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...]:
     return () if tensor is None else tuple(tensor.shape)
 
 
-def _without_prefixes(stored: Params, own: Params, path: Path) -> Params:
-    """The names as the model has them, as far as leaving out wrappers and one common prefix achieves that.
+def _without_prefixes(stored: Params, current: Params, path: Path) -> Params:
+    """The stored tensors under the model's names, wrappers and one common prefix removed.
 
     What lies outside the common prefix, such as a Lightning module's metrics, is left out.
     """
@@ -104,7 +104,7 @@ def _without_prefixes(stored: Params, own: Params, path: Path) -> Params:
             ".".join(part for part in name.split(".") if part not in wrappers): tensor
             for name, tensor in stored.items()
         }
-        first = next(iter(own), "")
+        first = next(iter(current), "")
         prefixes = [name.removesuffix(first) for name in plain if name.endswith(f".{first}")]
         readings = [
             (
@@ -117,19 +117,21 @@ def _without_prefixes(stored: Params, own: Params, path: Path) -> Params:
             )
             for prefix in ["", *prefixes]
         ]
-        matches = [len(reading.keys() & own.keys()) for _, reading in readings]
+        matches = [len(reading.keys() & current.keys()) for _, reading in readings]
         if max(matches) > most:
             most = max(matches)
-            best = [one for one, count in zip(readings, matches, strict=True) if count == most]
+            best = [reading for reading, n in zip(readings, matches, strict=True) if n == most]
     if len(best) > 1:
         names = ", ".join(repr(prefix) for prefix, _ in best)
         raise CheckpointError(
-            f"{path} holds the model's weights more than once, under {names}: save the ones you mean alone"
+            f"{path} holds the model's weights more than once, under {names}: "
+            "save the ones you mean alone"
         )
     return best[0][1]
 
 
 def _read_safetensors(path: Path, device: torch.device | str) -> Params:
+    """The tensors in a .safetensors file; CheckpointError where it cannot be read."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file

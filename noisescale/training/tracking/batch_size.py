@@ -19,7 +19,7 @@ from noisescale.training.trainer import Training
 
 
 class BatchSizeTracker:
-    """Batch size, learning rate and running noise scale at the start, at each change, and at the end.
+    """Batch size, learning rate and running noise scale: at the start, at each change, at the end.
 
     In batch_size.csv; a row says what the updates after its step are made with.
     """
@@ -60,7 +60,7 @@ class BatchSizeTracker:
         return text
 
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
-        found = {"batch_size": row["batch_size"], "learning_rate": row["learning_rate"]}
-        return (
-            found if math.isnan(row["simple"]) else found | {"noise/running_simple": row["simple"]}
-        )
+        scalars = {"batch_size": row["batch_size"], "learning_rate": row["learning_rate"]}
+        if not math.isnan(row["simple"]):
+            scalars["noise/running_simple"] = row["simple"]
+        return scalars

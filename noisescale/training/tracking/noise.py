@@ -32,11 +32,19 @@ from noisescale.training.trainer import Training
 class NoiseTracking:
     """What is measured of the gradient noise along a run; nothing here changes the run.
 
-    every: steps between two measurements, or "log" for eight in each decade of steps.
-    num_examples: of the random training subset measured on, the same throughout; all where there are fewer.
-    hessian, num_probes, hessian_examples: B_noise as well, see `measure_noise`.
-    per_layer: a row for each parameter tensor as well.
-    seed: of the subset and the probes.
+    Attributes:
+        every: steps between two measurements, or "log" for eight in each decade of steps.
+        num_examples: the size of the random training subset measured on, the same throughout, 3 or
+            more; all examples where there are fewer.
+        hessian: whether B_noise is measured as well, see `measure_noise`.
+        num_probes: random probes of the Hessian, for B_noise.
+        hessian_examples: the size of the subset that the Hessian is taken over; None: the default
+            of `measure_noise`.
+        per_layer: whether there is a row for each parameter tensor as well, in noise_layers.csv.
+        seed: of the subset and the probes.
+
+    Raises:
+        SettingError: for a value out of its range.
     """
 
     every: Every = "log"
@@ -55,10 +63,10 @@ class NoiseTracking:
 
 
 class NoiseTracker:
-    """A run's |G|², tr Σ and noise scales, in noise.csv and, by parameter tensor, in noise_layers.csv.
+    """A run's |G|², tr Σ and noise scales, in noise.csv and, by parameter, in noise_layers.csv.
 
-    They are of the population "dataset", the noise of the run's own batches, and of a copy of the model in
-    evaluation mode.
+    They are of the population "dataset", the noise of the run's own batches, and of a copy of the
+    model in evaluation mode.
     """
 
     def __init__(self, training: Training, path: Path, options: NoiseTracking) -> None:
@@ -160,7 +168,7 @@ class NoiseTracker:
 
 
 def _noise_numbers(found: NoiseScale) -> dict[str, Any]:
-    """The estimates as columns name, name_stderr, name_low and name_high; exact ones have stderr 0."""
+    """The estimates as columns name, name_stderr, name_low, name_high; exact ones have stderr 0."""
     curvature = found.curvature
     estimates: dict[str, Estimate | None] = {
         "loss": found.loss,

@@ -11,14 +11,15 @@ import pandas as pd
 from noisescale.training.records.folder import write_table
 from noisescale.training.trainer import Training
 
-Every = int | Literal["log"]  # steps between two measurements, or eight in each decade of steps
-PER_DECADE = 8
+# steps between two measurements, or "log" for eight in each decade of steps
+Every = int | Literal["log"]
+PER_DECADE = 8  # neighbours are a third apart: a course in logarithms, at few measurements
 
 
 def is_due(step: int, every: Every, *, per_decade: int = PER_DECADE) -> bool:
-    """Whether a measurement falls on this step: 0 and the multiples of `every`, or 0 and round(10^(k/8)).
+    """Whether a measurement falls on this step.
 
-    per_decade: instead of 8.
+    On 0 and the multiples of `every`; for "log" on 0 and round(10^(k/per_decade)) for whole k.
     """
     if every != "log":
         return step % every == 0
@@ -33,7 +34,7 @@ class Tracker(Protocol):
         """Whether the step just made is to be measured and has not been yet."""
 
     def measure(self) -> dict[str, Any]:
-        """Appends a row for the present step and returns it; nan and the reason where there is no value."""
+        """Appends a row for the present step and returns it; without a value, the reason."""
 
     def describe(self, row: dict[str, Any]) -> str:
         """The row in a line."""
@@ -45,8 +46,11 @@ class Tracker(Protocol):
 class Rows:
     """A table in a run's folder, its rows along the run's steps.
 
-    columns: of the file.
-    rows: those that the run goes on from; what lies after its present step will come again.
+    Args:
+        training: the run.
+        file: of the table.
+        columns: of the file.
+        rows: those that the run goes on from; what lies after its present step will come again.
     """
 
     def __init__(
@@ -64,10 +68,11 @@ class Rows:
 
     @property
     def table(self) -> pd.DataFrame:
+        """All rows so far."""
         return pd.DataFrame(self._rows, columns=list(self._columns))
 
     def due(self, *, now: bool) -> bool:
-        """Whether the step just made has no row yet though one is due `now`, or the run is finished."""
+        """Whether the step just made has no row yet, and one is due now or the run is finished."""
         measured = bool(self._rows) and self._rows[-1]["step"] == self._training.step
         return not measured and (now or self._training.finished)
 

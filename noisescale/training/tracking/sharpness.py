@@ -19,7 +19,12 @@ from noisescale.training.trainer import Training, has_batch_norm
 class SharpnessTracker:
     """A run's λ_max and batch sharpness, in sharpness.csv.
 
-    num_examples: of the random subset measured on, the same throughout; all where there are fewer.
+    Args:
+        training: the run.
+        path: its folder.
+        every: steps between two measurements, or "log".
+        num_examples: the size of the random subset measured on, the same throughout; all examples
+            where there are fewer.
     """
 
     def __init__(self, training: Training, path: Path, *, every: Every, num_examples: int) -> None:
@@ -30,14 +35,13 @@ class SharpnessTracker:
             num_examples=min(num_examples, total), interaction_batches=0
         )
         rows = read_sharpness(path)
-        same = all(
-            row["num_examples"] == self._options.num_examples for row in rows
-        )  # else begun anew
+        # a table of another subset is begun anew
+        same_subset = all(row["num_examples"] == self._options.num_examples for row in rows)
         self._rows = Rows(
             training,
             path / SHARPNESS,
             columns=SHARPNESS_COLUMNS,
-            rows=rows if same else [],
+            rows=rows if same_subset else [],
         )
         self._latest: Sharpness | None = None
 
@@ -51,14 +55,14 @@ class SharpnessTracker:
         started = time.perf_counter()
         row: dict[str, Any] = {"step": training.step, "epoch": training.epoch}
         try:
-            found = measure_sharpness(
+            sharpness = measure_sharpness(
                 replace(training.problem, model=training.model, train=training.examples),
                 options=replace(self._options, batch_size=training.batch_size if fits else None),
                 start=self._latest,
             )
             reason = "" if fits else "batch sharpness takes a subset of at least a batch"
-            row |= _sharpness_numbers(found) | {"reason": reason}
-            self._latest = found
+            row |= _sharpness_numbers(sharpness) | {"reason": reason}
+            self._latest = sharpness
         except MeasurementError as error:
             row |= {"reason": str(error)}
         row["stable_sharpness"] = (
@@ -77,7 +81,8 @@ class SharpnessTracker:
         if not row["converged"]:
             text += f" (not converged, residual {row['residual']:.2g})"
         if not math.isnan(row["batch_sharpness"]):
-            text += f"  batch sharpness {row['batch_sharpness']:.4g} ± {row['batch_sharpness_stderr']:.2g}"
+            stderr = row["batch_sharpness_stderr"]
+            text += f"  batch sharpness {row['batch_sharpness']:.4g} ± {stderr:.2g}"
         if row["stable_sharpness"] is not None:
             text += f"  limit {row['stable_sharpness']:.4g}"
         return f"{text}  {row['seconds']:.1f} s"
@@ -88,17 +93,18 @@ class SharpnessTracker:
         }
 
 
-def _sharpness_numbers(found: Sharpness) -> dict[str, Any]:
-    largest, batch = found.largest, found.batch_sharpness
-    assert largest is not None, "one eigenvalue at least is always asked for"
+def _sharpness_numbers(sharpness: Sharpness) -> dict[str, Any]:
+    """The columns of sharpness.csv that a measurement fills."""
+    largest, batch = sharpness.largest, sharpness.batch_sharpness
+    assert largest is not None, "one eigenvalue at least is measured by default"
     return {
-        "loss": found.loss,
-        "gradient_norm": found.gradient_norm,
+        "loss": sharpness.loss,
+        "gradient_norm": sharpness.gradient_norm,
         "largest_eigenvalue": largest.value.value,
         "largest_eigenvalue_stderr": largest.value.stderr,
         "residual": largest.residual,
         "converged": float(largest.converged),
         "batch_sharpness": batch.value if batch else math.nan,
         "batch_sharpness_stderr": batch.stderr if batch else math.nan,
-        "num_matvecs": found.num_matvecs,
+        "num_matvecs": sharpness.num_matvecs,
     }

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 Update = Callable[[Tensor], Tensor]
-WARM_UP = 3  # eager updates of a batch size before it is captured: libraries set up lazily in them
+# eager updates of a batch size before it is captured, in which libraries set themselves up: torch's
+# own count
+WARM_UP = 3
 
 
 class _Captured(NamedTuple):
+    """A graph, the tensor it reads the indices (B,) from, and the one it writes the loss () to."""
+
     graph: torch.cuda.CUDAGraph
     indices: Tensor
     loss: Tensor
@@ -22,19 +26,18 @@ class _Captured(NamedTuple):
 class CudaGraphUpdate:
     """An update, replayed as a CUDA graph from the fourth call of each batch size on.
 
-    Called with the update, the same every time, and the indices of its examples. update: indices (B,) on
-    the GPU -> loss (), changing its model and optimizer in place and nothing else; it must launch the same
-    kernels whatever the values. The first calls run it as it is, and they are real updates: nothing is
-    computed twice and no state needs to be put back.
+    Called with the update, the same every time, and the indices (B,) of its examples on the GPU;
+    returns the loss (). The update changes its model and optimizer in place and nothing else, and
+    must launch the same kernels whatever the values. The first calls run it as it is, and they are
+    real updates: nothing is computed twice and no state needs to be put back.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._calls: Counter[int] = Counter()
         self._captured: dict[int, _Captured] = {}
         self._stream = torch.cuda.Stream(device)
-        self._pool = (
-            torch.cuda.graph_pool_handle()
-        )  # one for all sizes: a graph's memory is free once replayed
+        # one for all batch sizes: a graph's memory is free once it is replayed
+        self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, update: Update, indices: Tensor) -> Tensor:
         with torch.cuda.device(indices.device):

@@ -16,21 +16,25 @@ from noisescale.problems.random_state import preserved_random_state
 
 
 class InPlaceSGD(TorchFunctionMode):
-    """Inside this context `F.linear` updates its own weight and bias as soon as their gradient is due.
+    """Inside this context `F.linear` updates its weight and bias once their gradient is due.
 
-    The backward pass of a linear layer with input a (B, F) and output gradient δ (B, C) applies
-    W ← (1 − η·λ)·W − η·δᵀa as one matrix product accumulated into W: the update of `torch.optim.SGD` with
-    weight decay λ and no momentum, up to rounding, without writing, reading or clearing the gradient. At
-    batch size 1 a step is bound by memory traffic, and this removes about half of it.
+    The backward pass of a linear layer with input a (B, F) and output gradient δ (B, C) applies W ←
+    (1 − η·λ)·W − η·δᵀa as one matrix product accumulated into W: the update of `torch.optim.SGD`
+    with weight decay λ and no momentum, up to rounding, without writing, reading or clearing the
+    gradient. At batch size 1 a step is bound by memory traffic, and this removes about half of it.
 
-    model, inputs: one trial forward pass of a copy of the model on these inputs decides which parameters are
-        *covered*: used exactly once, as the weight or bias of `F.linear`. A covered parameter's `.grad`
-        stays None, so an ordinary optimizer over all parameters skips it and serves the others; where the
-        mode `covers_all`, there is nothing left for one.
-    learning_rate, weight_decay: η and λ.
+    One trial forward pass of a copy of the model decides which parameters are *covered*: used
+    exactly once, as the weight or bias of `F.linear`. A covered parameter's `.grad` stays None, so
+    that an ordinary optimizer over all parameters skips it and serves the others; where the mode
+    `covers_all`, there is nothing left for one. A weight that turns out to be used twice in one
+    pass after all raises autograd's error on tensors modified in place: a wrong gradient is never
+    used.
 
-    A weight that turns out to be used twice in one pass after all raises autograd's error on tensors
-    modified in place: a wrong gradient is never used.
+    Args:
+        model: whose parameters are updated.
+        inputs: of the trial pass (B, *F).
+        learning_rate: η, on the loss as its backward pass has it.
+        weight_decay: λ.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class InPlaceSGD(TorchFunctionMode):
 
 
 def covered_parameters(model: nn.Module, inputs: Tensor) -> set[str]:
-    """Names of the parameters that one forward pass uses exactly once, as weight or bias of `F.linear`.
+    """Names of the parameters used exactly once in a forward pass, as `F.linear`'s weight or bias.
 
     Weight and bias of a layer count only together. Runs a copy: neither the model's buffers nor any
     random state are touched.
@@ -79,7 +83,7 @@ def covered_parameters(model: nn.Module, inputs: Tensor) -> set[str]:
 
 
 class _Uses(TorchFunctionMode):
-    """Counts in how many calls each parameter appears, and notes the (weight, bias) pairs of `F.linear`."""
+    """Counts the calls of each parameter, and notes the (weight, bias) pairs of `F.linear`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,9 +125,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, bias = ctx.saved_tensors
         (grad,) = grad_outputs
-        grad_inputs = (
-            grad @ weight if ctx.needs_input_grad[0] else None
-        )  # before the weight changes
+        # before the weight changes
+        grad_inputs = grad @ weight if ctx.needs_input_grad[0] else None
         grad = grad.reshape(-1, grad.shape[-1])  # (..., C) -> (B', C)
         inputs = inputs.reshape(-1, inputs.shape[-1])  # (..., F) -> (B', F)
         if len(grad) == 1 and ctx.keep == 1.0:  # elementwise kernels beat BLAS at an outer product

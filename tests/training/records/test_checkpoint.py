@@ -47,7 +47,7 @@ def test_a_truncated_file_is_named_as_such(checkpoint, tmp_path, keep):
 
 
 def test_a_damaged_parameter_is_noticed(checkpoint, tmp_path):
-    """The file's own sums cover the parameters' bytes: a flipped bit is no silent change of the model."""
+    """The file's own sums cover the parameters' bytes: no flipped bit changes a model silently."""
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(checkpoint, path)
     content = bytearray(path.read_bytes())

@@ -46,7 +46,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
 
 
 def test_a_file_and_then_its_folder_are_synced_around_the_rename(tmp_path, monkeypatch):
-    """A rename that reaches the disk before the content would leave an empty file after a power cut."""
+    """A rename on disk before the content would leave an empty file after a power cut."""
     calls = []
 
     def synced(descriptor):
