@@ -9,10 +9,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments.benchmarks import curvature, monitor, noise, startup, sweep
 from noisescale import Horizon, ProblemConfig, TrainConfig, build_problem, train
 from noisescale.problems.problem import as_examples
 from noisescale.studies.stability_map.run import SweepOptions
+
+for peer in ("backpack", "curvlinops", "opacus", "pyhessian"):
+    pytest.importorskip(peer)
+
+from experiments.benchmarks import curvature, monitor, noise, startup, sweep
+
+pytestmark = pytest.mark.peers
 
 
 @pytest.fixture(scope="module")

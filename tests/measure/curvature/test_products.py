@@ -1,6 +1,5 @@
 """Hessian and Gauss–Newton products against dense matrices in closed form and by other means."""
 
-import curvlinops
 import numpy as np
 import pytest
 import torch
@@ -122,9 +121,11 @@ def test_products_are_those_of_the_parameters_given_then():
     assert not torch.allclose(hessian_matvec(problem)(vector), before)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("ours", [hessian_matvec, ggn_matvec])
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_agrees_with_curvlinops(ours, kind):
+    curvlinops = pytest.importorskip("curvlinops")
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(20, 1, 8, 8, generator=generator, dtype=torch.float64)
     targets = torch.randint(4, (20,), generator=generator)

@@ -78,7 +78,7 @@ def cluster(tmp_path_factory):
             scheduler.wait(30)
 
 
-def _wait_for(condition, *, seconds=60):
+def _wait_for(condition, *, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from noisescale.errors import CheckpointError
@@ -75,6 +74,7 @@ def test_every_form_of_a_file_loads(form, tmp_path):
 
 
 def test_safetensors_and_our_own_checkpoints_load(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
     state = random_state()
     save_file(FORMS["tied once"](prefixed(state, "module.")) | {}, tmp_path / "w.safetensors")
     untied = {name: tensor for name, tensor in state.items() if name != "head.weight"}
@@ -103,6 +103,7 @@ def test_safetensors_and_our_own_checkpoints_load(tmp_path):
 
 
 def test_what_does_not_fit_is_listed_and_changes_nothing(tmp_path):
+    pytest.importorskip("safetensors")
     state = random_state()
     wrong = {name: tensor for name, tensor in state.items() if name != "submodule.0.bias"}
     wrong |= {"extra.weight": torch.zeros(2, 2), "submodule.0.weight": torch.zeros(4, 9)}
