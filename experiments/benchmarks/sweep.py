@@ -36,7 +36,7 @@ from noisescale import (
 )
 from noisescale.problems.build import build_problem
 from noisescale.problems.problem import Problem, as_examples
-from noisescale.studies.jobs.executors import LocalProcesses
+from noisescale.studies.jobs.local import LocalProcesses
 from noisescale.studies.stability_map.replicas import ReplicaTraining
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_json

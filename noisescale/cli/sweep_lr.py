@@ -10,40 +10,35 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from noisescale.cli.executors import check_executor, executor_options, open_executor
 from noisescale.cli.options import (
     FOLDER,
     BatchSize,
+    check_executor,
     choose_dataset,
+    executor_options,
     fill,
     flag,
     machine_options,
+    open_executor,
     optimizer_options,
     problem_options,
 )
 from noisescale.errors import SettingError
 from noisescale.problems.config import ProblemConfig, resolve_device
+from noisescale.studies.stability_map.config import (
+    DEFAULT_BATCH_SIZES,
+    DEFAULT_WIDTH,
+    MINIMUM_STEPS,
+    PRESETS,
+    Horizon,
+    SweepConfig,
+)
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.names import digest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from noisescale.studies.stability_map.config import SweepConfig
-
-WIDTH = 256  # of the default map, which is to be had in minutes
-MINIMUM_STEPS = 1000  # of runs from a checkpoint
-# The three-case study; see the README
-PRESETS: dict[str, dict[str, Any]] = {
-    "three-cases": {
-        "batch_sizes": (1, 32, 1024),
-        "dataset": "mnist",
-        "pixel_scale": "raw",
-        "width": 1024,
-        "lr_min": 1e-6,
-        "lr_max": 1e-1,
-    }
-}
 HORIZONS = ("epochs", "steps", "examples")
 GRID = ("lr_min", "lr_max", "num_lr", "factor", "num_seeds", "precision", "max_seeds")
 
@@ -93,7 +88,7 @@ Examples:
     "--seeds",
     "num_seeds",
     type=int,
-    default=5,
+    default=SweepConfig.num_seeds,
     show_default=True,
     help="Seeds of every batch size.",
 )
@@ -192,12 +187,8 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
         console=console,
         notes=notes,
     )
-    executor = open_executor(options, console)
-    try:
+    with open_executor(options, console) as executor:
         result = run_sweep(config, out, executor=executor, options=sweep_options)
-    finally:
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
     if options["as_json"]:
         click.echo(json.dumps(sweep_record(result), indent=2, allow_nan=False))
     else:
@@ -226,14 +217,13 @@ def _config(
     `options` get the data set that "auto" means, the default width, and the file that --from means.
     """
     from noisescale.problems.data.splits import num_training_examples
-    from noisescale.studies.stability_map.config import DEFAULT_BATCH_SIZES, Horizon, SweepConfig
     from noisescale.training.records.names import file_digest
 
     notes: tuple[str, ...] = ()
     start, start_digest = options["start"], None
     if start is None:
         if options["width"] is None and options["model"] == "mlp":
-            options["width"] = WIDTH
+            options["width"] = DEFAULT_WIDTH
         options["dataset"], notes = choose_dataset(options, console)
         problem = fill(ProblemConfig, options)
     else:

@@ -43,7 +43,7 @@ def make_problem():
 @pytest.fixture(autouse=True)
 def _in_this_thread(monkeypatch):
     """Runs are made here: a process takes seconds to start."""
-    monkeypatch.setattr("noisescale.studies.jobs.executors.LocalProcesses", lambda count: Here())
+    monkeypatch.setattr("noisescale.studies.jobs.local.LocalProcesses", lambda count: Here())
 
 
 def critical(*arguments):

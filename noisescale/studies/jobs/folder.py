@@ -10,11 +10,11 @@ from filelock import FileLock
 from noisescale.errors import RunFolderError
 from noisescale.training.records.folder import EXPERIMENT, read_json, write_json
 
-SETTINGS, CELL_FOLDER, MAP = "sweep.json", "cells", "map.png"
+CELL_FOLDER = "cells"
 LOCK = ".noisescale.lock"
 
 
-def claim(out: Path, identity: dict[str, Any], *, settings: str = SETTINGS) -> None:
+def claim(out: Path, identity: dict[str, Any], *, settings: str) -> None:
     """Notes in the folder's `settings` what its cells have in common.
 
     RunFolderError where it is something else.

@@ -6,14 +6,28 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from noisescale.errors import SettingError
+from noisescale.errors import SettingError, check_count
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import BatchRule, TrainConfig, resolve_batch_size
 
 BatchSize = int | BatchRule
+SETTINGS = "sweep.json"  # what all cells of a folder have in common
 DEFAULT_BATCH_SIZES = (1, 4, 16, 64, 256, 1024)
+DEFAULT_WIDTH = 256  # of the command line's network: with it a map takes minutes
+MINIMUM_STEPS = (
+    1000  # of runs from a checkpoint, by default: most that leave a minimum have by then
+)
+# by name, what stands in the place of the defaults of the command line's options
+PRESETS: dict[str, dict[str, Any]] = {
+    "three-cases": {
+        "batch_sizes": (1, 32, 1024),
+        "dataset": "mnist",
+        "pixel_scale": "raw",
+        "width": 1024,
+        "lr_min": 1e-6,
+        "lr_max": 1e-1,
+    }
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +45,7 @@ class Horizon:
                 f"{len(given)} horizons ({', '.join(given) or 'none'}): give one of epochs, steps, examples"
             )
         ((name, amount),) = given.items()
-        if not isinstance(amount, int) or isinstance(amount, bool) or amount < 1:
-            raise SettingError(f"{name} {amount!r}: give a whole number of 1 or more")
+        check_count(name, amount)
 
     def limits(self, batch_size: int, num_examples: int) -> tuple[int, int | None]:
         """Epochs and max_steps of a TrainConfig for runs of this length."""
@@ -126,6 +139,8 @@ class SweepConfig:
     @property
     def learning_rates(self) -> list[float]:
         """The grid of rates, ascending, to six digits; its ends must be known."""
+        import numpy as np  # not needed to read a configuration
+
         assert self.lr_min is not None
         assert self.lr_max is not None
         if self.lr_min == self.lr_max:

@@ -10,20 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.data.splits import num_training_examples
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.executors import given_or_local
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim
+from noisescale.studies.jobs.local import given_or_local
+from noisescale.studies.jobs.options import StudyOptions, make_cell
 from noisescale.studies.jobs.search_loop import Failure, Job, Search, SearchLoop, carry_out
 from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.jobs.tasks import Tasks
 from noisescale.studies.stability_map.cell_run import read_cell, run_cell
-from noisescale.studies.stability_map.config import BatchSize, SweepConfig
+from noisescale.studies.stability_map.config import SETTINGS, BatchSize, SweepConfig
 from noisescale.studies.stability_map.predictions import (
     constants_at,
     lyapunov_at,
@@ -31,7 +30,7 @@ from noisescale.studies.stability_map.predictions import (
     stored_lyapunov,
     with_rates,
 )
-from noisescale.studies.stability_map.results import SweepResult, write_results
+from noisescale.studies.stability_map.results import Outcome, SweepResult, write_results
 from noisescale.studies.stability_map.search import (
     RateSearch,
     from_guess,
@@ -48,19 +47,23 @@ CELLS_A_SEED = 3  # that another seed's search takes, about
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """How a sweep is carried out; nothing here changes its results.
+class SweepOptions(StudyOptions):
+    """How a sweep is carried out; nothing here changes its cells.
 
-    start: the checkpoint whose digest the config names. device, data_dir: where its runs compute and their
-    data lie. predict: measure the predicted edge too. console: where progress goes. notes: for every record.
+    Attributes:
+        device: where the runs compute, "cpu" or "cuda".
+        data_dir: where data sets lie; None: in $NOISESCALE_DATA, else in the user's cache.
+        console: where progress and failures are printed; None: nowhere.
+        notes: for the record of the sweep and of each of its cells.
+        pictures: whether the map is drawn at the end, from the tables.
+        start: the checkpoint whose digest is the config's `start`; None: the runs start from
+            initialisation.
+        predict: whether the predicted edges are measured too, as far as they apply: they are of
+            plain SGD.
     """
 
     start: Path | None = None
-    device: str = "cpu"
-    data_dir: Path | None = None
     predict: bool = True
-    console: Console | None = None
-    notes: tuple[str, ...] = ()
 
 
 def run_sweep(
@@ -93,7 +96,7 @@ def run_sweep(
             f"the start of the config is {config.start!r}, that of the options is {options.start} with the "
             f"digest {digest!r}: give SweepConfig(start=file_digest(path)) and SweepOptions(start=path)"
         )
-    claim(out, config.identity())
+    claim(out, config.identity(), settings=SETTINGS)
     with given_or_local(executor) as pool:
         return _Sweep(config, out, pool, options, num_examples).complete()
 
@@ -138,17 +141,14 @@ class _Sweep:
             self.loop.run()
             self._take_others()
             predictions = self._predictions(constants)
-        return write_results(
-            self.config,
-            self.out,
-            list(self.rows.values()),
+        outcome = Outcome(
+            rows=list(self.rows.values()),
             constants=constants,
             predictions=predictions,
             failures=self.tasks.failures,
             seconds=time.monotonic() - started,
-            notes=self.options.notes,
-            device=self.options.device,
         )
+        return write_results(self.config, self.out, outcome, self.options)
 
     @property
     def rates(self) -> list[float]:
@@ -289,14 +289,9 @@ class _Sweep:
 
     def _cell(self, batch_size: BatchSize, learning_rate: float, seed: int) -> Cell:
         training = self.config.run(batch_size, learning_rate, seed, num_examples=self.num_examples)
-        return Cell(
-            path=self.out / CELL_FOLDER / run_name(self.config.problem, training),
-            problem=self.config.problem,
-            training=training,
-            start=self.options.start and self.options.start.absolute(),
-            device=self.options.device,
-            data_dir=self.options.data_dir and self.options.data_dir.absolute(),
-            notes=self.options.notes,
+        path = self.out / CELL_FOLDER / run_name(self.config.problem, training)
+        return make_cell(
+            self.options, path, self.config.problem, training, start=self.options.start
         )
 
     def _take_others(self) -> None:

@@ -19,7 +19,7 @@ from noisescale.cli import main
 from noisescale.errors import SettingError
 from noisescale.problems.config import ProblemConfig
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.executors import DaskExecutor
+from noisescale.studies.jobs.dask import DaskExecutor
 from noisescale.studies.stability_map.cell_run import run_cell
 from noisescale.studies.stability_map.replicas import (
     ReplicaExecutor,
