@@ -1,8 +1,9 @@
-"""The critical batch size of MNIST, measured two ways, beside the noise scale that is to predict it.
+"""The critical batch size of MNIST, measured two ways, beside the noise scale that predicts it.
 
-The Pareto front: 784–256–256–10, SGD, 24 batch sizes from 1 to 4,096, each at its best learning rate, to six
-training losses. Branches: from runs at B = 16, where each loss is reached, batch sizes 16 to 1,024 compared
-after equal examples. Beside them a noisy quadratic, of which everything is known in closed form.
+The Pareto front: 784–256–256–10, SGD, 24 batch sizes from 1 to 4,096, each at its best learning
+rate, to six training losses. Branches: from runs at B = 16, where each loss is reached, batch sizes
+16 to 1,024 compared after equal examples. Beside them a noisy quadratic, of which everything is
+known in closed form.
 """
 
 from __future__ import annotations

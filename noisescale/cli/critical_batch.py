@@ -75,15 +75,15 @@ Examples:
     type=click.Choice(["pareto", "branch"]),
     default="pareto",
     show_default=True,
-    help="pareto: runs to goals at tuned rates, and the fit of steps against examples. branch: from "
-    "CHECKPOINT, several batch sizes compared after the same number of examples.",
+    help="pareto: runs to goals at tuned rates, and the fit of steps against examples. branch: "
+    "from CHECKPOINT, several batch sizes compared after the same number of examples.",
 )
 @click.option(
     "--from-csv",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Fit runs that are there already: columns batch_size and steps; goal, learning_rate, seed, censored "
-    "and diverged if you have them.",
+    help="Fit runs that are there already: columns batch_size and steps; goal, learning_rate, "
+    "seed, censored and diverged if you have them.",
 )
 @click.option(
     "--bs",
@@ -91,8 +91,8 @@ Examples:
     type=click.IntRange(min=1),
     metavar="N",
     multiple=True,
-    help="Examples per update; repeat it, four times or more (branch: three).  [default: 1, 2, 4, … 2048, as "
-    "the data allow; branch: the checkpoint's and its doubles]",
+    help="Examples per update; repeat it, four times or more (branch: three).  [default: 1, 2, 4, "
+    "… 2048, as the data allow; branch: the checkpoint's and its doubles]",
 )
 @click.option(
     "--goal",
@@ -100,7 +100,8 @@ Examples:
     type=float,
     metavar="LOSS",
     multiple=True,
-    help="A loss to reach; repeat it.  [default: .4, .25, .15, .1 and .07 of the loss at the start]",
+    help="A loss to reach; repeat it.  [default: .4, .25, .15, .1 and .07 of the loss at "
+    "the start]",
 )
 @click.option(
     "--goal-split",
@@ -128,8 +129,8 @@ Examples:
     "max_rate",
     type=float,
     metavar="RATE",
-    help="ε* of ε*/(1 + B*/B), on which the first rates are centred.  [default: ε_max by the curvature at "
-    "the start; adam: 1e-3]",
+    help="ε* of ε*/(1 + B*/B), on which the first rates are centred.  [default: ε_max by the "
+    "curvature at the start; adam: 1e-3]",
 )
 @click.option(
     "--lr-bend",
@@ -156,13 +157,13 @@ Examples:
     type=click.IntRange(min=16),
     default=4000,
     show_default=True,
-    help="On so many examples, another random subset for each seed.",
+    help="On this many examples, another random subset for each seed.",
 )
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    help="mnist-paper: 24 batch sizes from 1 to 4,096, rates √2 apart, six goals, five seeds. An option "
-    "given beside it overrides it.",
+    help="mnist-paper: 24 batch sizes from 1 to 4,096, rates √2 apart, six goals, five seeds. An "
+    "option given beside it overrides it.",
 )
 @click.option(
     "--lr",
@@ -174,7 +175,8 @@ Examples:
 @click.option(
     "--examples",
     type=int,
-    help="branch: that each branch uses.  [default: half of those seen so far, 256 batches at least]",
+    help="branch: that each branch uses.  [default: half of those seen so far, 256 batches at "
+    "least]",
 )
 @click.option(
     "--tolerance",
@@ -216,12 +218,12 @@ Examples:
 def critical_batch(ctx: click.Context, /, **options: Any) -> None:
     """Measure the critical batch size, and hold the noise scale against it.
 
-    At each batch size the learning rate is tuned, the steps to each of several losses are counted at the best
-    one, and (S/S_min − 1)(E/E_min − 1) = 1 is fitted: B_crit = E_min/S_min with a 95 % interval. B_simple and
-    B_noise, averaged along runs near it, stand beside.
+    At each batch size the learning rate is tuned, the steps to each of several losses are counted
+    at the best one, and (S/S_min − 1)(E/E_min − 1) = 1 is fitted: B_crit = E_min/S_min with a 95 %
+    interval. B_simple and B_noise, averaged along runs near it, stand beside.
 
-    Every run is a folder of its own. The same command again runs only what is missing, so that a killed
-    one goes on; with more seeds or batch sizes it runs only those.
+    Every run is a folder of its own. The same command again runs only what is missing, so that a
+    killed one goes on; with more seeds or batch sizes it runs only those.
     """
     from rich.console import Console
 

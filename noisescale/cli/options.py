@@ -89,7 +89,9 @@ def problem_options(command: Command) -> Command:
             show_default=True,
             help="Divide pixels by their largest value before standardising (unit), or not (raw).",
         ),
-        click.option("--num-train", type=int, help="Train on a random subset of so many examples."),
+        click.option(
+            "--num-train", type=int, help="Train on a random subset of this many examples."
+        ),
         click.option(
             "--model",
             type=click.Choice(get_args(ModelName)),
@@ -136,7 +138,7 @@ def training_options(command: Command) -> Command:
             help="Passes over the training set.",
         ),
         click.option(
-            "--max-steps", type=int, help="Stop after so many updates, if that comes first."
+            "--max-steps", type=int, help="Stop after this many updates, if that comes first."
         ),
         optimizer_options,
         click.option(
@@ -180,14 +182,16 @@ def adaptive_options(command: Command) -> Command:
             metavar="EXAMPLES",
             default=AdaptiveConfig.exchange_rate,
             show_default=True,
-            help="--bs adaptive: r of B = √(r·B_simple), the examples you would spend to save a step.",
+            help="--bs adaptive: r of B = √(r·B_simple), the examples you would spend to save a "
+            "step.",
         ),
         click.option(
             "--lr-scaling",
             type=click.Choice(get_args(LrScaling)),
             default=AdaptiveConfig.lr_scaling,
             show_default=True,
-            help="--bs adaptive: how the rate follows when B changes; noise: as 1/(1 + B_simple/B).",
+            help="--bs adaptive: how the rate follows when B changes; noise: as "
+            "1/(1 + B_simple/B).",
         ),
         click.option(
             "--bs-initial",
@@ -225,7 +229,7 @@ def adaptive_options(command: Command) -> Command:
             metavar="EXAMPLES",
             default=AdaptiveConfig.noise_memory,
             show_default=True,
-            help="--bs adaptive: after so many an update's weight in B_simple has fallen to 1/e.",
+            help="--bs adaptive: after this many an update's weight in B_simple is down to 1/e.",
         ),
     )(command)
 
@@ -256,7 +260,8 @@ def measurement_options(command: Command) -> Command:
             "--num-examples",
             type=click.IntRange(min=1),
             metavar="N",
-            help="A random subset of the split, drawn under --seed; errors are given.  [default: all]",
+            help="A random subset of the split, drawn under --seed; errors are given.  "
+            "[default: all]",
         ),
         click.option(
             "--split", default="train", show_default=True, help="train, validation or test."
@@ -276,8 +281,8 @@ def measurement_options(command: Command) -> Command:
         click.option(
             "--problem",
             metavar="MODULE:FACTORY",
-            help="A function of your own (or FILE.py:FACTORY) that returns a noisescale.Problem; then any "
-            "state dict will do.",
+            help="A function of your own (or FILE.py:FACTORY) that returns a noisescale.Problem; "
+            "then any state dict will do.",
         ),
         machine_options,
         click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table."),
@@ -336,7 +341,7 @@ def check_executor(options: dict[str, Any]) -> None:
 
 @contextmanager
 def open_executor(options: dict[str, Any], console: Console) -> Iterator[Executor | None]:
-    """The executor that the options mean, shut down at the end; None: as many processes as cores."""
+    """The executor that the options mean, shut down at the end; None: processes, one a core."""
     executor = _executor(options, console)
     try:
         yield executor

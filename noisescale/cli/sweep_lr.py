@@ -60,7 +60,8 @@ Examples:
     type=BatchSize(),
     metavar="N|full",
     multiple=True,
-    help="Examples per update; repeat it.  [default: 1, 4, 16, 64, 256 and 1024, as the data allow]",
+    help="Examples per update; repeat it.  [default: 1, 4, 16, 64, 256 and 1024, as the data "
+    "allow]",
 )
 @click.option(
     "--lr-min", type=float, help="Smallest learning rate.  [default: by the curvature at the start]"
@@ -75,7 +76,8 @@ Examples:
 @click.option(
     "--bisect",
     is_flag=True,
-    help="Locate η_max(B) by bisection: a scan with the first seed, then a few runs of each.  [default]",
+    help="Locate η_max(B) by bisection: a scan with the first seed, then a few runs of each.  "
+    "[default]",
 )
 @click.option(
     "--factor",
@@ -103,7 +105,7 @@ Examples:
     type=int,
     default=40,
     show_default=True,
-    help="With --precision: so many at most.",
+    help="With --precision: this many at most.",
 )
 @click.option("--epochs", type=int, help="Length of each run, in epochs.  [default: 1]")
 @click.option(
@@ -122,8 +124,8 @@ Examples:
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    help="three-cases: MNIST at raw pixels, width 1024, B = 1, 32 and 1024. An option given beside it "
-    "overrides it.",
+    help="three-cases: MNIST at raw pixels, width 1024, B = 1, 32 and 1024. An option given beside "
+    "it overrides it.",
 )
 @optimizer_options
 @problem_options
@@ -133,8 +135,8 @@ Examples:
     "processes",
     "replicas",
     "dask",
-    help="Where cells run: in local processes of one thread each (auto on a CPU); several at once as one "
-    "vmapped program (auto on a GPU); on a Dask cluster.",
+    help="Where cells run: in local processes of one thread each (auto on a CPU); several at once "
+    "as one vmapped program (auto on a GPU); on a Dask cluster.",
 )
 @click.option(
     "--predict/--no-predict",
@@ -152,12 +154,12 @@ Examples:
 def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     """Map which learning rates are stable at which batch size, with predictions drawn over it.
 
-    From initialisation: which runs diverge? With --from: which leave the minimum they start from (their loss,
-    looked at some 70 times, is seen above ten times its start)? η_max(B), where half of the seeds do, comes
-    with a 95 % interval.
+    From initialisation: which runs diverge? With --from: which leave the minimum they start from
+    (their loss, looked at some 70 times, is seen above ten times its start)? η_max(B), where half
+    of the seeds do, comes with a 95 % interval.
 
-    Every cell is a run folder of its own. The same command again runs only what is missing, so a killed
-    sweep goes on; with more seeds or batch sizes it runs only those.
+    Every cell is a run folder of its own. The same command again runs only what is missing, so a
+    killed sweep goes on; with more seeds or batch sizes it runs only those.
     """
     from rich.console import Console
 
@@ -197,12 +199,13 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     if result.summary["failures"]:
         count = len(result.summary["failures"])
         raise click.ClickException(
-            f"{count} failed, see the failures in {out / 'summary.json'}: the same command tries them again"
+            f"{count} failed, see the failures in {out / 'summary.json'}: the same command tries "
+            "them again"
         )
 
 
 def sweep_name(config: SweepConfig) -> str:
-    """A sweep's default folder name, by what its cells have in common, so that a larger one goes on in it."""
+    """A sweep's default folder name, by what its cells share: a larger one goes on in it."""
     problem = config.problem
     kind = "sweep" if config.start is None else "sweep-from"
     key = digest(config.identity())

@@ -36,7 +36,8 @@ def make_problem():
     targets = inputs @ torch.tensor([1.0, -1.0, 0.5]) + 0.3 * torch.randn(64)
     model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
     examples = Examples(inputs, targets)
-    return Problem(model=model, loss=lambda outputs, targets: (outputs - targets) ** 2, train=examples)
+    loss = lambda outputs, targets: (outputs - targets) ** 2
+    return Problem(model=model, loss=loss, train=examples)
 """
 
 

@@ -1,4 +1,4 @@
-"""What a measurement of the critical batch size leaves: tables, fits, picture and, last, its summary."""
+"""What a measurement of the critical batch size leaves: tables, fits and, last, its summary."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, write_json, write_table
 from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
 
-SHORT = 1.05  # times its mean, of a batch size that deserves a word
-FLAT = 0.1  # of B_crit, below which examples no longer depend on the batch size
+SHORT = 1.05  # times its mean: from here on a short last batch shows beside the error of a fit
+FLAT = 0.1  # of B_crit, below which examples depend on the batch size by a tenth at most
 FIT, NOISE = "fit.json", "noise.csv"
 
 
@@ -37,9 +37,14 @@ FIT, NOISE = "fit.json", "noise.csv"
 class CriticalBatchResult:
     """Steps to the goals, what is fitted to the fastest, and how the noise scale meets it.
 
-    table: the rows of steps_to_goal.csv. fits: by goal, descending. rates, laws: the best learning rates
-    (learning_rates.csv) and the laws fitted to them, by goal. predicted: the rows of predicted.csv.
-    notes: what a reader should know. summary: the content of summary.json; None for a table of others.
+    Attributes:
+        table: the rows of steps_to_goal.csv.
+        fits: of steps against batch size, by goal, descending.
+        rates: the best learning rates, the rows of learning_rates.csv.
+        laws: those fitted to the best learning rates, by goal; the best law first.
+        predicted: the rows of predicted.csv: the noise scale beside the critical batch size.
+        notes: what a reader should know.
+        summary: the content of summary.json; None for a table of others.
     """
 
     table: pd.DataFrame
@@ -68,21 +73,21 @@ class CriticalBatchResult:
 
 
 def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> CriticalBatchResult:
-    """What follows from the rows of steps_to_goal.csv and the runs along which the noise was measured."""
+    """What follows from steps_to_goal.csv and the runs along which the noise was measured."""
     fits = fit_goals(table)
     rates = best_rates(table)
     notes = []
     for goal in fits:
         notes += [
-            f"goal {goal:g}: steps rise from B = {small:g} to {large:g} by a factor of {factor:.2f}: a badly "
-            "tuned learning rate, or chance"
+            f"goal {goal:g}: steps rise from B = {small:g} to {large:g} by a factor of "
+            f"{factor:.2f}: a badly tuned learning rate, or chance"
             for small, large, factor in rises(table, goal)
         ]
         smallest = float(table["batch_size"].min())
         if smallest > FLAT * fits[goal].critical_batch_size.value:
             notes.append(
-                f"goal {goal:g}: the smallest batch size is {smallest:g}, above a tenth of B_crit, so that "
-                "the 20 % size counts from a level that is no plateau"
+                f"goal {goal:g}: the smallest batch size is {smallest:g}, above a tenth of B_crit, "
+                "so that the 20 % size counts from a level that is no plateau"
             )
     rows = [
         row for goal, fit in fits.items() for row in predicted_rows(goal, fit, noise_runs or [])
@@ -193,7 +198,8 @@ def _unreached(
         return []
     loss, size, rate = min(best_losses)
     return [
-        f"goal {goal:g} is reached by no run: the best loss seen is {loss:.4g}, at B = {size} and lr {rate:g}"
+        f"goal {goal:g} is reached by no run: the best loss seen is {loss:.4g}, at B = {size} and "
+        f"lr {rate:g}"
         for goal, fit in result.fits.items()
         if fit.num_censored == fit.num_batch_sizes
     ]

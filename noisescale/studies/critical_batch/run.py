@@ -1,4 +1,4 @@
-"""Runs to the goals at each batch size's best learning rate, the noise scale along some, and the fits."""
+"""Runs to the goals at each batch size's best rate, the noise scale along some, and the fits."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from noisescale.training.records.folder import finished_runs, write_table
 from noisescale.training.records.names import run_name
 from noisescale.training.records.tables import STEPS_TO_GOAL
 
-ADAPTIVE_RATE = 1e-3  # of Adam and AdamW at the first batch size, where nothing else is given
-CELLS_A_SEARCH = 5  # about
+ADAPTIVE_RATE = 1e-3  # of Adam and AdamW at the first batch size: their customary default
+CELLS_A_SEARCH = 5  # about, for the estimate of the time left: three rates and two beyond an end
 
 
 def run_critical_batch(
@@ -40,18 +40,33 @@ def run_critical_batch(
     executor: Executor | None = None,
     options: StudyOptions | None = None,
 ) -> CriticalBatchResult:
-    """The critical batch size for each goal, computed in the folder `out` as far as it is not there already.
+    """The critical batch size for each goal, computed as far as `out` does not hold it already.
 
-    executor, options: as of `run_sweep`, without its start and predictions. At each batch size the learning
-    rate is tuned, seed by seed, until the best one for every goal lies between others that were tried. The
-    first batch size is the middle one; as S falls and E rises with B, what it takes bounds the lengths of the
-    runs at its neighbours, and theirs of the next. Each run is a folder of its own, so that a killed
-    measurement goes on with what is missing, and more batch sizes or seeds may be added.
+    At each batch size the learning rate is tuned, seed by seed, until the best one for every goal
+    lies between others that were tried. The first batch size is the middle one; as S falls and E
+    rises with B, what it takes bounds the lengths of the runs at its neighbours, and theirs of the
+    next. Each run is a folder of its own, so that a killed measurement goes on with what is
+    missing, and more batch sizes or seeds may be added.
 
-    A script calls it under `if __name__ == "__main__":`, since the local processes import the script.
+    A script calls it under `if __name__ == "__main__":`, since the local processes import the
+    script.
 
-    NoisescaleError where no run at the first batch size reaches a goal, with the best loss seen;
-    RunFolderError where `out` holds something else; Interrupted after SIGINT or SIGTERM.
+    Args:
+        config: the measurement; runs already in `out` must be of the same kind, and are kept.
+        out: the results folder.
+        executor: any of concurrent.futures, left open; None: local processes, one a core. Its
+            workers must see `out` under the same path.
+        options: None: the defaults.
+
+    Returns:
+        The steps to the goals, the fits, the best learning rates and the noise scale beside them.
+
+    Raises:
+        SettingError: a batch larger than the training set, goals that the start has reached, no
+            learning rate to begin with, or options of another study.
+        NoisescaleError: no run at the first batch size reaches a goal; with the best loss seen.
+        RunFolderError: `out` holds something else.
+        Interrupted: a SIGINT or SIGTERM came; what is finished is kept.
     """
     options = common_options(options)
     num_examples = count_examples(config.problem, config.split)
@@ -163,7 +178,7 @@ class _Measurement:
         self.loop.begin(self._tune(size, seed, rate, budget))
 
     def _tune(self, size: int, seed: int, rate: float, budget: int) -> Search[GoalRun, None]:
-        """Makes the runs that the search of a batch size and seed asks for; others follow seed 0's."""
+        """Makes the runs that a search of the best rates asks for; others follow seed 0's."""
 
         def job(trial: Trial) -> Job[GoalRun]:
             rate = self._rate(trial.grid_index)
@@ -193,7 +208,7 @@ class _Measurement:
         return float(f"{self.config.factor**index:.6g}")
 
     def _follow(self, size: int, tuned: Tuned) -> None:
-        """Goes on from a batch size that seed 0 has tuned: to other seeds, and to its neighbours."""
+        """Goes on from a batch size that seed 0 has tuned, to other seeds and its neighbours."""
         best = [index for index in best_indices(tuned.tried) if index is not None]
         if not best and size == self.first_size:
             raise NoisescaleError(self._unreached())

@@ -67,7 +67,7 @@ def best_indices(tried: Mapping[int, Steps]) -> list[int | None]:
 
 
 def _widened(tried: Mapping[int, Steps], most_unreached: int) -> list[int]:
-    """The indices beyond an end at which a goal is reached fastest, or that none has reached yet."""
+    """The indices beyond an end that is best for a goal; beyond both while one is unreached."""
     low, high = min(tried), max(tried)
     best = best_indices(tried)
     unreached = None in best and len(tried) < most_unreached

@@ -58,7 +58,7 @@ class LocalProcesses(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the processes: after all tasks or, with `cancel_futures`, by killing those at work."""
+        """Ends the processes: after all tasks; with `cancel_futures` by killing those at work."""
         if cancel_futures:
             with self._lock:
                 self._closed = True
@@ -75,7 +75,7 @@ class LocalProcesses(Executor):
             self._pool.shutdown(wait=wait)
 
     def _start(self) -> None:
-        """Sends tasks to idle processes; one that is tried again only where nothing else is at work."""
+        """Sends tasks to idle processes; one that is tried again only while nothing else runs."""
         while self._waiting and len(self._running) < self.num_processes:
             alone = self._waiting[0].attempt > 1 or any(task.attempt > 1 for task in self._running)
             if alone and self._running:

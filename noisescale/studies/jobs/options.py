@@ -35,7 +35,7 @@ class StudyOptions:
 
 
 def common_options(options: StudyOptions | None) -> StudyOptions:
-    """The options of a study that has none of its own; SettingError where another study's are set."""
+    """The options of a study without any of its own; SettingError for those of another study."""
     if options is None:
         return StudyOptions()
     common = {field.name for field in fields(StudyOptions)}

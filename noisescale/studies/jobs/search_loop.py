@@ -53,7 +53,7 @@ def carry_out(
     job: Callable[[Trial], Job[Run]],
     answer: Callable[[Trial, Run | Failure], Answer],
 ) -> Search[Run, Value]:
-    """A search that knows nothing of runs, with its trials made into jobs, and results into answers.
+    """A search that knows nothing of runs: its trials made into jobs, and results into answers.
 
     Returns what `search` returns.
     """
@@ -111,7 +111,7 @@ class SearchLoop:
             self._pending[future] = (question, index)
 
     def _take(self, future: Future[Any]) -> None:
-        """Keeps a result; where it is the last that its search has waited for, goes on with that."""
+        """Keeps a result; after the last that its search has waited for, goes on with that."""
         question, index = self._pending.pop(future)
         question.results[index] = self._result(future, question.jobs[index])
         results = [result for result in question.results if result is not None]

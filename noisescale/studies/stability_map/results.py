@@ -1,4 +1,4 @@
-"""What a sweep leaves: its tables, its picture and, last, its summary."""
+"""What a sweep leaves: its tables and, last, its summary."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ from noisescale.training.records.tables import BOUNDARY, CELLS
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """The content of cells.csv, boundary.csv and summary.json; the config with its learning rates."""
+    """What a sweep has come to.
+
+    Attributes:
+        config: the sweep, with the ends of its learning rates.
+        cells: the rows of cells.csv, one for each run.
+        boundary: the rows of boundary.csv: of each batch size the measured edge η_max with its
+            95 % interval, and the predicted ones.
+        summary: the content of summary.json.
+    """
 
     config: SweepConfig
     cells: pd.DataFrame

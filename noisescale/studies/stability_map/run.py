@@ -1,4 +1,4 @@
-"""A sweep: its cells on an executor as the searches ask for them, then its tables, picture and summary."""
+"""A sweep: its cells on an executor as the searches ask for them, then its tables and summary."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ from noisescale.training.config import resolve_batch_size
 from noisescale.training.records.folder import finished_runs
 from noisescale.training.records.names import file_digest, run_name
 
-SCAN_FACTOR = 4.0  # between neighbouring rates of the first seed's scan, about
-CELLS_A_SEED = 3  # that another seed's search takes, about
+SCAN_FACTOR = (
+    4.0  # between the rates of seed 0's scan, about: two or three bisections of them follow
+)
+CELLS_A_SEED = 3  # about, that another seed's search takes: the edge is near where seed 0 has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +75,33 @@ def run_sweep(
     executor: Executor | None = None,
     options: SweepOptions | None = None,
 ) -> SweepResult:
-    """The map of `config`, computed in the folder `out` as far as its cells are not there already.
+    """The map of `config`, computed as far as the folder `out` does not hold its cells already.
 
-    executor: any of concurrent.futures, left open; None: local processes, one a core. Its workers must see
-    `out` under the same path. Each cell is a run folder of its own below `out`/cells, so that a killed
-    sweep, started again, runs what is missing, and two at once share the work. More batch sizes, rates or
-    seeds may be added; cells of another problem, horizon, optimizer or start are refused with
-    RunFolderError. A cell that raises is recorded with its error, and the sweep goes on.
+    Each cell is a run folder of its own below `out`/cells, so that a killed sweep, started again,
+    runs what is missing, and two at once share the work. More batch sizes, rates or seeds may be
+    added. A cell that raises is recorded with its error, and the sweep goes on.
 
-    A script calls it under `if __name__ == "__main__":`, since the local processes import the script.
+    A script calls it under `if __name__ == "__main__":`, since the local processes import the
+    script.
 
-    SettingError for a batch larger than the training set, and where the options' checkpoint is not the one
-    whose digest the config has; Interrupted after SIGINT or SIGTERM.
+    Args:
+        config: the map; cells already in `out` must be of the same problem, horizon, optimizer and
+            start, and are kept.
+        out: the results folder.
+        executor: any of concurrent.futures, left open; None: local processes, one a core. Its
+            workers must see `out` under the same path.
+        options: None: the defaults.
+
+    Returns:
+        The cells, the measured edges beside the predicted ones, and the content of summary.json.
+
+    Raises:
+        SettingError: a batch larger than the training set, or a checkpoint in the options whose
+            digest is not the config's `start`.
+        NoisescaleError: no learning rates are given, and the curvature that would tell them cannot
+            be measured.
+        RunFolderError: `out` holds something else.
+        Interrupted: a SIGINT or SIGTERM came; what is finished is kept.
     """
     options = options or SweepOptions()
     num_examples = num_training_examples(config.problem.dataset, config.problem.num_train)
@@ -93,8 +110,9 @@ def run_sweep(
     digest = None if options.start is None else file_digest(options.start)
     if digest != config.start:
         raise SettingError(
-            f"the start of the config is {config.start!r}, that of the options is {options.start} with the "
-            f"digest {digest!r}: give SweepConfig(start=file_digest(path)) and SweepOptions(start=path)"
+            f"the start of the config is {config.start!r}, that of the options is {options.start} "
+            f"with the digest {digest!r}: give SweepConfig(start=file_digest(path)) and "
+            "SweepOptions(start=path)"
         )
     claim(out, config.identity(), settings=SETTINGS)
     with given_or_local(executor) as pool:

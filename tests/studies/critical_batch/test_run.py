@@ -1,4 +1,4 @@
-"""Measurements of the critical batch size on the smallest of problems: what is run, kept, shared, refused."""
+"""Measurements of the critical batch size in small: what is run, kept, shared, refused."""
 
 import json
 import math
@@ -461,7 +461,7 @@ def make_network():
 
 @pytest.mark.slow
 def test_processes_give_the_same_and_a_killed_measurement_goes_on(serial, tmp_path):
-    """Killed by SIGKILL twice, then begun by two at once: finished runs stay, tables as in one thread."""
+    """Killed twice, then begun by two at once: finished runs stay, tables as in one thread."""
     script = (
         "from pathlib import Path; import sys\n"
         "from tests.studies.critical_batch.test_run import CONFIG\n"

@@ -54,7 +54,7 @@ QUIET = SweepOptions(predict=False)
 
 
 class Here(Executor):
-    """Runs each task as it is submitted, in this thread, and counts those that are not there already."""
+    """Runs each task as it is submitted, in this thread, and notes which cells."""
 
     def __init__(self, fail=None):
         self.cells = []
