@@ -185,8 +185,8 @@ def main(device: str, rounds: int, data_dir: Path | None, out: Path | None) -> N
     bisected = results["bisection"]
     console.print(
         f"bisection: {bisected['runs']} runs of {bisected['runs_of_grid']} "
-        f"({100 * bisected['share']:.0f} %), edges {max(bisected['grid_steps_apart']):.2f} grid steps "
-        "apart at most"
+        f"({100 * bisected['share']:.0f} %), edges {max(bisected['grid_steps_apart']):.2f} grid "
+        "steps apart at most"
     )
     if device == "cpu":
         results["processes"] = processes(EVEN, options, rounds=rounds)

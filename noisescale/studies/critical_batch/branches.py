@@ -24,7 +24,7 @@ from noisescale.statistics.stability_edge import LEFT
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, BRANCH_SETTINGS, GoalSplit
 from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.studies.critical_batch.start import count_examples
-from noisescale.studies.jobs.folder import CELL_FOLDER, claim
+from noisescale.studies.jobs.folder import CELL_FOLDER, claim, closing
 from noisescale.studies.jobs.local import given_or_local
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
 from noisescale.studies.jobs.search_loop import Job, Search, SearchLoop
@@ -381,10 +381,7 @@ def _write(
         "batch_sizes": [int(size) for size in sorted(table["batch_size"].unique())],
         "num_seeds": config.num_seeds,
         "failures": outcome.failures,
-        "seconds": outcome.seconds,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "notes": notes,
-        "environment": environment(options.device),
+        **closing(outcome.seconds, notes, environment(options.device)),
     }
     write_table(out / BRANCHES, table)
     write_json(out / BRANCH_RESULT, summary)

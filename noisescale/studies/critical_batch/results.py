@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.goal_run import GoalRun
 from noisescale.studies.critical_batch.noise_runs import PREDICTED_COLUMNS, predicted_rows
 from noisescale.studies.critical_batch.start import Start
+from noisescale.studies.jobs.folder import closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, write_json, write_table
@@ -143,10 +143,7 @@ def write_results(
         "start": _nullable(outcome.start._asdict()),
         "num_runs": len(table.groupby(["batch_size", "learning_rate", "seed"])),
         "failures": outcome.failures,
-        "seconds": outcome.seconds,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "notes": [*options.notes, *result.notes],
-        "environment": environment(options.device),
+        **closing(outcome.seconds, [*options.notes, *result.notes], environment(options.device)),
     }
     _write_noise(out, outcome.noise_runs, result.predicted)
     write_table(out / RATES, result.rates)

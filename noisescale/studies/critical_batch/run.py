@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from noisescale.errors import NoisescaleError, RunFolderError, SettingError
+from noisescale.errors import NoisescaleError, SettingError
 from noisescale.statistics.critical_batch.goal_table import COLUMNS
 from noisescale.studies.critical_batch.config import SETTINGS, CriticalBatchConfig, default_goals
 from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
@@ -22,10 +22,17 @@ from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim
 from noisescale.studies.jobs.local import given_or_local
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
-from noisescale.studies.jobs.search_loop import Failure, Job, Search, SearchLoop, carry_out
+from noisescale.studies.jobs.search_loop import (
+    Failure,
+    Job,
+    Search,
+    SearchLoop,
+    carry_out,
+    read_finished,
+)
 from noisescale.studies.jobs.tasks import Tasks
 from noisescale.training.config import resolve_batch_size
-from noisescale.training.records.folder import finished_runs, write_table
+from noisescale.training.records.folder import write_table
 from noisescale.training.records.names import run_name
 from noisescale.training.records.tables import STEPS_TO_GOAL
 
@@ -280,12 +287,8 @@ class _Measurement:
 
     def _take_others(self) -> None:
         """Adds the runs that others have finished in this folder, so that no table loses them."""
-        for path in finished_runs(self.out / CELL_FOLDER / f"to-{self.goals[-1]:g}"):
-            try:
-                run = read_goal_run(path)
-            except RunFolderError as error:
-                self.tasks.failed(str(path), error)
-                continue
+        root = self.out / CELL_FOLDER / f"to-{self.goals[-1]:g}"
+        for run in read_finished(root, read_goal_run, self.tasks.failed):
             key = (run.summary["batch_size"], run.summary["learning_rate"], run.summary["seed"])
             ours = self.runs.get(key)
             if ours is None or ours.summary["steps"] < run.summary["steps"]:

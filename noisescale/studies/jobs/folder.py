@@ -1,7 +1,9 @@
-"""A study's folder: what all its runs have in common."""
+"""A study's folder: what all its runs have in common, and what each summary ends in."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,16 @@ def claim(out: Path, identity: dict[str, Any], *, settings: str) -> None:
             f"{out} holds runs made by other settings ({'; '.join(differences)}): "
             "choose another --out"
         )
+
+
+def closing(seconds: float, notes: Sequence[str], environment: dict[str, Any]) -> dict[str, Any]:
+    """What a summary ends in: how long it all took, when that was, and where."""
+    return {
+        "seconds": seconds,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "notes": list(notes),
+        "environment": environment,
+    }
 
 
 def _differences(

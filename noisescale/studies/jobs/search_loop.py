@@ -9,13 +9,16 @@ runs finish.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from noisescale.errors import RunFolderError
 from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.jobs.tasks import Tasks
+from noisescale.training.records.folder import finished_runs
 
 Run = TypeVar("Run", bound=ShortRun)
 Trial = TypeVar("Trial")
@@ -75,6 +78,20 @@ class _Question:
     search: Search[Any, None]
     jobs: list[Job[Any]]
     results: list[ShortRun | Failure | None]
+
+
+def read_finished(
+    root: Path, read: Callable[[Path], Run], failed: Callable[[str, BaseException], object]
+) -> Iterator[Run]:
+    """The runs that anybody has finished below `root`, so that no table loses them.
+
+    read: gives the run in a folder. failed: is told of one that is damaged.
+    """
+    for path in finished_runs(root):
+        try:
+            yield read(path)
+        except RunFolderError as error:
+            failed(str(path), error)
 
 
 class SearchLoop:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pandas as pd
 
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.statistics.stability_edge import LABELS, PredictionScore
+from noisescale.studies.jobs.folder import closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.stability_map.config import BatchSize, SweepConfig
 from noisescale.studies.stability_map.tables import boundary_table, cells_table, scores
@@ -76,10 +76,7 @@ def write_results(
         "failures": outcome.failures,
         "constants": None if constants is None else _nullable(constants),
         "scores": {name: _nullable(score) for name, score in prediction_scores.items()},
-        "seconds": outcome.seconds,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "notes": list(options.notes),
-        "environment": environment(options.device),
+        **closing(outcome.seconds, options.notes, environment(options.device)),
     }
     write_table(out / CELLS, cells)
     write_table(out / BOUNDARY, boundary)

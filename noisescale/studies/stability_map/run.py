@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noisescale.errors import NoisescaleError, RunFolderError, SettingError
+from noisescale.errors import NoisescaleError, SettingError
 from noisescale.problems.data.splits import num_training_examples
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
@@ -18,7 +18,14 @@ from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim
 from noisescale.studies.jobs.local import given_or_local
 from noisescale.studies.jobs.options import StudyOptions, make_cell
-from noisescale.studies.jobs.search_loop import Failure, Job, Search, SearchLoop, carry_out
+from noisescale.studies.jobs.search_loop import (
+    Failure,
+    Job,
+    Search,
+    SearchLoop,
+    carry_out,
+    read_finished,
+)
 from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.jobs.tasks import Tasks
 from noisescale.studies.stability_map.cell_run import read_cell, run_cell
@@ -39,7 +46,6 @@ from noisescale.studies.stability_map.search import (
 )
 from noisescale.studies.stability_map.tables import cell_row, cells_table, edge_of, in_order
 from noisescale.training.config import resolve_batch_size
-from noisescale.training.records.folder import finished_runs
 from noisescale.training.records.names import file_digest, run_name
 
 SCAN_FACTOR = (
@@ -314,14 +320,9 @@ class _Sweep:
 
     def _take_others(self) -> None:
         """Adds the cells that other sweeps have finished in this folder, so that none is lost."""
-        for path in finished_runs(self.out / CELL_FOLDER):
-            try:
-                run = read_cell(path)
-            except RunFolderError as error:
-                self.tasks.failed(str(path), error)
-            else:
-                row = cell_row(run.summary, from_checkpoint=self.config.start is not None)
-                self.rows.setdefault((row["batch_size"], row["learning_rate"], row["seed"]), row)
+        for run in read_finished(self.out / CELL_FOLDER, read_cell, self.tasks.failed):
+            row = cell_row(run.summary, from_checkpoint=self.config.start is not None)
+            self.rows.setdefault((row["batch_size"], row["learning_rate"], row["seed"]), row)
 
     def _to_come(self) -> dict[BatchSize, int]:
         """How many cells of each batch size no search has asked for yet, about."""
