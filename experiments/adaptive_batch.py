@@ -1,8 +1,9 @@
-"""An adaptive batch size against fixed ones: steps and examples to the same loss, learning rates tuned alike.
+"""An adaptive batch size against fixed ones: steps and examples to one loss, rates tuned alike.
 
-MNIST, 784–256–256–10, SGD. Every batch size is trained at half, once and twice ε(B) = 0.5/(1 + 100/B), the
-form of McCandlish et al. 2018 (2.6). B = √(r·B_simple) starts at B = 32, either at those rates for 32 and
-following the noise, or at constant rates, those for 100: a fixed batch size has a constant rate too.
+MNIST, 784–256–256–10, SGD. Every batch size is trained at half, once and twice ε(B) = 0.5/(1 +
+100/B), the form of McCandlish et al. 2018 (2.6). B = √(r·B_simple) starts at B = 32, either at
+those rates for 32 and following the noise, or at constant rates, those for 100: a fixed batch size
+has a constant rate too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The critical batch size of MNIST, measured two ways, beside the noise scale that is to predict it.
+"""The critical batch size of MNIST, measured two ways, beside the noise scale that predicts it.
 
-The Pareto front: 784–256–256–10, SGD, 24 batch sizes from 1 to 4,096, each at its best learning rate, to six
-training losses. Branches: from runs at B = 16, where each loss is reached, batch sizes 16 to 1,024 compared
-after equal examples. Beside them a noisy quadratic, of which everything is known in closed form.
+The Pareto front: 784–256–256–10, SGD, 24 batch sizes from 1 to 4,096, each at its best learning
+rate, to six training losses. Branches: from runs at B = 16, where each loss is reached, batch sizes
+16 to 1,024 compared after equal examples. Beside them a noisy quadratic, of which everything is
+known in closed form.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from noisescale import (
     CriticalBatchConfig,
     Problem,
     ProblemConfig,
-    SweepOptions,
+    StudyOptions,
     TrainConfig,
     run_critical_batch,
 )
-from noisescale.cli.critical_batch import PRESETS, WIDTH
 from noisescale.cli.options import machine_options
 from noisescale.problems.config import resolve_device
 from noisescale.problems.factory import factory_config
 from noisescale.problems.problem import Examples
 from noisescale.problems.synthetic import noisy_quadratic
 from noisescale.studies.critical_batch.branches import BranchConfig, default_examples, run_branches
+from noisescale.studies.critical_batch.config import DEFAULT_WIDTH, PRESETS
 from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.executors import LocalProcesses, default_processes
+from noisescale.studies.jobs.local import LocalProcesses, default_processes
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import STEP_CHECKPOINTS, record_experiment
 from noisescale.training.records.names import file_digest
 from noisescale.training.tracking.noise import NoiseTracking
 
-PROBLEM = ProblemConfig(dataset="mnist", width=WIDTH)
+PROBLEM = ProblemConfig(dataset="mnist", width=DEFAULT_WIDTH)
 BASE = TrainConfig(
     batch_size=16, learning_rate=0.1, epochs=40
 )  # of the runs that branches start from
@@ -96,7 +97,7 @@ def critical_batch(
     console = Console(stderr=True, highlight=False)
     out = out or Path("runs") / f"critical_batch-{scale}"
     record_experiment(out, command=f"python -m experiments critical_batch --scale {scale}")
-    options = SweepOptions(device=resolve_device(device), data_dir=data_dir, console=console)
+    options = StudyOptions(device=resolve_device(device), data_dir=data_dir, console=console)
     wanted = only or ("mnist", "branches", "quadratic")
     goals = SCALES[scale]["goals"]
     if "mnist" in wanted:
@@ -119,7 +120,7 @@ def critical_batch(
     click.echo(f"python -m analysis critical_batch {out}")
 
 
-def _branches(out: Path, goals: tuple[float, ...], seeds: range, options: SweepOptions) -> None:
+def _branches(out: Path, goals: tuple[float, ...], seeds: range, options: StudyOptions) -> None:
     """From each goal on the way of the base runs."""
     pool = LocalProcesses(default_processes())
     try:
@@ -152,7 +153,7 @@ def _branches(out: Path, goals: tuple[float, ...], seeds: range, options: SweepO
         pool.shutdown(cancel_futures=True)
 
 
-def _base(path: Path, goals: tuple[float, ...], seed: int, options: SweepOptions) -> GoalCell:
+def _base(path: Path, goals: tuple[float, ...], seed: int, options: StudyOptions) -> GoalCell:
     """A run at a small batch size to the lowest goal, the noise scale measured along it."""
     training = TrainConfig(**{**vars(BASE), "seed": seed})
     cell = Cell(

@@ -1,7 +1,7 @@
 """The edge of stability: λ_max under gradient descent, batch sharpness under SGD, against 2/η.
 
-A random 5,000 MNIST images, 784–200–200–10, cross-entropy and squared error. The smallest rates of the
-squared error are those whose 2/η lies above λ_max at initialisation.
+A random 5,000 MNIST images, 784–200–200–10, cross-entropy and squared error. The smallest rates of
+the squared error are those whose 2/η lies above λ_max at initialisation.
 """
 
 from __future__ import annotations

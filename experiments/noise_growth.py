@@ -1,7 +1,8 @@
-"""The noise scales along one run: whether the gradient becomes noisier as training goes on, and where.
+"""The noise scales along one run: whether and where the gradient becomes noisier in training.
 
-MNIST at unit pixels, the study's network, SGD at lr 0.01, B = 128 and 32, two epochs. B_simple, B_noise and
-every parameter tensor's part on a random 10,000 training images at eight steps in each decade.
+MNIST at unit pixels, the study's network, SGD at lr 0.01, B = 128 and 32, two epochs. B_simple,
+B_noise and every parameter tensor's part on a random 10,000 training images at eight steps in each
+decade.
 """
 
 from __future__ import annotations

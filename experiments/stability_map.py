@@ -1,8 +1,8 @@
-"""Which learning rates are stable at which batch size: from initialisation, and from a trained minimum.
+"""Which learning rates are stable at which batch size, from initialisation and from a minimum.
 
-From initialisation: MNIST at unit and at raw pixels, 784–256–256–10, one epoch. From a minimum: a random
-1,000 images, 784–200–200–10, trained to interpolation with the squared error, where linear theory applies,
-and with the cross-entropy; 1,000 steps from there.
+From initialisation: MNIST at unit and at raw pixels, 784–256–256–10, one epoch. From a minimum: a
+random 1,000 images, 784–200–200–10, trained to interpolation with the squared error, where linear
+theory applies, and with the cross-entropy; 1,000 steps from there.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def maps(scale: str, starts: dict[str, Path]) -> dict[str, SweepConfig]:
     type=click.Choice(list(SCALES)),
     default="quick",
     show_default=True,
-    help="quick: two seeds, edges to a factor of 2; full: six seeds and more, until the interval of every "
-    "edge spans a factor of 1.25 at most.",
+    help="quick: two seeds, edges to a factor of 2; full: six seeds and more, until the interval "
+    "of every edge spans a factor of 1.25 at most.",
 )
 @click.option(
     "--only", multiple=True, help="Only this map (repeat it): mse, cross_entropy, unit, raw."

@@ -1,4 +1,4 @@
-"""The three-case study: MNIST at B = 1024, 32 and 1 with one learning rate, at raw and at unit pixels.
+"""The three-case study: MNIST at B = 1024, 32 and 1 with one rate, at raw and at unit pixels.
 
 The study's question was why B = 1 diverged; the unit-pixel runs answer that its input scale did it.
 """
@@ -18,7 +18,7 @@ SCALES: dict[str, dict[str, Any]] = {
 
 
 def grid(*, epochs: int, seeds: tuple[int, ...]) -> list[tuple[ProblemConfig, TrainConfig]]:
-    """The runs, longest first; B = 1 at unit pixels takes most of an hour, so it runs at one seed alone."""
+    """The runs, longest first; B = 1 at unit pixels, most of an hour, runs at one seed alone."""
     return [
         (
             ProblemConfig(dataset="mnist", pixel_scale=pixel_scale),

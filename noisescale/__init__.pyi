@@ -89,6 +89,7 @@ from .studies.critical_batch.branches import (
 from .studies.critical_batch.config import CriticalBatchConfig as CriticalBatchConfig
 from .studies.critical_batch.results import CriticalBatchResult as CriticalBatchResult
 from .studies.critical_batch.run import run_critical_batch as run_critical_batch
+from .studies.jobs.options import StudyOptions as StudyOptions
 from .studies.stability_map.config import Horizon as Horizon, SweepConfig as SweepConfig
 from .studies.stability_map.results import SweepResult as SweepResult
 from .studies.stability_map.run import SweepOptions as SweepOptions, run_sweep as run_sweep

@@ -1,12 +1,13 @@
-"""Products and λ_max on MNIST after one epoch, against curvlinops with SciPy's eigsh and against PyHessian.
+"""Products and λ_max on MNIST after one epoch, against curvlinops with SciPy, and PyHessian.
 
     python -m experiments.benchmarks.curvature
 
-The limit. Counting matrix products of the study's network, a gradient is one forward and two backward units.
-Differentiating its graph along a vector takes six: 2.0 gradients with the graph kept, 3.0 with it recorded
-anew (forward-over-reverse: eight or nine units, 2.7 to 3.0). The Gauss–Newton product takes four units with
-its graphs kept, 1.33 gradients, and seven without, 2.33. What Lanczos adds, two passes over up to twenty
-vectors of 7.5 MB, is a tenth of a product at 10,000 examples.
+The limit. Counting matrix products of the study's network, a gradient is one forward and two
+backward units. Differentiating its graph along a vector takes six: 2.0 gradients with the graph
+kept, 3.0 with it recorded anew (forward-over-reverse: eight or nine units, 2.7 to 3.0). The
+Gauss–Newton product takes four units with its graphs kept, 1.33 gradients, and seven without, 2.33.
+What Lanczos adds, two passes over up to twenty vectors of 7.5 MB, is a tenth of a product at 10,000
+examples.
 """
 
 from __future__ import annotations
@@ -65,16 +66,16 @@ def checkpoints(problem: Problem) -> list[Params]:
     steps = [first + DISTANCE * index for index in range(4)]
     config = TrainConfig(batch_size=32, learning_rate=0.01, max_steps=steps[-1])
     return [
-        found.params
-        for found in train(problem, config, checkpoint_steps=steps)
-        if found.step in steps
+        checkpoint.params
+        for checkpoint in train(problem, config, checkpoint_steps=steps)
+        if checkpoint.step in steps
     ]
 
 
 def products(
     problem: Problem, params: Params, examples: Examples, *, rounds: int
 ) -> dict[str, Any]:
-    """Medians over interleaved rounds of the products' time in gradients, graphs kept and recorded anew."""
+    """Medians over interleaved rounds of the products' time in gradients, graphs kept and anew."""
     objective = Objective(problem, params, examples=examples)
     vector = torch.randn(objective.dim, generator=torch.Generator().manual_seed(0)).to(
         objective.device
@@ -133,8 +134,8 @@ def power(problem: Problem, params: Params, examples: Examples, *, tol: float) -
     """The same by PyHessian's power iteration, its graph kept, stopped by its change of value."""
     model = _at(problem, params)
     device = examples.inputs.device.type
-    found = pyhessian(model, nn.CrossEntropyLoss(), data=tuple(examples), cuda=device == "cuda")
-    values, _ = found.eigenvalues(maxIter=100, tol=tol)
+    peer = pyhessian(model, nn.CrossEntropyLoss(), data=tuple(examples), cuda=device == "cuda")
+    values, _ = peer.eigenvalues(maxIter=100, tol=tol)
     return float(values[0]), 0
 
 
@@ -157,11 +158,11 @@ def compare(problem: Problem, params: Params, examples: Examples, *, rounds: int
     for _ in range(rounds):
         for name, solver in solvers.items():
             started = time.perf_counter()
-            value, count = solver(problem, params, examples)
+            value, num_matvecs = solver(problem, params, examples)
             rows[name]["seconds"].append(time.perf_counter() - started)
             rows[name] |= {
                 "value": value,
-                "num_matvecs": count,
+                "num_matvecs": num_matvecs,
                 "relative_error": abs(value / truth - 1),
             }
     mine = rows["ours"]["seconds"]
@@ -175,7 +176,7 @@ def compare(problem: Problem, params: Params, examples: Examples, *, rounds: int
 def warm_starts(
     problem: Problem, along: list[Params], examples: Examples, *, seeds: int
 ) -> dict[str, Any]:
-    """Products from cold and from the eigenvectors of 100 steps earlier, over checkpoints and seeds."""
+    """Products from cold and from eigenvectors of 100 steps earlier, over checkpoints and seeds."""
     cold: list[int] = []
     warm: list[int] = []
     for seed in range(seeds):
@@ -191,12 +192,12 @@ def warm_starts(
                     matvec, dim=dim, start=start, generator=generator, device=device
                 )
 
-            found = solve(None)
+            pairs = solve(None)
             if previous is not None:
-                cold.append(found.num_matvecs)
-                found = solve(previous.warm_start)
-                warm.append(found.num_matvecs)
-            previous = found
+                cold.append(pairs.num_matvecs)
+                pairs = solve(previous.warm_start)
+                warm.append(pairs.num_matvecs)
+            previous = pairs
     return {"cold": cold, "warm": warm, "ratio": sum(warm) / sum(cold)}
 
 
@@ -245,7 +246,8 @@ def main(rounds: int, device: str, out: Path | None) -> None:
     )
     for name, row in result["largest_eigenvalue"]["solvers"].items():
         count = row["num_matvecs"] or ""
-        numbers = f"{row['seconds']:.1f} | {count} | {row['relative_error']:.0e} | {row['ours/theirs']:.2f}"
+        error, ratio = row["relative_error"], row["ours/theirs"]
+        numbers = f"{row['seconds']:.1f} | {count} | {error:.0e} | {ratio:.2f}"
         click.echo(f"| {name} | {numbers} |")
     warm = result["warm_starts"]
     click.echo(

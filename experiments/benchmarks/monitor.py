@@ -2,10 +2,11 @@
 
     python -m experiments.benchmarks.monitor
 
-The limit: two squared norms per update, each of which reads the gradient once. For the study's network that
-is 7.5 MB each, 0.75 ms in all at 20 GB/s, against a step of K micro-batches of b examples at 29 MFLOP and
-three passes each. The peer is what a loop without cumulative norms does: the norm of every micro-batch's own
-gradient, which takes a copy of the running sum and a difference.
+The limit: two squared norms per update, each of which reads the gradient once. For the study's
+network that is 7.5 MB each, 0.75 ms in all at 20 GB/s, against a step of K micro-batches of b
+examples at 29 MFLOP and three passes each. The peer is what a loop without cumulative norms does:
+the norm of every micro-batch's own gradient, which takes a copy of the running sum and a
+difference.
 """
 
 from __future__ import annotations
@@ -78,10 +79,10 @@ class Differences:
         self.squares: list[Tensor] = []
 
     def look(self, count: int) -> None:
-        now = [one.grad for one in self.parameters if one.grad is not None]
-        own = now if self.before is None else torch._foreach_sub(now, self.before)
-        self.squares.append(torch.stack(torch._foreach_norm(own)).square().sum())
-        self.before = [one.clone() for one in now]
+        sums = [param.grad for param in self.parameters if param.grad is not None]
+        latest = sums if self.before is None else torch._foreach_sub(sums, self.before)
+        self.squares.append(torch.stack(torch._foreach_norm(latest)).square().sum())
+        self.before = [grad.clone() for grad in sums]
 
     def finish(self) -> None:
         self.before = None
@@ -91,7 +92,7 @@ class Differences:
 def measure(
     problem: Problem, micro_batches: int, examples: int, *, rounds: int, num_examples: int = 60_000
 ) -> dict[str, Any]:
-    """Seconds per update of random examples: plain, with the monitor and with the peer, interleaved."""
+    """Seconds per update: plain, with the monitor and with the peer, interleaved."""
     device = next(problem.model.parameters()).device
     parts = list(
         torch.randperm(num_examples)[: micro_batches * examples].to(device).split(examples)
@@ -109,7 +110,7 @@ def measure(
     for _ in range(rounds):
         for name, step in steps.items():
             times[name].append(seconds(step))
-    medians = {name: statistics.median(found) for name, found in times.items()}
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
     return {
         "micro_batches": micro_batches,
         "examples": examples,
@@ -140,12 +141,13 @@ def main(device: str, rounds: int, data_dir: Path | None, out: Path | None) -> N
     console = Console(highlight=False)
     results = []
     for micro_batches, examples in SIZES:
-        found = measure(problem, micro_batches, examples, rounds=rounds)
-        results.append(found)
+        result = measure(problem, micro_batches, examples, rounds=rounds)
+        results.append(result)
         console.print(
-            f"{micro_batches:3} × {examples:4}: step {1e3 * found['seconds']['plain']:7.1f} ms, monitor "
-            f"{100 * found['looking']:5.2f} % of it (whole step {100 * found['overhead']:+.1f} %), every "
-            f"norm by differences {100 * found['looking_differences']:5.2f} %"
+            f"{micro_batches:3} × {examples:4}: step {1e3 * result['seconds']['plain']:7.1f} ms, "
+            f"monitor {100 * result['looking']:5.2f} % of it "
+            f"(whole step {100 * result['overhead']:+.1f} %), every "
+            f"norm by differences {100 * result['looking_differences']:5.2f} %"
         )
     path = out or RESULTS / f"monitor-{device}.json"
     write_json(path, {"environment": environment(device), "target": TARGET, "results": results})

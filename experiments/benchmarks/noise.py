@@ -2,13 +2,13 @@
 
     python -m experiments.benchmarks.noise
 
-The limit, counting matrix products of the study's network (1.86 M weights, .80 M of them in the first layer):
-a forward and backward pass takes 4.78 M multiplications per example. Norms from layer inputs and output
-gradients add 1e4, so moments without errors are bounded by 1.0. Errors take a second pass of 4.78 M, forward,
-back to the layers' outputs, and one product with the mean gradient each: bounded by 2.0. The compiled program
-adds a multiplication, a square and a sum for each of 1.86 M entries of the outer products, which no matrix
-unit does: about 2.5 at the machine's ratio of vector to matrix arithmetic. Eager vmap writes and reads 7.5 MB
-per example.
+The limit, counting matrix products of the study's network (1.86 M weights, .80 M of them in the
+first layer): a forward and backward pass takes 4.78 M multiplications per example. Norms from layer
+inputs and output gradients add 1e4, so moments without errors are bounded by 1.0. Errors take a
+second pass of 4.78 M, forward, back to the layers' outputs, and one product with the mean gradient
+each: bounded by 2.0. The compiled program adds a multiplication, a square and a sum for each of
+1.86 M entries of the outer products, which no matrix unit does: about 2.5 at the machine's ratio of
+vector to matrix arithmetic. Eager vmap writes and reads 7.5 MB per example.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TARGETS = {
 
 
 class Case(NamedTuple):
-    """A problem, how many examples fast and slow competitors get, and chunk sizes to choose from."""
+    """A problem, how many examples fast and slow competitors get, and chunk sizes to try."""
 
     problem: Problem
     many: int
@@ -86,7 +86,7 @@ def sequence_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def cases(device: str, *, scale: float = 1.0) -> dict[str, Case]:
-    """The study's MLP and a CNN on MNIST, and a transformer on random tokens; `scale` for smaller runs."""
+    """An MLP and a CNN on MNIST, a transformer on random tokens; scale: share of the examples."""
 
     def count(number: int) -> int:
         return max(round(scale * number), 16)
@@ -152,7 +152,7 @@ Competitor = Callable[[Problem, Examples, Any], None]
 
 
 def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
-    """Examples per second of each competitor at its best chunk size, medians over interleaved rounds."""
+    """Examples per second of each competitor at its best chunk size, medians over rounds."""
     many = select(case.problem, num_examples=case.many).examples
     few = many.part(slice(case.few))
     competitors: dict[str, tuple[Competitor, Examples, tuple[int | None, ...]]] = {
@@ -189,13 +189,13 @@ def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
     baseline = rates["forward and backward"]
     rows = {
         name: {
-            "examples_per_second": statistics.median(found),
+            "examples_per_second": statistics.median(speeds),
             "in_gradients": statistics.median(
-                [plain_rate / rate for plain_rate, rate in zip(baseline, found, strict=True)]
+                [plain_rate / rate for plain_rate, rate in zip(baseline, speeds, strict=True)]
             ),
             "chunk_size": best[name][2],
         }
-        for name, found in rates.items()
+        for name, speeds in rates.items()
     }
     return {"num_parameters": _size(case.problem.model), "rates": rows, "not_covered": missing}
 
@@ -213,13 +213,13 @@ def main(rounds: int, device: str, scale: float, out: Path | None) -> None:
     """Compare ways of measuring per-example gradients on an MLP, a CNN and a transformer."""
     warnings.simplefilter("ignore")  # the peers' own
     console = Console(stderr=True, highlight=False)
-    found = cases(device, scale=scale)
+    measured = cases(device, scale=scale)
     result: dict[str, Any] = {"environment": environment(device), "targets": TARGETS, "models": {}}
-    whole = found["mlp"].problem
+    whole = measured["mlp"].problem
     console.print("peak memory and seconds for the whole of MNIST")
     result["peak_bytes"] = peak_bytes(partial(gradient_moments, whole), device=device)
     result["seconds_with_errors"] = seconds(partial(gradient_moments, whole))
-    for name, case in found.items():
+    for name, case in measured.items():
         console.rule(name)
         result["models"][name] = compare(case, rounds=rounds, console=console)
     rates = result["models"]["mlp"]["rates"]

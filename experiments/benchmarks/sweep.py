@@ -1,11 +1,12 @@
-"""How fast a sweep is: two processes against one, bisection against the grid, replicas against single runs.
+"""How fast a sweep is: two processes against one, bisection against the grid, replicas.
 
     python -m experiments.benchmarks.sweep
 
-The limits. Processes: cells share nothing but memory bandwidth and the cores, so two are twice as fast, less
-the start of Python and torch in each. Bisection: of n rates and s seeds, a scan of every k-th, log₂ k of it
-and about three of each other seed, against n·s. Replicas: at small B a run is bound by launching its kernels
-on a GPU, which R replicas share; on a CPU by reading and writing the weights, which they do not.
+The limits. Processes: cells share nothing but memory bandwidth and the cores, so two are twice as
+fast, less the start of Python and torch in each. Bisection: of n rates and s seeds, a scan of every
+k-th, log₂ k of it and about three of each other seed, against n·s. Replicas: at small B a run is
+bound by launching its kernels on a GPU, which R replicas share; on a CPU by reading and writing the
+weights, which they do not.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from noisescale import (
 )
 from noisescale.problems.build import build_problem
 from noisescale.problems.problem import Problem, as_examples
-from noisescale.studies.jobs.executors import LocalProcesses
+from noisescale.studies.jobs.local import LocalProcesses
 from noisescale.studies.stability_map.replicas import ReplicaTraining
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_json
@@ -85,9 +86,10 @@ def processes(config: SweepConfig, options: SweepOptions, *, rounds: int) -> dic
     """Two local processes against one, interleaved."""
     times: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
-        for count, found in times.items():
-            found.append(sweep_seconds(config, options, partial(LocalProcesses, count)))
-    ratios = [one / two for one, two in zip(times[1], times[2], strict=True)]
+        for num_processes, taken in times.items():
+            executor = partial(LocalProcesses, num_processes)
+            taken.append(sweep_seconds(config, options, executor))
+    ratios = [alone / paired for alone, paired in zip(times[1], times[2], strict=True)]
     cells = (config.num_lr or 0) * config.num_seeds * len(config.batch_sizes)
     return {
         "cells": cells,
@@ -98,7 +100,7 @@ def processes(config: SweepConfig, options: SweepOptions, *, rounds: int) -> dic
 
 
 def bisection(config: SweepConfig, options: SweepOptions) -> dict[str, Any]:
-    """Runs that bisection takes of the grid's, and how far its edges lie from the grid's, in grid steps."""
+    """Runs that bisection takes of the grid's, and how many grid steps apart the edges lie."""
     rates = config.learning_rates
     with tempfile.TemporaryDirectory() as folder:
 
@@ -120,7 +122,7 @@ def bisection(config: SweepConfig, options: SweepOptions) -> dict[str, Any]:
 
 
 def replicas(problem: Problem, batch_size: int, *, steps: int, rounds: int) -> dict[str, Any]:
-    """Updates per second of all replicas together: eager and our single runs in turn, and vmapped."""
+    """Updates per second of all replicas: eager and our single runs in turn, and vmapped."""
     configs = [
         TrainConfig(batch_size=batch_size, learning_rate=1e-3 * (1 + seed), seed=seed, epochs=10**6)
         for seed in range(REPLICAS)
@@ -156,7 +158,7 @@ def replicas(problem: Problem, batch_size: int, *, steps: int, rounds: int) -> d
     for _ in range(rounds):
         for name, (work, count) in works.items():
             speeds[name].append(count * steps / seconds(work))
-    medians = {name: statistics.median(found) for name, found in speeds.items()}
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
     return {
         "batch_size": batch_size,
         "replicas": REPLICAS,
@@ -180,10 +182,11 @@ def main(device: str, rounds: int, data_dir: Path | None, out: Path | None) -> N
     console = Console(highlight=False)
     options = SweepOptions(data_dir=data_dir, predict=False)
     results: dict[str, Any] = {"bisection": bisection(GRID, options)}
-    found = results["bisection"]
+    bisected = results["bisection"]
     console.print(
-        f"bisection: {found['runs']} runs of {found['runs_of_grid']} ({100 * found['share']:.0f} %), edges "
-        f"{max(found['grid_steps_apart']):.2f} grid steps apart at most"
+        f"bisection: {bisected['runs']} runs of {bisected['runs_of_grid']} "
+        f"({100 * bisected['share']:.0f} %), edges {max(bisected['grid_steps_apart']):.2f} grid "
+        "steps apart at most"
     )
     if device == "cpu":
         results["processes"] = processes(EVEN, options, rounds=rounds)

@@ -2,12 +2,13 @@
 
     python -m experiments.benchmarks.training
 
-The limit. A step at batch size 1 is bound by memory traffic. The study's 1.86 M float32 parameters are
-7.5 MB. Eager SGD reads them forward (7.5), reads all but the first layer backward (4.2), writes the gradient
-(7.5), then reads gradient and parameters and writes the parameters (22.4): 41.6 MB. Without a stored gradient
-the update reads and writes the parameters alone: 26.6 MB, so at most 1.6 times as many steps where traffic is
-all there is; what Python, the optimizer and fresh pages cost comes on top. At batch size 1024 a step is
-11.4 GFLOP of matrix products on either side, and no form of the update can matter.
+The limit. A step at batch size 1 is bound by memory traffic. The study's 1.86 M float32 parameters
+are 7.5 MB. Eager SGD reads them forward (7.5), reads all but the first layer backward (4.2), writes
+the gradient (7.5), then reads gradient and parameters and writes the parameters (22.4): 41.6 MB.
+Without a stored gradient the update reads and writes the parameters alone: 26.6 MB, so at most 1.6
+times as many steps where traffic is all there is; what Python, the optimizer and fresh pages cost
+comes on top. At batch size 1024 a step is 11.4 GFLOP of matrix products on either side, and no form
+of the update can matter.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ LOOPS: dict[str, Callable[[Problem, int], Iterator[Any]]] = {
 
 
 def compare(problem: Problem, batch_size: int, *, rounds: int) -> dict[str, Any]:
-    """Median steps per second of each loop over interleaved rounds, and the medians of ours/other."""
+    """Median steps per second of each loop over interleaved rounds, and medians of ours/other."""
     loops = {name: loop(problem, batch_size) for name, loop in LOOPS.items()}
     speeds: dict[str, list[float]] = {name: [] for name in loops}
     for counted in track(
@@ -159,7 +160,7 @@ def main(rounds: int, device: str, out: Path | None) -> None:
     if device == "cuda":
         result["epoch_at_batch_size_one"] = epoch_at_batch_size_one(problem)
     write_json(out or RESULTS / f"training-{device}.json", result)
-    click.echo("| B | notebook | eager | ours | ours/notebook | ours/eager (quartiles) | asked |")
+    click.echo("| B | notebook | eager | ours | ours/notebook | ours/eager (quartiles) | target |")
     click.echo("|---|---|---|---|---|---|---|")
     for row in rows:
         speeds = " | ".join(f"{speed:,.1f}" for speed in row["steps_per_second"].values())

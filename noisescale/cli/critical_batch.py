@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from noisescale.cli.critical_branch import branch, report_failures
-from noisescale.cli.executors import check_executor, executor_options, open_executor
 from noisescale.cli.options import (
     FOLDER,
+    check_executor,
     choose_dataset,
+    executor_options,
     fill,
     flag,
     machine_options,
+    open_executor,
     optimizer_options,
     problem_options,
 )
 from noisescale.errors import SettingError
 from noisescale.problems.config import FactoryConfig, ProblemConfig, resolve_device
+from noisescale.studies.critical_batch.config import DEFAULT_WIDTH, PRESETS, CriticalBatchConfig
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.names import digest, problem_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from noisescale.studies.critical_batch.config import CriticalBatchConfig
-
-WIDTH = 256  # of the default network, with which it is to be had in minutes
-PRESETS: dict[str, dict[str, Any]] = {
-    "mnist-paper": {
-        "dataset": "mnist",
-        "batch_sizes": tuple(sorted({round(2 ** (power / 2)) for power in range(25)})),
-        "goals": (1.0, 0.6, 0.4, 0.25, 0.16, 0.1),
-        "num_seeds": 5,
-        "factor": round(math.sqrt(2), 6),
-        "noise_examples": 10_000,
-    }
-}
 OF_PROBLEM = tuple(ProblemConfig.__dataclass_fields__)
 OF_FRONT = (
     "goals",
@@ -87,15 +75,15 @@ Examples:
     type=click.Choice(["pareto", "branch"]),
     default="pareto",
     show_default=True,
-    help="pareto: runs to goals at tuned rates, and the fit of steps against examples. branch: from "
-    "CHECKPOINT, several batch sizes compared after the same number of examples.",
+    help="pareto: runs to goals at tuned rates, and the fit of steps against examples. branch: "
+    "from CHECKPOINT, several batch sizes compared after the same number of examples.",
 )
 @click.option(
     "--from-csv",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Fit runs that are there already: columns batch_size and steps; goal, learning_rate, seed, censored "
-    "and diverged if you have them.",
+    help="Fit runs that are there already: columns batch_size and steps; goal, learning_rate, "
+    "seed, censored and diverged if you have them.",
 )
 @click.option(
     "--bs",
@@ -103,8 +91,8 @@ Examples:
     type=click.IntRange(min=1),
     metavar="N",
     multiple=True,
-    help="Examples per update; repeat it, four times or more (branch: three).  [default: 1, 2, 4, … 2048, as "
-    "the data allow; branch: the checkpoint's and its doubles]",
+    help="Examples per update; repeat it, four times or more (branch: three).  [default: 1, 2, 4, "
+    "… 2048, as the data allow; branch: the checkpoint's and its doubles]",
 )
 @click.option(
     "--goal",
@@ -112,7 +100,8 @@ Examples:
     type=float,
     metavar="LOSS",
     multiple=True,
-    help="A loss to reach; repeat it.  [default: .4, .25, .15, .1 and .07 of the loss at the start]",
+    help="A loss to reach; repeat it.  [default: .4, .25, .15, .1 and .07 of the loss at "
+    "the start]",
 )
 @click.option(
     "--goal-split",
@@ -126,9 +115,7 @@ Examples:
     "--seeds",
     "num_seeds",
     type=int,
-    default=3,
-    show_default=True,
-    help="Seeds; the errors come from them.",
+    help="Seeds; the errors come from them.  [default: 3; branch: 5]",
 )
 @click.option(
     "--factor",
@@ -142,8 +129,8 @@ Examples:
     "max_rate",
     type=float,
     metavar="RATE",
-    help="ε* of ε*/(1 + B*/B), on which the first rates are centred.  [default: ε_max by the curvature at "
-    "the start; adam: 1e-3]",
+    help="ε* of ε*/(1 + B*/B), on which the first rates are centred.  [default: ε_max by the "
+    "curvature at the start; adam: 1e-3]",
 )
 @click.option(
     "--lr-bend",
@@ -170,13 +157,13 @@ Examples:
     type=click.IntRange(min=16),
     default=4000,
     show_default=True,
-    help="On so many examples, another random subset for each seed.",
+    help="On this many examples, another random subset for each seed.",
 )
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    help="mnist-paper: 24 batch sizes from 1 to 4,096, rates √2 apart, six goals, five seeds. An option "
-    "given beside it overrides it.",
+    help="mnist-paper: 24 batch sizes from 1 to 4,096, rates √2 apart, six goals, five seeds. An "
+    "option given beside it overrides it.",
 )
 @click.option(
     "--lr",
@@ -188,7 +175,8 @@ Examples:
 @click.option(
     "--examples",
     type=int,
-    help="branch: that each branch uses.  [default: half of those seen so far, 256 batches at least]",
+    help="branch: that each branch uses.  [default: half of those seen so far, 256 batches at "
+    "least]",
 )
 @click.option(
     "--tolerance",
@@ -230,12 +218,12 @@ Examples:
 def critical_batch(ctx: click.Context, /, **options: Any) -> None:
     """Measure the critical batch size, and hold the noise scale against it.
 
-    At each batch size the learning rate is tuned, the steps to each of several losses are counted at the best
-    one, and (S/S_min − 1)(E/E_min − 1) = 1 is fitted: B_crit = E_min/S_min with a 95 % interval. B_simple and
-    B_noise, averaged along runs near it, stand beside.
+    At each batch size the learning rate is tuned, the steps to each of several losses are counted
+    at the best one, and (S/S_min − 1)(E/E_min − 1) = 1 is fitted: B_crit = E_min/S_min with a 95 %
+    interval. B_simple and B_noise, averaged along runs near it, stand beside.
 
-    Every run is a folder of its own. The same command again runs only what is missing, so that a killed
-    one goes on; with more seeds or batch sizes it runs only those.
+    Every run is a folder of its own. The same command again runs only what is missing, so that a
+    killed one goes on; with more seeds or batch sizes it runs only those.
     """
     from rich.console import Console
 
@@ -255,7 +243,7 @@ def critical_batch(ctx: click.Context, /, **options: Any) -> None:
     }
     options["device"] = resolve_device(options["device"])
     if options["method"] == "branch":
-        branch(options, given, console)
+        _branch(options, console)
     else:
         _pareto(options, console)
 
@@ -291,8 +279,9 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
 def _from_csv(options: dict[str, Any]) -> None:
     from noisescale.cli.critical_batch_report import print_fits
     from noisescale.statistics.critical_batch.goal_table import read_goal_table
+    from noisescale.studies.critical_batch.config import SETTINGS
+    from noisescale.studies.critical_batch.pictures import draw_front
     from noisescale.studies.critical_batch.results import analyse, write_fits
-    from noisescale.studies.critical_batch.run import SETTINGS
 
     if (out := options["out"]) is not None and (out / SETTINGS).exists():
         raise SettingError(
@@ -304,32 +293,29 @@ def _from_csv(options: dict[str, Any]) -> None:
     else:
         print_fits(result)
     if out is not None:
-        write_fits(out, result, title=options["from_csv"].name)
+        write_fits(out, result)
+        draw_front(out, title=options["from_csv"].name)
         click.echo(out, err=options["as_json"])
 
 
 def _pareto(options: dict[str, Any], console: Console) -> None:
     from noisescale.cli.critical_batch_report import print_fits
     from noisescale.studies.critical_batch.run import run_critical_batch
-    from noisescale.studies.stability_map.run import SweepOptions
+    from noisescale.studies.jobs.options import StudyOptions
 
     config, notes = _config(options, console)
     out = options["out"] or Path("runs") / _name(config)
-    executor = open_executor(options, console)
-    run_options = SweepOptions(
+    study_options = StudyOptions(
         device=options["device"], data_dir=options["data_dir"], console=console, notes=notes
     )
-    try:
-        result = run_critical_batch(config, out, executor=executor, options=run_options)
-    finally:
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
+    with open_executor(options, console) as executor:
+        result = run_critical_batch(config, out, executor=executor, options=study_options)
     if options["as_json"]:
         click.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
     else:
         print_fits(result)
     click.echo(out, err=options["as_json"])
-    report_failures((result.summary or {})["failures"], out)
+    _report_failures((result.summary or {})["failures"], out)
 
 
 def _config(
@@ -337,8 +323,6 @@ def _config(
 ) -> tuple[CriticalBatchConfig, tuple[str, ...]]:
     """The measurement that the options describe, and notes for its record."""
     from noisescale.problems.factory import factory_config
-    from noisescale.studies.critical_batch.config import CriticalBatchConfig, default_batch_sizes
-    from noisescale.studies.critical_batch.start import count_examples
 
     notes: tuple[str, ...] = ()
     problem: ProblemConfig | FactoryConfig
@@ -346,18 +330,16 @@ def _config(
         problem = factory_config(options["problem"])
     else:
         if options["width"] is None and options["model"] == "mlp":
-            options["width"] = WIDTH
+            options["width"] = DEFAULT_WIDTH
         options["dataset"], notes = choose_dataset(options, console)
         problem = fill(ProblemConfig, options)
-    num_examples = count_examples(problem, options["split"])
     config = CriticalBatchConfig(
         problem=problem,
         training=fill(TrainConfig, {name: options[name] for name in OF_OPTIMIZER}),
-        batch_sizes=tuple(dict.fromkeys(options["batch_sizes"]))
-        or default_batch_sizes(num_examples),
+        batch_sizes=tuple(dict.fromkeys(options["batch_sizes"])) or None,
         goals=tuple(dict.fromkeys(options["goals"])) or None,
         split=options["split"],
-        num_seeds=options["num_seeds"],
+        num_seeds=_num_seeds(options, default=CriticalBatchConfig.num_seeds),
         factor=options["factor"],
         max_rate=options["max_rate"],
         rate_bend=options["rate_bend"],
@@ -368,6 +350,51 @@ def _config(
 
 
 def _name(config: CriticalBatchConfig) -> str:
-    """A default folder name, by what its runs have in common, so that a larger measurement goes on in it."""
-    key = digest(config.identity())
-    return f"critical-{problem_name(config.problem)}-{key}"
+    """A default folder name, by what its runs share, so that a larger measurement goes on in it."""
+    return f"critical-{problem_name(config.problem)}-{digest(config.identity())}"
+
+
+def _branch(options: dict[str, Any], console: Console) -> None:
+    from noisescale.cli.critical_batch_report import print_branches
+    from noisescale.problems.factory import factory_config
+    from noisescale.studies.critical_batch.branches import BranchConfig, run_branches
+    from noisescale.studies.jobs.options import StudyOptions
+
+    start: Path = options["checkpoint"]
+    config = BranchConfig.from_checkpoint(
+        start,
+        problem=None if options["problem"] is None else factory_config(options["problem"]),
+        batch_sizes=options["batch_sizes"],
+        learning_rate=options["learning_rate"],
+        examples=options["examples"],
+        scaling=options["scaling"],
+        num_seeds=_num_seeds(options, default=BranchConfig.num_seeds),
+        tolerance=options["tolerance"],
+        split=options["split"],
+    )
+    out = options["out"] or Path("runs") / config.name()
+    study_options = StudyOptions(
+        device=options["device"], data_dir=options["data_dir"], console=console
+    )
+    with open_executor(options, console) as executor:
+        result = run_branches(config, start, out, executor=executor, options=study_options)
+    if options["as_json"]:
+        click.echo(json.dumps(result.summary, indent=2, allow_nan=False))
+    else:
+        print_branches(result)
+    click.echo(out, err=options["as_json"])
+    _report_failures(result.summary["failures"], out)
+
+
+def _num_seeds(options: dict[str, Any], *, default: int) -> int:
+    number: int | None = options["num_seeds"]
+    return default if number is None else number
+
+
+def _report_failures(failures: list[str], out: Path) -> None:
+    """ClickException where anything failed, with what of it is kept."""
+    if failures:
+        raise click.ClickException(
+            f"{len(failures)} failed ({failures[0]}): what is finished in {out} is kept, and the "
+            "same command tries the rest again"
+        )

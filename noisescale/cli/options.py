@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from noisescale.errors import SettingError
 from noisescale.problems.config import (
     DatasetName,
     LossName,
@@ -25,6 +27,8 @@ from noisescale.training.config import (
 )
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from rich.console import Console
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -85,7 +89,9 @@ def problem_options(command: Command) -> Command:
             show_default=True,
             help="Divide pixels by their largest value before standardising (unit), or not (raw).",
         ),
-        click.option("--num-train", type=int, help="Train on a random subset of so many examples."),
+        click.option(
+            "--num-train", type=int, help="Train on a random subset of this many examples."
+        ),
         click.option(
             "--model",
             type=click.Choice(get_args(ModelName)),
@@ -132,7 +138,7 @@ def training_options(command: Command) -> Command:
             help="Passes over the training set.",
         ),
         click.option(
-            "--max-steps", type=int, help="Stop after so many updates, if that comes first."
+            "--max-steps", type=int, help="Stop after this many updates, if that comes first."
         ),
         optimizer_options,
         click.option(
@@ -176,14 +182,16 @@ def adaptive_options(command: Command) -> Command:
             metavar="EXAMPLES",
             default=AdaptiveConfig.exchange_rate,
             show_default=True,
-            help="--bs adaptive: r of B = √(r·B_simple), the examples you would spend to save a step.",
+            help="--bs adaptive: r of B = √(r·B_simple), the examples you would spend to save a "
+            "step.",
         ),
         click.option(
             "--lr-scaling",
             type=click.Choice(get_args(LrScaling)),
             default=AdaptiveConfig.lr_scaling,
             show_default=True,
-            help="--bs adaptive: how the rate follows when B changes; noise: as 1/(1 + B_simple/B).",
+            help="--bs adaptive: how the rate follows when B changes; noise: as "
+            "1/(1 + B_simple/B).",
         ),
         click.option(
             "--bs-initial",
@@ -221,7 +229,7 @@ def adaptive_options(command: Command) -> Command:
             metavar="EXAMPLES",
             default=AdaptiveConfig.noise_memory,
             show_default=True,
-            help="--bs adaptive: after so many an update's weight in B_simple has fallen to 1/e.",
+            help="--bs adaptive: after this many an update's weight in B_simple is down to 1/e.",
         ),
     )(command)
 
@@ -252,7 +260,8 @@ def measurement_options(command: Command) -> Command:
             "--num-examples",
             type=click.IntRange(min=1),
             metavar="N",
-            help="A random subset of the split, drawn under --seed; errors are given.  [default: all]",
+            help="A random subset of the split, drawn under --seed; errors are given.  "
+            "[default: all]",
         ),
         click.option(
             "--split", default="train", show_default=True, help="train, validation or test."
@@ -272,8 +281,8 @@ def measurement_options(command: Command) -> Command:
         click.option(
             "--problem",
             metavar="MODULE:FACTORY",
-            help="A function of your own (or FILE.py:FACTORY) that returns a noisescale.Problem; then any "
-            "state dict will do.",
+            help="A function of your own (or FILE.py:FACTORY) that returns a noisescale.Problem; "
+            "then any state dict will do.",
         ),
         machine_options,
         click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table."),
@@ -297,6 +306,71 @@ def machine_options(command: Command) -> Command:
             help="Where data sets lie.  [default: $NOISESCALE_DATA, else the user cache]",
         ),
     )(command)
+
+
+def executor_options(*names: str, help: str) -> Callable[[Command], Command]:
+    """--executor with these choices, --processes and --scheduler."""
+    return together(
+        click.option(
+            "--executor",
+            type=click.Choice(list(names)),
+            default=names[0],
+            show_default=True,
+            help=help,
+        ),
+        click.option(
+            "--processes",
+            type=click.IntRange(min=1),
+            help="Local processes.  [default: one a core]",
+        ),
+        click.option(
+            "--scheduler", metavar="ADDRESS", help="Of the Dask cluster, such as tcp://HOST:8786."
+        ),
+    )
+
+
+def check_executor(options: dict[str, Any]) -> None:
+    """SettingError for a scheduler without Dask, or Dask without one."""
+    if options["scheduler"] is not None and options["executor"] != "dask":
+        raise SettingError("--scheduler goes with --executor dask: give that too")
+    if options["executor"] == "dask" and options["scheduler"] is None:
+        raise SettingError(
+            "--executor dask takes the address of its scheduler: give --scheduler too"
+        )
+
+
+@contextmanager
+def open_executor(options: dict[str, Any], console: Console) -> Iterator[Executor | None]:
+    """The executor that the options mean, shut down at the end; None: processes, one a core."""
+    executor = _executor(options, console)
+    try:
+        yield executor
+    finally:
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _executor(options: dict[str, Any], console: Console) -> Executor | None:
+    kind, processes = options["executor"], options["processes"]
+    if kind == "dask":
+        from noisescale.studies.jobs.dask import DaskExecutor
+
+        cluster = DaskExecutor(options["scheduler"])
+        if not cluster.has_workers:
+            console.print(
+                f"no workers have joined {options['scheduler']} yet: waiting for them",
+                style="yellow",
+            )
+        return cluster
+    if kind == "replicas" or (kind == "auto" and options["device"] == "cuda"):
+        from noisescale.studies.stability_map.replicas import ReplicaExecutor
+
+        return ReplicaExecutor()
+    if processes is None:
+        return None
+    from noisescale.studies.jobs.local import LocalProcesses
+
+    return LocalProcesses(processes)
 
 
 def fill(config: type[Config], options: dict[str, Any]) -> Config:

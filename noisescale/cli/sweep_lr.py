@@ -10,40 +10,35 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from noisescale.cli.executors import check_executor, executor_options, open_executor
 from noisescale.cli.options import (
     FOLDER,
     BatchSize,
+    check_executor,
     choose_dataset,
+    executor_options,
     fill,
     flag,
     machine_options,
+    open_executor,
     optimizer_options,
     problem_options,
 )
 from noisescale.errors import SettingError
 from noisescale.problems.config import ProblemConfig, resolve_device
+from noisescale.studies.stability_map.config import (
+    DEFAULT_BATCH_SIZES,
+    DEFAULT_WIDTH,
+    MINIMUM_STEPS,
+    PRESETS,
+    Horizon,
+    SweepConfig,
+)
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.names import digest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from noisescale.studies.stability_map.config import SweepConfig
-
-WIDTH = 256  # of the default map, which is to be had in minutes
-MINIMUM_STEPS = 1000  # of runs from a checkpoint
-# The three-case study; see the README
-PRESETS: dict[str, dict[str, Any]] = {
-    "three-cases": {
-        "batch_sizes": (1, 32, 1024),
-        "dataset": "mnist",
-        "pixel_scale": "raw",
-        "width": 1024,
-        "lr_min": 1e-6,
-        "lr_max": 1e-1,
-    }
-}
 HORIZONS = ("epochs", "steps", "examples")
 GRID = ("lr_min", "lr_max", "num_lr", "factor", "num_seeds", "precision", "max_seeds")
 
@@ -65,7 +60,8 @@ Examples:
     type=BatchSize(),
     metavar="N|full",
     multiple=True,
-    help="Examples per update; repeat it.  [default: 1, 4, 16, 64, 256 and 1024, as the data allow]",
+    help="Examples per update; repeat it.  [default: 1, 4, 16, 64, 256 and 1024, as the data "
+    "allow]",
 )
 @click.option(
     "--lr-min", type=float, help="Smallest learning rate.  [default: by the curvature at the start]"
@@ -80,7 +76,8 @@ Examples:
 @click.option(
     "--bisect",
     is_flag=True,
-    help="Locate η_max(B) by bisection: a scan with the first seed, then a few runs of each.  [default]",
+    help="Locate η_max(B) by bisection: a scan with the first seed, then a few runs of each.  "
+    "[default]",
 )
 @click.option(
     "--factor",
@@ -93,7 +90,7 @@ Examples:
     "--seeds",
     "num_seeds",
     type=int,
-    default=5,
+    default=SweepConfig.num_seeds,
     show_default=True,
     help="Seeds of every batch size.",
 )
@@ -108,7 +105,7 @@ Examples:
     type=int,
     default=40,
     show_default=True,
-    help="With --precision: so many at most.",
+    help="With --precision: this many at most.",
 )
 @click.option("--epochs", type=int, help="Length of each run, in epochs.  [default: 1]")
 @click.option(
@@ -127,8 +124,8 @@ Examples:
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    help="three-cases: MNIST at raw pixels, width 1024, B = 1, 32 and 1024. An option given beside it "
-    "overrides it.",
+    help="three-cases: MNIST at raw pixels, width 1024, B = 1, 32 and 1024. An option given beside "
+    "it overrides it.",
 )
 @optimizer_options
 @problem_options
@@ -138,8 +135,8 @@ Examples:
     "processes",
     "replicas",
     "dask",
-    help="Where cells run: in local processes of one thread each (auto on a CPU); several at once as one "
-    "vmapped program (auto on a GPU); on a Dask cluster.",
+    help="Where cells run: in local processes of one thread each (auto on a CPU); several at once "
+    "as one vmapped program (auto on a GPU); on a Dask cluster.",
 )
 @click.option(
     "--predict/--no-predict",
@@ -157,12 +154,12 @@ Examples:
 def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     """Map which learning rates are stable at which batch size, with predictions drawn over it.
 
-    From initialisation: which runs diverge? With --from: which leave the minimum they start from (their loss,
-    looked at some 70 times, is seen above ten times its start)? η_max(B), where half of the seeds do, comes
-    with a 95 % interval.
+    From initialisation: which runs diverge? With --from: which leave the minimum they start from
+    (their loss, looked at some 70 times, is seen above ten times its start)? η_max(B), where half
+    of the seeds do, comes with a 95 % interval.
 
-    Every cell is a run folder of its own. The same command again runs only what is missing, so a killed
-    sweep goes on; with more seeds or batch sizes it runs only those.
+    Every cell is a run folder of its own. The same command again runs only what is missing, so a
+    killed sweep goes on; with more seeds or batch sizes it runs only those.
     """
     from rich.console import Console
 
@@ -192,12 +189,8 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
         console=console,
         notes=notes,
     )
-    executor = open_executor(options, console)
-    try:
+    with open_executor(options, console) as executor:
         result = run_sweep(config, out, executor=executor, options=sweep_options)
-    finally:
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
     if options["as_json"]:
         click.echo(json.dumps(sweep_record(result), indent=2, allow_nan=False))
     else:
@@ -206,12 +199,13 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     if result.summary["failures"]:
         count = len(result.summary["failures"])
         raise click.ClickException(
-            f"{count} failed, see the failures in {out / 'summary.json'}: the same command tries them again"
+            f"{count} failed, see the failures in {out / 'summary.json'}: the same command tries "
+            "them again"
         )
 
 
 def sweep_name(config: SweepConfig) -> str:
-    """A sweep's default folder name, by what its cells have in common, so that a larger one goes on in it."""
+    """A sweep's default folder name, by what its cells share: a larger one goes on in it."""
     problem = config.problem
     kind = "sweep" if config.start is None else "sweep-from"
     key = digest(config.identity())
@@ -226,14 +220,13 @@ def _config(
     `options` get the data set that "auto" means, the default width, and the file that --from means.
     """
     from noisescale.problems.data.splits import num_training_examples
-    from noisescale.studies.stability_map.config import DEFAULT_BATCH_SIZES, Horizon, SweepConfig
     from noisescale.training.records.names import file_digest
 
     notes: tuple[str, ...] = ()
     start, start_digest = options["start"], None
     if start is None:
         if options["width"] is None and options["model"] == "mlp":
-            options["width"] = WIDTH
+            options["width"] = DEFAULT_WIDTH
         options["dataset"], notes = choose_dataset(options, console)
         problem = fill(ProblemConfig, options)
     else:

@@ -36,14 +36,15 @@ def make_problem():
     targets = inputs @ torch.tensor([1.0, -1.0, 0.5]) + 0.3 * torch.randn(64)
     model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
     examples = Examples(inputs, targets)
-    return Problem(model=model, loss=lambda outputs, targets: (outputs - targets) ** 2, train=examples)
+    loss = lambda outputs, targets: (outputs - targets) ** 2
+    return Problem(model=model, loss=loss, train=examples)
 """
 
 
 @pytest.fixture(autouse=True)
 def _in_this_thread(monkeypatch):
     """Runs are made here: a process takes seconds to start."""
-    monkeypatch.setattr("noisescale.studies.jobs.executors.LocalProcesses", lambda count: Here())
+    monkeypatch.setattr("noisescale.studies.jobs.local.LocalProcesses", lambda count: Here())
 
 
 def critical(*arguments):

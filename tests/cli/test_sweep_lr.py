@@ -24,7 +24,7 @@ RATES = ["--lr-min", "0.1", "--lr-max", "1e3"]
 @pytest.fixture(autouse=True)
 def _in_this_thread(monkeypatch):
     """Cells run here: a process takes seconds to start."""
-    monkeypatch.setattr("noisescale.studies.jobs.executors.LocalProcesses", lambda count: Here())
+    monkeypatch.setattr("noisescale.studies.jobs.local.LocalProcesses", lambda count: Here())
     monkeypatch.setattr("noisescale.measure.stability.MOST_STEPS", 30)
     monkeypatch.setattr("noisescale.measure.stability.FEWEST_STEPS", 30)
 
@@ -194,7 +194,7 @@ def test_momentum_has_a_map_but_no_predictions(tmp_path):
 
 def test_failed_cells_exit_with_one_after_everything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "noisescale.studies.jobs.executors.LocalProcesses",
+        "noisescale.studies.jobs.local.LocalProcesses",
         lambda count: Here(lambda cell: cell.training.seed == 1),
     )
     found = sweep(*SMALL, *FEW, *RATES, "--no-predict", "--out", tmp_path / "map")

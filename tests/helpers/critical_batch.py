@@ -10,7 +10,7 @@ from pathlib import Path
 from noisescale.problems.config import ProblemConfig
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.run import run_critical_batch
-from noisescale.studies.jobs.executors import LocalProcesses
+from noisescale.studies.jobs.local import LocalProcesses
 
 PROBLEM = ProblemConfig(dataset="digits", num_train=200, width=8, depth=1)
 CONFIG = CriticalBatchConfig(

@@ -1,1 +1,1 @@
-"""The critical batch size, measured: runs to goals at tuned rates, fits, and the noise scale beside."""
+"""The critical batch size: runs to goals at tuned rates, fits, and the noise scale beside them."""

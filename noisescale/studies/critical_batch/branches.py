@@ -1,4 +1,4 @@
-"""Branched training: from one checkpoint, several batch sizes, compared after the same number of examples."""
+"""Branched training: several batch sizes from one checkpoint, compared after equal examples."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pandas as pd
 
-from noisescale.errors import NoisescaleError, RunFolderError, SettingError
-from noisescale.plots.critical_batch import branch_figure
-from noisescale.plots.style import image
+from noisescale.errors import NoisescaleError, RunFolderError, SettingError, check_count, is_real
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.critical_batch.branches import (
     BRANCH_COLUMNS,
@@ -23,44 +21,47 @@ from noisescale.statistics.critical_batch.branches import (
 from noisescale.statistics.critical_batch.learning_rate_law import POWERS
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_edge import LEFT
-from noisescale.studies.critical_batch.config import GoalSplit
+from noisescale.studies.critical_batch.config import BRANCH_RESULT, BRANCH_SETTINGS, GoalSplit
 from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.studies.critical_batch.start import count_examples
-from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.executors import given_or_local
-from noisescale.studies.jobs.folder import CELL_FOLDER, claim
+from noisescale.studies.jobs.folder import CELL_FOLDER, claim, closing
+from noisescale.studies.jobs.local import given_or_local
+from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
 from noisescale.studies.jobs.search_loop import Job, Search, SearchLoop
 from noisescale.studies.jobs.tasks import Tasks
-from noisescale.studies.stability_map.run import SweepOptions
 from noisescale.training.config import TrainConfig
+from noisescale.training.records.checkpoint import Checkpoint
 from noisescale.training.records.environment import environment
-from noisescale.training.records.folder import (
-    finished_runs,
-    write_atomically,
-    write_json,
-    write_table,
-)
+from noisescale.training.records.folder import CHECKPOINT, finished_runs, write_json, write_table
 from noisescale.training.records.names import digest, file_digest, run_name
 from noisescale.training.records.tables import BRANCHES
+from noisescale.training.records.weights import read_weights
 
-SETTINGS, RESULT, PICTURE = "branches.json", "branch.json", "branches.png"
-SMOOTHED = 0.75  # of a branch, after which its losses are averaged
-FEWEST_UPDATES = 8  # of the largest default batch size
-FEWEST_BATCHES = 4  # an epoch, the last of which may be short
+Scaling = Literal["linear", "sqrt"]
+SMOOTHED = 0.75  # of a branch, after which its losses are averaged: some three looks at 24 a decade
+FEWEST_UPDATES = 8  # at the largest default batch size: two in the quarter that is averaged
+FEWEST_BATCHES = 4  # in an epoch: a short one at its end is then a fifth of the updates at most
+SHORTEST_BRANCH = 256  # batches of the checkpoint's, by default: B can be doubled five times
 
 
 @dataclass(frozen=True, kw_only=True)
 class BranchConfig:
     """Branches from one checkpoint.
 
-    problem: what is trained. training: as the checkpoint was, its batch size B and learning rate ε the ones
-        that others are scaled from. start: the checkpoint's digest.
-    examples: that each branch uses. batch_sizes: three or more; see `default_branch_sizes`.
-    scaling: of the learning rate with k = batch size/B: "linear", ε·k, for SGD; "sqrt", ε·√k, for Adam.
-    num_seeds: orders of the examples, other ones than the checkpoint's own run saw: those of the seeds that
-        follow its.
-    tolerance: within which losses count as equal, as a share of the loss at the smallest batch size.
-    split: whose loss is compared.
+    Attributes:
+        problem: what is trained.
+        training: as the checkpoint was; its batch size B and learning rate ε are the ones that
+            others are scaled from.
+        start: the checkpoint's digest, see `file_digest`.
+        examples: that each branch uses.
+        batch_sizes: examples per update, three batch sizes or more.
+        scaling: of the learning rate with k = batch size/B: "linear", ε·k, for SGD; "sqrt", ε·√k,
+            for Adam.
+        num_seeds: orders of the examples, none of which the checkpoint's own run saw: those of the
+            seeds that follow its.
+        tolerance: within which losses count as equal, as a share of the loss at the smallest batch
+            size.
+        split: whose loss is compared; "test" takes a problem with test examples.
     """
 
     problem: ProblemConfig | FactoryConfig
@@ -68,41 +69,110 @@ class BranchConfig:
     start: str
     examples: int
     batch_sizes: tuple[int, ...]
-    scaling: Literal["linear", "sqrt"] = "linear"
+    scaling: Scaling = "linear"
     num_seeds: int = 5
     tolerance: float = 0.05
     split: GoalSplit = "train"
 
     def __post_init__(self) -> None:
-        for name in ("examples", "num_seeds"):
-            number = getattr(self, name)
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise SettingError(
-                    f"{name.replace('_', ' ')} {number!r}: give a whole number of 1 or more"
-                )
         if not isinstance(self.training.batch_size, int):
             raise SettingError(
-                f"the checkpoint's batch size is {self.training.batch_size}: give one of a run at a fixed one"
+                f"the checkpoint's batch size is {self.training.batch_size}: give one of a run at "
+                "a fixed one"
             )
-        if len(set(self.batch_sizes)) < FEWEST_BRANCHES:
+        check_count("examples", self.examples)
+        check_count("num seeds", self.num_seeds)
+        num_sizes = len(set(self.batch_sizes))
+        if num_sizes < FEWEST_BRANCHES:
             raise SettingError(
-                f"{len(set(self.batch_sizes))} batch sizes: branches take {FEWEST_BRANCHES} or more; "
+                f"{num_sizes} batch sizes: branches take {FEWEST_BRANCHES} or more; "
                 "give more of them, or more --examples"
             )
         if (largest := max(self.batch_sizes)) > self.examples:
             raise SettingError(
-                f"batch size {largest} with {self.examples} examples a branch: give no larger batches than "
-                "that, or more --examples"
+                f"batch size {largest} with {self.examples} examples a branch: give no larger "
+                "batches than that, or more --examples"
             )
         if self.scaling not in POWERS:
             raise SettingError(f"scaling {self.scaling!r}: choose one of {', '.join(POWERS)}")
-        if not (isinstance(self.tolerance, int | float) and 0 < self.tolerance < math.inf):
+        if not (is_real(self.tolerance) and 0 < self.tolerance < math.inf):
             raise SettingError(
                 f"tolerance {self.tolerance!r}: give a share of the loss, such as 0.05"
             )
 
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: Path,
+        *,
+        problem: ProblemConfig | FactoryConfig | None = None,
+        batch_sizes: tuple[int, ...] | None = None,
+        learning_rate: float | None = None,
+        examples: int | None = None,
+        scaling: Scaling | None = None,
+        num_seeds: int = 5,
+        tolerance: float = 0.05,
+        split: GoalSplit = "train",
+    ) -> Self:
+        """The branches from a checkpoint of ours, or from weights of another origin.
+
+        Args:
+            path: a checkpoint, the folder of the run that has it, or a file of weights.
+            problem: what is trained; None: what the checkpoint says.
+            batch_sizes: examples per update, three batch sizes or more; None or (): the
+                checkpoint's and its doubles.
+            learning_rate: at the smallest of `batch_sizes`; None: the checkpoint's, at its own
+                batch size.
+            examples: that each branch uses; None: half of those that led to the checkpoint, and
+                256 batches at least.
+            scaling: of the learning rate with the batch size; None: "linear" for SGD, "sqrt" for
+                Adam.
+            num_seeds: orders of the examples.
+            tolerance: within which losses count as equal, as a share of the loss at the smallest
+                batch size.
+            split: whose loss is compared.
+
+        Raises:
+            CheckpointError: the file is absent, damaged or holds no weights.
+            SettingError: neither the file nor the arguments say what is trained, or how.
+        """
+        path, content = read_weights(path)
+        stored = content if isinstance(content, Checkpoint) else None
+        if problem is None:
+            problem = None if stored is None else stored.problem
+        if problem is None:
+            raise SettingError(
+                f"{path} does not say which model and data it belongs to: "
+                "give --problem module:factory"
+            )
+        sizes = tuple(dict.fromkeys(batch_sizes or ()))
+        training = _training_at(path, stored, sizes, learning_rate)
+        base = training.batch_size
+        if isinstance(base, int):  # else it is refused, with the reason
+            seen = 0 if stored is None else stored.examples_seen
+            examples = default_examples(base, seen) if examples is None else examples
+            num_examples = 0 if sizes else count_examples(problem, split)
+            sizes = sizes or default_branch_sizes(base, examples, num_examples)
+        return cls(
+            problem=problem,
+            training=training,
+            start=file_digest(path),
+            examples=examples or 0,
+            batch_sizes=sizes,
+            scaling=scaling or ("linear" if training.optimizer == "sgd" else "sqrt"),
+            num_seeds=num_seeds,
+            tolerance=tolerance,
+            split=split,
+        )
+
     def run(self, batch_size: int, seed: int, *, num_examples: int) -> TrainConfig:
-        """How one branch is trained; an epoch of the training set's examples ends in a short batch."""
+        """How one branch is trained; an epoch of the training set's examples ends in a short batch.
+
+        Args:
+            batch_size: examples per update.
+            seed: 0, 1, ... of the order of the examples, counted from the checkpoint's own.
+            num_examples: in the training set.
+        """
         assert isinstance(self.training.batch_size, int)
         scale = (batch_size / self.training.batch_size) ** POWERS[self.scaling]
         epochs, rest = divmod(self.examples, num_examples)
@@ -117,7 +187,7 @@ class BranchConfig:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What all branches of a folder must have in common."""
+        """What all branches of a folder must have in common, the content of branches.json."""
         training = self.training.optimizer_settings()
         rate = {
             "batch_size": self.training.batch_size,
@@ -139,15 +209,52 @@ class BranchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BranchResult:
-    """The content of branches.csv and branch.json."""
+    """What branches have come to.
+
+    Attributes:
+        table: the rows of branches.csv, one for each branch and seed.
+        critical_batch_size: in examples, see `branch_critical_batch`.
+        summary: the content of branch.json.
+    """
 
     table: pd.DataFrame
     critical_batch_size: Estimate
     summary: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The branches that have finished, a line for each failure, and the seconds it all took."""
+
+    runs: list[GoalRun]
+    failures: list[str]
+    seconds: float
+
+
+def _training_at(
+    path: Path, stored: Checkpoint | None, sizes: tuple[int, ...], learning_rate: float | None
+) -> TrainConfig:
+    """The training that branches are scaled from: a rate and a batch size, and the optimizer."""
+    training = TrainConfig() if stored is None else stored.training
+    if learning_rate is None:
+        if stored is None:
+            raise SettingError(f"{path} does not say how it was trained: give --lr and --bs")
+        return training
+    if not sizes:
+        raise SettingError("--lr is the rate at the smallest batch size: give --bs too")
+    return TrainConfig(
+        **training.optimizer_settings(),
+        batch_size=min(sizes),
+        learning_rate=learning_rate,
+        seed=training.seed,
+    )
+
+
 def default_branch_sizes(batch_size: int, examples: int, num_examples: int) -> tuple[int, ...]:
-    """The checkpoint's batch size and its doubles, as far as a branch and an epoch have enough updates."""
+    """The checkpoint's batch size and its doubles, while a branch and an epoch have enough updates.
+
+    examples: of a branch. num_examples: in the training set.
+    """
     sizes = [batch_size]
     while 2 * sizes[-1] <= min(examples // FEWEST_UPDATES, num_examples // FEWEST_BATCHES):
         sizes.append(2 * sizes[-1])
@@ -155,8 +262,8 @@ def default_branch_sizes(batch_size: int, examples: int, num_examples: int) -> t
 
 
 def default_examples(batch_size: int, examples_seen: int) -> int:
-    """Half of those that led to the checkpoint, and 256 batches of its at least."""
-    return max(examples_seen // 2, 256 * batch_size)
+    """Half of those that led to the checkpoint, and 256 of its batches at least."""
+    return max(examples_seen // 2, SHORTEST_BRANCH * batch_size)
 
 
 def run_branches(
@@ -165,34 +272,60 @@ def run_branches(
     out: Path,
     *,
     executor: Executor | None = None,
-    options: SweepOptions | None = None,
+    options: StudyOptions | None = None,
 ) -> BranchResult:
-    """The critical batch size at the checkpoint `start`, computed in `out` as far as it is not there already.
+    """The critical batch size at a checkpoint, computed as far as `out` does not hold it already.
 
-    A branch takes the checkpoint's parameters and its optimizer's state; its loss, on a fixed subset, is the
-    mean over the looks, some 24 a decade, in the last quarter of its updates. See `branch_critical_batch` for
-    what is made of it, and `run_critical_batch` for executor, options and errors. A branch whose loss ends
-    above ten times its start counts as diverged.
+    A branch takes the checkpoint's parameters and its optimizer's state. Its loss, on a fixed
+    subset, is the mean over the looks, some 24 a decade, in the last quarter of its updates; one
+    that ends above ten times the loss at its start counts as diverged. See `branch_critical_batch`
+    for what is made of the losses.
+
+    A script calls it under `if __name__ == "__main__":`, since the local processes import the
+    script.
+
+    Args:
+        config: the branches; those already in `out` must be of the same kind, and are kept.
+        start: the checkpoint, or the folder of the run that has it.
+        out: the results folder.
+        executor: any of concurrent.futures, left open; None: local processes, one a core. Its
+            workers must see `out` and `start` under the same paths.
+        options: None: the defaults.
+
+    Returns:
+        The table of losses, the critical batch size and the content of branch.json.
+
+    Raises:
+        SettingError: a batch size above a quarter of the training set, a `start` that is not the
+            config's, or options of another study.
+        NoisescaleError: no branch could be run, or their loss is not above zero.
+        RunFolderError: `out` holds something else.
+        Interrupted: a SIGINT or SIGTERM came; what is finished is kept.
     """
-    options = options or SweepOptions()
+    options = common_options(options)
+    start = start / CHECKPOINT if start.is_dir() else start
     num_examples = count_examples(config.problem, config.split)
     if (largest := max(config.batch_sizes)) > num_examples // FEWEST_BATCHES:
         raise SettingError(
-            f"batch size {largest}: there are {num_examples} training examples, and the last, short batch of "
-            f"an epoch would weigh; give {num_examples // FEWEST_BATCHES} at most"
+            f"batch size {largest}: there are {num_examples} training examples, and the last, "
+            f"short batch of an epoch would weigh; give {num_examples // FEWEST_BATCHES} at most"
         )
     if (there := file_digest(start)) != config.start:
         raise SettingError(f"{start} has the digest {there}, the config's start is {config.start}")
-    claim(out, config.identity(), settings=SETTINGS)
+    claim(out, config.identity(), settings=BRANCH_SETTINGS)
     started = time.monotonic()
     finished: list[GoalRun] = []
 
+    def job(size: int, seed: int) -> Job[GoalRun]:
+        training = config.run(size, seed, num_examples=num_examples)
+        path = out / CELL_FOLDER / run_name(config.problem, training)
+        cell = make_cell(options, path, config.problem, training, start=start)
+        goal_cell = GoalCell(cell=cell, goals=(), split=config.split)
+        return Job(run_to_goal, goal_cell, name=f"B = {size}, seed {seed}", kind=size)
+
     def branches() -> Search[GoalRun, None]:
-        results = yield [
-            _job(config, size, seed, num_examples, start.absolute(), out.absolute(), options)
-            for size in sorted(config.batch_sizes)
-            for seed in range(config.num_seeds)
-        ]
+        sizes, seeds = sorted(config.batch_sizes), range(config.num_seeds)
+        results = yield [job(size, seed) for size in sizes for seed in seeds]
         finished.extend(run for run in results if isinstance(run, GoalRun))
 
     with given_or_local(executor) as pool, Tasks(pool, options.console) as tasks:
@@ -202,37 +335,16 @@ def run_branches(
     if not finished:
         raise NoisescaleError(f"no branch could be run: {tasks.failures[0]}")
     _take_others(out, finished)
-    return _write(config, out, finished, tasks.failures, time.monotonic() - started, options)
-
-
-def _job(
-    config: BranchConfig,
-    size: int,
-    seed: int,
-    num_examples: int,
-    start: Path,
-    out: Path,
-    options: SweepOptions,
-) -> Job[GoalRun]:
-    training = config.run(size, seed, num_examples=num_examples)
-    cell = Cell(
-        path=out / CELL_FOLDER / run_name(config.problem, training),
-        problem=config.problem,
-        training=training,
-        start=start,
-        device=options.device,
-        data_dir=options.data_dir and options.data_dir.absolute(),
-        notes=options.notes,
-    )
-    goal_cell = GoalCell(cell=cell, goals=(), split=config.split)
-    return Job(run_to_goal, goal_cell, name=f"B = {size}, seed {seed}", kind=size)
+    seconds = time.monotonic() - started
+    outcome = Outcome(runs=finished, failures=tasks.failures, seconds=seconds)
+    return _write(config, out, outcome, options)
 
 
 def _take_others(out: Path, finished: list[GoalRun]) -> None:
     """Adds the branches that are in the folder from before."""
-    known = {run.path for run in finished}
+    ours = {run.path for run in finished}
     for path in finished_runs(out.absolute() / CELL_FOLDER):
-        if path not in known:
+        if path not in ours:
             try:
                 finished.append(read_goal_run(path))
             except RunFolderError:  # it was no part of this measurement
@@ -240,64 +352,61 @@ def _take_others(out: Path, finished: list[GoalRun]) -> None:
 
 
 def _write(
-    config: BranchConfig,
-    out: Path,
-    runs: list[GoalRun],
-    failures: list[str],
-    seconds: float,
-    options: SweepOptions,
+    config: BranchConfig, out: Path, outcome: Outcome, options: StudyOptions
 ) -> BranchResult:
-    rows = []
-    start_loss = float(runs[0].losses["loss"].iloc[0])
-    for run in runs:
-        losses = run.losses
-        late = float(
-            losses[losses["step"] >= SMOOTHED * run.summary["steps"]]["loss"].mean(skipna=False)
-        )
-        blown_up = not late <= max(LEFT * start_loss, start_loss)
-        row = (
-            run.summary["batch_size"],
-            run.summary["learning_rate"],
-            run.summary["seed"],
-            run.summary["examples_seen"],
-            late,
-            int(run.summary["diverged_at_step"] is not None or blown_up),
-        )
-        rows.append(dict(zip(BRANCH_COLUMNS, row, strict=True)))
-    table = pd.DataFrame(rows).sort_values(["batch_size", "seed"]).reset_index(drop=True)
+    start_loss = float(outcome.runs[0].losses["loss"].iloc[0])
+    table = _branch_table(outcome.runs, start_loss)
     smallest = table[table["batch_size"] == table["batch_size"].min()]
-    tolerance = config.tolerance * float(smallest["loss"].mean(skipna=False))
+    mean = float(smallest["loss"].mean(skipna=False))
+    tolerance = config.tolerance * mean
     if not 0 < tolerance < math.inf:
-        mean = smallest["loss"].mean(skipna=False)
         raise NoisescaleError(
-            f"the loss at the smallest batch size is {mean:g}, of which no tolerance can be a share: "
-            "give smaller batch sizes, or another checkpoint"
+            f"the loss at the smallest batch size is {mean:g}, of which no tolerance can be a "
+            "share: give smaller batch sizes, or another checkpoint"
         )
-    found = branch_critical_batch(table, tolerance=tolerance)
+    critical = branch_critical_batch(table, tolerance=tolerance)
     notes = list(options.notes)
-    if float(smallest["loss"].mean()) > start_loss:
+    if mean > start_loss:
         notes.append(
-            "even at the smallest batch size the loss has risen: smaller learning rates may do better"
+            "even at the smallest batch size the loss has risen: smaller learning rates may do "
+            "better"
         )
     summary = {
         **config.identity(),
-        "critical_batch_size": found.to_dict(),
+        "critical_batch_size": critical.to_dict(),
         "definition": "branch",
-        "resolved": math.isfinite(found.value),
+        "resolved": math.isfinite(critical.value),
         "tolerance": tolerance,
         "start_loss": start_loss,
         "batch_sizes": [int(size) for size in sorted(table["batch_size"].unique())],
         "num_seeds": config.num_seeds,
-        "failures": failures,
-        "seconds": seconds,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "notes": notes,
-        "environment": environment(options.device),
+        "failures": outcome.failures,
+        **closing(outcome.seconds, notes, environment(options.device)),
     }
     write_table(out / BRANCHES, table)
-    title = (
-        f"Branches from a loss of {summary['start_loss']:.3g}, {config.examples:,} examples each"
-    )
-    write_atomically(out / PICTURE, image(branch_figure(table, summary, title=title)))
-    write_json(out / RESULT, summary)
-    return BranchResult(table=table, critical_batch_size=found, summary=summary)
+    write_json(out / BRANCH_RESULT, summary)
+    if options.pictures:
+        from noisescale.studies.critical_batch.pictures import draw_pictures
+
+        draw_pictures(out)  # which shows the tolerance, that branch.json alone has
+    return BranchResult(table=table, critical_batch_size=critical, summary=summary)
+
+
+def _branch_table(runs: list[GoalRun], start_loss: float) -> pd.DataFrame:
+    """The rows of branches.csv, by batch size and seed."""
+    rows = []
+    for run in runs:
+        losses, summary = run.losses, run.summary
+        late = losses[losses["step"] >= SMOOTHED * summary["steps"]]
+        loss = float(late["loss"].mean(skipna=False))
+        blown_up = not loss <= max(LEFT * start_loss, start_loss)
+        row = (
+            summary["batch_size"],
+            summary["learning_rate"],
+            summary["seed"],
+            summary["examples_seen"],
+            loss,
+            int(summary["diverged_at_step"] is not None or blown_up),
+        )
+        rows.append(dict(zip(BRANCH_COLUMNS, row, strict=True)))
+    return pd.DataFrame(rows).sort_values(["batch_size", "seed"]).reset_index(drop=True)

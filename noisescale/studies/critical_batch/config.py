@@ -6,42 +6,63 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from noisescale.errors import SettingError
+from noisescale.errors import SettingError, check_choice, check_count, is_real
 from noisescale.problems.config import FactoryConfig, ProblemConfig
-from noisescale.statistics.critical_batch.fit import FEWEST_SIZES, few_sizes
 from noisescale.training.config import TrainConfig
 
 GoalSplit = Literal["train", "test"]
-LARGEST_SIZE = 2048  # of the default batch sizes
-LEAST_FACTOR = 1.05
-SHARES = (0.4, 0.25, 0.15, 0.1, 0.07)  # of the loss at the start, the default goals
+SETTINGS = "critical_batch.json"  # what all runs of a measurement's folder have in common
+BRANCH_SETTINGS, BRANCH_RESULT = "branches.json", "branch.json"
+DEFAULT_WIDTH = 256  # of the command line's network: with it a measurement takes minutes
+LARGEST_SIZE = 2048  # of the default ones: beyond B_crit each doubling doubles the examples taken
+LEAST_FACTOR = 1.05  # between rates: at less, the span that is searched takes over 86 of them
+LARGEST_FACTOR = 100  # between rates: one step crosses all that train
+SHARES = (0.4, 0.25, 0.15, 0.1, 0.07)  # of the loss at the start, about even in its logarithm
+FEWEST_NOISE_EXAMPLES = 16  # H is measured on a quarter of them, and errors take 3 or more
+# by name, what stands in the place of the defaults of the command line's options
+PRESETS: dict[str, dict[str, Any]] = {
+    "mnist-paper": {
+        "dataset": "mnist",
+        "batch_sizes": tuple(sorted({round(2 ** (power / 2)) for power in range(25)})),
+        "goals": (1.0, 0.6, 0.4, 0.25, 0.16, 0.1),
+        "num_seeds": 5,
+        "factor": round(math.sqrt(2), 6),
+        "noise_examples": 10_000,
+    }
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CriticalBatchConfig:
     """Runs at several batch sizes, each at its best learning rate, to several goals.
 
-    problem: what is trained. training: the optimizer, momentum and weight decay of every run; its batch size,
-        learning rate, length and seed are chosen here.
-    batch_sizes: examples per update, four or more; see `default_batch_sizes`.
-    goals: losses on a fixed subset of the split; the runs end at the lowest. None: 0.4, 0.25, 0.15, 0.1 and
-        0.07 of the loss where seed 0 starts, to two digits.
-    split: whose loss; "test" takes a problem with test examples.
-    num_seeds: seeds 0, 1, ... for initial parameters and order of the examples.
-    factor: between neighbouring learning rates.
-    max_rate, rate_bend: ε* and B* of the law ε*/(1 + B*/B) that the first rates are centred on. None:
-        ε_max and B_noise where seed 0 starts.
-    epochs: of the first batch size's runs at most; the others' lengths follow from what it takes.
-    noise_examples: of a random subset for each seed, on which the noise scale is measured along a run at a
-        batch size near the critical one, H on a quarter as many; None: it is not.
+    Attributes:
+        problem: what is trained.
+        training: the optimizer, momentum and weight decay of every run; its batch size, learning
+            rate, length and seed are chosen here.
+        batch_sizes: examples per update, four or more; None or (): `default_batch_sizes`, powers
+            of two as the training set allows.
+        goals: losses on a fixed subset of the split; the runs end at the lowest. None: 0.4, 0.25,
+            0.15, 0.1 and 0.07 of the loss where seed 0 starts, to two digits.
+        split: whose loss; "test" takes a problem with test examples.
+        num_seeds: seeds 0, 1, ... for initial parameters and order of the examples.
+        factor: between neighbouring learning rates.
+        max_rate: ε* of the law ε*/(1 + B*/B) that the first rates are centred on. None: ε_max by
+            the curvature where seed 0 starts; 1e-3 of Adam.
+        rate_bend: B* of that law. None: B_noise where seed 0 starts.
+        epochs: of the first (middle) batch size's runs at most; the lengths of the others follow
+            from what it takes.
+        noise_examples: of a random subset for each seed, on which the noise scale is measured
+            along a run at a batch size near the critical one, H on a quarter as many; None: it is
+            not.
     """
 
     problem: ProblemConfig | FactoryConfig
     training: TrainConfig = field(default_factory=TrainConfig)
-    batch_sizes: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] | None = None
     goals: tuple[float, ...] | None = None
     split: GoalSplit = "train"
-    num_seeds: int = 2
+    num_seeds: int = 3
     factor: float = 2.0
     max_rate: float | None = None
     rate_bend: float | None = None
@@ -49,61 +70,48 @@ class CriticalBatchConfig:
     noise_examples: int | None = 4000
 
     def __post_init__(self) -> None:
-        if len(set(self.batch_sizes)) < len(self.batch_sizes):
-            raise SettingError(
-                f"batch sizes {', '.join(map(str, self.batch_sizes))}: give each once"
-            )
-        for size in self.batch_sizes:
-            if not isinstance(size, int):
-                raise SettingError(
-                    f"batch size {size!r}: give whole numbers, from which steps can be fitted"
-                )
-            TrainConfig(batch_size=size)
-        if len(self.batch_sizes) < FEWEST_SIZES:
-            raise SettingError(few_sizes(self.batch_sizes))
-        if (
-            isinstance(self.problem, ProblemConfig)
-            and self.problem.norm == "batch"
-            and 1 in self.batch_sizes
-        ):
-            raise SettingError(
-                "batch size 1 with batch norm, which has no variance: leave one of them out"
-            )
-        if self.split not in get_args(GoalSplit):
-            raise SettingError(
-                f"split {self.split!r}: choose one of {', '.join(get_args(GoalSplit))}"
-            )
+        if self.batch_sizes:
+            _check_batch_sizes(self.batch_sizes, self.problem)
         if self.goals is not None:
-            if not self.goals:
-                raise SettingError("no goals: give a loss to reach, or several")
-            for goal in self.goals:
-                if not isinstance(goal, int | float) or not math.isfinite(goal):
-                    raise SettingError(f"goal {goal!r}: give a loss to reach, a finite number")
-            if len(set(self.goals)) < len(self.goals):
-                raise SettingError(
-                    f"goals {', '.join(f'{goal:g}' for goal in self.goals)}: give each once"
-                )
-        for name in ("num_seeds", "epochs"):
-            number = getattr(self, name)
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise SettingError(
-                    f"{name.replace('_', ' ')} {number!r}: give a whole number of 1 or more"
-                )
-        if self.noise_examples is not None and self.noise_examples < 16:
-            raise SettingError(f"noise examples {self.noise_examples}: give 16 or more, or none")
-        if not (isinstance(self.factor, int | float) and LEAST_FACTOR <= self.factor <= 100):
+            _check_goals(self.goals)
+        check_choice("split", self.split, get_args(GoalSplit))
+        check_count("num seeds", self.num_seeds)
+        check_count("epochs", self.epochs)
+        if self.noise_examples is not None and self.noise_examples < FEWEST_NOISE_EXAMPLES:
             raise SettingError(
-                f"factor {self.factor!r}: give a number from {LEAST_FACTOR} to 100, such as 2"
+                f"noise examples {self.noise_examples}: give {FEWEST_NOISE_EXAMPLES} or more, "
+                "or none"
+            )
+        if not (is_real(self.factor) and LEAST_FACTOR <= self.factor <= LARGEST_FACTOR):
+            raise SettingError(
+                f"factor {self.factor!r}: give a number from {LEAST_FACTOR} to {LARGEST_FACTOR}, "
+                "such as 2"
             )
         if self.max_rate is not None:
-            TrainConfig(learning_rate=self.max_rate)
+            TrainConfig(learning_rate=self.max_rate)  # refuses what is no rate
         if self.rate_bend is not None and not 0 <= self.rate_bend < math.inf:
             raise SettingError(f"rate bend {self.rate_bend!r}: give a batch size of 0 or above")
+
+    def resolved(self, *, num_examples: int) -> CriticalBatchConfig:
+        """The configuration with its batch sizes given.
+
+        Args:
+            num_examples: in the training set, by which the default batch sizes go.
+        """
+        sizes = self.batch_sizes or default_batch_sizes(num_examples)
+        return replace(self, batch_sizes=sizes)
 
     def run(
         self, batch_size: int, learning_rate: float, seed: int, *, max_steps: int
     ) -> TrainConfig:
-        """How one run is trained, of so many updates at most."""
+        """How one run is trained.
+
+        Args:
+            batch_size: examples per update.
+            learning_rate: on the mean loss of a batch.
+            seed: of the initial parameters and the order of the examples.
+            max_steps: updates at most.
+        """
         return replace(
             self.training,
             batch_size=batch_size,
@@ -114,9 +122,38 @@ class CriticalBatchConfig:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What all runs of a folder must have in common."""
+        """What all runs of a folder must have in common, the content of critical_batch.json."""
         training = self.training.optimizer_settings()
         return {"problem": self.problem.to_dict(), "training": training, "split": self.split}
+
+
+def _check_batch_sizes(sizes: tuple[int, ...], problem: ProblemConfig | FactoryConfig) -> None:
+    from noisescale.statistics.critical_batch.fit import FEWEST_SIZES, few_sizes  # loads SciPy
+
+    if len(set(sizes)) < len(sizes):
+        raise SettingError(f"batch sizes {', '.join(map(str, sizes))}: give each once")
+    for size in sizes:
+        if not isinstance(size, int):
+            raise SettingError(
+                f"batch size {size!r}: give whole numbers, from which steps can be fitted"
+            )
+        TrainConfig(batch_size=size)
+    if len(sizes) < FEWEST_SIZES:
+        raise SettingError(few_sizes(sizes))
+    if isinstance(problem, ProblemConfig) and problem.norm == "batch" and 1 in sizes:
+        raise SettingError(
+            "batch size 1 with batch norm, which has no variance: leave one of them out"
+        )
+
+
+def _check_goals(goals: tuple[float, ...]) -> None:
+    if not goals:
+        raise SettingError("no goals: give a loss to reach, or several")
+    for goal in goals:
+        if not is_real(goal) or not math.isfinite(goal):
+            raise SettingError(f"goal {goal!r}: give a loss to reach, a finite number")
+    if len(set(goals)) < len(goals):
+        raise SettingError(f"goals {', '.join(f'{goal:g}' for goal in goals)}: give each once")
 
 
 def default_batch_sizes(num_examples: int) -> tuple[int, ...]:

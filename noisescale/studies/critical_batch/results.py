@@ -1,52 +1,51 @@
-"""What a measurement of the critical batch size leaves: tables, fits, picture and, last, its summary."""
+"""What a measurement of the critical batch size leaves: tables, fits and, last, its summary."""
 
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from noisescale.plots.critical_batch import critical_figure
-from noisescale.plots.style import image
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
-    fastest_runs,
     fit_goals,
     fit_laws,
     fit_record,
-    fits_table,
-    laws_table,
     rises,
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.statistics.estimate import jsonable
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.goal_run import GoalRun
-from noisescale.studies.critical_batch.prediction import PREDICTED_COLUMNS, predicted_rows
+from noisescale.studies.critical_batch.noise_runs import PREDICTED_COLUMNS, predicted_rows
 from noisescale.studies.critical_batch.start import Start
-from noisescale.studies.stability_map.run import SweepOptions
+from noisescale.studies.jobs.folder import closing
+from noisescale.studies.jobs.options import StudyOptions
 from noisescale.training.records.environment import environment
-from noisescale.training.records.folder import SUMMARY, write_atomically, write_json, write_table
-from noisescale.training.records.names import problem_name
+from noisescale.training.records.folder import SUMMARY, write_json, write_table
 from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
 
-SHORT = 1.05  # times its mean, of a batch size that deserves a word
-FLAT = 0.1  # of B_crit, below which examples no longer depend on the batch size
-FIT, PICTURE, NOISE = "fit.json", "pareto.png", "noise.csv"
+SHORT = 1.05  # times its mean: from here on a short last batch shows beside the error of a fit
+FLAT = 0.1  # of B_crit, below which examples depend on the batch size by a tenth at most
+FIT, NOISE = "fit.json", "noise.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CriticalBatchResult:
     """Steps to the goals, what is fitted to the fastest, and how the noise scale meets it.
 
-    table: the rows of steps_to_goal.csv. fits: by goal, descending. rates, laws: the best learning rates
-    (learning_rates.csv) and the laws fitted to them, by goal. predicted: the rows of predicted.csv.
-    notes: what a reader should know. summary: the content of summary.json; None for a table of others.
+    Attributes:
+        table: the rows of steps_to_goal.csv.
+        fits: of steps against batch size, by goal, descending.
+        rates: the best learning rates, the rows of learning_rates.csv.
+        laws: those fitted to the best learning rates, by goal; the best law first.
+        predicted: the rows of predicted.csv: the noise scale beside the critical batch size.
+        notes: what a reader should know.
+        summary: the content of summary.json; None for a table of others.
     """
 
     table: pd.DataFrame
@@ -72,21 +71,21 @@ class CriticalBatchResult:
 
 
 def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> CriticalBatchResult:
-    """What follows from the rows of steps_to_goal.csv and the runs along which the noise was measured."""
+    """What follows from steps_to_goal.csv and the runs along which the noise was measured."""
     fits = fit_goals(table)
     rates = best_rates(table)
     notes = []
     for goal in fits:
         notes += [
-            f"goal {goal:g}: steps rise from B = {small:g} to {large:g} by a factor of {factor:.2f}: a badly "
-            "tuned learning rate, or chance"
+            f"goal {goal:g}: steps rise from B = {small:g} to {large:g} by a factor of "
+            f"{factor:.2f}: a badly tuned learning rate, or chance"
             for small, large, factor in rises(table, goal)
         ]
         smallest = float(table["batch_size"].min())
         if smallest > FLAT * fits[goal].critical_batch_size.value:
             notes.append(
-                f"goal {goal:g}: the smallest batch size is {smallest:g}, above a tenth of B_crit, so that "
-                "the 20 % size counts from a level that is no plateau"
+                f"goal {goal:g}: the smallest batch size is {smallest:g}, above a tenth of B_crit, "
+                "so that the 20 % size counts from a level that is no plateau"
             )
     rows = [
         row for goal, fit in fits.items() for row in predicted_rows(goal, fit, noise_runs or [])
@@ -101,56 +100,76 @@ def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> Cri
     )
 
 
-def write_results(
-    config: CriticalBatchConfig,
-    out: Path,
-    table: pd.DataFrame,
-    *,
-    num_examples: int,
-    best_losses: list[tuple[float, int, float]],
-    goals: tuple[float, ...],
-    start: Start,
-    noise_runs: list[GoalRun],
-    failures: list[str],
-    seconds: float,
-    options: SweepOptions,
-) -> CriticalBatchResult:
-    """Writes the files of a measurement to its folder.
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a measurement has come to.
 
-    num_examples: in the training set. best_losses: of the runs, each with its batch size and rate.
-    failures: a line for each; seconds: that the measurement took.
+    table: the rows of steps_to_goal.csv. num_examples: in the training set. best_losses: of the
+    runs, each with its batch size and rate. goals: descending. start: what is known where the runs
+    start. noise_runs: those along which the noise was measured. failures: a line for each.
+    seconds: that the measurement took.
     """
-    result = analyse(table, noise_runs)
-    notes = [*result.notes, *_short_batches(table, num_examples), *_unreached(result, best_losses)]
-    result = replace(result, notes=tuple(notes))
+
+    table: pd.DataFrame
+    num_examples: int
+    best_losses: list[tuple[float, int, float]]
+    goals: tuple[float, ...]
+    start: Start
+    noise_runs: list[GoalRun]
+    failures: list[str]
+    seconds: float
+
+
+def write_results(
+    config: CriticalBatchConfig, out: Path, outcome: Outcome, options: StudyOptions
+) -> CriticalBatchResult:
+    """Writes the files of a measurement: tables, fits, picture and, last, summary.json."""
+    table = outcome.table
+    result = analyse(table, outcome.noise_runs)
+    notes = (
+        *result.notes,
+        *_short_batches(table, outcome.num_examples),
+        *_unreached(result, outcome.best_losses),
+    )
+    result = replace(result, notes=notes)
     summary = {
         **config.identity(),
-        "goals": list(goals),
+        "goals": list(outcome.goals),
         "batch_sizes": sorted(table["batch_size"].unique().tolist()),
         "num_seeds": int(table["seed"].nunique()),
         "factor": config.factor,
-        "start": jsonable(start),
+        "start": jsonable(outcome.start),
         "num_runs": len(table.groupby(["batch_size", "learning_rate", "seed"])),
-        "failures": failures,
-        "seconds": seconds,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "notes": [*options.notes, *result.notes],
-        "environment": environment(options.device),
+        "failures": outcome.failures,
+        **closing(outcome.seconds, [*options.notes, *result.notes], environment(options.device)),
     }
-    if noise_runs:
-        along = pd.concat(
-            pd.DataFrame(read_noise(run.path)).assign(seed=run.summary["seed"])
-            for run in noise_runs
-        )
-        write_table(out / NOISE, along)
-        write_table(out / PREDICTED, result.predicted)
-    else:  # those of an earlier measurement in this folder are of other goals
-        (out / NOISE).unlink(missing_ok=True)
-        (out / PREDICTED).unlink(missing_ok=True)
+    _write_noise(out, outcome.noise_runs, result.predicted)
     write_table(out / RATES, result.rates)
-    write_fits(out, result, title=_title(config))
+    write_fits(out, result)
+    if options.pictures:
+        from noisescale.studies.critical_batch.pictures import draw_pictures
+
+        draw_pictures(out)
     write_json(out / SUMMARY, summary)
     return replace(result, summary=summary)
+
+
+def _write_noise(out: Path, noise_runs: list[GoalRun], predicted: pd.DataFrame) -> None:
+    if not noise_runs:  # the tables of an earlier measurement in this folder are of other goals
+        (out / NOISE).unlink(missing_ok=True)
+        (out / PREDICTED).unlink(missing_ok=True)
+        return
+    along = pd.concat(
+        pd.DataFrame(read_noise(run.path)).assign(seed=run.summary["seed"]) for run in noise_runs
+    )
+    write_table(out / NOISE, along)
+    write_table(out / PREDICTED, predicted)
+
+
+def write_fits(out: Path, result: CriticalBatchResult) -> None:
+    """Writes what every measurement has, one from a table of others too: its runs and its fits."""
+    write_table(out / STEPS_TO_GOAL, result.table)
+    write_json(out / FIT, result.to_dict())
 
 
 def _short_batches(table: pd.DataFrame, num_examples: int) -> list[str]:
@@ -174,26 +193,8 @@ def _unreached(
         return []
     loss, size, rate = min(best_losses)
     return [
-        f"goal {goal:g} is reached by no run: the best loss seen is {loss:.4g}, at B = {size} and lr {rate:g}"
+        f"goal {goal:g} is reached by no run: the best loss seen is {loss:.4g}, at B = {size} and "
+        f"lr {rate:g}"
         for goal, fit in result.fits.items()
         if fit.num_censored == fit.num_batch_sizes
     ]
-
-
-def write_fits(out: Path, result: CriticalBatchResult, *, title: str) -> None:
-    """Writes what every measurement has, one from a table of others too: its runs, its fits, its picture."""
-    write_table(out / STEPS_TO_GOAL, result.table)
-    write_json(out / FIT, result.to_dict())
-    picture = critical_figure(
-        fastest_runs(result.table),
-        fits_table(result.fits),
-        result.rates,
-        laws_table(result.laws),
-        result.predicted,
-        title=title,
-    )
-    write_atomically(out / PICTURE, image(picture))
-
-
-def _title(config: CriticalBatchConfig) -> str:
-    return f"{problem_name(config.problem)}, {config.training.optimizer}, {config.split} loss"

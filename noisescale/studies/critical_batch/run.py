@@ -1,4 +1,4 @@
-"""Runs to the goals at each batch size's best learning rate, the noise scale along some, and the fits."""
+"""Runs to the goals at each batch size's best rate, the noise scale along some, and the fits."""
 
 from __future__ import annotations
 
@@ -10,28 +10,34 @@ from pathlib import Path
 
 import pandas as pd
 
-from noisescale.errors import NoisescaleError, RunFolderError, SettingError
+from noisescale.errors import NoisescaleError, SettingError
 from noisescale.statistics.critical_batch.goal_table import COLUMNS
-from noisescale.studies.critical_batch.config import CriticalBatchConfig, default_goals
+from noisescale.studies.critical_batch.config import SETTINGS, CriticalBatchConfig, default_goals
 from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
-from noisescale.studies.critical_batch.noise_runs import run_noise_cells
-from noisescale.studies.critical_batch.results import CriticalBatchResult, write_results
+from noisescale.studies.critical_batch.noise_runs import choose_noise_runs, make_noise_runs
+from noisescale.studies.critical_batch.results import CriticalBatchResult, Outcome, write_results
 from noisescale.studies.critical_batch.start import Start, count_examples, start_at
 from noisescale.studies.critical_batch.tuning import Steps, Trial, Tuned, best_indices, tune
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.executors import given_or_local
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim
-from noisescale.studies.jobs.search_loop import Failure, Job, Search, SearchLoop, carry_out
+from noisescale.studies.jobs.local import given_or_local
+from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
+from noisescale.studies.jobs.search_loop import (
+    Failure,
+    Job,
+    Search,
+    SearchLoop,
+    carry_out,
+    read_finished,
+)
 from noisescale.studies.jobs.tasks import Tasks
-from noisescale.studies.stability_map.run import SweepOptions
 from noisescale.training.config import resolve_batch_size
-from noisescale.training.records.folder import finished_runs, write_table
+from noisescale.training.records.folder import write_table
 from noisescale.training.records.names import run_name
 from noisescale.training.records.tables import STEPS_TO_GOAL
 
-SETTINGS = "critical_batch.json"
-ADAPTIVE_RATE = 1e-3  # of Adam and AdamW at the first batch size, where nothing else is given
-CELLS_A_SEARCH = 5  # about
+ADAPTIVE_RATE = 1e-3  # of Adam and AdamW at the first batch size: their customary default
+CELLS_A_SEARCH = 5  # about, for the estimate of the time left: three rates and two beyond an end
 
 
 def run_critical_batch(
@@ -39,24 +45,40 @@ def run_critical_batch(
     out: Path,
     *,
     executor: Executor | None = None,
-    options: SweepOptions | None = None,
+    options: StudyOptions | None = None,
 ) -> CriticalBatchResult:
-    """The critical batch size for each goal, computed in the folder `out` as far as it is not there already.
+    """The critical batch size for each goal, computed as far as `out` does not hold it already.
 
-    executor, options: as of `run_sweep`, without its start and predictions. At each batch size the learning
-    rate is tuned, seed by seed, until the best one for every goal lies between others that were tried. The
-    first batch size is the middle one; as S falls and E rises with B, what it takes bounds the lengths of the
-    runs at its neighbours, and theirs of the next. Each run is a folder of its own, so that a killed
-    measurement goes on with what is missing, and more batch sizes or seeds may be added.
+    At each batch size the learning rate is tuned, seed by seed, until the best one for every goal
+    lies between others that were tried. The first batch size is the middle one; as S falls and E
+    rises with B, what it takes bounds the lengths of the runs at its neighbours, and theirs of the
+    next. Each run is a folder of its own, so that a killed measurement goes on with what is
+    missing, and more batch sizes or seeds may be added.
 
-    A script calls it under `if __name__ == "__main__":`, since the local processes import the script.
+    A script calls it under `if __name__ == "__main__":`, since the local processes import the
+    script.
 
-    NoisescaleError where no run at the first batch size reaches a goal, with the best loss seen;
-    RunFolderError where `out` holds something else; Interrupted after SIGINT or SIGTERM.
+    Args:
+        config: the measurement; runs already in `out` must be of the same kind, and are kept.
+        out: the results folder.
+        executor: any of concurrent.futures, left open; None: local processes, one a core. Its
+            workers must see `out` under the same path.
+        options: None: the defaults.
+
+    Returns:
+        The steps to the goals, the fits, the best learning rates and the noise scale beside them.
+
+    Raises:
+        SettingError: a batch larger than the training set, goals that the start has reached, no
+            learning rate to begin with, or options of another study.
+        NoisescaleError: no run at the first batch size reaches a goal; with the best loss seen.
+        RunFolderError: `out` holds something else.
+        Interrupted: a SIGINT or SIGTERM came; what is finished is kept.
     """
-    options = options or SweepOptions()
+    options = common_options(options)
     num_examples = count_examples(config.problem, config.split)
-    for size in config.batch_sizes:
+    config = config.resolved(num_examples=num_examples)
+    for size in config.batch_sizes or ():
         resolve_batch_size(config.run(size, 1.0, 0, max_steps=1), num_examples)
     claim(out, config.identity(), settings=SETTINGS)
     with given_or_local(executor) as pool:
@@ -75,14 +97,14 @@ class _Measurement:
         config: CriticalBatchConfig,
         out: Path,
         pool: Executor,
-        options: SweepOptions,
+        options: StudyOptions,
         num_examples: int,
     ) -> None:
         self.config = config
         self.out = out.absolute()  # a worker may be elsewhere
         self.options = options
         self.num_examples = num_examples
-        self.sizes = sorted(config.batch_sizes)
+        self.sizes = sorted(config.batch_sizes or ())
         self.first_size = self.sizes[len(self.sizes) // 2]
         self.goals: tuple[float, ...] = ()
         self.start = Start(math.nan, math.nan, math.nan)
@@ -101,13 +123,9 @@ class _Measurement:
             self._take_others()
             table = self.table()
             write_table(self.out / STEPS_TO_GOAL, table)  # whatever becomes of the fits
-            noise_runs = run_noise_cells(
-                self.tasks, self.config, table, self.goals, self.num_examples, self._cell
-            )
-        return write_results(
-            self.config,
-            self.out,
-            table,
+            noise_runs = self._noise_runs(table)
+        outcome = Outcome(
+            table=table,
             num_examples=self.num_examples,
             best_losses=self._best_losses(),
             goals=self.goals,
@@ -115,8 +133,8 @@ class _Measurement:
             noise_runs=noise_runs,
             failures=self.tasks.failures,
             seconds=time.monotonic() - started,
-            options=self.options,
         )
+        return write_results(self.config, self.out, outcome, self.options)
 
     def _look_at_start(self) -> None:
         """The loss and the curvature where seed 0 starts, and from the loss the default goals."""
@@ -167,7 +185,7 @@ class _Measurement:
         self.loop.begin(self._tune(size, seed, rate, budget))
 
     def _tune(self, size: int, seed: int, rate: float, budget: int) -> Search[GoalRun, None]:
-        """Makes the runs that the search of a batch size and seed asks for; others follow seed 0's."""
+        """Makes the runs that a search of the best rates asks for; others follow seed 0's."""
 
         def job(trial: Trial) -> Job[GoalRun]:
             rate = self._rate(trial.grid_index)
@@ -197,7 +215,7 @@ class _Measurement:
         return float(f"{self.config.factor**index:.6g}")
 
     def _follow(self, size: int, tuned: Tuned) -> None:
-        """Goes on from a batch size that seed 0 has tuned: to other seeds, and to its neighbours."""
+        """Goes on from a batch size that seed 0 has tuned, to other seeds and its neighbours."""
         best = [index for index in best_indices(tuned.tried) if index is not None]
         if not best and size == self.first_size:
             raise NoisescaleError(self._unreached())
@@ -222,19 +240,27 @@ class _Measurement:
         bend = self._bend()
         return rate * ((1 + bend / tuned_size) / (1 + bend / size))
 
+    def _noise_runs(self, table: pd.DataFrame) -> list[GoalRun]:
+        """Runs near the critical batch size with the noise scale measured along them, if wanted."""
+        runs = choose_noise_runs(self.config, table, self.num_examples)
+        if runs is None:
+            return []
+
+        def goal_cell(seed: int) -> GoalCell:
+            size, rate, max_steps, _ = runs
+            cell = self._cell(size, rate, seed, max_steps, folder=runs.folder)
+            noise = runs.tracking(seed)
+            return GoalCell(cell=cell, goals=self.goals, split=self.config.split, noise=noise)
+
+        return make_noise_runs(self.tasks, runs, self.config.num_seeds, goal_cell)
+
     def _cell(
         self, size: int, rate: float, seed: int, max_steps: int, *, folder: str = CELL_FOLDER
     ) -> Cell:
         training = self.config.run(size, rate, seed, max_steps=max_steps)
         until = f"to-{self.goals[-1]:g}" if self.goals else ""
-        return Cell(
-            path=self.out / folder / until / run_name(self.config.problem, training),
-            problem=self.config.problem,
-            training=training,
-            device=self.options.device,
-            data_dir=self.options.data_dir and self.options.data_dir.absolute(),
-            notes=self.options.notes,
-        )
+        path = self.out / folder / until / run_name(self.config.problem, training)
+        return make_cell(self.options, path, self.config.problem, training)
 
     def _best_losses(self) -> list[tuple[float, int, float]]:
         """The least loss seen of each run, with its batch size and rate."""
@@ -261,12 +287,8 @@ class _Measurement:
 
     def _take_others(self) -> None:
         """Adds the runs that others have finished in this folder, so that no table loses them."""
-        for path in finished_runs(self.out / CELL_FOLDER / f"to-{self.goals[-1]:g}"):
-            try:
-                run = read_goal_run(path)
-            except RunFolderError as error:
-                self.tasks.failed(str(path), error)
-                continue
+        root = self.out / CELL_FOLDER / f"to-{self.goals[-1]:g}"
+        for run in read_finished(root, read_goal_run, self.tasks.failed):
             key = (run.summary["batch_size"], run.summary["learning_rate"], run.summary["seed"])
             ours = self.runs.get(key)
             if ours is None or ours.summary["steps"] < run.summary["steps"]:

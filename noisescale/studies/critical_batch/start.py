@@ -1,4 +1,4 @@
-"""Where the runs start: the loss there, and the law of the learning rate that the first grids follow."""
+"""Where the runs start: the loss there, and the law that the first learning rates follow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from noisescale.studies.jobs.short_run import LossCurve
 from noisescale.training.records.folder import read_json, write_json
 
 START = "start.json"
-NUM_EXAMPLES = 2000  # of which ε_max and B_noise are measured
+NUM_EXAMPLES = 2000  # of which ε_max and B_noise are measured: they need be right to a factor
 
 
 def count_examples(problem: ProblemConfig | FactoryConfig, split: GoalSplit) -> int:
@@ -43,7 +43,7 @@ class Start(NamedTuple):
 def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Start:
     """What is known where this cell's run starts, measured unless it lies in the folder `out`.
 
-    curvature: whether ε_max and B_noise, by (2.6) of McCandlish et al. 2018, are asked for.
+    curvature: whether ε_max and B_noise, by (2.6) of McCandlish et al. 2018, are measured too.
     """
     path = out / START
     stored = read_json(path)
@@ -52,19 +52,19 @@ def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Sta
     with one_thread():
         problem = cell_problem(cell)
         problem.model.eval()
-        found = {"loss": LossCurve(problem, split).look(0, problem.model)}
+        measured = {"loss": LossCurve(problem, split).look(0, problem.model)}
         if curvature:
             examples = min(NUM_EXAMPLES, as_examples(problem.train).num_examples)
-            found |= {"max_rate": math.nan, "rate_bend": math.nan}
+            measured |= {"max_rate": math.nan, "rate_bend": math.nan}
             try:
                 noise = measure_noise(problem, num_examples=examples, hessian=True)
             except NoisescaleError:  # whatever keeps it from being measured: the rates can be given
                 pass
             else:
                 if noise.curvature is not None and noise.full is not None:
-                    found["max_rate"] = noise.curvature.max_learning_rate.value
-                    found["rate_bend"] = noise.full.value
-    finite = jsonable(found)
+                    measured["max_rate"] = noise.curvature.max_learning_rate.value
+                    measured["rate_bend"] = noise.full.value
+    finite = jsonable(measured)
     write_json(path, finite)
     return _parse(path, finite)
 

@@ -6,13 +6,14 @@ import math
 from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
-# times the fewest steps so far, for which another rate is tried: enough for one whose steps are a
-# chance away from the best, and no rate of a grid by factors of 2 is worse than that beside the best
+# times the fewest steps so far, which another rate may take: a slower one cannot be the best, and
+# what the smoothing of the loss needs beyond the goal is well within that
 SLACK = 2.0
-# rates tried, or as many as span WIDEST, for a goal that none of them has reached
+# rates tried, or as many as span WIDEST, for a goal that none of them has reached: the first three
+# and two more on either side, by factors of 2
 MOST_UNREACHED = 7
 WIDEST = 64.0
-MOST = 15  # rates tried beyond those, in all: a bound on what steps that are mostly chance can cost
+MOST = 15  # rates tried beyond those, in all: steps that fall without end must not be followed
 
 Steps = tuple[float, ...]  # to each goal, from the highest; infinity where it was not reached
 
@@ -66,7 +67,7 @@ def best_indices(tried: Mapping[int, Steps]) -> list[int | None]:
 
 
 def _widened(tried: Mapping[int, Steps], most_unreached: int) -> list[int]:
-    """The indices beyond an end at which a goal is reached fastest, or that none has reached yet."""
+    """The indices beyond an end that is best for a goal; beyond both while one is unreached."""
     low, high = min(tried), max(tried)
     best = best_indices(tried)
     unreached = None in best and len(tried) < most_unreached

@@ -1,7 +1,9 @@
-"""A sweep's folder: what its cells have in common, and the names in it."""
+"""A study's folder: what all its runs have in common, and what each summary ends in."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +12,26 @@ from filelock import FileLock
 from noisescale.errors import RunFolderError
 from noisescale.training.records.folder import EXPERIMENT, read_json, write_json
 
-SETTINGS, CELL_FOLDER, MAP = "sweep.json", "cells", "map.png"
+CELL_FOLDER = "cells"  # of the runs, each in a folder of its own
 LOCK = ".noisescale.lock"
 
 
-def claim(out: Path, identity: dict[str, Any], *, settings: str = SETTINGS) -> None:
-    """Notes in the folder's `settings` what its cells have in common.
+def claim(out: Path, identity: dict[str, Any], *, settings: str) -> None:
+    """Notes in the folder's file `settings` what its runs have in common, the `identity`.
 
-    RunFolderError where it is something else.
+    RunFolderError where it holds runs of another identity, or something else.
     """
     others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
     strangers = [name for name in others if not name.startswith(".") and name != EXPERIMENT]
-    if (
-        strangers and not (out / settings).exists()
-    ):  # looked for last: another may just be writing it
+    # looked for last, since another process may just be writing it
+    if strangers and not (out / settings).exists():
         raise RunFolderError(
-            f"{out} holds {', '.join(strangers[:3])} but no {settings}, so it is no folder of such runs: "
-            "choose an empty or new folder with --out"
+            f"{out} holds {', '.join(strangers[:3])} but no {settings}, so it is no folder of such "
+            "runs: choose an empty or new folder with --out"
         )
     out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / LOCK):  # so that of two that begin at once one sees the other's settings
+    # of two studies that begin at once, one sees the other's settings
+    with FileLock(out / LOCK):
         stored = read_json(out / settings)
         if stored is None:
             write_json(out / settings, identity)
@@ -40,18 +42,29 @@ def claim(out: Path, identity: dict[str, Any], *, settings: str = SETTINGS) -> N
     ]
     if differences:
         raise RunFolderError(
-            f"{out} holds runs made by other settings ({'; '.join(differences)}): choose another --out"
+            f"{out} holds runs made by other settings ({'; '.join(differences)}): "
+            "choose another --out"
         )
+
+
+def closing(seconds: float, notes: Sequence[str], environment: dict[str, Any]) -> dict[str, Any]:
+    """What a summary ends in: how long it all took, when that was, and where."""
+    return {
+        "seconds": seconds,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "notes": list(notes),
+        "environment": environment,
+    }
 
 
 def _differences(
     there: dict[str, Any], here: dict[str, Any], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
+    differences: list[tuple[str, Any, Any]] = []
     for name in here:
         old, new = there.get(name), here[name]
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{name}.")
+            differences += _differences(old, new, f"{prefix}{name}.")
         elif old != new:
-            found.append((prefix + name, old, new))
-    return found
+            differences.append((prefix + name, old, new))
+    return differences

@@ -9,13 +9,16 @@ runs finish.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from noisescale.errors import RunFolderError
 from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.jobs.tasks import Tasks
+from noisescale.training.records.folder import finished_runs
 
 Run = TypeVar("Run", bound=ShortRun)
 Trial = TypeVar("Trial")
@@ -53,7 +56,7 @@ def carry_out(
     job: Callable[[Trial], Job[Run]],
     answer: Callable[[Trial, Run | Failure], Answer],
 ) -> Search[Run, Value]:
-    """A search that knows nothing of runs, with its trials made into jobs, and results into answers.
+    """A search that knows nothing of runs: its trials made into jobs, and results into answers.
 
     Returns what `search` returns.
     """
@@ -75,6 +78,20 @@ class _Question:
     search: Search[Any, None]
     jobs: list[Job[Any]]
     results: list[ShortRun | Failure | None]
+
+
+def read_finished(
+    root: Path, read: Callable[[Path], Run], failed: Callable[[str, BaseException], object]
+) -> Iterator[Run]:
+    """The runs that anybody has finished below `root`, so that no table loses them.
+
+    read: gives the run in a folder. failed: is told of one that is damaged.
+    """
+    for path in finished_runs(root):
+        try:
+            yield read(path)
+        except RunFolderError as error:
+            failed(str(path), error)
 
 
 class SearchLoop:
@@ -111,7 +128,7 @@ class SearchLoop:
             self._pending[future] = (question, index)
 
     def _take(self, future: Future[Any]) -> None:
-        """Keeps a result; where it is the last that its search has waited for, goes on with that."""
+        """Keeps a result; after the last that its search has waited for, goes on with that."""
         question, index = self._pending.pop(future)
         question.results[index] = self._result(future, question.jobs[index])
         results = [result for result in question.results if result is not None]

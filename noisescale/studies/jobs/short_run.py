@@ -5,7 +5,6 @@ What a study makes of it, a label or the steps to a goal, is a function of those
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ from noisescale.errors import RunFolderError
 from noisescale.problems.problem import Problem, as_examples
 from noisescale.problems.sampling import select, split_data
 from noisescale.studies.jobs.cell import Cell, cell_problem, cell_record, one_thread
+from noisescale.studies.jobs.folder import closing
 from noisescale.training.evaluation import mean_loss
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import (
@@ -112,10 +112,7 @@ def write_run(cell: Cell, curve: LossCurve, numbers: dict[str, Any], *, seconds:
     summary = {
         **numbers,
         "num_evaluated": curve.examples.num_examples,
-        "seconds": seconds,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "notes": list(cell.notes),
-        "environment": _environment(cell.device),
+        **closing(seconds, cell.notes, _environment(cell.device)),
     }
     write_table(cell.path / LOSSES, pd.DataFrame(curve.points, columns=["step", "loss"]))
     write_json(cell.path / SUMMARY, summary)

@@ -1,1 +1,1 @@
-"""Batch size × learning rate: cells on any executor, a search for the edge, its prediction, tables."""
+"""Batch size × learning rate: a search for the edge of stability, its prediction, tables."""

@@ -6,19 +6,38 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from noisescale.errors import SettingError
+from noisescale.errors import SettingError, check_count
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import BatchRule, TrainConfig, resolve_batch_size
 
 BatchSize = int | BatchRule
+SETTINGS = "sweep.json"  # what all cells of a folder have in common
 DEFAULT_BATCH_SIZES = (1, 4, 16, 64, 256, 1024)
+DEFAULT_WIDTH = 256  # of the command line's network: with it a map takes minutes
+MINIMUM_STEPS = 1000  # of runs from a checkpoint, by default; a rate at the edge may take longer
+ROUNDING = 1e-9  # of a quotient of logarithms, which must not add a rate to the grid
+# by name, what stands in the place of the defaults of the command line's options
+PRESETS: dict[str, dict[str, Any]] = {
+    "three-cases": {
+        "batch_sizes": (1, 32, 1024),
+        "dataset": "mnist",
+        "pixel_scale": "raw",
+        "width": 1024,
+        "lr_min": 1e-6,
+        "lr_max": 1e-1,
+    }
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Horizon:
-    """How long each run is: so many epochs, updates or examples, whichever one is given."""
+    """How long each run is: in epochs, updates or examples, exactly one of which is given.
+
+    Attributes:
+        epochs: passes over the training set.
+        steps: updates.
+        examples: over all updates; the last batch may go beyond.
+    """
 
     epochs: int | None = None
     steps: int | None = None
@@ -28,14 +47,19 @@ class Horizon:
         given = {name: amount for name, amount in vars(self).items() if amount is not None}
         if len(given) != 1:
             raise SettingError(
-                f"{len(given)} horizons ({', '.join(given) or 'none'}): give one of epochs, steps, examples"
+                f"{len(given)} horizons ({', '.join(given) or 'none'}): "
+                "give one of epochs, steps, examples"
             )
         ((name, amount),) = given.items()
-        if not isinstance(amount, int) or isinstance(amount, bool) or amount < 1:
-            raise SettingError(f"{name} {amount!r}: give a whole number of 1 or more")
+        check_count(name, amount)
 
     def limits(self, batch_size: int, num_examples: int) -> tuple[int, int | None]:
-        """Epochs and max_steps of a TrainConfig for runs of this length."""
+        """Epochs and max_steps of a TrainConfig for runs of this length.
+
+        Args:
+            batch_size: examples per update.
+            num_examples: in the training set.
+        """
         if self.epochs is not None:
             return self.epochs, None
         steps = (
@@ -49,20 +73,27 @@ class Horizon:
 class SweepConfig:
     """A map of batch sizes and learning rates.
 
-    problem: what is trained. training: the optimizer, momentum and weight decay of every run; its batch size,
-        learning rate, length and seed are the sweep's.
-    batch_sizes: examples per update, or "full".
-    lr_min, lr_max: the learning rates lie evenly in log η from one to the other. None: by 2/λ where the runs
-        start, or five decades from the end that is given (`noisescale.studies.stability_map.predictions.with_rates`).
-    num_lr: so many of them, and every cell is run with every seed. None: as many as `factor` takes, and only
-        those that locate the edge are run: a scan with the first seed, then bisection with each.
-    factor: between neighbouring learning rates, at most, where num_lr is None.
-    num_seeds: seeds 0, 1, ... for initial parameters and order of the examples.
-    precision, max_seeds: more seeds, half as many again each time and `max_seeds` at most, until the interval
-        of η_max spans no more than this factor; None: no more. Stopping so leaves the interval's coverage as
-        it is where every seed has a threshold (.94 to .98, simulated), see `fit_edge`.
-    horizon: how long each run is.
-    start: digest of the checkpoint that every run starts from; None: from initialisation.
+    Attributes:
+        problem: what is trained.
+        training: the optimizer, momentum and weight decay of every run; its batch size, learning
+            rate, length and seed are the sweep's.
+        batch_sizes: examples per update, or "full".
+        lr_min: the smallest learning rate; the rates lie evenly in log η. None: three decades below
+            the power of ten nearest to 2/λ_max where the runs start, or five below `lr_max`.
+        lr_max: the largest learning rate; None: five decades above the smallest.
+        num_lr: how many learning rates; every cell is run with every seed. None: as many as
+            `factor` takes, and only cells that locate the edge are run: a scan with the first seed,
+            then bisection with each.
+        factor: between neighbouring learning rates, at most, where `num_lr` is None.
+        num_seeds: seeds 0, 1, ... for initial parameters and order of the examples.
+        precision: seeds are added, half as many again each time, until the 95 % interval of η_max
+            spans no more than this factor; None: none are. Stopping so leaves the interval's
+            coverage as it is where every seed has a threshold (.94 to .98, simulated), see
+            `fit_edge`.
+        max_seeds: at most, with `precision`.
+        horizon: how long each run is.
+        start: digest of the checkpoint that every run starts from, see `file_digest`; None: the
+            runs start from initialisation.
     """
 
     problem: ProblemConfig
@@ -103,7 +134,8 @@ class SweepConfig:
             raise SettingError(f"precision {self.precision!r}: give a factor above 1, such as 1.25")
         if self.precision is not None and self.max_seeds < self.num_seeds:
             raise SettingError(
-                f"{self.num_seeds} seeds, at most {self.max_seeds}: give fewer seeds, or more at most"
+                f"{self.num_seeds} seeds, at most {self.max_seeds}: "
+                "give fewer seeds, or more at most"
             )
         for rate in (self.lr_min, self.lr_max):
             if rate is not None:
@@ -111,37 +143,48 @@ class SweepConfig:
         if self.lr_min is None or self.lr_max is None:
             if self.training.optimizer != "sgd":
                 raise SettingError(
-                    f"no range of learning rates for {self.training.optimizer}, which the curvature does not "
-                    "tell: give --lr-min and --lr-max"
+                    f"no range of learning rates for {self.training.optimizer}, which the "
+                    "curvature does not tell: give --lr-min and --lr-max"
                 )
             return
         if self.lr_min > self.lr_max:
             raise SettingError(
-                f"learning rates from {self.lr_min:g} to {self.lr_max:g}: the smallest is above the largest; "
-                "exchange --lr-min and --lr-max"
+                f"learning rates from {self.lr_min:g} to {self.lr_max:g}: the smallest is above "
+                "the largest; exchange --lr-min and --lr-max"
             )
         if self.num_lr == 1 and self.lr_min != self.lr_max:
             raise SettingError("one learning rate between two ends: give 2 or more, or equal ends")
 
     @property
     def learning_rates(self) -> list[float]:
-        """The grid of rates, ascending, to six digits; its ends must be known."""
+        """The grid of rates, ascending, to six digits; its ends must be given."""
+        import numpy as np  # not needed to read a configuration
+
         assert self.lr_min is not None
         assert self.lr_max is not None
         if self.lr_min == self.lr_max:
             return [float(self.lr_min)]
-        count = self.num_lr
-        if count is None:
-            count = (
-                math.ceil(math.log(self.lr_max / self.lr_min) / math.log(self.factor) - 1e-9) + 1
-            )
-        rates = np.geomspace(self.lr_min, self.lr_max, count)
+        num_rates = self.num_lr
+        if num_rates is None:
+            steps = math.log(self.lr_max / self.lr_min) / math.log(self.factor)
+            num_rates = math.ceil(steps - ROUNDING) + 1
+        rates = np.geomspace(self.lr_min, self.lr_max, num_rates)
         return list(dict.fromkeys(float(f"{rate:.6g}") for rate in rates))
 
     def run(
         self, batch_size: BatchSize, learning_rate: float, seed: int, *, num_examples: int
     ) -> TrainConfig:
-        """How the run of one cell is trained; SettingError where there are fewer examples than it takes."""
+        """How the run of one cell is trained.
+
+        Args:
+            batch_size: examples per update, or "full".
+            learning_rate: on the mean loss of a batch.
+            seed: of the initial parameters and the order of the examples.
+            num_examples: in the training set.
+
+        Raises:
+            SettingError: there are fewer examples than a batch takes.
+        """
         config = TrainConfig(
             **self.training.optimizer_settings(),
             batch_size=batch_size,
@@ -153,7 +196,7 @@ class SweepConfig:
         return replace(config, epochs=epochs, max_steps=max_steps)
 
     def identity(self) -> dict[str, Any]:
-        """What all cells of a folder must have in common."""
+        """What all cells of a folder must have in common, the content of sweep.json."""
         training = self.training.optimizer_settings()
         return {
             "problem": self.problem.to_dict(),

@@ -1,4 +1,4 @@
-"""The predicted edge of a sweep, measured at its starting point in processes of their own, and kept."""
+"""The predicted edge of a sweep, measured where its runs start, by its workers, and kept."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from noisescale.training.records.folder import read_json, write_json
 Record = TypeVar("Record")
 FOLDER = "predictions"
 CONSTANTS = "constants.json"
-DECADES = 1e5  # between the ends of the rates where these are not given
+FIVE_DECADES = 1e5  # of rates where they are not given: 2/λ, two above it and three below
 CURVES = ("lower", "gaussian", "wu", "upper", "lyapunov", "descent")
 
 
 def constants_at(cell: Cell, out: Path) -> StabilityConstants:
-    """The constants where this cell's run starts, measured unless they lie in the sweep's folder `out`."""
+    """The constants where a cell's run starts, measured unless they lie in the sweep's folder."""
     path = out / FOLDER / CONSTANTS
     if (stored := read_json(path)) is None:
         with one_thread():
-            found = measure_stability(cell_problem(cell))
-        stored = _spelt(dataclasses.asdict(found))
+            constants = measure_stability(cell_problem(cell))
+        stored = _spelt(dataclasses.asdict(constants))
         write_json(path, stored)
     return _parse(path, StabilityConstants, stored)
 
@@ -41,9 +41,12 @@ def lyapunov_at(
     if (stored := stored_lyapunov(out, batch_size)) is not None:
         return stored
     with one_thread():
-        found = simulate_threshold(cell_problem(cell), batch_size=batch_size, constants=constants)
-    write_json(out / FOLDER / f"lyapunov-bs{batch_size}.json", _spelt(dataclasses.asdict(found)))
-    return found
+        threshold = simulate_threshold(
+            cell_problem(cell), batch_size=batch_size, constants=constants
+        )
+    path = out / FOLDER / f"lyapunov-bs{batch_size}.json"
+    write_json(path, _spelt(dataclasses.asdict(threshold)))
+    return threshold
 
 
 def stored_lyapunov(out: Path, batch_size: int) -> Estimate | None:
@@ -61,9 +64,9 @@ def with_rates(config: SweepConfig, constants: StabilityConstants) -> SweepConfi
     if low is None and high is None:
         low = 10.0 ** (round(math.log10(2 / constants.sharpness)) - 3)
     if low is None and high is not None:
-        low = high / DECADES
+        low = high / FIVE_DECADES
     assert low is not None
-    return replace(config, lr_min=low, lr_max=DECADES * low if high is None else high)
+    return replace(config, lr_min=low, lr_max=FIVE_DECADES * low if high is None else high)
 
 
 def predicted_rates(

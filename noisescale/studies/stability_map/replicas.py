@@ -1,8 +1,9 @@
-"""Several runs of one batch size as one vmapped program: what a GPU takes that a small batch leaves idle."""
+"""Several runs of one batch size as one vmapped program, since one leaves a GPU idle."""
 
 from __future__ import annotations
 
 import copy
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,20 +26,21 @@ from noisescale.training.config import TrainConfig, resolve_batch_size
 from noisescale.training.records.folder import RunFolder, folder_state
 from noisescale.training.trainer import UNCHECKED_LOSSES
 
-MOST_REPLICAS = 16
+MOST_REPLICAS = 16  # which fill a GPU at small batches; more wait for the slowest of them
 LARGEST_BATCH = 256  # from which on a single run fills a GPU
 GATHERING = 0.05  # seconds in which tasks that belong together arrive
 
 
 class ReplicaTraining:
-    """R runs of plain or heavy-ball SGD that differ in learning rate, seed and initial parameters alone.
+    """R runs of plain or heavy-ball SGD that differ in rate, seed and initial parameters alone.
 
-    Each update is that of `Training`, up to rounding, for all replicas in one call of `torch.func.vmap` over
-    stacked parameters (R, *shape), compiled on a GPU. problems: one a replica, on the same examples. configs:
-    alike but for learning_rate and seed.
+    Each update is that of `Training`, up to rounding, for all replicas in one call of
+    `torch.func.vmap` over stacked parameters (R, *shape), compiled on a GPU. problems: one a
+    replica, on the same examples. configs: alike but for learning_rate and seed.
 
-    step: updates made. diverged_at_step: of each replica, None as long as its losses are finite; on a GPU
-    these are looked at every 64 updates. A diverged replica is carried along, to no effect on the others.
+    step: updates made. diverged_at_step: of each replica, None as long as its losses are finite; on
+    a GPU these are looked at every 64 updates. A diverged replica is carried along, to no effect on
+    the others.
     """
 
     def __init__(self, problems: Sequence[Problem], configs: Sequence[TrainConfig]) -> None:
@@ -78,8 +80,8 @@ class ReplicaTraining:
     @property
     def num_steps(self) -> int:
         """Updates until the horizon."""
-        config, count = self.config, self.examples.num_examples
-        steps = config.epochs * -(-count // self.batch_size)
+        config = self.config
+        steps = config.epochs * math.ceil(self.examples.num_examples / self.batch_size)
         return steps if config.max_steps is None else min(steps, config.max_steps)
 
     @torch.no_grad()
@@ -103,7 +105,7 @@ class ReplicaTraining:
             self.check_losses()
 
     def check_losses(self) -> None:
-        """Looks at the losses since the last look, which waits for the device, and notes divergences."""
+        """Looks at the losses since the last look, a wait for the device; notes divergences."""
         if not self._losses:
             return
         finite = torch.stack(self._losses).isfinite().T.tolist()  # (R, steps)
@@ -179,7 +181,8 @@ def _run_held(cells: Sequence[Cell]) -> None:
 def alike(cell: Cell) -> tuple[Any, ...] | None:
     """What cells that run together share; None for one that must run alone.
 
-    Alone run Adam, batch normalisation, whose statistics change in place, and batches that fill a device.
+    Alone run Adam, batch normalisation, whose statistics change in place, and batches that fill a
+    device.
     """
     training = cell.training
     size = training.batch_size
@@ -203,7 +206,7 @@ class _Task(NamedTuple):
 
 
 class ReplicaExecutor(Executor):
-    """Runs tasks in a thread of this process, up to 16 cells that wait and are alike as one program."""
+    """Runs tasks in a thread of this process, up to 16 alike cells that wait as one program."""
 
     def __init__(self) -> None:
         self._tasks: list[_Task] = []
@@ -256,12 +259,12 @@ class ReplicaExecutor(Executor):
         with self._changed:
             kinds = [_kind(task) for task in self._tasks]
             chosen = [
-                place
-                for place, kind in enumerate(kinds)
-                if place == 0 or (kind is not None and kind == kinds[0])
+                index
+                for index, kind in enumerate(kinds)
+                if index == 0 or (kind is not None and kind == kinds[0])
             ][:MOST_REPLICAS]
-            group = [self._tasks[place] for place in chosen]
-            self._tasks = [task for place, task in enumerate(self._tasks) if place not in chosen]
+            group = [self._tasks[index] for index in chosen]
+            self._tasks = [task for index, task in enumerate(self._tasks) if index not in chosen]
         return group
 
 

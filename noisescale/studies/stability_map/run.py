@@ -1,4 +1,4 @@
-"""A sweep: its cells on an executor as the searches ask for them, then its tables, picture and summary."""
+"""A sweep: its cells on an executor as the searches ask for them, then its tables and summary."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from noisescale.errors import NoisescaleError, RunFolderError, SettingError
+from noisescale.errors import NoisescaleError, SettingError
 from noisescale.problems.data.splits import num_training_examples
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.executors import given_or_local
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim
-from noisescale.studies.jobs.search_loop import Failure, Job, Search, SearchLoop, carry_out
+from noisescale.studies.jobs.local import given_or_local
+from noisescale.studies.jobs.options import StudyOptions, make_cell
+from noisescale.studies.jobs.search_loop import (
+    Failure,
+    Job,
+    Search,
+    SearchLoop,
+    carry_out,
+    read_finished,
+)
 from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.jobs.tasks import Tasks
 from noisescale.studies.stability_map.cell_run import read_cell, run_cell
-from noisescale.studies.stability_map.config import BatchSize, SweepConfig
+from noisescale.studies.stability_map.config import SETTINGS, BatchSize, SweepConfig
 from noisescale.studies.stability_map.predictions import (
     constants_at,
     lyapunov_at,
@@ -31,7 +37,7 @@ from noisescale.studies.stability_map.predictions import (
     stored_lyapunov,
     with_rates,
 )
-from noisescale.studies.stability_map.results import SweepResult, write_results
+from noisescale.studies.stability_map.results import Outcome, SweepResult, write_results
 from noisescale.studies.stability_map.search import (
     RateSearch,
     from_guess,
@@ -40,27 +46,32 @@ from noisescale.studies.stability_map.search import (
 )
 from noisescale.studies.stability_map.tables import cell_row, cells_table, edge_of, in_order
 from noisescale.training.config import resolve_batch_size
-from noisescale.training.records.folder import finished_runs
 from noisescale.training.records.names import file_digest, run_name
 
-SCAN_FACTOR = 4.0  # between neighbouring rates of the first seed's scan, about
-CELLS_A_SEED = 3  # that another seed's search takes, about
+SCAN_FACTOR = (
+    4.0  # between the rates of seed 0's scan, about: two or three bisections of them follow
+)
+CELLS_A_SEED = 3  # about, that another seed's search takes: the edge is near where seed 0 has it
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """How a sweep is carried out; nothing here changes its results.
+class SweepOptions(StudyOptions):
+    """How a sweep is carried out; nothing here changes its cells.
 
-    start: the checkpoint whose digest the config names. device, data_dir: where its runs compute and their
-    data lie. predict: measure the predicted edge too. console: where progress goes. notes: for every record.
+    Attributes:
+        device: where the runs compute, "cpu" or "cuda".
+        data_dir: where data sets lie; None: in $NOISESCALE_DATA, else in the user's cache.
+        console: where progress and failures are printed; None: nowhere.
+        notes: for the record of the sweep and of each of its cells.
+        pictures: whether the map is drawn at the end, from the tables.
+        start: the checkpoint whose digest is the config's `start`; None: the runs start from
+            initialisation.
+        predict: whether the predicted edges are measured too, as far as they apply: they are of
+            plain SGD.
     """
 
     start: Path | None = None
-    device: str = "cpu"
-    data_dir: Path | None = None
     predict: bool = True
-    console: Console | None = None
-    notes: tuple[str, ...] = ()
 
 
 def run_sweep(
@@ -70,18 +81,33 @@ def run_sweep(
     executor: Executor | None = None,
     options: SweepOptions | None = None,
 ) -> SweepResult:
-    """The map of `config`, computed in the folder `out` as far as its cells are not there already.
+    """The map of `config`, computed as far as the folder `out` does not hold its cells already.
 
-    executor: any of concurrent.futures, left open; None: local processes, one a core. Its workers must see
-    `out` under the same path. Each cell is a run folder of its own below `out`/cells, so that a killed
-    sweep, started again, runs what is missing, and two at once share the work. More batch sizes, rates or
-    seeds may be added; cells of another problem, horizon, optimizer or start are refused with
-    RunFolderError. A cell that raises is recorded with its error, and the sweep goes on.
+    Each cell is a run folder of its own below `out`/cells, so that a killed sweep, started again,
+    runs what is missing, and two at once share the work. More batch sizes, rates or seeds may be
+    added. A cell that raises is recorded with its error, and the sweep goes on.
 
-    A script calls it under `if __name__ == "__main__":`, since the local processes import the script.
+    A script calls it under `if __name__ == "__main__":`, since the local processes import the
+    script.
 
-    SettingError for a batch larger than the training set, and where the options' checkpoint is not the one
-    whose digest the config has; Interrupted after SIGINT or SIGTERM.
+    Args:
+        config: the map; cells already in `out` must be of the same problem, horizon, optimizer and
+            start, and are kept.
+        out: the results folder.
+        executor: any of concurrent.futures, left open; None: local processes, one a core. Its
+            workers must see `out` under the same path.
+        options: None: the defaults.
+
+    Returns:
+        The cells, the measured edges beside the predicted ones, and the content of summary.json.
+
+    Raises:
+        SettingError: a batch larger than the training set, or a checkpoint in the options whose
+            digest is not the config's `start`.
+        NoisescaleError: no learning rates are given, and the curvature that would tell them cannot
+            be measured.
+        RunFolderError: `out` holds something else.
+        Interrupted: a SIGINT or SIGTERM came; what is finished is kept.
     """
     options = options or SweepOptions()
     num_examples = num_training_examples(config.problem.dataset, config.problem.num_train)
@@ -90,10 +116,11 @@ def run_sweep(
     digest = None if options.start is None else file_digest(options.start)
     if digest != config.start:
         raise SettingError(
-            f"the start of the config is {config.start!r}, that of the options is {options.start} with the "
-            f"digest {digest!r}: give SweepConfig(start=file_digest(path)) and SweepOptions(start=path)"
+            f"the start of the config is {config.start!r}, that of the options is {options.start} "
+            f"with the digest {digest!r}: give SweepConfig(start=file_digest(path)) and "
+            "SweepOptions(start=path)"
         )
-    claim(out, config.identity())
+    claim(out, config.identity(), settings=SETTINGS)
     with given_or_local(executor) as pool:
         return _Sweep(config, out, pool, options, num_examples).complete()
 
@@ -138,17 +165,14 @@ class _Sweep:
             self.loop.run()
             self._take_others()
             predictions = self._predictions(constants)
-        return write_results(
-            self.config,
-            self.out,
-            list(self.rows.values()),
+        outcome = Outcome(
+            rows=list(self.rows.values()),
             constants=constants,
             predictions=predictions,
             failures=self.tasks.failures,
             seconds=time.monotonic() - started,
-            notes=self.options.notes,
-            device=self.options.device,
         )
+        return write_results(self.config, self.out, outcome, self.options)
 
     @property
     def rates(self) -> list[float]:
@@ -289,26 +313,16 @@ class _Sweep:
 
     def _cell(self, batch_size: BatchSize, learning_rate: float, seed: int) -> Cell:
         training = self.config.run(batch_size, learning_rate, seed, num_examples=self.num_examples)
-        return Cell(
-            path=self.out / CELL_FOLDER / run_name(self.config.problem, training),
-            problem=self.config.problem,
-            training=training,
-            start=self.options.start and self.options.start.absolute(),
-            device=self.options.device,
-            data_dir=self.options.data_dir and self.options.data_dir.absolute(),
-            notes=self.options.notes,
+        path = self.out / CELL_FOLDER / run_name(self.config.problem, training)
+        return make_cell(
+            self.options, path, self.config.problem, training, start=self.options.start
         )
 
     def _take_others(self) -> None:
         """Adds the cells that other sweeps have finished in this folder, so that none is lost."""
-        for path in finished_runs(self.out / CELL_FOLDER):
-            try:
-                run = read_cell(path)
-            except RunFolderError as error:
-                self.tasks.failed(str(path), error)
-            else:
-                row = cell_row(run.summary, from_checkpoint=self.config.start is not None)
-                self.rows.setdefault((row["batch_size"], row["learning_rate"], row["seed"]), row)
+        for run in read_finished(self.out / CELL_FOLDER, read_cell, self.tasks.failed):
+            row = cell_row(run.summary, from_checkpoint=self.config.start is not None)
+            self.rows.setdefault((row["batch_size"], row["learning_rate"], row["seed"]), row)
 
     def _to_come(self) -> dict[BatchSize, int]:
         """How many cells of each batch size no search has asked for yet, about."""

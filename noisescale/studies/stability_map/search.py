@@ -26,7 +26,8 @@ def scan_and_bisect(size: int, stride: int) -> RateSearch:
 def from_guess(size: int, last_stable: int) -> RateSearch:
     """Both sides of a guessed edge, then in strides that double to where it is, then bisection.
 
-    last_stable: index of the largest stable rate of another seed; -1 where none is, size - 1 where all are.
+    last_stable: index of the largest stable rate of another seed; -1 where none is, size - 1 where
+    all are.
     """
     sides = [index for index in (last_stable, last_stable + 1) if 0 <= index < size]
     outcomes = dict(zip(sides, (yield sides), strict=True))
@@ -37,7 +38,7 @@ def from_guess(size: int, last_stable: int) -> RateSearch:
 
 
 def _walk(start: int, direction: int, end: int) -> RateSearch:
-    """From `start` in doubling strides until the outcome changes or the grid ends, then bisection."""
+    """From `start` in doubling strides until the outcome changes or the grid ends; then bisects."""
     unstable_at_start = direction < 0
     reached, stride = start, 1
     while True:

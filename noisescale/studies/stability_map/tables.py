@@ -39,7 +39,8 @@ CELL_COLUMNS = (
 def cell_row(summary: dict[str, Any], *, from_checkpoint: bool) -> dict[str, Any]:
     """A row of cells.csv from a cell's summary.
 
-    unstable: what the edge is the edge of: the run diverged or, from a checkpoint, left its minimum.
+    unstable: what the edge is the edge of: the run diverged or, from a checkpoint, left its
+    minimum.
     """
     course = trajectory(summary)
     return {
@@ -68,20 +69,20 @@ def cells_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(CELL_COLUMNS))
     for name in ("steps", "diverged_at_step", "unstable"):
         table[name] = table[name].astype("Int64")
-    order = {size: place for place, size in enumerate(in_order(table["batch_size"]))}
+    order = {size: rank for rank, size in enumerate(in_order(table["batch_size"]))}
     keys = [table["batch_size"].map(order), table["learning_rate"], table["seed"]]
     return table.iloc[np.lexsort(keys[::-1])].reset_index(drop=True)
 
 
 def edge_of(cells: pd.DataFrame) -> Estimate:
     """η_max of one batch size's cells, see `fit_edge`."""
-    known = cells[cells["error"] == ""]
-    if known.empty:
+    finished = cells[cells["error"] == ""]
+    if finished.empty:
         return fit_edge([])
     return fit_edge(
         [
             seed_threshold(zip(of_seed["learning_rate"], of_seed["unstable"] == 1, strict=True))
-            for _, of_seed in known.groupby("seed")
+            for _, of_seed in finished.groupby("seed")
         ]
     )
 
@@ -89,7 +90,7 @@ def edge_of(cells: pd.DataFrame) -> Estimate:
 def boundary_table(
     cells: pd.DataFrame, predictions: dict[BatchSize, dict[str, float]]
 ) -> pd.DataFrame:
-    """A row per batch size: the measured edge with its interval, the number of seeds, and the predictions."""
+    """A row per batch size: the measured edge with its interval and seeds, and the predictions."""
     rows = []
     for size in in_order(cells["batch_size"]):
         edge = edge_of(cells[cells["batch_size"] == size])
@@ -108,9 +109,14 @@ def boundary_table(
 
 def scores(cells: pd.DataFrame, boundary: pd.DataFrame) -> dict[str, PredictionScore]:
     """How well each predicted curve of `boundary` meets the cells and the edges."""
-    known = cells[cells["error"] == ""]
+    finished = cells[cells["error"] == ""]
     outcomes = list(
-        zip(known["batch_size"], known["learning_rate"], known["unstable"] == 1, strict=True)
+        zip(
+            finished["batch_size"],
+            finished["learning_rate"],
+            finished["unstable"] == 1,
+            strict=True,
+        )
     )
     edges = dict(zip(boundary["batch_size"], boundary["lr_max"], strict=True))
     return {

@@ -1,4 +1,4 @@
-"""A noisy quadratic, of which everything is known in closed form, trained and measured as any problem is."""
+"""A noisy quadratic, known in closed form, trained and measured as any problem is."""
 
 import math
 from dataclasses import replace
@@ -55,8 +55,8 @@ def exact_loss(theta):
 def expected_losses(batch_size, rate, num_steps, variances):
     """E L after each step of the first epoch, by the exact second moments of θ.
 
-    θ_t = aᵗθ_0 − ε Σ_s a^(t−1−s) e_s, where the errors e of batches drawn without replacement have variance
-    Σ(N − B)/(B(N − 1)) and, two of them, the covariance −Σ/(N − 1).
+    θ_t = aᵗθ_0 − ε Σ_s a^(t−1−s) e_s, where the errors e of batches drawn without replacement have
+    variance Σ(N − B)/(B(N − 1)) and, two of them, the covariance −Σ/(N − 1).
     """
     own = (NUM_EXAMPLES - batch_size) / (batch_size * (NUM_EXAMPLES - 1))
     shared = -1 / (NUM_EXAMPLES - 1)
@@ -119,7 +119,7 @@ def test_the_best_single_step_is_that_of_the_law(moments, batch_size):
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "rate"), [(4, 0.1), (32, 0.4), (256, 1.0)])
 def test_steps_to_a_goal_are_those_of_the_second_moments(moments, tmp_path, batch_size, rate):
-    """The mean loss over 16 seeds crosses the goal where the exact one does, within 3 jackknife errors."""
+    """The mean loss of 16 seeds passes the goal where the exact one does: 3 jackknife errors."""
     training = TrainConfig(batch_size=batch_size, learning_rate=rate, epochs=1, max_steps=60)
     config = factory_config(FACTORY)
     losses = []
@@ -151,7 +151,7 @@ def test_steps_to_a_goal_are_those_of_the_second_moments(moments, tmp_path, batc
 
 @pytest.mark.slow
 def test_the_critical_batch_size_is_that_of_the_exact_curve(moments, tmp_path):
-    """At the best of the rates tried, S(B) of the mean loss; its fit lies in the measured one's interval.
+    """The fit of S(B) of the exact mean loss, at the best rate tried, lies in the interval.
 
     The ratio to B_noise is whatever it is: here it is held against the exact B_noise at the start.
     """

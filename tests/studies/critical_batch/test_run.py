@@ -1,4 +1,4 @@
-"""Measurements of the critical batch size on the smallest of problems: what is run, kept, shared, refused."""
+"""Measurements of the critical batch size in small: what is run, kept, shared, refused."""
 
 import json
 import math
@@ -28,8 +28,11 @@ from noisescale.studies.critical_batch.config import (
     default_goals,
 )
 from noisescale.studies.critical_batch.goal_run import GoalCell, read_goal_run, run_to_goal
+from noisescale.studies.critical_batch.pictures import draw_pictures
 from noisescale.studies.critical_batch.run import run_critical_batch
 from noisescale.studies.jobs.cell import Cell
+from noisescale.studies.jobs.options import StudyOptions, common_options
+from noisescale.studies.stability_map.run import SweepOptions
 from noisescale.training.config import TrainConfig
 from noisescale.training.evaluation import evaluate, mean_loss
 from noisescale.training.records.checkpoint import load_checkpoint
@@ -431,7 +434,7 @@ def make_network():
 @pytest.mark.processes
 @pytest.mark.slow
 def test_processes_give_the_same_and_a_killed_measurement_goes_on(serial, tmp_path):
-    """Killed by SIGKILL twice, then begun by two at once: finished runs stay, tables as in one thread."""
+    """Killed twice, then begun by two at once: finished runs stay, tables as in one thread."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tests.helpers.critical_batch", str(out)]
     for wanted in (3, 12):
@@ -463,7 +466,6 @@ def test_a_damaged_run_is_named(tmp_path):
     ("changes", "message"),
     [
         ({"batch_sizes": (1, 2, 4)}, "3 batch sizes"),
-        ({"batch_sizes": ()}, "0 batch sizes"),
         ({"batch_sizes": (1, 2, 4, "full")}, "'full': give whole numbers"),
         ({"batch_sizes": (1, 2, 4, 4)}, "each once"),
         ({"batch_sizes": (1, 2, 4, -8)}, "batch size -8"),
@@ -493,7 +495,59 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_runs(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_problem_is_all_that_a_measurement_takes(tmp_path):
+    """Its batch sizes are then the default ones, as far as a quarter of the examples goes."""
+    config = CriticalBatchConfig(problem=PROBLEM)
+    assert config.resolved(num_examples=200).batch_sizes == (1, 2, 4, 8, 16, 32)
+    assert replace(config, batch_sizes=()).resolved(num_examples=20).batch_sizes == (1, 2, 4, 8)
+    given = replace(config, batch_sizes=(1, 2, 4, 200))
+    assert given.resolved(num_examples=20) == given
+    small = CriticalBatchConfig(
+        problem=replace(PROBLEM, num_train=40), goals=(2.1,), num_seeds=1, noise_examples=None
+    )
+    found = run_critical_batch(small, tmp_path / "out", executor=Here())
+    assert set(found.table["batch_size"]) == {1, 2, 4, 8}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (SweepOptions(predict=False), "predict of SweepOptions"),
+        (SweepOptions(start=Path("checkpoint.pt"), predict=False), "predict, start|start, predict"),
+    ],
+)
+def test_options_of_a_sweep_are_not_ignored(tmp_path, options, named):
+    with pytest.raises(SettingError, match=named):
+        run_critical_batch(CONFIG, tmp_path / "out", executor=Here(), options=options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_a_sweep_that_are_left_alone_will_do():
+    assert common_options(None) == StudyOptions()
+    options = SweepOptions(notes=("a note",))
+    assert common_options(options) is options
+
+
+def test_the_pictures_are_drawn_from_the_folder(serial, tmp_path):
+    out, _, _ = serial
+    (picture,) = draw_pictures(out, out=tmp_path / "new")
+    assert picture == tmp_path / "new" / "pareto.png"
+    assert picture.read_bytes() == (out / "pareto.png").read_bytes()
+    assert [path.name for path in draw_pictures(out, out=tmp_path, format="svg")] == ["pareto.svg"]
+    assert draw_pictures(tmp_path / "empty") == []
+
+
+def test_a_study_may_leave_its_pictures_out(serial, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(serial[0], out)
+    (out / "pareto.png").unlink()
+    run_critical_batch(CONFIG, out, executor=Here(), options=StudyOptions(pictures=False))
+    assert (out / "summary.json").exists()
+    assert not (out / "pareto.png").exists()
+
+
 def test_defaults():
+    assert CriticalBatchConfig(problem=PROBLEM).num_seeds == 3
     assert default_batch_sizes(60_000) == tuple(2**power for power in range(12))
     assert default_batch_sizes(1437)[-1] == 256
     assert default_batch_sizes(20) == (1, 2, 4, 8)

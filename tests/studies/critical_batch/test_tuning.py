@@ -1,4 +1,4 @@
-"""The search for the best learning rates: widened at the ends, bounded, cut short where it cannot win."""
+"""The search for the best learning rates: widened at the ends, bounded, cut short."""
 
 import math
 
@@ -14,7 +14,7 @@ from noisescale.studies.critical_batch.tuning import (
 
 
 def search(steps_at, centre, budget=1000, *, factor=2.0):
-    """A search of runs that take steps_at(index), a tuple: its trials in rounds, and what was tried."""
+    """A search of runs that take steps_at(index): its trials in rounds, and what was tried."""
     tried, rounds = {}, []
     tuning = tune(centre, budget, factor=factor)
     trials = next(tuning)

@@ -18,7 +18,7 @@ from noisescale.cli import main
 from noisescale.errors import SettingError
 from noisescale.problems.config import ProblemConfig
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.executors import DaskExecutor
+from noisescale.studies.jobs.dask import DaskExecutor
 from noisescale.studies.stability_map.cell_run import run_cell
 from noisescale.studies.stability_map.replicas import (
     ReplicaExecutor,
@@ -125,7 +125,8 @@ def test_a_dask_sweep_whose_worker_is_killed_gives_the_serial_table(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_command_line_sweeps_on_a_cluster(cluster, tmp_path):
-    arguments = "sweep-lr --dataset digits --num-train 100 --width 4 --bs 50 --lr-min 1 --lr-max 1e3 --factor 10"
+    arguments = "sweep-lr --dataset digits --num-train 100 --width 4 --bs 50"
+    arguments += " --lr-min 1 --lr-max 1e3 --factor 10"
     arguments += f" --steps 5 --seeds 1 --no-predict --executor dask --scheduler {cluster} --json"
     found = CliRunner().invoke(main, [*arguments.split(), "--out", str(tmp_path / "sweep")])
     assert found.exit_code == 0, found.output

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,10 +26,11 @@ from noisescale.errors import (
 from noisescale.problems.models import LOSSES, chance_loss
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.executors import LocalProcesses
+from noisescale.studies.jobs.local import LocalProcesses
 from noisescale.studies.stability_map import run as engine
 from noisescale.studies.stability_map.cell_run import run_cell
 from noisescale.studies.stability_map.config import Horizon
+from noisescale.studies.stability_map.pictures import draw_pictures
 from noisescale.studies.stability_map.predictions import with_rates
 from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 from noisescale.studies.stability_map.search import from_guess, scan_and_bisect
@@ -141,6 +143,25 @@ def test_the_files_of_a_sweep(serial):
         record = json.loads((folder / "summary.json").read_text())
         assert losses["step"].iloc[0] == 0
         assert losses["step"].iloc[-1] == record["steps"]
+
+
+def test_the_map_is_drawn_from_the_folder(serial, tmp_path):
+    out, _, _ = serial
+    (picture,) = draw_pictures(out, out=tmp_path / "new")
+    assert picture == tmp_path / "new" / "map.png"
+    assert picture.read_bytes() == (out / "map.png").read_bytes()
+    for name in ("cells.csv", "boundary.csv"):  # the tables alone will do
+        shutil.copy(out / name, tmp_path)
+    assert draw_pictures(tmp_path, format="svg") == [tmp_path / "map.svg"]
+    assert draw_pictures(tmp_path / "empty") == []
+
+
+def test_a_sweep_may_leave_its_picture_out(tmp_path):
+    config = replace(CONFIG, batch_sizes=(50,), num_seeds=1)
+    options = replace(QUIET, pictures=False)
+    run_sweep(config, tmp_path / "sweep", executor=Here(), options=options)
+    assert (tmp_path / "sweep" / "summary.json").exists()
+    assert not (tmp_path / "sweep" / "map.png").exists()
 
 
 def test_a_cell_is_the_run_that_train_makes(serial):

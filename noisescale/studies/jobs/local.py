@@ -1,4 +1,4 @@
-"""Where the cells of a sweep run: local processes, or an existing Dask cluster."""
+"""Local processes, in which a study's runs are made where no other executor is given."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
-from noisescale.errors import SettingError
-
-ATTEMPTS = 3  # of a task whose process dies
-CONNECT_SECONDS = 5
+ATTEMPTS = 3  # of a task whose process dies: memory may be short for a while, a bug stays
 
 
 class _Task(NamedTuple):
@@ -35,11 +32,12 @@ class _Task(NamedTuple):
 
 
 class LocalProcesses(Executor):
-    """So many fresh processes of one thread each; one that dies is replaced and its task tried again.
+    """Fresh processes of one thread each; one that dies is replaced, and its task tried again.
 
-    After a death whatever was at work is tried again alone, since it is not known whose fault it was: a task
-    that takes its process down three times ends in an error that says so, and no other with it. The
-    processes end with the one that started them, however that ends, and leave Ctrl-C to it.
+    After a death whatever was at work is tried again alone, since it is not known whose fault it
+    was: a task that takes its process down three times ends in an error that says so, and no other
+    with it. The processes end with the one that started them, however that ends, and leave Ctrl-C
+    to it.
     """
 
     def __init__(self, num_processes: int) -> None:
@@ -60,7 +58,7 @@ class LocalProcesses(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the processes; with `cancel_futures` those at work are killed, else all tasks are awaited."""
+        """Ends the processes: after all tasks; with `cancel_futures` by killing those at work."""
         if cancel_futures:
             with self._lock:
                 self._closed = True
@@ -77,7 +75,7 @@ class LocalProcesses(Executor):
             self._pool.shutdown(wait=wait)
 
     def _start(self) -> None:
-        """Sends tasks to idle processes; one that is tried again only where nothing else is at work."""
+        """Sends tasks to idle processes; one that is tried again only while nothing else runs."""
         while self._waiting and len(self._running) < self.num_processes:
             alone = self._waiting[0].attempt > 1 or any(task.attempt > 1 for task in self._running)
             if alone and self._running:
@@ -143,44 +141,6 @@ def given_or_local(executor: Executor | None) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
-
-
-class DaskExecutor(Executor):
-    """The workers of a running Dask scheduler; SettingError where none answers within seconds.
-
-    A worker that dies loses nothing: the scheduler gives its task to another. Workers need noisescale and
-    must see the results folder under the same path.
-    """
-
-    def __init__(self, address: str) -> None:
-        try:
-            from distributed import Client
-        except ImportError:
-            raise SettingError(
-                "--executor dask takes a package that is not installed: pip install 'noisescale[dask]'"
-            ) from None
-        try:
-            self._client = Client(address, timeout=CONNECT_SECONDS)
-        except (OSError, ValueError) as error:
-            raise SettingError(
-                f"--scheduler {address}: no Dask scheduler answers there ({type(error).__name__}); start one "
-                "with `dask scheduler` and workers with `dask worker ADDRESS --nworkers 2 --nthreads 1`"
-            ) from error
-        self._executor = self._client.get_executor(pure=False)
-
-    @property
-    def has_workers(self) -> bool:
-        """Whether any worker has joined so far; those that join later take part too."""
-        return bool(self._client.scheduler_info()["workers"])
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = self._executor.submit(function, *args, **kwargs)
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Leaves the cluster, which goes on."""
-        self._executor.shutdown(wait=wait and not cancel_futures)
-        self._client.close()
 
 
 @contextmanager

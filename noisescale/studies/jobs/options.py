@@ -1,0 +1,72 @@
+"""How a study is carried out, whatever it studies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from noisescale.errors import SettingError
+from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.studies.jobs.cell import Cell
+from noisescale.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """How a study is carried out; nothing here changes its results.
+
+    Attributes:
+        device: where the runs compute, "cpu" or "cuda".
+        data_dir: where data sets lie; None: in $NOISESCALE_DATA, else in the user's cache.
+        console: where progress and failures are printed; None: nowhere.
+        notes: for the record of the study and of each of its runs.
+        pictures: whether the study's pictures are drawn at its end, from its tables.
+    """
+
+    device: str = "cpu"
+    data_dir: Path | None = None
+    console: Console | None = None
+    notes: tuple[str, ...] = ()
+    pictures: bool = True
+
+
+def common_options(options: StudyOptions | None) -> StudyOptions:
+    """The options of a study without any of its own; SettingError for those of another study."""
+    if options is None:
+        return StudyOptions()
+    common = {field.name for field in fields(StudyOptions)}
+    foreign = [
+        field.name
+        for field in fields(options)
+        if field.name not in common and getattr(options, field.name) != field.default
+    ]
+    if foreign:
+        raise SettingError(
+            f"{', '.join(foreign)} of {type(options).__name__}: this study takes no such option; "
+            "leave it out, or give StudyOptions"
+        )
+    return options
+
+
+def make_cell(
+    options: StudyOptions,
+    path: Path,
+    problem: ProblemConfig | FactoryConfig,
+    training: TrainConfig,
+    *,
+    start: Path | None = None,
+) -> Cell:
+    """A run in the folder `path`, carried out by these options wherever a worker is at home."""
+    return Cell(
+        path=path.absolute(),
+        problem=problem,
+        training=training,
+        start=start and start.absolute(),
+        device=options.device,
+        data_dir=options.data_dir and options.data_dir.absolute(),
+        notes=options.notes,
+    )
