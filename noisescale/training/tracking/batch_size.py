@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from noisescale.plots.noise import batch_size_figure
-from noisescale.statistics.estimate import estimate_row
+from noisescale.statistics.estimate import estimate_row, two_digits
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.records.folder import BATCH_SIZE_PICTURE
 from noisescale.training.records.tables import (
@@ -18,7 +18,7 @@ from noisescale.training.records.tables import (
     GRADIENT_NOISE,
     read_batch_size,
 )
-from noisescale.training.tracking.rows import Rows, short
+from noisescale.training.tracking.rows import Rows
 from noisescale.training.trainer import Training
 
 
@@ -58,7 +58,9 @@ class BatchSizeTracker:
     def describe(self, row: dict[str, Any]) -> str:
         text = f"B {row['batch_size']:,}  lr {row['learning_rate']:.4g}"
         if not math.isnan(row["simple"]):
-            return f"{text}  running B_simple {row['simple']:.4g} ± {short(row['simple_stderr'])}"
+            return (
+                f"{text}  running B_simple {row['simple']:.4g} ± {two_digits(row['simple_stderr'])}"
+            )
         if not math.isnan(row["simple_low"]):
             return f"{text}  running B_simple > {row['simple_low']:.3g}"
         return text
