@@ -53,7 +53,6 @@ from .statistics.critical_batch.branches import branch_critical_batch as branch_
 from .statistics.critical_batch.fit import (
     CriticalBatchFit as CriticalBatchFit,
     fit_critical_batch as fit_critical_batch,
-    steps_to_goal as steps_to_goal,
 )
 from .statistics.critical_batch.learning_rate_law import (
     LearningRateLaw as LearningRateLaw,
@@ -64,6 +63,7 @@ from .statistics.critical_batch.recommendation import (
     Recommendation as Recommendation,
     recommend as recommend,
 )
+from .statistics.critical_batch.steps_to_goal import steps_to_goal as steps_to_goal
 from .statistics.critical_batch.steps_vs_examples import Tradeoff as Tradeoff
 from .statistics.estimate import Estimate as Estimate
 from .statistics.gradient_noise import (

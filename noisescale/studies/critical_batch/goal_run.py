@@ -17,7 +17,7 @@ from torch import nn
 from noisescale.errors import RunFolderError
 from noisescale.problems.problem import Problem, as_examples
 from noisescale.problems.sampling import select, split_data
-from noisescale.statistics.critical_batch.fit import smoothed_losses, steps_to_goal
+from noisescale.statistics.critical_batch.steps_to_goal import smoothed_losses, steps_to_goal
 from noisescale.studies.critical_batch.config import GoalSplit
 from noisescale.studies.jobs.cell import Cell, cell_problem, cell_record, one_thread
 from noisescale.training.evaluation import mean_loss
