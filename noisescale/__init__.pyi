@@ -25,7 +25,7 @@ from .measure.gradients.moments import (
 )
 from .measure.gradients.rules import gradient_rule as gradient_rule
 from .measure.monitor.noise_monitor import NoiseScaleMonitor as NoiseScaleMonitor
-from .measure.noise import measure_noise as measure_noise
+from .measure.noise import NoiseOptions as NoiseOptions, measure_noise as measure_noise
 from .measure.objective import Objective as Objective
 from .measure.sharpness import (
     Sharpness as Sharpness,
@@ -56,7 +56,6 @@ from .statistics.critical_batch.branches import branch_critical_batch as branch_
 from .statistics.critical_batch.fit import (
     CriticalBatchFit as CriticalBatchFit,
     fit_critical_batch as fit_critical_batch,
-    steps_to_goal as steps_to_goal,
 )
 from .statistics.critical_batch.learning_rate_law import (
     LearningRateLaw as LearningRateLaw,
@@ -67,6 +66,7 @@ from .statistics.critical_batch.recommendation import (
     Recommendation as Recommendation,
     recommend as recommend,
 )
+from .statistics.critical_batch.steps_to_goal import steps_to_goal as steps_to_goal
 from .statistics.critical_batch.steps_vs_examples import Tradeoff as Tradeoff
 from .statistics.estimate import Estimate as Estimate
 from .statistics.gradient_noise import (

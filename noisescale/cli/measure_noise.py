@@ -90,7 +90,7 @@ def measure_noise(
     """
     import torch
 
-    from noisescale import measure_noise
+    from noisescale import NoiseOptions, measure_noise
     from noisescale.cli.checkpoints import load_all, measure_all
     from noisescale.cli.noise_report import (
         noise_entry,
@@ -100,12 +100,12 @@ def measure_noise(
     )
     from noisescale.measure.distributed import process_group, rank_and_size
 
-    if dtype := options.pop("dtype"):
-        options["dtype"] = getattr(torch, dtype)
+    dtype = options.pop("dtype")
+    chosen = NoiseOptions(**options, dtype=dtype and getattr(torch, dtype))
 
     def measure(one: Loaded, problem: Problem, report: Callable[[str], None]) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(seed)  # the same examples for every checkpoint
-        found = measure_noise(problem, generator=generator, report=report, **options)
+        # one seed: the same examples for every checkpoint
+        found = measure_noise(problem, options=chosen, seed=seed, report=report)
         return noise_entry(one, found, batch_sizes)
 
     with process_group(device=resolve_device(device)) as own_device:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,108 +27,124 @@ from noisescale.statistics.gradient_noise import (
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.statistics.sample import Population, Sample
 
-HESSIAN_EXAMPLES = 4096
-TOP_EXAMPLES = 10
+HESSIAN_EXAMPLES = 4096  # H is their mean: more change it less than the probes' own error
+TOP_EXAMPLES = 10  # fit on a screen
 NEGLIGIBLE = 100  # units of rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseOptions:
+    """What to measure of the gradient noise, and on which examples.
+
+    Attributes:
+        split: of the problem's examples: "train", "validation" or "test".
+        population: "dataset", noise about the mean gradient of the split's N examples (Σ with 1/N), or
+            "distribution", about that of fresh examples. None: dataset for "train", else distribution.
+        num_examples: size of the random subset of the split; None: all of it.
+        hessian: whether to measure tr(HΣ), GᵀHG, B_noise and ε_max as well.
+        num_probes: noise probes for these, of which each takes one Hessian product.
+        hessian_examples: on which H is taken; None: 4,096, at most half of the split. For a data set
+            these are drawn independently of the gradients' examples; for a distribution they are others,
+            taken from the gradients' where the split has no more.
+        per_layer: whether to give a row for each parameter tensor.
+        per_class: whether to give a row for each class of the target.
+        engine: how per-example gradients are computed, see `gradient_moments`.
+        chunk_size: examples at a time, None: as many as the memory holds.
+        dtype: in which to compute, None: the parameters' own.
+    """
+
+    split: str = "train"
+    population: Population | None = None
+    num_examples: int | None = None
+    hessian: bool = False
+    num_probes: int = 32
+    hessian_examples: int | None = None
+    per_layer: bool = False
+    per_class: bool = False
+    engine: EngineName = "auto"
+    chunk_size: int | None = None
+    dtype: torch.dtype | None = None
+
+
+def noise_options(options: NoiseOptions | None, settings: Mapping[str, Any]) -> NoiseOptions:
+    """`options` with the settings given beside them; SettingError for one that is given both ways."""
+    if options is None:
+        return NoiseOptions(**settings)
+    default = NoiseOptions()
+    twice = [
+        name for name in settings if getattr(options, name, None) != getattr(default, name, None)
+    ]
+    if twice:
+        raise SettingError(
+            f"{', '.join(twice)}: given in the options and beside them; give it once"
+        )
+    return replace(options, **settings)
 
 
 def measure_noise(
     problem: Problem,
     params: Params | None = None,
+    options: NoiseOptions | None = None,
     *,
-    split: str = "train",
-    population: Population | None = None,
-    num_examples: int | None = None,
-    hessian: bool = False,
-    num_probes: int = 32,
-    hessian_examples: int | None = None,
-    per_layer: bool = False,
-    per_class: bool = False,
-    engine: EngineName = "auto",
-    chunk_size: int | None = None,
-    dtype: torch.dtype | None = None,
+    seed: int = 0,
     generator: torch.Generator | None = None,
-    report: Callable[[str], None] = lambda activity: None,
+    report: Callable[[str], None] | None = None,
+    **settings: Any,
 ) -> NoiseScale:
-    """|G|², tr Σ and B_simple = tr Σ/|G|² at `params` (None: the model's own), with their errors.
+    """|G|², tr Σ and B_simple = tr Σ/|G|² of the mean loss at one parameter vector, with their errors.
 
-    split, num_examples, engine, chunk_size, dtype: of `gradient_moments`.
-    population: "dataset", noise about the mean gradient of the split's examples, the default for "train"; or
-        "distribution", about that of fresh examples, the default for others.
-    hessian: tr(HΣ), GᵀHG, B_noise and ε_max as well, see `probe_curvature`: with `num_probes` noise
-        probes, H on `hessian_examples` (None: 4,096, at most half of the split). For a data set these are
-        drawn independently of the gradients' examples; for a distribution they are others, taken from
-        the gradients' where the split has no more.
-    per_layer, per_class: a row for each parameter tensor, for each class of the target.
-    generator: of every random choice, on the CPU; None: seed 0.
-    report: is told what is being computed.
+    McCandlish et al. 2018 (arXiv 1812.06162), (2.8) and (2.9). See `noise_scale` for the estimators.
 
-    McCandlish et al. 2018 (arXiv 1812.06162), (2.8), (2.9). Raises as `gradient_moments` does.
+    Args:
+        problem: the model, its loss per example and its data.
+        params: where to measure; None: the model's own parameters.
+        options: what to measure, on which examples; None: `NoiseOptions()`.
+        seed: of every random choice: the subset, the Hessian's examples, the probes.
+        generator: to draw from instead, on the CPU, going on from its present state.
+        report: is told what is being computed.
+        **settings: fields of `NoiseOptions` one by one, such as `hessian=True`. A field that `options`
+            sets to other than its default cannot be given here again.
+
+    Returns:
+        The noise scale with what was asked of it: parts by layer and class, and the curvature's half.
+
+    Raises:
+        SettingError: an option is out of its range or given twice, or `seed` beside a `generator`.
+        MeasurementError: the gradients are not defined or not finite there, as for `gradient_moments`.
     """
-    generator = generator or torch.Generator().manual_seed(0)
-    population = population or ("dataset" if split == "train" else "distribution")
-    check_modes(problem.model)
-    selected = select(problem, split=split, num_examples=num_examples, generator=generator)
-    objective = Objective(
-        problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size
-    )
-    sample = Sample(
-        num_examples=objective.num_examples,
-        population_size=selected.population_size,
-        population=population,
-    )
-    report("gradients")
-    moments = moments_on(
-        objective, indices=selected.indices, population_size=selected.population_size, engine=engine
-    )
-    found = noise_scale(
+    options = noise_options(options, settings)
+    if generator is None:
+        generator = torch.Generator().manual_seed(seed)
+    elif seed != 0:
+        raise SettingError(f"seed {seed} beside a generator: give one of them")
+    report = report or _silent
+    measured = _measure_gradients(problem, params, options, generator, report)
+    moments = measured.moments
+    noise = noise_scale(
         moments.squared_norms,
         moments.projections,
         moments.mean_squares,
-        population=population,
-        population_size=selected.population_size,
-        names=list(moments.mean) if per_layer else None,
+        population=measured.sample.population,
+        population_size=measured.sample.population_size,
+        names=list(moments.mean) if options.per_layer else None,
     )
-    notes = found.notes + moments.notes
-    rounding = torch.finfo(objective.dtype).eps * moments.squared_norms.sum(1).mean()
-    if found.gradient_variance.value < NEGLIGIBLE * rounding:
-        notes = (
-            *notes,
-            f"tr Σ is no more than {objective.dtype} leaves of |g|²: the gradients are nearly one",
-        )
-    if found.per_layer is not None and found.per_layer["gradient_variance_stderr"].isna().any():
-        notes = (*notes, f"the engine {moments.engine} gives no errors per layer; hooks does")
-    curvature = None
-    if hessian:
-        curvature = _curvature_noise(
-            problem,
-            objective,
-            selected,
-            moments,
-            split=split,
-            population=population,
-            num_probes=num_probes,
-            hessian_examples=hessian_examples,
-            generator=generator,
-            report=report,
-        )
-    by_class = None
-    if per_class:
-        by_class, left_out = _per_class(
-            problem, objective, selected, split, population, engine, report
-        )
+    notes = [*noise.notes, *moments.notes, *_notes(measured, noise)]
+    curvature = _curvature_noise(measured, generator, report) if options.hessian else None
+    per_class = None
+    if options.per_class:
+        per_class, left_out = _per_class(measured, report)
         if left_out:
             names = ", ".join(map(str, left_out))
-            notes = (*notes, f"classes with fewer than 2 examples are left out: {names}")
+            notes.append(f"classes with fewer than 2 examples are left out: {names}")
     return replace(
-        found,
-        split=split,
+        noise,
+        split=options.split,
         engine=moments.engine,
-        loss=mean_estimate(moments.losses, sample),
+        loss=mean_estimate(moments.losses, measured.sample),
         curvature=curvature,
-        per_class=by_class,
-        top_examples=_top_examples(moments, selected),
-        notes=notes,
+        per_class=per_class,
+        top_examples=_top_examples(moments, measured.selected),
+        notes=tuple(notes),
     )
 
 
@@ -136,99 +153,163 @@ def hessian_sample_size(population_size: int) -> int:
     return min(HESSIAN_EXAMPLES, population_size // 2)
 
 
-def _curvature_noise(
+def _silent(activity: str) -> None:
+    """Reports nothing."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The gradients of a sample of a split's examples, and what they are measured with."""
+
+    problem: Problem
+    options: NoiseOptions
+    selected: Selection
+    sample: Sample
+    objective: Objective
+    moments: GradientMoments
+
+
+def _measure_gradients(
     problem: Problem,
-    objective: Objective,
-    selected: Selection,
-    moments: GradientMoments,
-    *,
-    split: str,
-    population: Population,
-    num_probes: int,
-    hessian_examples: int | None,
+    params: Params | None,
+    options: NoiseOptions,
     generator: torch.Generator,
     report: Callable[[str], None],
+) -> _Measured:
+    """The moments of the per-example gradients of a random subset."""
+    check_modes(problem.model)
+    selected = select(
+        problem, split=options.split, num_examples=options.num_examples, generator=generator
+    )
+    objective = Objective(
+        problem,
+        params,
+        examples=selected.examples,
+        dtype=options.dtype,
+        chunk_size=options.chunk_size,
+    )
+    report("gradients")
+    moments = moments_on(
+        objective,
+        indices=selected.indices,
+        population_size=selected.population_size,
+        engine=options.engine,
+    )
+    of_split: Population = "dataset" if options.split == "train" else "distribution"
+    sample = Sample(
+        num_examples=objective.num_examples,
+        population_size=selected.population_size,
+        population=options.population or of_split,
+    )
+    return _Measured(problem, options, selected, sample, objective, moments)
+
+
+def _notes(measured: _Measured, noise: NoiseScale) -> list[str]:
+    """What a reader should know of how far the numbers can be trusted."""
+    dtype, moments = measured.objective.dtype, measured.moments
+    notes = []
+    rounding = torch.finfo(dtype).eps * moments.squared_norms.sum(1).mean()
+    if noise.gradient_variance.value < NEGLIGIBLE * rounding:
+        notes.append(f"tr Σ is no more than {dtype} leaves of |g|²: the gradients are nearly one")
+    if noise.per_layer is not None and noise.per_layer["gradient_variance_stderr"].isna().any():
+        notes.append(f"the engine {moments.engine} gives no errors per layer; hooks does")
+    return notes
+
+
+def _curvature_noise(
+    measured: _Measured, generator: torch.Generator, report: Callable[[str], None]
 ) -> CurvatureNoise:
-    """With H on examples that are independent of the gradients'."""
-    size, sample = selected.population_size, selected.examples.num_examples
-    wanted = hessian_sample_size(size) if hessian_examples is None else hessian_examples
-    largest = size if population == "dataset" else size - 4
-    if not 2 <= wanted <= largest:
-        raise SettingError(
-            f"hessian examples {wanted}: the {split} split has {size}; give 2 to {largest}"
-            + ("" if population == "dataset" else ", which leaves 4 others for the gradients")
-        )
-    order = torch.randperm(size, generator=generator)
-    of_gradients = objective
-    if population == "distribution":
-        taken = torch.zeros(size, dtype=torch.bool)
-        taken[selected.indices] = True
-        order = torch.cat(
-            [order[~taken[order]], order[taken[order]]]
-        )  # those without a gradient come first
-        kept = ~torch.isin(selected.indices, order[:wanted])
-        if kept.sum() < 4:
-            raise SettingError(
-                f"{sample} examples: B_noise takes at least 4 beside those of the Hessian"
-            )
-        if not kept.all():
-            of_gradients = objective.on(
-                selected.examples.part(kept.to(selected.examples.targets.device))
-            )
-    examples = part_of(split_data(problem, split), order[:wanted])
+    """B_noise and its parts, with H on examples that are independent of the gradients'."""
+    moments, num_examples = measured.moments, measured.sample.num_examples
+    wanted = _hessian_examples(measured)
+    order = torch.randperm(measured.sample.population_size, generator=generator)
+    of_gradients = measured.objective
+    if measured.sample.population == "distribution":
+        order = _unused_first(order, measured.selected.indices)
+        of_gradients = _without(measured, order[:wanted])
+    data = split_data(measured.problem, measured.options.split)
     spread = moments.squared_norms.sum(1).mean() - moments.mean_squares.sum()
-    variance = float(spread) * sample / (sample - 1)
-    unseen = 1 / of_gradients.num_examples - (1 / size if population == "dataset" else 0.0)
     return probe_curvature(
         of_gradients,
-        objective.on(examples),
-        squared_gradient_norm=lambda mean: float(mean.double().square().sum()) - unseen * variance,
-        population=population,
-        population_size=size,
-        num_probes=num_probes,
-        engine=moments.engine,  # the one that was found to fit the model
+        measured.objective.on(part_of(data, order[:wanted])),
+        variance=float(spread) * num_examples / (num_examples - 1),
+        sample=measured.sample.of(of_gradients.num_examples),
+        num_probes=measured.options.num_probes,
+        engine=moments.engine,  # the one that fits the model
         generator=generator,
         report=report,
     )
 
 
+def _hessian_examples(measured: _Measured) -> int:
+    """On how many examples H is taken; SettingError where the split has not so many to spare."""
+    size, wanted = measured.sample.population_size, measured.options.hessian_examples
+    if wanted is None:
+        wanted = hessian_sample_size(size)
+    is_dataset = measured.sample.population == "dataset"
+    largest = size if is_dataset else size - 4
+    if not 2 <= wanted <= largest:
+        raise SettingError(
+            f"hessian examples {wanted}: the {measured.options.split} split has {size}; "
+            f"give 2 to {largest}"
+            + ("" if is_dataset else ", which leaves 4 others for the gradients")
+        )
+    return wanted
+
+
+def _unused_first(order: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """A permutation of the split with those in front that no gradient was measured of."""
+    used = torch.zeros(len(order), dtype=torch.bool)
+    used[indices] = True
+    return torch.cat([order[~used[order]], order[used[order]]])
+
+
+def _without(measured: _Measured, of_hessian: torch.Tensor) -> Objective:
+    """The gradients' objective without the Hessian's examples."""
+    objective, examples = measured.objective, measured.selected.examples
+    kept = ~torch.isin(measured.selected.indices, of_hessian)  # (n,)
+    if kept.sum() < 4:
+        raise SettingError(
+            f"{measured.sample.num_examples} examples: B_noise takes at least 4 beside those of "
+            "the Hessian"
+        )
+    if kept.all():
+        return objective
+    return objective.on(examples.part(kept.to(examples.targets.device)))
+
+
 def _per_class(
-    problem: Problem,
-    objective: Objective,
-    selected: Selection,
-    split: str,
-    population: Population,
-    engine: EngineName,
-    report: Callable[[str], None],
+    measured: _Measured, report: Callable[[str], None]
 ) -> tuple[pd.DataFrame, list[int]]:
-    """A row per class, each a population of its own, and the classes left out for want of two examples."""
+    """A row per class, each a population of its own, and the classes with fewer than two examples."""
+    selected = measured.selected
     targets = selected.examples.targets
     if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
         raise SettingError(
             "per class: the targets are no classes, one whole number for each example"
         )
-    whole = _class_sizes(problem, split, selected)
-    found = {}
+    sizes = _class_sizes(measured.problem, measured.options.split, selected)
+    noises = {}
     left_out = []
-    for number in sorted(whole):
+    for number in sorted(sizes):
         rows = (targets == number).nonzero().squeeze(1)
         if len(rows) < 2:
             left_out.append(number)
             continue
         report(f"class {number}")
         moments = moments_on(
-            objective.on(selected.examples.part(rows)),
+            measured.objective.on(selected.examples.part(rows)),
             indices=selected.indices[rows.cpu()],
-            population_size=whole[number],
-            engine=engine,
+            population_size=sizes[number],
+            engine=measured.options.engine,
         )
-        found[number] = gradient_noise(
+        noises[number] = gradient_noise(
             moments.squared_norms.sum(1),
             moments.total_projections,
             float(moments.mean_squares.sum()),
-            Sample(num_examples=len(rows), population_size=whole[number], population=population),
+            replace(measured.sample, num_examples=len(rows), population_size=sizes[number]),
         )
-    return table("class", found), left_out
+    return table("class", noises), left_out
 
 
 def _class_sizes(problem: Problem, split: str, selected: Selection) -> dict[int, int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from noisescale.statistics.estimate import Estimate, from_stderr, ratio, undefined
-from noisescale.statistics.sample import Population
+from noisescale.statistics.sample import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,53 +71,81 @@ class CurvatureNoise:
         )
 
 
+class ProbeBlocks(NamedTuple):
+    """What K blocks of gradients give, each with a noise probe u, and J groups of the Hessian's examples.
+
+    Attributes:
+        shares: of the gradients, in each block (K,); they sum to 1.
+        on_mean: ḡ_b·ḡ (K,), of the block's mean gradient ḡ_b and the mean ḡ of all.
+        on_image: ḡ_b·Hḡ (K,).
+        deflated: Σ_k λ_k (u·v_k)² (K,), what the control variate takes out of the probe.
+        variances: Σ_k λ_k Var(g·v_k) (K,), what it puts in instead.
+        forms: uᵀH_j u (K, J), of each group's own Hessian H_j.
+    """
+
+    shares: np.ndarray
+    on_mean: np.ndarray
+    on_image: np.ndarray
+    deflated: np.ndarray
+    variances: np.ndarray
+    forms: np.ndarray
+
+
 def curvature_noise(
-    blocks: np.ndarray,
+    blocks: ProbeBlocks,
     *,
     squared_norm: float,
     mean_forms: np.ndarray,
-    shares: np.ndarray,
-    population: Population,
-    population_size: int,
-    num_examples: int,
+    group_shares: np.ndarray,
+    sample: Sample,
     hessian_examples: int,
     num_matvecs: int,
 ) -> CurvatureNoise:
-    """The estimates from K blocks of gradients and J groups of the Hessian's examples.
+    """The estimates from blocks of gradients; `noisescale.measure.noise_probes` says what they estimate.
 
-    blocks (K, 5 + J): each block's share of the gradients, ḡ_b·ḡ and ḡ_b·Hḡ with the mean ḡ of all, what
-        the control variate takes out of its probe u and what it puts in instead, and uᵀH_ju of every group.
-    squared_norm: |G|². mean_forms (J,): ḡᵀH_jḡ. shares (J,): the groups' shares of the Hessian's examples.
-    num_matvecs: to be noted.
+    Args:
+        blocks: of the gradients, K of them.
+        squared_norm: |G|².
+        mean_forms: ḡᵀH_jḡ (J,).
+        group_shares: of the Hessian's examples, in each of J groups (J,); they sum to 1.
+        sample: of the gradients.
+        hessian_examples: from the same population, on which H is taken.
+        num_matvecs: Hessian products spent, to be noted.
 
-    `noisescale.measure.noise_probes` says what they estimate.
+    Returns:
+        |G|², tr(HΣ) and GᵀHG with their joint covariance.
     """
-    is_dataset = population == "dataset"
-    block_shares, on_mean, on_image, deflated, variances = blocks.T[:5]
-    forms = blocks[:, 5:]  # (K, J)
-    num_blocks, num_groups = forms.shape
-    per_example = 1 / num_examples - (1 / population_size if is_dataset else 0.0)  # of Var ḡ in Σ
-    finite = 1 - 1 / population_size if is_dataset else 1.0  # Σ with 1/N
+    num_blocks, num_groups = blocks.forms.shape
+    mean_factor, variance_factor = sample.mean_factor, sample.variance_factor
+    remainder = blocks.forms @ group_shares - blocks.deflated  # (K,)
+    traces = remainder + blocks.variances  # (K,), each unbiased for tr(HΣ)
+    trace = blocks.shares @ traces
+    curvature = mean_forms @ group_shares - mean_factor * trace
 
-    remainder = forms @ shares - deflated
-    traces = remainder + variances  # (K,), each unbiased for tr(HΣ)
-    trace = block_shares @ traces
-    curvature = mean_forms @ shares - per_example * trace
-    of_blocks = np.stack([2 * on_mean, finite * traces, 2 * on_image - per_example * traces])
-    signs_alone = np.stack([0 * remainder, finite * remainder, -per_example * remainder])
-    sampled = 1 - num_examples / population_size if is_dataset else 1.0
-    covariance = sampled * _covariance_of_mean(of_blocks, block_shares)
-    covariance += (1 - sampled) * _covariance_of_mean(signs_alone, block_shares)
+    # each block's part in (|G|², tr(HΣ), GᵀHG), with gradients and signs drawn, and with the signs alone
+    drawn = np.stack(
+        [2 * blocks.on_mean, variance_factor * traces, 2 * blocks.on_image - mean_factor * traces]
+    )
+    signs = np.stack([0 * remainder, variance_factor * remainder, -mean_factor * remainder])
+    covariance = sample.remaining * _covariance_of_mean(drawn, blocks.shares)
+    covariance += (1 - sample.remaining) * _covariance_of_mean(signs, blocks.shares)
 
-    unseen = 1 - hessian_examples / population_size if is_dataset else 1.0
-    of_groups = block_shares @ (forms - (deflated - variances)[:, None])  # (J,), tr(H_jΣ)
-    groups = np.stack([0 * of_groups, finite * of_groups, mean_forms - per_example * of_groups])
-    covariance += unseen * _covariance_of_mean(groups, shares)
+    # and each group's, with the Hessian's examples drawn
+    group_traces = blocks.shares @ (blocks.forms - (blocks.deflated - blocks.variances)[:, None])
+    groups = np.stack(
+        [
+            0 * group_traces,
+            variance_factor * group_traces,
+            mean_forms - mean_factor * group_traces,
+        ]
+    )
+    hessian_remaining = sample.of(hessian_examples).remaining
+    covariance += hessian_remaining * _covariance_of_mean(groups, group_shares)
     return CurvatureNoise(
-        values=np.array([squared_norm, finite * trace, curvature]),
+        values=np.array([squared_norm, variance_factor * trace, curvature]),
         covariance=covariance,
-        dof=(min(num_blocks, num_groups) if unseen else num_blocks) - 1,
-        num_examples=num_examples,
+        dof=(min(num_blocks, num_groups) if hessian_remaining else num_blocks) - 1,
+        num_examples=sample.num_examples,
         hessian_examples=hessian_examples,
         num_matvecs=num_matvecs,
     )
@@ -124,9 +153,9 @@ def curvature_noise(
 
 def _covariance_of_mean(groups: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Of the mean of independent columns (3, J) weighted by their shares (J,): (3, 3), nan for one."""
-    count = len(shares)
-    if count < 2:
+    num_groups = len(shares)
+    if num_groups < 2:
         return np.full((len(groups), len(groups)), np.nan)
     weighted = (groups - (groups @ shares)[:, None]) * shares
-    covariance: np.ndarray = weighted @ weighted.T * count / (count - 1)
+    covariance: np.ndarray = weighted @ weighted.T * num_groups / (num_groups - 1)
     return covariance

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.measure.noise import measure_noise
+from noisescale.measure.noise import NoiseOptions, measure_noise
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Examples
@@ -328,3 +328,23 @@ def test_more_examples_than_there_are_for_the_hessian_are_refused():
     flat = replace(problem, model=linear, loss=lambda outputs, targets: outputs)
     with pytest.raises(MeasurementError, match="no second derivative"):
         measure_noise(flat, hessian=True)
+
+
+def test_options_are_the_keywords_and_each_is_given_once():
+    problem = classification(num_examples=60)
+    by_keywords = measure_noise(problem, num_examples=30, per_layer=True, generator=seeded(1))
+    options = NoiseOptions(num_examples=30, per_layer=True)
+    assert_same_record(by_keywords, measure_noise(problem, None, options, seed=1))
+    both = measure_noise(problem, None, NoiseOptions(num_examples=30), per_layer=True, seed=1)
+    assert_same_record(by_keywords, both)
+    with pytest.raises(SettingError, match=r"num_examples: given in the options and beside them"):
+        measure_noise(problem, None, options, num_examples=30)
+    with pytest.raises(SettingError, match="seed 1 beside a generator"):
+        measure_noise(problem, seed=1, generator=seeded(1))
+    for given in (None, options):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'examples'"):
+            measure_noise(problem, None, given, examples=30)
+
+
+def assert_same_record(one, other):
+    assert json.dumps(one.to_dict()) == json.dumps(other.to_dict())

@@ -17,7 +17,6 @@ from noisescale.statistics.estimate import CONFIDENCE, Estimate, jsonable, undef
 FEWEST_SIZES = 4
 OVERHEAD = 0.2  # of examples, beyond what the smallest batch sizes take
 RESAMPLES = 500
-WINDOW = 0.1  # decades of steps on either side of which losses are smoothed
 STORED = (  # of a fit in fit.json, in this order
     *("min_steps", "min_examples", "critical_batch_size", "overhead_batch_size"),
     *("definition", "resolved", "reason", "num_batch_sizes", "num_censored"),
@@ -251,54 +250,3 @@ def _lack_of_fit(points: _Points, residuals: np.ndarray) -> float:
         return math.nan
     statistic = float(np.sum(counts * residuals**2)) / fit_dof / (seeds / seed_dof)
     return float(stats.f.sf(statistic, fit_dof, seed_dof))
-
-
-def smoothed_losses(
-    steps: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The steps whose smoothing window is complete, and the smoothed losses there.
-
-    A line in log step, by least squares with weights that fall to zero a quarter of the step away on either
-    side, is drawn through the looks around each; where fewer than three lie within, the loss stands as it is.
-    The window is centred and as wide, in relation, at every batch size: it shifts nothing, where a mean over
-    the latest updates would. What it takes out is the jitter of a constant learning rate, of which a first
-    passage is the luckiest moment, the more so the smaller the batch: on a quadratic of 20 dimensions B_crit
-    comes out at a quarter of the exact one without it and with the rate chosen seed by seed.
-    """
-    at, values = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
-    place = np.log10(np.maximum(at, 0.5))
-    centres, found = [], []
-    for step, centre, loss in zip(at, place, values, strict=True):
-        distance = place - centre
-        near = np.abs(distance) < WINDOW
-        if near.sum() >= 3:
-            if centre + WINDOW > place[-1]:
-                break
-            roots = np.sqrt(1 - (distance[near] / WINDOW) ** 2)  # of the weights
-            design = np.stack([roots, roots * distance[near]], axis=1)
-            if np.isfinite(values[near]).all():
-                loss = float(np.linalg.lstsq(design, roots * values[near])[0][0])
-            else:
-                loss = math.nan
-        centres.append(step)
-        found.append(loss)
-    return np.array(centres), np.array(found)
-
-
-def steps_to_goal(
-    steps: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray, goal: float
-) -> float | None:
-    """The step, interpolated, at which a loss looked at after these steps first is at or below the goal.
-
-    None where it never is. Linear between two looks; looks should lie close in log step. A loss that is nan
-    is above any goal.
-    """
-    at, values = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
-    reached = np.flatnonzero(values <= goal)
-    if not len(reached):
-        return None
-    after = reached[0]
-    if after == 0 or not math.isfinite(values[after - 1]):
-        return float(at[after])
-    share = (values[after - 1] - goal) / (values[after - 1] - values[after])
-    return float(at[after - 1] + share * (at[after] - at[after - 1]))

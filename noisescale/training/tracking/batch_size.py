@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from noisescale.statistics.estimate import estimate_row
+from noisescale.statistics.estimate import estimate_row, two_digits
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.records.tables import (
     BATCH_SIZE,
@@ -14,7 +14,7 @@ from noisescale.training.records.tables import (
     GRADIENT_NOISE,
     read_batch_size,
 )
-from noisescale.training.tracking.rows import Rows, short
+from noisescale.training.tracking.rows import Rows
 from noisescale.training.trainer import Training
 
 
@@ -54,7 +54,9 @@ class BatchSizeTracker:
     def describe(self, row: dict[str, Any]) -> str:
         text = f"B {row['batch_size']:,}  lr {row['learning_rate']:.4g}"
         if not math.isnan(row["simple"]):
-            return f"{text}  running B_simple {row['simple']:.4g} ± {short(row['simple_stderr'])}"
+            return (
+                f"{text}  running B_simple {row['simple']:.4g} ± {two_digits(row['simple_stderr'])}"
+            )
         if not math.isnan(row["simple_low"]):
             return f"{text}  running B_simple > {row['simple_low']:.3g}"
         return text

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.measure.noise import hessian_sample_size, measure_noise
+from noisescale.measure.noise import (
+    NoiseOptions,
+    hessian_sample_size,
+    measure_noise,
+    noise_options,
+)
 from noisescale.problems.problem import Problem
-from noisescale.statistics.estimate import Estimate, estimate_row
+from noisescale.statistics.estimate import Estimate, estimate_of, estimate_row
 from noisescale.statistics.gradient_noise import NoiseScale
 from noisescale.training.records.tables import (
     NOISE,
@@ -24,42 +27,62 @@ from noisescale.training.records.tables import (
     read_noise,
     read_noise_layers,
 )
-from noisescale.training.tracking.rows import Every, Rows, is_due, short
+from noisescale.training.tracking.rows import Every, Rows, is_due
 from noisescale.training.trainer import Training
 
+NUM_EXAMPLES = 10_000  # resolve B_simple along most of a run, in seconds for a measurement
+FEWEST_EXAMPLES = 4  # for an error of |G|², beside those that a Hessian may need
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, init=False)
 class NoiseTracking:
     """What is measured of the gradient noise along a run; nothing here changes the run.
 
     Attributes:
         every: steps between two measurements, or "log" for eight in each decade of steps.
-        num_examples: the size of the random training subset measured on, the same throughout, 3 or
-            more; all examples where there are fewer.
-        hessian: whether B_noise is measured as well, see `measure_noise`.
-        num_probes: random probes of the Hessian, for B_noise.
-        hessian_examples: the size of the subset that the Hessian is taken over; None: the default
-            of `measure_noise`.
-        per_layer: whether there is a row for each parameter tensor as well, in noise_layers.csv.
+        options: what is measured each time. The random subset of the training examples is the same
+            throughout; all of them where there are fewer. The population is "dataset".
         seed: of the subset and the probes.
-
-    Raises:
-        SettingError: for a value out of its range.
     """
 
-    every: Every = "log"
-    num_examples: int = 10_000
-    hessian: bool = False
-    num_probes: int = 32
-    hessian_examples: int | None = None
-    per_layer: bool = False
-    seed: int = 0
+    every: Every
+    options: NoiseOptions
+    seed: int
 
-    def __post_init__(self) -> None:
-        if self.every != "log" and (not isinstance(self.every, int) or self.every < 1):
-            raise SettingError(f"every {self.every!r}: give a number of steps, 1 or more, or log")
-        if self.num_examples < 3:
-            raise SettingError(f"noise examples {self.num_examples}: errors take 3 or more")
+    def __init__(
+        self,
+        *,
+        every: Every = "log",
+        options: NoiseOptions | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        """A plan of measurements.
+
+        Args:
+            every: as the attribute.
+            options: as the attribute; None: `NoiseOptions` on 10,000 examples.
+            seed: as the attribute.
+            **settings: fields of `NoiseOptions` one by one, such as `hessian=True`.
+
+        Raises:
+            SettingError: a setting is out of its range, given twice, or of other than the training
+                examples as a whole.
+        """
+        if options is None:
+            settings = {"num_examples": NUM_EXAMPLES} | settings
+        options = noise_options(options, settings)
+        if every != "log" and (not isinstance(every, int) or every < 1):
+            raise SettingError(f"every {every!r}: give a number of steps, 1 or more, or log")
+        if options.num_examples is not None and options.num_examples < 3:
+            raise SettingError(f"noise examples {options.num_examples}: errors take 3 or more")
+        if options.split != "train" or options.population == "distribution" or options.per_class:
+            raise SettingError(
+                "noise along a run is that of its training examples as a data set: leave out split, "
+                "population and per_class"
+            )
+        for name, value in (("every", every), ("options", options), ("seed", seed)):
+            object.__setattr__(self, name, value)
 
 
 class NoiseTracker:
@@ -69,39 +92,25 @@ class NoiseTracker:
     model in evaluation mode.
     """
 
-    def __init__(self, training: Training, path: Path, options: NoiseTracking) -> None:
+    def __init__(self, training: Training, path: Path, tracking: NoiseTracking) -> None:
         self._training = training
-        self._options = options
+        self._every, self._seed = tracking.every, tracking.seed
         total = training.examples.num_examples
-        if total < 4:
+        if total < FEWEST_EXAMPLES:
             raise SettingError(
-                f"{total} training examples: the noise of their gradients takes 4 or more"
+                f"{total} training examples: the noise of their gradients takes {FEWEST_EXAMPLES} or more"
             )
+        self._options = _resolved(tracking.options, total)
         self._settings = {
-            "num_examples": min(options.num_examples, total),
+            "num_examples": self._options.num_examples,
             "population_size": total,
-            "num_probes": 0,
-            "hessian_examples": 0,
+            "num_probes": self._options.num_probes if self._options.hessian else 0,
+            "hessian_examples": self._options.hessian_examples or 0,
         }
-        if options.hessian:
-            sample = (
-                hessian_sample_size(total)
-                if options.hessian_examples is None
-                else options.hessian_examples
-            )
-            self._settings |= {"num_probes": options.num_probes, "hessian_examples": sample}
         rows, layers = read_noise(path), read_noise_layers(path)
-        same = all(row[name] == value for row in rows for name, value in self._settings.items())
-        if options.per_layer:
-            same &= {row["step"] for row in rows if not row["reason"]} <= {
-                row["step"] for row in layers
-            }
-        self._rows = Rows(
-            training,
-            path / NOISE,
-            columns=NOISE_COLUMNS,
-            rows=rows if same else [],  # else begun anew
-        )
+        if not self._same(rows, layers):
+            rows = []  # begun anew
+        self._rows = Rows(training, path / NOISE, columns=NOISE_COLUMNS, rows=rows)
         steps = set(self._rows.table["step"])
         self._layers = Rows(
             training,
@@ -110,16 +119,24 @@ class NoiseTracker:
             rows=[row for row in layers if row["step"] in steps],
         )
 
+    def _same(self, rows: list[dict[Any, Any]], layers: list[dict[Any, Any]]) -> bool:
+        """Whether the rows in the folder are of this measurement, and have their layers where it has."""
+        same = all(row[name] == value for row in rows for name, value in self._settings.items())
+        if self._options.per_layer:
+            measured = {row["step"] for row in rows if not row["reason"]}
+            same &= measured <= {row["step"] for row in layers}
+        return same
+
     @property
     def due(self) -> bool:
-        return self._rows.due(now=is_due(self._training.step, self._options.every))
+        return self._rows.due(now=is_due(self._training.step, self._every))
 
     def measure(self) -> dict[str, Any]:
-        training, options = self._training, self._options
+        training = self._training
         started = time.perf_counter()
-        at = {"step": training.step, "epoch": training.epoch}
+        position = {"step": training.step, "epoch": training.epoch}
         row: dict[str, Any] = {
-            **at,
+            **position,
             "batch_size": training.batch_size,
             **self._settings,
             "reason": "",
@@ -130,54 +147,63 @@ class NoiseTracker:
             train=training.examples,
         )
         try:
-            found = measure_noise(
-                problem,
-                num_examples=self._settings["num_examples"],
-                hessian=options.hessian,
-                num_probes=options.num_probes,
-                hessian_examples=self._settings["hessian_examples"] or None,
-                per_layer=options.per_layer,
-                generator=torch.Generator().manual_seed(options.seed),
-            )
+            noise = measure_noise(problem, options=self._options, seed=self._seed)
         except MeasurementError as error:
             row["reason"] = str(error)
         else:
-            if found.per_layer is not None:
-                self._layers.add(*({**at, **layer} for layer in found.per_layer.to_dict("records")))
-            row |= _noise_numbers(found)
+            if noise.per_layer is not None:
+                layers = noise.per_layer.to_dict("records")
+                self._layers.add(*({**position, **layer} for layer in layers))
+            row |= _noise_numbers(noise)
         row["seconds"] = time.perf_counter() - started
         return self._rows.add(row)
 
     def describe(self, row: dict[str, Any]) -> str:
         if row["reason"]:
             return f"noise not measured: {row['reason']}"
-        text = []
-        for name, label in (("simple", "B_simple"), ("full", "B_noise")):
-            value, stderr, low = row[name], row[f"{name}_stderr"], row[f"{name}_low"]
-            if not math.isnan(value):
-                text.append(f"{label} {value:.4g}" + (f" ± {short(stderr)}" if stderr else ""))
-            elif not math.isnan(low):
-                text.append(f"{label} > {low:.3g}, not resolved")
-            elif name == "simple" or self._options.hessian:
-                text.append(f"{label} not resolved")
-        return f"{'  '.join(text)}  (loss {row['loss']:.4g})  {row['seconds']:.1f} s"
+        scales = {"simple": "B_simple"}
+        if self._options.hessian:
+            scales["full"] = "B_noise"
+        texts = []
+        for name, label in scales.items():
+            scale = estimate_of(row, name)
+            if scale.kind == "bound":
+                texts.append(f"{label} > {scale.low:.3g}, not resolved")
+            elif scale.kind == "undefined":
+                texts.append(f"{label} not resolved")
+            else:
+                texts.append(f"{label} {scale.text('value ± stderr', number='{:.4g}'.format)}")
+        return f"{'  '.join(texts)}  (loss {row['loss']:.4g})  {row['seconds']:.1f} s"
 
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
         names = ("squared_gradient_norm", "gradient_variance", "simple", "full")
         return {f"noise/{name}": row[name] for name in names if not math.isnan(row[name])}
 
 
-def _noise_numbers(found: NoiseScale) -> dict[str, Any]:
-    """The estimates as columns name, name_stderr, name_low, name_high; exact ones have stderr 0."""
-    curvature = found.curvature
+def _resolved(options: NoiseOptions, total: int) -> NoiseOptions:
+    """The options with their numbers of examples, out of `total`; None for H where it is not measured."""
+    hessian_examples = None
+    if options.hessian:
+        hessian_examples = options.hessian_examples
+        if hessian_examples is None:
+            hessian_examples = hessian_sample_size(total)
+    return replace(
+        options,
+        num_examples=min(options.num_examples or total, total),
+        hessian_examples=hessian_examples,
+    )
+
+
+def _noise_numbers(noise: NoiseScale) -> dict[str, Any]:
+    """The estimates as columns name, name_stderr, name_low and name_high; exact ones have stderr 0."""
     estimates: dict[str, Estimate | None] = {
-        "loss": found.loss,
-        "squared_gradient_norm": found.squared_gradient_norm,
-        "gradient_variance": found.gradient_variance,
-        "simple": found.simple,
-        "full": found.full,
+        "loss": noise.loss,
+        "squared_gradient_norm": noise.squared_gradient_norm,
+        "gradient_variance": noise.gradient_variance,
+        "simple": noise.simple,
+        "full": noise.full,
     }
-    if curvature is not None:
+    if (curvature := noise.curvature) is not None:
         estimates["hessian_covariance_trace"] = curvature.covariance_trace
         estimates["gradient_curvature"] = curvature.gradient_curvature
         estimates["max_learning_rate"] = curvature.max_learning_rate

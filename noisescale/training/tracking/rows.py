@@ -81,8 +81,3 @@ class Rows:
         self._rows += [{name: row.get(name, math.nan) for name in self._columns} for row in rows]
         write_table(self._file, self.table)
         return self._rows[-1]
-
-
-def short(value: float) -> str:
-    """Two significant digits, without an exponent where it can be."""
-    return f"{float(f'{value:.2g}'):g}"

@@ -1,13 +1,15 @@
 """Gradient noise along a run: recorded, resumable, and without influence on it."""
 
 import math
+import pickle
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
 from noisescale.errors import SettingError
-from noisescale.measure.noise import measure_noise
+from noisescale.measure.noise import NoiseOptions, measure_noise
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import TrainConfig
@@ -138,7 +140,7 @@ def test_another_measurement_begins_the_table_anew(other, tmp_path, monkeypatch)
     assert table(tmp_path)["step"].tolist() == [0, 10]
     run_training(PROBLEM, TRAINING, tmp_path, RunOptions(noise=other))
     assert table(tmp_path)["step"].tolist() == [20, 26]  # from the checkpoint of step 13 on
-    assert set(table(tmp_path)["num_examples"]) == {other.num_examples}
+    assert set(table(tmp_path)["num_examples"]) == {other.options.num_examples}
 
 
 def test_divergence_is_a_row_with_its_reason(tmp_path):
@@ -159,8 +161,26 @@ def test_force_removes_the_old_measurements(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"every": 0}, {"every": 2.5}, {"every": "often"}, {"num_examples": 2}]
+    "wrong",
+    [
+        {"every": 0},
+        {"every": 2.5},
+        {"every": "often"},
+        {"num_examples": 2},
+        {"split": "test"},
+        {"options": NoiseOptions(population="distribution")},
+        {"options": NoiseOptions(num_examples=5), "num_examples": 7},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(SettingError, match=r"give|take"):
+    with pytest.raises(SettingError, match=r"give|take|leave"):
         NoiseTracking(**wrong)
+
+
+def test_settings_one_by_one_are_those_of_the_options():
+    options = NoiseOptions(num_examples=50, hessian=True)
+    tracking = NoiseTracking(every=5, num_examples=50, hessian=True, seed=3)
+    assert tracking == NoiseTracking(every=5, options=options, seed=3)
+    assert replace(tracking, seed=4) == NoiseTracking(every=5, options=options, seed=4)
+    assert pickle.loads(pickle.dumps(tracking)) == tracking  # as workers are sent it
+    assert NoiseTracking().options.num_examples == 10_000
