@@ -115,7 +115,7 @@ def _common_folder(sources: list[Path]) -> Path:
     """The folder that all sources lie in; a single folder is its own."""
     if len(sources) == 1 and sources[0].is_dir():
         return sources[0].absolute()
-    return Path(os.path.commonpath([source.absolute().parent for source in sources] or ["/"]))
+    return Path(os.path.commonpath([source.absolute().parent for source in sources] or [Path("/")]))
 
 
 def _draw(source: Path, *, out: Path | None, format: str) -> list[Path]:
