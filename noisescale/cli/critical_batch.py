@@ -289,7 +289,7 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
 
 
 def _from_csv(options: dict[str, Any]) -> None:
-    from noisescale.cli.critical_batch_report import print_fits
+    from noisescale.cli.printing.critical_batch import print_fits
     from noisescale.statistics.critical_batch.goal_table import read_goal_table
     from noisescale.studies.critical_batch.results import analyse, write_fits
     from noisescale.studies.critical_batch.run import SETTINGS
@@ -309,7 +309,7 @@ def _from_csv(options: dict[str, Any]) -> None:
 
 
 def _pareto(options: dict[str, Any], console: Console) -> None:
-    from noisescale.cli.critical_batch_report import print_fits
+    from noisescale.cli.printing.critical_batch import print_fits
     from noisescale.studies.critical_batch.run import run_critical_batch
     from noisescale.studies.stability_map.run import SweepOptions
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def branch(options: dict[str, Any], given: set[str], console: Console) -> None:
     """The critical batch size where a checkpoint is, measured and printed."""
-    from noisescale.cli.critical_batch_report import print_branches
+    from noisescale.cli.printing.critical_batch import print_branches
     from noisescale.studies.critical_batch.branches import run_branches
     from noisescale.studies.stability_map.run import SweepOptions
     from noisescale.training.records.folder import CHECKPOINT
