@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from rich.console import Console
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from noisescale.problems.config import ProblemConfig
     from noisescale.problems.problem import Params, Problem
     from noisescale.training.records.checkpoint import Checkpoint
+
+
+Result = TypeVar("Result", covariant=True)
 
 
 class Loaded(NamedTuple):
@@ -47,6 +51,16 @@ class Loaded(NamedTuple):
     @property
     def title(self) -> str:
         return str(self.path) if self.step is None else f"{self.path}, step {self.step:,}"
+
+
+@dataclass(frozen=True)
+class Measured(Generic[Result]):
+    """A checkpoint with what was measured of it or, where that cannot be, the reason."""
+
+    loaded: Loaded
+    problem: Problem
+    result: Result | None
+    reason: str | None = None
 
 
 def load_all(paths: tuple[Path, ...], *, device: str) -> list[Loaded]:
@@ -95,30 +109,36 @@ def with_problems(
 
 def measure_all(
     loaded: list[Loaded],
-    measure: Callable[[Loaded, Problem, Callable[[str], None]], dict[str, Any]],
-    unmeasured: Callable[[Loaded, str], dict[str, Any]],
+    measure: Callable[[Problem, Callable[[str], None]], Result],
     *,
     quiet: bool = False,
     **where: Any,
-) -> list[dict[str, Any]]:
-    """An entry for each: what `measure` gives or, where it cannot be measured, what `unmeasured` does.
+) -> list[Measured[Result]]:
+    """Each checkpoint with what `measure` gives of its problem.
 
-    measure: is given a function to report its activity to, shown on stderr unless `quiet`. where: for
-    `with_problems`. MeasurementError where there is only one, or none can be measured.
+    Args:
+        loaded: the checkpoints.
+        measure: is given a function to report its activity to.
+        quiet: whether not to show that activity on stderr.
+        **where: for `with_problems`.
+
+    Raises:
+        MeasurementError: none of them can be measured.
     """
-    entries: list[dict[str, Any]] = []
+    every: list[Measured[Result]] = []
     console = Console(stderr=True, highlight=False, quiet=quiet)
     with console.status("reading") as status:
-        for one, problem in with_problems(loaded, **where):
+        for checkpoint, problem in with_problems(loaded, **where):
             try:
-                entries.append(measure(one, problem, partial(_show, status, one.title)))
+                result = measure(problem, partial(_show, status, checkpoint.title))
+                every.append(Measured(checkpoint, problem, result))
             except MeasurementError as error:
                 if len(loaded) == 1:
-                    raise MeasurementError(f"{one.title}: {error}") from error
-                entries.append(unmeasured(one, str(error)))
-    if all(entry["reason"] for entry in entries):
-        raise MeasurementError(f"none of the checkpoints can be measured: {entries[0]['reason']}")
-    return entries
+                    raise MeasurementError(f"{checkpoint.title}: {error}") from error
+                every.append(Measured(checkpoint, problem, None, str(error)))
+    if all(measured.reason for measured in every):
+        raise MeasurementError(f"none of the checkpoints can be measured: {every[0].reason}")
+    return every
 
 
 def _show(status: Status, title: str, activity: str) -> None:

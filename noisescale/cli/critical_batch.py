@@ -277,7 +277,7 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
 
 
 def _from_csv(options: dict[str, Any]) -> None:
-    from noisescale.cli.critical_batch_report import print_fits
+    from noisescale.cli.printing.critical_batch import print_fits
     from noisescale.statistics.critical_batch.goal_table import read_goal_table
     from noisescale.studies.critical_batch.config import SETTINGS
     from noisescale.studies.critical_batch.pictures import draw_front
@@ -299,7 +299,7 @@ def _from_csv(options: dict[str, Any]) -> None:
 
 
 def _pareto(options: dict[str, Any], console: Console) -> None:
-    from noisescale.cli.critical_batch_report import print_fits
+    from noisescale.cli.printing.critical_batch import print_fits
     from noisescale.studies.critical_batch.run import run_critical_batch
     from noisescale.studies.jobs.options import StudyOptions
 
@@ -355,7 +355,7 @@ def _name(config: CriticalBatchConfig) -> str:
 
 
 def _branch(options: dict[str, Any], console: Console) -> None:
-    from noisescale.cli.critical_batch_report import print_branches
+    from noisescale.cli.printing.critical_batch import print_branches
     from noisescale.problems.factory import factory_config
     from noisescale.studies.critical_batch.branches import BranchConfig, run_branches
     from noisescale.studies.jobs.options import StudyOptions

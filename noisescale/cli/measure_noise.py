@@ -13,8 +13,8 @@ from noisescale.cli.options import measurement_options
 from noisescale.problems.config import resolve_device
 
 if TYPE_CHECKING:
-    from noisescale.cli.checkpoints import Loaded
     from noisescale.problems.problem import Problem
+    from noisescale.statistics.gradient_noise import NoiseScale
 
 
 @click.command(
@@ -92,29 +92,22 @@ def measure_noise(
 
     from noisescale import NoiseOptions, measure_noise
     from noisescale.cli.checkpoints import load_all, measure_all
-    from noisescale.cli.noise_report import (
-        noise_entry,
-        print_noise,
-        recommend_sizes,
-        unmeasured_entry,
-    )
+    from noisescale.cli.printing.noise import noise_reports, print_noise
     from noisescale.measure.distributed import process_group, rank_and_size
 
     dtype = options.pop("dtype")
     chosen = NoiseOptions(**options, dtype=dtype and getattr(torch, dtype))
 
-    def measure(one: Loaded, problem: Problem, report: Callable[[str], None]) -> dict[str, Any]:
+    def measure(problem: Problem, report: Callable[[str], None]) -> NoiseScale:
         # one seed: the same examples for every checkpoint
-        found = measure_noise(problem, options=chosen, seed=seed, report=report)
-        return noise_entry(one, found, batch_sizes)
+        return measure_noise(problem, options=chosen, seed=seed, report=report)
 
     with process_group(device=resolve_device(device)) as own_device:
         loaded = load_all(checkpoints, device=own_device)
         is_first = rank_and_size()[0] == 0
-        entries = measure_all(
+        measured = measure_all(
             loaded,
             measure,
-            unmeasured_entry,
             problem=problem,
             data_dir=data_dir,
             device=own_device,
@@ -122,11 +115,12 @@ def measure_noise(
         )
     if not is_first:
         return
-    recommend_sizes(entries)
+    reports = noise_reports(measured, batch_sizes)
+    entries = [report.to_dict() for report in reports]
     if as_json:
         click.echo(json.dumps(entries, indent=2, allow_nan=False))
     else:
-        print_noise(entries)
+        print_noise(reports)
     if plot is not None:
         from noisescale.plots.noise import noise_figure
         from noisescale.plots.style import image

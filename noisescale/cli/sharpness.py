@@ -90,8 +90,8 @@ def sharpness(
     """
     import torch
 
-    from noisescale.cli.checkpoints import Loaded, load_all, measure_all
-    from noisescale.cli.sharpness_report import print_sharpness, sharpness_entry, unmeasured_entry
+    from noisescale.cli.checkpoints import load_all, measure_all
+    from noisescale.cli.printing.sharpness import SharpnessReport, print_sharpness
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
     from noisescale.training.trainer import has_batch_norm
 
@@ -110,20 +110,23 @@ def sharpness(
         )
     previous: tuple[Problem, Sharpness] | None = None
 
-    def measure(one: Loaded, problem: Problem, report: Callable[[str], None]) -> dict[str, Any]:
+    def measure(problem: Problem, report: Callable[[str], None]) -> Sharpness:
         nonlocal previous
         start = previous[1] if previous is not None and previous[0] is problem else None
-        found = measure_sharpness(problem, options=chosen, start=start, report=report)
-        previous = problem, found
-        return sharpness_entry(one, found, in_batches=has_batch_norm(problem.model))
+        sharpness = measure_sharpness(problem, options=chosen, start=start, report=report)
+        previous = problem, sharpness
+        return sharpness
 
-    entries = measure_all(
-        loaded, measure, unmeasured_entry, problem=problem, data_dir=data_dir, device=device
-    )
+    measured = measure_all(loaded, measure, problem=problem, data_dir=data_dir, device=device)
+    reports = [
+        SharpnessReport(measured=one, in_batches=has_batch_norm(one.problem.model))
+        for one in measured
+    ]
+    entries = [report.to_dict() for report in reports]
     if as_json:
         click.echo(json.dumps(entries, indent=2, allow_nan=False))
     else:
-        print_sharpness(entries)
+        print_sharpness(reports)
     if plot is not None:
         from noisescale.plots.sharpness import measurements_figure
         from noisescale.plots.style import image

@@ -163,7 +163,7 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from noisescale.cli.sweep_report import print_sweep, sweep_record
+    from noisescale.cli.printing.stability_map import print_sweep, sweep_record
     from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)

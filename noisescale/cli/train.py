@@ -157,7 +157,7 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from noisescale.cli.report import print_comparison
+    from noisescale.cli.printing.training import print_comparison
     from noisescale.training.run import RunOptions, run_training
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -70,19 +70,18 @@ class Recommendation:
         size = AIMS[aim] * self.course.critical_batch_size
         return min(max(1, round(float(f"{size:.2g}"))), self.population_size)
 
-    def to_dict(self) -> dict[str, Any]:
-        """For strict JSON: the key `recommendation` of `noisescale measure-noise --json`."""
-        sizes = []
+    @property
+    def sizes(self) -> list[dict[str, Any]]:
+        """For each aim its batch size, and the steps S/S_min and examples E/E_min that this takes."""
+        rows: list[dict[str, Any]] = []
         for aim in AIMS:
             steps, examples = self.course.fixed(self.batch_size(aim))
-            sizes.append(
-                {
-                    "aim": aim,
-                    "batch_size": self.batch_size(aim),
-                    "steps": steps,
-                    "examples": examples,
-                }
-            )
+            row = {"aim": aim, "batch_size": self.batch_size(aim)}
+            rows.append({**row, "steps": steps, "examples": examples})
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """For strict JSON: the key `recommendation` of `noisescale measure-noise --json`."""
         critical = self.critical_batch_size
         record: dict[str, Any] = {
             "from": self.quantity,
@@ -100,7 +99,7 @@ class Recommendation:
                 "high": critical.high,
             },
             "gain": self.course.gain,
-            "sizes": sizes,
+            "sizes": self.sizes,
         }
         stored: dict[str, Any] = jsonable(record)
         return stored

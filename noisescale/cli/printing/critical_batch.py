@@ -1,0 +1,183 @@
+"""What noisescale critical-batch prints."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from noisescale.cli.printing.tables import or_dash, plain_table, stdout_console
+from noisescale.statistics.estimate import Estimate, estimate_of
+
+if TYPE_CHECKING:
+    from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
+    from noisescale.studies.critical_batch.branches import BranchResult
+    from noisescale.studies.critical_batch.results import CriticalBatchResult
+
+QUANTITIES = {"simple": "B_simple", "full": "B_noise"}
+LAWS = {"noise": "ε_max/(1 + B_c/B)", "sqrt": "∝ √B", "linear": "∝ B"}
+POOR_FIT = 0.01  # chance of as bad a fit, below which it deserves a word
+MOSTLY = 0.75  # of the steps over which a noise scale should be resolved
+
+
+def print_fits(result: CriticalBatchResult) -> None:
+    """The fit for each goal, what the noise scale predicts, the learning rates, and notes."""
+    console = stdout_console()
+    console.print("(S/S_min − 1)(E/E_min − 1) = 1 fitted to the fastest runs: B_crit = E_min/S_min")
+    console.print(_fits(result))
+    for goal, fit in result.fits.items():
+        name = "" if math.isnan(goal) else f"Goal {goal:g}: "
+        if not fit.resolved:
+            console.print(f"{name}not resolved, {fit.reason}.")
+        if fit.lack_of_fit < POOR_FIT:
+            console.print(
+                f"{name}the points lie off the curve by more than the seeds explain "
+                f"(p = {fit.lack_of_fit:.1g})."
+            )
+    if len(result.predicted):
+        _print_predicted(console, result)
+    laws = {goal: of_goal for goal, of_goal in result.laws.items() if of_goal}
+    if laws:
+        console.print(
+            "Best learning rate ε(B): laws fitted, and their error at a batch size left out"
+        )
+        console.print(_laws(laws, result))
+    for note in result.notes:
+        console.print(f"Note: {note}.")
+
+
+def _fits(result: CriticalBatchResult) -> Table:
+    """A row per goal."""
+    table = plain_table(
+        *("goal", "S_min", "E_min", "B_crit", "95 % interval", "20 % size", "scatter", "sizes")
+    )
+    for goal, fit in result.fits.items():
+        reached = fit.num_batch_sizes - fit.num_censored
+        critical = fit.critical_batch_size
+        table.add_row(
+            _goal(goal),
+            fit.min_steps.text("value", number=_number),
+            fit.min_examples.text("value", number=_number),
+            critical.text("value", number=_number) if fit.resolved else "not resolved",
+            critical.text("interval", number=_number),
+            fit.overhead_batch_size.text("value", number=_number),
+            or_dash(fit.scatter, _per_cent),
+            f"{reached} of {fit.num_batch_sizes}",
+        )
+    return table
+
+
+def _print_predicted(console: Console, result: CriticalBatchResult) -> None:
+    """The noise scale beside B_crit."""
+    rows = result.predicted.to_dict("records")
+    num_runs = max(row["num_seeds"] for row in rows)
+    console.print(
+        f"Predicted: noise scales along {num_runs} run(s) at B = {rows[0]['batch_size']}, "
+        f"lr {rows[0]['learning_rate']:.3g}, averaged up to the goal; ratio: B_crit over that by "
+        "progress"
+    )
+    headings = ("at the start", "mean over steps", "at the goal", "by progress", "ratio")
+    table = plain_table("goal", "", *headings, left=("",))
+    for row in rows:
+        mark = "" if row["covered"] >= MOSTLY else "*"
+        table.add_row(
+            f"{row['goal']:g}",
+            QUANTITIES[row["quantity"]] + mark,
+            *(_number(row[name]) for name in ("start", "average", "end")),
+            *(_with_interval(row, name) for name in ("by_progress", "ratio_by_progress")),
+        )
+    console.print(table)
+    least = min(row["covered"] for row in rows)
+    if least < MOSTLY:
+        console.print(
+            f"* resolved over {100 * least:.0f} % of the steps at least; elsewhere the curvature "
+            "along the gradient is not above zero, and what is left out would make it larger."
+        )
+    if num_runs == 1:
+        console.print("One run: the intervals are of the measurements along it, not between runs.")
+
+
+def _laws(laws: dict[float, list[LearningRateLaw]], result: CriticalBatchResult) -> Table:
+    """A row per goal and law."""
+    headings = ("ε_max", "B_c", "95 % interval", "B_noise", "held out")
+    table = plain_table("goal", "law", *headings, left=("law",))
+    full = result.predicted[result.predicted["quantity"] == "full"]
+    predicted = full.set_index("goal")["by_progress"]
+    for goal, of_goal in laws.items():
+        for law in of_goal:
+            numbers = ["–"] * 4
+            if (critical := law.batch_size) is not None:
+                numbers = [
+                    _number(law.scale),
+                    "–" if math.isnan(critical.value) else _number(law.bend),
+                    critical.text("interval", number=_number),
+                    _number(predicted.get(goal, math.nan)),
+                ]
+            error = _per_cent(law.held_out_error)
+            table.add_row(_goal(goal), LAWS[law.name], *numbers, f"±{error}")
+    return table
+
+
+def print_branches(result: BranchResult) -> None:
+    """Each batch size's loss after equal examples, and the critical one."""
+    from noisescale.statistics.critical_batch.branches import branch_means
+
+    console = stdout_console()
+    summary, critical = result.summary, result.critical_batch_size
+    console.print(
+        f"Branches of {summary['examples']:,} examples from a loss of {summary['start_loss']:.4g}; "
+        f"learning rate scaled: {summary['scaling']}"
+    )
+    table = plain_table("batch size", "learning rate", "loss", "± stderr", "seeds")
+    for row in branch_means(result.table).to_dict("records"):
+        table.add_row(
+            f"{row['batch_size']:,}",
+            f"{row['learning_rate']:.3g}",
+            "diverged" if math.isnan(row["loss"]) else f"{row['loss']:.4g}",
+            or_dash(row["loss_stderr"], "{:.2g}".format),
+            str(row["num_seeds"]),
+        )
+    console.print(table)
+    for note in summary["notes"]:
+        console.print(f"Note: {note}.")
+    tolerance = f"{summary['tolerance']:.2g}"
+    if summary["resolved"]:
+        interval = critical.text("interval", number=_number)
+        console.print(
+            f"Critical batch size here ≈ {_number(critical.value)} ({interval}): the largest whose "
+            f"loss is within {tolerance} of every smaller one's."
+        )
+    else:
+        console.print(
+            f"Critical batch size not resolved: above {_number(critical.low)}, up to which losses "
+            f"are within {tolerance} of every smaller batch size's; give larger ones."
+        )
+
+
+def _goal(goal: float) -> str:
+    """The goal, which is nan where a table has one alone."""
+    return or_dash(goal, "{:g}".format)
+
+
+def _with_interval(row: dict[Any, Any], name: str) -> str:
+    """A value with its interval, also where one run's exact values give it no width."""
+    estimate: Estimate = estimate_of(row, name)
+    if estimate.kind not in ("exact", "interval"):
+        return estimate.text("value", number=_number)
+    return f"{_number(estimate.value)} ({estimate.text('interval', number=_number)})"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, all of them from 1,000 on."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _per_cent(log_error: float) -> str:
+    """A deviation of a logarithm, in per cent of the quantity."""
+    return f"{100 * math.expm1(log_error):.0f} %"

@@ -1,0 +1,376 @@
+"""The noise scale on stdout: by quantity or by checkpoint, and what it says about batch sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from noisescale.cli.printing.tables import (
+    add_columns,
+    examples_text,
+    name_text,
+    plain_table,
+    several_runs,
+    stdout_console,
+    step_text,
+)
+from noisescale.errors import MeasurementError, RunFolderError
+from noisescale.statistics.estimate import Estimate, estimate_of
+
+if TYPE_CHECKING:
+    from noisescale.cli.checkpoints import Measured
+    from noisescale.statistics.critical_batch.recommendation import Recommendation
+    from noisescale.statistics.gradient_noise import NoiseScale
+
+QUANTITIES = {
+    "loss": "mean loss",
+    "squared_gradient_norm": "|G|²",
+    "gradient_variance": "tr Σ",
+    "simple": "B_simple = tr Σ/|G|²",
+    "hessian_covariance_trace": "tr(HΣ)",
+    "gradient_curvature": "GᵀHG",
+    "full": "B_noise = tr(HΣ)/GᵀHG",
+    "max_learning_rate": "ε_max = |G|²/GᵀHG",
+}
+ALONG_TRAINING = {
+    "squared_gradient_norm": "|G|²",
+    "gradient_variance": "tr Σ",
+    "simple": "B_simple",
+    "full": "B_noise",
+}
+SCALES = ("simple", "full")  # whose intervals have a column of their own
+INTERVAL = "95 % interval"
+UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
+    *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
+    *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
+    "optimal_learning_rates",
+    *QUANTITIES,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseReport:
+    """What there is to say of one checkpoint.
+
+    Attributes:
+        measured: its noise scale, or why there is none.
+        rates: ε_opt by batch size, where B_noise was measured.
+        recommendation: what the noise scale tracked along its run recommends, at the run's last
+            checkpoint.
+        notes: what a reader should know.
+    """
+
+    measured: Measured[NoiseScale]
+    rates: dict[int, Estimate]
+    recommendation: Recommendation | None
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """One entry of `noisescale measure-noise --json`."""
+        noise, loaded = self.measured.result, self.measured.loaded
+        training = None if loaded.checkpoint is None else loaded.checkpoint.training
+        entry: dict[str, Any] = {
+            "checkpoint": str(loaded.path),
+            "run": loaded.run,
+            "step": loaded.step,
+            "batch_size": training and training.batch_size,
+            "learning_rate": training and training.learning_rate,
+            "reason": self.measured.reason,
+        }
+        if noise is None:
+            entry |= dict.fromkeys(UNMEASURED) | {"resolved": False}
+        else:
+            entry |= noise.to_dict()
+            entry["optimal_learning_rates"] = None
+            if noise.curvature is not None:
+                entry["optimal_learning_rates"] = [
+                    {"batch_size": size, **rate.to_dict()} for size, rate in self.rates.items()
+                ]
+        recommended = self.recommendation and self.recommendation.to_dict()
+        return entry | {"notes": list(self.notes), "recommendation": recommended}
+
+
+def noise_reports(
+    measured: list[Measured[NoiseScale]], batch_sizes: tuple[int, ...]
+) -> list[NoiseReport]:
+    """A report on each checkpoint; ε_opt at each run's own batch size where none is named."""
+    last_of_run = {one.loaded.run: one for one in measured}
+    return [
+        _report(one, batch_sizes, ends_run=last_of_run[one.loaded.run] is one) for one in measured
+    ]
+
+
+def _report(
+    measured: Measured[NoiseScale], batch_sizes: tuple[int, ...], *, ends_run: bool
+) -> NoiseReport:
+    noise = measured.result
+    notes = () if noise is None else noise.notes
+    recommendation = None
+    if ends_run:
+        try:
+            recommendation = _recommendation(measured.loaded.run)
+        except (MeasurementError, RunFolderError) as error:
+            notes = (*notes, f"no batch size is recommended: {error}")
+    curvature = None if noise is None else noise.curvature
+    rates = {}
+    if curvature is not None:
+        checkpoint = measured.loaded.checkpoint
+        own_size = checkpoint and checkpoint.training.batch_size
+        sizes = batch_sizes or ((own_size,) if isinstance(own_size, int) else ())
+        rates = {size: curvature.optimal_learning_rate(size) for size in sizes}
+    return NoiseReport(measured=measured, rates=rates, recommendation=recommendation, notes=notes)
+
+
+def _recommendation(run: str) -> Recommendation | None:
+    """What the noise scale tracked along a run recommends; None where it was not tracked."""
+    from noisescale.statistics.critical_batch.recommendation import recommend
+    from noisescale.training.records.tables import read_noise
+
+    rows = read_noise(Path(run))
+    return recommend(pd.DataFrame(rows)) if rows else None
+
+
+def print_noise(reports: list[NoiseReport]) -> None:
+    """The table, those of layers and classes, a sentence on each checkpoint, and batch sizes."""
+    console = stdout_console(soft_wrap=True)
+    results = [noise for _, noise in _results(reports)]
+    first = results[0]
+    engines = ", ".join(sorted({str(noise.engine) for noise in results}))
+    console.print(
+        f"Gradient noise over {examples_text(results)} {first.split} examples, "
+        f"population: {first.population}, engine: {engines}"
+    )
+    console.print(_quantities(reports[0]) if len(reports) == 1 else _along_training(reports))
+    for report, noise in _results(reports):
+        _print_parts(console, report, noise, reports)
+    notes = [note for report, _ in _results(reports) for note in report.notes]
+    for note in dict.fromkeys(notes):
+        console.print(f"Note: {note}.")
+    _print_sentences(console, reports)
+    for report in reports:
+        if report.recommendation is not None:
+            _print_recommendation(console, report.measured.loaded.run, report.recommendation)
+
+
+def growth_text(recommendation: Recommendation) -> str:
+    """How the noise scale went along a run."""
+    name = ALONG_TRAINING[recommendation.quantity]
+    start, end, average = (
+        estimate.text(number=_rounded)
+        for estimate in (recommendation.start, recommendation.end, recommendation.average)
+    )
+    return f"{name} goes from {start} to {end}, {average} on the average step"
+
+
+def _results(reports: list[NoiseReport]) -> Iterator[tuple[NoiseReport, NoiseScale]]:
+    """The reports that have a noise scale, with it."""
+    for report in reports:
+        if report.measured.result is not None:
+            yield report, report.measured.result
+
+
+def _estimate(noise: NoiseScale, name: str) -> Estimate | None:
+    """One of QUANTITIES, None where it was not measured."""
+    attribute = {"hessian_covariance_trace": "covariance_trace"}.get(name, name)
+    holder = noise if hasattr(noise, attribute) else noise.curvature
+    estimate: Estimate | None = getattr(holder, attribute, None)
+    return estimate
+
+
+def _quantities(report: NoiseReport) -> Table:
+    """One checkpoint: a row per quantity."""
+    table = plain_table("quantity", "value", "± stderr", INTERVAL, left=("quantity",))
+    for _, noise in _results([report]):
+        for name, label in QUANTITIES.items():
+            if (estimate := _estimate(noise, name)) is not None:
+                table.add_row(label, *estimate.cells())
+    for size, rate in report.rates.items():
+        table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
+    return table
+
+
+def _along_training(reports: list[NoiseReport]) -> Table:
+    """Several checkpoints: a row each."""
+    with_runs = several_runs(report.measured for report in reports)
+    results = [noise for _, noise in _results(reports)]
+    shown = [name for name in ALONG_TRAINING if any(_estimate(noise, name) for noise in results)]
+    table = plain_table()
+    if with_runs:
+        table.add_column("run", overflow="fold")
+    add_columns(table, "step", "loss")
+    for name in shown:
+        add_columns(table, ALONG_TRAINING[name], *((INTERVAL,) if name in SCALES else ()))
+    for report in reports:
+        measured = report.measured
+        row = [measured.loaded.run] if with_runs else []
+        row.append(step_text(measured))
+        row += _cells_along_training(measured.result, shown)
+        table.add_row(*row)
+    return table
+
+
+def _cells_along_training(noise: NoiseScale | None, shown: list[str]) -> list[str]:
+    """The loss and the quantities of one checkpoint, empty where it was not measured."""
+    loss = noise and noise.loss
+    cells = [f"{loss.value:.4g}" if loss else ""]
+    for name in shown:
+        estimate = noise and _estimate(noise, name)
+        value, interval = _value_and_interval(estimate) if estimate else ("", "")
+        cells.append(value)
+        if name in SCALES:
+            cells.append(interval)
+    return cells
+
+
+def _value_and_interval(estimate: Estimate) -> tuple[str, str]:
+    """The value with its stderr, as one cell, and the interval as another."""
+    value, stderr, interval = estimate.cells()
+    return f"{value} ± {stderr}" if stderr else value, interval
+
+
+def _print_parts(
+    console: Console, report: NoiseReport, noise: NoiseScale, among: list[NoiseReport]
+) -> None:
+    """The tables of layers, of classes and, beside these, of the noisiest examples."""
+    parts = {"parameter": noise.per_layer, "class": noise.per_class}
+    present = {key: rows for key, rows in parts.items() if rows is not None and len(rows)}
+    if len(among) > 1 and present:
+        console.print(name_text(report.measured, [other.measured for other in among]))
+    for key, rows in present.items():
+        console.print(_parts(key, rows, whole=noise.gradient_variance.value))
+    if "class" in present:
+        assert noise.top_examples is not None
+        console.print(_noisiest(noise.top_examples))
+
+
+def _parts(key: str, rows: pd.DataFrame, *, whole: float) -> Table:
+    """A row per parameter tensor or class; tensors with their share of tr Σ, `whole`."""
+    middle = "share of tr Σ" if key == "parameter" else "examples"
+    table = plain_table(key, "|G|²", "tr Σ", middle, "B_simple", INTERVAL, left=(key,))
+    for row in rows.to_dict("records"):
+        norm, variance, simple = (
+            _value_and_interval(estimate_of(row, name))
+            for name in ("squared_gradient_norm", "gradient_variance", "simple")
+        )
+        share = f"{row['gradient_variance'] / whole:.1%}" if whole else ""
+        between = share if key == "parameter" else f"{row['num_examples']:,}"
+        table.add_row(str(row[key]), norm[0], variance[0], between, *simple)
+    return table
+
+
+def _noisiest(rows: pd.DataFrame) -> Table:
+    """The examples with the largest shares of tr Σ."""
+    table = plain_table(title="Largest shares of tr Σ")
+    for name in rows:
+        table.add_column(str(name), justify="right")
+    for row in rows.to_dict("records"):
+        cells = {**row, "share": f"{row['share']:.3%}", "loss": f"{row['loss']:.4g}"}
+        table.add_row(*(str(cell) for cell in cells.values()))
+    return table
+
+
+def _print_sentences(console: Console, reports: list[NoiseReport]) -> None:
+    """What the last noise scale means, and each that is not resolved or not measured."""
+    every = [report.measured for report in reports]
+    last_measured = [report for report, _ in _results(reports)][-1]
+    for report in reports:
+        measured, noise = report.measured, report.measured.result
+        name = ""
+        if len(reports) > 1 or measured.loaded.step is not None:
+            name = f"{name_text(measured, every)}: "
+        if noise is None:
+            console.print(f"{name}not measured. {measured.reason}")
+        elif report is last_measured or not noise.resolved:
+            console.print(name + _sentence(noise))
+            if noise.full is not None:
+                console.print(_prediction(report, noise, noise.full))
+
+
+def _sentence(noise: NoiseScale) -> str:
+    """What B_simple means for the choice of a batch size."""
+    simple = noise.simple
+    if noise.resolved:
+        value = f"{_rounded(simple.value)} ({_before(simple)}{noise.population})"
+        return (
+            f"B_simple ≈ {value}: below it, doubling the batch about halves the steps; far above "
+            "it, it buys little."
+        )
+    bound = f" > {_rounded(simple.low)}, but" if simple.kind == "bound" else ""
+    needed = noise.examples_to_resolve
+    advice = "" if needed is None else f": {_rounded(needed)} or more would"
+    is_distribution = noise.population == "distribution"
+    if needed is not None and is_distribution and needed > noise.population_size:
+        advice += ", more than the split has"
+    unresolved = f"{noise.num_examples:,} examples cannot tell |G|² from zero{advice}"
+    return f"B_simple{bound} is not resolved ({noise.population}): {unresolved}."
+
+
+def _prediction(report: NoiseReport, noise: NoiseScale, full: Estimate) -> str:
+    """What B_noise says of the learning rate."""
+    assert noise.curvature is not None
+    if math.isnan(full.value):
+        if noise.curvature.gradient_curvature.high < 0:
+            return (
+                "GᵀHG is negative: the loss curves down along its gradient, so no step length is "
+                "the best."
+            )
+        return "B_noise is not resolved: GᵀHG cannot be told from zero; raise --num-examples."
+    text = f"B_noise ≈ {_rounded(full.value)} ({_before(full)}{noise.population})"
+    for size, rate in report.rates.items():
+        if not math.isnan(rate.value):
+            text += f"; the one step that lowers the loss most at B = {size:,} has "
+            text += f"lr {rate.value:.3g}"
+    checkpoint = report.measured.loaded.checkpoint
+    if checkpoint is not None:
+        text += f" (trained with {checkpoint.training.learning_rate:g})"
+    return f"{text}."
+
+
+def _print_recommendation(console: Console, run: str, recommendation: Recommendation) -> None:
+    """Where batch sizes come from, a row for each of them, and what an adaptive one gains."""
+    critical = recommendation.critical_batch_size.text(number=_rounded)
+    text = (
+        f"Along {run}, {growth_text(recommendation)}. For another run like it, B_crit ≈ {critical}:"
+    )
+    if recommendation.num_unresolved:
+        text += (
+            f" ({recommendation.num_unresolved} of {recommendation.num_measurements} measurements "
+            f"were not resolved, and {100 * recommendation.covered:.0f} % of the steps are "
+            "covered: it may be larger)"
+        )
+    console.print(text)
+    console.print(_batch_sizes(recommendation))
+    gain = recommendation.course.gain
+    console.print(
+        f"A batch size that follows the noise scale (--bs adaptive): γ = {gain:.2f}, so at best "
+        f"{1 + math.sqrt(gain):.2f} times the least of both where a fixed one takes 2."
+    )
+
+
+def _batch_sizes(recommendation: Recommendation) -> Table:
+    """A row per aim: the batch size, and what it takes."""
+    headings = ("aim", "batch size", "steps S/S_min", "examples E/E_min")
+    table = plain_table(*headings, left=("aim",))
+    for row in recommendation.sizes:
+        steps, examples = f"{row['steps']:.1f}", f"{row['examples']:.1f}"
+        table.add_row(str(row["aim"]), f"{row['batch_size']:,}", steps, examples)
+    return table
+
+
+def _before(estimate: Estimate) -> str:
+    """The interval and a comma, to stand before more in brackets; nothing for an exact value."""
+    if estimate.kind != "interval":
+        return ""
+    return f"{estimate.text('interval', number=_rounded)}, "
+
+
+def _rounded(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{float(f'{value:.3g}'):,g}" if abs(value) < 1e6 else f"{value:.2e}"

@@ -1,0 +1,177 @@
+"""Sharpness on stdout: a row per quantity, and what λ_max says about stability."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from noisescale.cli.printing.tables import (
+    add_columns,
+    examples_text,
+    name_text,
+    plain_table,
+    several_runs,
+    stdout_console,
+    step_text,
+)
+from noisescale.statistics.stability_curves import side_of
+from noisescale.training.config import stable_sharpness
+
+if TYPE_CHECKING:
+    from noisescale.cli.checkpoints import Measured
+    from noisescale.measure.sharpness import Eigenvalue, Sharpness
+    from noisescale.training.config import TrainConfig
+
+NAMES = {"largest": "λ_max", "smallest": "λ_min"}
+UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
+    "num_examples": None,
+    "population_size": None,
+    "loss": None,
+    "eigenvalues": [],
+    "trace": None,
+    "frobenius": None,
+    "batch_size": None,
+    "batch_sharpness": None,
+    "gradient_noise_interaction": None,
+    "phi": [],
+    "density": None,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharpnessReport:
+    """What there is to say of one checkpoint.
+
+    Attributes:
+        measured: its sharpness, or why there is none.
+        in_batches: whether the model normalises over batches; training then descends another loss
+            than the one measured, in evaluation mode, and 2/η is no limit for this one.
+    """
+
+    measured: Measured[Sharpness]
+    in_batches: bool
+
+    @property
+    def training(self) -> TrainConfig | None:
+        """What it was trained with, where that is known."""
+        checkpoint = self.measured.loaded.checkpoint
+        return None if checkpoint is None else checkpoint.training
+
+    @property
+    def limit(self) -> float | None:
+        """The largest λ_max at which full-batch training is stable."""
+        if self.measured.result is None or self.training is None or self.in_batches:
+            return None
+        return stable_sharpness(self.training)
+
+    def to_dict(self) -> dict[str, Any]:
+        """One entry of `noisescale sharpness --json`."""
+        loaded, sharpness, training = self.measured.loaded, self.measured.result, self.training
+        return {
+            "checkpoint": str(loaded.path),
+            "run": loaded.run,
+            "step": loaded.step,
+            "learning_rate": training and training.learning_rate,
+            "momentum": training and training.momentum,
+            "weight_decay": training and training.weight_decay,
+            "stable_sharpness": self.limit,
+            "reason": self.measured.reason,
+            **(UNMEASURED if sharpness is None else sharpness.to_dict()),
+        }
+
+
+def print_sharpness(reports: list[SharpnessReport]) -> None:
+    """A table of all checkpoints' quantities, then a sentence on each λ_max against 2/η."""
+    console = stdout_console(soft_wrap=True)
+    every = [report.measured for report in reports]
+    results = [measured.result for measured in every if measured.result is not None]
+    matrix = "Gauss–Newton matrix" if results[0].matrix == "ggn" else "Hessian"
+    console.print(
+        f"{matrix} of the mean loss over {examples_text(results)} {results[0].split} examples"
+    )
+    console.print(_table(every))
+    if any(result.num_examples < result.population_size for result in results):
+        console.print(
+            "Errors of eigenvalues are those of the subset of examples; those of the trace, the "
+            "norm and the batch quantities are of their probes and batches alone, on these "
+            "examples."
+        )
+    for report in reports:
+        name = name_text(report.measured, every)
+        if report.measured.result is None:
+            console.print(f"{name}: not measured. {report.measured.reason}")
+        elif sentence := _verdict(report, report.measured.result.largest):
+            console.print(f"{name}: {sentence}")
+    if not all(eigenvalue.converged for result in results for eigenvalue in result.eigenvalues):
+        console.print(
+            "Not converged: the residual is above its tolerance. Some eigenvalue lies that near "
+            "the value, but which one is open: raise --max-matvecs.",
+            style="bold yellow" if sys.stdout.isatty() else None,
+        )
+
+
+def _table(every: list[Measured[Sharpness]]) -> Table:
+    """A section per checkpoint, a row per quantity."""
+    with_runs = several_runs(every)
+    table = plain_table()
+    if with_runs:
+        table.add_column("run", overflow="fold")
+    headings = ("step", "loss", "quantity", "value", "± stderr", "95 % interval", "residual")
+    add_columns(table, *headings, left=("quantity",))
+    for measured in every:
+        if measured.result is None:
+            continue
+        labels = [measured.loaded.run] if with_runs else []
+        labels += [step_text(measured), f"{measured.result.loss:.4g}"]
+        for quantity in _quantities(measured.result):
+            table.add_row(*labels, *quantity)
+            labels = [""] * len(labels)
+        table.add_section()
+    return table
+
+
+def _quantities(sharpness: Sharpness) -> list[tuple[str, ...]]:
+    """Name, value, stderr, interval and residual of everything that was measured."""
+    rows: list[tuple[str, ...]] = []
+    ranks: Counter[str] = Counter()
+    for eigenvalue in sharpness.eigenvalues:
+        ranks[eigenvalue.which] += 1
+        rank = ranks[eigenvalue.which]
+        name = NAMES[eigenvalue.which] + (f" ({rank})" if rank > 1 else "")
+        residual = f"{eigenvalue.residual:.2g}" + ("" if eigenvalue.converged else " NOT CONVERGED")
+        rows.append((name, *eigenvalue.value.cells(), residual))
+    moments, size = sharpness.moments, sharpness.batch_size
+    estimates = {
+        "trace": moments and moments.trace,
+        "squared Frobenius norm": moments and moments.squared_frobenius_norm,
+        f"batch sharpness, B = {size}": sharpness.batch_sharpness,
+        f"gradient-noise interaction, B = {size}": sharpness.gradient_noise_interaction,
+    }
+    rows += [(name, *estimate.cells(), "") for name, estimate in estimates.items() if estimate]
+    for phi in sharpness.phi:
+        name = f"φ (%), {phi.space} space, ε = {phi.epsilon:g}"
+        rows.append((name, f"{phi.value:.4g}", "", f"after {phi.iterations} iterations", ""))
+    return rows
+
+
+def _verdict(report: SharpnessReport, largest: Eigenvalue | None) -> str | None:
+    """λ_max beside the limit of stability of the learning rate, as far as its errors allow."""
+    limit, training = report.limit, report.training
+    if largest is None or limit is None or training is None:
+        return None
+    is_plain = not training.momentum and not training.weight_decay
+    formula = "2/η" if is_plain else "2(1+m)/η − weight decay"
+    named = (
+        f"the limit of full-batch stability, {formula} = {limit:.4g} "
+        f"at lr {training.learning_rate:g}"
+    )
+    estimate, margin = largest.value, largest.residual
+    if estimate.kind == "point" or not largest.converged:
+        return f"λ_max against {named}, cannot be judged."
+    low, high = estimate.low - margin, estimate.high + margin
+    ratio = f"{estimate.value / limit:.3g} ({low / limit:.3g}–{high / limit:.3g})"
+    return f"λ_max is {ratio} times {named}: {side_of(limit, low=low, high=high)} the edge."

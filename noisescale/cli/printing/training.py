@@ -1,0 +1,87 @@
+"""What noisescale train prints: its runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from noisescale.cli.printing.noise import growth_text
+from noisescale.cli.printing.tables import plain_table, stdout_console
+from noisescale.errors import MeasurementError, RunFolderError
+
+DIVERGED = (
+    "A diverged model's outputs are nan, and argmax over nan returns class 0: every prediction is "
+    "class 0, and the accuracy is that class's share."
+)
+
+
+def print_comparison(summaries: list[dict[str, Any]]) -> None:
+    """A row per run: what it was, how it ended, what it scored; the run folders last."""
+    scores = ("train loss", "train acc", "test loss", "test acc", "test F1")
+    table = plain_table("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s")
+    for run in summaries:
+        table.add_row(
+            str(run["batch_size"]),
+            f"{run['learning_rate']:g}",
+            f"{run['steps']:,}",
+            f"{run['epochs']:.3g}",
+            _score(run["train"]["loss"]),
+            _score(run["train"]["accuracy"]),
+            _score(run["test"]["loss"]),
+            _score(run["test"]["accuracy"]),
+            _score(run["test"]["f1"]),
+            f"{run['seconds']:.1f}",
+            f"{run['examples_per_second']:,.0f}",
+        )
+    console = stdout_console()
+    first = summaries[0]
+    console.print(
+        f"{first['dataset']}, {first['pixel_scale']} pixels, {first['model']}, seed {first['seed']}"
+    )
+    console.print(table)
+    diverged = [run for run in summaries if run["diverged_at_step"] is not None]
+    for run in diverged:
+        console.print(f"B = {run['batch_size']} diverged at step {run['diverged_at_step']:,}.")
+    if diverged:
+        console.print(DIVERGED)
+    for run in summaries:
+        if "final_batch_size" in run:
+            console.print(_adaptive(run))
+    for run in summaries:
+        if text := _tracked(run):
+            console.print(text)
+    for run in summaries:
+        print(run["run"])
+
+
+def _tracked(run: dict[str, Any]) -> str:
+    """How the noise scale went, where it was tracked."""
+    from noisescale.statistics.critical_batch.recommendation import recommend
+    from noisescale.training.records.tables import read_noise
+
+    title = f"B = {run['batch_size']}"
+    try:
+        rows = read_noise(Path(run["run"]))
+        return f"{title}: {growth_text(recommend(pd.DataFrame(rows)))}." if rows else ""
+    except (MeasurementError, RunFolderError) as error:
+        return f"{title}: {error}."
+
+
+def _adaptive(run: dict[str, Any]) -> str:
+    """What the adaptive batch size came to, and what is predicted of it."""
+    text = f"The adaptive batch size ended at {run['final_batch_size']:,}."
+    if (predicted := run["predicted"]) is None:
+        return f"{text} B_simple was never resolved, so that nothing is predicted."
+    return (
+        f"{text} From B_simple, resolved at {100 * predicted['resolved_share']:.0f} % of the "
+        "updates (population: distribution), predicted: "
+        f"B_crit {predicted['critical_batch_size']:,.0f}, γ {predicted['gain']:.3f}, "
+        f"{100 * predicted['steps_saved']:.1f} % fewer steps than the fixed batch size of as many "
+        "examples."
+    )
+
+
+def _score(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
