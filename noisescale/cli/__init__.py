@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 
 from noisescale._version import __version__
-from noisescale.cli.critical_batch import critical_batch
+from noisescale.cli.commands.critical_batch import critical_batch
+from noisescale.cli.commands.measure_noise import measure_noise
+from noisescale.cli.commands.plot import plot
+from noisescale.cli.commands.sharpness import sharpness
+from noisescale.cli.commands.sweep_lr import sweep_lr
+from noisescale.cli.commands.train import train
 from noisescale.cli.group import Commands
-from noisescale.cli.measure_noise import measure_noise
-from noisescale.cli.plot import plot
-from noisescale.cli.sharpness import sharpness
-from noisescale.cli.sweep_lr import sweep_lr
-from noisescale.cli.train import train
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
