@@ -79,7 +79,7 @@ def run_sweep(
     out: Path,
     *,
     executor: Executor | None = None,
-    options: SweepOptions | None = None,
+    options: StudyOptions | None = None,
 ) -> SweepResult:
     """The map of `config`, computed as far as the folder `out` does not hold its cells already.
 
@@ -96,7 +96,7 @@ def run_sweep(
         out: the results folder.
         executor: any of concurrent.futures, left open; None: local processes, one a core. Its
             workers must see `out` under the same path.
-        options: None: the defaults.
+        options: SweepOptions, or those of any study; None: the defaults.
 
     Returns:
         The cells, the measured edges beside the predicted ones, and the content of summary.json.
@@ -109,7 +109,8 @@ def run_sweep(
         RunFolderError: `out` holds something else.
         Interrupted: a SIGINT or SIGTERM came; what is finished is kept.
     """
-    options = options or SweepOptions()
+    if not isinstance(options, SweepOptions):
+        options = SweepOptions(**vars(options or StudyOptions()))
     num_examples = num_training_examples(config.problem.dataset, config.problem.num_train)
     for size in config.batch_sizes:
         config.run(size, 1.0, 0, num_examples=num_examples)

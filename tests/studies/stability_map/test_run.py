@@ -27,6 +27,7 @@ from noisescale.problems.models import LOSSES, chance_loss
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.local import LocalProcesses
+from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.stability_map import run as engine
 from noisescale.studies.stability_map.cell_run import run_cell
 from noisescale.studies.stability_map.config import Horizon
@@ -157,9 +158,12 @@ def test_the_map_is_drawn_from_the_folder(serial, tmp_path):
 
 
 def test_a_sweep_may_leave_its_picture_out(tmp_path):
-    config = replace(CONFIG, batch_sizes=(50,), num_seeds=1)
-    options = replace(QUIET, pictures=False)
-    run_sweep(config, tmp_path / "sweep", executor=Here(), options=options)
+    """By the options of any study, which will do: it is of momentum, and nothing is predicted."""
+    training = TrainConfig(momentum=0.9)
+    config = replace(CONFIG, batch_sizes=(50,), num_seeds=1, training=training)
+    options = StudyOptions(pictures=False, notes=("a note",))
+    found = run_sweep(config, tmp_path / "sweep", executor=Here(), options=options)
+    assert found.summary["notes"] == ["a note"]
     assert (tmp_path / "sweep" / "summary.json").exists()
     assert not (tmp_path / "sweep" / "map.png").exists()
 
