@@ -11,11 +11,13 @@ import torch
 
 from noisescale.problems.data.mnist_files import FILES
 from noisescale.problems.data.splits import default_data_dir
-from noisescale.training.records import pictures
+from noisescale.studies.critical_batch import pictures as critical_batch
+from noisescale.studies.stability_map import pictures as stability_map
+from noisescale.training.records import pictures as run
 from tests.helpers.folders import unchanged
 
 torch.set_num_threads(1)
-DRAW_PICTURES = pictures.draw_pictures
+DRAW_PICTURES = {module: module.draw_pictures for module in (run, stability_map, critical_batch)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,16 +34,23 @@ def _reproducible() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_pictures() -> Iterator[None]:
-    """Runs draw nothing: that would take longer than the small ones train."""
+    """Runs and studies draw nothing: that would take longer than the small ones train."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw_pictures", lambda folder, **options: [])
+        for module in DRAW_PICTURES:
+            patch.setattr(module, "draw_pictures", lambda folder, **options: [])
         yield
 
 
 @pytest.fixture(autouse=True)
 def _pictures_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "pictures" in request.keywords:
-        monkeypatch.setattr(pictures, "draw_pictures", DRAW_PICTURES)
+        draw_again(monkeypatch)
+
+
+def draw_again(patch: pytest.MonkeyPatch) -> None:
+    """Runs and studies draw their pictures as they do outside the tests."""
+    for module, draw_pictures in DRAW_PICTURES.items():
+        patch.setattr(module, "draw_pictures", draw_pictures)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +78,9 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finishe
     from tests.helpers.sweeps import CONFIG, QUIET
 
     out, executor = tmp_path_factory.mktemp("finished") / "sweep", Here()
-    result = run_sweep(CONFIG, out, executor=executor, options=QUIET)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_again(patch)
+        result = run_sweep(CONFIG, out, executor=executor, options=QUIET)
     with unchanged(out):
         yield Finished(out, result, executor)
 
@@ -82,6 +93,8 @@ def finished_critical_batch(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     from tests.helpers.executors import Here
 
     out, executor = tmp_path_factory.mktemp("finished") / "critical_batch", Here()
-    result = run_critical_batch(TRACKED, out, executor=executor)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_again(patch)
+        result = run_critical_batch(TRACKED, out, executor=executor)
     with unchanged(out):
         yield Finished(out, result, executor)

@@ -118,6 +118,7 @@ def test_a_problem_of_ones_own(tmp_path, monkeypatch):
     assert table["goal"].nunique() == 5
 
 
+@pytest.mark.pictures
 def test_anybodys_results(tmp_path):
     path = tmp_path / "runs.csv"
     synthetic().to_csv(path, index=False)
@@ -171,6 +172,7 @@ def test_unresolved_is_said_aloud(tmp_path):
     )
 
 
+@pytest.mark.pictures
 def test_branches_of_a_run(checkpoint, tmp_path):
     out = tmp_path / "branches"
     found = critical(

@@ -14,8 +14,10 @@ from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import PICTURES
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
-from tests.cli.test_train import run
-from tests.plots.test_along_training import noise_entries, noise_table, sharpness_entries
+from tests.helpers.command_line import run
+from tests.helpers.measurements import noise_entries, noise_table, sharpness_entries
+
+pytestmark = pytest.mark.pictures
 
 PROBLEM = ProblemConfig(dataset="digits", width=4)
 TRAINING = TrainConfig(batch_size="adaptive", learning_rate=0.1, epochs=1)

@@ -6,12 +6,13 @@ import pytest
 
 from noisescale.plots.noise import noise_figure, noise_growth_figure
 from noisescale.plots.sharpness import has_picture, measurements_figure, sharpness_figure
-
-STEPS = [0, 10, 20]
-
-
-def estimate(value, stderr=0.1, low=None, high=None):
-    return {"value": value, "stderr": stderr, "low": low, "high": high}
+from tests.helpers.measurements import (
+    estimate,
+    noise_entries,
+    noise_table,
+    sharpness_entries,
+    sharpness_table,
+)
 
 
 def lines(axes):
@@ -21,45 +22,6 @@ def lines(axes):
         for line in axes.lines
         if not line.get_label().startswith("_") and len(line.get_xdata())
     }
-
-
-def sharpness_table():
-    return pd.DataFrame(
-        {
-            "step": STEPS,
-            "largest_eigenvalue": [1.0, 2.0, 3.0],
-            "largest_eigenvalue_stderr": [0.1, 0.1, np.nan],
-            "converged": [1.0, 0.0, 1.0],
-            "batch_sharpness": [0.5, np.nan, 1.5],
-            "batch_sharpness_stderr": [0.1, np.nan, 0.1],
-            "stable_sharpness": [4.0, 4.0, 4.0],
-        }
-    )
-
-
-def sharpness_entries(run="run"):
-    return [
-        {
-            "checkpoint": f"{run}/step-{row['step']}.pt",
-            "run": run,
-            "step": row["step"],
-            "reason": None,
-            "stable_sharpness": row["stable_sharpness"],
-            "eigenvalues": [
-                {
-                    "which": "largest",
-                    **estimate(row["largest_eigenvalue"]),
-                    "converged": bool(row["converged"]),
-                }
-            ],
-            "batch_sharpness": None
-            if np.isnan(row["batch_sharpness"])
-            else estimate(row["batch_sharpness"]),
-            "density": None,
-            "phi": [],
-        }
-        for row in sharpness_table().to_dict("records")
-    ]
 
 
 def test_sharpness_is_drawn_alike_from_a_table_and_from_measurements():
@@ -108,42 +70,6 @@ def test_a_run_that_diverged_at_once_is_drawn_without_a_warning():
     noise_growth_figure(
         noise_table().assign(simple=np.nan, simple_low=np.nan), title="run"
     ).draw_without_rendering()
-
-
-def noise_table():
-    return pd.DataFrame(
-        {
-            "step": STEPS,
-            "loss": [2.0, 1.0, 0.5],
-            "simple": [10.0, np.nan, 30.0],
-            "simple_low": [8.0, 5.0, 25.0],
-            "simple_high": [12.0, np.inf, 35.0],
-            "full": np.nan,
-            "full_low": np.nan,
-            "full_high": np.nan,
-        }
-    )
-
-
-def noise_entries(run="run"):
-    return [
-        {
-            "run": run,
-            "step": row["step"],
-            "reason": None,
-            "population": "dataset",
-            "simple": estimate(
-                None if np.isnan(row["simple"]) else row["simple"],
-                low=row["simple_low"],
-                high=None if np.isinf(row["simple_high"]) else row["simple_high"],
-            ),
-            "full": None,
-            "per_layer": None,
-            "per_class": None,
-            "top_examples": [{"index": 7, "share": 0.5}],
-        }
-        for row in noise_table().to_dict("records")
-    ]
 
 
 def triangles(axes):

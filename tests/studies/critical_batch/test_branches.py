@@ -15,7 +15,8 @@ from noisescale.studies.stability_map.run import SweepOptions
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.names import file_digest
 from noisescale.training.run import run_training
-from tests.studies.critical_batch.test_run import PROBLEM, Here
+from tests.helpers.critical_batch import PROBLEM
+from tests.helpers.executors import Here
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,7 @@ def test_a_batch_size_that_cannot_be_scaled_is_named(run, tmp_path):
         BranchConfig.from_checkpoint(tmp_path / "full")
 
 
+@pytest.mark.pictures
 def test_branches_leave_tables_from_which_the_picture_is_drawn(run, tmp_path):
     config = BranchConfig.from_checkpoint(run, examples=100, batch_sizes=(4, 8, 12), num_seeds=2)
     quiet = StudyOptions(pictures=False)
