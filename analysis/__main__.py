@@ -1,4 +1,4 @@
-"""`python -m analysis NAME RUNS` turns an experiment's runs into the tables its figure is drawn from."""
+"""`python -m analysis NAME RUNS` turns an experiment's runs into the tables of its figure."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""What a batch size that follows the noise saves, in steps and examples to a loss, against fixed ones."""
+"""What a batch size that follows the noise saves against fixed ones, in steps and examples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUN = [*SETTING, "learning_rate", "seed"]
 
 
 def reached_table(runs: Runs) -> pd.DataFrame:
-    """A row per run and goal: steps and examples to the first passage, in log–log between measurements.
+    """A row per run and goal: steps and examples to the first passage, interpolated in log–log.
 
     nan where the goal was not reached.
     """
@@ -31,13 +31,13 @@ def reached_table(runs: Runs) -> pd.DataFrame:
         gain = (record.get("predicted") or {}).get("gain", np.nan)
         for goal in GOALS:
             steps, epochs = (_passage(table, name, goal) for name in ("step", "epoch"))
-            found = {
+            reached = {
                 "goal": goal,
                 "steps": steps,
                 "examples": epochs * per_epoch,
                 "predicted_gain": gain,
             }
-            rows.append(setting | found)
+            rows.append(setting | reached)
     return pd.DataFrame(rows)
 
 
@@ -57,7 +57,7 @@ def _passage(table: pd.DataFrame, name: str, goal: float) -> float:
 
 
 def tuned_table(reached: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each setting's best learning rate, least in mean log steps where all seeds arrive."""
+    """The rows of each setting's best rate, least in mean log steps where all seeds arrive."""
     means = (
         reached.assign(log_steps=np.log(reached["steps"]))
         .groupby(["goal", *SETTING, "learning_rate"])["log_steps"]
@@ -83,13 +83,15 @@ def front_table(tuned: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison_table(tuned: pd.DataFrame) -> pd.DataFrame:
-    """A row per goal and adaptive setting: what it saves against fixed batch sizes, with 95 % intervals.
+    """A row per goal and adaptive setting: what it saves against fixed batch sizes.
 
     steps_saved: 1 − S/S_fixed at as many examples, S_fixed interpolated on the front of fixed ones.
-    examples_saved: 1 − E/E_fixed at as many steps. Either is nan beyond the front's ends, where no fixed one
-    gets there at all. cost_saved: 1 − C/C_fixed with C = E + r·S and the best fixed batch size for it.
-    measured_gain: (S/S_min − 1)(E/E_min − 1), S_min and E_min fitted to the fixed ones; predicted_gain: γ of
-    the run's own noise scale. Errors by the jackknife over seeds, of the savings in logarithms.
+    examples_saved: 1 − E/E_fixed at as many steps. Either is nan beyond the front's ends, where no
+    fixed one gets there at all. cost_saved: 1 − C/C_fixed with C = E + r·S and the best fixed batch
+    size for it.
+    measured_gain: (S/S_min − 1)(E/E_min − 1), S_min and E_min fitted to the fixed ones;
+    predicted_gain: γ of the run's own noise scale. Errors by the jackknife over seeds, of the
+    savings in logarithms.
     """
     rows = []
     for goal, runs in tuned.groupby("goal"):
@@ -124,9 +126,10 @@ def _saved(logarithm: Estimate) -> Estimate:
     """The share saved, from the logarithm of what is spent over what would have been."""
     left = float(np.exp(logarithm.value))
     low, high = 1 - np.exp(logarithm.high), 1 - np.exp(logarithm.low)
+    stderr = left * logarithm.stderr
     return Estimate(
         value=1 - left,
-        stderr=left * logarithm.stderr,
+        stderr=stderr,
         low=float(low),
         high=float(high),
         num_samples=logarithm.num_samples,
@@ -141,12 +144,14 @@ def _means(runs: pd.DataFrame) -> tuple[float, float]:
 
 
 def _front(fixed: pd.DataFrame) -> np.ndarray:
-    """Steps and examples (2, J) of the fixed batch sizes that no other beats in both, by growing examples."""
+    """Steps and examples (2, J) of the fixed sizes that none beats in both, by growing examples."""
     points = [_means(runs) for _, runs in fixed.groupby("batch_size")]
     kept = [
-        one
-        for one in points
-        if not any(other[0] <= one[0] and other[1] <= one[1] and other != one for other in points)
+        point
+        for point in points
+        if not any(
+            other[0] <= point[0] and other[1] <= point[1] and other != point for other in points
+        )
     ]
     return np.array(sorted(kept, key=lambda point: point[1])).T
 
@@ -164,7 +169,7 @@ def _examples(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
 
 
 def _interpolated(x: float, along: np.ndarray, values: np.ndarray) -> float:
-    """On the front, in log–log by monotone cubics, since a chord lies above a convex front; nan beyond it."""
+    """On the front, in log–log by monotone cubics, as chords lie above it; nan beyond its ends."""
     cubics = interpolate.PchipInterpolator(np.log(along), np.log(values), extrapolate=False)
     return float(np.exp(cubics(np.log(x))))
 
@@ -184,8 +189,8 @@ def _gain(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
 
     def misfit(logarithms: np.ndarray) -> np.ndarray:
         min_steps, critical = np.exp(logarithms)
-        found: np.ndarray = np.log(min_steps * (1 + critical / sizes)) - logs
-        return found
+        residuals: np.ndarray = np.log(min_steps * (1 + critical / sizes)) - logs
+        return residuals
 
     min_steps, critical = np.exp(optimize.least_squares(misfit, [logs.min(), np.log(100.0)]).x)
     steps, examples = _means(adaptive)

@@ -1,4 +1,4 @@
-"""What is the critical batch size, and what predicts it? Fits, predictions and branches as tables."""
+"""What is the critical batch size, and what predicts it? Fits, predictions and branches."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ MEASURED = ("mnist", "quadratic")
 
 def branch_rows(folder: Path) -> dict[str, Any]:
     """What the branches from one checkpoint say, and the noise scale measured at it."""
-    found = re.fullmatch(r"goal([\d.]+)-seed(\d+)", folder.name)
-    assert found is not None
-    goal, seed = float(found[1]), int(found[2])
+    match = re.fullmatch(r"goal([\d.]+)-seed(\d+)", folder.name)
+    assert match is not None
+    goal, seed = float(match[1]), int(match[2])
     summary = read_json(folder / "branch.json") or {}
     base = folder.parent.parent / f"base-{seed}"
     losses = read_losses(base)
     step = int(losses["step"][losses["loss"] <= goal].iloc[0])
     noise = next(row for row in read_noise(base) if row["step"] == step)
-    found_size = summary["critical_batch_size"]
+    critical = summary["critical_batch_size"]
     return {
         "goal": goal,
         "seed": seed,
@@ -49,18 +49,18 @@ def branch_rows(folder: Path) -> dict[str, Any]:
         "start_loss": summary["start_loss"],
         "examples": summary["examples"],
         "tolerance": summary["tolerance"],
-        "branch": found_size["value"],
-        "branch_low": found_size["low"],
-        "branch_high": found_size["high"],
+        "branch": critical["value"],
+        "branch_low": critical["low"],
+        "branch_high": critical["high"],
         **{name: noise[name] for name in estimate_columns("simple", "full")},
     }
 
 
 def beside_published(fits: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
-    """B_crit and B_simple of MNIST, at the start and on average, beside table 1 of McCandlish et al. 2018.
+    """B_crit and B_simple of MNIST beside table 1 of McCandlish et al. 2018.
 
-    B_crit at the start is that of the highest goal, and on average that of the lowest; B_simple on average is
-    the mean over the steps to the lowest.
+    B_crit at the start is that of the highest goal, and on average that of the lowest; B_simple on
+    average is the mean over the steps to the lowest.
     """
     published = pd.read_csv(DATA / "published.csv", comment="#")
     values = published[published["figure"] == "critical_batch"].set_index("quantity")["value"]

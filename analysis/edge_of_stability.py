@@ -1,4 +1,4 @@
-"""Do λ_max of gradient descent and the batch sharpness of SGD come to stand at 2/η? Curves and plateaus."""
+"""Do λ_max of gradient descent and the batch sharpness of SGD settle at 2/η?"""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def curves_table(runs: Runs) -> pd.DataFrame:
 def plateau_table(curves: pd.DataFrame) -> pd.DataFrame:
     """A row per loss, batch size and rate: how λ_max and batch sharpness stand to the limit 2/η.
 
-    peak: the largest ratio to the limit in the run. plateau: the median ratio while the run is "at the edge",
-    from the first to the last measurement at which the quantity that the theory sets there, λ_max of
-    gradient descent and batch sharpness of SGD, is at least 0.8 of the limit; nan where it is so at less
-    than half of the measurements between them.
+    peak: the largest ratio to the limit in the run. plateau: the median ratio while the run is "at
+    the edge", from the first to the last measurement at which the quantity that the theory sets
+    there, λ_max of gradient descent and batch sharpness of SGD, is at least 0.8 of the limit; nan
+    where it is so at less than half of the measurements between them.
     plateau_steps: how long that lasts. Means and standard deviations over seeds.
     """
     rows = []

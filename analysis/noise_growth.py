@@ -1,4 +1,4 @@
-"""Does the noise scale grow along a run? Curves by step and loss, layers, and start, average and end."""
+"""Does the noise scale grow along a run? Curves, layers, and start, average and end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def curves_table(runs: Runs) -> pd.DataFrame:
 
 
 def layers_table(runs: Runs) -> pd.DataFrame:
-    """A row per batch size, step and parameter tensor: B_simple's geometric mean over resolved seeds.
+    """A row per batch size, step and tensor: B_simple's geometric mean over resolved seeds.
 
     num_resolved: of num_seeds. share: of tr Σ, the mean over seeds.
     """
@@ -55,28 +55,29 @@ def layers_table(runs: Runs) -> pd.DataFrame:
 
 
 def growth_table(runs: Runs) -> pd.DataFrame:
-    """A row per batch size: B_simple at the start, its mean over the steps, and its end; mean and deviation.
+    """A row per batch size: B_simple at the start, its mean over the steps, and at the end.
 
     growth: the end over the start. least: the smallest value along the run. loss: at the end.
-    critical_batch_size: E_min/S_min, the mean weighted by progress. gain: γ of an adaptive batch size.
+    critical_batch_size: E_min/S_min, the mean weighted by progress. gain: γ of an adaptive batch
+    size.
     full_start, full_end: B_noise. negative_curvature: the share of measurements at which GᵀHG lies
     significantly below zero.
     """
     rows = []
     for folder, record in runs:
         table = pd.DataFrame(read_noise(folder))
-        found = recommend(table.assign(full=np.nan))
+        recommendation = recommend(table.assign(full=np.nan))
         rows.append(
             {
                 **{name: record[name] for name in CASE},
-                "start": found.start.value,
-                "average": found.average.value,
-                "end": found.end.value,
-                "growth": found.end.value / found.start.value,
+                "start": recommendation.start.value,
+                "average": recommendation.average.value,
+                "end": recommendation.end.value,
+                "growth": recommendation.end.value / recommendation.start.value,
                 "least": table["simple"].min(),
                 "loss": table["loss"].iloc[-1],
-                "critical_batch_size": found.course.critical_batch_size,
-                "gain": found.course.gain,
+                "critical_batch_size": recommendation.course.critical_batch_size,
+                "gain": recommendation.course.gain,
                 "full_start": table["full"].iloc[0],
                 "full_end": table["full"].iloc[-1],
                 "negative_curvature": (table["gradient_curvature_high"] < 0).mean(),

@@ -1,4 +1,4 @@
-"""Where is SGD stable, and how well is that predicted? The sweeps' cells and edges, and where they start."""
+"""Where is SGD stable, and how well is that predicted? Cells, edges, and where they start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CURVES = ("lower", "gaussian", "wu", "upper", "lyapunov", "descent")
 
 
 def starts_table(summaries: dict[str, dict[str, Any]], boundary: pd.DataFrame) -> pd.DataFrame:
-    """A row per map: the curvature where its runs start, the predictions at B = 1, and the edge there."""
+    """A row per map: the curvature where its runs start; predictions and edge at B = 1."""
     rows = []
     for name, summary in summaries.items():
         first = boundary[(boundary["map"] == name) & (boundary["batch_size"] == 1)].iloc[0]
@@ -36,7 +36,7 @@ def starts_table(summaries: dict[str, dict[str, Any]], boundary: pd.DataFrame) -
 
 
 def scores_table(summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """A row per map and predicted curve: share of the cells on the right side, distance of the edges."""
+    """A row per map and curve: share of the cells on the right side, distance of the edges."""
     return pd.DataFrame(
         {"map": name, "curve": curve, **score}
         for name, summary in summaries.items()

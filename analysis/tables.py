@@ -47,16 +47,18 @@ def _write_tables(
     name: str, tables: Callable[[Runs], dict[str, pd.DataFrame]], runs: Path, out: Path
 ) -> Iterator[Path]:
     """Writes each table of the runs to its file, and gives the file."""
-    found = read_runs(runs)
+    finished = read_runs(runs)
     made_by = f"{experiment_command(runs)} && python -m analysis {name} {runs}"
-    for table_name, table in tables(found).items():
+    for table_name, table in tables(finished).items():
         path = out / f"{table_name}.csv"
-        write_committed_table(path, table, command=made_by, records=[record for _, record in found])
+        write_committed_table(
+            path, table, command=made_by, records=[record for _, record in finished]
+        )
         yield path
 
 
 def read_runs(root: Path) -> Runs:
-    """Folder and record of every finished run below `root`: its summary under its configuration's fields."""
+    """Folder and record of every finished run below `root`: its configuration and its summary."""
     folders = [
         folder for folder in finished_runs(root) if (folder / CONFIG).exists()
     ]  # a sweep has none
@@ -73,13 +75,14 @@ def read_runs(root: Path) -> Runs:
 def write_committed_table(
     path: Path, table: pd.DataFrame, *, command: str, records: list[dict[str, Any]]
 ) -> None:
-    """`table` as CSV behind comment lines with the command, commits, machine, dates and seeds of its runs."""
+    """`table` as CSV under comments: command, commits, machine, dates and seeds of its runs."""
     environments = [record["environment"] for record in records]
     header = {
         "command": command,
         "commit": _distinct(environment["commit"] for environment in environments),
         "machine": _distinct(
-            f"{environment['device']}, {environment['threads']} threads a run, torch {environment['torch']}"
+            f"{environment['device']}, {environment['threads']} threads a run, "
+            f"torch {environment['torch']}"
             for environment in environments
         ),
         "date": _distinct(record["finished"][:10] for record in records),
@@ -92,7 +95,7 @@ def write_committed_table(
 
 
 def mean_and_std(grouped: Any, columns: list[str]) -> pd.DataFrame:
-    """Mean and standard deviation (1/(n−1)) over the seeds of a group; nan if any of them is not finite."""
+    """Mean and standard deviation (1/(n − 1)) over a group's seeds; nan if any is not finite."""
     means = grouped[columns].agg(lambda values: values.mean(skipna=False))
     spreads = grouped[columns].agg(lambda values: values.std(skipna=False)).add_suffix("_std")
     table = means.join(spreads).join(grouped["seed"].nunique().rename("num_seeds"))

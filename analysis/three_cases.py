@@ -1,4 +1,4 @@
-"""How do B = 1024, 32 and 1 end, at raw and at unit pixels? Curves, final scores, confusion counts."""
+"""How do B = 1024, 32 and 1 end, at raw and at unit pixels? Curves, scores, confusion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SCORES = ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_f1
 
 
 def curves_table(runs: Runs) -> pd.DataFrame:
-    """A row per case, epoch and split: mean and standard deviation over seeds of loss, accuracy and F1."""
+    """A row per case, epoch and split: loss, accuracy and F1, mean and deviation over seeds."""
     rows = pd.concat(
         [
             pd.DataFrame(read_metrics(folder)).assign(
@@ -26,7 +26,7 @@ def curves_table(runs: Runs) -> pd.DataFrame:
 
 
 def final_table(runs: Runs) -> pd.DataFrame:
-    """A row per case: final scores, mean and standard deviation over seeds, and where the runs diverged."""
+    """A row per case: final scores, mean and deviation over seeds, and where runs diverged."""
     rows = pd.DataFrame(
         {
             **{name: record[name] for name in [*CASE, "seed", "steps", "epochs", "seconds"]},

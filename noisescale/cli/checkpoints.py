@@ -24,7 +24,7 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Loaded(NamedTuple):
-    """A file and what it holds: a checkpoint of `noisescale train`, or a state dict of another origin."""
+    """A file and what it holds: a checkpoint of `noisescale train`, or another's state dict."""
 
     path: Path
     content: Checkpoint | Params
@@ -69,8 +69,8 @@ def load_all(paths: tuple[Path, ...], *, device: str) -> list[Loaded]:
 
     loaded: list[Loaded] = []
     for path in paths:
-        found = [Loaded(*read_weights(file, device=device)) for file in _files(path)]
-        by_step = {one.step: one for one in found}
+        of_path = [Loaded(*read_weights(file, device=device)) for file in _files(path)]
+        by_step = {checkpoint.step: checkpoint for checkpoint in of_path}
         loaded += [by_step[step] for step in sorted(by_step, key=lambda step: step or 0)]
     return loaded
 
@@ -80,8 +80,9 @@ def with_problems(
 ) -> Iterator[tuple[Loaded, Problem]]:
     """Each with its problem, whose model holds its parameters and buffers.
 
-    problem: "module:factory", the problem of all; None: each checkpoint's own, in evaluation mode, built once
-        per configuration. CheckpointError for weights that do not say which problem they belong to.
+    problem: "module:factory", the problem of all; None: each checkpoint's own, in evaluation mode,
+        built once per configuration. CheckpointError for weights that do not say which problem they
+        belong to.
     """
     from noisescale.problems.build import build_problem
     from noisescale.problems.factory import load_problem
@@ -89,13 +90,15 @@ def with_problems(
 
     given = None if problem is None else load_problem(problem)
     built: dict[ProblemConfig, Problem] = {}
-    for one in loaded:
-        config = None if one.checkpoint is None else one.checkpoint.problem
+    for checkpoint in loaded:
+        ours = checkpoint.checkpoint
+        config = None if ours is None else ours.problem
         if given is not None:
             current = given
         elif config is None:
             raise CheckpointError(
-                f"{one.path} does not say which model and data it belongs to: give --problem module:factory"
+                f"{checkpoint.path} does not say which model and data it belongs to: "
+                "give --problem module:factory"
             )
         else:
             if config not in built:
@@ -103,8 +106,8 @@ def with_problems(
                 built[config].model.eval()
             current = built[config]
         current.model.to(device)
-        apply_weights(current.model, one.content, path=one.path)
-        yield one, current
+        apply_weights(current.model, checkpoint.content, path=checkpoint.path)
+        yield checkpoint, current
 
 
 def measure_all(

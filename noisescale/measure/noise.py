@@ -27,9 +27,9 @@ from noisescale.statistics.gradient_noise import (
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.statistics.sample import Population, Sample
 
-HESSIAN_EXAMPLES = 4096  # H is their mean: more change it less than the probes' own error
+HESSIAN_EXAMPLES = 4096  # a compromise: each probe and eigenvector costs a product on all of them
 TOP_EXAMPLES = 10  # fit on a screen
-NEGLIGIBLE = 100  # units of rounding
+NEGLIGIBLE = 100  # units of rounding in |g|², below which a tr Σ is nothing but that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,15 @@ class NoiseOptions:
 
     Attributes:
         split: of the problem's examples: "train", "validation" or "test".
-        population: "dataset", noise about the mean gradient of the split's N examples (Σ with 1/N), or
-            "distribution", about that of fresh examples. None: dataset for "train", else distribution.
+        population: "dataset", noise about the mean gradient of the split's N examples (Σ with 1/N),
+            or "distribution", about that of fresh examples. None: dataset for "train", else
+            distribution.
         num_examples: size of the random subset of the split; None: all of it.
         hessian: whether to measure tr(HΣ), GᵀHG, B_noise and ε_max as well.
         num_probes: noise probes for these, of which each takes one Hessian product.
-        hessian_examples: on which H is taken; None: 4,096, at most half of the split. For a data set
-            these are drawn independently of the gradients' examples; for a distribution they are others,
-            taken from the gradients' where the split has no more.
+        hessian_examples: on which H is taken; None: 4,096, at most half of the split. For a data
+            set these are drawn independently of the gradients' examples; for a distribution they
+            are others, taken from the gradients' where the split has no more.
         per_layer: whether to give a row for each parameter tensor.
         per_class: whether to give a row for each class of the target.
         engine: how per-example gradients are computed, see `gradient_moments`.
@@ -67,7 +68,7 @@ class NoiseOptions:
 
 
 def noise_options(options: NoiseOptions | None, settings: Mapping[str, Any]) -> NoiseOptions:
-    """`options` with the settings given beside them; SettingError for one that is given both ways."""
+    """`options` with the settings given beside them; SettingError for one given both ways."""
     if options is None:
         return NoiseOptions(**settings)
     default = NoiseOptions()
@@ -91,9 +92,12 @@ def measure_noise(
     report: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> NoiseScale:
-    """|G|², tr Σ and B_simple = tr Σ/|G|² of the mean loss at one parameter vector, with their errors.
+    """|G|², tr Σ and B_simple = tr Σ/|G|² at one parameter vector, with their errors.
 
-    McCandlish et al. 2018 (arXiv 1812.06162), (2.8) and (2.9). See `noise_scale` for the estimators.
+    G is the gradient of the mean loss, Σ the covariance of the gradients of single examples.
+
+    McCandlish et al. 2018 (arXiv 1812.06162), (2.8) and (2.9). See `noise_scale` for the
+    estimators.
 
     Args:
         problem: the model, its loss per example and its data.
@@ -102,15 +106,16 @@ def measure_noise(
         seed: of every random choice: the subset, the Hessian's examples, the probes.
         generator: to draw from instead, on the CPU, going on from its present state.
         report: is told what is being computed.
-        **settings: fields of `NoiseOptions` one by one, such as `hessian=True`. A field that `options`
-            sets to other than its default cannot be given here again.
+        **settings: fields of `NoiseOptions` one by one, such as `hessian=True`. A field that
+            `options` sets to other than its default cannot be given here again.
 
     Returns:
-        The noise scale with what was asked of it: parts by layer and class, and the curvature's half.
+        The noise scale, with its parts by layer and class and with B_noise where `options` say so.
 
     Raises:
         SettingError: an option is out of its range or given twice, or `seed` beside a `generator`.
-        MeasurementError: the gradients are not defined or not finite there, as for `gradient_moments`.
+        MeasurementError: the gradients are not defined or not finite there, as for
+            `gradient_moments`.
     """
     options = noise_options(options, settings)
     if generator is None:
@@ -242,7 +247,7 @@ def _curvature_noise(
 
 
 def _hessian_examples(measured: _Measured) -> int:
-    """On how many examples H is taken; SettingError where the split has not so many to spare."""
+    """On how many examples H is taken; SettingError where the split has too few to spare."""
     size, wanted = measured.sample.population_size, measured.options.hessian_examples
     if wanted is None:
         wanted = hessian_sample_size(size)
@@ -281,7 +286,7 @@ def _without(measured: _Measured, of_hessian: torch.Tensor) -> Objective:
 def _per_class(
     measured: _Measured, report: Callable[[str], None]
 ) -> tuple[pd.DataFrame, list[int]]:
-    """A row per class, each a population of its own, and the classes with fewer than two examples."""
+    """A row per class, each its own population, and the classes of fewer than two examples."""
     selected = measured.selected
     targets = selected.examples.targets
     if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():

@@ -20,8 +20,8 @@ from noisescale.problems.problem import Examples, Params
 from noisescale.statistics.hessian_noise import CurvatureNoise, ProbeBlocks, curvature_noise
 from noisescale.statistics.sample import Sample
 
-HESSIAN_GROUPS = 16  # whose spread is H's sampling error: 15 degrees of freedom are enough for it
-DEFLATED = 10  # eigenvectors taken out of the probes: more cost products and gain little
+HESSIAN_GROUPS = 16  # whose spread is H's sampling error: 15 degrees of freedom, t = 2.13
+DEFLATED = 10  # eigenvectors taken out of the probes, which hold most of tr(HΣ) of a network
 PRODUCTS_PER_VECTOR = 2.5  # spent on them; a control variate need not have converged
 
 
@@ -38,21 +38,22 @@ def probe_curvature(
 ) -> CurvatureNoise:
     """|G|², tr(HΣ) and GᵀHG with their joint covariance.
 
-    The n gradients are divided at random into K blocks. In each, u = Σ_i ξ_i (g_i − ḡ)·√(n/((n−1)n_b))
-    with random signs ξ_i: the mean of uᵀHu over blocks and signs is tr(HΣ̂). The top eigenvectors v_k
-    serve as a control variate: what they contribute, Σ_k λ_k (u·v_k)², is exchanged for its mean over
-    the signs, from the examples' own projections g_i·v_k; so unconverged vectors cost precision, not
-    correctness. GᵀHG = ḡᵀHḡ − tr(HΣ)/n, for a data set with 1/n − 1/N.
+    The n gradients are divided at random into K blocks. In each, u = Σ_i ξ_i (g_i −
+    ḡ)·√(n/((n−1)n_b)) with random signs ξ_i: the mean of uᵀHu over blocks and signs is tr(HΣ̂). The
+    top eigenvectors v_k serve as a control variate: what they contribute, Σ_k λ_k (u·v_k)², is
+    exchanged for its mean over the signs, from the examples' own projections g_i·v_k; so
+    unconverged vectors cost precision, not correctness. GᵀHG = ḡᵀHḡ − tr(HΣ)/n, for a data set with
+    1/n − 1/N.
 
-    Errors: the spread over blocks covers the signs and the sample of gradients, that over 16 groups of
-    its examples the sample of H. For a data set the former's share of sampling shrinks by 1 − n/N, the
-    latter's by 1 − m/N; what cannot be told apart counts in full.
+    Errors: the spread over blocks covers the signs and the sample of gradients, that over 16 groups
+    of its examples the sample of H. For a data set the former's share of sampling shrinks by 1 −
+    n/N, the latter's by 1 − m/N; what cannot be told apart counts in full.
 
     Args:
         gradients: the objective whose examples give G and Σ.
-        hessian: the objective whose examples give H. Unbiased if H does not depend on the choice of the
-            former: disjoint examples of a distribution, or independent draws from a data set (so too all
-            of it). H is taken on at most 1/16 of its examples at a time.
+        hessian: the objective whose examples give H. Unbiased if H does not depend on the choice of
+            the former: disjoint examples of a distribution, or independent draws from a data set
+            (so too all of it). H is taken on at most 1/16 of its examples at a time.
         variance: tr Σ̂ with 1/(n − 1), which |G|² = |ḡ|² − (1/n − 1/N)·tr Σ̂ takes.
         sample: of the gradients; H's examples are from the same population.
         num_probes: K, of which each takes one product; at most half as many as there are gradients.

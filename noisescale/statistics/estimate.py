@@ -1,4 +1,4 @@
-"""A measured number with its error: value, standard error and 95 % interval, in words and on disk."""
+"""A measured number with its error: value, stderr and 95 % interval, in words and on disk."""
 
 from __future__ import annotations
 
@@ -32,10 +32,14 @@ def two_digits(value: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """value ± stderr, with `low` and `high` the 95 % interval, from `num_samples` independent samples.
+    """A number with its error: value ± stderr, and a 95 % interval from `low` to `high`.
 
-    stderr, low and high are nan where one sample leaves the error unknown; stderr is 0 where the value is
-    exact. Of a ratio whose denominator may be zero, see `ratio`, value and stderr are nan.
+    Attributes:
+        value: the estimate; nan where there is none, as of a ratio whose denominator may be zero.
+        stderr: its standard error; 0 where the value is exact, nan where the error is not known.
+        low: the lower end of the interval; nan where it is not known.
+        high: the upper end; infinite where the interval is open.
+        num_samples: independent samples behind it.
     """
 
     value: float
@@ -55,12 +59,21 @@ class Estimate:
         widths: float = 4.0,
         scale: Literal["log", "linear"] = "log",
     ) -> Estimate:
-        """A value whose interval was found directly; its stderr is the interval's length over `widths`.
+        """A value whose interval was found directly; its stderr is a part of the interval's length.
 
-        widths: standard errors in an interval: 4, or 2t where Student's t set its ends.
-        scale: "log": the length in logarithms, times the value, as suits a positive quantity with a skew
-            interval. "linear": the length itself. An interval that is open in the scale, or a value that is
-            not defined, has no stderr: nan.
+        Args:
+            value: the estimate, nan where it is not defined.
+            low: the lower end of its 95 % interval.
+            high: the upper end.
+            num_samples: independent samples behind it.
+            widths: standard errors in the interval: 4 of a normal one, 2t where Student's t set its
+                ends.
+            scale: "log": the length in logarithms, times the value, as suits a positive quantity
+                with a skew interval; nan where that is open or the value is. "linear": the length
+                itself.
+
+        Returns:
+            The estimate with that stderr.
         """
         if scale == "linear":
             stderr = (high - low) / widths
@@ -74,9 +87,9 @@ class Estimate:
     def kind(self) -> Kind:
         """What is known of the quantity.
 
-        "exact": its value, without error. "interval": its value and an interval. "point": its value, with an
-        unknown error. "bound": no value, but an end of the interval, most often the lower one. "undefined":
-        nothing.
+        "exact": its value, without error. "interval": its value and an interval. "point": its
+        value, with an unknown error. "bound": no value, but an end of the interval, most often the
+        lower one. "undefined": nothing.
         """
         if math.isnan(self.value):
             return "bound" if self.low > 0 or self.high < math.inf else "undefined"
@@ -93,11 +106,16 @@ class Estimate:
     ) -> str:
         """The estimate in words for a screen.
 
-        style: "value": the value alone or, where there is none, the bound: "> 12". "interval": "10–15".
-            "value (interval)": the value, with its interval where there is one. "value ± stderr": the value,
-            with its standard error in two significant digits where it is known and not zero.
-        number: how the value and the ends are printed.
-        unknown: what stands for a value or an interval of which nothing is known.
+        Args:
+            style: "value": the value alone or, where there is none, its bound: "> 12". "interval":
+                "10–15". "value (interval)": the value, with its interval where there is one.
+                "value ± stderr": the value, with its standard error in two significant digits where
+                that is known and not zero.
+            number: how the value and the ends are printed.
+            unknown: what stands for a value or an interval of which nothing is known.
+
+        Returns:
+            The text, such as "12.3 (10–15)".
         """
         if style == "interval":
             if math.isnan(self.low) or (self.low == 0 and math.isinf(self.high)):
@@ -142,7 +160,14 @@ class Estimate:
         return record
 
     def scaled(self, factor: float) -> Estimate:
-        """The same estimate times a positive constant."""
+        """The same estimate times a positive constant.
+
+        Args:
+            factor: the constant.
+
+        Returns:
+            The estimate with value, stderr and both ends multiplied by it.
+        """
         return Estimate(
             value=factor * self.value,
             stderr=factor * self.stderr,
@@ -153,10 +178,10 @@ class Estimate:
 
 
 def jsonable(record: Any) -> Any:
-    """`record` as strict JSON takes it: nan and infinity as None, and nothing but plain containers.
+    """`record` as strict JSON takes it: None for nan and infinity, and plain containers.
 
-    Dictionaries, lists, tuples, dataclasses, named tuples, arrays and tables (a list of rows) are gone
-    through; a record that has a `to_dict` of its own gives that.
+    Dictionaries, lists, tuples, dataclasses, named tuples, arrays and tables (a list of rows) are
+    gone through; a record that has a `to_dict` of its own gives that.
     """
     if isinstance(record, pd.DataFrame):
         return jsonable(record.to_dict("records"))
@@ -194,7 +219,10 @@ def estimate_row(name: str, estimate: Estimate) -> dict[str, float]:
 def estimate_of(row: Mapping[Any, Any], name: str, *, num_samples: int = 0) -> Estimate:
     """The estimate that `estimate_row` wrote into a row; a part that the row lacks is nan.
 
-    num_samples: 0 where the row does not say.
+    Args:
+        row: values by column.
+        name: of the estimate.
+        num_samples: behind it; 0 where the row does not say.
     """
     value, stderr, low, high = (
         float(row.get(column, math.nan)) for column in estimate_columns(name)
@@ -210,7 +238,7 @@ def exact(value: float, *, num_samples: int = 1) -> Estimate:
 def from_stderr(
     value: float, stderr: float, *, num_samples: int, dof: float | None = None
 ) -> Estimate:
-    """Value ± stderr with Student's t interval of `dof` degrees of freedom, None: num_samples − 1."""
+    """Value ± stderr with Student's t interval; dof None: num_samples − 1 degrees of freedom."""
     if num_samples < 2:
         return Estimate(
             value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_samples
@@ -226,7 +254,7 @@ def from_stderr(
 
 
 def from_samples(samples: Sequence[float] | np.ndarray) -> Estimate:
-    """The mean of independent samples (n,), its standard error with 1/(n−1), and Student's t interval."""
+    """The mean of independent samples (n,), its stderr with 1/(n − 1), and Student's t interval."""
     values = np.asarray(samples, dtype=np.float64)
     if len(values) < 2:
         return from_stderr(float(values.mean()), math.nan, num_samples=len(values))
@@ -235,7 +263,7 @@ def from_samples(samples: Sequence[float] | np.ndarray) -> Estimate:
 
 
 def from_log_samples(samples: Sequence[float] | np.ndarray) -> Estimate:
-    """The geometric mean of independent positive samples (n,), Student's t interval in their logarithms."""
+    """The geometric mean of positive samples (n,), with Student's t interval in logarithms."""
     logs = from_samples(np.log(np.asarray(samples, dtype=np.float64)))
     value = math.exp(logs.value)
     return Estimate(
@@ -248,15 +276,15 @@ def from_log_samples(samples: Sequence[float] | np.ndarray) -> Estimate:
 
 
 def quotient(numerator: Estimate, denominator: Estimate) -> Estimate:
-    """The ratio of two independent positive estimates from their intervals alone.
+    """The ratio of two independent positive estimates, from their intervals alone.
 
-    Its logarithm's distance from each end is the root of the sum of the squares of the two estimates'
-    distances that pull that way (Zou and Donner 2008); an interval that is open, or a value that is not
-    defined, stays so. stderr: a quarter of the interval in logs, times the value.
+    Its logarithm's distance from each end is the root of the sum of the squares of the two
+    estimates' distances that pull that way (Zou and Donner 2008); an interval that is open, or a
+    value that is not defined, stays so. stderr: a quarter of the interval in logs, times the value.
     """
-    count = min(numerator.num_samples, denominator.num_samples)
+    num_samples = min(numerator.num_samples, denominator.num_samples)
     if not (numerator.value > 0 and denominator.value > 0):
-        return undefined(num_samples=count)
+        return undefined(num_samples=num_samples)
     value = numerator.value / denominator.value
 
     def distance(estimate: Estimate, end: float) -> float:
@@ -271,7 +299,7 @@ def quotient(numerator: Estimate, denominator: Estimate) -> Estimate:
         stderr=value * (below + above) / 4,
         low=value * math.exp(-below),
         high=value * math.exp(above),
-        num_samples=count,
+        num_samples=num_samples,
     )
 
 
@@ -286,13 +314,20 @@ def ratio(
 ) -> Estimate:
     """numerator/denominator with Fieller's interval (1954): the R with |x − Ry| ≤ t·stderr(x − Ry).
 
-    covariance (2, 2): of the two estimates, zero where both are exact, nan where unknown. dof: degrees of
-    freedom of t. The stderr is that of first order.
+    Where the denominator is not significantly above zero the ratio is unresolved: value and stderr
+    are nan, `low` is Fieller's root, below which the ratio of a positive denominator cannot lie,
+    and `high` infinite; without even a bound, all are nan. An estimate below zero gives the
+    (weaker) bound of zero, since its stderr is small by the same chance. Values are never clamped.
 
-    Where the denominator is not significantly above zero the ratio is unresolved: value and stderr are nan,
-    `low` is Fieller's root, below which the ratio of a positive denominator cannot lie, and `high` infinite;
-    without even a bound, all are nan. An estimate below zero gives the (weaker) bound of zero, since its
-    stderr is small by the same chance. Values are never clamped.
+    Args:
+        numerator: x.
+        denominator: y.
+        covariance: of the two (2, 2), zero where both are exact, nan where it is unknown.
+        num_samples: behind them.
+        dof: degrees of freedom of t.
+
+    Returns:
+        The ratio; its stderr is that of first order.
     """
     x, y = numerator, denominator
     if np.isnan(covariance).any():
@@ -312,8 +347,7 @@ def ratio(
         half = math.sqrt(max(discriminant, 0.0))  # a sum of squares, negative by rounding alone
         low, high = float((b - half) / a), float((b + half) / a)
         return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=num_samples)
-    if (
-        a < 0 < c and x > 0
-    ):  # all but what lies between the roots, of which one is on either side of zero
+    # all but what lies between the roots, of which one is on either side of zero
+    if a < 0 < c and x > 0:
         return undefined(num_samples=num_samples, low=float((b - math.sqrt(discriminant)) / a))
     return undefined(num_samples=num_samples)

@@ -1,4 +1,4 @@
-"""From statistics of per-example gradients to |G|², tr Σ and the noise scales, with their errors."""
+"""From statistics of per-example gradients to |G|², tr Σ and B_simple, with their errors."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ from noisescale.statistics.estimate import (
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.statistics.sample import Population, Sample
 
-FITTED = 5  # standard errors below zero that no fresh examples give
+FITTED = 5  # standard errors below zero, which no fresh examples give
 
 
 class GradientNoise(NamedTuple):
-    """|G|², tr Σ and B_simple = tr Σ/|G|² of all parameters or of some, of all examples or of a class.
+    """|G|², tr Σ and B_simple of all parameters or of some, of all examples or of a class.
 
-    examples_to_resolve: where |G|² cannot be told from zero, how many examples may do; else None.
+    Attributes:
+        squared_gradient_norm: |G|², unbiased; it may come out negative where it is unresolved.
+        gradient_variance: tr Σ, in units of |G|².
+        simple: B_simple = tr Σ/|G|² in examples; a lower bound where |G|² cannot be told from zero.
+        examples_to_resolve: how many examples may tell it from zero; None where fewer did, or where
+            nothing can be said.
     """
 
     squared_gradient_norm: Estimate
@@ -40,26 +45,34 @@ class GradientNoise(NamedTuple):
 
     @property
     def resolved(self) -> bool:
-        """Whether |G|² is significantly above zero, so that `simple` has a value and an interval."""
+        """Whether |G|² is significantly above zero, so that `simple` has an interval."""
         return not math.isnan(self.simple.value) and not math.isnan(self.simple.low)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseScale:
-    """The noise of the gradient at one parameter vector.
+    """The noise of the gradient of the mean loss at one parameter vector.
 
-    squared_gradient_norm: |G|², unbiased; it may come out negative where it is unresolved.
-    gradient_variance: tr Σ, summed over the parameters; units of |G|².
-    simple: B_simple = tr Σ/|G|² in examples, its `low` alone where it is not resolved.
-    population: whose mean G is. "dataset": of the split's N examples, Σ with 1/N. "distribution": of fresh
-        examples.
-    num_examples, population_size: measured on, out of how many of the split.
-    resolved: whether |G|² is significantly above zero. examples_to_resolve: where it is not, how many
-        examples would do if |G|² is as large as estimated or, where larger, as its standard error.
-    full: B_noise = tr(HΣ)/GᵀHG, and curvature what it was made of; None unless asked for.
-    per_layer, per_class: a row per parameter tensor or class: |G|², tr Σ and B_simple with their errors.
-    top_examples: index in the split, share of tr Σ and loss of the examples with the largest shares.
-    loss: the mean over the examples. engine: what computed the gradients. notes: what a reader should know.
+    Attributes:
+        squared_gradient_norm: |G|², unbiased; it may come out negative where it is unresolved.
+        gradient_variance: tr Σ, summed over the parameters, in units of |G|².
+        simple: B_simple = tr Σ/|G|² in examples; a lower bound where it is not resolved.
+        population: whose mean G is. "dataset": that of the split's N examples, Σ with 1/N.
+            "distribution": that of fresh examples.
+        num_examples: n, measured on.
+        population_size: N, of the split.
+        resolved: whether |G|² is significantly above zero.
+        examples_to_resolve: where it is not, how many examples would do if |G|² is as large as
+            estimated or, where that is larger, as its standard error.
+        split: of the problem's examples; None where it is not known.
+        loss: the mean over the examples.
+        engine: what computed the gradients.
+        curvature: tr(HΣ) and GᵀHG, the halves of B_noise; None where they were not measured.
+        per_layer: |G|², tr Σ and B_simple with their errors, a row for each parameter tensor.
+        per_class: the same, a row for each class of the target.
+        top_examples: index in the split, share of tr Σ and loss of the examples with the largest
+            shares.
+        notes: what a reader should know.
     """
 
     squared_gradient_norm: Estimate
@@ -85,7 +98,7 @@ class NoiseScale:
         return self.curvature.full if self.curvature is not None else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For strict JSON: the file format of `noisescale measure-noise --json`, without the checkpoint."""
+        """For strict JSON: an entry of `noisescale measure-noise --json`, less the checkpoint."""
         curvature = self.curvature
         record: dict[str, Any] = {
             "split": self.split,
@@ -123,21 +136,32 @@ def noise_scale(
     population_size: int,
     names: Sequence[str] | None = None,
 ) -> NoiseScale:
-    """|G|², tr Σ and B_simple from the statistics of n per-example gradients g_i with mean ḡ.
+    """|G|², tr Σ and B_simple from statistics of n per-example gradients g_i with mean ḡ.
 
-    squared_norms (n, L): |g_i|² of each of L parameter tensors; mean_squares (L,): |ḡ|² of each.
-    projections (n,) or (n, L): g_i·ḡ, in all or of each tensor; None, or n = 2: no standard errors, and then
-        `resolved` is False, since it cannot be judged.
-    population_size: N of the data set that the examples are a random subset of.
-    names: of the tensors; with them the result has `per_layer`, whose errors take projections (n, L).
+    The estimators are unbiased. "distribution": tr Σ = n/(n−1)·(mean|g_i|² − |ḡ|²) and the
+    U-statistic |G|² = (n|ḡ|² − mean|g_i|²)/(n−1). "dataset", for draws without replacement: |G|² =
+    |ḡ|² − (1/n − 1/N)·tr Σ̂ and tr Σ = (1 − 1/N)·tr Σ̂, with tr Σ̂ the estimate above, exact at n =
+    N.
 
-    The estimators are unbiased. "distribution": tr Σ = n/(n−1)·(mean|g_i|² − |ḡ|²) and the U-statistic
-    |G|² = (n|ḡ|² − mean|g_i|²)/(n−1). "dataset", for draws without replacement:
-    |G|² = |ḡ|² − (1/n − 1/N)·tr Σ̂ and tr Σ = (1 − 1/N)·tr Σ̂, with tr Σ̂ the estimate above, exact at n = N.
+    Standard errors are by influence functions: that of |G|² is 2(c_i − mean c), with c_i = (n g_i·ḡ
+    − |g_i|²)/(n−1) the projection on the mean of the *others*, that of tr Σ the rest of |g_i|²;
+    times √(1 − n/N) for a data set. Intervals are by Student's t, that of B_simple by Fieller.
 
-    Standard errors by influence functions: that of |G|² is 2(c_i − mean c), c_i = (n g_i·ḡ − |g_i|²)/(n−1)
-    the projection on the mean of the *others*, that of tr Σ the rest of |g_i|²; times √(1 − n/N) for the data
-    set. Intervals by Student's t, of B_simple by Fieller.
+    Args:
+        squared_norms: |g_i|² of each of L parameter tensors (n, L).
+        projections: g_i·ḡ in all (n,) or of each tensor (n, L). None, or n = 2: no standard errors,
+            and `resolved` is False, since it cannot be judged.
+        mean_squares: |ḡ|² of each tensor (L,).
+        population: "dataset" or "distribution", see `NoiseScale`.
+        population_size: N of the data set that the examples are a random subset of.
+        names: of the tensors; with them the result has `per_layer`, whose errors take projections
+            (n, L).
+
+    Returns:
+        The noise scale.
+
+    Raises:
+        SettingError: shapes that do not fit, fewer than 2 examples, or more than N.
     """
     sample = Sample(
         num_examples=len(squared_norms), population_size=population_size, population=population
@@ -145,7 +169,7 @@ def noise_scale(
     _check(squared_norms, projections, mean_squares, sample)
     by_tensor = projections if projections is not None and projections.ndim == 2 else None
     total = projections if by_tensor is None else by_tensor.sum(1)
-    found = gradient_noise(squared_norms.sum(1), total, float(mean_squares.sum()), sample)
+    noise = gradient_noise(squared_norms.sum(1), total, float(mean_squares.sum()), sample)
     per_layer = None
     if names is not None:
         per_layer = table(
@@ -161,21 +185,23 @@ def noise_scale(
             },
         )
     notes: tuple[str, ...] = ()
-    if found.squared_gradient_norm.value < -FITTED * found.squared_gradient_norm.stderr:
+    norm = noise.squared_gradient_norm
+    if norm.value < -FITTED * norm.stderr:
         notes = (
             "|G|² comes out far below zero: the parameters were fitted to these very examples, so "
-            "that they say nothing of fresh ones; take the population dataset, or examples held out",
+            "that they say nothing of fresh ones; take the population dataset, or examples held "
+            "out",
         )
     return NoiseScale(
         notes=notes,
-        squared_gradient_norm=found.squared_gradient_norm,
-        gradient_variance=found.gradient_variance,
-        simple=found.simple,
+        squared_gradient_norm=norm,
+        gradient_variance=noise.gradient_variance,
+        simple=noise.simple,
         population=population,
         num_examples=sample.num_examples,
         population_size=population_size,
-        resolved=found.resolved,
-        examples_to_resolve=found.examples_to_resolve,
+        resolved=noise.resolved,
+        examples_to_resolve=noise.examples_to_resolve,
         per_layer=per_layer,
     )
 
@@ -206,7 +232,7 @@ def gradient_noise(
 def _covariance(
     squared_norms: np.ndarray, projections: np.ndarray | None, sample: Sample
 ) -> np.ndarray:
-    """Of the estimates of tr Σ and |G|² (2, 2), by their influence functions; nan where it is unknown."""
+    """Of the estimates of tr Σ and |G|² (2, 2), by influence functions; nan where unknown."""
     n = sample.num_examples
     if sample.remaining == 0:
         return np.zeros((2, 2))
@@ -228,10 +254,10 @@ def mean_estimate(values: np.ndarray, sample: Sample) -> Estimate:
     return from_stderr(mean, stderr, num_samples=n)
 
 
-def table(key: str, found: dict[Any, GradientNoise]) -> pd.DataFrame:
+def table(key: str, noises: dict[Any, GradientNoise]) -> pd.DataFrame:
     """A row for each, its estimates as columns name, name_stderr, name_low and name_high."""
     rows = []
-    for name, noise in found.items():
+    for name, noise in noises.items():
         row: dict[str, Any] = {key: name, "num_examples": noise.simple.num_samples}
         for quantity in ("squared_gradient_norm", "gradient_variance", "simple"):
             row |= estimate_row(quantity, getattr(noise, quantity))
@@ -240,10 +266,10 @@ def table(key: str, found: dict[Any, GradientNoise]) -> pd.DataFrame:
 
 
 def _examples_to_resolve(squared_norm: float, stderr: float, sample: Sample) -> int | None:
-    """How many examples make |G|² significant, if it is what was estimated or, where larger, its stderr.
+    """How many examples make |G|² significant, if it is as large as estimated or as its stderr.
 
-    So mostly within four times as many as were measured; more where |G|² is smaller still. Errors are taken
-    to fall as 1/√n, which they do at the slowest. None where nothing can be said.
+    So mostly within four times as many as were measured; more where |G|² is smaller still. Errors
+    are taken to fall as 1/√n, which they do at the slowest. None where nothing can be said.
     """
     if not stderr > 0:  # unknown, or exact
         return None

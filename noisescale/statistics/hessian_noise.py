@@ -1,4 +1,4 @@
-"""From noise probes to tr(HΣ), GᵀHG, B_noise and the learning rates they predict, with their errors."""
+"""From noise probes to tr(HΣ), GᵀHG, B_noise and learning rates, with their errors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from noisescale.statistics.sample import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class CurvatureNoise:
-    """Estimates of (|G|², tr(HΣ), GᵀHG) by one sample, and what McCandlish et al. 2018 predict from them.
+    """|G|², tr(HΣ) and GᵀHG by one sample, and what McCandlish et al. 2018 predict from them.
 
-    values (3,), covariance (3, 3) in that order; dof: degrees of freedom of the t intervals.
-    num_examples, hessian_examples: gradients measured, and examples H was taken on. num_matvecs: products.
+    Attributes:
+        values: the three (3,), in this order.
+        covariance: of the three (3, 3).
+        dof: degrees of freedom of the t intervals.
+        num_examples: gradients measured.
+        hessian_examples: examples that H was taken on.
+        num_matvecs: Hessian products spent.
     """
 
     values: np.ndarray
@@ -48,7 +53,7 @@ class CurvatureNoise:
         return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0]))
 
     def optimal_learning_rate(self, batch_size: int) -> Estimate:
-        """ε_opt(B) = ε_max/(1 + B_noise/B) (2.6): the one step at batch size B that lowers the loss most."""
+        """ε_opt(B) = ε_max/(1 + B_noise/B) (2.6), of the step that lowers the loss most."""
         return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, 1 / batch_size, 1.0]))
 
     def _combination(self, weights: np.ndarray) -> Estimate:
@@ -72,7 +77,7 @@ class CurvatureNoise:
 
 
 class ProbeBlocks(NamedTuple):
-    """What K blocks of gradients give, each with a noise probe u, and J groups of the Hessian's examples.
+    """What K blocks of gradients give, each with a noise probe u, and J groups of H's examples.
 
     Attributes:
         shares: of the gradients, in each block (K,); they sum to 1.
@@ -101,7 +106,7 @@ def curvature_noise(
     hessian_examples: int,
     num_matvecs: int,
 ) -> CurvatureNoise:
-    """The estimates from blocks of gradients; `noisescale.measure.noise_probes` says what they estimate.
+    """The estimates from blocks of gradients; `measure.noise_probes` says what they estimate.
 
     Args:
         blocks: of the gradients, K of them.
@@ -122,7 +127,7 @@ def curvature_noise(
     trace = blocks.shares @ traces
     curvature = mean_forms @ group_shares - mean_factor * trace
 
-    # each block's part in (|G|², tr(HΣ), GᵀHG), with gradients and signs drawn, and with the signs alone
+    # each block's part in (|G|², tr(HΣ), GᵀHG), by gradients and signs, and by the signs alone
     drawn = np.stack(
         [2 * blocks.on_mean, variance_factor * traces, 2 * blocks.on_image - mean_factor * traces]
     )
@@ -152,7 +157,7 @@ def curvature_noise(
 
 
 def _covariance_of_mean(groups: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Of the mean of independent columns (3, J) weighted by their shares (J,): (3, 3), nan for one."""
+    """Of the mean of independent columns (3, J) with these shares (J,): (3, 3), nan for one."""
     num_groups = len(shares)
     if num_groups < 2:
         return np.full((len(groups), len(groups)), np.nan)

@@ -1,4 +1,4 @@
-"""|G|² and tr Σ from squared gradient norms at two batch sizes, and their averages along training."""
+"""|G|² and tr Σ from gradient norms at two batch sizes, and their averages along training."""
 
 from __future__ import annotations
 
@@ -18,13 +18,23 @@ LEAST_UPDATES = 1.5  # equally weighted ones, below which the spread says nothin
 def two_batch(
     small_square: float, small_size: float, big_square: float, big_size: float
 ) -> tuple[float, float]:
-    """|G|² and tr Σ from |g_b|² and |g_B|², the squared norms of mean gradients over b < B examples.
+    """|G|² and tr Σ from the squared norms of mean gradients over b < B examples.
 
-    |G|² = (B|g_B|² − b|g_b|²)/(B − b) and tr Σ = (|g_b|² − |g_B|²)/(1/b − 1/B), both unbiased, also where the
-    small batch is a part of the big one; either may come out negative. Of a weighted mean gradient Σ a_i g_i
-    with Σ a_i = 1, the size is 1/Σ a_i². McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1.
+    |G|² = (B|g_B|² − b|g_b|²)/(B − b) and tr Σ = (|g_b|² − |g_B|²)/(1/b − 1/B), both unbiased, also
+    where the small batch is a part of the big one; either may come out negative. McCandlish et al.
+    2018 (arXiv 1812.06162), appendix A.1.
 
-    SettingError unless 0 < b < B.
+    Args:
+        small_square: |g_b|².
+        small_size: b. Of a weighted mean gradient Σ a_i g_i with Σ a_i = 1, the size is 1/Σ a_i².
+        big_square: |g_B|².
+        big_size: B.
+
+    Returns:
+        |G|² and tr Σ.
+
+    Raises:
+        SettingError: unless 0 < b < B.
     """
     if not 0 < small_size < big_size:
         raise SettingError(
@@ -36,15 +46,21 @@ def two_batch(
 
 
 class RunningNoise:
-    """|G|², tr Σ and B_simple about fresh examples, averaged over the latest updates of a training run.
+    """|G|², tr Σ and B_simple about fresh examples, averaged over the latest updates of a run.
 
-    memory: examples after which an update's weight has fallen to 1/e; None: updates are never forgotten.
+    Numerator and denominator are averaged separately and only then divided: the expectation of a
+    mean of ratios need not even exist. Each update counts in proportion to its examples, and the
+    average is over those seen, not over a start at zero. The standard error is that of a weighted
+    mean of independent updates, from their spread, which contains what the quantities themselves
+    moved meanwhile; degrees of freedom are those of (Σw)²/Σw² updates, and the interval of B_simple
+    is Fieller's.
 
-    Numerator and denominator are averaged separately and only then divided: of a mean of ratios the
-    expectation need not even exist. Each update counts in proportion to its examples, and the average is
-    over those seen, not over a start at zero. The standard error is that of a weighted mean of independent
-    updates, from their spread, which contains what the quantities themselves moved meanwhile; degrees of
-    freedom are those of (Σw)²/Σw² updates, and the interval of B_simple is Fieller's.
+    Args:
+        memory: examples after which an update's weight has fallen to 1/e; None: updates are never
+            forgotten.
+
+    Raises:
+        SettingError: a memory that is no positive number.
     """
 
     def __init__(self, *, memory: float | None = None) -> None:
@@ -59,7 +75,16 @@ class RunningNoise:
         self._squares = np.zeros((2, 2))  # Σ w² x xᵀ
 
     def add(self, squared_norm: float, variance: float, *, num_examples: float) -> None:
-        """Takes in one update's estimates of |G|² and tr Σ, from so many examples."""
+        """Takes in one update's estimates.
+
+        Args:
+            squared_norm: |G|² of the update, of either sign.
+            variance: tr Σ.
+            num_examples: that the update saw, its weight.
+
+        Raises:
+            SettingError: an estimate that is not finite.
+        """
         x = np.array([variance, squared_norm])
         if not np.isfinite(x).all():
             raise SettingError(
@@ -75,14 +100,13 @@ class RunningNoise:
 
     @property
     def noise(self) -> GradientNoise:
-        """The averages with their errors, of as many samples as there were updates; one gives no error."""
+        """The averages with their errors, of as many samples as updates; one gives no error."""
         if self.num_updates == 0:
             raise SettingError("no update yet: there is nothing to average")
         mean = self._sums / self._weight
         variance, squared_norm = mean.tolist()
-        updates = (
-            self._weight**2 / self._squared_weight
-        )  # as many as would be, were they equally weighted
+        # as many as there would be, were they equally weighted
+        updates = self._weight**2 / self._squared_weight
         dof = updates - 1
         covariance = np.full((2, 2), math.nan)
         if updates >= LEAST_UPDATES:
@@ -93,8 +117,8 @@ class RunningNoise:
             covariance = spread / self._weight**2 * updates / dof
         # a negative variance is one of rounding alone
         stderr_variance, stderr_norm = np.sqrt(np.maximum(covariance.diagonal(), 0.0))
-        count = self.num_updates
-        simple = ratio(variance, squared_norm, covariance, num_samples=count, dof=dof)
+        samples = self.num_updates
+        simple = ratio(variance, squared_norm, covariance, num_samples=samples, dof=dof)
         needed = None
         if math.isnan(simple.value) and stderr_norm > 0:
             t = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof))
@@ -103,9 +127,9 @@ class RunningNoise:
             )
         return GradientNoise(
             squared_gradient_norm=from_stderr(
-                squared_norm, stderr_norm, num_samples=count, dof=dof
+                squared_norm, stderr_norm, num_samples=samples, dof=dof
             ),
-            gradient_variance=from_stderr(variance, stderr_variance, num_samples=count, dof=dof),
+            gradient_variance=from_stderr(variance, stderr_variance, num_samples=samples, dof=dof),
             simple=simple,
             examples_to_resolve=needed,
         )
@@ -123,7 +147,11 @@ class RunningNoise:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over another's averages, bit for bit."""
+        """Takes over another's averages, bit for bit.
+
+        Args:
+            state: what `state_dict` gave.
+        """
         self.memory, self.num_updates = state["memory"], state["num_updates"]
         self._weight, self._squared_weight = state["weight"], state["squared_weight"]
         self._sums, self._squared_sums = np.array(state["sums"]), np.array(state["squared_sums"])

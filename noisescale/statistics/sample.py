@@ -32,17 +32,17 @@ class Sample:
 
     @property
     def remaining(self) -> float:
-        """1 − n/N, the share not drawn: of a sample's error, what is left of it in a finite population."""
+        """1 − n/N, the share not drawn: what a finite population leaves of a sample's variance."""
         return 1 - self.num_examples / self.size_of_population
 
     @property
     def mean_factor(self) -> float:
-        """1/n − 1/N, of the variance of the sample's mean in the unbiased variance, which has 1/(n − 1)."""
+        """1/n − 1/N: times the unbiased variance, that of the sample's mean."""
         return 1 / self.num_examples - 1 / self.size_of_population
 
     @property
     def variance_factor(self) -> float:
-        """1 − 1/N, of the population's variance, which has 1/N, in the unbiased one."""
+        """1 − 1/N: times the unbiased variance, the population's, with 1/N."""
         return 1 - 1 / self.size_of_population
 
     def of(self, num_examples: int) -> Sample:

@@ -18,8 +18,8 @@ def side_of(limit: float, *, low: float, high: float) -> str:
 def batch_noise_factor(batch_size: float, *, population_size: int | None) -> float:
     """The p of Cov(mean over a batch) = p·Σ, Σ with 1/N over the examples.
 
-    (N − B)/(B(N − 1)) for a batch drawn without replacement from N = `population_size` examples; 1/B with
-    replacement or from a distribution (None).
+    (N − B)/(B(N − 1)) for a batch drawn without replacement from N = `population_size` examples;
+    1/B with replacement or from a distribution (None).
     """
     if population_size is None:
         return 1 / batch_size
@@ -36,8 +36,9 @@ def batch_noise_factor(batch_size: float, *, population_size: int | None) -> flo
 class StabilityCurve:
     """A predicted threshold η_max(B) = η_∞ / (1 + p·B_c), p as in `batch_noise_factor`.
 
-    largest_rate: η_∞, the threshold of gradient descent on all examples. critical_batch_size: B_c, the batch
-    size at which, with replacement, it has fallen to half.
+    Attributes:
+        largest_rate: η_∞, the threshold of gradient descent on all examples.
+        critical_batch_size: B_c, the batch size at which, with replacement, it has fallen to half.
     """
 
     largest_rate: float
@@ -55,14 +56,16 @@ class StabilityConstants:
 
     H = (1/N) Σ H_i, where H_i is an example's Gauss–Newton matrix, positive semi-definite.
 
-    sharpness: λ = λ_max(H).
-    concentration: κ = mean (vᵀH_i v)²/λ², v the eigenvector of λ; at least 1.
-    largest_example: β = max_i λ_max(H_i) over the examples looked at.
-    trace: tr H.
-    square_deviation: s² = λ_max(mean H_i² − H²).
-    best_rate, noise_batch_size: ε_max = |G|²/GᵀHG and B_noise with the Hessian of the loss; nan where they
-        are undefined or unresolved.
-    num_examples: looked at; of a random subset β and s are those of the subset.
+    Attributes:
+        sharpness: λ = λ_max(H).
+        concentration: κ = mean (vᵀH_i v)²/λ², v the eigenvector of λ; at least 1.
+        largest_example: β = max_i λ_max(H_i) over the examples looked at.
+        trace: tr H.
+        square_deviation: s² = λ_max(mean H_i² − H²).
+        best_rate: ε_max = |G|²/GᵀHG with the Hessian of the loss; nan where it is undefined or
+            unresolved.
+        noise_batch_size: B_noise = tr(HΣ)/GᵀHG, likewise.
+        num_examples: looked at; of a random subset β and s are those of the subset.
     """
 
     sharpness: float
@@ -78,11 +81,11 @@ class StabilityConstants:
     def curves(self) -> dict[str, StabilityCurve]:
         """The curves η_∞/(1 + p·B_c), by name.
 
-        upper, lower, gaussian: of staying at a minimum in mean square, batches independent. No learning rate
-        above `upper` does (Mulayoff & Michaeli 2023, arXiv 2306.07850); every one below `lower` does (cf. Ma,
-        Bassily & Belkin 2018, arXiv 1712.06559); `gaussian` is sufficient where H_i = x xᵀ with Gaussian x.
-        descent: below it, one step lowers the expected loss: 2·ε_opt(B) (McCandlish et al. 2018,
-        arXiv 1812.06162, 2.6).
+        "upper", "lower" and "gaussian" are of staying at a minimum in mean square, with independent
+        batches. No learning rate above `upper` does (Mulayoff & Michaeli 2023, arXiv 2306.07850);
+        every one below `lower` does (cf. Ma, Bassily & Belkin 2018, arXiv 1712.06559); `gaussian`
+        is sufficient where H_i = x xᵀ with Gaussian x. "descent": below it, one step lowers the
+        expected loss: 2·ε_opt(B) (McCandlish et al. 2018, arXiv 1812.06162, 2.6).
         """
         edge = 2 / self.sharpness
         return {
@@ -102,6 +105,13 @@ class StabilityConstants:
         """The rectangle of Wu, Ma & E (2018): the largest η with λ ≤ 2/η and s ≤ 1/(η√p).
 
         Neither necessary nor sufficient for mean-square stability in more than one dimension.
+
+        Args:
+            batch_size: B.
+            population_size: N, of batches drawn without replacement; None: with replacement.
+
+        Returns:
+            η.
         """
         noise = (
             batch_noise_factor(batch_size, population_size=population_size) * self.square_deviation
@@ -109,9 +119,17 @@ class StabilityConstants:
         return min(2 / self.sharpness, math.inf if noise <= 0 else 1 / math.sqrt(noise))
 
     def rates(self, batch_size: float, *, population_size: int | None) -> dict[str, float]:
-        """Every prediction at this batch size, by name; nan where it has none."""
-        found = {
+        """Every prediction at one batch size, by name; nan where there is none.
+
+        Args:
+            batch_size: B.
+            population_size: N, of batches drawn without replacement; None: with replacement.
+
+        Returns:
+            The largest stable learning rate of each of `curves` and, as "wu", of `wu_rate`.
+        """
+        rates = {
             name: curve.rate(batch_size, population_size=population_size)
             for name, curve in self.curves.items()
         }
-        return found | {"wu": self.wu_rate(batch_size, population_size=population_size)}
+        return rates | {"wu": self.wu_rate(batch_size, population_size=population_size)}

@@ -1,4 +1,4 @@
-"""The measured stable region: what a run in it is called, where it ends, how a prediction meets it."""
+"""The measured stable region: what a run is called, where it ends, how predictions meet it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,13 @@ LEFT = 10.0  # times the loss at the minimum it started from
 class Trajectory:
     """What is kept of a run's loss on a fixed subset of the training examples.
 
-    start, largest, final: before the first update, the largest at any look, after the last; nan or inf where
-    it is not finite. chance: the loss of the best constant output. largest_share: of the examples that the
-    final model gives the same class. diverged_at_step: the first update whose own loss was not finite.
+    Attributes:
+        start: before the first update; nan or inf, like the others, where it is not finite.
+        largest: the largest at any look.
+        final: after the last update.
+        chance: the loss of the best constant output.
+        largest_share: of the examples that the final model gives the same class.
+        diverged_at_step: the first update whose own loss was not finite; None where there was none.
     """
 
     start: float
@@ -44,14 +48,15 @@ class Trajectory:
     def label(self) -> Label:
         """What the run is called; the first of these that holds.
 
-        diverged: a loss was not finite; or the final one is above twice the larger of start and chance; or
-            the loss rose above ten times that and did not come back below 0.95 of chance, as when a network
-            blows up and then gives one class.
-        dead: the final loss is at least 0.95 of chance and 0.9 of the examples are given one class, though
-            the run has moved: its loss has risen by 2 % or fallen by a tenth. It may lie above chance where a
-            large rate shakes the biases of the outputs.
+        diverged: a loss was not finite; or the final one is above twice the larger of start and
+            chance; or the loss rose above ten times that and did not come back below 0.95 of
+            chance, as when a network blows up and then gives one class.
+        dead: the final loss is at least 0.95 of chance and 0.9 of the examples are given one class,
+            though the run has moved: its loss has risen by 2 % or fallen by a tenth. It may lie
+            above chance where a large rate shakes the biases of the outputs.
         catapult: converged, after the loss had risen to twice its start or more.
-        converged: the final loss is at most half of chance and, from a minimum, ten times its start.
+        converged: the final loss is at most half of chance and, from a minimum, ten times its
+        start.
         slow: anything else.
         """
         if self.diverged_at_step is not None or not math.isfinite(self.final):
@@ -69,7 +74,7 @@ class Trajectory:
 
     @property
     def left(self) -> bool:
-        """Whether it left the minimum it started from: a loss not finite, or above ten times its start.
+        """Whether it left the minimum it started from: a loss not finite, or ten times its start.
 
         As far as it was looked at: an excursion between two looks is not seen.
         """
@@ -78,17 +83,28 @@ class Trajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """One seed's largest stable learning rate lies between `low` (or 0) and `high` (or infinity)."""
+    """Between which learning rates one seed turns unstable.
+
+    Attributes:
+        low: the largest rate below the threshold; 0 where none of those tried was.
+        high: the smallest rate above it; infinite where none was.
+    """
 
     low: float
     high: float
 
 
 def seed_threshold(outcomes: Iterable[tuple[float, bool]]) -> Threshold:
-    """Where one seed turns unstable, from its (learning rate, unstable) pairs.
+    """Where one seed turns unstable: the split of the rates that fewest outcomes contradict.
 
-    The split of the rates that fewest outcomes contradict. Where they are not monotone several splits may be
-    as good, and the threshold lies somewhere between the first and the last of them.
+    Where outcomes are not monotone in the rate, several splits may be as good; the threshold then
+    lies somewhere between the first and the last of them.
+
+    Args:
+        outcomes: pairs of a learning rate and whether the run was unstable at it, in any order.
+
+    Returns:
+        The threshold.
     """
     pairs = sorted(outcomes)
     unstable = np.array([outcome for _, outcome in pairs], dtype=int)
@@ -104,25 +120,31 @@ def seed_threshold(outcomes: Iterable[tuple[float, bool]]) -> Threshold:
 def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
     """η_max, the learning rate at which half of the seeds are unstable, with its 95 % interval.
 
-    P(unstable | η) = 1/(1 + (η/η_max)^(−1/s)), a logistic curve in log η: the seeds' own thresholds are
-    logistic in log η, each known to lie in its interval. η_max by maximum likelihood (the middle, where a
-    range of values is as likely), its interval by the profile of the likelihood over s, cut where that of n
-    normal thresholds has exactly 95 %: n·log(1 + t²/(n − 1)). stderr: a quarter of the interval, in units of
-    the rate, as of first order.
+    P(unstable | η) = 1/(1 + (η/η_max)^(−1/s)), a logistic curve in log η: the seeds' own thresholds
+    are logistic in log η, each known to lie in its interval. η_max is by maximum likelihood (the
+    middle, where a range of values is as likely), its interval by the profile of the likelihood
+    over s, cut where that of n normal thresholds has exactly 95 %: n·log(1 + t²/(n − 1)). stderr: a
+    quarter of the interval in logs, times the value.
 
-    The interval takes it that a seed has one threshold: the same parameters and order of the examples turn
-    unstable at one rate. Where outcomes vary from rate to rate as they do from seed to seed, the cells near
-    the edge hold more than this uses, and a search that ends at the first change finds thresholds that lie
-    too close to each other: then the interval is too narrow, and a whole grid is the safer design.
+    The interval assumes that a seed has one threshold: the same parameters and order of the
+    examples turn unstable at one rate. Where outcomes vary from rate to rate as they do from seed
+    to seed, the cells near the edge hold more than this uses, and a search that ends at the first
+    change finds thresholds that lie too close to each other: then the interval is too narrow, and a
+    whole grid is the safer design.
 
-    Where too many seeds are stable at every rate tried, or unstable at every one, the value is nan and the
-    interval goes to infinity or to 0. One seed gives no interval.
+    Args:
+        thresholds: of the seeds, one each.
+
+    Returns:
+        The edge. Where too many seeds are stable at every rate tried, or unstable at every one, the
+        value is nan and the interval reaches to infinity or to 0. One seed gives no interval.
     """
-    known = [one for one in thresholds if one.low > 0 or one.high < math.inf]
-    if not known:
+    informative = [seed for seed in thresholds if seed.low > 0 or seed.high < math.inf]
+    num_seeds = len(informative)
+    if num_seeds == 0:
         return _edge(math.nan, math.nan, math.nan, 0)
-    low = np.array([math.log(one.low) if one.low > 0 else -math.inf for one in known])
-    high = np.array([math.log(one.high) for one in known])
+    low = np.array([math.log(seed.low) if seed.low > 0 else -math.inf for seed in informative])
+    high = np.array([math.log(seed.high) for seed in informative])
     ends = np.concatenate([low, high])
     ends = ends[np.isfinite(ends)]
     widths = (high - low)[np.isfinite(high - low)]
@@ -138,15 +160,14 @@ def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
         best.max() >= ends.max() and not np.isfinite(high).all()
     ):
         value = math.nan
-    if len(known) < 2:
+    if num_seeds < 2:
         return _edge(value, math.nan, math.nan, 1)
-    count = len(known)
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
-    inside = np.flatnonzero(deviance <= count * math.log1p(t**2 / (count - 1)))
+    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1))
+    inside = np.flatnonzero(deviance <= num_seeds * math.log1p(t**2 / (num_seeds - 1)))
     first, last = inside[0] - 1, inside[-1] + 1  # outwards to the steps of `middles`
     bottom = 0.0 if first < 0 else float(np.exp(middles[first]))
     top = math.inf if last == len(middles) else float(np.exp(middles[last]))
-    return _edge(value, bottom, top, count)
+    return _edge(value, bottom, top, num_seeds)
 
 
 def _profile(
@@ -174,9 +195,12 @@ def _edge(value: float, low: float, high: float, num_seeds: int) -> Estimate:
 class PredictionScore:
     """How a predicted η_max(B) meets the measured map.
 
-    cells_right: share of the cells on the side it says; num_cells: of so many. log2_error: mean of
-    |log₂(predicted/measured)| over the batch sizes whose edge was found; mean_log2_error: with its sign, so
-    above zero where the prediction is too large; num_edges: of so many.
+    Attributes:
+        cells_right: the share of the cells that lie on the side it says.
+        num_cells: cells compared.
+        log2_error: mean of |log₂(predicted/measured)| over the batch sizes whose edge was found.
+        mean_log2_error: the same with its sign, so above zero where the prediction is too large.
+        num_edges: edges compared.
     """
 
     cells_right: float

@@ -148,7 +148,7 @@ def test_mnist_at_initialisation_gives_the_reference_value(mnist_dir):
 
 
 def test_deflation_makes_probes_precise_and_is_unbiased_without_convergence():
-    """A steep direction with most of the trace: the spread of plain probes is .5 of the value and more."""
+    """A steep direction with most of the trace: plain probes spread by half the value and more."""
     variances = torch.cat([torch.tensor([30.0]), torch.full((15,), 0.1)]).to(DOUBLE)
     synthetic = linear_regression(
         input_variances=variances,

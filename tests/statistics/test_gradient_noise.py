@@ -18,7 +18,7 @@ VECTORS = np.array(
 
 
 def statistics(vectors, groups=None):
-    """|g_i|² (n, L), g_i·ḡ (n, L) and |ḡ|² (L,) of gradients (n, P), each column a tensor for None."""
+    """|g_i|² (n, L), g_i·ḡ (n, L) and |ḡ|² (L,) of gradients (n, L), each column a tensor."""
     mean = vectors.mean(0)
     return vectors**2, vectors * mean, mean**2
 
@@ -63,7 +63,7 @@ def test_the_whole_data_set_is_exact():
 
 @pytest.mark.parametrize("population", ["dataset", "distribution"])
 def test_influence_functions_give_the_right_errors(population):
-    """400 draws of 300 gradients, skewed and unequal: coverage of all intervals, and bias in stderrs."""
+    """400 draws of 300 skewed, unequal gradients: coverage of all intervals, bias in stderrs."""
     generator = np.random.default_rng(0)
     scale = np.linspace(0.2, 2, 12)
     truth_mean = np.linspace(0.5, -0.4, 12)
@@ -96,7 +96,7 @@ def test_influence_functions_give_the_right_errors(population):
 
 
 def test_the_error_of_the_norm_is_the_jackknifes():
-    """By leaving every gradient out in turn; exactly (n−1)/(n−2) times ours, which is of first order."""
+    """By leaving each gradient out in turn; exactly (n−1)/(n−2) times ours, of first order."""
     n = len(VECTORS)
 
     def norm(vectors):

@@ -1,4 +1,4 @@
-"""Two-batch estimates against exact enumeration, and their running averages against explicit sums."""
+"""Two-batch estimates against enumeration, and their running averages against explicit sums."""
 
 import itertools
 import json
@@ -60,7 +60,7 @@ def test_the_averages_are_weighted_sums_over_the_examples_seen():
 
 
 def draws(generator, *, updates, small=16, big=64, dim=40, mean=0.25):
-    """Norms of Gaussian gradients about `mean` in every coordinate, unit variance: B_simple = 1/mean²."""
+    """Norms of Gaussian gradients about `mean` in each coordinate, variance 1: B = 1/mean²."""
     shape = (updates, dim)
     part = mean + generator.normal(size=shape) / math.sqrt(small)
     rest = mean + generator.normal(size=shape) / math.sqrt(big - small)

@@ -16,7 +16,7 @@ def sample(population, num_examples=DRAWN):
 
 
 def test_a_samples_mean_scatters_by_the_mean_factor():
-    """Var of the mean over all subsets is (1/n − 1/N) times the unbiased variance, itself unbiased."""
+    """Over all subsets, the mean's variance is (1/n − 1/N) times the unbiased variance."""
     subsets = np.array(list(itertools.combinations(VALUES, DRAWN)))
     found = sample("dataset")
     spread = subsets.mean(1).var()

@@ -51,7 +51,7 @@ def test_the_side_of_a_limit_is_that_of_the_whole_interval():
 
 
 def mean_square_threshold(curvatures: torch.Tensor, factor: float) -> float:
-    """η* = 2/λ_max(C†D) (Mulayoff & Michaeli 2023), by Kronecker products of the dense H_i (n, d, d)."""
+    """η* = 2/λ_max(C†D) (Mulayoff & Michaeli 2023), by Kronecker products of H_i (n, d, d)."""
     mean = curvatures.mean(0)
     identity = torch.eye(len(mean), dtype=mean.dtype)
     symmetric = (torch.kron(mean, identity) + torch.kron(identity, mean)) / 2

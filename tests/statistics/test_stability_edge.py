@@ -1,4 +1,4 @@
-"""Labels by their stated rule, the edge against thresholds drawn from a known distribution, scores."""
+"""Labels by their stated rule, the edge against thresholds of a known distribution, scores."""
 
 import math
 from dataclasses import replace
@@ -110,7 +110,7 @@ def draw(centre, *, count, spread, factor, generator, distribution):
     ],
 )
 def test_the_interval_of_the_edge_covers_it(count, spread, distribution):
-    """200 draws: 95 % less 4 standard errors of 1.5 %; more where cells are wide beside the spread."""
+    """200 draws: 95 % less 4 stderrs of 1.5 %; more where cells are wide beside the spread."""
     generator = np.random.default_rng(0)
     hits = 0
     for _ in range(200):

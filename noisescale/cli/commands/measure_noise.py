@@ -64,7 +64,8 @@ Examples:
     type=click.IntRange(min=1),
     multiple=True,
     metavar="B",
-    help="With --hessian, the best learning rate at this batch size; repeatable.  [default: the run's own]",
+    help="With --hessian, the best learning rate at this batch size; repeatable.  "
+    "[default: the run's own]",
 )
 @click.option("--per-layer", is_flag=True, help="Every parameter tensor's share.")
 @click.option("--per-class", is_flag=True, help="Every class by itself, and the noisiest examples.")
@@ -80,13 +81,13 @@ def measure_noise(
     batch_sizes: tuple[int, ...],
     **options: Any,
 ) -> None:
-    """The gradient noise scale B_simple = tr Σ/|G|² at checkpoints: files, or run folders with all of theirs.
+    """The gradient noise scale B_simple = tr Σ/|G|² at checkpoints, or of all in a run folder.
 
-    From per-example gradients, with standard errors and 95 % intervals, at about the price of two gradients
-    over the same examples. What a subset cannot resolve is called so, with a lower bound. Several
-    checkpoints make a table along training; checkpoints of `noisescale train` need nothing else. Where the
-    run was tracked (`noisescale train --measure-noise-every log`), batch sizes are recommended for another
-    like it.
+    From per-example gradients, with standard errors and 95 % intervals, at about the price of two
+    gradients over the same examples. What a subset cannot resolve is called so, with a lower bound.
+    Several checkpoints make a table along training; checkpoints of `noisescale train` need nothing
+    else. Where the run was tracked (`noisescale train --measure-noise-every log`), batch sizes are
+    recommended for another like it.
     """
     import torch
 

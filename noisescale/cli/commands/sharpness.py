@@ -80,13 +80,13 @@ def sharpness(
     plot: Path | None,
     **options: Any,
 ) -> None:
-    """Curvature of the loss at checkpoints of `noisescale train`: files, or run folders with all of theirs.
+    """Curvature of the loss at checkpoints of `noisescale train`, or of all in a run folder.
 
     With --plot: sharpness along training, the density and φ, whichever is there.
 
-    Eigenvalues come with their residual, the sampling error of a subset, and the limit of stability 2/η
-    of the rate they were trained with. Several checkpoints make a table along training, each search
-    started from the eigenvectors of the one before.
+    Eigenvalues come with their residual, the sampling error of a subset, and the limit of stability
+    2/η of the rate they were trained with. Several checkpoints make a table along training, each
+    search started from the eigenvectors of the one before.
     """
     import torch
 

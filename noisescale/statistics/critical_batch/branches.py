@@ -13,27 +13,35 @@ from noisescale.errors import SettingError
 from noisescale.statistics.estimate import CONFIDENCE, Estimate, from_stderr, undefined
 
 BRANCH_COLUMNS = ("batch_size", "learning_rate", "seed", "examples", "loss", "diverged")
-FEWEST_BRANCHES = 3
-RESAMPLES = 1000
+FEWEST_BRANCHES = 3  # batch sizes: two leave open whether a loss rises or scatters
+RESAMPLES = 1000  # leave the ends of the interval a few per cent of its width of noise
 
 
 def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
     """The largest batch size whose loss is within `tolerance` of that of every smaller one.
 
-    Branched training, Merrill et al. 2025 (arXiv 2505.23971): from one checkpoint, branches at several batch
-    sizes, the learning rate scaled with them, are compared after the same number of examples.
+    Branched training, Merrill et al. 2025 (arXiv 2505.23971): from one checkpoint, branches at
+    several batch sizes, the learning rate scaled with them, are compared after the same number of
+    examples.
 
-    table: a row for each branch and seed, BRANCH_COLUMNS; `loss` smoothed, anything where it diverged.
-    tolerance: in units of the loss.
+    The losses are averaged over the seeds, which are orders of the examples; a batch size with a
+    seed that diverged fails. Between the largest batch size that passes and the next one, log B is
+    interpolated to where the loss is just within the tolerance. The interval is that of the
+    bootstrap over the seeds, widened as few of them need it.
 
-    The losses are averaged over the seeds, which are orders of the examples; a batch size with a seed that
-    diverged fails. Between the largest batch size that passes and the next one, log B is interpolated to
-    where the loss is just within the tolerance. The interval is that of the bootstrap over the seeds, widened
-    as few of them need it; nan with one. Where the largest batch size passes, it is the lower bound of a size
-    that is not defined.
+    Args:
+        table: a row for each branch and seed, with the columns `batch_size`, `learning_rate`,
+            `seed`, `examples`, `loss` (smoothed; anything where it diverged) and `diverged` (0 or
+            1).
+        tolerance: in units of the loss.
 
-    SettingError for fewer than three batch sizes, a tolerance that is no positive number, or where the
-    smallest batch size diverged.
+    Returns:
+        The critical batch size in examples; without an interval from one seed. Where the largest
+        batch size passes, that is the lower bound of a size that is not defined.
+
+    Raises:
+        SettingError: fewer than three batch sizes, a tolerance that is no positive number, or a
+            smallest batch size that diverged.
     """
     if not (isinstance(tolerance, int | float) and 0 < tolerance < math.inf):
         raise SettingError(f"tolerance {tolerance!r}: give a loss above 0")
@@ -51,24 +59,24 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
             f"batch size {sizes[0]:g} diverged: give smaller learning rates or batch sizes"
         )
     num_seeds = min(map(len, losses))
-    value = _largest(sizes, np.array([np.mean(one) for one in losses]), tolerance)
+    value = _largest(sizes, np.array([of_size.mean() for of_size in losses]), tolerance)
     if num_seeds < 2:
         return from_stderr(value, math.nan, num_samples=num_seeds)
     generator = np.random.default_rng(0)
     tail = (1 - CONFIDENCE) / 2
-    # a bootstrap of few seeds is too narrow: by the variance with 1/n, and by Student's t over the normal
+    # a bootstrap of few seeds is too narrow: 1/n in its variance, and the normal for Student's t
     wider = (
         math.sqrt(num_seeds / (num_seeds - 1))
         * stats.t.isf(tail, num_seeds - 1)
         / stats.norm.isf(tail)
     )
     means = []
-    for one in losses:
-        drawn = generator.choice(one, (RESAMPLES, len(one))).mean(1)
-        mean = one.mean()
+    for of_size in losses:
+        drawn = generator.choice(of_size, (RESAMPLES, len(of_size))).mean(1)  # (RESAMPLES,)
+        mean = of_size.mean()
         if not math.isfinite(mean):
             means.append(np.full(RESAMPLES, math.inf))
-        elif (one > 0).all():  # in logs, where widening leaves them above zero
+        elif (of_size > 0).all():  # in logs, where widening leaves them above zero
             means.append(mean * (drawn / mean) ** wider)
         else:
             means.append(mean + wider * (drawn - mean))
@@ -80,19 +88,19 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
 
 
 def _largest(sizes: np.ndarray, losses: np.ndarray, tolerance: float) -> float:
-    """The size, between two of those tried, up to which losses pass; infinity where the last one does."""
+    """The size up to which losses pass, between two tried; infinity where the last one does."""
     losses = np.where(np.isfinite(losses), losses, math.inf)
     allowed = np.concatenate([[math.inf], np.minimum.accumulate(losses)[:-1] + tolerance])
     last = int(np.flatnonzero(losses <= allowed)[-1])
     if last == len(sizes) - 1:
         return math.inf
-    excess = np.array([losses[place] - allowed[last + 1] for place in (last, last + 1)])
+    excess = np.array([losses[index] - allowed[last + 1] for index in (last, last + 1)])
     share = 0.0 if math.isinf(excess[1]) or excess[0] >= 0 else -excess[0] / (excess[1] - excess[0])
     return float(sizes[last] * (sizes[last + 1] / sizes[last]) ** share)
 
 
 def branch_means(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean loss and its standard error over the seeds of each batch size; nan where one diverged."""
+    """Mean loss and its stderr over the seeds of each batch size; nan where one diverged."""
     rows: list[dict[str, Any]] = []
     for size, of_size in table.groupby("batch_size"):
         kept = of_size["loss"].where(of_size["diverged"] == 0).to_numpy(dtype=float)

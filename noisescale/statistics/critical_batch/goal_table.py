@@ -1,4 +1,4 @@
-"""Tables of runs to goals: read and checked, the fastest runs in them, and what is fitted to those."""
+"""Tables of runs to goals: read and checked, the fastest runs, and what is fitted to those."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ from noisescale.statistics.estimate import estimate_row
 COLUMNS = ("goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged")
 REQUIRED = ("batch_size", "steps")
 RUN = ["batch_size", "learning_rate", "seed"]  # what one run is known by
-SMALLEST, LARGEST = 1e-9, 1e18  # batch size or steps
-RISE = 1.1  # times the steps of a smaller batch size that deserve a word
+SMALLEST, LARGEST = 1e-9, 1e18  # batch size or steps: products of two stay finite
+RISE = 1.1  # times the steps of a smaller batch size, more than interpolation explains
 
 
 def read_goal_table(path: Path) -> pd.DataFrame:
     """A table of runs, anybody's, as the columns goal to diverged.
 
     Its columns `batch_size` and `steps` must be there. `goal` (nan where there is one goal alone),
-    `learning_rate`, `seed`, `censored` (1: the goal was not reached in so many steps) and `diverged` may be.
-    A row is a run and goal. SettingError, with the row, for anything that cannot be.
+    `learning_rate`, `seed`, `censored` (1: the goal was not reached in these steps) and
+    `diverged` may be. A row is a run and goal. SettingError, with the row, for anything that cannot
+    be.
     """
     try:
         with warnings.catch_warnings():
@@ -68,16 +69,17 @@ def read_goal_table(path: Path) -> pd.DataFrame:
         "censored": 0,
         "diverged": 0,
     }
-    found = pd.DataFrame(
+    runs = pd.DataFrame(
         {name: table.get(name, defaults.get(name)) for name in COLUMNS}, index=table.index
     )
-    found = pd.DataFrame({name: _numbers(found[name], path) for name in COLUMNS})
-    if found["goal"].isna().any() and found["goal"].notna().any():
+    runs = pd.DataFrame({name: _numbers(runs[name], path) for name in COLUMNS})
+    if runs["goal"].isna().any() and runs["goal"].notna().any():
         raise SettingError(
-            f"{path}, {_row(found['goal'].isna())}: no goal, though other rows have one; give it to each row"
+            f"{path}, {_row(runs['goal'].isna())}: no goal, though other rows have one; give it to "
+            "each row"
         )
-    check_goal_table(found, name=str(path))
-    return found
+    check_goal_table(runs, name=str(path))
+    return runs
 
 
 def _numbers(column: pd.Series[Any], path: Path) -> pd.Series[Any]:
@@ -107,13 +109,13 @@ def _numbers(column: pd.Series[Any], path: Path) -> pd.Series[Any]:
 
 
 def check_goal_table(table: pd.DataFrame, *, name: str) -> None:
-    """SettingError for too few batch sizes, rows there twice, or a lower goal reached before a higher one."""
+    """SettingError for too few batch sizes, repeated rows, or a lower goal reached earlier."""
     keys = ["goal", *RUN]
     repeated = table.duplicated(keys)
     if repeated.any():
         raise SettingError(
-            f"{name}, {_row(repeated)}: goal, batch size, learning rate and seed are those of an earlier "
-            "row; number the seeds in a column seed, or leave one of the rows out"
+            f"{name}, {_row(repeated)}: goal, batch size, learning rate and seed are those of an "
+            "earlier row; number the seeds in a column seed, or leave one of the rows out"
         )
     sizes = np.sort(table["batch_size"].unique())
     for _, rows in table[table["goal"].notna()].groupby(RUN, dropna=False):
@@ -121,9 +123,10 @@ def check_goal_table(table: pd.DataFrame, *, name: str) -> None:
         for (_, higher), (index, lower) in pairwise(ordered.iterrows()):
             if lower["censored"] == 0 and lower["steps"] < higher["steps"]:
                 raise SettingError(
-                    f"{name}, row {int(str(index)) + 1}: one run reaches the goal {lower['goal']:g} after "
-                    f"{lower['steps']:g} steps and {higher['goal']:g} only after {higher['steps']:g} or "
-                    "more; give the steps of the same run's first passage of each, losses that are to fall"
+                    f"{name}, row {int(str(index)) + 1}: one run reaches the goal "
+                    f"{lower['goal']:g} after {lower['steps']:g} steps and {higher['goal']:g} only "
+                    f"after {higher['steps']:g} or more; give the steps of the same run's first "
+                    "passage of each, losses that are to fall"
                 )
     if len(sizes) < FEWEST_SIZES:
         raise SettingError(f"{name}: {few_sizes(sizes)}")
@@ -132,11 +135,11 @@ def check_goal_table(table: pd.DataFrame, *, name: str) -> None:
 def fastest_runs(table: pd.DataFrame) -> pd.DataFrame:
     """Of each goal and batch size the runs of all seeds at the learning rate with the fewest steps.
 
-    One rate for all seeds, by the geometric mean of their steps, among the rates that most seeds have tried:
-    each seed's own fastest run would be a lucky one, the more so the smaller the batch. Where at no rate all
-    seeds reach the goal, it is the one at which most do, and the others' steps are bounds; where none does,
-    the one tried for longest. A run that diverged before the goal counts against its rate, and bounds
-    nothing.
+    One rate for all seeds, by the geometric mean of their steps, among the rates that most seeds
+    have tried: each seed's own fastest run would be a lucky one, the more so the smaller the batch.
+    Where at no rate all seeds reach the goal, it is the one at which most do, and the others' steps
+    are bounds; where none does, the one tried for longest. A run that diverged before the goal
+    counts against its rate, and bounds nothing.
     """
     chosen = [
         _fastest_rate(runs) for _, runs in table.groupby(["goal", "batch_size"], dropna=False)
@@ -155,12 +158,12 @@ def _fastest_rate(runs: pd.DataFrame) -> pd.DataFrame:
             return 0.0, -float(of_rate["steps"].where(of_rate["diverged"] == 0, 0.0).max())
         return -len(reached) / len(of_rate), float(np.log(reached).mean())
 
-    best = min((one for one in rates if len(one) == most), key=rank)
+    best = min((of_rate for of_rate in rates if len(of_rate) == most), key=rank)
     return best[(best["diverged"] == 0) | (best["censored"] == 0)]
 
 
 def goals_of(table: pd.DataFrame) -> list[float]:
-    """Descending."""
+    """The goals of a table, the highest first."""
     return sorted(table["goal"].unique().tolist(), reverse=True)
 
 
@@ -172,26 +175,27 @@ def of_goal(table: pd.DataFrame, goal: float) -> pd.DataFrame:
 def fit_goals(table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
     """The fit for each goal, descending; one that has fewer than four batch sizes is unresolved."""
     fastest = fastest_runs(table)
-    found = {}
+    fits = {}
     for goal in goals_of(table):
         rows = of_goal(fastest, goal)
-        of_this = rows["batch_size"].nunique()
-        if of_this < FEWEST_SIZES:
+        num_sizes = rows["batch_size"].nunique()
+        if num_sizes < FEWEST_SIZES:
             reason = (
-                f"{of_this} batch sizes have runs that did not diverge, and it takes {FEWEST_SIZES}"
+                f"{num_sizes} batch sizes have runs that did not diverge, and it takes "
+                f"{FEWEST_SIZES}"
             )
-            found[goal] = unresolved(reason, num_batch_sizes=of_this, num_censored=0)
+            fits[goal] = unresolved(reason, num_batch_sizes=num_sizes, num_censored=0)
             continue
-        found[goal] = fit_critical_batch(
+        fits[goal] = fit_critical_batch(
             rows["batch_size"].to_numpy(),
             rows["steps"].to_numpy(),
             censored=rows["censored"].to_numpy() == 1,
         )
-    return found
+    return fits
 
 
 def rises(table: pd.DataFrame, goal: float) -> list[tuple[float, float, float]]:
-    """Batch sizes (B, B') in order at which steps rise, by what factor: a badly tuned rate, or chance."""
+    """Neighbouring batch sizes from which to which steps rise, and by what factor."""
     rows = fastest_runs(of_goal(table, goal))
     rows = rows[rows["censored"] == 0]
     means = np.log(rows["steps"]).groupby(rows["batch_size"]).mean()
@@ -231,12 +235,12 @@ def best_rates(table: pd.DataFrame) -> pd.DataFrame:
         "learning_rate_high",
         "num_seeds",
     ]
-    found = pd.DataFrame(rows, columns=columns)
-    return found.sort_values(["goal", "batch_size"], ascending=[False, True]).reset_index(drop=True)
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values(["goal", "batch_size"], ascending=[False, True]).reset_index(drop=True)
 
 
 def fit_laws(rates: pd.DataFrame, goal: float) -> list[LearningRateLaw]:
-    """The laws of ε(B) for a goal, the best first; none where too few batch sizes have a best rate."""
+    """The laws of ε(B) for a goal, the best first; none where too few sizes have a best rate."""
     rows = of_goal(rates, goal)
     rows = rows[rows["learning_rate"].notna()]
     if len(rows) < 4:
@@ -271,8 +275,8 @@ def laws_table(laws: dict[float, list[LearningRateLaw]]) -> pd.DataFrame:
             "bend_high": math.nan if law.batch_size is None else law.batch_size.high,
             "held_out_error": law.held_out_error,
         }
-        for goal, found in laws.items()
-        for law in found
+        for goal, of_goal in laws.items()
+        for law in of_goal
     ]
     return pd.DataFrame(rows, columns=columns)
 

@@ -1,4 +1,4 @@
-"""y = a·(1 + c/x) fitted in log space, to values of which some are lower bounds, with profile intervals."""
+"""y = a·(1 + c/x) fitted in logs, to values some of which are lower bounds, with intervals."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from scipy.special import log_ndtr
 from noisescale.errors import MeasurementError
 from noisescale.statistics.estimate import CONFIDENCE, Estimate
 
-LEAST_SPREAD = 1e-6  # standard deviation of log y below which values count as exact
+LEAST_SPREAD = 1e-6  # standard deviation of log y below which values count as exact: rounding
 FEWEST = 3  # values that are known: two parameters, and one to tell the spread
-FARTHEST = 20.0  # e-folds of a parameter from its best value, beyond which it is unbounded
-NEGLIGIBLE = 12.0  # e-folds below what the values show, at which a parameter is as good as zero
+FARTHEST = 20.0  # e-folds from the best value, a factor of 5e8, beyond which there is no end
+NEGLIGIBLE = 12.0  # e-folds below the values, 6e-6 of them, at which a parameter is nothing
 LOG_ROOT = 0.5 * math.log(2 * math.pi)
-FIRST_STEP = 0.02  # e-folds, of the search for the ends of an interval
+FIRST_STEP = 0.02  # e-folds, of the search for an interval's end: below any real interval
 
 Quantity = Literal["plateau", "slope", "bend"]
-# log a, log(a·c) and log c as functions of the free parameters of a fit in which one of them is held fixed:
-# (log a, log ac, log spread) = fixed value × the first + the free ones × the second
+# log a, log(a·c) and log c as functions of the free parameters of a fit in which one of them is
+# held fixed: (log a, log ac, log spread) = fixed value × the first + the free ones × the second
 _HELD: dict[Quantity, tuple[np.ndarray, np.ndarray]] = {
     "plateau": (np.array([1.0, 0.0, 0.0]), np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])),
     "slope": (np.array([0.0, 1.0, 0.0]), np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])),
@@ -44,6 +44,7 @@ class Curve(NamedTuple):
         return self.slope / self.plateau
 
     def at(self, x: np.ndarray) -> np.ndarray:
+        """Y at these x."""
         return self.plateau + self.slope / x
 
 
@@ -51,8 +52,9 @@ class Curve(NamedTuple):
 class Hyperbola:
     """Values y > 0 at x > 0, one for each x, of which the `bounds` are known to lie above y.
 
-    log y = log(plateau + slope/x) + a normal deviation, equal for all x: maximum likelihood, a bound counting
-    with the probability that it is exceeded (Tobin 1958). MeasurementError for fewer than three known values.
+    log y = log(plateau + slope/x) + a normal deviation, equal for all x: maximum likelihood, a
+    bound counting with the probability that it is exceeded (Tobin 1958). MeasurementError for fewer
+    than three known values.
     """
 
     x: np.ndarray
@@ -60,25 +62,26 @@ class Hyperbola:
     bounds: np.ndarray
 
     def __post_init__(self) -> None:
-        if (known := int((~self.bounds).sum())) < FEWEST:
+        if (num_known := int((~self.bounds).sum())) < FEWEST:
             raise MeasurementError(
-                f"{known} of {len(self.x)} values are known, the others bounds: it takes {FEWEST}"
+                f"{num_known} of {len(self.x)} values are known, the others bounds: it takes "
+                f"{FEWEST}"
             )
 
     def fit(self) -> Curve:
-        """The most likely curve; its plateau or slope goes to zero where the values show no bend."""
+        """The most likely curve; its plateau or slope goes to zero where values show no bend."""
         log_x, log_y = np.log(self.x), np.log(self.y)
         spread = math.log(0.1 + float(np.std(log_y)))
-        found = None
+        likeliest = None
         for bend in np.linspace(log_x.min(), log_x.max(), 5):
             level = float(np.mean(log_y - np.logaddexp(0.0, bend - log_x)))
             trial = self._minimise(np.array([level, level + bend, spread]), np.zeros(3), np.eye(3))
-            if found is None or trial.fun < found.fun:
-                found = trial
-        assert found is not None
-        plateau = max(found.x[0], log_y.min() - NEGLIGIBLE)
-        slope = max(found.x[1], (log_x + log_y).min() - NEGLIGIBLE)
-        log_spread = found.x[2]
+            if likeliest is None or trial.fun < likeliest.fun:
+                likeliest = trial
+        assert likeliest is not None
+        plateau = max(likeliest.x[0], log_y.min() - NEGLIGIBLE)
+        slope = max(likeliest.x[1], (log_x + log_y).min() - NEGLIGIBLE)
+        log_spread = likeliest.x[2]
         return Curve(math.exp(plateau), math.exp(slope), math.exp(log_spread))
 
     def interval(
@@ -86,13 +89,14 @@ class Hyperbola:
     ) -> Estimate:
         """`quantity` of the most likely curve, with its interval by the profile of the likelihood.
 
-        The interval is cut where that of a linear model with normal deviations has exactly this coverage:
-        at a deviance of m·log(1 + t²/(m − 2)), m known values. stderr: half the interval in logs over t,
-        times the value. An interval without an upper or lower end leaves the value undefined.
+        The interval is cut where that of a linear model with normal deviations has exactly this
+        coverage: at a deviance of m·log(1 + t²/(m − 2)), m known values. stderr: half the interval
+        in logs over t, times the value. An interval without an upper or lower end leaves the value
+        undefined.
         """
-        known = int((~self.bounds).sum())
-        t = float(stats.t.ppf((1 + confidence) / 2, known - 2))
-        allowed = known * math.log1p(t**2 / (known - 2))
+        num_known = int((~self.bounds).sum())
+        t = float(stats.t.ppf((1 + confidence) / 2, num_known - 2))
+        allowed = num_known * math.log1p(t**2 / (num_known - 2))
         starts = np.log(curve)
         best = {"plateau": starts[0], "slope": starts[1], "bend": starts[1] - starts[0]}[quantity]
         least = self._deviance(starts)[0]
@@ -109,7 +113,7 @@ class Hyperbola:
         value = math.exp(best)
         if low == 0.0 or math.isinf(high):
             value = math.nan
-        return Estimate.from_interval(value, low, high, num_samples=known, widths=2 * t)
+        return Estimate.from_interval(value, low, high, num_samples=num_known, widths=2 * t)
 
     def _minimise(
         self, start: np.ndarray, offset: np.ndarray, free: np.ndarray
@@ -134,10 +138,10 @@ class Hyperbola:
         # d(−2 log-likelihood)/d distance: of a known value's density, of a bound's probability
         pull = 2 * distance
         pull[self.bounds] = 2 * np.exp(-0.5 * distance[self.bounds] ** 2 - LOG_ROOT - beyond)
-        known = int((~self.bounds).sum())
+        num_known = int((~self.bounds).sum())
         total = (
             float(np.sum(distance[~self.bounds] ** 2))
-            + 2 * known * log_spread
+            + 2 * num_known * log_spread
             - 2 * float(beyond.sum())
         )
         share = np.exp(plateau - fitted)  # of the plateau in the curve
@@ -145,14 +149,14 @@ class Hyperbola:
             [
                 -float(np.sum(pull * share)) / spread,
                 -float(np.sum(pull * (1 - share))) / spread,
-                -float(np.sum(pull * distance)) + 2 * known,
+                -float(np.sum(pull * distance)) + 2 * num_known,
             ]
         )
         return total, gradient
 
 
 def _end(excess: Callable[[float], float], best: float, direction: float) -> float:
-    """Exp of where `excess` turns positive on one side of `best`; 0 or infinity where it never does."""
+    """Exp of where `excess` turns positive on one side of `best`; 0 or infinity if nowhere."""
     inside, outside = 0.0, FIRST_STEP
     while excess(best + direction * outside) < 0:
         inside, outside = outside, 2 * outside

@@ -14,19 +14,23 @@ from noisescale.statistics.critical_batch.hyperbola import FEWEST, Hyperbola
 from noisescale.statistics.estimate import Estimate, from_log_samples, jsonable, undefined
 
 LawName = Literal["noise", "sqrt", "linear"]
+# ε ∝ B^power of the laws that are powers
 POWERS: dict[LawName, float] = {"sqrt": 0.5, "linear": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateLaw:
-    """A law of ε(B), fitted in logs to the best rates at several batch sizes.
+    """A law of the best learning rate ε(B), fitted in logs to those at several batch sizes.
 
-    name: "noise", ε_max/(1 + B_c/B) (McCandlish et al. 2018, 2.6); "sqrt", ∝ √B (Krizhevsky 2014); "linear",
-        ∝ B (Goyal et al. 2017).
-    scale: ε_max of "noise", else ε at B = 1. bend: B_c of "noise", else nan.
-    batch_size: B_c with its 95 % interval, by the profile of the likelihood, undefined where the interval is
-        open; None for the others.
-    held_out_error: root mean square of log(ε/prediction), each batch size predicted from the others alone.
+    Attributes:
+        name: "noise", ε_max/(1 + B_c/B) (McCandlish et al. 2018, 2.6); "sqrt", ∝ √B (Krizhevsky
+            2014); "linear", ∝ B (Goyal et al. 2017).
+        scale: ε_max of "noise", else ε at B = 1.
+        bend: B_c of "noise" in examples, else nan.
+        batch_size: B_c with its 95 % interval, by the profile of the likelihood, undefined where
+            the interval is open; None for the others.
+        held_out_error: root mean square of log(ε/prediction), each batch size predicted from the
+            others alone.
     """
 
     name: LawName
@@ -36,7 +40,14 @@ class LearningRateLaw:
     held_out_error: float
 
     def rate(self, batch_size: float) -> float:
-        """ε(B)."""
+        """ε(B), the learning rate that the law gives.
+
+        Args:
+            batch_size: B, in examples.
+
+        Returns:
+            The learning rate.
+        """
         if self.name == "noise":
             return self.scale / (1 + self.bend / batch_size)
         return self.scale * math.exp(POWERS[self.name] * math.log(batch_size))
@@ -49,36 +60,42 @@ class LearningRateLaw:
 
 
 def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
-    """The best learning rate at one batch size and goal, from each seed's {rate: steps}, inf if not reached.
+    """The best learning rate at one batch size and goal, from the steps of each seed's runs.
 
-    A seed's best rate is the vertex of the parabola through the fastest run and its two neighbours, in logs,
-    or the fastest run's own where a neighbour did not reach the goal. Their geometric mean, with Student's t
-    interval; of one seed, from the next smaller to the next larger rate that was tried, and no narrower than
-    that where some seed's is the grid's own. Seeds whose fastest run is at an end of the rates tried do not
-    count; undefined where no seed does.
+    A seed's best rate is the vertex of the parabola through the fastest run and its two neighbours,
+    in logs, or the fastest run's own where a neighbour did not reach the goal. Seeds whose fastest
+    run is at an end of the rates tried do not count.
+
+    Args:
+        seeds: of each the steps by learning rate, infinite where the goal was not reached.
+
+    Returns:
+        The seeds' geometric mean with Student's t interval. Of one seed, the interval is from the
+        next smaller to the next larger rate that was tried, and no narrower than that where some
+        seed's best rate is the grid's own. Undefined where no seed counts.
     """
-    vertices, ends, exact = [], [], True
+    vertices, ends, parabolic = [], [], True
     for steps in seeds:
         rates = sorted(steps)
-        place = min(range(len(rates)), key=lambda index: steps[rates[index]]) if rates else 0
-        if not 0 < place < len(rates) - 1 or math.isinf(steps[rates[place]]):
+        fastest = min(range(len(rates)), key=lambda index: steps[rates[index]]) if rates else 0
+        if not 0 < fastest < len(rates) - 1 or math.isinf(steps[rates[fastest]]):
             continue
-        around = rates[place - 1 : place + 2]
-        found = np.array([steps[rate] for rate in around])
-        vertices.append(_vertex(np.log(around), np.log(found)))
+        around = rates[fastest - 1 : fastest + 2]
+        steps_around = np.array([steps[rate] for rate in around])  # (3,)
+        vertices.append(_vertex(np.log(around), np.log(steps_around)))
         ends.append((around[0], around[2]))
-        exact &= bool(np.isfinite(found).all())
+        parabolic &= bool(np.isfinite(steps_around).all())
     if not vertices:
         return undefined(num_samples=0)
     low, high = np.exp(np.mean(np.log(ends), axis=0)).tolist()
     if len(vertices) == 1:
         return Estimate(value=vertices[0], stderr=math.nan, low=low, high=high, num_samples=1)
     mean = from_log_samples(vertices)
-    return mean if exact else replace(mean, low=min(mean.low, low), high=max(mean.high, high))
+    return mean if parabolic else replace(mean, low=min(mean.low, low), high=max(mean.high, high))
 
 
 def _vertex(log_rates: np.ndarray, log_steps: np.ndarray) -> float:
-    """Exp of where the parabola through three points is least, the middle one of which is the least."""
+    """Exp of where the parabola through three points is least, the middle of which is the least."""
     if not np.isfinite(log_steps).all():
         return float(np.exp(log_rates[1]))
     curvature, slope, _ = np.polyfit(log_rates - log_rates[1], log_steps, 2)
@@ -92,20 +109,30 @@ def _vertex(log_rates: np.ndarray, log_steps: np.ndarray) -> float:
 def fit_learning_rate_laws(
     batch_sizes: Sequence[float] | np.ndarray, rates: Sequence[float] | np.ndarray
 ) -> list[LearningRateLaw]:
-    """The three laws fitted to the best rates (n,) at these batch sizes, the best by held-out error first.
+    """The three laws fitted to the best learning rates, the least held-out error first.
 
-    Least squares in logs, each batch size with equal weight. MeasurementError for fewer than four of them.
+    Least squares in logs, each batch size with equal weight.
+
+    Args:
+        batch_sizes: B, in examples (n,).
+        rates: the best learning rate at each (n,).
+
+    Returns:
+        The laws "noise", "sqrt" and "linear", in order of their error.
+
+    Raises:
+        MeasurementError: fewer than four batch sizes.
     """
-    sizes, found = np.asarray(batch_sizes, dtype=float), np.asarray(rates, dtype=float)
+    sizes, best = np.asarray(batch_sizes, dtype=float), np.asarray(rates, dtype=float)
     if len(sizes) < FEWEST + 1:
         raise MeasurementError(
-            f"{len(sizes)} batch sizes have a best learning rate between others that were tried: laws of it "
-            f"take {FEWEST + 1}"
+            f"{len(sizes)} batch sizes have a best learning rate between others that were tried: "
+            f"laws of it take {FEWEST + 1}"
         )
     others = [np.arange(len(sizes)) != index for index in range(len(sizes))]
     laws = []
     for name, power in POWERS.items():
-        distances = np.log(found) - power * np.log(sizes)
+        distances = np.log(best) - power * np.log(sizes)
         left_out = [distances[index] - distances[kept].mean() for index, kept in enumerate(others)]
         laws.append(
             LearningRateLaw(
@@ -116,10 +143,10 @@ def fit_learning_rate_laws(
                 held_out_error=_root_mean_square(left_out),
             )
         )
-    whole = _inverse(sizes, found)
+    whole = _inverse(sizes, best)
     curve = whole.fit()
     left_out = [
-        math.log(found[index] * _inverse(sizes[kept], found[kept]).fit().at(sizes[index]))
+        math.log(best[index] * _inverse(sizes[kept], best[kept]).fit().at(sizes[index]))
         for index, kept in enumerate(others)
     ]
     laws.append(

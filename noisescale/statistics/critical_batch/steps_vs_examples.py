@@ -10,12 +10,15 @@ from dataclasses import dataclass
 class Tradeoff:
     """What one course of training takes in steps S and in examples E, by its batch size.
 
-    min_steps: S_min = ∫ds, updates with the noiseless gradient. min_examples: E_min = ∫𝓑 ds, examples one at
-        a time. root: R = ∫√𝓑 ds. s counts noiseless updates; one at batch size B makes 1/(1 + 𝓑/B) of such a
-        step, where 𝓑 is the noise scale at the time.
+    McCandlish et al. 2018 (arXiv 1812.06162), (2.11), (2.12) and appendix D. It assumes the
+    learning rate that is best for each batch size and a course that does not depend on it. s counts
+    noiseless updates; one at batch size B makes 1/(1 + 𝓑/B) of such a step, where 𝓑 is the noise
+    scale at the time.
 
-    McCandlish et al. 2018 (arXiv 1812.06162), (2.11), (2.12) and appendix D. It assumes the learning rate
-    that is best for each batch size and a course that does not depend on it.
+    Attributes:
+        min_steps: S_min = ∫ds, updates with the noiseless gradient.
+        min_examples: E_min = ∫𝓑 ds, examples one at a time.
+        root: R = ∫√𝓑 ds.
     """
 
     min_steps: float = 0.0
@@ -23,12 +26,21 @@ class Tradeoff:
     root: float = 0.0
 
     def after(self, noise_scale: float, *, batch_size: float, steps: float = 1.0) -> Tradeoff:
-        """The course with so many updates more at this batch size."""
-        made = steps / (1 + noise_scale / batch_size)
+        """The course after more updates.
+
+        Args:
+            noise_scale: 𝓑 during them, in examples.
+            batch_size: B, in examples.
+            steps: the number of updates.
+
+        Returns:
+            The longer course.
+        """
+        progress = steps / (1 + noise_scale / batch_size)
         return Tradeoff(
-            min_steps=self.min_steps + made,
-            min_examples=self.min_examples + noise_scale * made,
-            root=self.root + math.sqrt(noise_scale) * made,
+            min_steps=self.min_steps + progress,
+            min_examples=self.min_examples + noise_scale * progress,
+            root=self.root + math.sqrt(noise_scale) * progress,
         )
 
     @property
@@ -45,16 +57,37 @@ class Tradeoff:
         return self.root**2 / (self.min_steps * self.min_examples)
 
     def fixed(self, batch_size: float) -> tuple[float, float]:
-        """S/S_min and E/E_min at a fixed batch size."""
+        """S/S_min and E/E_min at a fixed batch size.
+
+        Args:
+            batch_size: B, in examples.
+
+        Returns:
+            The two ratios.
+        """
         ratio = batch_size / self.critical_batch_size
         return 1 + 1 / ratio, 1 + ratio
 
     def adaptive(self, exchange_rate: float) -> tuple[float, float]:
-        """S/S_min and E/E_min where B = √(r𝓑), r examples being worth a step."""
+        """S/S_min and E/E_min where the batch size follows the noise, B = √(r𝓑).
+
+        Args:
+            exchange_rate: r, the examples that a step is worth.
+
+        Returns:
+            The two ratios.
+        """
         root = math.sqrt(exchange_rate)
         return 1 + self.root / (root * self.min_steps), 1 + root * self.root / self.min_examples
 
     def steps_saved(self, exchange_rate: float) -> float:
-        """The share of steps that B = √(r𝓑) saves against a fixed batch size of as many examples."""
+        """The share of steps that B = √(r𝓑) saves against a fixed batch size of as many examples.
+
+        Args:
+            exchange_rate: r, the examples that a step is worth.
+
+        Returns:
+            1 − S/S_fixed.
+        """
         excess = math.sqrt(exchange_rate) * self.root / self.min_examples  # E/E_min − 1
         return 1 - self.adaptive(exchange_rate)[0] / (1 + 1 / excess)

@@ -31,7 +31,7 @@ from noisescale.training.tracking.rows import Every, Rows, is_due
 from noisescale.training.trainer import Training
 
 NUM_EXAMPLES = 10_000  # resolve B_simple along most of a run, in seconds for a measurement
-FEWEST_EXAMPLES = 4  # for an error of |G|², beside those that a Hessian may need
+FEWEST_EXAMPLES = 4  # that B_noise takes; one limit, whether it is measured or not
 
 
 @dataclass(frozen=True, init=False)
@@ -78,8 +78,8 @@ class NoiseTracking:
             raise SettingError(f"noise examples {options.num_examples}: errors take 3 or more")
         if options.split != "train" or options.population == "distribution" or options.per_class:
             raise SettingError(
-                "noise along a run is that of its training examples as a data set: leave out split, "
-                "population and per_class"
+                "noise along a run is that of its training examples as a data set: leave out "
+                "split, population and per_class"
             )
         for name, value in (("every", every), ("options", options), ("seed", seed)):
             object.__setattr__(self, name, value)
@@ -98,7 +98,8 @@ class NoiseTracker:
         total = training.examples.num_examples
         if total < FEWEST_EXAMPLES:
             raise SettingError(
-                f"{total} training examples: the noise of their gradients takes {FEWEST_EXAMPLES} or more"
+                f"{total} training examples: the noise of their gradients takes {FEWEST_EXAMPLES} "
+                "or more"
             )
         self._options = _resolved(tracking.options, total)
         self._settings = {
@@ -120,7 +121,7 @@ class NoiseTracker:
         )
 
     def _same(self, rows: list[dict[Any, Any]], layers: list[dict[Any, Any]]) -> bool:
-        """Whether the rows in the folder are of this measurement, and have their layers where it has."""
+        """Whether the folder's rows are of this measurement, with layers where it has them."""
         same = all(row[name] == value for row in rows for name, value in self._settings.items())
         if self._options.per_layer:
             measured = {row["step"] for row in rows if not row["reason"]}
@@ -181,7 +182,7 @@ class NoiseTracker:
 
 
 def _resolved(options: NoiseOptions, total: int) -> NoiseOptions:
-    """The options with their numbers of examples, out of `total`; None for H where it is not measured."""
+    """The options with their numbers of examples, out of `total`; none for H without B_noise."""
     hessian_examples = None
     if options.hessian:
         hessian_examples = options.hessian_examples
@@ -195,7 +196,7 @@ def _resolved(options: NoiseOptions, total: int) -> NoiseOptions:
 
 
 def _noise_numbers(noise: NoiseScale) -> dict[str, Any]:
-    """The estimates as columns name, name_stderr, name_low and name_high; exact ones have stderr 0."""
+    """The estimates as columns name, name_stderr, name_low and name_high."""
     estimates: dict[str, Estimate | None] = {
         "loss": noise.loss,
         "squared_gradient_norm": noise.squared_gradient_norm,

@@ -1,4 +1,4 @@
-"""The fit of steps against batch size: exact recovery, coverage, bounds, what is unresolved, bad input."""
+"""The fit of steps against batch size: recovery, coverage, bounds, the unresolved, bad input."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def test_a_bound_taken_for_a_value_would_have_misled():
 
 
 def test_the_most_likely_curve_is_that_of_least_squares():
-    """The peer: SciPy's own least squares in logs, and its linear error against half the interval."""
+    """The peer: SciPy's least squares in logs, and its linear error against half the interval."""
     rng = np.random.default_rng(1)
     found = steps(SIZES) * np.exp(0.1 * rng.standard_normal(12))
     fit = fit_critical_batch(SIZES, found)
@@ -86,7 +86,7 @@ def test_the_gradient_of_the_likelihood_is_its_derivative():
     ("scatter", "seeds", "capped"), [(0.1, 1, False), (0.15, 1, True), (0.2, 3, True)]
 )
 def test_coverage_of_the_intervals(scatter, seeds, capped):
-    """90 % intervals over 200 draws, the smallest and the largest batches often stopped before the goal."""
+    """90 % intervals over 200 draws, the outermost batches often stopped before the goal."""
     rng = np.random.default_rng(0)
     sizes = np.repeat(SIZES, seeds)
     truth = {"min_steps": 100, "min_examples": 5000, "critical_batch_size": 50}

@@ -1,4 +1,4 @@
-"""Tables of runs to goals: what is read, what is refused, which runs count, what is fitted to them."""
+"""Tables of runs to goals: what is read, what is refused, which runs count, what is fitted."""
 
 import json
 import math
@@ -180,7 +180,7 @@ def test_fits_rates_and_laws_of_a_known_table():
     fits = fit_goals(table)
     rates = best_rates(table)
     for goal, fit in fits.items():
-        # the grid's fastest run is at most half a factor of 2 from the best: exp(.3·(log √2)²) = 1.037
+        # the grid's fastest run is at most a factor of √2 from the best: exp(.3·(log √2)²) = 1.037
         assert fit.critical_batch_size.value == pytest.approx(16, rel=0.06)
         laws = fit_laws(rates, goal)
         assert laws[0].name == "noise"

@@ -28,7 +28,7 @@ def test_smoothing_leaves_a_line_in_log_step_alone_and_ends_with_its_last_window
 
 
 def test_smoothing_takes_out_jitter_without_a_lag():
-    """A power law with jitter: the passage is that without it within a few per cent, a raw one is early."""
+    """A power law with jitter: the passage without it, to a few per cent; a raw one is early."""
     at = np.unique([round(10 ** (k / 24)) for k in range(97)])
     rng = np.random.default_rng(0)
     raw, smooth = [], []

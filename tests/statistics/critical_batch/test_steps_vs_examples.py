@@ -11,7 +11,7 @@ SCALES = np.geomspace(20, 2000, 50)  # along 50 noiseless steps
 
 
 def course(batch_sizes):
-    """The course as a run at these batch sizes sees it, each noiseless step taking 1 + 𝓑/B updates."""
+    """The course as a run at these sizes sees it, each noiseless step taking 1 + 𝓑/B updates."""
     found = Tradeoff()
     for scale, size in zip(SCALES, batch_sizes, strict=True):
         found = found.after(scale, batch_size=size, steps=1 + scale / size)
