@@ -27,7 +27,7 @@ def test_gradient_descent_on_a_quadratic_ends_exactly_at_the_limit(momentum, wei
             learning_rate=factor * limit_rate,
             momentum=momentum,
             weight_decay=weight_decay,
-            epochs=1500,
+            epochs=600,
         )
         assert (stable_sharpness(config) > 4) is (factor < 1)
         *_, last = train(problem, config)

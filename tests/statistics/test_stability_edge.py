@@ -105,7 +105,7 @@ def draw(centre, *, count, spread, factor, generator, distribution):
     ("count", "spread", "distribution"),
     [
         (5, 0.2, "logistic"),
-        pytest.param(12, 0.5, "logistic", marks=pytest.mark.slow),
+        pytest.param(12, 0.5, "logistic", marks=[pytest.mark.slow, pytest.mark.statistical]),
         (3, 0.3, "normal"),
     ],
 )
