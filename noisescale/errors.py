@@ -37,7 +37,11 @@ class MeasurementError(NoisescaleError):
 
 
 class Interrupted(BaseException):
-    """A signal ended the work after its state was saved; `exit_code` is the shell's 128 + signal."""
+    """A signal ended the work after its state was saved.
+
+    Attributes:
+        exit_code: the shell's 128 + signal.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -56,12 +60,18 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def check_count(name: str, value: object, *, instead: str = "") -> None:
-    """SettingError unless `value` is a whole number of 1 or more; `instead` names what else may be given."""
+    """SettingError unless `value` is a whole number of 1 or more.
+
+    Args:
+        name: of the setting, for the message.
+        value: what was given.
+        instead: what else may be given, as it continues the message: ', "full" or "adaptive"'.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise SettingError(f"{name} {value!r}: give a whole number of 1 or more{instead}")
 
 
 def first_line(error: BaseException, *, limit: int = 200) -> str:
-    """The first line of what an exception says, cut at `limit` characters; its type where it says nothing."""
+    """The first line of what an exception says, up to `limit` characters; else its type's name."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:limit]

@@ -1,4 +1,4 @@
-"""Fixtures: threads and seeds, pictures where they are the subject, MNIST, finished studies to read."""
+"""Fixtures: threads and seeds, pictures where they are the subject, MNIST, finished studies."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope="session")
 def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    """The sweep of tests.helpers.sweeps, without predictions. To be read: what writes takes a copy."""
+    """The sweep of tests.helpers.sweeps, without predictions; what writes takes a copy."""
     from noisescale.studies.stability_map.run import run_sweep
     from tests.helpers.executors import Here
     from tests.helpers.sweeps import CONFIG, QUIET
@@ -87,7 +87,7 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finishe
 
 @pytest.fixture(scope="session")
 def finished_critical_batch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    """The measurement TRACKED of tests.helpers.critical_batch. To be read: what writes takes a copy."""
+    """The measurement TRACKED of tests.helpers.critical_batch; what writes takes a copy."""
     from noisescale.studies.critical_batch.run import run_critical_batch
     from tests.helpers.critical_batch import TRACKED
     from tests.helpers.executors import Here

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from noisescale.errors import SettingError
@@ -26,6 +25,9 @@ from noisescale.statistics.gradient_noise import (
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.statistics.sample import Population, Sample
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HESSIAN_EXAMPLES = 4096  # a compromise: each probe and eigenvector costs a product on all of them
 TOP_EXAMPLES = 10  # fit on a screen
@@ -330,6 +332,8 @@ def _class_sizes(problem: Problem, split: str, selected: Selection) -> dict[int,
 
 def _top_examples(moments: GradientMoments, selected: Selection) -> pd.DataFrame:
     """The examples with the largest shares |g_i − ḡ|²/Σ_j |g_j − ḡ|² of tr Σ."""
+    import pandas as pd
+
     total = moments.total_projections
     assert total is not None
     distances = moments.squared_norms.sum(1) - 2 * total + moments.mean_squares.sum()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95  # of every interval, the field's convention
 MOST_DECIMALS = 6  # of a table's cells; smaller errors are printed in significant digits
@@ -183,7 +183,8 @@ def jsonable(record: Any) -> Any:
     Dictionaries, lists, tuples, dataclasses, named tuples, arrays and tables (a list of rows) are
     gone through; a record that has a `to_dict` of its own gives that.
     """
-    if isinstance(record, pd.DataFrame):
+    pandas = sys.modules.get("pandas")  # there are no tables where it has not been imported
+    if pandas is not None and isinstance(record, pandas.DataFrame):
         return jsonable(record.to_dict("records"))
     if isinstance(record, np.ndarray | np.generic):
         return jsonable(record.tolist())
@@ -230,6 +231,14 @@ def estimate_of(row: Mapping[Any, Any], name: str, *, num_samples: int = 0) -> E
     return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=num_samples)
 
 
+def student_t(dof: float, *, confidence: float = CONFIDENCE) -> float:
+    """How many standard errors a two-sided interval of Student's t reaches; nan for no dof.
+
+    Of scipy.special, as scipy.stats takes half a second to import.
+    """
+    return float(special.stdtrit(dof, (1 + confidence) / 2))
+
+
 def exact(value: float, *, num_samples: int = 1) -> Estimate:
     """A number known without error."""
     return Estimate(value=value, stderr=0.0, low=value, high=value, num_samples=num_samples)
@@ -243,7 +252,7 @@ def from_stderr(
         return Estimate(
             value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_samples
         )
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof or num_samples - 1)) * float(stderr)
+    half = student_t(dof or num_samples - 1) * float(stderr)
     return Estimate(
         value=value,
         stderr=float(stderr),
@@ -335,7 +344,7 @@ def ratio(
         return from_stderr(value, math.nan, num_samples=num_samples)
     if y > 0 and not covariance.any():
         return exact(x / y, num_samples=num_samples)
-    squared_t = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof)) ** 2
+    squared_t = student_t(dof) ** 2
     (vxx, vxy), (_, vyy) = covariance
     # a R² − 2b R + c ≤ 0
     bounded = max(y, 0.0)

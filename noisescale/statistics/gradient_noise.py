@@ -5,24 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-from scipy import stats
 
 from noisescale.errors import SettingError
 from noisescale.statistics.estimate import (
-    CONFIDENCE,
     Estimate,
     estimate_row,
     exact,
     from_stderr,
     jsonable,
     ratio,
+    student_t,
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.statistics.sample import Population, Sample
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FITTED = 5  # standard errors below zero, which no fresh examples give
 
@@ -256,6 +257,8 @@ def mean_estimate(values: np.ndarray, sample: Sample) -> Estimate:
 
 def table(key: str, noises: dict[Any, GradientNoise]) -> pd.DataFrame:
     """A row for each, its estimates as columns name, name_stderr, name_low and name_high."""
+    import pandas as pd
+
     rows = []
     for name, noise in noises.items():
         row: dict[str, Any] = {key: name, "num_examples": noise.simple.num_samples}
@@ -273,7 +276,7 @@ def _examples_to_resolve(squared_norm: float, stderr: float, sample: Sample) -> 
     """
     if not stderr > 0:  # unknown, or exact
         return None
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, sample.num_examples - 1))
+    t = student_t(sample.num_examples - 1)
     likely = max(squared_norm, stderr)
     # the stderr goes with the root of 1/n − 1/N: solved for the n at which likely = t·stderr
     inverse = (likely / (t * stderr)) ** 2 * sample.mean_factor

@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from noisescale.errors import LARGEST, SettingError
-from noisescale.statistics.estimate import CONFIDENCE, from_stderr, ratio
+from noisescale.statistics.estimate import from_stderr, ratio, student_t
 from noisescale.statistics.gradient_noise import GradientNoise
 
 LEAST_UPDATES = 1.5  # equally weighted ones, below which the spread says nothing
@@ -121,7 +120,7 @@ class RunningNoise:
         simple = ratio(variance, squared_norm, covariance, num_samples=samples, dof=dof)
         needed = None
         if math.isnan(simple.value) and stderr_norm > 0:
-            t = float(stats.t.ppf((1 + CONFIDENCE) / 2, dof))
+            t = student_t(dof)
             needed = math.ceil(
                 self._weight * (t * stderr_norm / max(squared_norm, stderr_norm)) ** 2
             )

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 from scipy.special import log_expit
 
-from noisescale.statistics.estimate import CONFIDENCE, Estimate
+from noisescale.statistics.estimate import Estimate, student_t
 
 Label = Literal["converged", "slow", "catapult", "dead", "diverged"]
 LABELS: tuple[Label, ...] = ("converged", "slow", "catapult", "dead", "diverged")
@@ -162,7 +161,7 @@ def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
         value = math.nan
     if num_seeds < 2:
         return _edge(value, math.nan, math.nan, 1)
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1))
+    t = student_t(num_seeds - 1)
     inside = np.flatnonzero(deviance <= num_seeds * math.log1p(t**2 / (num_seeds - 1)))
     first, last = inside[0] - 1, inside[-1] + 1  # outwards to the steps of `middles`
     bottom = 0.0 if first < 0 else float(np.exp(middles[first]))

@@ -13,7 +13,7 @@ SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
 def synthetic(
     *, goals: tuple[float, ...] = (1.0, 0.5), seeds: int = 2, critical: float = 16.0
 ) -> pd.DataFrame:
-    """S = S_min(1 + B_crit/B) at the best of five rates, 0.8/(1 + 10/B), and more by a parabola elsewhere."""
+    """S = S_min(1 + B_crit/B) at the best rate, 0.8/(1 + 10/B); a parabola more at four others."""
     rows = []
     for goal in goals:
         for size in SIZES:

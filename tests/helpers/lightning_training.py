@@ -1,6 +1,6 @@
 """A training in Lightning that notes what each update is made of.
 
-`python -m tests.helpers.lightning_training FOLDER` trains in two processes and writes what each has seen.
+`python -m tests.helpers.lightning_training FOLDER` trains in two processes, writes what they saw.
 """
 
 from __future__ import annotations

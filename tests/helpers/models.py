@@ -1,4 +1,4 @@
-"""Models that put per-example gradients to the test, in float64, with the loop that defines them."""
+"""Models that put per-example gradients to the test, in float64, and the loop that defines them."""
 
 from __future__ import annotations
 

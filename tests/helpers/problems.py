@@ -57,7 +57,7 @@ def regression(*, num_examples: int = 30, seed: int = 0) -> SyntheticProblem:
 def symmetric(
     extremes: list[float], *, dim: int, bulk: tuple[float, float] = (-1.0, 1.0)
 ) -> torch.Tensor:
-    """A dense matrix (P, P) with these eigenvalues and an even bulk between, in random directions."""
+    """A dense matrix (P, P) with these eigenvalues and an even bulk between, randomly rotated."""
     generator = torch.Generator().manual_seed(0)
     directions, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
     rest = torch.linspace(*bulk, dim - len(extremes), dtype=torch.float64)
@@ -66,7 +66,7 @@ def symmetric(
 
 
 def example_curvatures(problem: Problem) -> torch.Tensor:
-    """Each example's Gauss–Newton matrix (n, P, P), by dense Jacobians and Hessians, one after the other."""
+    """Each example's Gauss–Newton matrix (n, P, P), by dense Jacobians and Hessians."""
     names = [name for name, _ in problem.model.named_parameters()]
     shapes = [param.shape for param in problem.model.parameters()]
     point = torch.cat([param.detach().flatten() for param in problem.model.parameters()])
@@ -91,7 +91,7 @@ def example_curvatures(problem: Problem) -> torch.Tensor:
 
 
 def small_network(*, num_examples: int = 12, seed: int = 0) -> Problem:
-    """Two features, two classes, eight parameters, float64; per-example curvatures that differ widely."""
+    """Two features, two classes, eight parameters, float64; very different example curvatures."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(num_examples, 2, generator=generator, dtype=torch.float64)
     inputs *= torch.linspace(0.3, 3, num_examples, dtype=torch.float64).unsqueeze(1)

@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 def be_rank(rank: int, *, port: int, size: int) -> None:
-    """Makes this process one of `size` that meet at a port, as torchrun does; one thread, seed 0."""
+    """Makes this process one of `size` that meet at a port, as torchrun does; one thread."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": size}
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)

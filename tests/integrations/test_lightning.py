@@ -119,7 +119,7 @@ def test_a_ragged_last_batch_does_not_end_a_training(tmp_path):
 
 
 def test_it_takes_the_loss_scale_out(tmp_path):
-    """As 16-bit mixed precision has it: scaled in the backward pass, unscaled before the optimizer step."""
+    """As in 16-bit mixed precision: scaled in the backward pass, unscaled before the step."""
 
     class Scaler:
         def get_scale(self):

@@ -161,7 +161,7 @@ def test_an_update_of_one_micro_batch_is_left_out(tmp_path):
 
 
 def test_what_an_update_left_behind_is_not_measured(tmp_path):
-    """A dataset of unknown length: the Trainer leaves the epoch's last gradients in place for the next."""
+    """A dataset of unknown length: the Trainer leaves an epoch's last gradients for the next."""
 
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +24,8 @@ from noisescale.errors import MeasurementError, RunFolderError
 from noisescale.statistics.estimate import Estimate, estimate_of
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from noisescale.cli.checkpoints import Measured
     from noisescale.statistics.critical_batch.recommendation import Recommendation
     from noisescale.statistics.gradient_noise import NoiseScale
@@ -130,6 +131,8 @@ def _report(
 
 def _recommendation(run: str) -> Recommendation | None:
     """What the noise scale tracked along a run recommends; None where it was not tracked."""
+    import pandas as pd
+
     from noisescale.statistics.critical_batch.recommendation import recommend
     from noisescale.training.records.tables import read_noise
 

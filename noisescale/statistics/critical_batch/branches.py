@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from noisescale.errors import SettingError
 from noisescale.statistics.estimate import CONFIDENCE, Estimate, from_stderr, undefined
@@ -67,8 +67,8 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
     # a bootstrap of few seeds is too narrow: 1/n in its variance, and the normal for Student's t
     wider = (
         math.sqrt(num_seeds / (num_seeds - 1))
-        * stats.t.isf(tail, num_seeds - 1)
-        / stats.norm.isf(tail)
+        * special.stdtrit(num_seeds - 1, tail)
+        / special.ndtri(tail)
     )
     means = []
     for of_size in losses:

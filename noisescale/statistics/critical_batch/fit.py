@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from noisescale.errors import SettingError
 from noisescale.statistics.critical_batch.hyperbola import FEWEST, Curve, Hyperbola
@@ -238,7 +238,7 @@ def _overhead(points: _Points, scatter: float, confidence: float) -> Estimate:
     generator = np.random.default_rng(0)
     fitted = optimize.isotonic_regression(examples).x
     tail = (1 - confidence) / 2
-    widened = scatter * float(stats.t.isf(tail, max(len(fitted) - 2, 1)) / stats.norm.isf(tail))
+    widened = scatter * float(special.stdtrit(max(len(fitted) - 2, 1), tail) / special.ndtri(tail))
     draws = fitted + widened * generator.standard_normal((RESAMPLES, len(fitted)))
     crossings = np.array([_crossing(sizes, draw) for draw in draws])
     low, high = np.quantile(crossings, [tail, 1 - tail], method="nearest")
@@ -275,4 +275,4 @@ def _lack_of_fit(points: _Points, residuals: np.ndarray) -> float:
     if fit_dof < 1 or seed_dof < 1 or seeds == 0:
         return math.nan
     statistic = float(np.sum(counts * residuals**2)) / fit_dof / (seeds / seed_dof)
-    return float(stats.f.sf(statistic, fit_dof, seed_dof))
+    return float(special.fdtrc(fit_dof, seed_dof, statistic))

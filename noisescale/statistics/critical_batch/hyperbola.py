@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize
 from scipy.special import log_ndtr
 
 from noisescale.errors import MeasurementError
-from noisescale.statistics.estimate import CONFIDENCE, Estimate
+from noisescale.statistics.estimate import CONFIDENCE, Estimate, student_t
 
 LEAST_SPREAD = 1e-6  # standard deviation of log y below which values count as exact: rounding
 FEWEST = 3  # values that are known: two parameters, and one to tell the spread
@@ -95,7 +95,7 @@ class Hyperbola:
         undefined.
         """
         num_known = int((~self.bounds).sum())
-        t = float(stats.t.ppf((1 + confidence) / 2, num_known - 2))
+        t = student_t(num_known - 2, confidence=confidence)
         allowed = num_known * math.log1p(t**2 / (num_known - 2))
         starts = np.log(curve)
         best = {"plateau": starts[0], "slope": starts[1], "bend": starts[1] - starts[0]}[quantity]

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from torch import nn
 
 from noisescale.errors import RunFolderError
@@ -31,6 +30,9 @@ from noisescale.training.records.folder import (
 )
 from noisescale.training.records.tables import LOSSES, read_losses
 from noisescale.training.trainer import Training
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EVALUATED = 2000  # random examples of a look: their mean is within 1/√2000, 2 %, of the spread
 ALWAYS = {"batch_size", "learning_rate", "seed", "steps", "seconds", "finished", "environment"}
@@ -109,6 +111,8 @@ def looks(training: Training, curve: LossCurve, due: Callable[[int], bool]) -> I
 
 def write_run(cell: Cell, curve: LossCurve, numbers: dict[str, Any], *, seconds: float) -> None:
     """Writes losses.csv and, last, summary.json: a study's numbers and what every run records."""
+    import pandas as pd
+
     summary = {
         **numbers,
         "num_evaluated": curve.examples.num_examples,

@@ -7,9 +7,8 @@ import math
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import pandas as pd
 from filelock import FileLock, Timeout
 
 from noisescale.errors import RunFolderBusyError, RunFolderError
@@ -17,6 +16,9 @@ from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.estimate import jsonable
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.tables import TABLES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 CHECKPOINT, STEP_CHECKPOINTS = "checkpoint.pt", "checkpoints"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from noisescale.errors import RunFolderError
 from noisescale.statistics.estimate import estimate_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS, CONFUSION, SHARPNESS = "metrics.csv", "confusion.csv", "sharpness.csv"
 NOISE, NOISE_LAYERS, BATCH_SIZE = "noise.csv", "noise_layers.csv", "batch_size.csv"
@@ -168,6 +169,8 @@ def read_losses(folder: Path) -> pd.DataFrame:
     Raises:
         RunFolderError: where the table is damaged.
     """
+    import pandas as pd
+
     return pd.DataFrame(_read_rows(folder / LOSSES, ["step", "loss"], {"step": int, "loss": float}))
 
 
@@ -199,6 +202,8 @@ def read_boundary(sweep: Path) -> pd.DataFrame:
 
 
 def _read_sweep_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
+    import pandas as pd
+
     try:
         return pd.read_csv(path, keep_default_na=False, na_values=["nan"], dtype=types)
     except FileNotFoundError:
@@ -213,6 +218,8 @@ def _types(columns: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[dict[Any, Any]]:
+    import pandas as pd
+
     if not path.exists():
         return []
     try:

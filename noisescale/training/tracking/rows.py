@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from noisescale.training.records.folder import write_table
 from noisescale.training.trainer import Training
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # steps between two measurements, or "log" for eight in each decade of steps
 Every = int | Literal["log"]
@@ -69,6 +70,8 @@ class Rows:
     @property
     def table(self) -> pd.DataFrame:
         """All rows so far."""
+        import pandas as pd
+
         return pd.DataFrame(self._rows, columns=list(self._columns))
 
     def due(self, *, now: bool) -> bool:
