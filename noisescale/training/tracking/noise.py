@@ -84,6 +84,27 @@ class NoiseTracking:
         for name, value in (("every", every), ("options", options), ("seed", seed)):
             object.__setattr__(self, name, value)
 
+    @property
+    def num_examples(self) -> int | None:
+        """That of the options, like those below; they can be read here too."""
+        return self.options.num_examples
+
+    @property
+    def hessian(self) -> bool:
+        return self.options.hessian
+
+    @property
+    def num_probes(self) -> int:
+        return self.options.num_probes
+
+    @property
+    def hessian_examples(self) -> int | None:
+        return self.options.hessian_examples
+
+    @property
+    def per_layer(self) -> bool:
+        return self.options.per_layer
+
 
 class NoiseTracker:
     """A run's |G|², tr Σ and noise scales, in noise.csv and, by parameter, in noise_layers.csv.

@@ -140,7 +140,7 @@ def test_another_measurement_begins_the_table_anew(other, tmp_path, monkeypatch)
     assert table(tmp_path)["step"].tolist() == [0, 10]
     run_training(PROBLEM, TRAINING, tmp_path, RunOptions(noise=other))
     assert table(tmp_path)["step"].tolist() == [20, 26]  # from the checkpoint of step 13 on
-    assert set(table(tmp_path)["num_examples"]) == {other.options.num_examples}
+    assert set(table(tmp_path)["num_examples"]) == {other.num_examples}
 
 
 def test_divergence_is_a_row_with_its_reason(tmp_path):
@@ -183,4 +183,6 @@ def test_settings_one_by_one_are_those_of_the_options():
     assert tracking == NoiseTracking(every=5, options=options, seed=3)
     assert replace(tracking, seed=4) == NoiseTracking(every=5, options=options, seed=4)
     assert pickle.loads(pickle.dumps(tracking)) == tracking  # as workers are sent it
-    assert NoiseTracking().options.num_examples == 10_000
+    assert NoiseTracking().num_examples == NoiseTracking().options.num_examples == 10_000
+    read = (tracking.hessian, tracking.num_probes, tracking.hessian_examples, tracking.per_layer)
+    assert read == (True, 32, None, False)
