@@ -118,14 +118,15 @@ def test_no_two_modules_import_each_other():
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
         for path in PACKAGE.rglob("*.py")
     }
+    needs = {module: used(path) for module, path in files.items()}
     graph = {
         module: {
             other
             for other in files
-            if any(name == other or name.startswith(f"{other}.") for name in used(path))
+            if any(name == other or name.startswith(f"{other}.") for name in names)
         }
         - {module}
-        for module, path in files.items()
+        for module, names in needs.items()
     }
     while free := {module for module, needed in graph.items() if not needed}:
         graph = {module: needed - free for module, needed in graph.items() if module not in free}
@@ -146,6 +147,12 @@ def test_nothing_imports_the_experiments():
     for folder in ("noisescale", "analysis", "paper_figures"):
         for path in (ROOT / folder).rglob("*.py"):
             assert not {name for name in imports(path) if name.split(".")[0] == "experiments"}
+
+
+def test_tests_share_by_their_helpers_alone():
+    for path in (ROOT / "tests").rglob("*.py"):
+        shared = {name for name in imports(path) if name.split(".")[0] == "tests"}
+        assert not {name for name in shared if name.split(".")[1] != "helpers"}, path
 
 
 @pytest.mark.processes

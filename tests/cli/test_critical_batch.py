@@ -75,6 +75,7 @@ def checkpoint(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_whole_measurement(tmp_path):
     out = tmp_path / "out"
     found = critical(*SMALL, *FEW, "--seeds", 2, "--noise-examples", 100, "--out", out)

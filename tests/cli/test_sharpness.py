@@ -33,6 +33,7 @@ def test_sharpness_of_a_checkpoint_is_a_table_and_a_sentence(trained):
     assert "2/η = 10 at lr 0.2: below the edge." in text
 
 
+@pytest.mark.slow
 def test_sharpness_of_a_run_folder_goes_along_training(trained):
     every = [
         "--trace",

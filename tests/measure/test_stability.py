@@ -132,6 +132,7 @@ def test_measuring_leaves_no_trace():
         assert (param == before[name]).all()
 
 
+@pytest.mark.slow
 def test_a_model_without_a_batching_rule_is_simulated_one_replica_at_a_time():
     class Counting(nn.Module):
         def __init__(self):

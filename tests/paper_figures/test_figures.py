@@ -51,6 +51,7 @@ def test_the_grid_is_the_study(tmp_path):
     assert len({run_name(*case) for case in cases}) == len(cases)
 
 
+@pytest.mark.slow
 def test_runs_become_tables_and_tables_become_pictures(runs, tmp_path):
     data = tmp_path / "data"
     result = CliRunner().invoke(

@@ -113,7 +113,8 @@ class LayerRecorder:
         """
         leaves = [leaf for leaf in self.params.values() if leaf.requires_grad]
         if leaves:
-            return torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
+            gradients = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
+            return [part.detach() for part in gradients]  # torch 2.6 makes zeros that require grad
         if self._anchors and losses.requires_grad:
             torch.autograd.grad(losses.sum(), self._anchors, allow_unused=True)
         return ()

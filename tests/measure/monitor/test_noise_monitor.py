@@ -106,7 +106,7 @@ def test_scalars_for_a_logger():
     assert all(type(value) is float for value in found.values())
 
 
-@pytest.mark.parametrize("trained", [0, 100])
+@pytest.mark.parametrize("trained", [0, pytest.param(100, marks=pytest.mark.slow)])
 def test_it_agrees_with_the_exact_measurement_on_mnist(trained, mnist_dir):
     problem = build_problem(ProblemConfig(dataset="mnist", width=128), data_dir=mnist_dir)
     if trained:

@@ -268,6 +268,7 @@ def test_a_goal_that_the_start_has_reached_is_refused(tmp_path, goals):
         run_critical_batch(replace(CONFIG, goals=goals), tmp_path / "out", executor=Here())
 
 
+@pytest.mark.slow
 def test_a_goal_that_no_run_reaches_beside_others(tmp_path):
     config = replace(TRACKED, goals=(1.8, 1e-6), num_seeds=1, epochs=3)
     found = run_critical_batch(config, tmp_path / "out", executor=Here())

@@ -415,7 +415,7 @@ def test_a_killed_sweep_goes_on_and_its_table_is_the_serial_one(serial, tmp_path
     reference, *_ = serial
     out = tmp_path / "sweep"
     command = [sys.executable, "-m", "tests.helpers.sweeps", str(out)]
-    for cells in (1, 4, 8):
+    for cells in (2, 8):  # killed early, and in the midst of the search
         running = subprocess.Popen(command, env=environment())
         while len(list(out.glob("cells/*/summary.json"))) < cells and running.poll() is None:
             time.sleep(0.005)

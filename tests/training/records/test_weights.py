@@ -103,7 +103,6 @@ def test_safetensors_and_our_own_checkpoints_load(tmp_path):
 
 
 def test_what_does_not_fit_is_listed_and_changes_nothing(tmp_path):
-    pytest.importorskip("safetensors")
     state = random_state()
     wrong = {name: tensor for name, tensor in state.items() if name != "submodule.0.bias"}
     wrong |= {"extra.weight": torch.zeros(2, 2), "submodule.0.weight": torch.zeros(4, 9)}
@@ -133,6 +132,7 @@ def test_two_copies_of_the_weights_are_not_chosen_between(tmp_path):
 
 
 def test_unreadable_files_are_named(tmp_path):
+    pytest.importorskip("safetensors")
     torch.save(
         {"state_dict": random_state(), "hyper_parameters": Settings()}, tmp_path / "objects.ckpt"
     )

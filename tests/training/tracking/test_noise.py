@@ -45,9 +45,7 @@ def test_measuring_leaves_the_trajectory_bit_identical(norm, optimizer, tmp_path
     torch.manual_seed(5)
     run_training(problem, training, tmp_path / "plain")
     torch.manual_seed(5)
-    options = RunOptions(
-        noise=NoiseTracking(every="log", num_examples=100, hessian=True, num_probes=2)
-    )
+    options = RunOptions(noise=NoiseTracking(every=6, num_examples=100, hessian=True, num_probes=2))
     run_training(problem, training, tmp_path / "measured", options)
     assert torch.equal(torch.get_rng_state(), torch.manual_seed(5).get_state())
     one, other = load_checkpoint(tmp_path / "plain"), load_checkpoint(tmp_path / "measured")
