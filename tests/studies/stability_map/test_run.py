@@ -500,6 +500,7 @@ def test_a_damaged_cell_of_another_sweep_is_named_and_left_out(tmp_path):
     assert "lacks chance_loss" in found.summary["failures"][0]
 
 
+@pytest.mark.pictures
 def test_all_cells_of_one_batch_size_may_fail(tmp_path):
     failing = Here(lambda cell: cell.training.batch_size == 4)
     found = run_sweep(CONFIG, tmp_path / "sweep", executor=failing, options=QUIET)

@@ -20,6 +20,8 @@ PROBLEM = ProblemConfig(dataset="digits", width=4)
 TRAINING = TrainConfig(batch_size=200, learning_rate=0.1, epochs=1)
 NAMES = ["curves.png", "confusion.png"]
 
+pytestmark = pytest.mark.pictures
+
 
 def titles(folder, tmp_path, monkeypatch):
     """What is written above a run's curves."""
