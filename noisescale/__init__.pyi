@@ -11,7 +11,11 @@ from .measure.curvature.keskar import (
     KeskarSharpness as KeskarSharpness,
     keskar_sharpness as keskar_sharpness,
 )
-from .measure.curvature.products import ggn_matvec as ggn_matvec, hessian_matvec as hessian_matvec
+from .measure.curvature.products import (
+    CurvatureProduct as CurvatureProduct,
+    ggn_matvec as ggn_matvec,
+    hessian_matvec as hessian_matvec,
+)
 from .measure.curvature.spectrum import (
     SpectralDensity as SpectralDensity,
     SpectralMoments as SpectralMoments,

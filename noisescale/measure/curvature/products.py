@@ -104,9 +104,14 @@ def ggn_matvec(
 class CurvatureProduct:
     """v -> (1/N) Σ over chunks of their products with v, by graphs that are kept between products.
 
-    objective: the loss, its examples and its point.
-    record: what gives a chunk's product, `record_hessian` or `record_ggn`.
-    kept_bytes: how much of the graphs is kept; None: 512 MiB, on a GPU a quarter of what is free.
+    What `hessian_matvec` and `ggn_matvec` return: called with a vector (P,), it gives the product
+    (P,), and it knows its `dim`, `dtype` and `device`.
+
+    Args:
+        objective: the loss, its examples and its point.
+        record: what gives a chunk's product, `record_hessian` or `record_ggn`.
+        kept_bytes: how much of the graphs is kept; None: 512 MiB, on a GPU a quarter of what is
+            free.
     """
 
     def __init__(
@@ -142,11 +147,22 @@ class CurvatureProduct:
         return self._apply(vector, lambda num_examples, part: None)
 
     def on(self, examples: Examples) -> CurvatureProduct:
-        """The same matrix of other examples, at the same point."""
+        """The same matrix of other examples, at the same point.
+
+        Args:
+            examples: whose mean loss it is the matrix of.
+        """
         return CurvatureProduct(self.objective.on(examples), self._record)
 
     def with_forms(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hv (P,), and of each of J chunks vᵀH_jv (J,) and its share of the examples (J,)."""
+        """The product, and what each of the J chunks contributes to vᵀHv.
+
+        Args:
+            vector: v, (P,).
+
+        Returns:
+            Hv (P,), vᵀH_jv of each chunk's mean loss (J,), and its share of the examples (J,).
+        """
         sizes_and_forms: list[tuple[int, float]] = []
 
         def note(num_examples: int, part: Tensor) -> None:
