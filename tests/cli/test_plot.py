@@ -92,6 +92,7 @@ def test_an_unfinished_run_is_drawn_as_far_as_it_is(folder):
     assert "run: nothing to draw yet" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_of_several_runs_is_drawn_run_by_run(folder):
     shutil.copytree(folder, "runs/a")
     shutil.copytree(folder, "runs/deeper/b")

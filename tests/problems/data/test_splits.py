@@ -165,6 +165,7 @@ def test_servers_are_given_less_than_the_twenty_seconds():
     assert mnist_files.REACHABLE_WITHIN < 20
 
 
+@pytest.mark.processes
 def test_what_reads_files_is_imported_when_files_are_read():
     """Each of these would take a worker longer to import than its problem takes to build."""
     code = (

@@ -18,6 +18,7 @@ def test_versions_are_those_of_the_libraries():
     assert record["torchvision"] == torchvision.__version__
 
 
+@pytest.mark.processes
 def test_the_record_is_made_without_importing_torchvision():
     code = (
         "import sys\nfrom noisescale.training.records.environment import environment\n"
