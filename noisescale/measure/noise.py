@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from noisescale.statistics.sample import Population, Sample
 
 if TYPE_CHECKING:
     import pandas as pd
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")  # of a measurement, all with defaults
 
 HESSIAN_EXAMPLES = 4096  # a compromise: each probe and eigenvector costs a product on all of them
 TOP_EXAMPLES = 10  # fit on a screen
@@ -69,11 +72,9 @@ class NoiseOptions:
     dtype: torch.dtype | None = None
 
 
-def noise_options(options: NoiseOptions | None, settings: Mapping[str, Any]) -> NoiseOptions:
+def with_settings(options: Options, settings: Mapping[str, Any]) -> Options:
     """`options` with the settings given beside them; SettingError for one given both ways."""
-    if options is None:
-        return NoiseOptions(**settings)
-    default = NoiseOptions()
+    default = type(options)()
     twice = [
         name for name in settings if getattr(options, name, None) != getattr(default, name, None)
     ]
@@ -119,7 +120,7 @@ def measure_noise(
         MeasurementError: the gradients are not defined or not finite there, as for
             `gradient_moments`.
     """
-    options = noise_options(options, settings)
+    options = with_settings(options or NoiseOptions(), settings)
     if generator is None:
         generator = torch.Generator().manual_seed(seed)
     elif seed != 0:

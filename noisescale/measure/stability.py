@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TypedDict, Unpack
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import MeasurementError
 from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.measure.curvature.example_curvature import ExampleCurvature
 from noisescale.measure.curvature.linear_sgd import LinearisedSGD, lyapunov_rate
 from noisescale.measure.curvature.products import ggn_matvec
-from noisescale.measure.noise import measure_noise
+from noisescale.measure.noise import measure_noise, with_settings
 from noisescale.measure.objective import Objective
 from noisescale.problems.problem import MatVec, Params, Problem, as_examples
 from noisescale.problems.sampling import select
@@ -48,13 +48,6 @@ class StabilityOptions:
     descent: bool = True
 
 
-class StabilityFields(TypedDict, total=False):
-    """The fields of StabilityOptions, given as keywords."""
-
-    num_examples: int | None
-    descent: bool
-
-
 def measure_stability(
     problem: Problem,
     params: Params | None = None,
@@ -63,7 +56,7 @@ def measure_stability(
     seed: int = 0,
     report: Callable[[str], None] | None = None,
     generator: torch.Generator | None = None,
-    **fields: Unpack[StabilityFields],
+    **settings: Any,
 ) -> StabilityConstants:
     """λ, κ, β, tr H and s² of the Gauss–Newton matrix, and ε_max and B_noise, at `params`.
 
@@ -74,20 +67,19 @@ def measure_stability(
         seed: of the subset and of every random start and probe.
         report: is told what is being computed.
         generator: draws the random numbers instead of a new one under `seed`; on the CPU.
-        **fields: single fields of the options, in place of `options`.
+        **settings: fields of `StabilityOptions` one by one, such as `descent=False`. A field that
+            `options` sets to other than its default cannot be given here again.
 
     Returns:
         The constants, of which `StabilityConstants.curves` makes the curves; ε_max and B_noise are
         nan without `descent`, and where B_noise is not positive.
 
     Raises:
-        SettingError: both options and single fields of them.
+        SettingError: an option is given twice.
         MeasurementError: λ cannot be found or is zero, or the model gives more than 128 numbers for
             an example.
     """
-    if fields and options is not None:
-        raise SettingError(f"options and {', '.join(fields)}: give the options alone")
-    options = replace(options or StabilityOptions(), **fields)
+    options = with_settings(options or StabilityOptions(), settings)
     report = report or (lambda activity: None)
     generator = generator or torch.Generator().manual_seed(seed)
     population_size = as_examples(problem.train).num_examples

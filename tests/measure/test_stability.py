@@ -1,6 +1,5 @@
 """The constants of stability against dense matrices, and against each other."""
 
-import dataclasses
 import math
 
 import pytest
@@ -10,7 +9,6 @@ from torch import nn
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure import stability
 from noisescale.measure.stability import (
-    StabilityFields,
     StabilityOptions,
     measure_stability,
     simulate_threshold,
@@ -78,14 +76,13 @@ def test_options_may_be_given_as_keywords_and_a_seed_as_a_generator():
     assert (found.sharpness, found.trace) != (other.sharpness, other.trace)
 
 
-def test_options_and_single_fields_of_them_are_not_mixed():
-    with pytest.raises(SettingError, match="options and num_examples, descent"):
-        measure_stability(
-            classification(), options=StabilityOptions(), num_examples=20, descent=False
-        )
-    assert set(StabilityFields.__annotations__) == {
-        field.name for field in dataclasses.fields(StabilityOptions)
-    }
+def test_a_setting_is_given_once():
+    problem = classification()
+    both = measure_stability(problem, None, StabilityOptions(descent=False), num_examples=20)
+    alone = measure_stability(problem, num_examples=20, descent=False)
+    assert both.sharpness == alone.sharpness
+    with pytest.raises(SettingError, match="descent: given in the options and beside them"):
+        measure_stability(problem, None, StabilityOptions(descent=False), descent=True)
 
 
 def test_the_report_is_told_what_is_computed():

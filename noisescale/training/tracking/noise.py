@@ -14,7 +14,7 @@ from noisescale.measure.noise import (
     NoiseOptions,
     hessian_sample_size,
     measure_noise,
-    noise_options,
+    with_settings,
 )
 from noisescale.problems.problem import Problem
 from noisescale.statistics.estimate import Estimate, estimate_of, estimate_row
@@ -71,7 +71,7 @@ class NoiseTracking:
         """
         if options is None:
             settings = {"num_examples": NUM_EXAMPLES} | settings
-        options = noise_options(options, settings)
+        options = with_settings(options or NoiseOptions(), settings)
         if every != "log" and (not isinstance(every, int) or every < 1):
             raise SettingError(f"every {every!r}: give a number of steps, 1 or more, or log")
         if options.num_examples is not None and options.num_examples < 3:
