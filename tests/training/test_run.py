@@ -23,6 +23,7 @@ from noisescale.training.records.folder import folder_state
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
 from noisescale.training.trainer import train
+from tests.helpers.processes import unmeasured
 
 PROBLEM = ProblemConfig(dataset="digits", width=16)
 TRAINING = TrainConfig(batch_size=100, learning_rate=0.1, epochs=3)
@@ -266,6 +267,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_message_and_damages_nothing(
         capture_output=True,
         text=True,
         check=False,
+        env=unmeasured(),
     )
     assert done.returncode == 1
     assert "File too large; what is already written is whole: make room" in done.stderr

@@ -1,6 +1,9 @@
 """Per-example gradients by every engine against a loop of single-example backward passes."""
 
 import copy
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +19,7 @@ from noisescale.problems.models import cross_entropy
 from noisescale.problems.problem import Examples, Problem
 from tests.helpers.models import PROBLEMS, LanguageModel, loop, sequences
 from tests.helpers.problems import classification, seeded
+from tests.helpers.processes import environment
 
 
 def agree(problem, *, rtol=1e-10, **options):
@@ -74,17 +78,36 @@ def test_one_program_after_another_is_compiled_in_a_process():
         np.testing.assert_allclose(found.squared_norms, loop(scaled).squared_norms, rtol=1e-10)
 
 
+WITHOUT_A_COMPILER = """
+import json
+import numpy as np
+from torch import nn
+from noisescale import gradient_moments
+from tests.helpers.models import loop
+from tests.helpers.problems import classification
+
+model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3))
+problem = classification(model, num_examples=9)
+found = gradient_moments(problem, engine="compiled")
+np.testing.assert_allclose(found.squared_norms, loop(problem).squared_norms, rtol=1e-10)
+print(json.dumps([found.engine, *found.notes]))
+"""
+
+
+@pytest.mark.processes
 @pytest.mark.slow
-def test_without_a_compiler_vmap_takes_over_and_says_so(monkeypatch):
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)
-    model = nn.Sequential(
-        nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3)
-    )  # of a size compiled nowhere else
-    found = agree(classification(model, num_examples=9), engine="compiled")
-    assert found.engine == "vmap"
-    (note,) = found.notes
+def test_without_a_compiler_vmap_takes_over_and_says_so():
+    """In a process of its own, since torch remembers of a compiler that it does not work."""
+    missing = {"CXX": "no-such-compiler", "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_COMPILER],
+        env=environment() | missing,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    engine, note = json.loads(done.stdout)
+    assert engine == "vmap"
     assert "cannot be compiled" in note
     assert "vmap was used instead" in note
 
