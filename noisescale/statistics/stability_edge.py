@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import log_expit
 
 from noisescale.statistics.estimate import Estimate, student_t
 
@@ -173,6 +172,8 @@ def _profile(
     low: np.ndarray, high: np.ndarray, middles: np.ndarray, scales: np.ndarray
 ) -> np.ndarray:
     """The log-likelihood of each middle at its best scale."""
+    from scipy.special import log_expit  # here, as in `student_t`
+
     best = np.full(len(middles), -np.inf)
     for scale in scales:
         above = (high[:, None] - middles) / scale  # (n, M)
