@@ -1,6 +1,7 @@
 """The wings of the package and who may lean on whom, read off the imports."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import types
@@ -163,6 +164,19 @@ def test_public_names_load_when_they_are_used():
         "noisescale.Problem\nassert 'torch' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("run_tables", ("NOISE", "estimate_columns", "estimate_row", "read_cells", "read_noise")),
+        ("store", ("CONFIG", "RunFolder", "finished_runs", "nullable", "write_table")),
+        ("synthetic", ("SyntheticProblem", "linear_regression", "noisy_quadratic")),
+    ],
+)
+def test_former_modules_still_give_what_they_held(module, names):
+    former = importlib.import_module(f"noisescale.{module}")
+    assert all(hasattr(former, name) for name in names)
 
 
 def test_every_public_name_exists_and_has_a_docstring():
