@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
 from noisescale.errors import MeasurementError, SettingError, check_count, first_line
+from noisescale.measure.objective.passes import as_measured
 from noisescale.problems.problem import Examples, Params, Problem, as_examples
 
 # What one chunk's graph may take on a CPU: 128 MiB, modest beside what is kept between products
@@ -169,7 +168,7 @@ class Objective:
             params: the differentiated parameters by name.
             inputs: (B, *F), on any device.
         """
-        with plain_attention():
+        with as_measured():
             outputs: Tensor = functional_call(
                 self._model, (params, self._constants), (self.cast(inputs),)
             )
@@ -186,7 +185,8 @@ class Objective:
             MeasurementError: the problem's loss has reduced them already, or fails on a target.
         """
         try:
-            losses = self._loss(outputs, self.cast(targets))
+            with as_measured():
+                losses = self._loss(outputs, self.cast(targets))
         except IndexError as error:  # a class that the model has no output for
             raise MeasurementError(f"{self.name} fails on its targets: {error}") from error
         if losses.shape != targets.shape[:1]:
@@ -319,12 +319,6 @@ class Objective:
             values: of any shape, dtype and device.
         """
         return values.to(self.point if values.is_floating_point() else self.device)
-
-
-def plain_attention() -> contextlib.AbstractContextManager[None]:
-    """Attention without fused kernels, which have no second derivative and no batching rule."""
-    context: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return context
 
 
 def flatten(parts: Sequence[Tensor]) -> Tensor:
