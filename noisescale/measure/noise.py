@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from noisescale.errors import SettingError
 from noisescale.measure.gradients.engine import EngineName
@@ -283,7 +284,7 @@ def _without(measured: _Measured, of_hessian: torch.Tensor) -> Objective:
         )
     if kept.all():
         return objective
-    return objective.on(examples.part(kept.to(examples.targets.device)))
+    return objective.on(examples.part(kept))
 
 
 def _per_class(
@@ -292,7 +293,8 @@ def _per_class(
     """A row per class, each its own population, and the classes of fewer than two examples."""
     selected = measured.selected
     targets = selected.examples.targets
-    if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+    is_column = isinstance(targets, Tensor) and targets.ndim == 1
+    if not is_column or targets.is_floating_point() or targets.is_complex():
         raise SettingError(
             "per class: the targets are no classes, one whole number for each example"
         )
@@ -344,6 +346,7 @@ def _top_examples(moments: GradientMoments, selected: Selection) -> pd.DataFrame
         "share": distances[first] / distances.sum() if distances.sum() else 0 * distances[first],
         "loss": moments.losses[first],
     }
-    if selected.examples.targets.ndim == 1:
-        rows["target"] = selected.examples.targets[torch.from_numpy(first.copy())].tolist()
+    targets = selected.examples.part(torch.from_numpy(first.copy())).targets
+    if isinstance(targets, Tensor) and targets.ndim == 1:
+        rows["target"] = targets.tolist()
     return pd.DataFrame(rows)

@@ -72,7 +72,7 @@ def select(
 def part_of(data: Data, indices: Tensor) -> Examples:
     """The examples at indices (n,) on the CPU; of a Dataset only these are read."""
     if isinstance(data, Examples):
-        return data.part(indices.to(data.targets.device))
+        return data.part(indices)
     return as_examples(Subset(data, indices.tolist()))
 
 

@@ -105,7 +105,7 @@ def _batches(
     generator = generator or torch.Generator().manual_seed(0)
     for _ in range(num_batches):
         rows = torch.randperm(num_examples, generator=generator)[:batch_size]
-        yield objective.examples.part(rows.to(objective.examples.targets.device))
+        yield objective.examples.part(rows)
 
 
 def _curvature_along(matvec: MatVec, vector: Tensor) -> float:

@@ -25,7 +25,8 @@ class OutputJacobian:
 
     def outputs(self, params: Params, inputs: Tensor) -> Tensor:
         """(B, *F) -> (B, C)."""
-        return self.objective.outputs(params, inputs).flatten(1)
+        outputs: Tensor = self.objective.outputs(params, inputs).flatten(1)
+        return outputs
 
     def push(self, inputs: Tensor, direction: Params) -> Tensor:
         """J_i·v: (B, C)."""

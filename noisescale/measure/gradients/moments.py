@@ -17,7 +17,7 @@ from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
 from noisescale.measure.gradients.hooks import LayerEngine
 from noisescale.measure.gradients.vmap import VmapEngine
 from noisescale.measure.objective import Objective, is_out_of_memory
-from noisescale.problems.problem import Examples, Params, Problem
+from noisescale.problems.problem import Examples, Params, Problem, shapes
 from noisescale.problems.sampling import select
 
 # Examples on which an engine is checked before it is believed: few, since each takes passes of its
@@ -247,8 +247,8 @@ def _check_separate(objective: Objective, probe: Examples) -> None:
         except Exception as error:  # whatever a model or a loss of the user's own raises
             raise MeasurementError(
                 f"{objective.name} fails on {examples.num_examples} examples with inputs of shape "
-                f"{tuple(examples.inputs.shape)} and targets of shape "
-                f"{tuple(examples.targets.shape)}: {type(error).__name__}: {error}"
+                f"{shapes(examples.inputs)} and targets of shape {shapes(examples.targets)}: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     together, again = losses(probe), losses(probe)

@@ -101,8 +101,7 @@ class LayerRecorder:
         for param in self.params.values():
             param.requires_grad_(parameters)
         self._recording = True
-        with as_measured():
-            outputs = self._model(self.objective.cast(chunk.inputs))
+        outputs = self.objective.call(self._model, chunk.inputs)
         self._recording = False
         return self.objective.losses(outputs, chunk.targets)
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedParameter
+from torch.utils._pytree import tree_map
 
 from noisescale.errors import MeasurementError, SettingError, check_count, first_line
 from noisescale.measure.objective.passes import as_measured
-from noisescale.problems.problem import Examples, Params, Problem, as_examples
+from noisescale.problems.problem import (
+    Examples,
+    Params,
+    Problem,
+    Tree,
+    arguments_of,
+    as_examples,
+    call_model,
+    first_size,
+)
 
 # What one chunk's graph may take on a CPU: 128 MiB, modest beside what is kept between products
 CHUNK_BYTES = 2**27
@@ -161,25 +172,33 @@ class Objective:
         named = zip(self._shapes.items(), parts, strict=True)
         return {name: part.view(shape) for (name, shape), part in named}
 
-    def outputs(self, params: Params, inputs: Tensor) -> Tensor:
-        """The model's outputs (B, ...).
+    def outputs(self, params: Params, inputs: Tree) -> Any:
+        """What the model returns, such as outputs (B, ...).
 
         Args:
             params: the differentiated parameters by name.
-            inputs: (B, *F), on any device.
+            inputs: (B, *F), or a dict, tuple or list of such, on any device.
+        """
+        arguments, keywords = arguments_of(self.cast(inputs))
+        with as_measured():
+            return functional_call(self._model, (params, self._constants), arguments, keywords)
+
+    def call(self, model: Callable[..., Any], inputs: Tree) -> Any:
+        """What another instance of the model returns.
+
+        Args:
+            model: as of `instance`.
+            inputs: (B, *F), or a dict, tuple or list of such, on any device.
         """
         with as_measured():
-            outputs: Tensor = functional_call(
-                self._model, (params, self._constants), (self.cast(inputs),)
-            )
-        return outputs
+            return call_model(model, self.cast(inputs))
 
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, outputs: Any, targets: Tree) -> Tensor:
         """One loss per example (B,).
 
         Args:
-            outputs: of the model (B, ...).
-            targets: (B, ...), on any device.
+            outputs: what the model returned.
+            targets: (B, ...), or a dict, tuple or list of such, on any device.
 
         Raises:
             MeasurementError: the problem's loss has reduced them already, or fails on a target.
@@ -189,10 +208,11 @@ class Objective:
                 losses = self._loss(outputs, self.cast(targets))
         except IndexError as error:  # a class that the model has no output for
             raise MeasurementError(f"{self.name} fails on its targets: {error}") from error
-        if losses.shape != targets.shape[:1]:
+        num_examples = first_size(targets)
+        if not isinstance(losses, Tensor) or losses.shape != (num_examples,):
             raise MeasurementError(
-                f"{self.name} gives shape {tuple(losses.shape)} for {len(targets)} examples: "
-                f"return one loss per example, shape ({len(targets)},), "
+                f"{self.name} gives {_form(losses)} for {num_examples} examples: "
+                f"return one loss per example, shape ({num_examples},), "
                 'as reduction="none" does'
             )
         return losses
@@ -312,13 +332,15 @@ class Objective:
                 continue
             start += chunk.num_examples
 
-    def cast(self, values: Tensor) -> Tensor:
+    def cast(self, values: Tree) -> Tree:
         """The values on the parameters' device, floating-point ones in their dtype.
 
         Args:
-            values: of any shape, dtype and device.
+            values: a tensor of any shape, dtype and device, or a dict, tuple or list of such.
         """
-        return values.to(self.point if values.is_floating_point() else self.device)
+        return tree_map(
+            lambda leaf: leaf.to(self.point if leaf.is_floating_point() else self.device), values
+        )
 
 
 def flatten(parts: Sequence[Tensor]) -> Tensor:
@@ -347,6 +369,13 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(
         error, torch.OutOfMemoryError | MemoryError
     ) or "can't allocate memory" in str(error)
+
+
+def _form(losses: object) -> str:
+    """What a loss has returned, for messages."""
+    if isinstance(losses, Tensor):
+        return f"shape {tuple(losses.shape)}"
+    return f"a {type(losses).__name__}"
 
 
 def _name(thing: object) -> str:

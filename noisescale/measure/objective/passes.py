@@ -46,7 +46,8 @@ def _nothing_compiled() -> contextlib.AbstractContextManager[Any]:
     """Compiled functions run as they were written."""
     if "torch._dynamo" not in sys.modules:  # which takes a second to import; nothing is compiled
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 class _PlainCheckpoints:
