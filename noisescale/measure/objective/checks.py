@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from noisescale.errors import MeasurementError
+from noisescale.measure.objective.passes import is_out_of_memory
 from noisescale.problems.problem import Examples, shapes
 
 # Examples whose losses are compared with those they have alone: few, since each takes a pass of its
@@ -96,6 +97,8 @@ def _tried(losses: Losses, examples: Examples, name: str) -> Tensor:
     except MeasurementError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise MeasurementError(
             f"{name} fails on {examples.num_examples} examples with inputs of shape "
             f"{shapes(examples.inputs)} and targets of shape {shapes(examples.targets)}: "

@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_map
 
 from noisescale.errors import MeasurementError, SettingError, check_count, first_line
+from noisescale.measure.objective.checks import check_any_company, check_separate
 from noisescale.measure.objective.model_copy import ModelCopy
 from noisescale.measure.objective.parameters import (
     Layout,
@@ -115,6 +116,8 @@ class Objective:
         self._model = ModelCopy(problem.model)
         self._loss = self._as_cast(problem.loss)
         self._chunk_size = chunk_size
+        self._coarsest: torch.dtype | None = None  # not yet known
+        self._is_separate = False  # not yet looked at in a whole chunk
 
     @property
     def model(self) -> nn.Module:
@@ -220,6 +223,44 @@ class Objective:
             )
         return losses
 
+    def check_separate(self) -> None:
+        """Whether each example has a loss of its own, by those of the first few; looked at once.
+
+        Raises:
+            MeasurementError: a loss is random, depends on the other examples of the batch or not on
+                the parameters, or cannot be computed.
+        """
+        if self._coarsest is None:
+            self._coarsest = check_separate(self._losses_at_point(), self.examples, name=self.name)
+
+    def check_any_company(self) -> None:
+        """The same, and that the losses of a whole chunk are those of its parts.
+
+        Raises:
+            MeasurementError: as `check_separate`.
+        """
+        if self._is_separate:
+            return
+        losses, dtype = self._losses_at_point(), self.coarsest_dtype
+
+        def compare(chunk: Examples, start: int) -> None:
+            check_any_company(losses, chunk, dtype, name=self.name)
+
+        self.on(self.examples.part(slice(self.chunk_size))).for_each_chunk(compare)
+        self._is_separate = True
+
+    @property
+    def coarsest_dtype(self) -> torch.dtype:
+        """The least precise dtype that model or loss compute in, whatever `dtype` is."""
+        self.check_separate()
+        assert self._coarsest is not None
+        return self._coarsest
+
+    def _losses_at_point(self) -> Callable[[Examples], Tensor]:
+        """The losses (B,) of any examples at the point, with their graph."""
+        params = self.params()
+        return lambda part: self.losses(self.outputs(params, part.inputs), part.targets)
+
     def value_and_gradient(self, vector: Tensor | None = None) -> tuple[float, Tensor]:
         """L and its gradient (P,).
 
@@ -285,6 +326,7 @@ class Objective:
     @cached_property
     def bytes_per_example(self) -> int:
         """What autograd keeps of one example for a second derivative, measured on the first few."""
+        self.check_separate()  # so that what fails is said in the package's own words
         params = self.params()
         shared = {
             param.untyped_storage().data_ptr()

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import SettingError
 from noisescale.measure.curvature.products import hessian_matvec
 from noisescale.measure.gradients.moments import gradient_moments
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Examples, Problem
+from noisescale.problems.problem import Problem
 from tests.helpers.dense import dense_hessian, matrix_of
 from tests.helpers.problems import classification
 
