@@ -69,7 +69,7 @@ def largest_eigenvalue(matrix: Tensor) -> float:
 def _flat(parts: Any) -> Tensor:
     return torch.cat(
         [
-            (torch.view_as_real(part.resolve_conj()) if part.is_complex() else part).flatten()
+            (torch.stack((part.real, part.imag), -1) if part.is_complex() else part).flatten()
             for part in parts
         ]
     )

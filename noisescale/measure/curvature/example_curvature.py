@@ -49,6 +49,7 @@ class OutputJacobian:
     def output_curvature(self) -> Tensor:
         """A_i, the Hessian of each example's loss in its outputs: (N, C, C)."""
         objective = self.objective
+        objective.check_any_company()
         curvatures: list[Tensor] = []
 
         def loss(output: Tensor, target: Tensor) -> Tensor:

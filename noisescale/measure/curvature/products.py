@@ -175,6 +175,7 @@ class CurvatureProduct:
 
     def _apply(self, vector: Tensor, note: Callable[[int, Tensor], None]) -> Tensor:
         """The product, each chunk's size and its summed product (P,) told to `note`."""
+        self.objective.check_any_company()
         parts = list(self.objective.unflatten(vector.to(self.objective.point)).values())
         total = torch.zeros_like(self.objective.point)
         may_keep = self._num_kept_chunks()
