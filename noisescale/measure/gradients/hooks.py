@@ -29,7 +29,6 @@ from noisescale.measure.gradients.layers.modules import rules_of_modules
 from noisescale.measure.gradients.layers.uses import (
     ParameterUses,
     Pass,
-    Plan,
     Source,
     UnforeseenError,
     Use,
@@ -80,7 +79,11 @@ class LayerEngine:
         self._model = objective.instance(self.params)
         self._rules = OPERATIONS | rules_of_modules(self._model, RULES)
         with whatever_fails(self.name, objective):
-            self._plan = make_plan(partial(self._run, probe), self.params, self._rules)
+            self._plan = make_plan(
+                lambda context, rows: self._run(probe.part(torch.tensor(rows)), context),
+                self.params,
+                self._rules,
+            )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -181,18 +184,14 @@ class LayerEngine:
                 add(name, pieces)
         if self._rest is not None:
             of_rest = self._of_rest(lambda engine: engine.projections(chunk, directions))
-            if of_rest.shape[2] == 1:  # in all
-                along[:, :, columns[next(iter(self.unreached))]] += of_rest[:, :, 0]
-            else:
-                along[:, :, [columns[name] for name in self.unreached]] = of_rest
+            along[:, :, [columns[name] for name in self.unreached]] = of_rest
         return along
 
-    def _run(self, examples: Examples, context: ParameterUses, rows: slice) -> Tensor:
-        """The losses of some of the examples, the parameters followed."""
-        part = examples.part(rows)
+    def _run(self, examples: Examples, context: ParameterUses) -> Tensor:
+        """The losses of the examples, the parameters followed."""
         with context:
-            outputs = self.objective.call(self._model, part.inputs)
-            return self.objective.losses(outputs, part.targets)
+            outputs = self.objective.call(self._model, examples.inputs)
+            return self.objective.losses(outputs, examples.targets)
 
     def _forward(
         self, chunk: Examples, receive: Callable[[Use, Tensor], None]
@@ -201,7 +200,7 @@ class LayerEngine:
         start = torch.zeros((), device=self.objective.device, requires_grad=True)
         current = Pass(chunk.num_examples, start, receive)
         context = ParameterUses(self._reached, self._rules, self._plan, current)
-        losses = self._run(chunk, context, slice(None))
+        losses = self._run(chunk, context)
         current.is_forward = False
         if current.differentiates:
             raise EngineError("the model takes gradients inside its forward pass")

@@ -16,10 +16,10 @@ from noisescale.measure.gradients.layers.factors import (
     Outer,
     Rows,
 )
+from noisescale.measure.gradients.layers.modules import ModuleRule
 from noisescale.measure.gradients.layers.uses import Layout, OperationRule, UnfitError
 
 Gradients = dict[str, ExampleGradients]
-ModuleRule = Callable[[Any, Tensor, Tensor], dict[str, Any]]
 GivenRule = TypeVar("GivenRule", bound=ModuleRule)
 
 # Of a user's own modules, by type
@@ -37,8 +37,9 @@ def gradient_rule(*module_types: type[nn.Module]) -> Callable[[GivenRule], Given
 
     The function takes the module, its input (B, ...) and the gradient of the batch's summed loss
     with respect to its output (B, ...), and returns for each of the module's parameters that are
-    not None the gradients of the single examples, a tensor (B, *shape). Rules are checked against
-    single-example backward passes at every measurement. Subclasses are not meant.
+    not None the gradients of the single examples: a tensor (B, *shape), or an `Outer` where they
+    factorise. Rules are checked against single-example backward passes at every measurement. A
+    subclass of a module with a rule is a module without one.
 
     Args:
         *module_types: the types; a rule that one has already is replaced.
@@ -69,7 +70,7 @@ def _operation(*names: str) -> Callable[[OperationRule], OperationRule]:
 def _linear(
     layout: Layout, gradient: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Gradients:
-    """y = x Wᵀ + b; x (..., I), y (..., O)."""
+    """Y = x Wᵀ + b; x (..., I), y (..., O)."""
     left, right = layout.places(gradient), layout.places(input)  # (n, S, O), (n, S, I)
     weights = Outer(left.unsqueeze(1), right.unsqueeze(1), weight.shape)
     return {"weight": weights, "bias": Dense(left.sum(1))}
@@ -77,10 +78,10 @@ def _linear(
 
 @_operation("matmul", "mm", "__matmul__")
 def _matmul(layout: Layout, gradient: Tensor, input: Tensor, other: Tensor) -> Gradients:
-    """y = x W; x (..., I), W (I, O), y (..., O)."""
+    """Y = x W; x (..., I), W (I, O), y (..., O)."""
     if other.ndim != 2 or input.ndim < 2:
         raise UnfitError
-    left, right = layout.places(input), layout.places(gradient)
+    left, right = layout.places(input), layout.places(gradient)  # (n, S, I), (n, S, O)
     return {"other": Outer(left.unsqueeze(1), right.unsqueeze(1), other.shape)}
 
 
@@ -88,13 +89,11 @@ def _matmul(layout: Layout, gradient: Tensor, input: Tensor, other: Tensor) -> G
 def _addmm(
     layout: Layout, gradient: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor
 ) -> Gradients:
-    """y = b + x W; the examples in the rows of x and y."""
+    """Y = b + x W; the examples in the rows of x and y."""
     if layout.dim != 0:
         raise UnfitError
-    return {
-        "input": _broadcast(layout, gradient, input.shape),
-        **{"mat2": _matmul(layout, gradient, mat1, mat2)["other"]},
-    }
+    weights = _matmul(layout, gradient, mat1, mat2)["other"]
+    return {"input": _broadcast(layout, gradient, input.shape), "mat2": weights}
 
 
 @_operation("embedding")
@@ -106,7 +105,7 @@ def _embedding(
     padding_idx: int | None = None,
     **options: Any,
 ) -> Gradients:
-    """y = W[x]; x (...) integers, W (V, D), y (..., D)."""
+    """Y = W[x]; x (...) integers, W (V, D), y (..., D)."""
     index = layout.places(input.unsqueeze(-1)).squeeze(-1)  # (n, S)
     values = layout.places(gradient)  # (n, S, D)
     if padding_idx is not None:
@@ -119,7 +118,7 @@ def _embedding(
 def _add(
     layout: Layout, gradient: Tensor, input: Any, other: Any, *, alpha: float = 1
 ) -> Gradients:
-    """y = x + α z."""
+    """Y = x + α z."""
     scaled = gradient if alpha == 1 else alpha * gradient
     return _of_two(layout, input=(input, gradient), other=(other, scaled))
 
@@ -128,13 +127,13 @@ def _add(
 def _sub(
     layout: Layout, gradient: Tensor, input: Any, other: Any, *, alpha: float = 1
 ) -> Gradients:
-    """y = x − α z."""
+    """Y = x − α z."""
     return _of_two(layout, input=(input, gradient), other=(other, -alpha * gradient))
 
 
 @_operation("mul", "multiply")
 def _mul(layout: Layout, gradient: Tensor, input: Any, other: Any) -> Gradients:
-    """y = x z."""
+    """Y = x z."""
     return _of_two(layout, input=(input, gradient * other), other=(other, gradient * input))
 
 
@@ -142,13 +141,15 @@ def _mul(layout: Layout, gradient: Tensor, input: Any, other: Any) -> Gradients:
 def _where(
     layout: Layout, gradient: Tensor, condition: Tensor, input: Any, other: Any
 ) -> Gradients:
-    """y = x where the condition holds, else z; the method takes x first."""
+    """Y = x where the condition holds, else z; the method takes x first."""
     if condition.dtype != torch.bool:
         x, condition = condition, input
         return _of_two(
             layout, condition=(x, gradient * condition), other=(other, gradient * ~condition)
         )
-    return _of_two(layout, input=(input, gradient * condition), other=(other, gradient * ~condition))
+    return _of_two(
+        layout, input=(input, gradient * condition), other=(other, gradient * ~condition)
+    )
 
 
 def _of_two(layout: Layout, **arguments: tuple[Any, Tensor]) -> Gradients:
@@ -162,7 +163,7 @@ def _of_two(layout: Layout, **arguments: tuple[Any, Tensor]) -> Gradients:
 
 @_operation("expand")
 def _expand(layout: Layout, gradient: Tensor, input: Tensor, *sizes: Any) -> Gradients:
-    """p repeated along dimensions of size 1, that of the examples among them."""
+    """P repeated along dimensions of size 1, that of the examples among them."""
     return {"input": _broadcast(layout, gradient, input.shape)}
 
 
@@ -173,7 +174,7 @@ def _expand_as(layout: Layout, gradient: Tensor, input: Tensor, other: Tensor) -
 
 @_operation("repeat")
 def _repeat(layout: Layout, gradient: Tensor, input: Tensor, *sizes: Any) -> Gradients:
-    """p repeated along its dimensions of size 1."""
+    """P repeated along its dimensions of size 1."""
     repeats = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
     shape = (1,) * (len(repeats) - input.ndim) + tuple(input.shape)
     if any(size != 1 and count != 1 for size, count in zip(shape, repeats, strict=True)):
@@ -183,7 +184,7 @@ def _repeat(layout: Layout, gradient: Tensor, input: Tensor, *sizes: Any) -> Gra
 
 @_operation("prelu")
 def _prelu(layout: Layout, gradient: Tensor, input: Tensor, weight: Tensor) -> Gradients:
-    """y = x where x > 0, else p x; one p or one for each channel."""
+    """Y = x where x > 0, else p x; one p or one for each channel."""
     products = gradient * input.clamp(max=0)
     if weight.numel() == 1 or input.ndim < 2:
         return {"weight": _broadcast(layout, products, weight.shape)}

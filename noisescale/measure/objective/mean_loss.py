@@ -190,13 +190,13 @@ class Objective:
             return model(*arguments, **keywords)
 
     def call(self, model: Callable[..., Any], inputs: Tree) -> Any:
-        """What another instance of the model returns.
+        """What another instance of the model returns, to be differentiated once, by autograd.
 
         Args:
             model: as of `instance`.
             inputs: (B, *F), or a dict, tuple or list of such, on any device.
         """
-        with as_measured():
+        with as_measured(once=True):
             return call_model(model, self.cast(inputs))
 
     def losses(self, outputs: Any, targets: Tree) -> Tensor:

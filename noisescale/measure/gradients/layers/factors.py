@@ -16,6 +16,7 @@ WRITTEN, WRITTEN_ON_GPU = 2**22, 2**26
 # Multiply–adds in whose time a number is written, squared and summed (measured: 20 to 40 on two
 # cores), by which the Gram form is held against writing out
 WRITING = 24
+LONGEST_ROW = 4096  # numbers whose squares are summed in their own precision: to about 1e-6
 
 
 class ExampleGradients(Protocol):
@@ -88,7 +89,8 @@ class Outer:
     grouped convolutions.
 
     Attributes:
-        left: (B, G, S, O).
+        left: (B, G, S, O); in a rule of one's own also integers (B, 1, S) that stand for one-hot
+            rows, as of an embedding.
         right: (B, G, S, I).
         shape: the tensor's, of G·O·I elements.
     """
@@ -126,10 +128,8 @@ class Outer:
     def project(self, direction: Tensor) -> Tensor:
         groups, rows, columns = self.left.shape[1], self.left.shape[3], self.right.shape[3]
         matrix = direction.reshape(groups, rows, columns)
-        if groups == 1:
-            images = F.linear(self.right, matrix[0])  # (B, 1, S, O)
-        else:
-            images = self.right @ matrix.mT  # (B, G, S, O)
+        is_one = groups == 1
+        images = F.linear(self.right, matrix[0]) if is_one else self.right @ matrix.mT
         return _row_sums(images * self.left)
 
     def transposed(self) -> Outer:
@@ -231,15 +231,13 @@ class Convolved:
         strides = self.inputs.stride()
         steps = [step * along for step, along in zip(strides[3:], self.stride, strict=True)]
         within = [step * along for step, along in zip(strides[3:], self.dilation, strict=True)]
-        windows = self.inputs.as_strided(  # (B, m, C, *places, *kernel), a view
-            (examples, images, channels, *sizes, *kernel), (*strides[:3], *steps, *within)
+        windows = self.inputs.as_strided(  # a view; places last, along which copying is quick
+            (examples, images, channels, *kernel, *sizes), (*strides[:3], *within, *steps)
         )
-        axes = len(kernel)
-        grouped = windows.unflatten(2, (self.groups, -1))  # (B, m, G, C/G, *places, *kernel)
-        places_first = grouped.movedim((2, 1), (1, 2)).movedim(3, 3 + axes)
-        right = places_first.reshape(examples, self.groups, images * sizes.numel(), -1)
+        grouped = windows.unflatten(2, (self.groups, -1)).movedim(1, 3 + len(kernel))
+        right = grouped.reshape(examples, self.groups, self.shape[1:].numel(), -1).mT
         left = self.gradient.flatten(3).unflatten(2, (self.groups, -1))  # (B, m, G, O/G, S)
-        left = left.movedim(2, 1).mT.flatten(2, 3)  # (B, G, m·S, O/G)
+        left = left.movedim(1, 3).flatten(3).mT  # (B, G, m·S, O/G)
         return Outer(left, right, self.shape)
 
     def dense(self) -> Tensor:
@@ -257,8 +255,9 @@ class Convolved:
             dilation=self.dilation,
             groups=self.groups,
         )
-        places = tuple(slice(size) for size in self.gradient.shape[3:])
-        return _row_sums(outputs[(..., *places)].reshape(self.gradient.shape) * self.gradient)
+        for dim, size in enumerate(self.gradient.shape[3:], 2):
+            outputs = outputs.narrow(dim, 0, size)
+        return _row_sums(outputs.reshape(self.gradient.shape) * self.gradient)
 
 
 @dataclass(frozen=True)
@@ -402,7 +401,9 @@ def _norms_by_gram(pieces: Sequence[ExampleGradients]) -> Tensor:
 
 def _gram_size(piece: ExampleGradients) -> int:
     """Numbers that an example's Gram matrix takes."""
-    return piece.index.shape[1] ** 2 if isinstance(piece, Rows) else piece.left.shape[2] ** 2
+    if isinstance(piece, Rows):
+        return piece.index.shape[1] ** 2
+    return piece.left.shape[1] * piece.places**2 if isinstance(piece, Outer) else 0
 
 
 def _gram(first: ExampleGradients, second: ExampleGradients) -> Tensor:
@@ -419,9 +420,7 @@ def _gram(first: ExampleGradients, second: ExampleGradients) -> Tensor:
     return _gram(second, first)
 
 
-def _written_out(
-    pieces: Sequence[ExampleGradients], weights: Tensor | None = None
-) -> Summary:
+def _written_out(pieces: Sequence[ExampleGradients], weights: Tensor | None = None) -> Summary:
     """By the gradients in full, no more of them at a time than the budget holds."""
     norms: list[Tensor] = []
     total: Tensor | None = None
@@ -463,8 +462,11 @@ def _budget(piece: ExampleGradients) -> int:
 
 def _squares(written: Tensor) -> Tensor:
     """(B, *shape) -> (B,), float64; rows in their own precision, which saves a copy."""
-    rows = written.reshape(len(written), -1, written.shape[-1] if written.ndim > 1 else 1)
-    return _squared_lengths(rows).sum(1)
+    if written[0].numel() <= LONGEST_ROW:
+        return _squared_lengths(written.reshape(len(written), -1))
+    if written.ndim == 2:
+        return written.double().square().sum(1)
+    return _squared_lengths(written.flatten(2)).sum(1)  # (B, O, I)
 
 
 def _squared_lengths(values: Tensor) -> Tensor:
@@ -474,5 +476,10 @@ def _squared_lengths(values: Tensor) -> Tensor:
 
 
 def _row_sums(values: Tensor) -> Tensor:
-    """Over all but the first dimension: (B, ...) -> (B,), accumulated in float64."""
-    return values.reshape(len(values), -1).sum(1, dtype=torch.float64)
+    """Over all but the first dimension: (B, ...) -> (B,), float64.
+
+    Rows in their own precision, which saves a copy, and their sum in float64.
+    """
+    if values.ndim == 1:
+        return values.double()
+    return values.sum(-1).reshape(len(values), -1).double().sum(1)

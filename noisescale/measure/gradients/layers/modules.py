@@ -9,11 +9,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from noisescale.measure.gradients.layers.factors import Dense, ExampleGradients
+from noisescale.measure.gradients.layers.factors import (
+    Dense,
+    ExampleGradients,
+    Outer,
+    Rows,
+)
 from noisescale.measure.gradients.layers.uses import Layout, OperationRule, UnfitError
 
 # (module, its input, the gradient of its output) -> per-example gradients by parameter
-ModuleRule = Callable[[Any, Tensor, Tensor], dict[str, Any]]
+ModuleRule = Callable[[Any, Tensor, Tensor], dict[str, Tensor | Outer]]
 
 
 def rules_of_modules(
@@ -45,12 +50,13 @@ class _Operation:
 
     def __call__(self, *args: Any, **params: Tensor) -> Any:
         """The module's output with other parameters than its own."""
-        own = dict(self._module._parameters)
-        self._module._parameters.update(params)
+        own: dict[str, Any] = dict(self._module._parameters)
+        held: dict[str, Any] = self._module._parameters
+        held.update(params)
         try:
             return self._forward(*args)
         finally:
-            self._module._parameters.update(own)
+            held.update(own)
 
     def forward(self, *args: Any) -> Any:
         """The module's output, which a mode may take for that of an operation of torch's."""
@@ -73,7 +79,13 @@ def _gradients(
     if layout != Layout(0, 1):
         raise UnfitError
     by_name = rule(module, input, gradient)
-    return {
-        name: Dense(values) if isinstance(values, Tensor) else values
-        for name, values in by_name.items()
-    }
+    return {name: _form(values) for name, values in by_name.items()}
+
+
+def _form(given: Tensor | Outer) -> ExampleGradients:
+    """Gradients as a rule gives them, in the form in which they are handled."""
+    if isinstance(given, Tensor):
+        return Dense(given)
+    if given.left.ndim == 3:  # integers that stand for one-hot rows
+        return Rows(given.left[:, 0], given.right[:, 0], given.shape)
+    return given

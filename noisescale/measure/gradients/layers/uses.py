@@ -32,9 +32,10 @@ class Layout(NamedTuple):
     def examples(self, values: Tensor) -> Tensor:
         """(..., n·m, ...) -> (n, m, ...)."""
         first = values.movedim(self.dim, 0)
+        rest = first.shape[1:]
         if self.alternate:
-            return first.unflatten(0, (self.per_example, -1)).transpose(0, 1)
-        return first.unflatten(0, (-1, self.per_example))
+            return first.reshape(self.per_example, -1, *rest).transpose(0, 1)
+        return first.reshape(-1, self.per_example, *rest)
 
     def places(self, values: Tensor) -> Tensor:
         """(..., n·m, ..., F) -> (n, S, F), every other entry of an example a place."""
@@ -313,21 +314,23 @@ class _Used(torch.autograd.Function):
 
 
 def make_plan(
-    run: Callable[[ParameterUses, slice], object],
+    run: Callable[[ParameterUses, Sequence[int]], object],
     params: Params,
     rules: Mapping[str, OperationRule],
 ) -> Plan:
-    """What a model's operations on parameters do, by passes of one, the other and two examples.
+    """What a model's operations on parameters do, by passes of two examples apart and together.
+
+    In either order, by which a model shows itself that orders them by what they are.
 
     Args:
-        run: sends examples at these rows through the model in a context.
+        run: sends the examples at these rows through the model in a context.
         params: the parameters that are followed, leaves by name.
         rules: of operations, by name.
     """
     constants: frozenset[str] = frozenset()
     while True:
-        passes = [ParameterUses(params, rules, Plan({}, constants)) for _ in range(3)]
-        for context, rows in zip(passes, (slice(0, 1), slice(1, 2), slice(0, 2)), strict=True):
+        passes = [ParameterUses(params, rules, Plan({}, constants)) for _ in range(4)]
+        for context, rows in zip(passes, ([0], [1], [0, 1], [1, 0]), strict=True):
             run(context, rows)
         in_all = set[str].intersection(*(set(context.outputs) for context in passes))
         outputs = {key: [context.outputs[key] for context in passes] for key in in_all}
@@ -351,28 +354,28 @@ def _is_constant(*passes: Sequence[Tensor]) -> bool:
     )
 
 
-def _layout(first: list[Tensor], second: list[Tensor], both: list[Tensor]) -> Layout | None:
+def _layout(
+    first: list[Tensor], second: list[Tensor], both: list[Tensor], reverse: list[Tensor]
+) -> Layout | None:
     """Where the examples lie in an output, by what it is with each alone and with both."""
-    if not len(first) == len(second) == len(both) == 1:
+    if not len(first) == len(second) == len(both) == len(reverse) == 1:
         return None
-    (one,), (other,), (two,) = first, second, both
-    if not one.ndim == other.ndim == two.ndim or one.shape != other.shape:
+    (one,), (other,), (two,), (turned,) = first, second, both, reverse
+    if one.shape != other.shape or one.ndim != two.ndim or two.shape != turned.shape:
         return None
     sizes = zip(one.shape, two.shape, strict=True)
     differing = [dim for dim, (alone, together) in enumerate(sizes) if alone != together]
-    if len(differing) != 1:
+    if len(differing) != 1 or two.shape[differing[0]] != 2 * one.shape[differing[0]]:
         return None
     (dim,) = differing
-    if two.shape[dim] != 2 * one.shape[dim]:
-        return None
-    joined = torch.cat([one, other], dim)
+    size = one.shape[dim]
+    apart = Layout(dim, size).examples(torch.cat([one, other], dim))  # (2, m, ...)
     precision = torch.finfo(two.dtype).eps ** 0.5
-    for alternate in (False, True):
-        layout = Layout(dim, one.shape[dim], alternate)
-        rows = Layout(dim, one.shape[dim]).examples(joined)
+    floor = precision * float(apart.abs().max()) if apart.numel() else 0.0
+    for layout in (Layout(dim, size), Layout(dim, size, alternate=True)):
         if torch.allclose(
-            layout.examples(two), rows, rtol=precision, atol=precision * float(rows.abs().max())
-        ):
+            layout.examples(two), apart, rtol=precision, atol=floor
+        ) and torch.allclose(layout.examples(turned), apart.flip(0), rtol=precision, atol=floor):
             return layout
     return None
 
@@ -380,9 +383,8 @@ def _layout(first: list[Tensor], second: list[Tensor], both: list[Tensor]) -> La
 def operation_name(function: Callable[..., Any]) -> str:
     """The name of a torch function, the same for the function and the tensor's method."""
     name: str = getattr(function, "__name__", "")
-    if name == "__get__":  # of an attribute, such as mT
-        name = getattr(function.__self__, "__name__", name)
-    return name
+    attribute = getattr(function, "__self__", None) if name == "__get__" else None  # such as mT
+    return str(getattr(attribute, "__name__", name))
 
 
 @lru_cache(maxsize=256)
