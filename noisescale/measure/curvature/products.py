@@ -142,6 +142,11 @@ class CurvatureProduct:
         """The device its products are computed on."""
         return self.objective.device
 
+    @property
+    def coarsest_dtype(self) -> torch.dtype:
+        """The least precise dtype that its products go through, as of a layer in bfloat16."""
+        return self.objective.coarsest_dtype
+
     def __call__(self, vector: Tensor) -> Tensor:
         """The product (P,) with a vector (P,)."""
         return self._apply(vector, lambda num_examples, part: None)
