@@ -25,7 +25,7 @@ from noisescale.measure.curvature.spectrum import (
     spectral_moments,
 )
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Params, Problem
+from noisescale.problems.problem import Params, Problem, held
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate, exact, from_stderr
 from noisescale.statistics.sample import Sample
@@ -223,7 +223,7 @@ def measure_sharpness(
         num_examples=options.num_examples,
         generator=_generator(options),
     )
-    objective = Objective(problem, params, examples=examples, dtype=options.dtype)
+    objective = Objective(problem, params, examples=held(examples), dtype=options.dtype)
     _check_ends(options, objective)
     operator = CurvatureProduct(objective, record_ggn if options.ggn else record_hessian)
     tally = _Tally(report)
@@ -434,7 +434,7 @@ def _with_sampling_error(
     curvatures = torch.zeros(num_groups, len(pairs.values), dtype=torch.float64)
     for group, indices in enumerate(torch.arange(objective.num_examples).tensor_split(num_groups)):
         rows = slice(int(indices[0]), int(indices[-1]) + 1)  # a slice, which copies no example
-        product = operator.on(objective.examples.part(rows))
+        product = operator.on(objective.examples.subset(rows))
         for index, vector in enumerate(pairs.vectors):
             curvatures[group, index] = float(vector.double() @ product(vector).double())
     stderrs = curvatures.std(0) * (sample.remaining / num_groups) ** 0.5

@@ -16,7 +16,7 @@ from noisescale.measure.curvature.linear_sgd import LinearisedSGD, lyapunov_rate
 from noisescale.measure.curvature.products import ggn_matvec
 from noisescale.measure.noise import measure_noise, with_settings
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import MatVec, Params, Problem, as_examples
+from noisescale.problems.problem import MatVec, Params, Problem, held, num_examples_of
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
@@ -82,11 +82,11 @@ def measure_stability(
     options = with_settings(options or StabilityOptions(), settings)
     report = report or (lambda activity: None)
     generator = generator or torch.Generator().manual_seed(seed)
-    population_size = as_examples(problem.train).num_examples
+    population_size = num_examples_of(problem.train)
     num_examples = options.num_examples
     if num_examples is not None:
         num_examples = min(num_examples, population_size)
-    examples = select(problem, num_examples=num_examples, generator=generator).examples
+    examples = held(select(problem, num_examples=num_examples, generator=generator).examples)
     objective = Objective(problem, params, examples=examples)
 
     report("curvature of single examples")
@@ -153,9 +153,9 @@ def simulate_threshold(
             numbers for an example.
     """
     generator = generator or torch.Generator().manual_seed(batch_size)
-    population_size = as_examples(problem.train).num_examples
+    population_size = num_examples_of(problem.train)
     objective = Objective(problem, params)
-    subset = select(problem, num_examples=min(4 * NUM_EXAMPLES, population_size)).examples
+    subset = held(select(problem, num_examples=min(4 * NUM_EXAMPLES, population_size)).examples)
     start = _top(ggn_matvec(problem, params, examples=subset), objective, generator).vectors[0]
     low = constants.curves["lower"].rate(batch_size, population_size=population_size)
     return lyapunov_rate(

@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from noisescale.errors import SettingError
 from noisescale.measure.curvature.example_curvature import OutputJacobian
@@ -47,7 +48,10 @@ class LinearisedSGD:
             batches: the indices of each one's batch (R, B).
             rates: η of each (R,).
         """
-        inputs = self.objective.cast(self.objective.examples.inputs[batches])  # (R, B, *F)
+        chosen = self.objective.examples.part(batches.flatten()).inputs
+        inputs = tree_map(
+            lambda leaf: leaf.unflatten(0, batches.shape), self.objective.cast(chosen)
+        )  # (R·B, *F) -> (R, B, *F)
         middle = self._output_curvature[batches]  # (R, B, C, C)
         arguments = (inputs, middle, points)
         products: Params = self._each(self._jacobian.product, (0, 0, 0), len(batches), arguments)
@@ -59,7 +63,7 @@ class LinearisedSGD:
 
     def quadratic_loss(self, points: Params, rows: Tensor) -> Tensor:
         """½ mean xᵀH_i x of each replica over the examples at `rows` (n,): (R,) in float64."""
-        inputs = self.objective.cast(self.objective.examples.inputs[rows])
+        inputs = self.objective.cast(self.objective.examples.part(rows).inputs)
         middle = self._output_curvature[rows]
         num_replicas = len(next(iter(points.values())))
         forms: Tensor = self._each(

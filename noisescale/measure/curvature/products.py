@@ -11,7 +11,7 @@ from torch.autograd.function import BackwardCFunction
 
 from noisescale.errors import MeasurementError
 from noisescale.measure.objective import Objective, flatten
-from noisescale.problems.problem import Examples, Params, Problem
+from noisescale.problems.problem import Examples, Params, Problem, Source
 
 # Of graphs kept between products on a CPU: 512 MiB, modest on a machine that trains such models
 KEPT_BYTES = 2**29
@@ -26,7 +26,7 @@ def hessian_matvec(
     problem: Problem,
     params: Params | None = None,
     *,
-    examples: Examples | None = None,
+    examples: Source | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> CurvatureProduct:
@@ -68,7 +68,7 @@ def ggn_matvec(
     problem: Problem,
     params: Params | None = None,
     *,
-    examples: Examples | None = None,
+    examples: Source | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> CurvatureProduct:
@@ -151,7 +151,7 @@ class CurvatureProduct:
         """The product (P,) with a vector (P,)."""
         return self._apply(vector, lambda num_examples, part: None)
 
-    def on(self, examples: Examples) -> CurvatureProduct:
+    def on(self, examples: Source) -> CurvatureProduct:
         """The same matrix of other examples, at the same point.
 
         Args:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisescale.errors import MeasurementError, SettingError, first_line
+from noisescale.errors import MeasurementError, NoisescaleError, SettingError, first_line
 from noisescale.measure.distributed import Share
 from noisescale.measure.gradients.compiled import CompiledEngine
 from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
@@ -143,7 +143,7 @@ def moments_on(
     probe = objective.examples.part(slice(PROBE))
     objective.check_separate()
     share = Share(num_examples)
-    of_share = objective.on(objective.examples.part(share.rows))
+    of_share = objective.on(objective.examples.subset(share.rows))
     chosen, notes = choose_engine(engine, of_share, probe)
     failure = None
     try:
@@ -268,7 +268,7 @@ def _run(engine: Engine, work: Callable[[Examples, int], None]) -> None:
     """`work` on every chunk; a failure of the model's own as an EngineError."""
     try:
         engine.objective.for_each_chunk(work)
-    except MeasurementError:
+    except NoisescaleError:
         raise
     except RuntimeError as error:
         if is_out_of_memory(error):

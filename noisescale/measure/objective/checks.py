@@ -10,7 +10,7 @@ from torch import Tensor
 
 from noisescale.errors import MeasurementError
 from noisescale.measure.objective.passes import is_out_of_memory
-from noisescale.problems.problem import Examples, shapes
+from noisescale.problems.problem import Examples, Source, shapes
 
 # Examples whose losses are compared with those they have alone: few, since each takes a pass of its
 # own
@@ -19,7 +19,7 @@ ALONE = 4
 Losses = Callable[[Examples], Tensor]  # (B,) of B examples
 
 
-def check_separate(losses: Losses, examples: Examples, *, name: str) -> torch.dtype:
+def check_separate(losses: Losses, examples: Source, *, name: str) -> torch.dtype:
     """The coarsest dtype that the losses are computed in, once they are known to be separate.
 
     Args:

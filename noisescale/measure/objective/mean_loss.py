@@ -30,11 +30,13 @@ from noisescale.problems.problem import (
     LossFn,
     Params,
     Problem,
+    Source,
     Tree,
     arguments_of,
-    as_examples,
     call_model,
     first_size,
+    held,
+    source_of,
 )
 
 # What one chunk's graph may take on a CPU: 128 MiB, modest beside what is kept between products
@@ -56,7 +58,8 @@ class Objective:
     Args:
         problem: the model, its loss and its examples.
         params: θ by name, copied; None: the model's own.
-        examples: what L is the mean over; None: all of the problem's training examples.
+        examples: what L is the mean over, read as it is needed; None: all of the problem's training
+            examples, in memory where they take no more than 1 GiB.
         dtype: float32 or float64, what everything is computed in; None: the parameters' own, but at
             least float32.
         chunk_size: examples in one pass; None: by the memory they take. Either is halved for good
@@ -81,7 +84,7 @@ class Objective:
         problem: Problem,
         params: Params | None = None,
         *,
-        examples: Examples | None = None,
+        examples: Source | None = None,
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
         param_filter: Sequence[str] | None = None,
@@ -103,7 +106,7 @@ class Objective:
         chosen = choose(trainable, param_filter)
         differentiated = {name: as_kind_of(of_model[name], params[name]) for name in chosen}
         self.name = f"{_name(problem.model)} with the loss {_name(problem.loss)}"
-        self.examples = as_examples(problem.train) if examples is None else examples
+        self.examples = held(source_of(problem.train)) if examples is None else examples
         self.dtype = dtype or precise_dtype(params[name] for name in trainable)
         self._layout = Layout.of(differentiated)
         self.point = flatten(list(differentiated.values())).to(self.dtype)
@@ -139,7 +142,7 @@ class Objective:
         """N."""
         return self.examples.num_examples
 
-    def on(self, examples: Examples) -> Objective:
+    def on(self, examples: Source) -> Objective:
         """The mean loss over other examples, at the same point.
 
         Args:
