@@ -36,6 +36,7 @@ from noisescale.problems.problem import (
     call_model,
     first_size,
     held,
+    shapes,
     source_of,
 )
 
@@ -262,7 +263,30 @@ class Objective:
     def _losses_at_point(self) -> Callable[[Examples], Tensor]:
         """The losses (B,) of any examples at the point, with their graph."""
         params = self.params()
-        return lambda part: self.losses(self.outputs(params, part.inputs), part.targets)
+        return lambda part: self.example_losses(params, part)
+
+    def example_losses(self, params: Params, chunk: Examples) -> Tensor:
+        """The losses (B,) of a chunk, as one pass.
+
+        Args:
+            params: the differentiated parameters by name.
+            chunk: the examples.
+
+        Raises:
+            MeasurementError: what the model or the loss raises, in the package's own words.
+        """
+        try:
+            return self.losses(self.outputs(params, chunk.inputs), chunk.targets)
+        except MeasurementError:
+            raise
+        except Exception as error:  # whatever a model or a loss of the user's own raises
+            if is_out_of_memory(error):
+                raise
+            raise MeasurementError(
+                f"{self.name} fails on {chunk.num_examples} examples with inputs of shape "
+                f"{shapes(chunk.inputs)} and targets of shape {shapes(chunk.targets)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def value_and_gradient(self, vector: Tensor | None = None) -> tuple[float, Tensor]:
         """L and its gradient (P,).
@@ -289,7 +313,10 @@ class Objective:
 
         def add(chunk: Examples, start: int) -> None:
             rows = slice(start, start + chunk.num_examples)
-            of_chunk = self.losses(self.outputs(params, chunk.inputs), chunk.targets)
+            of_chunk = self.example_losses(params, chunk)
+            losses[rows] = of_chunk.detach()
+            if not of_chunk.requires_grad:  # as where none of them uses the parameters
+                return
             parts = [
                 torch.autograd.grad(
                     of_chunk,
@@ -300,7 +327,6 @@ class Objective:
                 )
                 for row in weights
             ]
-            losses[rows] = of_chunk.detach()
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.add_(flatten(part))
 
@@ -345,7 +371,7 @@ class Objective:
 
         probe = self.examples.part(slice(MEASURED_EXAMPLES))
         with saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = self.losses(self.outputs(params, probe.inputs), probe.targets).sum()
+            loss = self.example_losses(params, probe).sum()
             torch.autograd.grad(
                 loss, list(params.values()), create_graph=True, materialize_grads=True
             )
