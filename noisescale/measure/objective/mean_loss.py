@@ -406,6 +406,22 @@ class Objective:
                 continue
             start += chunk.num_examples
 
+    def first_broken(self, is_broken: Callable[[Examples], bool]) -> int:
+        """The index of the first example for which a sum over examples is not finite.
+
+        Args:
+            is_broken: whether the sum over a part of the examples is not finite; of one of them it
+                is not.
+        """
+        first, size = 0, self.num_examples
+        while size > 1:
+            half = min(-(-size // 2), self.chunk_size)
+            if is_broken(self.examples.part(slice(first, first + half))):
+                size = half
+            else:
+                first, size = first + half, size - half
+        return first
+
     def cast(self, values: Tree) -> Tree:
         """The values on the parameters' device, floating-point ones in their dtype.
 
