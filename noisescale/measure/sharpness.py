@@ -25,7 +25,7 @@ from noisescale.measure.curvature.spectrum import (
     spectral_moments,
 )
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Params, Problem
+from noisescale.problems.problem import Examples, Params, Problem, held
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate, exact, from_stderr
 from noisescale.statistics.sample import Sample
@@ -69,6 +69,8 @@ class SharpnessOptions:
             leaves it out.
         dtype: None: the parameters' own, at least float32. φ is always computed in float64.
         seed: of the subset and of every random start, batch and probe.
+        param_filter: names of parameters, or patterns as "head.*", whose curvature it is; the
+            others are constants. None: all.
     """
 
     split: str = "train"
@@ -88,6 +90,7 @@ class SharpnessOptions:
     interaction_batches: int = 16
     dtype: torch.dtype | None = None
     seed: int = 0
+    param_filter: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,13 +220,19 @@ def measure_sharpness(
     """
     options = _with_seed(options or SharpnessOptions(), seed)
     report = report or (lambda activity: None)
-    examples, _, population_size = select(
+    examples, indices, population_size = select(
         problem,
         split=options.split,
         num_examples=options.num_examples,
         generator=_generator(options),
     )
-    objective = Objective(problem, params, examples=examples, dtype=options.dtype)
+    objective = Objective(
+        problem,
+        params,
+        examples=held(examples),
+        dtype=options.dtype,
+        param_filter=options.param_filter,
+    )
     _check_ends(options, objective)
     operator = CurvatureProduct(objective, record_ggn if options.ggn else record_hessian)
     tally = _Tally(report)
@@ -231,7 +240,7 @@ def measure_sharpness(
     report("loss and gradient")
     loss, gradient = objective.value_and_gradient()
     if not (math.isfinite(loss) and gradient.isfinite().all()):
-        raise MeasurementError(f"{objective.name} is not finite at these parameters: it is {loss}")
+        raise MeasurementError(_say_not_finite(objective, loss, indices))
     pairs = _eigenpairs(operator, options, start, tally)
     moments, density = _spectrum(operator, options, tally)
     batch, interaction = _batch_quantities(operator, options, tally)
@@ -251,6 +260,22 @@ def measure_sharpness(
         gradient_noise_interaction=interaction,
         num_matvecs=tally.num_matvecs,
         pairs=pairs,
+    )
+
+
+def _say_not_finite(objective: Objective, loss: float, indices: Tensor) -> str:
+    """What is not finite, and of which example of the split, in a sentence."""
+
+    def is_broken(part: Examples) -> bool:
+        value, gradient = objective.on(part).value_and_gradient()
+        return not (math.isfinite(value) and bool(gradient.isfinite().all()))
+
+    index = int(indices[objective.first_broken(is_broken)])
+    if not math.isfinite(loss):
+        return f"{objective.name} is {loss} at these parameters (first at index {index})"
+    return (
+        f"{objective.name} has a gradient that is not finite at these parameters (first at index "
+        f"{index}), as where a square root is taken of zero"
     )
 
 
@@ -311,6 +336,10 @@ class _Counted:
     @property
     def device(self) -> torch.device:
         return self.operator.device
+
+    @property
+    def coarsest_dtype(self) -> torch.dtype:
+        return self.operator.coarsest_dtype
 
     def __call__(self, vector: Tensor) -> Tensor:
         self.tally.add(self.activity)
@@ -430,7 +459,7 @@ def _with_sampling_error(
     curvatures = torch.zeros(num_groups, len(pairs.values), dtype=torch.float64)
     for group, indices in enumerate(torch.arange(objective.num_examples).tensor_split(num_groups)):
         rows = slice(int(indices[0]), int(indices[-1]) + 1)  # a slice, which copies no example
-        product = operator.on(objective.examples.part(rows))
+        product = operator.on(objective.examples.subset(rows))
         for index, vector in enumerate(pairs.vectors):
             curvatures[group, index] = float(vector.double() @ product(vector).double())
     stderrs = curvatures.std(0) * (sample.remaining / num_groups) ** 0.5
@@ -448,7 +477,13 @@ def _keskar(
     report: Report,
 ) -> tuple[KeskarSharpness, ...]:
     """φ in both spaces and for both ε of the paper."""
-    precise = Objective(problem, params, examples=objective.examples, dtype=torch.float64)
+    precise = Objective(
+        problem,
+        params,
+        examples=objective.examples,
+        dtype=torch.float64,
+        param_filter=options.param_filter,
+    )
     results = []
     for space in ("full", "random"):
         for epsilon in KESKAR_EPSILONS:

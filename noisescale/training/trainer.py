@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from noisescale.errors import CheckpointError, SettingError
-from noisescale.problems.problem import Examples, Problem, as_examples
+from noisescale.problems.data.stream import Stream
+from noisescale.problems.problem import Examples, Problem, Source, call_model, resident, source_of
 from noisescale.problems.sampling import Batches
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.config import TrainConfig, resolve_batch_size
@@ -45,7 +46,9 @@ def train(
 
     Args:
         problem: model, loss and training examples. Its model gives the initial parameters and is
-            left as it is.
+            left as it is. A Dataset is held in memory where it takes no more than 1 GiB; a larger
+            one, and one whose items change from read to read, is read batch by batch, under random
+            numbers of the config's seed and the epoch.
         config: optimizer, rate, batch size, length and seed.
         checkpoint_steps: updates after which there is a checkpoint besides; 0: before the first.
         start: a checkpoint of an earlier run of the same config, which is continued: on the CPU, at
@@ -86,7 +89,8 @@ class Training:
         self.problem = problem
         self.model = copy.deepcopy(problem.model).train()
         self.device = next(self.model.parameters()).device
-        self.examples = Examples(*(values.to(self.device) for values in as_examples(problem.train)))
+        source = source_of(problem.train, seed=config.seed)
+        self.examples: Source = resident(source, self.device)
         num_examples = self.examples.num_examples
         self.batch_size = resolve_batch_size(config, num_examples)
         self._check_batch_norm()
@@ -103,7 +107,8 @@ class Training:
         self._losses: list[Tensor] = []  # of the latest updates, not yet looked at
         # not given a method of this object, which would then hold itself, and its data, in a cycle
         self._graphs: CudaGraphUpdate | None = None
-        if self.device.type == "cuda" and self.schedule is None:
+        is_resident = isinstance(self.examples, Examples)  # what is read anew is no part of a graph
+        if self.device.type == "cuda" and self.schedule is None and is_resident:
             self._graphs = CudaGraphUpdate(self.device)
 
     @property
@@ -179,11 +184,10 @@ class Training:
         chunk_losses = []
         chunks = schedule.parts(indices, largest=CHUNK) if schedule else indices.split(CHUNK)
         for chunk in chunks:
-            inputs = self.examples.inputs.index_select(0, chunk)
-            targets = self.examples.targets.index_select(0, chunk)
+            examples = self._examples_at(chunk)
             with in_place or nullcontext():
-                outputs = self.model(inputs)
-            loss = self.problem.loss(outputs, targets).sum() / batch_size
+                outputs = call_model(self.model, examples.inputs)
+            loss = self.problem.loss(outputs, examples.targets).sum() / batch_size
             loss.backward()
             chunk_losses.append(loss.detach())
             if schedule:
@@ -196,6 +200,13 @@ class Training:
         if schedule:
             self._follow(schedule)
         return chunk_losses[0] if len(chunk_losses) == 1 else torch.stack(chunk_losses).sum()
+
+    def _examples_at(self, indices: Tensor) -> Examples:
+        """The examples at these indices (B,); of a Dataset that is read anew, this epoch's draw."""
+        examples = self.examples
+        if isinstance(examples, Stream):
+            return examples.drawn(self.batches.epoch).part(indices).to(self.device)
+        return examples.part(indices)
 
     def _follow(self, schedule: AdaptiveBatchSize) -> None:
         """Takes over the batch size and the learning rate for the next update."""
@@ -219,7 +230,8 @@ class Training:
             return None
         mode = InPlaceSGD(
             self.model,
-            self.examples.inputs[:2],  # for a trial pass: two, since a batch of one may be special
+            # for a trial pass: two, since a batch of one may be special
+            self._examples_at(torch.arange(2, device=self.device)).inputs,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
         )

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from noisescale.errors import MeasurementError
-from noisescale.measure.objective.passes import is_out_of_memory
-from noisescale.problems.problem import Examples, shapes
+from noisescale.problems.problem import Examples, Source
 
+# Examples among which one is sought that uses the parameters, before it is said that none does
+DEPENDENT = 256
 # Examples whose losses are compared with those they have alone: few, since each takes a pass of its
 # own
 ALONE = 4
@@ -19,7 +20,7 @@ ALONE = 4
 Losses = Callable[[Examples], Tensor]  # (B,) of B examples
 
 
-def check_separate(losses: Losses, examples: Examples, *, name: str) -> torch.dtype:
+def check_separate(losses: Losses, examples: Source, *, name: str) -> torch.dtype:
     """The coarsest dtype that the losses are computed in, once they are known to be separate.
 
     Args:
@@ -32,14 +33,15 @@ def check_separate(losses: Losses, examples: Examples, *, name: str) -> torch.dt
             not depend on the parameters, or cannot be computed.
     """
     probe = examples.part(slice(ALONE))
-    together, again = _tried(losses, probe, name), _tried(losses, probe, name)
-    if not together.requires_grad:
+    together, again = losses(probe), losses(probe)
+    more = losses(examples.part(slice(DEPENDENT))) if not together.requires_grad else together
+    if not more.requires_grad:
         raise MeasurementError(f"{name} does not depend on the parameters that are to be trained")
     if not torch.equal(together, again) and together.isfinite().all():
         raise MeasurementError(f"{name} is random at fixed parameters: turn its randomness off")
-    dtype = coarsest_dtype([together])
+    dtype = coarsest_dtype([more])
     rows = range(probe.num_examples)
-    alone = torch.cat([_tried(losses, probe.part(slice(row, row + 1)), name) for row in rows])
+    alone = torch.cat([losses(probe.part(slice(row, row + 1))) for row in rows])
     _check_equal(together, alone, dtype, name)
     return dtype
 
@@ -57,8 +59,8 @@ def check_any_company(losses: Losses, chunk: Examples, dtype: torch.dtype, *, na
     if middle < 1:
         return
     halves = [chunk.part(slice(middle)), chunk.part(slice(middle, None))]
-    apart = torch.cat([_tried(losses, half, name).detach() for half in halves])
-    _check_equal(_tried(losses, chunk, name).detach(), apart, dtype, name)
+    apart = torch.cat([losses(half).detach() for half in halves])
+    _check_equal(losses(chunk).detach(), apart, dtype, name)
 
 
 def coarsest_dtype(roots: Iterable[Tensor]) -> torch.dtype:
@@ -88,22 +90,6 @@ def graph_nodes(roots: Iterable[Tensor]) -> set[Any]:
                 seen.add(node)
                 pending.append(node)
     return seen
-
-
-def _tried(losses: Losses, examples: Examples, name: str) -> Tensor:
-    """The losses (B,); whatever a model or a loss of the user's own raises as MeasurementError."""
-    try:
-        return losses(examples)
-    except MeasurementError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise MeasurementError(
-            f"{name} fails on {examples.num_examples} examples with inputs of shape "
-            f"{shapes(examples.inputs)} and targets of shape {shapes(examples.targets)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def _check_equal(found: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> None:

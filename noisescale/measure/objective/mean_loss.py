@@ -30,11 +30,14 @@ from noisescale.problems.problem import (
     LossFn,
     Params,
     Problem,
+    Source,
     Tree,
     arguments_of,
-    as_examples,
     call_model,
     first_size,
+    held,
+    shapes,
+    source_of,
 )
 
 # What one chunk's graph may take on a CPU: 128 MiB, modest beside what is kept between products
@@ -56,7 +59,8 @@ class Objective:
     Args:
         problem: the model, its loss and its examples.
         params: θ by name, copied; None: the model's own.
-        examples: what L is the mean over; None: all of the problem's training examples.
+        examples: what L is the mean over, read as it is needed; None: all of the problem's training
+            examples, in memory where they take no more than 1 GiB.
         dtype: float32 or float64, what everything is computed in; None: the parameters' own, but at
             least float32.
         chunk_size: examples in one pass; None: by the memory they take. Either is halved for good
@@ -81,7 +85,7 @@ class Objective:
         problem: Problem,
         params: Params | None = None,
         *,
-        examples: Examples | None = None,
+        examples: Source | None = None,
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
         param_filter: Sequence[str] | None = None,
@@ -103,7 +107,7 @@ class Objective:
         chosen = choose(trainable, param_filter)
         differentiated = {name: as_kind_of(of_model[name], params[name]) for name in chosen}
         self.name = f"{_name(problem.model)} with the loss {_name(problem.loss)}"
-        self.examples = as_examples(problem.train) if examples is None else examples
+        self.examples = held(source_of(problem.train)) if examples is None else examples
         self.dtype = dtype or precise_dtype(params[name] for name in trainable)
         self._layout = Layout.of(differentiated)
         self.point = flatten(list(differentiated.values())).to(self.dtype)
@@ -139,7 +143,7 @@ class Objective:
         """N."""
         return self.examples.num_examples
 
-    def on(self, examples: Examples) -> Objective:
+    def on(self, examples: Source) -> Objective:
         """The mean loss over other examples, at the same point.
 
         Args:
@@ -259,7 +263,30 @@ class Objective:
     def _losses_at_point(self) -> Callable[[Examples], Tensor]:
         """The losses (B,) of any examples at the point, with their graph."""
         params = self.params()
-        return lambda part: self.losses(self.outputs(params, part.inputs), part.targets)
+        return lambda part: self.example_losses(params, part)
+
+    def example_losses(self, params: Params, chunk: Examples) -> Tensor:
+        """The losses (B,) of a chunk, as one pass.
+
+        Args:
+            params: the differentiated parameters by name.
+            chunk: the examples.
+
+        Raises:
+            MeasurementError: what the model or the loss raises, in the package's own words.
+        """
+        try:
+            return self.losses(self.outputs(params, chunk.inputs), chunk.targets)
+        except MeasurementError:
+            raise
+        except Exception as error:  # whatever a model or a loss of the user's own raises
+            if is_out_of_memory(error):
+                raise
+            raise MeasurementError(
+                f"{self.name} fails on {chunk.num_examples} examples with inputs of shape "
+                f"{shapes(chunk.inputs)} and targets of shape {shapes(chunk.targets)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def value_and_gradient(self, vector: Tensor | None = None) -> tuple[float, Tensor]:
         """L and its gradient (P,).
@@ -286,7 +313,10 @@ class Objective:
 
         def add(chunk: Examples, start: int) -> None:
             rows = slice(start, start + chunk.num_examples)
-            of_chunk = self.losses(self.outputs(params, chunk.inputs), chunk.targets)
+            of_chunk = self.example_losses(params, chunk)
+            losses[rows] = of_chunk.detach()
+            if not of_chunk.requires_grad:  # as where none of them uses the parameters
+                return
             parts = [
                 torch.autograd.grad(
                     of_chunk,
@@ -297,7 +327,6 @@ class Objective:
                 )
                 for row in weights
             ]
-            losses[rows] = of_chunk.detach()
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.add_(flatten(part))
 
@@ -342,7 +371,7 @@ class Objective:
 
         probe = self.examples.part(slice(MEASURED_EXAMPLES))
         with saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = self.losses(self.outputs(params, probe.inputs), probe.targets).sum()
+            loss = self.example_losses(params, probe).sum()
             torch.autograd.grad(
                 loss, list(params.values()), create_graph=True, materialize_grads=True
             )
@@ -376,6 +405,22 @@ class Objective:
                 self._chunk_size = chunk.num_examples // 2
                 continue
             start += chunk.num_examples
+
+    def first_broken(self, is_broken: Callable[[Examples], bool]) -> int:
+        """The index of the first example for which a sum over examples is not finite.
+
+        Args:
+            is_broken: whether the sum over a part of the examples is not finite; of one of them it
+                is not.
+        """
+        first, size = 0, self.num_examples
+        while size > 1:
+            half = min(-(-size // 2), self.chunk_size)
+            if is_broken(self.examples.part(slice(first, first + half))):
+                size = half
+            else:
+                first, size = first + half, size - half
+        return first
 
     def cast(self, values: Tree) -> Tree:
         """The values on the parameters' device, floating-point ones in their dtype.

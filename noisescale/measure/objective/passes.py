@@ -13,25 +13,24 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# What torch.utils.checkpoint.checkpoint looks up when it is called: of torch up to 2.13, and later
-GENERATORS = (
-    "_checkpoint_without_reentrant_generator",
-    "_checkpoint_without_reentrant_generator_impl",
-)
-# Modules that look these up under a name of their own
-CHECKPOINTING = ("torch.utils.checkpoint", "torch.distributed._composable.checkpoint_activation")
+from noisescale.measure.objective.bags import embedding_bag
 
 
 def as_measured(*, once: bool = False) -> contextlib.AbstractContextManager[None]:
-    """A context for forward passes: plain attention, no checkpoints, nothing compiled.
+    """A context for forward passes in operations that can be differentiated as they stand.
 
-    Fused attention has no second derivative and no batching rule, so that it serves only where
-    the pass is differentiated once, by autograd. A checkpointed block is computed
-    anew in the backward pass, when the parameters may no longer be those that are measured; here it
-    runs as if it were not checkpointed, at the price of the memory that would have saved. What
-    `torch.compile` has made can be differentiated only once, and not by torch.func.
+    That is with plain attention, without checkpoints, with nothing compiled, recurrence without
+    cuDNN.
+
+    Fused attention has no second derivative and no batching rule, so that it serves only where the
+    pass is differentiated once, by autograd. A checkpointed block is computed anew in the backward
+    pass, when the parameters may no longer be those that are measured; here it runs as if it were
+    not checkpointed, at the price of the memory that would have saved. What `torch.compile` has
+    made can be differentiated only once, and not by torch.func. Recurrent layers of cuDNN have no
+    gradient in evaluation mode.
 
     Args:
         once: whether attention may be fused.
@@ -42,9 +41,18 @@ def as_measured(*, once: bool = False) -> contextlib.AbstractContextManager[None
     return attention if torch.compiler.is_compiling() else _plainly(attention)
 
 
+def differentiable_twice() -> contextlib.AbstractContextManager[None]:
+    """A context for forward passes whose second derivative is taken.
+
+    The functions of torch that have none, though their parts have, are replaced by their parts:
+    `embedding_bag`.
+    """
+    return _DIFFERENTIABLE_TWICE
+
+
 @contextlib.contextmanager
 def _plainly(attention: contextlib.AbstractContextManager[None]) -> Iterator[None]:
-    with attention, _CHECKPOINTS, _nothing_compiled():
+    with attention, _MEASURED, _nothing_compiled():
         yield
 
 
@@ -63,14 +71,18 @@ def _nothing_compiled() -> contextlib.AbstractContextManager[Any]:
     return stance
 
 
-class _PlainCheckpoints:
-    """A context in which checkpointed functions are called and nothing else.
+class _Exchanged:
+    """A context in which names of torch's modules stand for other things.
 
-    The names are exchanged for the whole process: in other threads, too, checkpoints are then none,
-    which changes their memory alone. The last thread to leave puts back what was there.
+    They do so for the whole process: another thread's forward passes then take more time or memory,
+    with the same results. The last thread to leave puts back what was there.
+
+    Args:
+        names: what stands for each name, by module and name; what torch does not have is left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: dict[tuple[str, str], Any]) -> None:
+        self._names = names
         self._lock = threading.Lock()
         self._inside = 0
         self._replaced: list[tuple[ModuleType, str, Any]] = []
@@ -79,14 +91,12 @@ class _PlainCheckpoints:
         with self._lock:
             if self._inside == 0:
                 self._replaced = [
-                    (module, name, getattr(module, name))
-                    for module in map(sys.modules.get, CHECKPOINTING)
-                    if module is not None
-                    for name in ("CheckpointFunction", *GENERATORS)
-                    if hasattr(module, name)
+                    (sys.modules[module], name, getattr(sys.modules[module], name))
+                    for module, name in self._names
+                    if hasattr(sys.modules.get(module), name)
                 ]
                 for module, name, _ in self._replaced:
-                    setattr(module, name, _plain_generator if name in GENERATORS else _PlainCall)
+                    setattr(module, name, self._names[module.__name__, name])
             self._inside += 1
 
     def __exit__(self, *exception: object) -> None:
@@ -110,4 +120,31 @@ class _PlainCall:
         return function(*arguments)
 
 
-_CHECKPOINTS = _PlainCheckpoints()
+class _WithoutCudnn:
+    """In place of torch's recurrent functions: cuDNN's have no gradient in evaluation mode."""
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(torch._VF, name)
+
+        def call(inputs: Tensor, *arguments: Any) -> Any:
+            if not inputs.is_cuda:
+                return function(inputs, *arguments)
+            with torch.backends.cudnn.flags(enabled=False):
+                return function(inputs, *arguments)
+
+        return call
+
+
+# What torch.utils.checkpoint.checkpoint looks up when it is called: of torch up to 2.13, and later
+GENERATORS = (
+    "_checkpoint_without_reentrant_generator",
+    "_checkpoint_without_reentrant_generator_impl",
+)
+# Modules that look these up under a name of their own
+CHECKPOINTING = ("torch.utils.checkpoint", "torch.distributed._composable.checkpoint_activation")
+_MEASURED = _Exchanged(
+    {(module, name): _plain_generator for module in CHECKPOINTING for name in GENERATORS}
+    | {("torch.utils.checkpoint", "CheckpointFunction"): _PlainCall}
+    | {("torch.nn.modules.rnn", "_VF"): _WithoutCudnn()}
+)
+_DIFFERENTIABLE_TWICE = _Exchanged({("torch.nn.functional", "embedding_bag"): embedding_bag})
