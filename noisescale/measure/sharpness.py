@@ -316,6 +316,10 @@ class _Counted:
     def device(self) -> torch.device:
         return self.operator.device
 
+    @property
+    def coarsest_dtype(self) -> torch.dtype:
+        return self.operator.coarsest_dtype
+
     def __call__(self, vector: Tensor) -> Tensor:
         self.tally.add(self.activity)
         return self.operator(vector)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from noisescale.errors import MeasurementError
 from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
@@ -91,6 +92,8 @@ def measure_stability(
 
     report("curvature of single examples")
     each = ExampleCurvature(objective)
+    for note in each.notes:
+        report(note)
     report("largest eigenvalue")
     top = _top(each.matvec, objective, generator)
     sharpness = float(top.values[0])
@@ -170,15 +173,36 @@ def simulate_threshold(
     )
 
 
+@dataclass(frozen=True)
+class _OnObjective:
+    """A product with vectors in an objective's parameters, as an operator that knows its space."""
+
+    matvec: MatVec
+    objective: Objective
+
+    @property
+    def dim(self) -> int:
+        return self.objective.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.objective.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.objective.device
+
+    @property
+    def coarsest_dtype(self) -> torch.dtype:
+        return self.objective.coarsest_dtype
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        return self.matvec(vector)
+
+
 def _top(matvec: MatVec, objective: Objective, generator: torch.Generator) -> EigenPairs:
     """The largest eigenpair; MeasurementError where it does not converge."""
-    pairs = top_eigenpairs(
-        matvec,
-        dim=objective.dim,
-        dtype=objective.dtype,
-        device=objective.device,
-        generator=generator,
-    )
+    pairs = top_eigenpairs(_OnObjective(matvec, objective), generator=generator)
     if not pairs.converged:
         raise MeasurementError(
             f"{objective.name}: the largest eigenvalue has not converged in "

@@ -40,6 +40,7 @@ def batch_sharpness(
         SettingError: a batch larger than the data, or fewer than 2 batches.
         MeasurementError: the gradient of every batch is exactly zero, or a product is not finite.
     """
+    objective.check_any_company()
     ratios = []
     for batch in _batches(objective, batch_size, num_batches, generator):
         of_batch = objective.on(batch)
