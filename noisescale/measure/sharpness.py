@@ -140,6 +140,7 @@ class Sharpness:
         num_matvecs: products with the matrix over all n examples, and with the Hessian for the
             interaction.
         pairs: the eigenpairs of each end, to start the next checkpoint's search from.
+        notes: what a reader should know.
     """
 
     split: str
@@ -157,6 +158,7 @@ class Sharpness:
     gradient_noise_interaction: Estimate | None = None
     num_matvecs: int
     pairs: dict[End, EigenPairs] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def largest(self) -> Eigenvalue | None:
@@ -185,6 +187,7 @@ class Sharpness:
             "phi": [phi.to_dict() for phi in self.phi],
             "density": self.density and self.density.to_dict(),
             "num_matvecs": self.num_matvecs,
+            "notes": list(self.notes),
         }
 
 
@@ -260,6 +263,7 @@ def measure_sharpness(
         gradient_noise_interaction=interaction,
         num_matvecs=tally.num_matvecs,
         pairs=pairs,
+        notes=objective.examples.notes,
     )
 
 

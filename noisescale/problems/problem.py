@@ -19,7 +19,9 @@ from noisescale.problems.data.examples import (
     call_model,
     check_examples,
     first_size,
+    kind_of,
     shapes,
+    with_dicts,
 )
 from noisescale.problems.data.loaders import Loader, parts_of
 from noisescale.problems.data.reader import Reader
@@ -40,6 +42,7 @@ __all__ = [
     "call_model",
     "first_size",
     "held",
+    "kind_of",
     "num_examples_of",
     "resident",
     "shapes",
@@ -70,9 +73,12 @@ class Problem:
     lengths, and its workers; its batch size and its order are not used, and a sampler that draws
     some examples more often than others is refused.
 
+    A model or a loss of another kind raises SettingError.
+
     Attributes:
-        model: called with the inputs (see `Examples`), B examples at a time, which it treats row by
-            row unless it normalises over the batch. What it returns goes to the loss as it is.
+        model: a torch.nn.Module, called with the inputs (see `Examples`), B examples at a time,
+            which it treats row by row unless it normalises over the batch. What it returns goes to
+            the loss as it is.
         loss: the model's outputs, targets -> (B,): one loss for each example, not reduced.
         train: the training examples.
         validation: the same for the validation split; None: there is none.
@@ -86,6 +92,19 @@ class Problem:
     validation: Data | None = None
     test: Data | None = None
     config: ProblemConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise SettingError(
+                f"a Problem with {kind_of(self.model)} as model: "
+                "its model must be a torch.nn.Module"
+            )
+        if not callable(self.loss):
+            raise SettingError(
+                f"a Problem with {kind_of(self.loss)} as loss: its loss must be a function of "
+                "outputs and targets that gives one loss for each example, as "
+                'torch.nn.CrossEntropyLoss(reduction="none")'
+            )
 
 
 def source_of(data: Data, *, seed: int = 0, draws: int = 1) -> Source:
@@ -101,8 +120,9 @@ def source_of(data: Data, *, seed: int = 0, draws: int = 1) -> Source:
             of one first dimension.
     """
     if isinstance(data, Examples):
-        check_examples(data)
-        return data
+        examples = Examples(with_dicts(data.inputs), with_dicts(data.targets))
+        check_examples(examples)
+        return examples
     if isinstance(data, Stream):
         return data.with_draws(draws) if draws > 1 else data
     dataset, collate_fn, num_workers = (

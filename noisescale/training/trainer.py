@@ -28,6 +28,8 @@ CHUNK = 4096
 # updates on a GPU between two looks at their losses, each of which waits for it: little beside 64
 # steps
 UNCHECKED_LOSSES = 64
+# between the draws of two seeds, so that no run meets another's
+MOST_EPOCHS = 2**32
 
 
 def train(
@@ -89,8 +91,7 @@ class Training:
         self.problem = problem
         self.model = copy.deepcopy(problem.model).train()
         self.device = next(self.model.parameters()).device
-        source = source_of(problem.train, seed=config.seed)
-        self.examples: Source = resident(source, self.device)
+        self.examples: Source = resident(source_of(problem.train), self.device)
         num_examples = self.examples.num_examples
         self.batch_size = resolve_batch_size(config, num_examples)
         self._check_batch_norm()
@@ -205,7 +206,8 @@ class Training:
         """The examples at these indices (B,); of a Dataset that is read anew, this epoch's draw."""
         examples = self.examples
         if isinstance(examples, Stream):
-            return examples.drawn(self.batches.epoch).part(indices).to(self.device)
+            draw = self.config.seed * MOST_EPOCHS + self.batches.epoch
+            return examples.drawn(draw).part(indices).to(self.device)
         return examples.part(indices)
 
     def _follow(self, schedule: AdaptiveBatchSize) -> None:

@@ -36,6 +36,7 @@ from noisescale.problems.problem import (
     call_model,
     first_size,
     held,
+    kind_of,
     shapes,
     source_of,
 )
@@ -218,6 +219,14 @@ class Objective:
                 losses = self._loss(outputs, self.cast(targets))
         except IndexError as error:  # a class that the model has no output for
             raise MeasurementError(f"{self.name} fails on its targets: {error}") from error
+        except (TypeError, AttributeError, KeyError) as error:
+            if isinstance(outputs, Tensor):
+                raise
+            raise MeasurementError(
+                f"{self.name} fails on what the model returns, {kind_of(outputs)}: "
+                f"{type(error).__name__}: {first_line(error)}; the loss is given it as it is: take "
+                "from it what it needs, as outputs.logits"
+            ) from error
         num_examples = first_size(targets)
         if not isinstance(losses, Tensor) or losses.shape != (num_examples,):
             raise MeasurementError(
@@ -449,7 +458,7 @@ def _form(losses: object) -> str:
     """What a loss has returned, for messages."""
     if isinstance(losses, Tensor):
         return f"shape {tuple(losses.shape)}"
-    return f"a {type(losses).__name__}"
+    return kind_of(losses)
 
 
 def _name(thing: object) -> str:

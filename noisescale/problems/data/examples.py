@@ -93,6 +93,14 @@ def shapes(tree: Tree) -> str:
     return str(tuple(tree.shape)) if isinstance(tree, Tensor) else type(tree).__name__
 
 
+def kind_of(thing: object) -> str:
+    """The type of what was given, for messages: "None", "a str" or "a numpy.ndarray"."""
+    if thing is None:
+        return "None"
+    name = f"{type(thing).__module__}.{type(thing).__name__}".removeprefix("builtins.")
+    return f"a{'n' if name[0] in 'aeio' else ''} {name}"
+
+
 def arguments_of(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and the keyword arguments that a model takes its inputs as."""
     if isinstance(inputs, Mapping):
@@ -109,6 +117,17 @@ def call_model(model: Callable[..., Any], inputs: Tree) -> Any:
     """
     arguments, keywords = arguments_of(inputs)
     return model(*arguments, **keywords)
+
+
+def with_dicts(tree: Tree) -> Tree:
+    """The tree with dicts for other mappings, as tokenizers return them."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Mapping):
+            return {name: with_dicts(part) for name, part in leaf.items()}
+        return leaf
+
+    return tree_map(convert, tree)
 
 
 def check_examples(examples: Examples) -> None:
@@ -129,7 +148,7 @@ def _size_of(name: str, tree: Tree) -> int:
             else "give tensors, or dicts, tuples or lists of tensors, "
             "as torch.as_tensor makes of arrays and of lists of numbers"
         )
-        raise SettingError(f"the {name} of Examples hold a {type(wrong[0]).__name__}: {advice}")
+        raise SettingError(f"the {name} of Examples hold {kind_of(wrong[0])}: {advice}")
     sizes = {leaf.shape[:1] for leaf in leaves}
     if len(sizes) != 1 or not min(sizes):
         raise SettingError(

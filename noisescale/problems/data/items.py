@@ -18,7 +18,7 @@ from torch.utils._pytree import (
 from torch.utils.data import default_collate
 
 from noisescale.errors import DataError, first_line
-from noisescale.problems.data.examples import Examples, Tree, shapes
+from noisescale.problems.data.examples import Examples, Tree, kind_of, shapes, with_dicts
 
 Collate = Callable[[list[Any]], Any]
 # The names under which a dict may hold the target, the first of these that it has
@@ -58,16 +58,14 @@ def collated(items: list[Any], collate_fn: Collate | None) -> Examples:
 
 
 def plain(tree: Tree) -> Tree:
-    """The tree with dicts for other mappings, as tokenizers return them, and tensors for arrays."""
+    """The tree with dicts for other mappings and tensors for arrays and their numbers."""
 
     def convert(leaf: Any) -> Any:
-        if isinstance(leaf, Mapping):
-            return {name: plain(part) for name, part in leaf.items()}
         if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "biufc":
             return torch.as_tensor(leaf)
         return leaf
 
-    return tree_map(convert, tree)
+    return tree_map(convert, with_dicts(tree))
 
 
 def concatenated(parts: Sequence[Examples]) -> Examples | None:
@@ -122,10 +120,10 @@ def _no_tensor(item: Tree, batch: Tree, collate_fn: Collate | None) -> str:
         leaves = tree_flatten_with_path(plain(item))[0]
         for path, leaf in leaves:
             if isinstance(leaf, str | bytes):
-                return f"an item holds {_kind(leaf)}{_place(path)}: {_remedy(None)}"
+                return f"an item holds {kind_of(leaf)}{_place(path)}: {_remedy(None)}"
     leaves = tree_flatten_with_path(batch)[0]
     path, leaf = next((path, leaf) for path, leaf in leaves if not isinstance(leaf, Tensor))
-    return f"the collate function returns {_kind(leaf)}{_place(path)}: {_remedy(collate_fn)}"
+    return f"the collate function returns {kind_of(leaf)}{_place(path)}: {_remedy(collate_fn)}"
 
 
 def _obstacle(items: list[Any], collate_fn: Collate | None, error: Exception) -> str:
@@ -135,7 +133,7 @@ def _obstacle(items: list[Any], collate_fn: Collate | None, error: Exception) ->
     first, *others = [tree_flatten_with_path(plain(item))[0] for item in items]
     for path, leaf in first:
         if not isinstance(leaf, COLLATED):
-            return f"an item holds {_kind(leaf)}{_place(path)}: {_remedy(None)}"
+            return f"an item holds {kind_of(leaf)}{_place(path)}: {_remedy(None)}"
     for other in others:
         for (path, one), (_, another) in zip(first, other, strict=False):
             one_shape, other_shape = np.shape(one), np.shape(another)
@@ -162,11 +160,6 @@ def _remedy(collate_fn: Collate | None) -> str:
 def _place(path: Any) -> str:
     """Where in an item, as one would index it."""
     return f" at {keystr(path)}" if path else ""
-
-
-def _kind(leaf: object) -> str:
-    kind = f"{type(leaf).__module__}.{type(leaf).__name__}".removeprefix("builtins.")
-    return "None" if leaf is None else f"a {kind}"
 
 
 def _said(error: Exception) -> str:

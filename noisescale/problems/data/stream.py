@@ -194,16 +194,18 @@ class Stream:
     def _part_ahead(self, span: range) -> Examples:
         """The examples of a span; one that goes on from the last is read ahead by the workers."""
         goes_on = 0 < span.start == self._stop
-        self._stop = span.stop
-        if goes_on and self._ahead is not None:
-            read, examples = next(self._ahead, (range(0), None))
-            if read == span and examples is not None:
-                return examples
-        self._ahead = None
+        ahead, self._ahead, self._stop = self._ahead, None, span.stop
         if not goes_on:
             return self.reader.read(self._at(slice(span.start, span.stop)))
-        self._ahead = self._read_ahead(span.start, len(span))
-        return next(self._ahead)[1]
+        read, examples = (range(0), None) if ahead is None else next(ahead, (range(0), None))
+        if ahead is None or read != span or examples is None:  # the first, or of another size
+            ahead = self._read_ahead(span.start, len(span))
+            _, examples = next(ahead)
+        if span.stop == self.num_examples:
+            next(ahead, None)  # its end, so that the workers end now and not whenever it is missed
+        else:
+            self._ahead = ahead
+        return examples
 
     def _read_ahead(self, start: int, size: int) -> Iterator[tuple[range, Examples]]:
         """The examples from here on, so many at a time, read by the workers."""
