@@ -368,7 +368,7 @@ def _rank_one_norms(piece: Outer, weights: Tensor | None) -> Tensor:
 
 
 def _suit_gram(pieces: Sequence[ExampleGradients]) -> bool:
-    """Whether norms by Gram matrices, beside a product for the sum, are quicker than writing out."""
+    """Whether Gram matrices, beside a product for the sum, are quicker than writing out."""
     if not all(isinstance(piece, Outer | Rows) for piece in pieces):
         return False
     places = rows = groups = 0
