@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from noisescale.errors import first_line
 from noisescale.measure.gradients.engine import (
     ChunkStatistics,
     EngineError,
@@ -272,10 +272,10 @@ def _pull(made: Tensor, leaf: Tensor, gradients: Tensor) -> Tensor:
         )
         return pulled
 
-    try:
-        by_vmap: Tensor = vmap(pull)(gradients)
-    except RuntimeError as error:
-        if first_line(error) == "":
-            raise
-        return torch.stack([pull(gradient) for gradient in gradients])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # a loop inside vmap
+        try:
+            by_vmap: Tensor = vmap(pull)(gradients)
+        except RuntimeError:  # an operation that vmap does not cover
+            return torch.stack([pull(gradient) for gradient in gradients])
     return by_vmap

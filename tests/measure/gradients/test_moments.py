@@ -17,6 +17,7 @@ from noisescale.measure.gradients.moments import gradient_moments
 from noisescale.measure.gradients.rules import RULES
 from noisescale.problems.models import cross_entropy
 from noisescale.problems.problem import Examples, Problem
+from tests.helpers.architectures import architecture
 from tests.helpers.models import PROBLEMS, LanguageModel, loop, sequences
 from tests.helpers.problems import classification, seeded
 from tests.helpers.processes import environment
@@ -53,6 +54,15 @@ def test_engines_equal_the_loop(name, engine):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_engines_equal_the_loop_on_architectures_drawn_at_random(seed):
+    problem = architecture(seed)
+    for engine in ("auto", "hooks", "vmap", "loop"):
+        found = agree(problem, engine=engine, chunk_size=4)
+        assert engine in ("auto", "vmap") or found.engine == engine
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
 def test_the_compiled_engine_really_compiles_and_equals_the_loop(name):
     torch._dynamo.reset()
@@ -85,6 +95,7 @@ import json
 import numpy as np
 from torch import nn
 from noisescale import gradient_moments
+from tests.helpers.architectures import architecture
 from tests.helpers.models import loop
 from tests.helpers.problems import classification
 
@@ -191,10 +202,29 @@ def test_what_hooks_cannot_reach_is_named():
     assert "hidden.weight" not in found.notes[0]
 
 
+class Packed(nn.Module):
+    """An LSTM over sequences of different lengths, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(11, 4)
+        self.lstm = nn.LSTM(4, 5, batch_first=True)
+        self.head = nn.Linear(5, 11)
+
+    def forward(self, tokens):
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.tokens(tokens), tokens[:, 0] % 5 + 1, batch_first=True, enforce_sorted=False
+        )
+        outputs, _ = nn.utils.rnn.pad_packed_sequence(
+            self.lstm(packed)[0], batch_first=True, total_length=tokens.shape[1]
+        )
+        return self.head(outputs)
+
+
 def test_what_went_otherwise_than_asked_is_noted():
     (note,) = gradient_moments(PROBLEMS["sorted"](), engine="hooks").notes
     assert note.startswith("hidden.bias, hidden.weight: ")
-    (note,) = gradient_moments(PROBLEMS["recurrent"]()).notes
+    (note,) = agree(sequences(Packed())).notes
     assert note.startswith("lstm.bias_hh_l0, ")
     assert note.endswith("by gradients of the whole model, one by one")
     (note,) = gradient_moments(PROBLEMS["recurrent"](), engine="vmap").notes

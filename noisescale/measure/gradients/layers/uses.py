@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import types
 from collections import Counter
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from noisescale.measure.gradients.layers.factors import ExampleGradients
+from noisescale.measure.gradients.layers.recurrent import TAKEN_APART, NotPlainError
 from noisescale.problems.problem import Params
 
 
@@ -200,6 +202,7 @@ class ParameterUses(TorchFunctionMode):
             id(leaf): Source(name, leaf, frozenset([name])) for name, leaf in params.items()
         }
         self._occurrences: Counter[str] = Counter()
+        self._is_recurring = False
 
     def __torch_function__(
         self,
@@ -213,13 +216,17 @@ class ParameterUses(TorchFunctionMode):
         if not sources or not torch.is_grad_enabled():
             return function(*args, **kwargs)
         name = operation_name(function)
+        if name in TAKEN_APART:
+            with contextlib.suppress(NotPlainError), self._recurring():
+                return TAKEN_APART[name](*args, **kwargs)
         rule = self._rules.get(name)
         if rule is None and (inside := _inside(function)) is not None:
             with self:
                 return inside(*args, **kwargs)
-        call = f"{name}({', '.join(source.key for source in sources)})"
-        self._occurrences[call] += 1
-        key = f"{call} #{self._occurrences[call]}"
+        key = f"{name}({', '.join(source.key for source in sources)})"
+        if not self._is_recurring:
+            self._occurrences[key] += 1
+            key = f"{key} #{self._occurrences[key]}"
         layout = self._plan.layouts.get(key)
         if rule is not None and layout is not None and self._pass is not None:
             return self._use(self._pass, rule, layout, function, args, kwargs)
@@ -228,6 +235,16 @@ class ParameterUses(TorchFunctionMode):
         if outputs:
             self._note(key, outputs, sources, [*args, *kwargs.values()])
         return output
+
+    @contextlib.contextmanager
+    def _recurring(self) -> Iterator[None]:
+        """While open, the same operation on the same parameters counts as one, however often."""
+        before, self._is_recurring = self._is_recurring, True
+        try:
+            with self:
+                yield
+        finally:
+            self._is_recurring = before
 
     def _sources_among(self, arguments: Sequence[Any]) -> list[Source]:
         """The followed tensors among an operation's arguments, also in lists."""
