@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from noisescale.measure.gradients.layers.factors import ExampleGradients
-from noisescale.measure.gradients.layers.recurrent import TAKEN_APART, NotPlainError
+from noisescale.measure.gradients.layers.parts import RECURRENT, TAKEN_APART, NotPlainError
 from noisescale.problems.problem import Params
 
 
@@ -217,12 +217,12 @@ class ParameterUses(TorchFunctionMode):
             return function(*args, **kwargs)
         name = operation_name(function)
         if name in TAKEN_APART:
-            with contextlib.suppress(NotPlainError), self._recurring():
+            with contextlib.suppress(NotPlainError), self._inside(is_loop=name in RECURRENT):
                 return TAKEN_APART[name](*args, **kwargs)
         rule = self._rules.get(name)
-        if rule is None and (inside := _inside(function)) is not None:
+        if rule is None and (plain := _without_looks(function)) is not None:
             with self:
-                return inside(*args, **kwargs)
+                return plain(*args, **kwargs)
         key = f"{name}({', '.join(source.key for source in sources)})"
         if not self._is_recurring:
             self._occurrences[key] += 1
@@ -237,9 +237,12 @@ class ParameterUses(TorchFunctionMode):
         return output
 
     @contextlib.contextmanager
-    def _recurring(self) -> Iterator[None]:
-        """While open, the same operation on the same parameters counts as one, however often."""
-        before, self._is_recurring = self._is_recurring, True
+    def _inside(self, *, is_loop: bool) -> Iterator[None]:
+        """While open, an operation's parts are followed.
+
+        In a loop the same one on the same parameters counts as one, however often it comes.
+        """
+        before, self._is_recurring = self._is_recurring, is_loop
         try:
             with self:
                 yield
@@ -405,7 +408,7 @@ def operation_name(function: Callable[..., Any]) -> str:
 
 
 @lru_cache(maxsize=256)
-def _inside(function: Callable[..., Any]) -> Callable[..., Any] | None:
+def _without_looks(function: Callable[..., Any]) -> Callable[..., Any] | None:
     """A Python function of torch's without the look for a mode such as ours that it begins with.
 
     With it the operations of which it consists are seen, as those of multi-head attention. None
@@ -417,11 +420,11 @@ def _inside(function: Callable[..., Any]) -> Callable[..., Any] | None:
     if not looks:
         return None
     names = function.__globals__ | {name: lambda *arguments: False for name in looks}
-    inside = types.FunctionType(
+    plain = types.FunctionType(
         function.__code__, names, function.__name__, function.__defaults__, function.__closure__
     )
-    inside.__kwdefaults__ = function.__kwdefaults__
-    return inside
+    plain.__kwdefaults__ = function.__kwdefaults__
+    return plain
 
 
 @lru_cache(maxsize=256)

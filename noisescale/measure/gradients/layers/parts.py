@@ -1,13 +1,16 @@
-"""Recurrent layers step by step, in operations that have rules."""
+"""Operations taken apart into such as have rules: recurrence, attention, bags of embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from noisescale.measure.objective.bags import embedding_bag
 
 Weights = Sequence[Tensor]  # W_ih, W_hh and, where there are biases, b_ih, b_hh
 State = tuple[Tensor, ...]  # h, and c of an LSTM, each (B, H)
@@ -16,7 +19,7 @@ Cell = Callable[[Tensor, State, Tensor, Tensor | None], State]
 
 
 class NotPlainError(Exception):
-    """The layer is of a form that is not taken apart: packed sequences, projections, no batch."""
+    """An operation is called in a form that is not taken apart, as with packed sequences."""
 
 
 def lstm(
@@ -133,10 +136,34 @@ def _run(
     return torch.stack(outputs[::-1] if reverse else outputs, time), state
 
 
-# Of torch's operations, by name
-TAKEN_APART: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """What `scaled_dot_product_attention` returns, with a bias that has a gradient."""
+    is_bias = attn_mask is not None and attn_mask.requires_grad
+    if not is_bias or dropout_p or is_causal or enable_gqa:
+        raise NotPlainError
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query * factor) @ key.mT + attn_mask  # (..., T, S)
+    return scores.softmax(-1) @ value
+
+
+# Of those that go step by step, by name
+RECURRENT: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "lstm": lstm,
     "gru": gru,
     "rnn_tanh": partial(gru, cell=partial(_elman_cell, torch.tanh)),
     "rnn_relu": partial(gru, cell=partial(_elman_cell, torch.relu)),
+}
+# Of all of them
+TAKEN_APART: dict[str, Callable[..., Any]] = RECURRENT | {
+    "scaled_dot_product_attention": attention,
+    "embedding_bag": embedding_bag,
 }
