@@ -25,6 +25,7 @@ from noisescale.measure.curvature.spectrum import (
     spectral_moments,
 )
 from noisescale.measure.objective import Objective
+from noisescale.measure.objective.gradient_field import check_one_function
 from noisescale.problems.problem import Examples, Params, Problem, held
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate, exact, from_stderr
@@ -40,6 +41,7 @@ GROUPS = 16
 # In all the batches of batch sharpness together: a gradient and a product of each are about half
 # the work of one gradient over MNIST's 60,000
 BATCHED_EXAMPLES = 8192
+COMPARED = 4  # examples whose gradient's derivative is compared with its differences
 FEWEST_BATCHES = 16  # below which their spread would say little of their mean's error
 MOST_BATCHES = 256  # beyond which small batches, each a pass of its own, take too long
 KESKAR_EPSILONS = (1e-3, 5e-4)  # the two of the paper
@@ -244,6 +246,8 @@ def measure_sharpness(
     loss, gradient = objective.value_and_gradient()
     if not (math.isfinite(loss) and gradient.isfinite().all()):
         raise MeasurementError(_say_not_finite(objective, loss, indices))
+    if not options.ggn:
+        _check_one_function(problem, params, objective, options)
     pairs = _eigenpairs(operator, options, start, tally)
     moments, density = _spectrum(operator, options, tally)
     batch, interaction = _batch_quantities(operator, options, tally)
@@ -281,6 +285,24 @@ def _say_not_finite(objective: Objective, loss: float, indices: Tensor) -> str:
         f"{objective.name} has a gradient that is not finite at these parameters (first at index "
         f"{index}), as where a square root is taken of zero"
     )
+
+
+def _check_one_function(
+    problem: Problem, params: Params | None, objective: Objective, options: SharpnessOptions
+) -> None:
+    """MeasurementError where the gradient is not that of one function, by a few examples."""
+    precise = Objective(
+        problem,
+        params,
+        examples=objective.examples.part(slice(COMPARED)),
+        dtype=torch.float64,
+        param_filter=options.param_filter,
+    )
+    try:
+        precise.check_separate()
+    except MeasurementError:  # a model that fixes its dtypes takes no float64
+        return
+    check_one_function(precise, CurvatureProduct(precise, record_hessian))
 
 
 def _with_seed(options: SharpnessOptions, seed: int | None) -> SharpnessOptions:
