@@ -82,7 +82,7 @@ def test_files_of_one_name_are_told_apart(here):
         ((torch.zeros(2, 3), torch.zeros(2)), r"tuple: give noisescale.Examples\(inputs, targets"),
         (Items([(torch.zeros(2), 0), (torch.zeros(3), 0)]), "of equal shapes throughout"),
         (Items([(torch.zeros(2),)] * 2), "holds an input and no target: give pairs"),
-        (Items([{"x": torch.zeros(2), "z": 0}] * 2), "dicts of x, z: .* the target as one of lab"),
+        (Items([{"x": torch.zeros(2), "z": 0}] * 2), "a dict of x, z: .* target as one of lab"),
     ],
 )
 def test_data_that_cannot_be_used_are_refused(data, message):

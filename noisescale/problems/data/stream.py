@@ -74,8 +74,9 @@ class Stream:
     def check(self) -> Stream:
         """Itself; the first time a few items are read twice, to see whether they change."""
         if not self._checked and self.num_examples:
-            few = torch.linspace(0, self.num_examples - 1, min(CHECKED, self.num_examples))
-            self.reader.check(self._at(few.long()))
+            num_checked = min(CHECKED, self.num_examples)
+            few = torch.arange(num_checked) * self.num_examples // num_checked  # spread out
+            self.reader.check(self._at(few))
             self._checked = True
         return self
 

@@ -173,8 +173,8 @@ def test_ragged_data_say_that_they_want_a_collate_function():
         (lambda i: (torch.zeros(5), None), r"an item holds None at \[1\]"),
         (lambda i: {"x": object(), "y": 1}, r"an item holds an object at \['x'\]"),
         (lambda i: torch.zeros(5), "holds an input and no target"),
-        (lambda i: {"x": torch.zeros(5)}, "dicts of x: .* target as one of labels"),
-        (lambda i: {"y": torch.zeros(5)}, "dicts of y: give the inputs by name"),
+        (lambda i: {"x": torch.zeros(5)}, "holds a dict of x: .* target as one of labels"),
+        (lambda i: {"y": torch.zeros(5)}, "a dict of y: give the inputs by name"),
         (lambda i: (torch.zeros(5), [0] * (i + 1)), "items hold .* values: .* collate_fn"),
     ],
 )
@@ -182,6 +182,21 @@ def test_items_that_cannot_be_used_are_described(item, message):
     with pytest.raises(DataError, match=message) as caught:
         gradient_moments(Problem(model=nn.Linear(5, 3), loss=ce, train=Items(item)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("collate", "message"),
+    [
+        (lambda items: {}["missing"], "collate function fails on 4 items: KeyError: 'missing'"),
+        (lambda items: None, r"collate function returns None: give a pair \(inputs, targets\)"),
+        (lambda items: (TABLES[:4], ["a"] * 4), r"collate function returns a str at \[1\]\[0\]"),
+        (lambda items: (TABLES.T, CLASSES), r"4 items make a batch of shapes \[\(5, 12\), \(12,\)"),
+    ],
+)
+def test_what_a_collate_function_does_wrong_is_said(collate, message):
+    data = DataLoader(Items(lambda i: (TABLES[i], CLASSES[i])), collate_fn=collate)
+    with pytest.raises(DataError, match=message):
+        gradient_moments(Problem(model=nn.Linear(5, 3), loss=ce, train=data))
 
 
 @pytest.mark.parametrize(
@@ -194,6 +209,8 @@ def test_items_that_cannot_be_used_are_described(item, message):
         (Examples((TABLES, IMAGES[:3]), CLASSES), "the same in all"),
         (Examples({0: TABLES}, CLASSES), "dict with the keys 0: give names"),
         ((TABLES, CLASSES), r"type tuple: give noisescale.Examples\(inputs, targets\)"),
+        ([TABLES, CLASSES], r"type list: give noisescale.Examples\(inputs, targets\)"),
+        ({"x": TABLES}, r"type dict: give noisescale.Examples\(inputs, targets\)"),
         (TABLES, "type Tensor: give noisescale.Examples"),
         ("mnist", "type str"),
         (iter([1]), "type list_iterator"),
