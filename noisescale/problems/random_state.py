@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 # The state is the whole process's: of two threads one would draw the other's numbers
@@ -14,6 +16,11 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def preserved_random_state(devices: Sequence[torch.device] = ()) -> Iterator[None]:
-    """While open, torch's random state on the CPU and on `devices` is free to use."""
+    """While open, the random states of Python, NumPy, torch and torch on `devices` are free."""
     with _LOCK, torch.random.fork_rng(list(devices)):
-        yield
+        of_python, of_numpy = random.getstate(), np.random.get_state()
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)

@@ -33,8 +33,9 @@ def _squares(values: Tensor) -> list[Tensor]:
 
 
 def _values(gradient: Tensor) -> Tensor:
-    """A sparse gradient's values, with repeated rows added up; a dense one as it is."""
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
+    """A dense gradient, or a sparse one's values, repeated rows added up, as real numbers."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
 class ReplicaNorms:
