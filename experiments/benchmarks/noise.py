@@ -153,7 +153,7 @@ Competitor = Callable[[Problem, Examples, Any], None]
 
 def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
     """Examples per second of each competitor at its best chunk size, medians over rounds."""
-    many = select(case.problem, num_examples=case.many).examples
+    many = select(case.problem, num_examples=case.many).examples.part(slice(None))
     few = many.part(slice(case.few))
     competitors: dict[str, tuple[Competitor, Examples, tuple[int | None, ...]]] = {
         "forward and backward": (plain, many, case.large),

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from noisescale.errors import SettingError
 from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_probes import probe_curvature
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Params, Problem
-from noisescale.problems.sampling import Selection, part_of, select, split_data
+from noisescale.problems.data.stream import Stream
+from noisescale.problems.problem import Params, Problem, Source, held
+from noisescale.problems.sampling import Selection, select, split_source
 from noisescale.statistics.gradient_noise import (
     NoiseScale,
     gradient_noise,
@@ -57,6 +59,12 @@ class NoiseOptions:
         engine: how per-example gradients are computed, see `gradient_moments`.
         chunk_size: examples at a time, None: as many as the memory holds.
         dtype: in which to compute, None: the parameters' own.
+        augmentations: K draws of each example, of a Dataset whose items change from read to read.
+            The split is then made of K·N examples, of which num_examples are a random subset: tr Σ
+            is of examples and draws together, and |G|² of a gradient averaged over K draws, which
+            exceeds that over all draws by 1/(K·N) of what tr Σ owes to them. For the population
+            "distribution" one draw of each is a sample of fresh examples under fresh draws already,
+            and more would not be independent.
     """
 
     split: str = "train"
@@ -70,6 +78,7 @@ class NoiseOptions:
     engine: EngineName = "auto"
     chunk_size: int | None = None
     dtype: torch.dtype | None = None
+    augmentations: int = 1
 
 
 def with_settings(options: Options, settings: Mapping[str, Any]) -> Options:
@@ -121,6 +130,11 @@ def measure_noise(
             `gradient_moments`.
     """
     options = with_settings(options or NoiseOptions(), settings)
+    if options.augmentations != 1 and _population(options) == "distribution":
+        raise SettingError(
+            f"augmentations {options.augmentations} with the population distribution: one draw of "
+            "each example is a sample of it already; leave it at 1"
+        )
     if generator is None:
         generator = torch.Generator().manual_seed(seed)
     elif seed != 0:
@@ -137,6 +151,7 @@ def measure_noise(
         names=list(moments.mean) if options.per_layer else None,
     )
     notes = [*noise.notes, *moments.notes, *_notes(measured, noise)]
+    notes += measured.selected.examples.notes
     curvature = _curvature_noise(measured, generator, report) if options.hessian else None
     per_class = None
     if options.per_class:
@@ -151,7 +166,7 @@ def measure_noise(
         loss=mean_estimate(moments.losses, measured.sample),
         curvature=curvature,
         per_class=per_class,
-        top_examples=_top_examples(moments, measured.selected),
+        top_examples=_top_examples(moments, measured.selected, options.augmentations),
         notes=tuple(notes),
     )
 
@@ -187,7 +202,11 @@ def _measure_gradients(
     """The moments of the per-example gradients of a random subset."""
     check_modes(problem.model)
     selected = select(
-        problem, split=options.split, num_examples=options.num_examples, generator=generator
+        problem,
+        split=options.split,
+        num_examples=options.num_examples,
+        generator=generator,
+        augmentations=options.augmentations,
     )
     objective = Objective(
         problem,
@@ -203,13 +222,18 @@ def _measure_gradients(
         population_size=selected.population_size,
         engine=options.engine,
     )
-    of_split: Population = "dataset" if options.split == "train" else "distribution"
     sample = Sample(
         num_examples=objective.num_examples,
         population_size=selected.population_size,
-        population=options.population or of_split,
+        population=_population(options),
     )
     return _Measured(problem, options, selected, sample, objective, moments)
+
+
+def _population(options: NoiseOptions) -> Population:
+    """The population that is asked for, or else that of the split."""
+    of_split: Population = "dataset" if options.split == "train" else "distribution"
+    return options.population or of_split
 
 
 def _notes(measured: _Measured, noise: NoiseScale) -> list[str]:
@@ -235,11 +259,11 @@ def _curvature_noise(
     if measured.sample.population == "distribution":
         order = _unused_first(order, measured.selected.indices)
         of_gradients = _without(measured, order[:wanted])
-    data = split_data(measured.problem, measured.options.split)
+    examples = _whole_split(measured, generator.initial_seed()).subset(order[:wanted])
     spread = moments.squared_norms.sum(1).mean() - moments.mean_squares.sum()
     return probe_curvature(
         of_gradients,
-        measured.objective.on(part_of(data, order[:wanted])),
+        measured.objective.on(held(examples)),
         variance=float(spread) * num_examples / (num_examples - 1),
         sample=measured.sample.of(of_gradients.num_examples),
         num_probes=measured.options.num_probes,
@@ -283,7 +307,27 @@ def _without(measured: _Measured, of_hessian: torch.Tensor) -> Objective:
         )
     if kept.all():
         return objective
-    return objective.on(examples.part(kept.to(examples.targets.device)))
+    return objective.on(examples.subset(kept))
+
+
+def _whole_split(measured: _Measured, seed: int) -> Source:
+    """All examples that those measured were chosen from."""
+    options = measured.options
+    return split_source(
+        measured.problem, options.split, seed=seed, augmentations=options.augmentations
+    )
+
+
+def _targets(examples: Source) -> Tensor | None:
+    """The classes (n,), of a Dataset read for it; None where the targets are none."""
+    first = examples.part(slice(1)).targets
+    is_column = isinstance(first, Tensor) and first.ndim == 1
+    if not is_column or first.is_floating_point() or first.is_complex():
+        return None
+    targets: Tensor = (
+        examples.targets() if isinstance(examples, Stream) else examples.part(slice(None)).targets
+    )
+    return targets
 
 
 def _per_class(
@@ -291,12 +335,12 @@ def _per_class(
 ) -> tuple[pd.DataFrame, list[int]]:
     """A row per class, each its own population, and the classes of fewer than two examples."""
     selected = measured.selected
-    targets = selected.examples.targets
-    if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+    targets = _targets(selected.examples)
+    if targets is None:
         raise SettingError(
             "per class: the targets are no classes, one whole number for each example"
         )
-    sizes = _class_sizes(measured.problem, measured.options.split, selected)
+    sizes = _class_sizes(measured, targets)
     noises = {}
     left_out = []
     for number in sorted(sizes):
@@ -306,7 +350,7 @@ def _per_class(
             continue
         report(f"class {number}")
         moments = moments_on(
-            measured.objective.on(selected.examples.part(rows)),
+            measured.objective.on(selected.examples.subset(rows)),
             indices=selected.indices[rows.cpu()],
             population_size=sizes[number],
             engine=measured.options.engine,
@@ -320,30 +364,33 @@ def _per_class(
     return table("class", noises), left_out
 
 
-def _class_sizes(problem: Problem, split: str, selected: Selection) -> dict[int, int]:
-    """How many examples of each class the split has."""
-    targets = selected.examples.targets
-    if len(targets) < selected.population_size:
-        targets = part_of(
-            split_data(problem, split), torch.arange(selected.population_size)
-        ).targets
+def _class_sizes(measured: _Measured, targets: Tensor) -> dict[int, int]:
+    """How many examples of each class the split has; targets: those that were measured."""
+    if len(targets) < measured.selected.population_size:
+        of_split = _targets(_whole_split(measured, 0))
+        assert of_split is not None, "those of a part are classes"
+        targets = of_split
     values, counts = targets.unique(return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def _top_examples(moments: GradientMoments, selected: Selection) -> pd.DataFrame:
+def _top_examples(
+    moments: GradientMoments, selected: Selection, augmentations: int
+) -> pd.DataFrame:
     """The examples with the largest shares |g_i − ḡ|²/Σ_j |g_j − ḡ|² of tr Σ."""
     import pandas as pd
 
     total = moments.total_projections
     assert total is not None
     distances = moments.squared_norms.sum(1) - 2 * total + moments.mean_squares.sum()
+    num_items = selected.population_size // augmentations  # behind which come their other draws
     first = np.argsort(-distances, kind="stable")[:TOP_EXAMPLES]
     rows = {
-        "index": moments.indices[first],
+        "index": moments.indices[first] % num_items,
         "share": distances[first] / distances.sum() if distances.sum() else 0 * distances[first],
         "loss": moments.losses[first],
     }
-    if selected.examples.targets.ndim == 1:
-        rows["target"] = selected.examples.targets[torch.from_numpy(first.copy())].tolist()
+    targets = selected.examples.part(torch.from_numpy(first.copy())).targets
+    if isinstance(targets, Tensor) and targets.ndim == 1:
+        rows["target"] = targets.tolist()
     return pd.DataFrame(rows)

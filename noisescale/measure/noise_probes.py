@@ -171,8 +171,7 @@ class _Probes:
         """One block (K = 1): the gradients with these indices (n_b,), under these signs (n_b,)."""
         num_examples, values = self.gradients.num_examples, self.pairs.values.numpy()
         unbiased = num_examples / (num_examples - 1)
-        examples = self.gradients.examples
-        block = self.gradients.on(examples.part(indices.to(examples.targets.device)))
+        block = self.gradients.on(self.gradients.examples.subset(indices))
         signs = signs.to(block.point)
         signed_sum = block.weighted_gradients(signs.unsqueeze(0))[1][0]  # Σ_i ξ_i g_i (P,)
         centred = signed_sum - signs.sum() * self.mean

@@ -25,7 +25,7 @@ from noisescale.measure.curvature.spectrum import (
     spectral_moments,
 )
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Params, Problem
+from noisescale.problems.problem import Params, Problem, held
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate, exact, from_stderr
 from noisescale.statistics.sample import Sample
@@ -137,6 +137,7 @@ class Sharpness:
         num_matvecs: products with the matrix over all n examples, and with the Hessian for the
             interaction.
         pairs: the eigenpairs of each end, to start the next checkpoint's search from.
+        notes: what a reader should know.
     """
 
     split: str
@@ -154,6 +155,7 @@ class Sharpness:
     gradient_noise_interaction: Estimate | None = None
     num_matvecs: int
     pairs: dict[End, EigenPairs] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def largest(self) -> Eigenvalue | None:
@@ -182,6 +184,7 @@ class Sharpness:
             "phi": [phi.to_dict() for phi in self.phi],
             "density": self.density and self.density.to_dict(),
             "num_matvecs": self.num_matvecs,
+            "notes": list(self.notes),
         }
 
 
@@ -223,7 +226,7 @@ def measure_sharpness(
         num_examples=options.num_examples,
         generator=_generator(options),
     )
-    objective = Objective(problem, params, examples=examples, dtype=options.dtype)
+    objective = Objective(problem, params, examples=held(examples), dtype=options.dtype)
     _check_ends(options, objective)
     operator = CurvatureProduct(objective, record_ggn if options.ggn else record_hessian)
     tally = _Tally(report)
@@ -251,6 +254,7 @@ def measure_sharpness(
         gradient_noise_interaction=interaction,
         num_matvecs=tally.num_matvecs,
         pairs=pairs,
+        notes=objective.examples.notes,
     )
 
 
@@ -311,6 +315,10 @@ class _Counted:
     @property
     def device(self) -> torch.device:
         return self.operator.device
+
+    @property
+    def coarsest_dtype(self) -> torch.dtype:
+        return self.operator.coarsest_dtype
 
     def __call__(self, vector: Tensor) -> Tensor:
         self.tally.add(self.activity)
@@ -430,7 +438,7 @@ def _with_sampling_error(
     curvatures = torch.zeros(num_groups, len(pairs.values), dtype=torch.float64)
     for group, indices in enumerate(torch.arange(objective.num_examples).tensor_split(num_groups)):
         rows = slice(int(indices[0]), int(indices[-1]) + 1)  # a slice, which copies no example
-        product = operator.on(objective.examples.part(rows))
+        product = operator.on(objective.examples.subset(rows))
         for index, vector in enumerate(pairs.vectors):
             curvatures[group, index] = float(vector.double() @ product(vector).double())
     stderrs = curvatures.std(0) * (sample.remaining / num_groups) ** 0.5

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from noisescale.errors import MeasurementError
 from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
@@ -16,7 +17,7 @@ from noisescale.measure.curvature.linear_sgd import LinearisedSGD, lyapunov_rate
 from noisescale.measure.curvature.products import ggn_matvec
 from noisescale.measure.noise import measure_noise, with_settings
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import MatVec, Params, Problem, as_examples
+from noisescale.problems.problem import MatVec, Params, Problem, held, num_examples_of
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
@@ -82,15 +83,17 @@ def measure_stability(
     options = with_settings(options or StabilityOptions(), settings)
     report = report or (lambda activity: None)
     generator = generator or torch.Generator().manual_seed(seed)
-    population_size = as_examples(problem.train).num_examples
+    population_size = num_examples_of(problem.train)
     num_examples = options.num_examples
     if num_examples is not None:
         num_examples = min(num_examples, population_size)
-    examples = select(problem, num_examples=num_examples, generator=generator).examples
+    examples = held(select(problem, num_examples=num_examples, generator=generator).examples)
     objective = Objective(problem, params, examples=examples)
 
     report("curvature of single examples")
     each = ExampleCurvature(objective)
+    for note in each.notes:
+        report(note)
     report("largest eigenvalue")
     top = _top(each.matvec, objective, generator)
     sharpness = float(top.values[0])
@@ -153,9 +156,9 @@ def simulate_threshold(
             numbers for an example.
     """
     generator = generator or torch.Generator().manual_seed(batch_size)
-    population_size = as_examples(problem.train).num_examples
+    population_size = num_examples_of(problem.train)
     objective = Objective(problem, params)
-    subset = select(problem, num_examples=min(4 * NUM_EXAMPLES, population_size)).examples
+    subset = held(select(problem, num_examples=min(4 * NUM_EXAMPLES, population_size)).examples)
     start = _top(ggn_matvec(problem, params, examples=subset), objective, generator).vectors[0]
     low = constants.curves["lower"].rate(batch_size, population_size=population_size)
     return lyapunov_rate(
@@ -170,15 +173,36 @@ def simulate_threshold(
     )
 
 
+@dataclass(frozen=True)
+class _OnObjective:
+    """A product with vectors in an objective's parameters, as an operator that knows its space."""
+
+    matvec: MatVec
+    objective: Objective
+
+    @property
+    def dim(self) -> int:
+        return self.objective.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.objective.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.objective.device
+
+    @property
+    def coarsest_dtype(self) -> torch.dtype:
+        return self.objective.coarsest_dtype
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        return self.matvec(vector)
+
+
 def _top(matvec: MatVec, objective: Objective, generator: torch.Generator) -> EigenPairs:
     """The largest eigenpair; MeasurementError where it does not converge."""
-    pairs = top_eigenpairs(
-        matvec,
-        dim=objective.dim,
-        dtype=objective.dtype,
-        device=objective.device,
-        generator=generator,
-    )
+    pairs = top_eigenpairs(_OnObjective(matvec, objective), generator=generator)
     if not pairs.converged:
         raise MeasurementError(
             f"{objective.name}: the largest eigenvalue has not converged in "

@@ -17,11 +17,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
 
 from noisescale.errors import SettingError
 from noisescale.problems.config import FactoryConfig
-from noisescale.problems.problem import SPLITS, Examples, Problem, as_examples
+from noisescale.problems.problem import SPLITS, Problem, resident, source_of
 from noisescale.problems.random_state import preserved_random_state
 
 DIGEST_LENGTH = 16  # of a SHA-256 sum in hexadecimal: 64 bits, in which no two versions collide
@@ -44,10 +43,6 @@ def load_problem(name: str) -> Problem:
         raise SettingError(
             f"problem {name!r} gives a {type(problem).__name__}: "
             "return noisescale.Problem(model=…, loss=…, train=…)"
-        )
-    if not isinstance(problem.model, nn.Module) or not callable(problem.loss):
-        raise SettingError(
-            f"problem {name!r}: its model must be a torch.nn.Module and its loss a function"
         )
     return problem
 
@@ -130,10 +125,10 @@ def build_own_problem(
 
 @lru_cache(maxsize=1)  # many runs of a process are of one problem
 def _with_data_on(device: torch.device | str, config: FactoryConfig) -> Problem:
-    """The problem of seed 0, its data on the device."""
+    """The problem of seed 0, its data on the device, but for Datasets that are read as needed."""
     problem = _made_under(0, config)
     parts: dict[str, Any] = {
-        split: Examples(*(values.to(device) for values in as_examples(data)))
+        split: resident(source_of(data), device)
         for split in SPLITS
         if (data := getattr(problem, split)) is not None
     }

@@ -2,65 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from noisescale.errors import DataError, SettingError
+from noisescale.errors import SettingError
 from noisescale.problems.config import ProblemConfig
+from noisescale.problems.data.examples import (
+    Examples,
+    Tree,
+    arguments_of,
+    call_model,
+    check_examples,
+    first_size,
+    kind_of,
+    shapes,
+    with_dicts,
+)
+from noisescale.problems.data.loaders import Loader, parts_of
+from noisescale.problems.data.reader import Reader
+from noisescale.problems.data.stream import Source, Stream
+
+__all__ = [
+    "SPLITS",
+    "Data",
+    "Examples",
+    "LossFn",
+    "MatVec",
+    "Params",
+    "Problem",
+    "Source",
+    "Tree",
+    "arguments_of",
+    "as_examples",
+    "call_model",
+    "first_size",
+    "held",
+    "kind_of",
+    "num_examples_of",
+    "resident",
+    "shapes",
+    "source_of",
+]
 
 Params = dict[str, Tensor]  # by name, as model.named_parameters() gives them
-LossFn = Callable[[Tensor, Tensor], Tensor]  # outputs (B, ...), targets (B, ...) -> (B,)
+LossFn = Callable[[Any, Any], Tensor]  # what the model returns, targets -> (B,)
 MatVec = Callable[[Tensor], Tensor]  # v -> Hv, (P,) -> (P,)
+# A split: tensors, or what is read item by item
+Data = Source | Dataset[Any] | DataLoader[Any] | list[Any]
 
 SPLITS = ("train", "validation", "test")
-PAIRS = (
-    "the items of a Dataset must be pairs (input, target) of tensors, of equal shapes throughout"
-)
-
-
-class Examples(NamedTuple):
-    """Inputs and targets of N examples, on one device.
-
-    Attributes:
-        inputs: (N, *F), one example a row.
-        targets: (N, ...), such as classes (N,) or values (N, C).
-    """
-
-    inputs: Tensor
-    targets: Tensor
-
-    @property
-    def num_examples(self) -> int:
-        """N."""
-        return len(self.targets)
-
-    def part(self, rows: slice | Tensor) -> Examples:
-        """The examples at these rows.
-
-        Args:
-            rows: a slice, which copies nothing, or indices (n,) on the examples' device.
-        """
-        return Examples(self.inputs[rows], self.targets[rows])
-
-
-Data = Examples | Dataset[tuple[Tensor, Tensor]]  # a split, as tensors or read item by item
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """What is trained and measured: a model, a loss for each example, and the examples.
 
+    A split is given as Examples, or as a map-style Dataset of any length, which is read a part at a
+    time: measurements of gradients never hold it, those of curvature, and training, hold up to
+    1 GiB and else read it anew for every pass. Its items are pairs (input, target); tuples of more,
+    whose last is the target and whose others are the model's inputs; or dicts, one of whose entries
+    is the target (labels, label, targets, target or y, the first of these that there is) and whose
+    others are the model's inputs by name. torch's default_collate makes batches of them.
+
+    A DataLoader stands for its Dataset with its collate function, as for items of different
+    lengths, and its workers; its batch size and its order are not used, and a sampler that draws
+    some examples more often than others is refused.
+
+    A model or a loss of another kind raises SettingError.
+
     Attributes:
-        model: maps inputs (B, *F) to outputs (B, ...), row by row unless it normalises over the
-            batch.
-        loss: outputs (B, ...), targets (B, ...) -> (B,): one loss for each example, not reduced.
-        train: the training examples, or a map-style Dataset of pairs (input, target) of equal
-            shapes, on the model's device.
+        model: a torch.nn.Module, called with the inputs (see `Examples`), B examples at a time,
+            which it treats row by row unless it normalises over the batch. What it returns goes to
+            the loss as it is.
+        loss: the model's outputs, targets -> (B,): one loss for each example, not reduced.
+        train: the training examples.
         validation: the same for the validation split; None: there is none.
         test: the same for the test split; None: there is none.
         config: how the problem was built, where it was built from a ProblemConfig.
@@ -73,46 +93,103 @@ class Problem:
     test: Data | None = None
     config: ProblemConfig | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise SettingError(
+                f"a Problem with {kind_of(self.model)} as model: "
+                "its model must be a torch.nn.Module"
+            )
+        if not callable(self.loss):
+            raise SettingError(
+                f"a Problem with {kind_of(self.loss)} as loss: its loss must be a function of "
+                "outputs and targets that gives one loss for each example, as "
+                'torch.nn.CrossEntropyLoss(reduction="none")'
+            )
 
-def as_examples(data: Data) -> Examples:
-    """All of `data` as one pair of tensors; Examples come back as they are.
+
+def source_of(data: Data, *, seed: int = 0, draws: int = 1) -> Source:
+    """The examples of a split, of which nothing is read yet; Examples come back as they are.
+
+    Args:
+        data: as a Problem's splits.
+        seed: of what items draw at random.
+        draws: how many of each item there are; more than one of items that change.
 
     Raises:
-        DataError: a Dataset whose items are not pairs (input, target) of equal shapes throughout.
-        SettingError: neither Examples nor a map-style Dataset.
+        SettingError: none of what a split may be, or Examples that hold other things than tensors
+            of one first dimension.
     """
     if isinstance(data, Examples):
-        return data
-    # a generator of its own, since a DataLoader otherwise draws a seed from the global random state
-    whole = DataLoader(data, batch_size=num_examples_of(data), generator=torch.Generator())
-    try:
-        inputs, targets = next(iter(whole))
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise DataError(f"{PAIRS}: {error}") from error
-    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
-        raise DataError(
-            f"{PAIRS}: the first gives {type(inputs).__name__} and {type(targets).__name__}"
-        )
-    return Examples(inputs, targets)
+        examples = Examples(with_dicts(data.inputs), with_dicts(data.targets))
+        check_examples(examples)
+        return examples
+    if isinstance(data, Stream):
+        return data.with_draws(draws) if draws > 1 else data
+    dataset, collate_fn, num_workers = (
+        parts_of(data) if isinstance(data, DataLoader) else Loader(data, None, 0)
+    )
+    if type(dataset) is TensorDataset and collate_fn is None and len(dataset.tensors) > 1:
+        *inputs, targets = dataset.tensors
+        return Examples(inputs[0] if len(inputs) == 1 else tuple(inputs), targets)
+    _check_map_style(dataset)
+    stream = Stream(Reader(dataset, collate_fn, seed=seed), num_workers=num_workers)
+    return stream.with_draws(draws) if draws > 1 else stream
+
+
+def held(source: Source) -> Source:
+    """The examples in memory where they take no more than 1 GiB, for what goes over them often.
+
+    Args:
+        source: as `source_of` gives it.
+
+    Raises:
+        DataError: data that change from read to read and cannot be held.
+    """
+    return source.held() if isinstance(source, Stream) else source
+
+
+def resident(source: Source, device: torch.device | str) -> Source:
+    """The examples on a device, for training.
+
+    A Dataset's are left where they are if they take more than 1 GiB, differ in shape, or change
+    from read to read, so that every epoch has draws of its own.
+
+    Args:
+        source: as `source_of` gives it.
+        device: where to.
+    """
+    if isinstance(source, Stream) and not source.check().changes:
+        source = source.held()
+    return source.to(device) if isinstance(source, Examples) else source
+
+
+def as_examples(data: Data) -> Examples:
+    """All of `data` in memory; Examples come back as they are.
+
+    Raises:
+        DataError: a Dataset whose items cannot be read or do not make a batch.
+        SettingError: as `source_of`.
+    """
+    source = source_of(data)
+    return source.whole() if isinstance(source, Stream) else source
 
 
 def num_examples_of(data: Data) -> int:
     """How many examples there are.
 
     Raises:
-        SettingError: neither Examples nor a map-style Dataset, or different numbers of inputs and
-            targets.
+        SettingError: as `source_of`.
     """
-    if isinstance(data, Examples):
-        if len(data.inputs) != len(data.targets):
-            raise SettingError(
-                f"{len(data.inputs)} inputs but {len(data.targets)} targets: give as many of both"
-            )
-        return len(data.targets)
+    return source_of(data).num_examples
+
+
+def _check_map_style(data: object) -> None:
+    """SettingError unless items can be read by their number, and counted."""
+    what = f"data of type {type(data).__name__}"
+    if isinstance(data, tuple):
+        raise SettingError(f"{what}: give noisescale.Examples(inputs, targets)")
     is_map_style = hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    if isinstance(data, DataLoader | tuple | list) or not is_map_style:
+    if isinstance(data, IterableDataset | dict | str | Tensor) or not is_map_style:
         raise SettingError(
-            f"data of type {type(data).__name__}: give noisescale.Examples or a map-style torch "
-            "Dataset"
+            f"{what}: give noisescale.Examples, a map-style torch Dataset, or a DataLoader of one"
         )
-    return len(cast(Sized, data))

@@ -6,9 +6,12 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import mtrand
+from torch import Tensor
 
 # The state is the whole process's: of two threads one would draw the other's numbers
 _LOCK = threading.RLock()
@@ -17,10 +20,50 @@ _LOCK = threading.RLock()
 @contextmanager
 def preserved_random_state(devices: Sequence[torch.device] = ()) -> Iterator[None]:
     """While open, the random states of Python, NumPy, torch and torch on `devices` are free."""
-    with _LOCK, torch.random.fork_rng(list(devices)):
-        of_python, of_numpy = random.getstate(), np.random.get_state()
+    with _LOCK, torch.random.fork_rng(list(devices)), preserved_global_states():
+        yield
+
+
+@contextmanager
+def preserved_global_states() -> Iterator[None]:
+    """While open, the global random states of torch (on the CPU), numpy and Python are free."""
+    with _LOCK:
+        before = GlobalStates()
         try:
             yield
         finally:
-            random.setstate(of_python)
-            np.random.set_state(of_numpy)
+            before.restore()
+
+
+class GlobalStates:
+    """The global random states of torch (on the CPU), numpy and Python, as they are now."""
+
+    def __init__(self) -> None:
+        self._torch: Tensor = torch.get_rng_state()
+        self._numpy: Any = mtrand.get_state()  # name, key (624,), position and a stored normal
+        self._python = random.getstate()
+
+    def restore(self) -> None:
+        """Puts them back."""
+        torch.set_rng_state(self._torch)
+        mtrand.set_state(self._numpy)
+        random.setstate(self._python)
+
+    def moved(self) -> bool:
+        """Whether anything has been drawn from one of them since."""
+        now = GlobalStates()
+        _, key, *rest = self._numpy
+        _, new_key, *new_rest = now._numpy
+        of_numpy = rest != new_rest or not np.array_equal(key, new_key)
+        return of_numpy or self._python != now._python or not torch.equal(self._torch, now._torch)
+
+
+def seed_global_states(seed: int) -> None:
+    """Seeds torch (on the CPU), numpy and Python.
+
+    Args:
+        seed: 0 to 2³² − 1, which numpy takes.
+    """
+    torch.default_generator.manual_seed(seed)
+    mtrand.seed(seed)
+    random.seed(seed)

@@ -6,28 +6,29 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
-from noisescale.errors import SettingError
+from noisescale.errors import SettingError, check_count
+from noisescale.problems.data.stream import Stream
 from noisescale.problems.problem import (
     SPLITS,
     Data,
     Examples,
     Problem,
-    as_examples,
-    num_examples_of,
+    Source,
+    held,
+    source_of,
 )
 
 
 class Selection(NamedTuple):
     """A random subset of a split.
 
-    examples: the n examples chosen.
+    examples: the n examples chosen, of a Dataset not read yet.
     indices: (n,), which of the split's they are, on the CPU.
     population_size: N, how many the split has in all.
     """
 
-    examples: Examples
+    examples: Source
     indices: Tensor
     population_size: int
 
@@ -38,42 +39,79 @@ def select(
     split: str = "train",
     num_examples: int | None = None,
     generator: torch.Generator | None = None,
+    augmentations: int = 1,
 ) -> Selection:
     """A random subset of a split's examples, in random order; all of them in their own order.
 
-    Random, never the first n: the order of a data set is seldom exchangeable. Of a Dataset only the
-    chosen items are read.
+    Random, never the first n: the order of a data set is seldom exchangeable. Of a Dataset a few of
+    the chosen items are read, to see whether they can be and whether they change from read to read;
+    the others as they are needed. Items that change and cannot be drawn again, since they have a
+    random generator of their own, are read and held.
 
     Args:
         problem: whose examples they are.
         split: "train", "validation" or "test".
         num_examples: n; None, or as many as there are: all.
-        generator: of the choice, on the CPU; None: seed 0.
+        generator: of the choice, on the CPU; None: seed 0. What items draw at random follows from
+            the seed it began with.
+        augmentations: how many draws of each example the split is made of, where items change from
+            read to read.
 
     Raises:
-        SettingError: a split that the problem lacks, or a number of examples that it does not have.
+        SettingError: a split that the problem lacks, a number of examples that it does not have, or
+            augmentations of items that do not change.
+        DataError: an item that cannot be read, or items that make no batch.
     """
-    data = split_data(problem, split)
-    population_size = num_examples_of(data)
+    generator = generator or torch.Generator().manual_seed(0)
+    source = split_source(
+        problem, split, seed=generator.initial_seed(), augmentations=augmentations
+    )
+    population_size = source.num_examples
     if num_examples is not None and not isinstance(num_examples, int):
         raise SettingError(f"num examples {num_examples!r}: give a whole number")
     if num_examples is None or num_examples == population_size:
-        return Selection(as_examples(data), torch.arange(population_size), population_size)
+        return Selection(_checked(source), torch.arange(population_size), population_size)
     if not 1 <= num_examples <= population_size:
         raise SettingError(
             f"num examples {num_examples}: the {split} split has {population_size}; "
             f"give 1 to {population_size}"
         )
-    generator = generator or torch.Generator().manual_seed(0)
     indices = torch.randperm(population_size, generator=generator)[:num_examples]
-    return Selection(part_of(data, indices), indices, population_size)
+    return Selection(_checked(source.subset(indices)), indices, population_size)
+
+
+def split_source(problem: Problem, split: str, *, seed: int = 0, augmentations: int = 1) -> Source:
+    """The examples of a split, of a Dataset not read yet.
+
+    Args:
+        problem: whose examples they are.
+        split: "train", "validation" or "test".
+        seed: of what items draw at random.
+        augmentations: how many draws of each example there are; more than one takes items that
+            change.
+    """
+    check_count("augmentations", augmentations)
+    source = source_of(split_data(problem, split), seed=seed, draws=augmentations)
+    if augmentations > 1:
+        changes = isinstance(source, Stream) and source.check().changes
+        if not changes:
+            raise SettingError(
+                f"augmentations {augmentations}: the items of the {split} split do not change from "
+                "read to read; leave it at 1"
+            )
+    return source
 
 
 def part_of(data: Data, indices: Tensor) -> Examples:
     """The examples at indices (n,) on the CPU; of a Dataset only these are read."""
-    if isinstance(data, Examples):
-        return data.part(indices.to(data.targets.device))
-    return as_examples(Subset(data, indices.tolist()))
+    return source_of(data).part(indices)
+
+
+def _checked(source: Source) -> Source:
+    """The same examples; held where they can be read only once."""
+    if isinstance(source, Stream) and source.check().reader.is_free:
+        return held(source)
+    return source
 
 
 def split_data(problem: Problem, split: str) -> Data:

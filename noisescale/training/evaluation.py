@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from noisescale.problems.problem import Examples, LossFn
+from noisescale.problems.problem import Examples, LossFn, Source, call_model
 
 # examples in a forward pass: activations stay near the cache, and memory is bounded
 CHUNK = 2048
@@ -47,16 +47,18 @@ class Evaluation:
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, loss: LossFn, examples: Examples) -> float:
+def mean_loss(model: nn.Module, loss: LossFn, examples: Source) -> float:
     """The mean loss of `model` in evaluation mode (restored afterwards) over `examples`."""
     with _evaluation_mode(model):
-        chunks = zip(examples.inputs.split(CHUNK), examples.targets.split(CHUNK), strict=True)
-        sums = [loss(model(inputs), targets).sum(dtype=torch.float64) for inputs, targets in chunks]
+        sums = [
+            loss(call_model(model, chunk.inputs), chunk.targets).sum(dtype=torch.float64)
+            for chunk in _chunks(model, examples)
+        ]
     return float(torch.stack(sums).sum()) / examples.num_examples
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loss: LossFn, examples: Examples) -> Evaluation:
+def evaluate(model: nn.Module, loss: LossFn, examples: Source) -> Evaluation:
     """Loss and confusion counts of a classifier in evaluation mode, chunk by chunk.
 
     The loss is summed in float64 and divided by N, so that a short last chunk carries its own
@@ -66,23 +68,29 @@ def evaluate(model: nn.Module, loss: LossFn, examples: Examples) -> Evaluation:
     Args:
         model: maps inputs (B, *F) to outputs (B, C); its mode is restored afterwards.
         loss: outputs (B, C), targets (B,) -> (B,), one loss per example.
-        examples: N of them, on the model's device, with class indices as targets.
+        examples: N of them, with class indices as targets.
     """
-    total = torch.zeros((), dtype=torch.float64, device=examples.inputs.device)
+    sums: list[torch.Tensor] = []
     confusion: torch.Tensor | None = None
     with _evaluation_mode(model):
-        for inputs, targets in zip(
-            examples.inputs.split(CHUNK), examples.targets.split(CHUNK), strict=True
-        ):
-            outputs = model(inputs)  # (B, C)
-            total += loss(outputs, targets).sum(dtype=torch.float64)
+        for chunk in _chunks(model, examples):
+            outputs = call_model(model, chunk.inputs)  # (B, C)
+            sums.append(loss(outputs, chunk.targets).sum(dtype=torch.float64))
             num_classes = outputs.shape[1]
-            cells = targets * num_classes + outputs.argmax(1)  # (B,), of the matrix laid flat
+            cells = chunk.targets * num_classes + outputs.argmax(1)  # (B,), of the matrix laid flat
             counts = torch.bincount(cells, minlength=num_classes**2)
             counts = counts.reshape(num_classes, num_classes)  # (C·C,) -> (C, C)
             confusion = counts if confusion is None else confusion + counts
     assert confusion is not None, "examples are never empty"
-    return Evaluation(loss=total.item() / examples.num_examples, confusion=confusion.cpu().numpy())
+    total = torch.stack(sums).sum().item()
+    return Evaluation(loss=total / examples.num_examples, confusion=confusion.cpu().numpy())
+
+
+def _chunks(model: nn.Module, examples: Source) -> Iterator[Examples]:
+    """The examples, some at a time, on the model's device."""
+    device = next(model.parameters()).device
+    for start in range(0, examples.num_examples, CHUNK):
+        yield examples.part(slice(start, start + CHUNK)).to(device)
 
 
 @contextmanager

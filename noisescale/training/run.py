@@ -15,7 +15,7 @@ from rich.console import Console
 from noisescale.errors import Interrupted
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
-from noisescale.problems.problem import SPLITS, Examples, Problem, as_examples
+from noisescale.problems.problem import SPLITS, Problem, Source, resident, source_of
 from noisescale.training.config import TrainConfig
 from noisescale.training.console import DeferredInterrupts, RunReport, event_writer
 from noisescale.training.evaluation import Evaluation, evaluate
@@ -176,8 +176,8 @@ class _Run:
         assert problem.config is not None, "build_problem says how it built"
         self.config = problem.config
         self.loss = problem.loss
-        self.splits: dict[str, Examples] = {
-            split: as_examples(examples)
+        self.splits: dict[str, Source] = {
+            split: resident(source_of(examples), training.device)
             for split in SPLITS
             if (examples := getattr(problem, split)) is not None
         }

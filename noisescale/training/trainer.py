@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from noisescale.errors import CheckpointError, NoisescaleError, SettingError, first_line
-from noisescale.problems.problem import Examples, Problem, as_examples
+from noisescale.problems.data.stream import Stream
+from noisescale.problems.problem import Examples, Problem, Source, call_model, resident, source_of
 from noisescale.problems.sampling import Batches
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.config import TrainConfig, resolve_batch_size
@@ -31,6 +32,8 @@ CHUNK = 4096
 # updates on a GPU between two looks at their losses, each of which waits for it: little beside 64
 # steps
 UNCHECKED_LOSSES = 64
+# between the draws of two seeds, so that no run meets another's
+MOST_EPOCHS = 2**32
 
 
 def train(
@@ -49,7 +52,9 @@ def train(
 
     Args:
         problem: model, loss and training examples. Its model gives the initial parameters and is
-            left as it is.
+            left as it is. A Dataset is held in memory where it takes no more than 1 GiB; a larger
+            one, and one whose items change from read to read, is read batch by batch, under random
+            numbers of the config's seed and the epoch.
         config: optimizer, rate, batch size, length and seed.
         checkpoint_steps: updates after which there is a checkpoint besides; 0: before the first.
         start: a checkpoint of an earlier run of the same config, which is continued: on the CPU, at
@@ -90,7 +95,7 @@ class Training:
         self.problem = problem
         self.model = trainable_copy(problem.model)
         self.device = next(self.model.parameters()).device
-        self.examples = Examples(*(values.to(self.device) for values in as_examples(problem.train)))
+        self.examples: Source = resident(source_of(problem.train), self.device)
         num_examples = self.examples.num_examples
         self.batch_size = resolve_batch_size(config, num_examples)
         self._check_batch_norm()
@@ -107,7 +112,8 @@ class Training:
         self._losses: list[Tensor] = []  # of the latest updates, not yet looked at
         # not given a method of this object, which would then hold itself, and its data, in a cycle
         self._graphs: CudaGraphUpdate | None = None
-        if self.device.type == "cuda" and self.schedule is None:
+        is_resident = isinstance(self.examples, Examples)  # what is read anew is no part of a graph
+        if self.device.type == "cuda" and self.schedule is None and is_resident:
             self._graphs = CudaGraphUpdate(self.device, self.model, self.optimizer)
 
     @property
@@ -198,14 +204,15 @@ class Training:
         batch_size = len(indices)
         # accumulating over chunks takes a stored gradient
         if self.in_place is not None and batch_size <= CHUNK:
+            examples = self._examples_at(indices)
             return self.in_place.update(
-                partial(self._summed_loss, indices=indices, divisor=batch_size)
+                partial(self._summed_loss, examples=examples, divisor=batch_size)
             )
         schedule = self.schedule
         chunk_losses = []
         chunks = schedule.parts(indices, largest=CHUNK) if schedule else indices.split(CHUNK)
         for chunk in chunks:
-            loss = self._summed_loss(self.model, indices=chunk, divisor=batch_size)
+            loss = self._summed_loss(self.model, self._examples_at(chunk), divisor=batch_size)
             loss.backward()
             make_gradients_dense(self.model)
             chunk_losses.append(loss.detach())
@@ -219,19 +226,25 @@ class Training:
             self._follow(schedule)
         return chunk_losses[0] if len(chunk_losses) == 1 else torch.stack(chunk_losses).sum()
 
-    def _summed_loss(self, model: nn.Module, *, indices: Tensor, divisor: int) -> Tensor:
-        """The sum of the losses () of the examples at `indices` (n,), divided."""
-        inputs = self.examples.inputs.index_select(0, indices)
-        targets = self.examples.targets.index_select(0, indices)
-        losses = self.problem.loss(model(inputs), targets)
-        if losses.shape != indices.shape or losses.is_complex():
+    def _summed_loss(self, model: nn.Module, examples: Examples, *, divisor: int) -> Tensor:
+        """The sum of the losses () of n examples, divided."""
+        size = examples.num_examples
+        losses = self.problem.loss(call_model(model, examples.inputs), examples.targets)
+        if losses.shape != (size,) or losses.is_complex():
             kind = "complex numbers of " if losses.is_complex() else ""
             raise SettingError(
-                f"the loss gives {kind}shape {tuple(losses.shape)} for {len(indices)} examples: "
-                f"return one real loss per example, shape ({len(indices)},), "
-                'as reduction="none" does'
+                f"the loss gives {kind}shape {tuple(losses.shape)} for {size} examples: "
+                f'return one real loss per example, shape ({size},), as reduction="none" does'
             )
         return losses.sum() / divisor
+
+    def _examples_at(self, indices: Tensor) -> Examples:
+        """The examples at these indices (B,); of a Dataset that is read anew, this epoch's draw."""
+        examples = self.examples
+        if isinstance(examples, Stream):
+            draw = self.config.seed * MOST_EPOCHS + self.batches.epoch
+            return examples.drawn(draw).part(indices).to(self.device)
+        return examples.part(indices)
 
     def _follow(self, schedule: AdaptiveBatchSize) -> None:
         """Takes over the batch size and the learning rate for the next update."""
@@ -250,12 +263,13 @@ class Training:
 
     def _in_place_sgd(self) -> ProvedInPlaceSGD | None:
         """The in-place update of linear layers, where the optimizer is SGD without momentum."""
-        config = self.config
+        config, num_examples = self.config, self.examples.num_examples
         if config.optimizer != "sgd" or config.momentum or self.schedule:
             return None
         return ProvedInPlaceSGD(
             self.model,
-            self.examples.inputs[:2],  # for a trial pass: two, since a batch of one may be special
+            # for a trial pass: two, since a batch of one may be special
+            self._examples_at(torch.arange(min(2, num_examples), device=self.device)).inputs,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
         )

@@ -77,11 +77,11 @@ def test_files_of_one_name_are_told_apart(here):
     ("data", "message"),
     [
         (Examples(torch.zeros(20, 3), torch.zeros(10)), "20 inputs but 10 targets"),
-        (torch.utils.data.DataLoader([1]), "data of type DataLoader: give noisescale.Examples"),
-        ((torch.zeros(2, 3), torch.zeros(2)), "data of type tuple"),
+        (torch.utils.data.DataLoader([1]), "holds an input and no target"),
+        ((torch.zeros(2, 3), torch.zeros(2)), r"tuple: give noisescale.Examples\(inputs, targets"),
         (Items([(torch.zeros(2), 0), (torch.zeros(3), 0)]), "of equal shapes throughout"),
-        (Items([(torch.zeros(2), 0, 1)] * 2), "must be pairs"),
-        (Items([{"x": torch.zeros(2), "y": 0}] * 2), "the first gives str and str"),
+        (Items([(torch.zeros(2),)] * 2), "holds an input and no target: give pairs"),
+        (Items([{"x": torch.zeros(2), "z": 0}] * 2), "dicts of x, z: .* the target as one of lab"),
     ],
 )
 def test_data_that_cannot_be_used_are_refused(data, message):

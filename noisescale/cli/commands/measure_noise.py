@@ -68,6 +68,14 @@ Examples:
     help="With --hessian, the best learning rate at this batch size; repeatable.  "
     "[default: the run's own]",
 )
+@click.option(
+    "--augmentations",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Of a Dataset whose items change from read to read, K draws of each.",
+)
 @click.option("--per-layer", is_flag=True, help="Every parameter tensor's share.")
 @click.option("--per-class", is_flag=True, help="Every class by itself, and the noisiest examples.")
 @measurement_options

@@ -33,6 +33,7 @@ UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that fail
     "loss": None,
     "eigenvalues": [],
     "trace": None,
+    "notes": [],
     "frobenius": None,
     "batch_size": None,
     "batch_sharpness": None,
@@ -100,6 +101,8 @@ def print_sharpness(reports: list[SharpnessReport]) -> None:
             "norm and the batch quantities are of their probes and batches alone, on these "
             "examples."
         )
+    for note in dict.fromkeys(note for result in results for note in result.notes):
+        console.print(f"Note: {note}.")
     for report in reports:
         name = name_text(report.measured, every)
         if report.measured.result is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.curvature.products import CurvatureProduct, record_hessian
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Examples, MatVec
+from noisescale.problems.problem import MatVec, Source
 from noisescale.statistics.estimate import Estimate, exact, from_samples
 
 
@@ -40,6 +40,7 @@ def batch_sharpness(
         SettingError: a batch larger than the data, or fewer than 2 batches.
         MeasurementError: the gradient of every batch is exactly zero, or a product is not finite.
     """
+    objective.check_any_company()
     ratios = []
     for batch in _batches(objective, batch_size, num_batches, generator):
         of_batch = objective.on(batch)
@@ -90,7 +91,7 @@ def gradient_noise_interaction(
 
 def _batches(
     objective: Objective, batch_size: int, num_batches: int, generator: torch.Generator | None
-) -> Iterator[Examples]:
+) -> Iterator[Source]:
     """Independent batches, each without replacement; the one there is at batch_size = N."""
     num_examples = objective.num_examples
     if not 1 <= batch_size <= num_examples:
@@ -105,7 +106,7 @@ def _batches(
     generator = generator or torch.Generator().manual_seed(0)
     for _ in range(num_batches):
         rows = torch.randperm(num_examples, generator=generator)[:batch_size]
-        yield objective.examples.part(rows.to(objective.examples.targets.device))
+        yield objective.examples.subset(rows)
 
 
 def _curvature_along(matvec: MatVec, vector: Tensor) -> float:

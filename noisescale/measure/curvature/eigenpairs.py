@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from noisescale.errors import SettingError
-from noisescale.measure.curvature.krylov import Krylov, product, rounding
+from noisescale.measure.curvature.krylov import Krylov, length, product, rounding
 from noisescale.measure.curvature.operators import space_of
 from noisescale.problems.problem import MatVec
 
@@ -262,10 +262,10 @@ def _deflated_pair(
     while True:
         image = product(matvec, vector)
         num_matvecs += 1
-        value, size = float(vector @ image), float(image.norm())
+        value, size = float(vector @ image), length(image)
         settling = size <= SETTLING * norm
         norm = max(norm, size)
-        residual = float(_without(image - value * vector, earlier).norm())
+        residual = length(_without(image - value * vector, earlier))
         converged = residual <= max(search.rtol * abs(value), rounding(image.dtype) * norm)
         wrong_end = converged and sign * value + shift < 0
         if num_matvecs >= max_matvecs or (converged and not wrong_end):
@@ -282,7 +282,7 @@ def _deflated_unit(vector: Tensor, earlier: Tensor) -> Tensor:
     """The vector (P,) made orthogonal to the rows of `earlier` (K, P) and of unit length."""
     for _ in range(2):  # once leaves rounding errors along the earlier ones
         vector = _without(vector, earlier)
-    return torch.nn.functional.normalize(vector, dim=0)
+    return vector / (length(vector) or 1.0)
 
 
 def _without(vector: Tensor, earlier: Tensor) -> Tensor:
@@ -299,7 +299,8 @@ def _rayleigh_ritz(
     order = search.scores(values).argsort(descending=True)
     values, rotation = values[order], coordinates[:, order].T.to(vectors)
     vectors, images = rotation @ vectors, rotation @ images
-    residuals = (images - values.to(vectors).unsqueeze(1) * vectors).norm(dim=1).double().cpu()
+    misses = images - values.to(vectors).unsqueeze(1) * vectors  # (K, P)
+    residuals = torch.tensor([length(miss) for miss in misses], dtype=torch.float64)
     return EigenPairs(
         values=values,
         vectors=vectors,

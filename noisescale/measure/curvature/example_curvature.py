@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.func import hessian, jacrev, jvp, vjp, vmap
+from torch.func import jacrev, vmap
+from torch.utils._pytree import tree_map
 
-from noisescale.errors import MeasurementError
-from noisescale.measure.objective import Objective, flatten
-from noisescale.problems.problem import Examples, MatVec, Params
+from noisescale.errors import MeasurementError, first_line
+from noisescale.measure.curvature.products import Boundary, derivative, record_boundary
+from noisescale.measure.objective import Objective, flatten, is_out_of_memory
+from noisescale.measure.objective.outputs import with_tensors
+from noisescale.measure.objective.parameters import as_real
+from noisescale.measure.objective.passes import differentiable_twice
+from noisescale.problems.problem import Examples, MatVec, Params, Tree, first_size
 
 # Numbers the model gives for one example: each takes a backward pass, and matrices of their square
 # are kept
@@ -17,55 +25,107 @@ JACOBIAN_BYTES = 2**27  # of Jacobians written out at once: 128 MiB, as much as 
 
 
 class OutputJacobian:
-    """The Jacobians J_i (C, P) of single examples' outputs, flattened, at a point; never formed."""
+    """The Jacobians J_i (C, P) of single examples' outputs, flattened, at a point; never formed.
+
+    The outputs are what the model returns, of any form, as far as the loss uses it. All products
+    are made of backward passes, so that what the model detaches counts as constant.
+    """
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self.params: Params = {name: leaf.detach() for name, leaf in objective.params().items()}
+        self.params: Params = objective.params()
 
-    def outputs(self, params: Params, inputs: Tensor) -> Tensor:
-        """(B, *F) -> (B, C)."""
-        return self.objective.outputs(params, inputs).flatten(1)
+    def outputs(self, params: Params, inputs: Tree) -> Tensor:
+        """What the loss uses of the model's outputs, one example a row: (B, C)."""
+        tensors: list[Tensor] = []
 
-    def push(self, inputs: Tensor, direction: Params) -> Tensor:
+        def note(tensor: Tensor) -> Tensor:
+            tensors.append(as_real(tensor))
+            return tensor
+
+        with_tensors(self.objective.outputs(params, inputs), note)
+        return self._rows([tensors[number] for number in self._used])
+
+    def push(self, inputs: Tree, direction: Params) -> Tensor:
         """J_i·v: (B, C)."""
-        pushed: Tensor = jvp(
-            lambda params: self.outputs(params, inputs), (self.params,), (direction,)
-        )[1]
-        return pushed
+        return self._pushed(self._outputs_at_point(inputs), direction)
 
-    def forms(self, inputs: Tensor, middle: Tensor, direction: Params) -> Tensor:
+    def forms(self, inputs: Tree, middle: Tensor, direction: Params) -> Tensor:
         """(J_i v)ᵀ M_i J_i v for M (B, C, C): (B,) in float64."""
         pushed = self.push(inputs, direction).double()
         return torch.einsum("bc,bcd,bd->b", pushed, middle.double(), pushed)
 
-    def product(self, inputs: Tensor, middle: Tensor, direction: Params) -> Params:
+    def product(self, inputs: Tree, middle: Tensor, direction: Params) -> Params:
         """Σ_i J_iᵀ M_i J_i v for M (B, C, C)."""
-        pull = vjp(lambda params: self.outputs(params, inputs), self.params)[1]
-        pulled: Params = pull(torch.einsum("bcd,bd->bc", middle, self.push(inputs, direction)))[0]
-        return pulled
+        outputs = self._outputs_at_point(inputs)
+        curved = torch.einsum("bcd,bd->bc", middle, self._pushed(outputs, direction))
+        leaves = list(self.params.values())
+        pulled = derivative(self.objective, outputs, leaves, curved)
+        return dict(zip(self.params, pulled, strict=True))
+
+    def rows(self, inputs: Tree) -> Tensor:
+        """J of a single example, a backward pass for each of its outputs: (C, P)."""
+        (outputs,) = self._outputs_at_point(inputs)
+        leaves = list(self.params.values())
+        return torch.stack(
+            [flatten(derivative(self.objective, output, leaves)) for output in outputs]
+        )
 
     def output_curvature(self) -> Tensor:
         """A_i, the Hessian of each example's loss in its outputs: (N, C, C)."""
         objective = self.objective
+        objective.check_any_company()
         curvatures: list[Tensor] = []
 
-        def loss(output: Tensor, target: Tensor) -> Tensor:
-            return objective.losses(output.unsqueeze(0), target.unsqueeze(0))[0]
-
         def add(chunk: Examples, start: int) -> None:
-            outputs = objective.outputs(self.params, objective.cast(chunk.inputs))
-            size = outputs[0].numel()
-            if size > LARGEST_OUTPUT:
-                raise MeasurementError(
-                    f"{objective.name} gives {size} numbers for one example: "
-                    f"the curvature of single examples is measured for at most {LARGEST_OUTPUT}"
-                )
-            curvature = vmap(hessian(loss))(outputs, chunk.targets)
-            curvatures.append(curvature.detach().reshape(chunk.num_examples, size, size))
+            curvatures.append(self._curvature(record_boundary(objective, self.params, chunk)))
 
         objective.for_each_chunk(add)
         return torch.cat(curvatures)
+
+    @cached_property
+    def _used(self) -> list[int]:
+        """Which of the tensors in the model's outputs the loss uses."""
+        probe = self.objective.examples.part(slice(1))
+        return record_boundary(self.objective, self.params, probe).numbers
+
+    def _curvature(self, boundary: Boundary) -> Tensor:
+        """The Hessians of a chunk's losses, which are separate, in their outputs: (B, C, C)."""
+        gradient = self._rows(boundary.gradients)  # (B, C)
+        if not gradient.requires_grad:
+            return gradient.new_zeros(*gradient.shape, gradient.shape[1])
+        columns = [
+            self._rows(derivative(self.objective, column.sum(), boundary.fixed))
+            for column in gradient.unbind(1)
+        ]
+        return torch.stack(columns, 1).detach()
+
+    def _rows(self, tensors: Any) -> Tensor:
+        """Tensors (B, ...) side by side: (B, C)."""
+        name = self.objective.name
+        if not tensors:
+            raise MeasurementError(f"{name}: its outputs do not depend on the parameters")
+        rows = torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], 1)
+        if rows.shape[1] > LARGEST_OUTPUT:
+            raise MeasurementError(
+                f"{name} gives {rows.shape[1]} numbers for one example: "
+                f"the curvature of single examples is measured for at most {LARGEST_OUTPUT}"
+            )
+        return rows
+
+    def _outputs_at_point(self, inputs: Tree) -> Tensor:
+        with differentiable_twice():
+            return self.outputs(self.params, inputs)
+
+    def _pushed(self, outputs: Tensor, direction: Params) -> Tensor:
+        """J_i·v of outputs with their graph, by differentiating Jᵀ: (B, C)."""
+        free = torch.zeros_like(outputs, requires_grad=True)
+        leaves = list(self.params.values())
+        pulled_back = derivative(self.objective, outputs, leaves, free, create_graph=True)
+        (pushed,) = derivative(
+            self.objective, pulled_back, [free], [direction[name] for name in self.params]
+        )
+        return pushed
 
 
 class ExampleCurvature:
@@ -76,6 +136,8 @@ class ExampleCurvature:
 
     output_curvature: A (n, C, C). kernel: J_iJ_iᵀ (n, C, C). Both in the objective's dtype.
 
+    notes: what a reader should know of how they were computed.
+
     Raises MeasurementError where the model gives more than 128 numbers for an example.
     """
 
@@ -83,10 +145,12 @@ class ExampleCurvature:
         self.objective = objective
         self._jacobian = OutputJacobian(objective)
         self.output_curvature = self._jacobian.output_curvature()
+        self.notes: tuple[str, ...] = ()
+        self._written = self._kernel_by_vmap if self._vmap_agrees() else self._kernel_by_loop
         kernels: list[Tensor] = []
 
         def add(chunk: Examples, start: int) -> None:
-            kernels.append(self._kernel(objective.cast(chunk.inputs)))
+            kernels.append(self._written(chunk.inputs))
 
         objective.for_each_chunk(add)
         self.kernel = torch.cat(kernels)
@@ -109,7 +173,7 @@ class ExampleCurvature:
 
         def add(chunk: Examples, start: int) -> None:
             middle = self.output_curvature[start : start + chunk.num_examples]
-            forms.append(self._jacobian.forms(self.objective.cast(chunk.inputs), middle, direction))
+            forms.append(self._jacobian.forms(chunk.inputs, middle, direction))
 
         self.objective.for_each_chunk(add)
         return torch.cat(forms)
@@ -126,18 +190,50 @@ class ExampleCurvature:
         """The trace of each H_i: (n,) in float64."""
         return torch.einsum("bcd,bdc->b", self.output_curvature.double(), self.kernel.double())
 
-    def _kernel(self, inputs: Tensor) -> Tensor:
+    def _vmap_agrees(self) -> bool:
+        """Whether vmap gives the first examples' kernels, as single backward passes do."""
+        few = self.objective.examples.part(slice(2)).inputs
+        expected = self._kernel_by_loop(few)
+        try:
+            found = self._kernel_by_vmap(few)
+        # whatever torch raises under vmap: for an operation without a batching rule, for a question
+        # about a value, for gradients taken inside the model
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            reason = first_line(error)
+        else:
+            precision = torch.finfo(self.objective.coarsest_dtype).eps ** 0.5
+            if torch.allclose(found, expected, rtol=precision, atol=float(expected.max()) * 1e-6):
+                return True
+            reason = "its gradients differ from those of backward passes"
+        self.notes = (f"vmap does not work on this model ({reason}), its examples went one by one",)
+        return False
+
+    def _kernel_by_loop(self, inputs: Tree) -> Tensor:
+        """J_iJ_iᵀ of a chunk's examples, a backward pass for each output: (B, C, C)."""
+        kernels = []
+        for row in range(first_size(inputs)):
+            single = tree_map(lambda leaf, row=row: leaf[row : row + 1], inputs)
+            jacobian = self._jacobian.rows(single)
+            kernels.append(jacobian @ jacobian.mT)
+        return torch.stack(kernels)
+
+    def _kernel_by_vmap(self, inputs: Tree) -> Tensor:
         """J_iJ_iᵀ of a chunk's examples: (B, C, C)."""
 
-        def outputs(params: Params, example: Tensor) -> Tensor:
-            return self._jacobian.outputs(params, example.unsqueeze(0))[0]
+        def outputs(params: Params, example: Tree) -> Tensor:
+            batch_of_one = tree_map(lambda leaf: leaf.unsqueeze(0), example)
+            return self._jacobian.outputs(params, batch_of_one)[0]
 
         each = vmap(jacrev(outputs), in_dims=(None, 0))
+        params = {name: leaf.detach() for name, leaf in self._jacobian.params.items()}
         row_bytes = self.objective.dim * self.objective.point.element_size()
-        at_once = JACOBIAN_BYTES // (self.output_curvature.shape[1] * row_bytes)
+        at_once = max(JACOBIAN_BYTES // (self.output_curvature.shape[1] * row_bytes), 1)
         kernels = []
-        for part in inputs.split(max(at_once, 1)):
-            by_parameter = each(self._jacobian.params, part).values()
+        for start in range(0, first_size(inputs), at_once):
+            part = tree_map(lambda leaf, start=start: leaf[start : start + at_once], inputs)
+            by_parameter = each(params, self.objective.cast(part)).values()
             jacobians = [jacobian.flatten(2) for jacobian in by_parameter]  # (B, C, P')
             kernels.append(torch.stack([jacobian @ jacobian.mT for jacobian in jacobians]).sum(0))
         return torch.cat(kernels)
@@ -149,9 +245,7 @@ class ExampleCurvature:
 
         def add(chunk: Examples, start: int) -> None:
             rows = slice(start, start + chunk.num_examples)
-            product = self._jacobian.product(
-                self.objective.cast(chunk.inputs), middle[rows], direction
-            )
+            product = self._jacobian.product(chunk.inputs, middle[rows], direction)
             total.add_(flatten(list(product.values())))
 
         self.objective.for_each_chunk(add)

@@ -112,6 +112,7 @@ def keskar_sharpness(
     point = objective.point.cpu()
     coordinates = point if subspace is None else subspace.coordinates(point)
     radius = (epsilon * (coordinates.abs() + 1)).numpy()
+    objective.check_any_company()
     start_value, start_gradient = objective.value_and_gradient()
     if start_value <= -1:
         raise MeasurementError(

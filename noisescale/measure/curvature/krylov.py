@@ -23,7 +23,8 @@ class Krylov:
     be replaced by a few Ritz vectors (`restart`), and the steps go on.
 
     Args:
-        matvec: v -> Hv, (P,) -> (P,).
+        matvec: v -> Hv, (P,) -> (P,). Its `coarsest_dtype`, where it has one, is the least precise
+            that its products go through, whose rounding is no lack of symmetry.
         start: the first direction (P,).
         capacity: rows at most between restarts.
         random: gives a vector (P,) when the basis has become invariant.
@@ -49,8 +50,10 @@ class Krylov:
         self.num_matvecs = 0
         self._matvec = matvec
         self._random = random
+        # up to the root of the precision: well above rounding, below what a wrong product gives
+        self._precision = torch.finfo(getattr(matvec, "coarsest_dtype", start.dtype)).eps
         self._rows = torch.empty(capacity + 1, self.dim, dtype=start.dtype, device=start.device)
-        self._rows[0] = start / start.norm()
+        self._rows[0] = start / length(start)
         self._projection = torch.zeros(capacity + 1, capacity + 1, dtype=torch.float64)
 
     @property
@@ -77,12 +80,12 @@ class Krylov:
         inner, remainder = _orthogonalise(image, self.basis)
         self._check_symmetry(inner[:last], self._projection[:last, last])
         self._projection[last, : last + 1] = self._projection[: last + 1, last] = inner
-        self.coupling = float(remainder.norm())
+        self.coupling = length(remainder)
         if self.coupling <= rounding(image.dtype) * self.norm or self.size == self.dim:
             self.coupling = 0.0
             remainder = _orthogonalise(self._random(), self.basis)[1]
         if self.size < self.dim:
-            self._rows[self.size] = remainder / remainder.norm()
+            self._rows[self.size] = remainder / length(remainder)
         if self.size <= self.capacity:
             self._projection[last, self.size] = self._projection[self.size, last] = self.coupling
 
@@ -112,21 +115,18 @@ class Krylov:
         self.size = size
 
     def _check_symmetry(self, inner: Tensor, expected: Tensor) -> None:
-        """q_jᵀHq_m must be the q_mᵀHq_j seen before: β_j for the neighbour, 0 for the rest.
-
-        Up to the root of the precision: well above rounding, below what a random or wrong product
-        gives.
-        """
+        """q_jᵀHq_m must be the q_mᵀHq_j seen before: β_j for the neighbour, 0 for the rest."""
         if not len(inner):
             return
         self.mismatch = max(self.mismatch, float((inner - expected).abs().max()))
-        tolerance = torch.finfo(self._rows.dtype).eps ** 0.5
-        if self.mismatch > tolerance * max(self.norm, float(inner.abs().max())):
+        scale = max(self.norm, float(inner.abs().max()))
+        if self.mismatch > self._precision**0.5 * scale:
             raise MeasurementError(
                 "the products are not those of one symmetric matrix: qᵀ(Hp) and pᵀ(Hq) differ by "
-                f"{self.mismatch:.2g}. Is the function random, as with an active dropout, or the "
-                "second derivative of one of its operations wrong, as that of weight_norm in some "
-                "versions of torch?"
+                f"{self.mismatch:.2g} where products are of size {scale:.2g}. The gradient is not "
+                "that of one function, as where a layer reverses gradients or passes them straight "
+                "through a rounding, or the function is random, or the second derivative of one of "
+                "its operations is wrong, as that of weight_norm in some versions of torch"
             )
 
 
@@ -136,6 +136,16 @@ def product(matvec: MatVec, vector: Tensor) -> Tensor:
     if not image.isfinite().all():
         raise MeasurementError("a product of the matrix with a unit vector is not finite")
     return image
+
+
+def length(vector: Tensor) -> float:
+    """The norm of a vector (P,) of any scale, without the underflow of its squares.
+
+    Args:
+        vector: of finite numbers.
+    """
+    largest = float(vector.abs().max())
+    return largest * float((vector / largest).norm()) if largest else 0.0
 
 
 def rounding(dtype: torch.dtype) -> float:

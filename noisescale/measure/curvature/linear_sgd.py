@@ -9,15 +9,17 @@ import math
 
 import torch
 from torch import Tensor
+from torch.func import jvp, vjp, vmap
+from torch.utils._pytree import tree_map
 
 from noisescale.errors import SettingError
 from noisescale.measure.curvature.example_curvature import OutputJacobian
-from noisescale.measure.gradients.example_map import ExampleMap
-from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Params
+from noisescale.measure.objective import Objective, flatten, is_out_of_memory
+from noisescale.problems.problem import Params, Tree
 from noisescale.problems.sampling import Batches
 from noisescale.statistics.estimate import Estimate, from_samples, undefined
 
+COMPARED = 4  # examples on which the replicas together are compared with each alone
 DECIDED = 25.0  # log of a growth or decay of x, 10^11, that no later step is expected to undo
 BISECTIONS = 7  # of log η: 1/128 of the range, below the spread of the replicas' thresholds
 NORMALISED = 5  # steps between two normalisations of x, few enough for x to stay within float32
@@ -37,7 +39,9 @@ class LinearisedSGD:
         self.objective = objective
         self._jacobian = OutputJacobian(objective)
         self._output_curvature = self._jacobian.output_curvature()  # (N, C, C)
-        self._each = ExampleMap()
+        self._together: _ReplicasTogether | None = _ReplicasTogether(self._jacobian)
+        if not self._agree():
+            self._together = None
 
     def step(self, points: Params, batches: Tensor, rates: Tensor) -> Params:
         """One update of R replicas.
@@ -47,10 +51,7 @@ class LinearisedSGD:
             batches: the indices of each one's batch (R, B).
             rates: η of each (R,).
         """
-        inputs = self.objective.cast(self.objective.examples.inputs[batches])  # (R, B, *F)
-        middle = self._output_curvature[batches]  # (R, B, C, C)
-        arguments = (inputs, middle, points)
-        products: Params = self._each(self._jacobian.product, (0, 0, 0), len(batches), arguments)
+        products = self._products(points, batches)
         factor = rates / batches.shape[1]
         return {
             name: point - factor.reshape(-1, *[1] * (point.dim() - 1)) * products[name]
@@ -59,13 +60,92 @@ class LinearisedSGD:
 
     def quadratic_loss(self, points: Params, rows: Tensor) -> Tensor:
         """½ mean xᵀH_i x of each replica over the examples at `rows` (n,): (R,) in float64."""
-        inputs = self.objective.cast(self.objective.examples.inputs[rows])
+        inputs = self.objective.examples.part(rows).inputs
         middle = self._output_curvature[rows]
-        num_replicas = len(next(iter(points.values())))
-        forms: Tensor = self._each(
-            self._jacobian.forms, (None, None, 0), num_replicas, (inputs, middle, points)
-        )  # (R, n)
-        return 0.5 * forms.mean(1)
+        means = [self._jacobian.forms(inputs, middle, point).mean() for point in _replicas(points)]
+        return 0.5 * torch.stack(means)
+
+    def _products(self, points: Params, batches: Tensor) -> Params:
+        """Σ_i H_i x over each replica's batch (R, *shape), by parameter."""
+        chosen = self.objective.examples.part(batches.flatten()).inputs
+        inputs = tree_map(lambda leaf: leaf.unflatten(0, batches.shape), chosen)  # (R, B, *F)
+        middle = self._output_curvature[batches]  # (R, B, C, C)
+        if self._together is not None:
+            return self._together.products(inputs, middle, points)
+        each = [
+            self._jacobian.product(
+                tree_map(lambda leaf, replica=replica: leaf[replica], inputs),
+                middle[replica],
+                point,
+            )
+            for replica, point in enumerate(_replicas(points))
+        ]
+        return {name: torch.stack([product[name] for product in each]) for name in points}
+
+    def _agree(self) -> bool:
+        """Whether all replicas can be moved together, by a comparison on a few examples."""
+        rows = torch.arange(2 * min(COMPARED, self.objective.num_examples // 2)).unflatten(
+            0, (2, -1)
+        )
+        if not rows.numel():
+            return False
+        generator = torch.Generator().manual_seed(0)
+        vectors = torch.randn(2, self.objective.dim, generator=generator, dtype=torch.float64)
+        named = [self.objective.unflatten(vector.to(self.objective.point)) for vector in vectors]
+        points = {name: torch.stack([one[name] for one in named]) for name in named[0]}
+        try:
+            together = self._products(points, rows)
+        # whatever torch raises in forward mode or under vmap, as for an operation without a rule
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+        mapped, self._together = self._together, None
+        alone = self._products(points, rows)
+        self._together = mapped
+        found, expected = flatten(list(together.values())), flatten(list(alone.values()))
+        precision = torch.finfo(self.objective.coarsest_dtype).eps ** 0.5
+        return bool((found - expected).norm() <= precision * expected.norm())
+
+
+class _ReplicasTogether:
+    """Products of all replicas in one pass, by forward mode and vmap, where these work.
+
+    Forward mode knows nothing of what a model detaches under no_grad, or of padding rows.
+    """
+
+    def __init__(self, jacobian: OutputJacobian) -> None:
+        self._jacobian = jacobian
+        self._params = {name: leaf.detach() for name, leaf in jacobian.params.items()}
+
+    def products(self, inputs: Tree, middle: Tensor, points: Params) -> Params:
+        """Σ_i H_i x of each replica.
+
+        Args:
+            inputs: of each one's batch (R, B, *F).
+            middle: A_i (R, B, C, C).
+            points: x (R, *shape), by parameter.
+        """
+        cast = self._jacobian.objective.cast(inputs)
+        products: Params = vmap(self._product)(cast, middle, points)
+        return products
+
+    def _product(self, inputs: Tree, middle: Tensor, direction: Params) -> Params:
+        def outputs(params: Params) -> Tensor:
+            return self._jacobian.outputs(params, inputs)
+
+        pushed = jvp(outputs, (self._params,), (direction,))[1]
+        pull = vjp(outputs, self._params)[1]
+        pulled: Params = pull(torch.einsum("bcd,bd->bc", middle, pushed))[0]
+        return pulled
+
+
+def _replicas(points: Params) -> list[Params]:
+    """Each replica's x, of all of them (R, *shape)."""
+    num_replicas = len(next(iter(points.values())))
+    return [
+        {name: part[replica] for name, part in points.items()} for replica in range(num_replicas)
+    ]
 
 
 def lyapunov_rate(

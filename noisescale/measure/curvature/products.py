@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from noisescale.errors import MeasurementError
-from noisescale.measure.objective import Objective, flatten
-from noisescale.problems.problem import Examples, Params, Problem
+from noisescale.errors import MeasurementError, first_line
+from noisescale.measure.objective import Objective, flatten, is_out_of_memory
+from noisescale.measure.objective.checks import graph_nodes
+from noisescale.measure.objective.outputs import with_tensors
+from noisescale.measure.objective.parameters import as_real
+from noisescale.measure.objective.passes import differentiable_twice
+from noisescale.problems.problem import Examples, Params, Problem, Source
 
 # Of graphs kept between products on a CPU: 512 MiB, modest on a machine that trains such models
 KEPT_BYTES = 2**29
@@ -26,7 +30,7 @@ def hessian_matvec(
     problem: Problem,
     params: Params | None = None,
     *,
-    examples: Examples | None = None,
+    examples: Source | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> CurvatureProduct:
@@ -68,7 +72,7 @@ def ggn_matvec(
     problem: Problem,
     params: Params | None = None,
     *,
-    examples: Examples | None = None,
+    examples: Source | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> CurvatureProduct:
@@ -142,11 +146,16 @@ class CurvatureProduct:
         """The device its products are computed on."""
         return self.objective.device
 
+    @property
+    def coarsest_dtype(self) -> torch.dtype:
+        """The least precise dtype that its products go through, as of a layer in bfloat16."""
+        return self.objective.coarsest_dtype
+
     def __call__(self, vector: Tensor) -> Tensor:
         """The product (P,) with a vector (P,)."""
         return self._apply(vector, lambda num_examples, part: None)
 
-    def on(self, examples: Examples) -> CurvatureProduct:
+    def on(self, examples: Source) -> CurvatureProduct:
         """The same matrix of other examples, at the same point.
 
         Args:
@@ -175,6 +184,7 @@ class CurvatureProduct:
 
     def _apply(self, vector: Tensor, note: Callable[[int, Tensor], None]) -> Tensor:
         """The product, each chunk's size and its summed product (P,) told to `note`."""
+        self.objective.check_any_company()
         parts = list(self.objective.unflatten(vector.to(self.objective.point)).values())
         total = torch.zeros_like(self.objective.point)
         may_keep = self._num_kept_chunks()
@@ -215,8 +225,11 @@ class CurvatureProduct:
 def record_hessian(objective: Objective, params: Params, chunk: Examples) -> ChunkProduct:
     """The product with the Hessian of the chunk's *summed* loss."""
     leaves = list(params.values())
-    loss = objective.losses(objective.outputs(params, chunk.inputs), chunk.targets).sum()
-    gradient = _derivative(objective, loss, leaves, create_graph=True)
+    with differentiable_twice():
+        loss = objective.example_losses(params, chunk).sum()
+    if not loss.requires_grad:  # as where none of the chunk's examples uses the parameters
+        return _zeros(leaves)
+    gradient = derivative(objective, loss, leaves, create_graph=True)
     dependent = [part for part in gradient if part.requires_grad]
     if not dependent:
         raise MeasurementError(
@@ -226,7 +239,7 @@ def record_hessian(objective: Objective, params: Params, chunk: Examples) -> Chu
 
     def product(vector: Sequence[Tensor]) -> Sequence[Tensor]:
         along = [v for v, part in zip(vector, gradient, strict=True) if part.requires_grad]
-        return _derivative(objective, dependent, leaves, along)
+        return derivative(objective, dependent, leaves, along)
 
     return product
 
@@ -234,33 +247,109 @@ def record_hessian(objective: Objective, params: Params, chunk: Examples) -> Chu
 def record_ggn(objective: Objective, params: Params, chunk: Examples) -> ChunkProduct:
     """The product with the Gauss–Newton matrix of the chunk's *summed* loss."""
     leaves = list(params.values())
-    outputs = objective.outputs(params, chunk.inputs)
-    free = torch.zeros_like(outputs, requires_grad=True)
-    # Jᵀ·free, linear in it
-    pulled_back = _derivative(objective, outputs, leaves, free, create_graph=True)
-    fixed = outputs.detach().requires_grad_()
-    loss = objective.losses(fixed, chunk.targets).sum()
-    (loss_gradient,) = _derivative(objective, loss, [fixed], create_graph=True)  # (B, ...)
-    if not loss_gradient.requires_grad:
+    boundary = record_boundary(objective, params, chunk)
+    if not boundary.outputs:
+        return _zeros(leaves)
+    outputs, fixed = boundary.outputs, boundary.fixed
+    curved_gradients = [part for part in boundary.gradients if part.requires_grad]
+    if not curved_gradients:
         raise MeasurementError(f"{objective.name} has no second derivative in the model's outputs")
+    free = [torch.zeros_like(part, requires_grad=True) for part in outputs]
+    # Jᵀ·free, linear in it
+    pulled_back = derivative(objective, outputs, leaves, free, create_graph=True)
 
     def product(vector: Sequence[Tensor]) -> Sequence[Tensor]:
-        (pushed,) = _derivative(objective, pulled_back, [free], vector)  # Jv, by differentiating Jᵀ
-        (curved,) = _derivative(objective, loss_gradient, [fixed], pushed)
-        return _derivative(objective, outputs, leaves, curved)
+        pushed = derivative(objective, pulled_back, free, vector)  # Jv, by differentiating Jᵀ
+        along = [
+            part
+            for part, gradient in zip(pushed, boundary.gradients, strict=True)
+            if gradient.requires_grad
+        ]
+        curved = derivative(objective, curved_gradients, fixed, along)
+        return derivative(objective, outputs, leaves, curved)
 
     return product
 
 
-def _derivative(
+class Boundary(NamedTuple):
+    """Where the model ends and the loss begins: the tensors that the loss is computed from.
+
+    outputs: those of the model, real, that depend on its parameters. fixed: the same values, as
+    leaves. gradients: of the chunk's *summed* loss in these, with its graph. numbers: which of all
+    the model's tensors they are.
+    """
+
+    outputs: list[Tensor]
+    fixed: list[Tensor]
+    gradients: list[Tensor]
+    numbers: list[int]
+
+
+def record_boundary(objective: Objective, params: Params, chunk: Examples) -> Boundary:
+    """The boundary between the model and the loss on a chunk, without what the loss does not use.
+
+    Args:
+        objective: the model and its loss.
+        params: the differentiated parameters by name, leaves.
+        chunk: the examples.
+    """
+    outputs: list[Tensor] = []
+    fixed: list[Tensor] = []
+
+    def cut(tensor: Tensor) -> Tensor:
+        outputs.append(as_real(tensor))
+        fixed.append(outputs[-1].detach().requires_grad_(outputs[-1].requires_grad))
+        copy = fixed[-1].clone()  # a leaf itself must not be changed in place
+        return torch.complex(*copy.unbind(-1)) if tensor.is_complex() else copy
+
+    with differentiable_twice():
+        returned = with_tensors(objective.outputs(params, chunk.inputs), cut)
+        loss = objective.losses(returned, chunk.targets).sum()
+    free = [number for number, leaf in enumerate(fixed) if leaf.requires_grad]
+    if not loss.requires_grad:
+        return Boundary([], [], [], [])
+    leaves = [fixed[number] for number in free]
+    of_leaves = derivative(objective, loss, leaves, create_graph=True, unused=True)
+    used = [
+        (gradient, number)
+        for gradient, number in zip(of_leaves, free, strict=True)
+        if gradient is not None
+    ]
+    return Boundary(
+        [outputs[number] for _, number in used],
+        [fixed[number] for _, number in used],
+        [gradient for gradient, _ in used],
+        [number for _, number in used],
+    )
+
+
+def _zeros(leaves: Sequence[Tensor]) -> ChunkProduct:
+    """The product with a matrix of zeros."""
+    return lambda vector: [torch.zeros_like(leaf) for leaf in leaves]
+
+
+def derivative(
     objective: Objective,
     outputs: Tensor | Sequence[Tensor],
     inputs: Sequence[Tensor],
     along: Tensor | Sequence[Tensor] | None = None,
     *,
     create_graph: bool = False,
+    unused: bool = False,
 ) -> Sequence[Tensor]:
-    """autograd.grad that leaves the graph in place, zeros where there is no dependence."""
+    """autograd.grad that leaves the graph in place.
+
+    Args:
+        objective: whose derivative it is, for messages.
+        outputs: what is differentiated.
+        inputs: with respect to what.
+        along: what multiplies the outputs from the left; None: one, for a scalar.
+        create_graph: whether the derivative is to be differentiated again.
+        unused: whether None stands where there is no dependence, instead of zeros.
+
+    Raises:
+        MeasurementError: an operation cannot be differentiated, or not once more.
+    """
     try:
         parts = torch.autograd.grad(
             outputs,
@@ -268,15 +357,21 @@ def _derivative(
             along,
             create_graph=create_graph,
             retain_graph=True,
-            materialize_grads=True,
+            allow_unused=unused or None,
+            materialize_grads=not unused,
         )
     except (RuntimeError, NotImplementedError) as error:
-        if "is not implemented" in str(error) or "does not require grad" in str(error):
-            raise MeasurementError(f"{objective.name} has no second derivative: {error}") from error
-        raise
+        if is_out_of_memory(error):
+            raise
+        raise MeasurementError(
+            f"{objective.name} has no second derivative, as one of its operations can be "
+            f"differentiated only once: {first_line(error)}; write that operation in others"
+        ) from error
     if create_graph:
         roots = [outputs] if isinstance(outputs, Tensor) else outputs
-        _check_twice_differentiable(objective, [*roots, *parts])
+        _check_twice_differentiable(
+            objective, [*roots, *(part for part in parts if part is not None)]
+        )
     return parts
 
 
@@ -286,13 +381,7 @@ def _check_twice_differentiable(objective: Objective, tensors: Sequence[Tensor])
     Its second derivative would silently count as zero: it leaves a node Error in the graph, which
     raises only on the way to its own inputs, and those are cut off.
     """
-    pending = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen: set[Any] = set(pending)
-    while pending:
-        for node, _ in pending.pop().next_functions:
-            if node is not None and node not in seen:
-                seen.add(node)
-                pending.append(node)
+    seen = graph_nodes(tensors)
     if any(type(node).__name__ == "Error" for node in seen):
         custom = {type(node).__name__ for node in seen if isinstance(node, BackwardCFunction)}
         suspects = f" (it uses {', '.join(sorted(custom))})" if custom else ""

@@ -75,11 +75,14 @@ def spectral_moments(
     space = space_of(matvec, dim=dim, dtype=dtype, device=device)
     generator = generator or torch.Generator().manual_seed(0)
 
+    def normal() -> Tensor:  # signs may lie in the null space, as for a softmax
+        return space.normal(generator)
+
     def signs() -> Tensor:
         return space.signs(generator)
 
     num_steps = min(2 * num_matvecs // 3, space.dim)
-    krylov = Krylov(matvec, signs(), capacity=num_steps, random=signs)
+    krylov = Krylov(matvec, normal(), capacity=num_steps, random=normal)
     for _ in range(num_steps):
         krylov.step()
     basis, projection = krylov.basis, krylov.projection
@@ -134,7 +137,7 @@ class SpectralDensity:
             num_points: of the grid.
         """
         low, high = float(self.nodes.min()), float(self.nodes.max())
-        width = (high - low) / 100 or max(abs(high), 1.0) / 100
+        width = ((high - low) or abs(high) or 1.0) / 100
         return np.linspace(low - 4 * width, high + 4 * width, num_points), width
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from noisescale.errors import first_line
 from noisescale.measure.gradients.engine import ChunkStatistics, EngineError, EngineName
 from noisescale.measure.gradients.vmap import VmappedLosses, example_gradients
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Examples, Params
+from noisescale.problems.problem import Examples, Params, Tree
 
 LARGEST_COMPILED_CHUNK = 2048  # examples on a CPU; a larger chunk is no faster
 
@@ -49,7 +49,7 @@ class CompiledEngine:
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         missing = self.objective.chunk_size - chunk.num_examples
-        index = torch.arange(self.objective.chunk_size, device=chunk.targets.device)
+        index = torch.arange(self.objective.chunk_size, device=self.objective.device)
         whole = chunk if missing <= 0 else chunk.part(index % chunk.num_examples)
         weights = (index < chunk.num_examples).to(self.objective.point)
         with _quietly():
@@ -65,7 +65,7 @@ class CompiledEngine:
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         return self._losses.projections(chunk, directions)
 
-    def _program(self, params: Params, inputs: Tensor, targets: Tensor, weights: Tensor) -> Program:
+    def _program(self, params: Params, inputs: Tree, targets: Tree, weights: Tensor) -> Program:
         gradients, losses = example_gradients(self.objective, params, Examples(inputs, targets))
         norms = [part.reshape(len(part), -1).square().sum(1) for part in gradients.values()]
 
@@ -76,7 +76,7 @@ class CompiledEngine:
 
         return losses, norms, list(grad(total)(params).values())
 
-    def _run(self, *arguments: Tensor) -> Program:
+    def _run(self, *arguments: Tree) -> Program:
         """The compiled program's results; where the compiler has reached its limit, it is reset."""
         try:
             results: Program = self._compiled(self._losses.params, *arguments)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisescale.errors import MeasurementError, SettingError, first_line
+from noisescale.errors import MeasurementError, NoisescaleError, SettingError, first_line
 from noisescale.measure.distributed import Share
 from noisescale.measure.gradients.compiled import CompiledEngine
 from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
@@ -141,9 +141,9 @@ def moments_on(
             f"{num_examples} example(s): the covariance of gradients takes at least 2"
         )
     probe = objective.examples.part(slice(PROBE))
-    _check_separate(objective, probe)
+    objective.check_separate()
     share = Share(num_examples)
-    of_share = objective.on(objective.examples.part(share.rows))
+    of_share = objective.on(objective.examples.subset(share.rows))
     chosen, notes = choose_engine(engine, of_share, probe)
     failure = None
     try:
@@ -235,40 +235,6 @@ def _dropout(module: nn.Module) -> float:
     return module.dropout if isinstance(module, nn.MultiheadAttention | nn.RNNBase) else 0.0
 
 
-def _check_separate(objective: Objective, probe: Examples) -> None:
-    """MeasurementError unless an example's loss is the same every time and in every company."""
-    params = objective.params()
-
-    def losses(examples: Examples) -> Tensor:
-        try:
-            return objective.losses(objective.outputs(params, examples.inputs), examples.targets)
-        except MeasurementError:
-            raise
-        except Exception as error:  # whatever a model or a loss of the user's own raises
-            raise MeasurementError(
-                f"{objective.name} fails on {examples.num_examples} examples with inputs of shape "
-                f"{tuple(examples.inputs.shape)} and targets of shape "
-                f"{tuple(examples.targets.shape)}: {type(error).__name__}: {error}"
-            ) from error
-
-    together, again = losses(probe), losses(probe)
-    if not together.requires_grad:
-        raise MeasurementError(
-            f"{objective.name} does not depend on the parameters that are to be trained"
-        )
-    if not torch.equal(together, again) and together.isfinite().all():
-        raise MeasurementError(
-            f"{objective.name} is random at fixed parameters: turn its randomness off"
-        )
-    alone = torch.cat([losses(probe.part(slice(i, i + 1))) for i in range(probe.num_examples)])
-    precision = torch.finfo(objective.dtype).eps ** 0.5
-    if not torch.allclose(together, alone, rtol=precision, atol=precision, equal_nan=True):
-        raise MeasurementError(
-            f"{objective.name}: an example's loss depends on which others are in the batch, so "
-            "that none has a gradient of its own"
-        )
-
-
 def _statistics(engine: Engine) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """Losses (n,), squared norms (n, L) and summed gradient (P,) of this process, float64."""
     losses: list[Tensor] = []
@@ -302,7 +268,7 @@ def _run(engine: Engine, work: Callable[[Examples, int], None]) -> None:
     """`work` on every chunk; a failure of the model's own as an EngineError."""
     try:
         engine.objective.for_each_chunk(work)
-    except MeasurementError:
+    except NoisescaleError:
         raise
     except RuntimeError as error:
         if is_out_of_memory(error):

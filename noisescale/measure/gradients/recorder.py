@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from noisescale.measure.gradients.example_map import ExampleMap
 from noisescale.measure.gradients.factors import ExampleGradients
 from noisescale.measure.gradients.rules import RULES
-from noisescale.measure.objective import Objective, plain_attention
+from noisescale.measure.objective import Objective, as_measured
 from noisescale.problems.problem import Examples, Params
 
 
@@ -101,8 +101,7 @@ class LayerRecorder:
         for param in self.params.values():
             param.requires_grad_(parameters)
         self._recording = True
-        with plain_attention():
-            outputs = self._model(self.objective.cast(chunk.inputs))
+        outputs = self.objective.call(self._model, chunk.inputs)
         self._recording = False
         return self.objective.losses(outputs, chunk.targets)
 
@@ -178,7 +177,7 @@ class LayerRecorder:
                 for leaf, batched in zip(example, holds_examples, strict=True)
             ]
             args, kwargs = tree_unflatten(batch_of_one, structure)
-            with plain_attention():
+            with as_measured():
                 outputs = functional_call(module, (params, constants), args, kwargs)
             leaves = [leaf for leaf in tree_flatten(outputs)[0] if _is_differentiable(leaf)]
             used = [

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp
+from torch.utils._pytree import tree_map
 
 from noisescale.measure.gradients.engine import ChunkStatistics, EngineName
 from noisescale.measure.gradients.example_map import ExampleMap, Map, by_vmap
 from noisescale.measure.objective import Objective, flatten
-from noisescale.problems.problem import Examples, Params
+from noisescale.problems.problem import Examples, Params, Tree
 
 # Of written-out gradients at a time on a CPU: 32 MiB, four examples of MNIST's MLP, which was
 # measured to be fastest; larger blocks cost page faults
@@ -127,9 +128,10 @@ def example_gradients(
     constants: Params = {name: leaf.detach() for name, leaf in params.items()}
     free = {name: constants[name] for name in (constants if names is None else names)}
 
-    def loss(free: Params, example: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = objective.outputs(constants | free, example.unsqueeze(0))
-        (value,) = objective.losses(outputs, target.unsqueeze(0))
+    def loss(free: Params, inputs: Tree, targets: Tree) -> tuple[Tensor, Tensor]:
+        example = tree_map(lambda leaf: leaf.unsqueeze(0), Examples(inputs, targets))
+        outputs = objective.outputs(constants | free, example.inputs)
+        (value,) = objective.losses(outputs, example.targets)
         return value, value.detach()
 
     gradient = grad(loss, has_aux=True)

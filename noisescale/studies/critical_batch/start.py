@@ -11,7 +11,7 @@ from noisescale.measure.noise import measure_noise
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.problems.data.splits import num_training_examples
 from noisescale.problems.factory import build_own_problem
-from noisescale.problems.problem import as_examples
+from noisescale.problems.problem import num_examples_of
 from noisescale.statistics.estimate import jsonable
 from noisescale.studies.critical_batch.config import GoalSplit
 from noisescale.studies.jobs.cell import Cell, cell_problem, one_thread
@@ -29,7 +29,7 @@ def count_examples(problem: ProblemConfig | FactoryConfig, split: GoalSplit) -> 
     built = build_own_problem(problem)
     if split == "test" and built.test is None:
         raise SettingError(f"{problem.factory} has no test examples: give --goal-split train")
-    return as_examples(built.train).num_examples
+    return num_examples_of(built.train)
 
 
 class Start(NamedTuple):
@@ -54,7 +54,7 @@ def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Sta
         problem.model.eval()
         measured = {"loss": LossCurve(problem, split).look(0, problem.model)}
         if curvature:
-            examples = min(NUM_EXAMPLES, as_examples(problem.train).num_examples)
+            examples = min(NUM_EXAMPLES, num_examples_of(problem.train))
             measured |= {"max_rate": math.nan, "rate_bend": math.nan}
             try:
                 noise = measure_noise(problem, num_examples=examples, hessian=True)

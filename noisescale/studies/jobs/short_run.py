@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from noisescale.errors import RunFolderError
-from noisescale.problems.problem import Problem, as_examples
+from noisescale.problems.problem import Problem, held, num_examples_of
 from noisescale.problems.sampling import select, split_data
 from noisescale.studies.jobs.cell import Cell, cell_problem, cell_record, one_thread
 from noisescale.studies.jobs.folder import closing
@@ -54,9 +54,8 @@ class LossCurve:
     """
 
     def __init__(self, problem: Problem, split: str = "train") -> None:
-        available = as_examples(split_data(problem, split)).num_examples
-        size = min(EVALUATED, available)
-        self.examples = select(problem, split=split, num_examples=size).examples
+        size = min(EVALUATED, num_examples_of(split_data(problem, split)))
+        self.examples = held(select(problem, split=split, num_examples=size).examples)
         self.points: list[tuple[int, float]] = []
         self._loss = problem.loss
 

@@ -78,7 +78,7 @@ def cell_summary(
     numbers = {
         "start_loss": losses[0],
         "largest_loss": largest,
-        "chance_loss": chance_loss(cell.problem.loss, curve.examples.targets),
+        "chance_loss": chance_loss(cell.problem.loss, curve.examples.part(slice(None)).targets),
         "largest_share": float(final.confusion.sum(0).max() / final.confusion.sum()),
     }
     return {

@@ -13,7 +13,9 @@ from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
+from noisescale.problems.problem import Tree, call_model
 from noisescale.problems.random_state import preserved_random_state
 from noisescale.training.updates.preparation import copy_of
 
@@ -39,7 +41,7 @@ class InPlaceSGD(TorchFunctionMode):
 
     Args:
         model: whose parameters are updated.
-        inputs: of the trial pass (B, *F).
+        inputs: of the trial pass (B, *F), or a dict, tuple or list of such.
         learning_rate: η, on the loss as its backward pass has it.
         weight_decay: λ.
 
@@ -50,7 +52,7 @@ class InPlaceSGD(TorchFunctionMode):
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Tensor, *, learning_rate: float, weight_decay: float = 0.0
+        self, model: nn.Module, inputs: Tree, *, learning_rate: float, weight_decay: float = 0.0
     ) -> None:
         super().__init__()
         self.learning_rate = learning_rate
@@ -166,16 +168,16 @@ class InPlaceSGD(TorchFunctionMode):
         self._hidden_use = reason
 
 
-def covered_parameters(model: nn.Module, inputs: Tensor) -> set[str]:
+def covered_parameters(model: nn.Module, inputs: Tree) -> set[str]:
     """Names of the parameters used exactly once in a forward pass, as `F.linear`'s weight or bias.
 
     Weight and bias of a layer count only together. Runs a copy: neither the model's buffers nor any
     random state are touched.
     """
     trial = copy_of(model)
-    devices = [inputs.device] if inputs.is_cuda else []
+    devices = list({leaf.device for leaf in tree_leaves(inputs) if leaf.is_cuda})
     with preserved_random_state(devices), _Uses() as uses:
-        trial(inputs)
+        call_model(trial, inputs)
     names = {
         id(param): name
         for name, param in trial.named_parameters()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from noisescale.errors import first_line
+from noisescale.problems.problem import Tree
 from noisescale.problems.random_state import preserved_random_state
 from noisescale.training.updates.in_place_sgd import InPlaceSGD
 from noisescale.training.updates.preparation import copy_of, make_gradients_dense
@@ -35,7 +36,7 @@ class ProvedInPlaceSGD:
 
     Args:
         model: whose parameters are updated.
-        inputs: of a trial pass (B, *F), made on a copy.
+        inputs: of a trial pass, made on a copy.
         learning_rate: η.
         weight_decay: λ.
 
@@ -45,7 +46,7 @@ class ProvedInPlaceSGD:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Tensor, *, learning_rate: float, weight_decay: float
+        self, model: nn.Module, inputs: Tree, *, learning_rate: float, weight_decay: float
     ) -> None:
         self.note: str | None = None
         self._model = model

@@ -173,3 +173,21 @@ def test_bad_arguments_are_refused_with_what_is_allowed():
             solve(matrix, **options)
     with pytest.raises(MeasurementError, match="not finite"):
         solve(matrix * math.nan)
+
+
+@pytest.mark.parametrize("method", ["lanczos", "power"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-13, 1e13])
+def test_a_matrix_of_any_scale_has_its_eigenvalues(method, scale):
+    matrix = symmetric([9.0, 6.0], dim=DIM)
+    for dtype in (torch.float64, torch.float32):
+        pairs = solve(scale * matrix, k=2, method=method, dtype=dtype, max_matvecs=1000)
+        assert pairs.converged
+        assert pairs.values.tolist() == pytest.approx([9 * scale, 6 * scale], rel=1e-3)
+        assert (pairs.residuals <= pairs.tolerances).all()
+
+
+@pytest.mark.parametrize("method", ["lanczos", "power"])
+def test_a_matrix_of_zeros_has_the_eigenvalue_zero(method):
+    pairs = solve(torch.zeros(DIM, DIM), method=method)
+    assert pairs.converged
+    assert pairs.values.tolist() == [0.0]

@@ -221,8 +221,8 @@ def test_out_of_memory_while_graphs_are_kept_gives_them_back(monkeypatch):
         calls = 0
 
         def forward(self, inputs):
-            Filling.calls += 1
-            if Filling.calls == 4:  # the first call only measures the memory
+            Filling.calls += len(inputs) == 16
+            if Filling.calls == 4 and len(inputs) == 16:  # the first whole chunk is only compared
                 raise torch.OutOfMemoryError("out of memory")
             return super().forward(inputs)
 

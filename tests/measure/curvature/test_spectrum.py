@@ -5,10 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from noisescale.errors import SettingError
+from noisescale.measure.curvature.products import hessian_matvec
 from noisescale.measure.curvature.spectrum import spectral_density, spectral_moments
-from tests.helpers.problems import symmetric
+from noisescale.problems.models import cross_entropy
+from noisescale.problems.problem import Examples, Problem
+from tests.helpers.problems import seeded, symmetric
 
 DOUBLE = torch.float64
 
@@ -110,3 +114,16 @@ def test_too_few_products_are_refused():
         spectral_moments(lambda v: v, dim=10, num_matvecs=5)
     with pytest.raises(SettingError, match="num probes 0"):
         spectral_density(lambda v: v, dim=10, num_probes=0)
+
+
+def test_the_trace_of_a_softmax_is_found_whatever_the_signs_are():
+    """Of two classes a quarter of all signs, alike for both, lies in the Hessian's null space."""
+    inputs = torch.randn(20, 1, dtype=DOUBLE)
+    model = nn.Linear(1, 2, bias=False).double()
+    examples = Examples(inputs, (inputs[:, 0] > 0).long())
+    problem = Problem(model=model, loss=cross_entropy, train=examples)
+    shares = problem.model(inputs).softmax(1).detach()
+    expected = float(((shares * (1 - shares)).sum(1) * inputs[:, 0].square()).mean())
+    for seed in range(12):
+        moments = spectral_moments(hessian_matvec(problem), generator=seeded(seed))
+        assert moments.trace.value == pytest.approx(expected, rel=1e-10)

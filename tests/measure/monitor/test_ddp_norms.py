@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.distributed import process_group
+from noisescale.measure.monitor.ddp_norms import squared_norm
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.statistics.running_noise import two_batch
 from tests.helpers.closed_forms import regression
@@ -165,3 +166,10 @@ def as_only_rank(rank, port):
 @pytest.mark.slow
 def test_a_group_of_one_is_refused():
     multiprocessing.spawn(as_only_rank, (free_port(),), nprocs=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_the_norm_of_a_complex_gradient_counts_its_imaginary_part(dtype):
+    gradients = [torch.tensor([3 + 4j, 1j], dtype=dtype), torch.tensor([2.0])]
+    assert squared_norm(gradients).item() == pytest.approx(25 + 1 + 4)
+    assert squared_norm([gradients[0].conj()]).item() == pytest.approx(26)

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
+from torch.utils._pytree import tree_map
 
 from noisescale.errors import MeasurementError, SettingError, check_count, first_line
-from noisescale.problems.problem import Examples, Params, Problem, as_examples
+from noisescale.measure.objective.checks import check_any_company, check_separate
+from noisescale.measure.objective.model_copy import ModelCopy
+from noisescale.measure.objective.parameters import (
+    Layout,
+    as_kind_of,
+    check_fits,
+    choose,
+    flatten,
+    precise_dtype,
+)
+from noisescale.measure.objective.passes import as_measured, is_out_of_memory
+from noisescale.problems.problem import (
+    Examples,
+    LossFn,
+    Params,
+    Problem,
+    Source,
+    Tree,
+    arguments_of,
+    call_model,
+    first_size,
+    held,
+    kind_of,
+    shapes,
+    source_of,
+)
 
 # What one chunk's graph may take on a CPU: 128 MiB, modest beside what is kept between products
 CHUNK_BYTES = 2**27
@@ -36,11 +60,14 @@ class Objective:
     Args:
         problem: the model, its loss and its examples.
         params: θ by name, copied; None: the model's own.
-        examples: what L is the mean over; None: all of the problem's training examples.
+        examples: what L is the mean over, read as it is needed; None: all of the problem's training
+            examples, in memory where they take no more than 1 GiB.
         dtype: float32 or float64, what everything is computed in; None: the parameters' own, but at
             least float32.
         chunk_size: examples in one pass; None: by the memory they take. Either is halved for good
             when the memory does not suffice.
+        param_filter: names of parameters, or patterns as "head.*", that θ consists of; the others
+            are constants. None: all that require a gradient.
 
     Attributes:
         name: of the model and its loss, for messages.
@@ -59,9 +86,10 @@ class Objective:
         problem: Problem,
         params: Params | None = None,
         *,
-        examples: Examples | None = None,
+        examples: Source | None = None,
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
+        param_filter: Sequence[str] | None = None,
     ) -> None:
         if chunk_size is not None:
             check_count("chunk size", chunk_size)
@@ -73,37 +101,33 @@ class Objective:
             )
         of_model: Params = dict(problem.model.named_parameters())
         params = of_model if params is None else params
-        _check_params(params, of_model)
-        differentiated = {
-            name: params[name].detach() for name, param in of_model.items() if param.requires_grad
-        }
-        if not differentiated:
+        check_fits(params, of_model)
+        trainable = [name for name, param in of_model.items() if param.requires_grad]
+        if not trainable:
             raise SettingError(f"{_name(problem.model)} has no parameter that requires a gradient")
+        chosen = choose(trainable, param_filter)
+        differentiated = {name: as_kind_of(of_model[name], params[name]) for name in chosen}
         self.name = f"{_name(problem.model)} with the loss {_name(problem.loss)}"
-        self.examples = as_examples(problem.train) if examples is None else examples
-        first = next(iter(differentiated.values()))
-        self.dtype = dtype or torch.promote_types(first.dtype, torch.float32)
+        self.examples = held(source_of(problem.train)) if examples is None else examples
+        self.dtype = dtype or precise_dtype(params[name] for name in trainable)
+        self._layout = Layout.of(differentiated)
         self.point = flatten(list(differentiated.values())).to(self.dtype)
-        self._shapes = {name: param.shape for name, param in differentiated.items()}
         buffers = dict(problem.model.named_buffers())
         self._constants = {
             name: self.cast(tensor.detach()).clone()
             for name, tensor in (params | buffers).items()
             if name not in differentiated
         }
-        # a copy for the sake of its mode alone: it shares every tensor with the problem's model
-        shared = {id(tensor): tensor for tensor in [*of_model.values(), *buffers.values()]}
-        try:
-            self._model = copy.deepcopy(problem.model, shared).eval()
-        except RuntimeError as error:  # torch.nn.utils.weight_norm's tensors that are no leaves
-            raise MeasurementError(f"{_name(problem.model)} cannot be copied: {error}") from error
-        self._loss = problem.loss
+        self._model = ModelCopy(problem.model)
+        self._loss = self._as_cast(problem.loss)
         self._chunk_size = chunk_size
+        self._coarsest: torch.dtype | None = None  # not yet known
+        self._is_separate = False  # not yet looked at in a whole chunk
 
     @property
     def model(self) -> nn.Module:
         """The copy in evaluation mode, with the problem's own parameters; to look at."""
-        return self._model
+        return self._model.module
 
     @property
     def dim(self) -> int:
@@ -120,7 +144,7 @@ class Objective:
         """N."""
         return self.examples.num_examples
 
-    def on(self, examples: Examples) -> Objective:
+    def on(self, examples: Source) -> Objective:
         """The mean loss over other examples, at the same point.
 
         Args:
@@ -137,11 +161,7 @@ class Objective:
         Args:
             params: the tensors by name, used as they are.
         """
-        tensors = params | self._constants
-        state = [*self._model.named_parameters(), *self._model.named_buffers()]
-        exchanged = {id(tensor): tensors[name] for name, tensor in state}
-        model: nn.Module = copy.deepcopy(self._model, exchanged)
-        return model
+        return self._model.instance(self._layout.as_given(params) | self._constants)
 
     def params(self, vector: Tensor | None = None) -> Params:
         """The differentiated parameters by name: leaves, ready to be differentiated.
@@ -155,47 +175,127 @@ class Objective:
     def unflatten(self, vector: Tensor) -> Params:
         """The parts of a vector by parameter, each in its parameter's shape.
 
+        A complex parameter of shape (...) counts as real and imaginary parts, (..., 2).
+
         Args:
             vector: (P,), in the order of the point.
         """
-        parts = vector.split([shape.numel() for shape in self._shapes.values()])
-        named = zip(self._shapes.items(), parts, strict=True)
-        return {name: part.view(shape) for (name, shape), part in named}
+        return self._layout.unflatten(vector)
 
-    def outputs(self, params: Params, inputs: Tensor) -> Tensor:
-        """The model's outputs (B, ...).
+    def outputs(self, params: Params, inputs: Tree) -> Any:
+        """What the model returns, such as outputs (B, ...).
 
         Args:
             params: the differentiated parameters by name.
-            inputs: (B, *F), on any device.
+            inputs: (B, *F), or a dict, tuple or list of such, on any device.
         """
-        with plain_attention():
-            outputs: Tensor = functional_call(
-                self._model, (params, self._constants), (self.cast(inputs),)
-            )
-        return outputs
+        arguments, keywords = arguments_of(self.cast(inputs))
+        tensors = self._layout.as_given(params) | self._constants
+        with self._model.exchanged(tensors) as model, as_measured():
+            return model(*arguments, **keywords)
 
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def call(self, model: Callable[..., Any], inputs: Tree) -> Any:
+        """What another instance of the model returns.
+
+        Args:
+            model: as of `instance`.
+            inputs: (B, *F), or a dict, tuple or list of such, on any device.
+        """
+        with as_measured():
+            return call_model(model, self.cast(inputs))
+
+    def losses(self, outputs: Any, targets: Tree) -> Tensor:
         """One loss per example (B,).
 
         Args:
-            outputs: of the model (B, ...).
-            targets: (B, ...), on any device.
+            outputs: what the model returned.
+            targets: (B, ...), or a dict, tuple or list of such, on any device.
 
         Raises:
             MeasurementError: the problem's loss has reduced them already, or fails on a target.
         """
         try:
-            losses = self._loss(outputs, self.cast(targets))
+            with as_measured():
+                losses = self._loss(outputs, self.cast(targets))
         except IndexError as error:  # a class that the model has no output for
             raise MeasurementError(f"{self.name} fails on its targets: {error}") from error
-        if losses.shape != targets.shape[:1]:
+        except (TypeError, AttributeError, KeyError) as error:
+            if isinstance(outputs, Tensor):
+                raise
             raise MeasurementError(
-                f"{self.name} gives shape {tuple(losses.shape)} for {len(targets)} examples: "
-                f"return one loss per example, shape ({len(targets)},), "
+                f"{self.name} fails on what the model returns, {kind_of(outputs)}: "
+                f"{type(error).__name__}: {first_line(error)}; the loss is given it as it is: take "
+                "from it what it needs, as outputs.logits"
+            ) from error
+        num_examples = first_size(targets)
+        if not isinstance(losses, Tensor) or losses.shape != (num_examples,):
+            raise MeasurementError(
+                f"{self.name} gives {_form(losses)} for {num_examples} examples: "
+                f"return one loss per example, shape ({num_examples},), "
                 'as reduction="none" does'
             )
         return losses
+
+    def check_separate(self) -> None:
+        """Whether each example has a loss of its own, by those of the first few; looked at once.
+
+        Raises:
+            MeasurementError: a loss is random, depends on the other examples of the batch or not on
+                the parameters, or cannot be computed.
+        """
+        if self._coarsest is None:
+            self._coarsest = check_separate(self._losses_at_point(), self.examples, name=self.name)
+
+    def check_any_company(self) -> None:
+        """The same, and that the losses of a whole chunk are those of its parts.
+
+        Raises:
+            MeasurementError: as `check_separate`.
+        """
+        if self._is_separate:
+            return
+        losses, dtype = self._losses_at_point(), self.coarsest_dtype
+
+        def compare(chunk: Examples, start: int) -> None:
+            check_any_company(losses, chunk, dtype, name=self.name)
+
+        self.on(self.examples.part(slice(self.chunk_size))).for_each_chunk(compare)
+        self._is_separate = True
+
+    @property
+    def coarsest_dtype(self) -> torch.dtype:
+        """The least precise dtype that model or loss compute in, whatever `dtype` is."""
+        self.check_separate()
+        assert self._coarsest is not None
+        return self._coarsest
+
+    def _losses_at_point(self) -> Callable[[Examples], Tensor]:
+        """The losses (B,) of any examples at the point, with their graph."""
+        params = self.params()
+        return lambda part: self.example_losses(params, part)
+
+    def example_losses(self, params: Params, chunk: Examples) -> Tensor:
+        """The losses (B,) of a chunk, as one pass.
+
+        Args:
+            params: the differentiated parameters by name.
+            chunk: the examples.
+
+        Raises:
+            MeasurementError: what the model or the loss raises, in the package's own words.
+        """
+        try:
+            return self.losses(self.outputs(params, chunk.inputs), chunk.targets)
+        except MeasurementError:
+            raise
+        except Exception as error:  # whatever a model or a loss of the user's own raises
+            if is_out_of_memory(error):
+                raise
+            raise MeasurementError(
+                f"{self.name} fails on {chunk.num_examples} examples with inputs of shape "
+                f"{shapes(chunk.inputs)} and targets of shape {shapes(chunk.targets)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def value_and_gradient(self, vector: Tensor | None = None) -> tuple[float, Tensor]:
         """L and its gradient (P,).
@@ -222,7 +322,10 @@ class Objective:
 
         def add(chunk: Examples, start: int) -> None:
             rows = slice(start, start + chunk.num_examples)
-            of_chunk = self.losses(self.outputs(params, chunk.inputs), chunk.targets)
+            of_chunk = self.example_losses(params, chunk)
+            losses[rows] = of_chunk.detach()
+            if not of_chunk.requires_grad:  # as where none of them uses the parameters
+                return
             parts = [
                 torch.autograd.grad(
                     of_chunk,
@@ -233,7 +336,6 @@ class Objective:
                 )
                 for row in weights
             ]
-            losses[rows] = of_chunk.detach()
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.add_(flatten(part))
 
@@ -262,6 +364,7 @@ class Objective:
     @cached_property
     def bytes_per_example(self) -> int:
         """What autograd keeps of one example for a second derivative, measured on the first few."""
+        self.check_separate()  # so that what fails is said in the package's own words
         params = self.params()
         shared = {
             param.untyped_storage().data_ptr()
@@ -277,7 +380,7 @@ class Objective:
 
         probe = self.examples.part(slice(MEASURED_EXAMPLES))
         with saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = self.losses(self.outputs(params, probe.inputs), probe.targets).sum()
+            loss = self.example_losses(params, probe).sum()
             torch.autograd.grad(
                 loss, list(params.values()), create_graph=True, materialize_grads=True
             )
@@ -312,47 +415,34 @@ class Objective:
                 continue
             start += chunk.num_examples
 
-    def cast(self, values: Tensor) -> Tensor:
+    def cast(self, values: Tree) -> Tree:
         """The values on the parameters' device, floating-point ones in their dtype.
 
         Args:
-            values: of any shape, dtype and device.
+            values: a tensor of any shape, dtype and device, or a dict, tuple or list of such.
         """
-        return values.to(self.point if values.is_floating_point() else self.device)
+
+        def move(leaf: Tensor) -> Tensor:
+            if leaf.is_complex():
+                return leaf.to(self.device, self.dtype.to_complex())
+            return leaf.to(self.point if leaf.is_floating_point() else self.device)
+
+        return tree_map(move, values)
+
+    def _as_cast(self, loss: LossFn) -> LossFn:
+        """The loss; of one that is a module, a copy with its weights in the dtype."""
+        if not isinstance(loss, nn.Module):
+            return loss
+        state = [*loss.named_parameters(), *loss.named_buffers()]
+        weights = {name: self.cast(tensor.detach()) for name, tensor in state}
+        return ModelCopy(loss).instance(weights)
 
 
-def plain_attention() -> contextlib.AbstractContextManager[None]:
-    """Attention without fused kernels, which have no second derivative and no batching rule."""
-    context: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return context
-
-
-def flatten(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors of any shapes, detached, as one vector."""
-    return torch.cat([part.detach().flatten() for part in parts])
-
-
-def _check_params(params: Params, of_model: Params) -> None:
-    """SettingError unless names and shapes are the model's, MeasurementError unless all finite."""
-    differences = sorted(params.keys() ^ of_model.keys()) or [
-        f"{name} {tuple(params[name].shape)} instead of {tuple(of_model[name].shape)}"
-        for name in of_model
-        if params[name].shape != of_model[name].shape
-    ]
-    if differences:
-        raise SettingError(f"the parameters do not fit the model: {', '.join(differences[:5])}")
-    if broken := [name for name, param in params.items() if not param.isfinite().all()]:
-        raise MeasurementError(
-            f"the parameters {', '.join(broken[:5])} are not finite: the run had diverged; "
-            "measure an earlier checkpoint"
-        )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory, for which a CPU has no exception of its own."""
-    return isinstance(
-        error, torch.OutOfMemoryError | MemoryError
-    ) or "can't allocate memory" in str(error)
+def _form(losses: object) -> str:
+    """What a loss has returned, for messages."""
+    if isinstance(losses, Tensor):
+        return f"shape {tuple(losses.shape)}"
+    return kind_of(losses)
 
 
 def _name(thing: object) -> str:

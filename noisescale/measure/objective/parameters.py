@@ -1,0 +1,152 @@
+"""The differentiated parameters of a model as one real vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from noisescale.errors import MeasurementError, SettingError
+from noisescale.problems.problem import Params
+
+NAMED = 5  # names in a message, enough to see how they look
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How parameters lie in one real vector (P,), one after the other.
+
+    A complex one of shape (...) is a real one of shape (..., 2): its real and its imaginary parts.
+
+    Attributes:
+        shapes: of each parameter, as a real one.
+        complex_names: of those that are complex in the model.
+    """
+
+    shapes: dict[str, torch.Size]
+    complex_names: frozenset[str]
+
+    @classmethod
+    def of(cls, params: Params) -> Layout:
+        """That of these parameters.
+
+        Args:
+            params: by name.
+        """
+        return cls(
+            {name: as_real(param).shape for name, param in params.items()},
+            frozenset(name for name, param in params.items() if param.is_complex()),
+        )
+
+    def unflatten(self, vector: Tensor) -> Params:
+        """The parts of a vector by parameter, as real ones.
+
+        Args:
+            vector: (P,).
+        """
+        parts = vector.split([shape.numel() for shape in self.shapes.values()])
+        named = zip(self.shapes.items(), parts, strict=True)
+        return {name: part.view(shape) for (name, shape), part in named}
+
+    def as_given(self, params: Params) -> Params:
+        """The parameters as the model takes them, some of them complex.
+
+        Args:
+            params: real ones, by name.
+        """
+        # not view_as_complex, which takes no part of the vector that begins at an odd place
+        return {
+            name: torch.complex(*param.unbind(-1)) if name in self.complex_names else param
+            for name, param in params.items()
+        }
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor (...) as its real and imaginary parts (..., 2); a real one as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def as_kind_of(of_model: Tensor, values: Tensor) -> Tensor:
+    """The values of a parameter, detached, complex where the model's are.
+
+    Args:
+        of_model: the model's own parameter.
+        values: in its place.
+    """
+    values = values.detach()
+    return values.to(values.dtype.to_complex()) if of_model.is_complex() else values
+
+
+def flatten(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of any shapes, detached, as one real vector."""
+    return torch.cat([_dense(as_real(part.detach())).flatten() for part in parts])
+
+
+def precise_dtype(params: Iterable[Tensor]) -> torch.dtype:
+    """The most precise real dtype of the parameters, at least float32."""
+    dtype = torch.float32
+    for param in params:
+        dtype = torch.promote_types(dtype, param.dtype.to_real())
+    return dtype
+
+
+def choose(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
+    """The names that one of the patterns matches, in their order; all without patterns.
+
+    Args:
+        names: of the parameters that require a gradient.
+        patterns: names, or such with *, ? and [...] as of files; None: no choice.
+
+    Raises:
+        SettingError: a pattern that matches none.
+    """
+    if patterns is None:
+        return list(names)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns or [""]:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            raise SettingError(
+                f"param filter {pattern!r}: no parameter that requires a gradient has such a name; "
+                f"give names or patterns of {', '.join(names[:NAMED])}{more}"
+            )
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def check_fits(params: Params, of_model: Params) -> None:
+    """Whether parameters are a model's own in other values.
+
+    Args:
+        params: by name.
+        of_model: the model's own.
+
+    Raises:
+        SettingError: names, shapes or complex values that the model does not have.
+        MeasurementError: parameters that are not finite.
+    """
+    differences = sorted(params.keys() ^ of_model.keys()) or [
+        f"{name} {_form(params[name])} instead of {_form(of_model[name])}"
+        for name in of_model
+        if params[name].shape != of_model[name].shape
+        or (params[name].is_complex() and not of_model[name].is_complex())
+    ]
+    if differences:
+        raise SettingError(f"the parameters do not fit the model: {', '.join(differences[:NAMED])}")
+    if broken := [name for name, param in params.items() if not param.isfinite().all()]:
+        raise MeasurementError(
+            f"the parameters {', '.join(broken[:NAMED])} are not finite: the run had diverged; "
+            "measure an earlier checkpoint"
+        )
+
+
+def _form(param: Tensor) -> str:
+    """A parameter's shape, and that it is complex, for messages."""
+    return f"{tuple(param.shape)}{' complex' if param.is_complex() else ''}"
+
+
+def _dense(part: Tensor) -> Tensor:
+    """A sparse gradient, as of an embedding, written out."""
+    return part if part.layout == torch.strided else part.to_dense()

@@ -1,0 +1,107 @@
+"""Parameters of every kind as one real vector: complex, tied, filtered, of mixed dtypes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from noisescale.errors import SettingError
+from noisescale.measure.curvature.products import hessian_matvec
+from noisescale.measure.gradients.moments import gradient_moments
+from noisescale.measure.objective import Objective
+from noisescale.problems.problem import Problem
+from tests.helpers.dense import dense_hessian, matrix_of
+from tests.helpers.problems import classification
+
+
+class Spectral(nn.Module):
+    """A complex weight, before or after a real one, behind which everything is real again."""
+
+    def __init__(self, *, complex_first):
+        super().__init__()
+        weight = nn.Parameter(torch.randn(6, 3, dtype=torch.complex128))
+        bias = nn.Parameter(torch.randn(3, dtype=torch.float64))
+        self.first, self.second = (weight, bias) if complex_first else (bias, weight)
+
+    def forward(self, x):
+        weight, bias = (
+            (self.first, self.second) if self.first.is_complex() else (self.second, self.first)
+        )
+        return (
+            torch.tanh((x.to(weight.dtype) @ weight).imag)
+            + (x.to(weight.dtype) @ weight).abs()
+            + bias
+        )
+
+
+def mean_loss(problem):
+    return lambda model: problem.loss(model(problem.train.inputs), problem.train.targets).mean()
+
+
+@pytest.fixture(params=[False, True], ids=["complex last", "complex first"])
+def spectral(request):
+    examples = classification(num_examples=9).train
+    model = Spectral(complex_first=request.param)
+    return Problem(model=model, loss=classification().loss, train=examples)
+
+
+def test_a_complex_parameter_has_the_gradient_of_its_real_and_imaginary_parts(spectral):
+    objective = Objective(spectral)
+    assert objective.dim == 2 * 18 + 3
+    mean_loss(spectral)(spectral.model).backward()
+    expected = {
+        name: torch.view_as_real(param.grad) if param.is_complex() else param.grad
+        for name, param in spectral.model.named_parameters()
+    }
+    found = objective.unflatten(objective.value_and_gradient()[1])
+    assert found.keys() == expected.keys()
+    for name, part in found.items():
+        torch.testing.assert_close(part, expected[name], rtol=1e-12, atol=1e-14)
+
+
+def test_a_complex_parameter_has_the_curvature_of_its_real_and_imaginary_parts(spectral):
+    expected = dense_hessian(spectral.model, mean_loss(spectral))
+    found = matrix_of(hessian_matvec(spectral))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_an_instance_takes_real_leaves_for_a_complex_parameter(spectral):
+    objective = Objective(spectral)
+    leaves = objective.params()
+    outputs = objective.instance(leaves)(objective.examples.inputs)
+    torch.testing.assert_close(outputs, spectral.model(objective.examples.inputs))
+    gradients = torch.autograd.grad(outputs.sum(), list(leaves.values()))
+    assert all(gradient.any() and not gradient.is_complex() for gradient in gradients)
+
+
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+def test_noise_counts_the_imaginary_parts(spectral, engine):
+    moments = gradient_moments(spectral, engine=engine)
+    for row, (example, target) in enumerate(zip(*spectral.train, strict=True)):
+        loss = spectral.loss(spectral.model(example[None]), target[None]).sum()
+        gradients = torch.autograd.grad(loss, list(spectral.model.parameters()))
+        expected = [gradient.abs().square().sum().item() for gradient in gradients]
+        assert moments.squared_norms[row] == pytest.approx(expected, rel=1e-10)
+
+
+def test_complex_single_precision_computes_in_the_dtype_asked_for(spectral):
+    single = copy.deepcopy(spectral.model)
+    for param in single.parameters():
+        param.data = param.data.to(torch.complex64 if param.is_complex() else torch.float32)
+    problem = Problem(model=single, loss=spectral.loss, train=spectral.train)
+    assert Objective(problem).dtype == torch.float32
+    expected = Objective(spectral).value_and_gradient()[1]
+    single_gradient = Objective(problem).value_and_gradient()[1]
+    double_gradient = Objective(problem, dtype=torch.float64).value_and_gradient()[1]
+    torch.testing.assert_close(single_gradient.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(double_gradient, expected, rtol=1e-5, atol=1e-6)
+    assert double_gradient.dtype == torch.float64
+
+
+def test_complex_values_do_not_go_into_a_real_parameter():
+    problem = classification()
+    params = dict(problem.model.named_parameters())
+    params["0.weight"] = params["0.weight"].to(torch.complex128)
+    with pytest.raises(SettingError, match=r"0.weight \(8, 6\) complex instead of \(8, 6\)"):
+        Objective(problem, params)
