@@ -38,7 +38,7 @@ Examples:
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "hooks", "compiled", "vmap"]),
+    type=click.Choice(["auto", "hooks", "compiled", "vmap", "loop"]),
     default="auto",
     show_default=True,
     help="How per-example gradients are computed; the result does not depend on it.",

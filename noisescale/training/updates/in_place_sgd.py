@@ -15,9 +15,9 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from noisescale.problems.models import copy_of
 from noisescale.problems.problem import Tree, call_model
 from noisescale.problems.random_state import preserved_random_state
-from noisescale.training.updates.preparation import copy_of
 
 
 class InPlaceSGD(TorchFunctionMode):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from noisescale.errors import SettingError, first_line
+from noisescale.problems.models import copy_of
 from noisescale.training.config import TrainConfig
 
 
@@ -33,28 +32,6 @@ def trainable_copy(model: nn.Module) -> nn.Module:
         raise SettingError(f"{name} cannot be copied: {first_line(error)}") from error
     trained.zero_grad()
     return trained
-
-
-def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy of any model.
-
-    Tensors that an earlier forward pass left in it, such as the weight that
-    torch.nn.utils.weight_norm computes, are copied as constants; the next pass computes them anew.
-
-    Args:
-        model: left as it is.
-    """
-    attributes = [vars(module) for module in model.modules()]
-    computed = [
-        value
-        for value in torch.utils._pytree.tree_leaves(attributes)
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    with torch.no_grad():  # or the parameters of a ScriptModule's copy would be no leaves
-        copied = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
-    for param, original in zip(copied.parameters(), model.parameters(), strict=True):
-        param.requires_grad_(original.requires_grad)
-    return copied
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, *, capturable: bool) -> Optimizer:

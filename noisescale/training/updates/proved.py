@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from noisescale.errors import first_line
+from noisescale.problems.models import copy_of
 from noisescale.problems.problem import Tree
 from noisescale.problems.random_state import preserved_random_state
 from noisescale.training.updates.in_place_sgd import InPlaceSGD
-from noisescale.training.updates.preparation import copy_of, make_gradients_dense
+from noisescale.training.updates.preparation import make_gradients_dense
 
 MeanLoss = Callable[[nn.Module], Tensor]  # of a batch, (): called with the model or a copy of it
 # Updates made both ways: in the first one alone, layers that start at zero hide all below them
