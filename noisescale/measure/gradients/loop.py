@@ -29,6 +29,8 @@ class LoopEngine:
         self.objective = objective
         params = objective.params()
         self._model = objective.instance(params)
+        # whose graph as pairs of real numbers all examples share
+        self._is_complex = any(param.is_complex() for param in objective.model.parameters())
         self._leaves = {name: params[name] for name in (params if names is None else names)}
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
@@ -62,7 +64,9 @@ class LoopEngine:
             leaves = list(self._leaves.values())
             gradient = [torch.zeros_like(leaf) for leaf in leaves]
             if loss.requires_grad:
-                given = torch.autograd.grad(loss, leaves, allow_unused=True)
+                given = torch.autograd.grad(
+                    loss, leaves, retain_graph=self._is_complex, allow_unused=True
+                )
                 gradient = [
                     zeros if part is None else part.to_dense() if part.is_sparse else part
                     for zeros, part in zip(gradient, given, strict=True)

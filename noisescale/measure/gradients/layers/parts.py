@@ -147,8 +147,7 @@ def attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """What `scaled_dot_product_attention` returns, with a bias that has a gradient."""
-    is_bias = attn_mask is not None and attn_mask.requires_grad
-    if not is_bias or dropout_p or is_causal or enable_gqa:
+    if attn_mask is None or not attn_mask.requires_grad or dropout_p or is_causal or enable_gqa:
         raise NotPlainError
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = (query * factor) @ key.mT + attn_mask  # (..., T, S)
