@@ -440,8 +440,8 @@ class Objective:
 
         def move(leaf: Tensor) -> Tensor:
             if leaf.is_complex():
-                return leaf.to(self.device, self.dtype.to_complex())
-            return leaf.to(self.point if leaf.is_floating_point() else self.device)
+                return leaf.detach().to(self.device, self.dtype.to_complex())
+            return leaf.detach().to(self.point if leaf.is_floating_point() else self.device)
 
         return tree_map(move, values)
 

@@ -69,15 +69,21 @@ class ModelCopy:
     def exchanged(self, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         """The copy, for the time of the context with other tensors as parameters and buffers.
 
+        What the modules set of their own, such as a kept activation, is forgotten afterwards.
+
         Args:
             tensors: all of them by name, used as they are.
         """
         before = [place.holder[place.key] for place in self._places]
+        attributes = [(vars(module), dict(vars(module))) for module in self.module.modules()]
         try:
             for place in self._places:
                 place.holder[place.key] = tensors[place.name]
             yield self.module
         finally:
+            for own, as_before in attributes:
+                own.clear()
+                own.update(as_before)
             for place, tensor in zip(self._places, before, strict=True):
                 place.holder[place.key] = tensor
 
