@@ -40,6 +40,7 @@ class ModelCopy:
 
     Args:
         model: which is only read.
+        names: of its parameters and buffers by their id; None: its own.
 
     Attributes:
         module: the copy.
@@ -48,9 +49,10 @@ class ModelCopy:
         MeasurementError: the model cannot be copied.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        state = [*model.named_parameters(), *model.named_buffers()]
-        names = {id(tensor): name for name, tensor in state}
+    def __init__(self, model: nn.Module, names: Mapping[int, str] | None = None) -> None:
+        if names is None:
+            state = [*model.named_parameters(), *model.named_buffers()]
+            names = {id(tensor): name for name, tensor in state}
         original = _without_wrapper(model)
         self.module = _shared_copy(original).eval()
         self._places = [
