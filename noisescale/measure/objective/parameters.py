@@ -89,8 +89,8 @@ class State:
         Args:
             problem: its model and its loss.
         """
-        parameters = dict(problem.model.named_parameters())
-        buffers = dict(problem.model.named_buffers())
+        parameters: Params = dict(problem.model.named_parameters())
+        buffers: Params = dict(problem.model.named_buffers())
         of_model = {id(tensor): name for name, tensor in (parameters | buffers).items()}
         taken = any(name.startswith("loss.") for name in of_model.values())
         prefix = "loss_function." if taken else "loss."
