@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from noisescale.errors import MeasurementError, SettingError, check_count, first_line
 from noisescale.measure.objective.checks import check_any_company, check_separate, graph_bytes
-from noisescale.measure.objective.model_copy import ModelCopy
+from noisescale.measure.objective.model_copy import ModelCopy, forgetting
 from noisescale.measure.objective.parameters import (
     Layout,
     State,
@@ -197,14 +197,14 @@ class Objective:
         with self._model.exchanged(tensors) as model, as_measured():
             return model(*arguments, **keywords)
 
-    def call(self, model: Callable[..., Any], inputs: Tree) -> Any:
+    def call(self, model: nn.Module, inputs: Tree) -> Any:
         """What another instance of the model returns, to be differentiated once, by autograd.
 
         Args:
             model: as of `instance`.
             inputs: (B, *F), or a dict, tuple or list of such, on any device.
         """
-        with as_measured(once=True):
+        with forgetting(model), as_measured(once=True):
             return call_model(model, self.cast(inputs))
 
     def losses(self, outputs: Any, targets: Tree, params: Params | None = None) -> Tensor:
