@@ -191,7 +191,7 @@ class LayerEngine:
         """The losses of the examples, the parameters followed."""
         with context:
             outputs = self.objective.call(self._model, examples.inputs)
-            return self.objective.losses(outputs, examples.targets)
+            return self.objective.losses(outputs, examples.targets, self.params)
 
     def _forward(
         self, chunk: Examples, receive: Callable[[Use, Tensor], None]

@@ -27,7 +27,7 @@ class LoopEngine:
 
     def __init__(self, objective: Objective, names: Sequence[str] | None = None) -> None:
         self.objective = objective
-        params = objective.params()
+        self._params = params = objective.params()
         self._model = objective.instance(params)
         # whose graph as pairs of real numbers all examples share
         self._is_complex = any(param.is_complex() for param in objective.model.parameters())
@@ -62,7 +62,7 @@ class LoopEngine:
         for row in range(chunk.num_examples):
             example = chunk.part(slice(row, row + 1))
             outputs = self.objective.call(self._model, example.inputs)
-            (loss,) = self.objective.losses(outputs, example.targets)
+            (loss,) = self.objective.losses(outputs, example.targets, self._params)
             leaves = list(self._leaves.values())
             gradient = [torch.zeros_like(leaf) for leaf in leaves]
             if loss.requires_grad:
