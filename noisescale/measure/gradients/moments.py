@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -115,13 +115,14 @@ def gradient_moments(
     objective = Objective(
         problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size
     )
-    return moments_on(
+    moments = moments_on(
         objective,
         indices=selected.indices,
         population_size=selected.population_size,
         engine=engine,
         standard_errors=standard_errors,
     )
+    return replace(moments, notes=moments.notes + selected.examples.notes)
 
 
 def moments_on(
