@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+import click
 from rich.console import Console
 
 from noisescale.errors import CheckpointError, MeasurementError
@@ -24,10 +25,18 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Loaded(NamedTuple):
-    """A file and what it holds: a checkpoint of `noisescale train`, or another's state dict."""
+    """A file and what it holds: a checkpoint of `noisescale train`, or another's state dict.
+
+    Or a problem's model as it is made, `content` None, and the problem's name for a path.
+    """
 
     path: Path
-    content: Checkpoint | Params
+    content: Checkpoint | Params | None
+
+    @property
+    def file(self) -> str | None:
+        """The path of the file; None where the model is as it is made."""
+        return None if self.content is None else str(self.path)
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -63,10 +72,21 @@ class Measured(Generic[Result]):
     reason: str | None = None
 
 
-def load_all(paths: tuple[Path, ...], *, device: str) -> list[Loaded]:
-    """What is in files and run folders, in the order given; a folder's by step, each step once."""
-    from noisescale.training.records.weights import read_weights
+def load_all(paths: tuple[Path, ...], *, device: str, problem: str | None = None) -> list[Loaded]:
+    """What is in files and run folders, in the order given; a folder's by step, each step once.
 
+    Without any, the model of the problem as it is made.
+    """
+    from noisescale.training.records.weight_files import read_weights
+
+    if not paths and problem is not None:
+        return [Loaded(Path(problem), None)]
+    if not paths:
+        raise click.MissingParameter(
+            "Give one, or --problem for a model as its factory makes it.",
+            param_hint="'CHECKPOINT...'",
+            param_type="argument",
+        )
     loaded: list[Loaded] = []
     for path in paths:
         of_path = [Loaded(*read_weights(file, device=device)) for file in _files(path)]
@@ -106,7 +126,8 @@ def with_problems(
                 built[config].model.eval()
             current = built[config]
         current.model.to(device)
-        apply_weights(current.model, checkpoint.content, path=checkpoint.path)
+        if checkpoint.content is not None:
+            apply_weights(current.model, checkpoint.content, path=checkpoint.path)
         yield checkpoint, current
 
 
@@ -149,10 +170,8 @@ def _show(status: Status, title: str, activity: str) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    """A checkpoint file as it is; of a run folder all of them."""
+    """All checkpoints of a run folder; anything else, a folder of weights too, as it is."""
     from noisescale.training.records.folder import CHECKPOINT, STEP_CHECKPOINTS
 
-    if not path.is_dir():
-        return [path]
     files = [*(path / STEP_CHECKPOINTS).glob("step-*.pt"), path / CHECKPOINT]
-    return [file for file in files if file.exists()] or [path / CHECKPOINT]
+    return [file for file in files if file.exists()] or [path]

@@ -252,8 +252,7 @@ def measurement_options(command: Command) -> Command:
         click.argument(
             "checkpoints",
             nargs=-1,
-            required=True,
-            metavar="CHECKPOINT...",
+            metavar="[CHECKPOINT...]",
             type=click.Path(path_type=Path),
         ),
         click.option(
@@ -272,6 +271,14 @@ def measurement_options(command: Command) -> Command:
             help="Of all computing.  [default: the parameters' own]",
         ),
         click.option(
+            "--param",
+            "param_filter",
+            multiple=True,
+            metavar="GLOB",
+            callback=lambda context, option, globs: globs or None,
+            help='Of these parameters alone, as "head.*", the others constant; repeatable.',
+        ),
+        click.option(
             "--seed",
             type=click.IntRange(0, 2**63 - 1),
             default=0,
@@ -282,7 +289,8 @@ def measurement_options(command: Command) -> Command:
             "--problem",
             metavar="MODULE:FACTORY",
             help="A function of your own (or FILE.py:FACTORY) that returns a noisescale.Problem; "
-            "then any state dict will do.",
+            "then any state dict will do, or a folder as save_pretrained leaves it, or no "
+            "CHECKPOINT for the model as it is made.",
         ),
         machine_options,
         click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table."),

@@ -133,4 +133,8 @@ def _plot_phi(axes: Axes, entries: list[dict[str, Any]]) -> None:
 
 def _name(entry: dict[str, Any]) -> str:
     """The checkpoint by its step or, where that is not known, by its file."""
-    return str(entry["checkpoint"]) if entry["step"] is None else f"step {entry['step']:,}"
+    return (
+        str(entry["checkpoint"] or entry["run"])
+        if entry["step"] is None
+        else f"step {entry['step']:,}"
+    )

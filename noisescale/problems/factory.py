@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib
 import importlib.util
@@ -20,6 +19,7 @@ import torch
 
 from noisescale.errors import SettingError
 from noisescale.problems.config import FactoryConfig
+from noisescale.problems.models import copy_of
 from noisescale.problems.problem import SPLITS, Problem, resident, source_of
 from noisescale.problems.random_state import preserved_random_state
 
@@ -119,7 +119,7 @@ def build_own_problem(
     SettingError as `load_problem` does.
     """
     problem = _with_data_on(device, config)
-    model = _made_under(seed, config).model if seed else copy.deepcopy(problem.model)
+    model = _made_under(seed, config).model if seed else copy_of(problem.model)
     return replace(problem, model=model.to(device))
 
 

@@ -1,13 +1,15 @@
-"""The studies' models, a multilayer perceptron and a small convolutional network, and losses."""
+"""The studies' models, a multilayer perceptron and a small CNN; losses; copies of any model."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from noisescale.errors import SettingError
 from noisescale.problems.config import LossName, Norm, ProblemConfig
@@ -138,3 +140,25 @@ def chance_loss(name: LossName, targets: Tensor) -> float:
     if name == "mse":
         return 0.5 * float((shares * (1 - shares)).sum())
     return float(torch.special.entr(shares).sum())
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy of any model.
+
+    Tensors that an earlier forward pass left in it, such as the weight that
+    torch.nn.utils.weight_norm computes, are copied as constants; the next pass computes them anew.
+
+    Args:
+        model: left as it is.
+    """
+    attributes = [vars(module) for module in model.modules()]
+    computed = [
+        value
+        for value in tree_leaves(attributes)
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    with torch.no_grad():  # or the parameters of a ScriptModule's copy would be no leaves
+        copied = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+    for param, original in zip(copied.parameters(), model.parameters(), strict=True):
+        param.requires_grad_(original.requires_grad)
+    return copied

@@ -19,8 +19,8 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def preserved_random_state(devices: Sequence[torch.device] = ()) -> Iterator[None]:
-    """While open, torch's random state on the CPU and on `devices` is free to use."""
-    with _LOCK, torch.random.fork_rng(list(devices)):
+    """While open, the random states of Python, NumPy, torch and torch on `devices` are free."""
+    with _LOCK, torch.random.fork_rng(list(devices)), preserved_global_states():
         yield
 
 

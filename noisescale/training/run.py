@@ -221,8 +221,13 @@ class _Run:
             else:
                 self._evaluate(report)
             self._track(report)
+            said: tuple[str, ...] = ()
             for step in training:
                 report.update(epoch=training.epoch, step=step)
+                for note in training.notes:
+                    if note not in said:
+                        report.log(f"{title}  NOTE: {note}")
+                said = training.notes
                 self._track(report)
                 signal = interrupts.received
                 self._save_where_due(step, report, stopping=signal is not None)
@@ -330,7 +335,7 @@ class _Run:
             "seconds": training.seconds,
             "examples_per_second": training.examples_seen / training.seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "notes": record["notes"],
+            "notes": [*record["notes"], *training.notes],
             "environment": record["environment"],
         }
 

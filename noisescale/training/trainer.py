@@ -6,13 +6,12 @@ import copy
 import math
 import time
 from collections.abc import Collection, Iterator
-from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from noisescale.errors import CheckpointError, SettingError
+from noisescale.errors import CheckpointError, NoisescaleError, SettingError, first_line
 from noisescale.problems.data.stream import Stream
 from noisescale.problems.problem import Examples, Problem, Source, call_model, resident, source_of
 from noisescale.problems.sampling import Batches
@@ -20,7 +19,12 @@ from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.config import TrainConfig, resolve_batch_size
 from noisescale.training.records.checkpoint import Checkpoint
 from noisescale.training.updates.cuda_graph import CudaGraphUpdate
-from noisescale.training.updates.in_place_sgd import InPlaceSGD
+from noisescale.training.updates.preparation import (
+    build_optimizer,
+    make_gradients_dense,
+    trainable_copy,
+)
+from noisescale.training.updates.proved import FAILURES, ProvedInPlaceSGD
 
 # examples in a forward and backward pass: a larger batch is accumulated in chunks, to bound the
 # memory
@@ -89,14 +93,14 @@ class Training:
     def __init__(self, problem: Problem, config: TrainConfig) -> None:
         self.config = config
         self.problem = problem
-        self.model = copy.deepcopy(problem.model).train()
+        self.model = trainable_copy(problem.model)
         self.device = next(self.model.parameters()).device
         self.examples: Source = resident(source_of(problem.train), self.device)
         num_examples = self.examples.num_examples
         self.batch_size = resolve_batch_size(config, num_examples)
         self._check_batch_norm()
         self.batches = Batches(num_examples, seed=config.seed, device=self.device)
-        self.optimizer = _build_optimizer(self.model, config, capturable=self.device.type == "cuda")
+        self.optimizer = build_optimizer(self.model, config, capturable=self.device.type == "cuda")
         self.schedule: AdaptiveBatchSize | None = None
         if config.batch_size == "adaptive":
             self.schedule = AdaptiveBatchSize(config, self.model, num_examples=num_examples)
@@ -110,7 +114,7 @@ class Training:
         self._graphs: CudaGraphUpdate | None = None
         is_resident = isinstance(self.examples, Examples)  # what is read anew is no part of a graph
         if self.device.type == "cuda" and self.schedule is None and is_resident:
-            self._graphs = CudaGraphUpdate(self.device)
+            self._graphs = CudaGraphUpdate(self.device, self.model, self.optimizer)
 
     @property
     def epoch(self) -> float:
@@ -170,37 +174,69 @@ class Training:
             schedule=None if self.schedule is None else self.schedule.state_dict(),
         )
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why faster ways to update are not, or were once not, used for this model."""
+        ways = (self.in_place, self._graphs)
+        return tuple(way.note for way in ways if way is not None and way.note is not None)
+
     def _update(self, indices: Tensor) -> Tensor:
-        """One step on the examples at `indices` (B,), on a GPU as a CUDA graph; their mean loss."""
-        if self._graphs is not None:
-            return self._graphs(self._eager_update, indices)
-        return self._eager_update(indices)
+        """One step on the examples at `indices` (B,), on a GPU as a CUDA graph; their mean loss.
+
+        SettingError where the model or the loss fails, of which the memory's end is no case.
+        """
+        try:
+            if self._graphs is not None:
+                return self._graphs(self._eager_update, indices)
+            return self._eager_update(indices)
+        except NoisescaleError:
+            raise
+        except FAILURES as error:
+            if "memory" in str(error):
+                raise
+            raise SettingError(
+                f"{type(self.model).__name__} cannot be trained: step {self.step + 1:,} fails with "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
 
     def _eager_update(self, indices: Tensor) -> Tensor:
         """One step on the mean loss of the examples at `indices` (B,); returns that loss."""
         batch_size = len(indices)
         # accumulating over chunks takes a stored gradient
-        in_place = self.in_place if batch_size <= CHUNK else None
+        if self.in_place is not None and batch_size <= CHUNK:
+            examples = self._examples_at(indices)
+            return self.in_place.update(
+                partial(self._summed_loss, examples=examples, divisor=batch_size)
+            )
         schedule = self.schedule
         chunk_losses = []
         chunks = schedule.parts(indices, largest=CHUNK) if schedule else indices.split(CHUNK)
         for chunk in chunks:
-            examples = self._examples_at(chunk)
-            with in_place or nullcontext():
-                outputs = call_model(self.model, examples.inputs)
-            loss = self.problem.loss(outputs, examples.targets).sum() / batch_size
+            loss = self._summed_loss(self.model, self._examples_at(chunk), divisor=batch_size)
             loss.backward()
+            make_gradients_dense(self.model)
             chunk_losses.append(loss.detach())
             if schedule:
                 schedule.monitor.micro_batch(len(chunk))
         if schedule:
             schedule.update(self.step + 1)
-        if in_place is None or not in_place.covers_all:
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         if schedule:
             self._follow(schedule)
         return chunk_losses[0] if len(chunk_losses) == 1 else torch.stack(chunk_losses).sum()
+
+    def _summed_loss(self, model: nn.Module, examples: Examples, *, divisor: int) -> Tensor:
+        """The sum of the losses () of n examples, divided."""
+        size = examples.num_examples
+        losses = self.problem.loss(call_model(model, examples.inputs), examples.targets)
+        if losses.shape != (size,) or losses.is_complex():
+            kind = "complex numbers of " if losses.is_complex() else ""
+            raise SettingError(
+                f"the loss gives {kind}shape {tuple(losses.shape)} for {size} examples: "
+                f'return one real loss per example, shape ({size},), as reduction="none" does'
+            )
+        return losses.sum() / divisor
 
     def _examples_at(self, indices: Tensor) -> Examples:
         """The examples at these indices (B,); of a Dataset that is read anew, this epoch's draw."""
@@ -225,19 +261,18 @@ class Training:
             diverged = (step for step, loss in enumerate(losses, first) if not math.isfinite(loss))
             self.diverged_at_step = next(diverged, None)
 
-    def _in_place_sgd(self) -> InPlaceSGD | None:
+    def _in_place_sgd(self) -> ProvedInPlaceSGD | None:
         """The in-place update of linear layers, where the optimizer is SGD without momentum."""
-        config = self.config
+        config, num_examples = self.config, self.examples.num_examples
         if config.optimizer != "sgd" or config.momentum or self.schedule:
             return None
-        mode = InPlaceSGD(
+        return ProvedInPlaceSGD(
             self.model,
             # for a trial pass: two, since a batch of one may be special
-            self._examples_at(torch.arange(2, device=self.device)).inputs,
+            self._examples_at(torch.arange(min(2, num_examples), device=self.device)).inputs,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
         )
-        return mode if mode.covered else None
 
     def restore(self, start: Checkpoint) -> None:
         """Takes over the state of `start`, from any device; CheckpointError for another run's."""
@@ -291,12 +326,3 @@ class Training:
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether a part of the model normalises over the batch."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-
-
-def _build_optimizer(model: nn.Module, config: TrainConfig, *, capturable: bool) -> Optimizer:
-    """The optimizer of the model's parameters; capturable: its steps go into a CUDA graph."""
-    params, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(params, lr=rate, momentum=config.momentum, weight_decay=decay)
-    adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return adam(params, lr=rate, weight_decay=decay, capturable=capturable)

@@ -11,6 +11,18 @@ from noisescale import load_checkpoint
 from tests.helpers.command_line import SMALL, run, strict
 from tests.helpers.factory_source import DATASETS, SOURCE
 
+LINE = """
+import torch
+from noisescale import Examples, Problem
+
+def make_problem():
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    torch.nn.init.constant_(model.weight, 1.5)
+    inputs, targets = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([3.0, 5.0, 2.0])
+    loss = lambda outputs, targets: (outputs[:, 0] - targets) ** 2
+    return Problem(model=model, loss=loss, train=Examples(inputs.double(), targets.double()))
+"""
+
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
@@ -146,6 +158,49 @@ def test_a_checkpoint_that_cannot_be_measured_is_a_row_with_its_reason(trained, 
     assert "Error: diverged.pt, step 99: the parameters 1.bias are not finite" in alone.stderr
 
 
+def test_without_a_checkpoint_the_model_is_measured_as_it_is_made():
+    """A line y = wx: gradients 2(w x − y)x, whose moments are two numbers each."""
+    Path("a_problem.py").write_text(LINE)
+    arguments = ["--problem", "a_problem.py:make_problem", "--json"]
+    result = run("measure-noise", *arguments)
+    assert result.exit_code == 0, result.output
+    (entry,) = strict(result.stdout)
+    x, y = torch.tensor([1.0, 2.0, 4.0]).double(), torch.tensor([3.0, 5.0, 2.0]).double()
+    gradients = 2 * (1.5 * x - y) * x
+    square, variance = gradients.mean() ** 2, gradients.var(correction=0)
+    assert entry["simple"]["value"] == pytest.approx(float(variance / square))
+    assert entry["checkpoint"] is None
+    assert entry["step"] is None
+    assert entry["run"] == "a_problem.py:make_problem"
+    (curvature,) = strict(run("sharpness", *arguments).stdout)
+    assert curvature["eigenvalues"][0]["value"] == pytest.approx(float((2 * x * x).mean()))
+    assert curvature["checkpoint"] is None
+    for command in ("measure-noise", "sharpness"):
+        result = run(command, *arguments[:2])
+        assert result.exit_code == 0, result.output
+        assert "B_simple" in result.stdout or "λ_max" in result.stdout
+    drawn = run("sharpness", *arguments[:2], "--density", "--plot", "picture.png")
+    assert drawn.exit_code == 0, drawn.output
+
+
+def test_a_folder_of_a_model_is_one_checkpoint_and_not_a_run():
+    Path("a_problem.py").write_text(LINE)
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    torch.save({"weight": torch.tensor([[2.5]]).double()}, "model/pytorch_model.bin")
+    result = run("measure-noise", "model", "--problem", "a_problem.py:make_problem", "--json")
+    assert result.exit_code == 0, result.output
+    (entry,) = strict(result.stdout)
+    x, y = torch.tensor([1.0, 2.0, 4.0]).double(), torch.tensor([3.0, 5.0, 2.0]).double()
+    gradients = 2 * (2.5 * x - y) * x
+    assert entry["squared_gradient_norm"]["value"] == pytest.approx(float(gradients.mean() ** 2))
+    assert entry["checkpoint"] == "model/pytorch_model.bin"
+    Path("model/pytorch_model.bin").unlink()
+    result = run("measure-noise", "model", "--problem", "a_problem.py:make_problem")
+    assert result.exit_code == 1
+    assert "nor model.safetensors" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
@@ -165,7 +220,7 @@ def test_a_checkpoint_that_cannot_be_measured_is_a_row_with_its_reason(trained, 
         (["RUN", "--num-probes", "1"], "1 is not in the range x>=2", 2),
         (["RUN", "--plot", "picture.txt"], "give a file name that ends in .png", 2),
         (["RUN", "--device", "cuda"], "torch sees no GPU here", 2),
-        ([], "Missing argument 'CHECKPOINT...'", 2),
+        ([], "Missing argument 'CHECKPOINT...'. Give one, or --problem", 2),
     ],
 )
 def test_bad_usage_is_one_message(trained, arguments, message, code, monkeypatch):
@@ -202,6 +257,7 @@ def test_help_has_examples():
     text = run("measure-noise", "--help").stdout
     assert "torchrun --nproc-per-node" in text
     assert "--problem my_module:make_problem" in text
+    assert "measure-noise --problem my_file.py:make_problem" in text
 
 
 def test_our_checkpoints_are_left_as_they_were(trained):

@@ -1,4 +1,5 @@
 import gc
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from sklearn.metrics import f1_score
 
 from noisescale.errors import CheckpointError, RunFolderBusyError, RunFolderError, SettingError
@@ -23,6 +25,7 @@ from noisescale.training.records.folder import folder_state
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
 from noisescale.training.trainer import train
+from noisescale.training.updates import in_place_sgd
 from tests.helpers.processes import unmeasured
 
 PROBLEM = ProblemConfig(dataset="digits", width=16)
@@ -304,3 +307,19 @@ def test_a_run_that_has_ended_holds_no_data(tmp_path, monkeypatch):
         assert [reference() for reference in alive] == [None]
     finally:
         gc.enable()
+
+
+def test_updates_that_cannot_be_in_place_are_said_once_and_recorded(tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(in_place_sgd, "_update", fail)
+    lines = io.StringIO()
+    options = RunOptions(console=Console(file=lines), notes=("a note",), pictures=False)
+    summary = run_training(PROBLEM, TRAINING, tmp_path / "run", options)
+    (of_run, of_update) = summary["notes"]
+    assert of_run == "a note"
+    assert "stored gradients" in of_update
+    assert "no such kernel" in of_update
+    assert lines.getvalue().count("NOTE") == 1
+    assert of_update in lines.getvalue()

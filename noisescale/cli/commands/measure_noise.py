@@ -26,6 +26,7 @@ Examples:
   noisescale measure-noise checkpoint.pt --num-examples 5000 --per-layer --per-class
   noisescale measure-noise checkpoint.pt --hessian --bs 32 --bs 1024
   noisescale measure-noise weights.safetensors --problem my_module:make_problem
+  noisescale measure-noise --problem my_file.py:make_problem    the model as it is made
   torchrun --nproc-per-node 4 -m noisescale measure-noise checkpoint.pt
 """,
 )
@@ -37,7 +38,7 @@ Examples:
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "hooks", "compiled", "vmap"]),
+    type=click.Choice(["auto", "hooks", "compiled", "vmap", "loop"]),
     default="auto",
     show_default=True,
     help="How per-example gradients are computed; the result does not depend on it.",
@@ -94,8 +95,8 @@ def measure_noise(
     From per-example gradients, with standard errors and 95 % intervals, at about the price of two
     gradients over the same examples. What a subset cannot resolve is called so, with a lower bound.
     Several checkpoints make a table along training; checkpoints of `noisescale train` need nothing
-    else. Where the run was tracked (`noisescale train --measure-noise-every log`), batch sizes are
-    recommended for another like it.
+    else. Without any, --problem's model is measured as it is made. Where the run was tracked
+    (`noisescale train --measure-noise-every log`), batch sizes are recommended for another like it.
     """
     import torch
 
@@ -112,7 +113,7 @@ def measure_noise(
         return measure_noise(problem, options=chosen, seed=seed, report=report)
 
     with process_group(device=resolve_device(device)) as own_device:
-        loaded = load_all(checkpoints, device=own_device)
+        loaded = load_all(checkpoints, device=own_device, problem=problem)
         is_first = rank_and_size()[0] == 0
         measured = measure_all(
             loaded,

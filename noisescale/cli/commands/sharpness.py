@@ -26,6 +26,7 @@ Examples:
   noisescale sharpness checkpoint.pt --num-examples 5000 --bottom 1 --trace
   noisescale sharpness checkpoint.pt --batch-sharpness 32
   noisescale sharpness checkpoint.pt --density --phi --plot sharpness.png
+  noisescale sharpness --problem my_file.py:make_problem    the model as it is made
 """,
 )
 @click.option(
@@ -82,6 +83,8 @@ def sharpness(
 ) -> None:
     """Curvature of the loss at checkpoints of `noisescale train`, or of all in a run folder.
 
+    Without any, of --problem's model as it is made.
+
     With --plot: sharpness along training, the density and φ, whichever is there.
 
     Eigenvalues come with their residual, the sampling error of a subset, and the limit of stability
@@ -103,7 +106,7 @@ def sharpness(
     dtype = options.pop("dtype")
     chosen = SharpnessOptions(**options, dtype=dtype and getattr(torch, dtype))
     device = resolve_device(device)
-    loaded = load_all(checkpoints, device=device)
+    loaded = load_all(checkpoints, device=device, problem=problem)
     if plot is not None and len(loaded) == 1 and not (chosen.density or chosen.phi):
         raise SettingError(
             "--plot: one checkpoint alone gives a picture with --density or --phi; add one of them"

@@ -78,7 +78,7 @@ class NoiseReport:
         noise, loaded = self.measured.result, self.measured.loaded
         training = None if loaded.checkpoint is None else loaded.checkpoint.training
         entry: dict[str, Any] = {
-            "checkpoint": str(loaded.path),
+            "checkpoint": loaded.file,
             "run": loaded.run,
             "step": loaded.step,
             "batch_size": training and training.batch_size,

@@ -73,7 +73,7 @@ class SharpnessReport:
         """One entry of `noisescale sharpness --json`."""
         loaded, sharpness, training = self.measured.loaded, self.measured.result, self.training
         return {
-            "checkpoint": str(loaded.path),
+            "checkpoint": loaded.file,
             "run": loaded.run,
             "step": loaded.step,
             "learning_rate": training and training.learning_rate,

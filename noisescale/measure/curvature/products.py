@@ -33,6 +33,7 @@ def hessian_matvec(
     examples: Source | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
+    param_filter: Sequence[str] | None = None,
 ) -> CurvatureProduct:
     """The product with the Hessian of the mean loss, v -> Hv, (P,) -> (P,).
 
@@ -53,6 +54,7 @@ def hessian_matvec(
         chunk_size: examples in one pass; None: by the memory they take. Chunks are summed and
             divided by N once, so their size does not change the result beyond rounding.
         dtype: float32 or float64; None: the parameters' own, at least float32.
+        param_filter: names or patterns of the parameters that count, see `Objective`; None: all.
 
     Returns:
         A function that knows its `dim` P, its `dtype` and its `device`. Calling it raises
@@ -63,7 +65,14 @@ def hessian_matvec(
         MeasurementError: parameters that are not finite.
     """
     return CurvatureProduct(
-        Objective(problem, params, examples=examples, chunk_size=chunk_size, dtype=dtype),
+        Objective(
+            problem,
+            params,
+            examples=examples,
+            chunk_size=chunk_size,
+            dtype=dtype,
+            param_filter=param_filter,
+        ),
         record_hessian,
     )
 
@@ -75,6 +84,7 @@ def ggn_matvec(
     examples: Source | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
+    param_filter: Sequence[str] | None = None,
 ) -> CurvatureProduct:
     """The product with the Gauss–Newton matrix of the mean loss, v -> Gv, (P,) -> (P,).
 
@@ -89,6 +99,7 @@ def ggn_matvec(
         examples: what L is the mean over; None: all training examples.
         chunk_size: examples in one pass; None: by the memory they take.
         dtype: float32 or float64; None: the parameters' own, at least float32.
+        param_filter: names or patterns of the parameters that count, see `Objective`; None: all.
 
     Returns:
         A function that knows its `dim` P, its `dtype` and its `device`. Calling it raises
@@ -100,7 +111,14 @@ def ggn_matvec(
         MeasurementError: parameters that are not finite.
     """
     return CurvatureProduct(
-        Objective(problem, params, examples=examples, chunk_size=chunk_size, dtype=dtype),
+        Objective(
+            problem,
+            params,
+            examples=examples,
+            chunk_size=chunk_size,
+            dtype=dtype,
+            param_filter=param_filter,
+        ),
         record_ggn,
     )
 
@@ -204,10 +222,24 @@ class CurvatureProduct:
 
         self.objective.for_each_chunk(add)
         if not total.isfinite().all():
-            raise MeasurementError(
-                f"{self.objective.name}: the product with its curvature is not finite"
-            )
+            raise MeasurementError(self._say_not_finite(parts))
         return total / self.objective.num_examples
+
+    def _say_not_finite(self, vector: Sequence[Tensor]) -> str:
+        """What is not finite, in a sentence."""
+        objective = self.objective
+        if not all(part.isfinite().all() for part in vector):
+            return f"{objective.name}: its curvature is multiplied by a vector that is not finite"
+
+        def is_broken(part: Examples) -> bool:
+            image = self._record(objective, self._params, part)(vector)
+            return not bool(flatten(image).isfinite().all())
+
+        return (
+            f"{objective.name}: the product with the curvature of an example (number "
+            f"{objective.first_broken(is_broken)} of the {objective.num_examples} measured, from "
+            "0) is not finite, as where a norm or a square root is taken of zero"
+        )
 
     def _num_kept_chunks(self) -> int:
         """How many chunks' graphs, each with its gradient, the memory is to hold."""

@@ -45,7 +45,7 @@ class CompiledEngine:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self._losses.notes
+        return ()
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         missing = self.objective.chunk_size - chunk.num_examples

@@ -195,13 +195,13 @@ class Objective:
             return model(*arguments, **keywords)
 
     def call(self, model: Callable[..., Any], inputs: Tree) -> Any:
-        """What another instance of the model returns.
+        """What another instance of the model returns, to be differentiated once, by autograd.
 
         Args:
             model: as of `instance`.
             inputs: (B, *F), or a dict, tuple or list of such, on any device.
         """
-        with as_measured():
+        with as_measured(once=True):
             return call_model(model, self.cast(inputs))
 
     def losses(self, outputs: Any, targets: Tree) -> Tensor:
@@ -414,6 +414,22 @@ class Objective:
                 self._chunk_size = chunk.num_examples // 2
                 continue
             start += chunk.num_examples
+
+    def first_broken(self, is_broken: Callable[[Examples], bool]) -> int:
+        """The index of the first example for which a sum over examples is not finite.
+
+        Args:
+            is_broken: whether the sum over a part of the examples is not finite; of one of them it
+                is not.
+        """
+        first, size = 0, self.num_examples
+        while size > 1:
+            half = min(-(-size // 2), self.chunk_size)
+            if is_broken(self.examples.part(slice(first, first + half))):
+                size = half
+            else:
+                first, size = first + half, size - half
+        return first
 
     def cast(self, values: Tree) -> Tree:
         """The values on the parameters' device, floating-point ones in their dtype.

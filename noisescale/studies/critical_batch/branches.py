@@ -35,7 +35,7 @@ from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import CHECKPOINT, finished_runs, write_json, write_table
 from noisescale.training.records.names import digest, file_digest, run_name
 from noisescale.training.records.tables import BRANCHES
-from noisescale.training.records.weights import read_weights
+from noisescale.training.records.weight_files import read_weights
 
 Scaling = Literal["linear", "sqrt"]
 SMOOTHED = 0.75  # of a branch, after which its losses are averaged: some three looks at 24 a decade

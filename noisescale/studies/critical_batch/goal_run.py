@@ -17,7 +17,7 @@ from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve, ShortRun, looks, read_run, short_run
 from noisescale.training.records.checkpoint import Checkpoint, save_checkpoint
 from noisescale.training.records.folder import STEP_CHECKPOINTS
-from noisescale.training.records.weights import read_weights
+from noisescale.training.records.weight_files import read_weights
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.training.tracking.rows import is_due
 from noisescale.training.trainer import Training

@@ -17,7 +17,8 @@ from noisescale.problems.data.splits import Splits, load_splits
 from noisescale.problems.factory import build_own_problem
 from noisescale.problems.problem import Problem
 from noisescale.training.config import TrainConfig
-from noisescale.training.records.weights import apply_weights, read_weights
+from noisescale.training.records.weight_files import read_weights
+from noisescale.training.records.weights import apply_weights
 
 
 @dataclass(frozen=True, kw_only=True)

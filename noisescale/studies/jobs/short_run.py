@@ -5,7 +5,7 @@ What a study makes of it, a label or the steps to a goal, is a function of those
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -92,7 +92,7 @@ def short_run(
         training = Training(problem, cell.training)
         curve = LossCurve(problem, split)
         numbers = course(training, curve)
-        write_run(cell, curve, numbers, seconds=training.seconds)
+        write_run(cell, curve, numbers, seconds=training.seconds, notes=training.notes)
 
 
 def looks(training: Training, curve: LossCurve, due: Callable[[int], bool]) -> Iterator[int]:
@@ -108,14 +108,21 @@ def looks(training: Training, curve: LossCurve, due: Callable[[int], bool]) -> I
             yield step
 
 
-def write_run(cell: Cell, curve: LossCurve, numbers: dict[str, Any], *, seconds: float) -> None:
+def write_run(
+    cell: Cell,
+    curve: LossCurve,
+    numbers: dict[str, Any],
+    *,
+    seconds: float,
+    notes: Sequence[str] = (),
+) -> None:
     """Writes losses.csv and, last, summary.json: a study's numbers and what every run records."""
     import pandas as pd
 
     summary = {
         **numbers,
         "num_evaluated": curve.examples.num_examples,
-        **closing(seconds, cell.notes, _environment(cell.device)),
+        **closing(seconds, [*cell.notes, *notes], _environment(cell.device)),
     }
     write_table(cell.path / LOSSES, pd.DataFrame(curve.points, columns=["step", "loss"]))
     write_json(cell.path / SUMMARY, summary)

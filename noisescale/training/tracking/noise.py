@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from noisescale.measure.noise import (
     measure_noise,
     with_settings,
 )
+from noisescale.problems.models import copy_of
 from noisescale.problems.problem import Problem
 from noisescale.statistics.estimate import Estimate, estimate_of, estimate_row
 from noisescale.statistics.gradient_noise import NoiseScale
@@ -164,7 +164,7 @@ class NoiseTracker:
             "reason": "",
         }
         problem = Problem(
-            model=copy.deepcopy(training.model).eval(),
+            model=copy_of(training.model).eval(),
             loss=training.problem.loss,
             train=training.examples,
         )

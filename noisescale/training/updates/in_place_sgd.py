@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from noisescale.problems.models import copy_of
 from noisescale.problems.problem import Tree, call_model
 from noisescale.problems.random_state import preserved_random_state
 
 
 class InPlaceSGD(TorchFunctionMode):
-    """Inside this context `F.linear` updates its weight and bias once their gradient is due.
+    """`F.linear` called in this context updates its weight and bias once their gradient is due.
 
     The backward pass of a linear layer with input a (B, F) and output gradient δ (B, C) applies W ←
     (1 − η·λ)·W − η·δᵀa as one matrix product accumulated into W: the update of `torch.optim.SGD`
@@ -28,15 +31,24 @@ class InPlaceSGD(TorchFunctionMode):
     One trial forward pass of a copy of the model decides which parameters are *covered*: used
     exactly once, as the weight or bias of `F.linear`. A covered parameter's `.grad` stays None, so
     that an ordinary optimizer over all parameters skips it and serves the others; where the mode
-    `covers_all`, there is nothing left for one. A weight that turns out to be used twice in one
-    pass after all raises autograd's error on tensors modified in place: a wrong gradient is never
-    used.
+    `covers_all`, there is nothing left for one.
+
+    A model may do in one step what it did not do in the trial. A backward pass inside the context
+    is therefore an ordinary one, and `check`, between the context and the step's backward pass,
+    leaves to autograd every parameter for which an update in place might be another: see there.
+    Without that check, a weight used twice after all raises autograd's error on tensors modified in
+    place.
 
     Args:
         model: whose parameters are updated.
         inputs: of the trial pass (B, *F), or a dict, tuple or list of such.
         learning_rate: η, on the loss as its backward pass has it.
         weight_decay: λ.
+
+    Attributes:
+        covered: the names of the covered parameters.
+        covers_all: whether they are all that are trained.
+        departure: why the latest `check` left covered parameters to autograd; None: it did not.
     """
 
     def __init__(
@@ -45,12 +57,87 @@ class InPlaceSGD(TorchFunctionMode):
         super().__init__()
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        covered = covered_parameters(model, inputs)
-        self.covered = covered
-        self.covers_all = covered == {
+        self.covered = covered_parameters(model, inputs)
+        self.covers_all = self.covered == {
             name for name, param in model.named_parameters() if param.requires_grad
         }
-        self._ids = {id(param) for name, param in model.named_parameters() if name in covered}
+        self.departure: str | None = None
+        self.serve(model)
+
+    def serve(self, model: nn.Module) -> None:
+        """Turns to the parameters of another copy of the model.
+
+        Args:
+            model: the copy.
+        """
+        self._names = {
+            id(param): name for name, param in model.named_parameters() if name in self.covered
+        }
+        self._uses: Counter[int] = Counter()  # in the context, by id
+        self._obstacles: dict[int, str] = {}  # to an update in place, of its uses there, by id
+        self._hidden_use: str | None = None  # in the context
+        self._to_update = set(self._names)
+
+    @property
+    def served_all(self) -> bool:
+        """Whether the latest step leaves nothing for an ordinary optimizer."""
+        return self.covers_all and len(self._to_update) == len(self._names)
+
+    @property
+    def serves_any(self) -> bool:
+        """Whether the latest step updates any parameter in place."""
+        return bool(self._to_update)
+
+    def updates(self, *params: Tensor | None) -> bool:
+        """Whether a backward pass at this moment would update these parameters in place.
+
+        Args:
+            *params: of the model; a bias may be None.
+        """
+        return all(param is None or id(param) in self._to_update for param in params)
+
+    def __enter__(self) -> Self:
+        self._uses.clear()
+        self._obstacles.clear()
+        self._hidden_use = self.departure = None
+        self._to_update = set()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._to_update = set(self._names)
+
+    def check(self, loss: Tensor) -> None:
+        """Leaves to autograd what an update in place might do otherwise, and says why.
+
+        To be updated in place, a parameter must have been used in the context by one call of
+        `F.linear` and by nothing else, and the graph of the loss must reach it by that call alone.
+        None is where a gradient was taken or a hook set in the context, nor where the graph holds a
+        function whose backward pass is Python code: any of these may use a parameter unseen, as
+        checkpointing does, after it has changed.
+
+        Args:
+            loss: whose backward pass follows.
+        """
+        obstacles = {key: "is used more than once" for key, uses in self._uses.items() if uses > 1}
+        obstacles |= self._obstacles
+        for node, following in _edges(loss):
+            if isinstance(node, BackwardCFunction):
+                if getattr(node, "mode", None) is self:
+                    continue
+                name = type(node).__name__.removesuffix("Backward")
+                self._hidden_use = f"{name} has a backward pass of its own"
+            key = id(getattr(following, "variable", None))
+            if key in self._names:
+                obstacles.setdefault(key, "is used otherwise than by a linear layer")
+        if self._hidden_use is not None:
+            self.departure = self._hidden_use
+            self._to_update.clear()
+        elif obstacles:
+            first = min(obstacles, key=lambda key: self._names[key])
+            self.departure = f"the layer of {self._names[first]} {obstacles[first]}"
+            self._to_update -= obstacles.keys()
 
     def __torch_function__(
         self,
@@ -59,10 +146,26 @@ class InPlaceSGD(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is F.linear and not kwargs and id(args[1]) in self._ids:
-            bias = args[2] if len(args) > 2 else None
-            return _Linear.apply(args[0], args[1], bias, self.learning_rate, self.weight_decay)
+        used = [id(value) for value in _values(args, kwargs) if id(value) in self._names]
+        self._uses.update(used)
+        if func is Tensor.register_hook:
+            self.hidden_use("a hook is set on a tensor")
+        if func is F.linear and not kwargs and id(args[1]) in self._names:
+            inputs, weight, *rest = args
+            bias = rest[0] if rest else None
+            obstacle = _obstacle(inputs, weight, bias)
+            if obstacle is None:
+                return _Linear.apply(inputs, weight, bias, self)
+            self._obstacles |= dict.fromkeys(used, obstacle)
         return func(*args, **(kwargs or {}))
+
+    def hidden_use(self, reason: str) -> None:
+        """Notes that in this step nothing can be updated in place.
+
+        Args:
+            reason: what was met, for `departure`.
+        """
+        self._hidden_use = reason
 
 
 def covered_parameters(model: nn.Module, inputs: Tree) -> set[str]:
@@ -71,11 +174,15 @@ def covered_parameters(model: nn.Module, inputs: Tree) -> set[str]:
     Weight and bias of a layer count only together. Runs a copy: neither the model's buffers nor any
     random state are touched.
     """
-    trial = copy.deepcopy(model)
+    trial = copy_of(model)
     devices = list({leaf.device for leaf in tree_leaves(inputs) if leaf.is_cuda})
-    with preserved_random_state(devices), torch.no_grad(), _Uses() as uses:
+    with preserved_random_state(devices), _Uses() as uses:
         call_model(trial, inputs)
-    names = {id(param): name for name, param in trial.named_parameters() if param.requires_grad}
+    names = {
+        id(param): name
+        for name, param in trial.named_parameters()
+        if param.requires_grad and param.is_floating_point() and param.layout is torch.strided
+    }
     return {
         names[id(param)]
         for layer in uses.linear_layers
@@ -106,37 +213,104 @@ class _Uses(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _values(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Iterator[Any]:
+    """What a torch function was called with, lists and tuples such as torch.cat's opened."""
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, list | tuple):
+            yield from value
+        else:
+            yield value
+
+
+def _edges(loss: Tensor) -> Iterator[tuple[Any, Any]]:
+    """The graph of a loss: each function with each of those that its gradients go to."""
+    nodes = [] if loss.grad_fn is None else [loss.grad_fn]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        for following, _ in node.next_functions:
+            if following is None:
+                continue
+            yield node, following
+            if following not in seen:
+                seen.add(following)
+                nodes.append(following)
+
+
+def _obstacle(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """What keeps `_Linear` from standing in for this call of `F.linear`; None: nothing does."""
+    params = [weight] if bias is None else [weight, bias]
+    if not torch.is_grad_enabled():
+        return "runs without gradients"
+    if any(param._backward_hooks or param._post_accumulate_grad_hooks for param in params):
+        return "has hooks on its gradient"
+    if torch.is_autocast_enabled(inputs.device.type):
+        return "runs under autocast"
+    transformed = torch._C._are_functorch_transforms_active()
+    if transformed or forward_ad.unpack_dual(inputs).tangent is not None:
+        return "runs in a transform of torch.func"
+    if _saved_tensors_hooked():
+        return "has its saved tensors taken by hooks, as by checkpointing"
+    is_common = type(inputs) in (Tensor, nn.Parameter) and inputs.layout is torch.strided
+    if not is_common or any(param.dtype != inputs.dtype for param in params):
+        return "has inputs of another kind"
+    return None
+
+
+def _saved_tensors_hooked() -> bool:
+    """Whether hooks take what autograd saves at this moment."""
+    try:
+        with disable_saved_tensors_hooks("are in use"):
+            return False
+    except RuntimeError:
+        return True
+
+
 class _Linear(torch.autograd.Function):
-    """`F.linear` whose backward pass updates the weight and bias it was called with."""
+    """`F.linear` whose backward pass updates the weight and bias it was called with.
+
+    Where its mode does not say so it is an ordinary one, which may be differentiated again.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        inputs: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        learning_rate: float,
-        weight_decay: float,
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, mode: InPlaceSGD
     ) -> Tensor:
         ctx.save_for_backward(inputs, weight, bias)
-        ctx.learning_rate = learning_rate
-        ctx.keep = 1.0 - learning_rate * weight_decay
+        ctx.set_materialize_grads(False)
+        ctx.mode = mode
         return F.linear(inputs, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs, weight, bias = ctx.saved_tensors
         (grad,) = grad_outputs
+        if grad is None:  # nothing flows here, and autograd stores no gradient
+            return None, None, None, None
         # before the weight changes
         grad_inputs = grad @ weight if ctx.needs_input_grad[0] else None
         grad = grad.reshape(-1, grad.shape[-1])  # (..., C) -> (B', C)
         inputs = inputs.reshape(-1, inputs.shape[-1])  # (..., F) -> (B', F)
-        if len(grad) == 1 and ctx.keep == 1.0:  # elementwise kernels beat BLAS at an outer product
-            weight.addcmul_(grad.T, inputs, value=-ctx.learning_rate)
-        else:
-            weight.addmm_(grad.T, inputs, beta=ctx.keep, alpha=-ctx.learning_rate)
-        if bias is not None:
-            if ctx.keep != 1.0:
-                bias.mul_(ctx.keep)
-            bias.sub_(grad.sum(0), alpha=ctx.learning_rate)
-        return grad_inputs, None, None, None, None
+        mode = ctx.mode
+        if mode.updates(weight, bias):
+            _update(weight, bias, inputs, grad, mode)
+            return grad_inputs, None, None, None
+        mode.hidden_use("a gradient is taken in the forward pass or in the loss")
+        grad_weight = grad.T @ inputs
+        grad_bias = None if bias is None else grad.sum(0)
+        return grad_inputs, grad_weight, grad_bias, None
+
+
+def _update(
+    weight: Tensor, bias: Tensor | None, inputs: Tensor, grad: Tensor, mode: InPlaceSGD
+) -> None:
+    """The step of SGD on a layer with inputs (B', F) and output gradients (B', C)."""
+    rate, keep = mode.learning_rate, 1.0 - mode.learning_rate * mode.weight_decay
+    if len(grad) == 1 and keep == 1.0:  # elementwise kernels beat BLAS at an outer product
+        weight.addcmul_(grad.T, inputs, value=-rate)
+    else:
+        weight.addmm_(grad.T, inputs, beta=keep, alpha=-rate)
+    if bias is not None:
+        if keep != 1.0:
+            bias.mul_(keep)
+        bias.sub_(grad.sum(0), alpha=rate)

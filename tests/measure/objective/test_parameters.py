@@ -9,9 +9,11 @@ from torch import nn
 from noisescale.errors import SettingError
 from noisescale.measure.curvature.products import hessian_matvec
 from noisescale.measure.gradients.moments import gradient_moments
+from noisescale.measure.noise import measure_noise
 from noisescale.measure.objective import Objective
+from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.problems.problem import Problem
-from tests.helpers.dense import dense_hessian, matrix_of
+from tests.helpers.dense import dense_hessian, largest_eigenvalue, matrix_of
 from tests.helpers.problems import classification
 
 
@@ -105,3 +107,38 @@ def test_complex_values_do_not_go_into_a_real_parameter():
     params["0.weight"] = params["0.weight"].to(torch.complex128)
     with pytest.raises(SettingError, match=r"0.weight \(8, 6\) complex instead of \(8, 6\)"):
         Objective(problem, params)
+
+
+@pytest.mark.parametrize("patterns", [("2.*",), ("2.weight", "2.bias"), ["*2.[wb]*"]])
+def test_the_curvature_of_chosen_parameters_is_a_block_of_the_whole(patterns):
+    problem = classification()
+    block = dense_hessian(problem.model, mean_loss(problem))[-27:, -27:]
+    found = matrix_of(hessian_matvec(problem, param_filter=patterns))
+    torch.testing.assert_close(found, block, rtol=1e-10, atol=1e-14)
+
+
+def test_options_choose_parameters_for_sharpness_and_noise():
+    problem = classification()
+    block = dense_hessian(problem.model, mean_loss(problem))[:48, :48]
+    options = SharpnessOptions(param_filter=("0.weight",), phi=True)
+    sharpness = measure_sharpness(problem, options=options)
+    assert sharpness.largest.value.value == pytest.approx(largest_eigenvalue(block), rel=1e-3)
+    noise = measure_noise(problem, param_filter=("0.weight",), per_layer=True)
+    whole = measure_noise(problem, per_layer=True)
+    assert noise.per_layer["parameter"].tolist() == ["0.weight"]
+    assert noise.gradient_variance.value == pytest.approx(
+        whole.per_layer["gradient_variance"][0], rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("patterns", [("head.*",), ("0.*", "3.*"), ()])
+def test_a_pattern_that_chooses_nothing_names_what_there_is(patterns):
+    with pytest.raises(SettingError, match=r"param filter .*0.weight, 0.bias, 2.weight, 2.bias"):
+        Objective(classification(), param_filter=patterns)
+
+
+def test_chosen_parameters_are_of_those_that_require_a_gradient():
+    problem = classification()
+    problem.model[0].weight.requires_grad_(False)
+    with pytest.raises(SettingError, match=r"'0.weight': no parameter that requires a gradient"):
+        Objective(problem, param_filter=("0.weight",))

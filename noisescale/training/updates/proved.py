@@ -1,0 +1,176 @@
+"""Updates in place, for as long as they are those of autograd and torch.optim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from noisescale.errors import first_line
+from noisescale.problems.models import copy_of
+from noisescale.problems.problem import Tree
+from noisescale.problems.random_state import preserved_random_state
+from noisescale.training.updates.in_place_sgd import InPlaceSGD
+from noisescale.training.updates.preparation import make_gradients_dense
+
+MeanLoss = Callable[[nn.Module], Tensor]  # of a batch, (): called with the model or a copy of it
+# Updates made both ways: in the first one alone, layers that start at zero hide all below them
+PROVED_UPDATES = 3
+# Relative difference of two updates that rounding explains, in units of the precision: the terms of
+# a gradient may cancel to a thousandth of their size, and then be added in another order
+ROUNDING = 1e4
+# What a model may raise where it is not run as it is alone
+FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+
+
+class ProvedInPlaceSGD:
+    """Plain SGD, its linear layers updated in place where that has been seen to change nothing.
+
+    The first updates are made twice, from the same parameters, buffers and random state: by
+    autograd and torch.optim.SGD, and in place on a copy. Where the parameters come out the same up
+    to rounding, those of the copy are taken, and later updates are in place alone, but for
+    parameters that `InPlaceSGD.check` leaves to autograd. Where they do not, or the copy fails,
+    every update is torch.optim's.
+
+    Args:
+        model: whose parameters are updated.
+        inputs: of a trial pass, made on a copy.
+        learning_rate: η.
+        weight_decay: λ.
+
+    Attributes:
+        note: why linear layers are, or once were, not updated in place; None: there is no such
+            layer, or they always were.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Tree, *, learning_rate: float, weight_decay: float
+    ) -> None:
+        self.note: str | None = None
+        self._model = model
+        self._sgd = partial(SGD, lr=learning_rate, weight_decay=weight_decay)
+        self._optimizer = self._sgd(model.parameters())
+        self._to_prove = PROVED_UPDATES
+        self._in_place: InPlaceSGD | None = None
+        if any(_is_compiled(module) for module in model.modules()):
+            self._disprove("the model is compiled")
+            return
+        try:
+            mode = InPlaceSGD(model, inputs, learning_rate=learning_rate, weight_decay=weight_decay)
+            self._in_place = mode if mode.covered else None
+        except FAILURES as error:
+            self._disprove(f"the model fails on two examples ({first_line(error)})")
+
+    def update(self, mean_loss: MeanLoss) -> Tensor:
+        """One step; returns the loss () before it.
+
+        Args:
+            mean_loss: the loss of the batch, for the model or a copy of it.
+        """
+        in_place = self._in_place
+        if in_place is None:
+            return self._stored(mean_loss)
+        if self._to_prove:
+            self._to_prove -= 1
+            return self._both_ways(in_place, mean_loss)
+        return self._without_storing(in_place, self._model, self._optimizer, mean_loss)
+
+    def _both_ways(self, in_place: InPlaceSGD, mean_loss: MeanLoss) -> Tensor:
+        """One step by torch.optim, and the same one in place on a copy, whose result is kept."""
+        before = [param.detach().clone() for param in self._model.parameters()]
+        twin = self._twin(in_place, mean_loss)
+        in_place.serve(self._model)
+        loss = self._stored(mean_loss)
+        if twin is None:
+            return loss
+        for (name, param), theirs, start in zip(
+            self._model.named_parameters(), twin.parameters(), before, strict=True
+        ):
+            if not agree(param.detach(), theirs.detach(), start):
+                self._disprove(f"updated in place, {name} takes another step")
+                return loss
+        with torch.no_grad():
+            for param, theirs in zip(self._model.parameters(), twin.parameters(), strict=True):
+                param.copy_(theirs)
+        return loss
+
+    def _twin(self, in_place: InPlaceSGD, mean_loss: MeanLoss) -> nn.Module | None:
+        """A copy of the model after the step in place; None where that cannot be made."""
+        device = next(self._model.parameters()).device
+        try:
+            with preserved_random_state([device] if device.type == "cuda" else []):
+                twin = copy_of(self._model)
+                in_place.serve(twin)
+                optimizer = self._sgd(twin.parameters())
+                self._without_storing(in_place, twin, optimizer, mean_loss)
+        except FAILURES as error:
+            self._disprove(f"an update in place fails ({first_line(error)})")
+            return None
+        if in_place.departure is not None and not in_place.serves_any:
+            self._disprove(in_place.departure)
+            return None
+        return twin
+
+    def _without_storing(
+        self, in_place: InPlaceSGD, model: nn.Module, optimizer: SGD, mean_loss: MeanLoss
+    ) -> Tensor:
+        """One step, in place where the mode's check finds nothing against it."""
+        with in_place:
+            loss = mean_loss(model)
+        in_place.check(loss)
+        if in_place.departure is not None:
+            self._note(in_place.departure)
+        loss.backward()
+        if not in_place.served_all:
+            make_gradients_dense(model)
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.detach()
+
+    def _stored(self, mean_loss: MeanLoss) -> Tensor:
+        """One step by autograd and torch.optim."""
+        loss = mean_loss(self._model)
+        loss.backward()
+        make_gradients_dense(self._model)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return loss.detach()
+
+    def _disprove(self, reason: str) -> None:
+        self._in_place = None
+        self._note(reason)
+
+    def _note(self, reason: str) -> None:
+        self.note = self.note or (
+            "linear layers are updated from stored gradients, which is slower at small batch "
+            f"sizes: {reason}"
+        )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile holds this module, which would compile what watches it as well."""
+    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+
+
+def agree(expected: Tensor, updated: Tensor, start: Tensor) -> bool:
+    """Whether two updates of a tensor from `start` are the same up to rounding.
+
+    One that is not finite says nothing: a run that diverges does so either way.
+
+    Args:
+        expected: the tensor after an update.
+        updated: after the one that is compared.
+        start: before both.
+    """
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return torch.equal(expected, updated)
+    if not expected.isfinite().all():
+        return True
+    precision = torch.finfo(expected.dtype).eps
+    wide = torch.promote_types(expected.dtype, torch.float64)  # complex numbers stay complex
+    expected, updated, start = (values.to(wide) for values in (expected, updated, start))
+    allowed = ROUNDING * precision * (expected - start).norm() + 4 * precision * start.norm()
+    return bool((updated - expected).norm() <= allowed)
