@@ -115,7 +115,7 @@ def gradient_moments(
         engine=engine,
         standard_errors=standard_errors,
     )
-    return replace(moments, notes=moments.notes + selected.examples.notes)
+    return replace(moments, notes=moments.notes + objective.notes)
 
 
 def moments_on(

@@ -26,6 +26,7 @@ from noisescale.measure.objective.parameters import (
 )
 from noisescale.measure.objective.passes import as_measured, is_out_of_memory
 from noisescale.problems.problem import (
+    Data,
     Examples,
     LossFn,
     Params,
@@ -86,7 +87,7 @@ class Objective:
         problem: Problem,
         params: Params | None = None,
         *,
-        examples: Source | None = None,
+        examples: Data | None = None,
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
         param_filter: Sequence[str] | None = None,
@@ -108,7 +109,9 @@ class Objective:
         chosen = choose(trainable, param_filter)
         differentiated = {name: as_kind_of(of_model[name], params[name]) for name in chosen}
         self.name = f"{_name(problem.model)} with the loss {_name(problem.loss)}"
-        self.examples = held(source_of(problem.train)) if examples is None else examples
+        self.examples: Source = (
+            held(source_of(problem.train)) if examples is None else source_of(examples)
+        )
         self.dtype = dtype or precise_dtype(params[name] for name in trainable)
         self._layout = Layout.of(differentiated)
         self.point = flatten(list(differentiated.values())).to(self.dtype)
@@ -120,6 +123,7 @@ class Objective:
         }
         self._model = ModelCopy(problem.model)
         self._loss = self._as_cast(problem.loss)
+        self._loss_note = _note_on(problem.loss)
         self._chunk_size = chunk_size
         self._coarsest: torch.dtype | None = None  # not yet known
         self._is_separate = False  # not yet looked at in a whole chunk
@@ -143,6 +147,11 @@ class Objective:
     def num_examples(self) -> int:
         """N."""
         return self.examples.num_examples
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of the examples and the loss."""
+        return self.examples.notes + self._loss_note
 
     def on(self, examples: Source) -> Objective:
         """The mean loss over other examples, at the same point.
@@ -232,7 +241,7 @@ class Objective:
             raise MeasurementError(
                 f"{self.name} gives {_form(losses)} for {num_examples} examples: "
                 f"return one loss per example, shape ({num_examples},), "
-                'as reduction="none" does'
+                + _how_to_reduce(losses, num_examples)
             )
         return losses
 
@@ -452,6 +461,29 @@ class Objective:
         state = [*loss.named_parameters(), *loss.named_buffers()]
         weights = {name: self.cast(tensor.detach()) for name, tensor in state}
         return ModelCopy(loss).instance(weights)
+
+
+def _how_to_reduce(losses: object, num_examples: int) -> str:
+    """What to do about losses of another shape than (B,)."""
+    shape = losses.shape if isinstance(losses, Tensor) else ()
+    if len(shape) < 2 or shape[0] != num_examples:
+        return 'as reduction="none" does'
+    advice = "as losses.flatten(1).sum(1), or .mean(1), makes of these"
+    if shape == (num_examples, num_examples):
+        advice += "; or are outputs (B, 1) and targets (B,) broadcast against each other?"
+    return advice
+
+
+def _note_on(loss: object) -> tuple[str, ...]:
+    """That a loss has parameters, where it has any that are trained."""
+    params = loss.parameters() if isinstance(loss, nn.Module) else ()
+    number = sum(param.numel() for param in params if param.requires_grad)
+    if not number:
+        return ()
+    return (
+        f"the loss {_name(loss)} has {number:,} trainable parameter(s) of its own, which count as "
+        "constants: make them part of the model to have them measured",
+    )
 
 
 def _form(losses: object) -> str:
