@@ -154,7 +154,7 @@ def measure_noise(
         names=list(moments.mean) if options.per_layer else None,
     )
     notes = [*noise.notes, *moments.notes, *_notes(measured, noise)]
-    notes += measured.selected.examples.notes
+    notes += measured.objective.notes
     curvature = _curvature_noise(measured, generator, report) if options.hessian else None
     per_class = None
     if options.per_class:

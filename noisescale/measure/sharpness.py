@@ -267,7 +267,7 @@ def measure_sharpness(
         gradient_noise_interaction=interaction,
         num_matvecs=tally.num_matvecs,
         pairs=pairs,
-        notes=objective.examples.notes,
+        notes=objective.notes,
     )
 
 

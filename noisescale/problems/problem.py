@@ -158,9 +158,10 @@ def resident(source: Source, device: torch.device | str) -> Source:
         source: as `source_of` gives it.
         device: where to.
     """
+    in_memory = source
     if isinstance(source, Stream) and not source.check().changes:
-        source = source.held()
-    return source.to(device) if isinstance(source, Examples) else source
+        in_memory = source.held()  # which may find that some items change after all
+    return in_memory.to(device) if isinstance(in_memory, Examples) else source
 
 
 def as_examples(data: Data) -> Examples:

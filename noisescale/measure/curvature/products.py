@@ -15,7 +15,7 @@ from noisescale.measure.objective.checks import graph_nodes
 from noisescale.measure.objective.outputs import with_tensors
 from noisescale.measure.objective.parameters import as_real
 from noisescale.measure.objective.passes import differentiable_twice
-from noisescale.problems.problem import Examples, Params, Problem, Source
+from noisescale.problems.problem import Data, Examples, Params, Problem, Source, held, source_of
 
 # Of graphs kept between products on a CPU: 512 MiB, modest on a machine that trains such models
 KEPT_BYTES = 2**29
@@ -30,7 +30,7 @@ def hessian_matvec(
     problem: Problem,
     params: Params | None = None,
     *,
-    examples: Source | None = None,
+    examples: Data | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
     param_filter: Sequence[str] | None = None,
@@ -50,7 +50,8 @@ def hessian_matvec(
     Args:
         problem: the model, its loss and its examples.
         params: θ by name; None: the model's own.
-        examples: what L is the mean over; None: all training examples.
+        examples: what L is the mean over, as a split of a Problem is given; None: all training
+            examples. A Dataset is held where it takes no more than 1 GiB.
         chunk_size: examples in one pass; None: by the memory they take. Chunks are summed and
             divided by N once, so their size does not change the result beyond rounding.
         dtype: float32 or float64; None: the parameters' own, at least float32.
@@ -68,7 +69,7 @@ def hessian_matvec(
         Objective(
             problem,
             params,
-            examples=examples,
+            examples=None if examples is None else held(source_of(examples)),
             chunk_size=chunk_size,
             dtype=dtype,
             param_filter=param_filter,
@@ -81,7 +82,7 @@ def ggn_matvec(
     problem: Problem,
     params: Params | None = None,
     *,
-    examples: Source | None = None,
+    examples: Data | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
     param_filter: Sequence[str] | None = None,
@@ -96,7 +97,8 @@ def ggn_matvec(
     Args:
         problem: the model, its loss and its examples.
         params: θ by name; None: the model's own.
-        examples: what L is the mean over; None: all training examples.
+        examples: what L is the mean over, as a split of a Problem is given; None: all training
+            examples. A Dataset is held where it takes no more than 1 GiB.
         chunk_size: examples in one pass; None: by the memory they take.
         dtype: float32 or float64; None: the parameters' own, at least float32.
         param_filter: names or patterns of the parameters that count, see `Objective`; None: all.
@@ -114,7 +116,7 @@ def ggn_matvec(
         Objective(
             problem,
             params,
-            examples=examples,
+            examples=None if examples is None else held(source_of(examples)),
             chunk_size=chunk_size,
             dtype=dtype,
             param_filter=param_filter,

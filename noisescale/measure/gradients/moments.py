@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -108,13 +108,14 @@ def gradient_moments(
     objective = Objective(
         problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size
     )
-    return moments_on(
+    moments = moments_on(
         objective,
         indices=selected.indices,
         population_size=selected.population_size,
         engine=engine,
         standard_errors=standard_errors,
     )
+    return replace(moments, notes=moments.notes + objective.notes)
 
 
 def moments_on(

@@ -26,6 +26,7 @@ from noisescale.measure.objective.parameters import (
 )
 from noisescale.measure.objective.passes import as_measured, is_out_of_memory
 from noisescale.problems.problem import (
+    Data,
     Examples,
     LossFn,
     Params,
@@ -87,7 +88,7 @@ class Objective:
         problem: Problem,
         params: Params | None = None,
         *,
-        examples: Source | None = None,
+        examples: Data | None = None,
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
         param_filter: Sequence[str] | None = None,
@@ -108,7 +109,9 @@ class Objective:
         chosen = choose(trainable, param_filter)
         differentiated = {name: params[name] for name in chosen}
         self.name = f"{_name(problem.model)} with the loss {_name(problem.loss)}"
-        self.examples = held(source_of(problem.train)) if examples is None else examples
+        self.examples: Source = (
+            held(source_of(problem.train)) if examples is None else source_of(examples)
+        )
         self.dtype = dtype or precise_dtype(params[name] for name in trainable)
         self._layout = Layout.of(differentiated)
         self._detaches = True  # inputs that require a gradient
@@ -146,6 +149,11 @@ class Objective:
     def num_examples(self) -> int:
         """N."""
         return self.examples.num_examples
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of the examples."""
+        return self.examples.notes
 
     def on(self, examples: Source) -> Objective:
         """The mean loss over other examples, at the same point.
@@ -237,7 +245,7 @@ class Objective:
             raise MeasurementError(
                 f"{self.name} gives {_form(losses)} for {num_examples} examples: "
                 f"return one loss per example, shape ({num_examples},), "
-                'as reduction="none" does'
+                + _how_to_reduce(losses, num_examples)
             )
         return losses
 
@@ -484,6 +492,17 @@ class Objective:
             return leaf.detach().to(self.point if leaf.is_floating_point() else self.device)
 
         return tree_map(move, values)
+
+
+def _how_to_reduce(losses: object, num_examples: int) -> str:
+    """What to do about losses of another shape than (B,)."""
+    shape = losses.shape if isinstance(losses, Tensor) else ()
+    if len(shape) < 2 or shape[0] != num_examples:
+        return 'as reduction="none" does'
+    advice = "as losses.flatten(1).sum(1), or .mean(1), makes of these"
+    if shape == (num_examples, num_examples):
+        advice += "; or are outputs (B, 1) and targets (B,) broadcast against each other?"
+    return advice
 
 
 def _form(losses: object) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from noisescale.errors import DataError
+from noisescale.errors import DataError, first_line
 from noisescale.problems.data.examples import Examples
 from noisescale.problems.data.items import concatenated, num_bytes
 from noisescale.problems.data.reader import Reader
@@ -111,7 +111,7 @@ class Stream:
         """
         own = self._chosen(slice(None))
         other = self._of(torch.cat([own + draw * self.reader.size for draw in range(draws)]))
-        other.draws = draws
+        other.draws, other._held = draws, None
         return other
 
     def drawn(self, draw: int) -> Stream:
@@ -220,12 +220,20 @@ class Stream:
             num_workers=self._num_workers,
             generator=torch.Generator(),  # else the workers' seed is drawn from the global state
         )
-        for span, (examples, draws, collate_draws) in zip(spans, loader, strict=True):
-            if isinstance(examples, str):
-                raise DataError(examples)
-            self.reader.draws |= draws
-            self.reader.collate_draws |= collate_draws
-            yield span, examples
+        try:
+            for span, (examples, draws, collate_draws) in zip(spans, loader, strict=True):
+                if isinstance(examples, str):
+                    raise DataError(examples)
+                self.reader.draws |= draws
+                self.reader.collate_draws |= collate_draws
+                yield span, examples
+        except DataError:
+            raise
+        except Exception as error:  # a worker that died, or a data set that cannot be sent to one
+            raise DataError(
+                f"the {self._num_workers} workers that read the data fail: "
+                f"{type(error).__name__}: {first_line(error)}; give the DataLoader num_workers=0"
+            ) from error
 
 
 class _Parts(Dataset[Any]):

@@ -11,6 +11,8 @@ transformers = pytest.importorskip("transformers")
 from noisescale import Problem, gradient_moments, measure_noise, measure_sharpness
 from tests.helpers.datasets import Items, scales, single_gradients
 
+pytestmark = pytest.mark.peers
+
 VOCABULARY, N = 19, 7
 SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
