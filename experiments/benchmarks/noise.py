@@ -6,9 +6,16 @@ The limit, counting matrix products of the study's network (1.86 M weights, .80 
 first layer): a forward and backward pass takes 4.78 M multiplications per example. Norms from layer
 inputs and output gradients add 1e4, so moments without errors are bounded by 1.0. Errors take a
 second pass of 4.78 M, forward, back to the layers' outputs, and one product with the mean gradient
-each: bounded by 2.0. The compiled program adds a multiplication, a square and a sum for each of
-1.86 M entries of the outer products, which no matrix unit does: about 2.5 at the machine's ratio of
-vector to matrix arithmetic. Eager vmap writes and reads 7.5 MB per example.
+each: bounded by 2.0. Where a layer is used at several places, as in a convolution or a transformer,
+the products are those of a plain pass as well, but each example's gradient is written, squared and
+added to the sum: three times 4 bytes a weight and example, a quarter of a weight gradient's product
+at 64 places and a tenth at 256. A convolution has its patches copied out besides. The compiled
+program adds a multiplication, a square and a sum for each of 1.86 M entries of the outer products,
+which no matrix unit does: about 2.5 at the machine's ratio of vector to matrix arithmetic. Eager
+vmap writes and reads 7.5 MB per example.
+
+Peers in their best mode: BackPACK's BatchL2Grad; Opacus' GradSampleModuleFastGradientClipping,
+whose ghost norms write no gradient out, beside its GradSampleModule, which does.
 """
 
 from __future__ import annotations
@@ -27,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from backpack.extensions import BatchL2Grad
 from opacus import GradSampleModule
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -39,9 +47,13 @@ from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
 VOCABULARY, LENGTH, WIDTH, HEADS, LAYERS = 256, 64, 128, 4, 2
-TARGETS = {
-    "hooks": 1.25,
-    "hooks, with errors": 2.4,
+# In plain passes: without errors, with them, and the peak of memory
+TARGETS: dict[str, Any] = {
+    "mlp": {"hooks": 1.1, "hooks, with errors": 2.2},
+    "cnn": {"hooks": 1.4, "hooks, with errors": 2.6},
+    "transformer": {"hooks": 1.5, "hooks, with errors": 2.7, "memory": 1.4},
+    "gpt2 small": {"hooks": 1.5},
+    "gpt2": {"hooks": 1.5, "memory": 1.4},
     "compiled": 4.0,
     "compiled against eager vmap": 12.0,
     "peak bytes": 2**30,
@@ -85,8 +97,37 @@ def sequence_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return losses.view_as(targets).mean(1)
 
 
-def cases(device: str, *, scale: float = 1.0) -> dict[str, Case]:
-    """An MLP and a CNN on MNIST, a transformer on random tokens; scale: share of the examples."""
+def gpt2(
+    device: str, *, layers: int, width: int, heads: int, context: int, vocabulary: int, number: int
+) -> Problem:
+    """A GPT-2, its output layer tied to its embedding, on random tokens."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=context,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config).to(device).eval()
+        tokens = torch.randint(0, vocabulary, (number, context + 1), device=device)
+    return Problem(
+        model=model,
+        loss=lambda outputs, targets: sequence_loss(outputs.logits, targets),
+        train=Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()),
+    )
+
+
+def cases(device: str, *, scale: float = 1.0, large: bool = False) -> dict[str, Case]:
+    """An MLP and a CNN on MNIST, language models on random tokens.
+
+    scale: share of the examples. large: with a GPT-2 of 124 M parameters.
+    """
 
     def count(number: int) -> int:
         return max(round(scale * number), 16)
@@ -99,11 +140,28 @@ def cases(device: str, *, scale: float = 1.0) -> dict[str, Case]:
         model = Transformer().to(device)
     examples = Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
     transformer = Problem(model=model, loss=sequence_loss, train=examples)
-    return {
+    small = gpt2(
+        device, layers=6, width=192, heads=6, context=128, vocabulary=4096, number=count(256)
+    )
+    of_all = {
         "mlp": Case(mlp, count(60_000), count(512), (512, 1024, 2048), (2, 4, 8, 16)),
         "cnn": Case(cnn, count(4096), count(512), (64, 128, 256, 512), (16, 64, 256)),
         "transformer": Case(transformer, count(512), count(128), (16, 32, 64, 128), (4, 8, 16)),
+        "gpt2 small": Case(small, count(256), count(32), (4, 8, 16, 32), (2, 4, 8)),
     }
+    if large:
+        context, number = (1024, 64) if device == "cuda" else (256, 32)
+        whole = gpt2(
+            device,
+            layers=12,
+            width=768,
+            heads=12,
+            context=context,
+            vocabulary=50_257,
+            number=count(number),
+        )
+        of_all["gpt2"] = Case(whole, count(number), count(4), (2, 4, 8), (1, 2))
+    return of_all
 
 
 def plain(problem: Problem, examples: Examples, chunk_size: int) -> None:
@@ -148,6 +206,18 @@ def by_opacus(problem: Problem, examples: Examples, chunk_size: int) -> None:
         torch.stack(norms, 1)
 
 
+def by_ghost_norms(problem: Problem, examples: Examples, chunk_size: int) -> None:
+    """Norms by Opacus without gradients written out, and the summed gradient."""
+    model = GradSampleModuleFastGradientClipping(
+        copy.deepcopy(problem.model).train(), loss_reduction="sum"
+    )
+    for start in range(0, examples.num_examples, chunk_size):
+        chunk = examples.part(slice(start, start + chunk_size))
+        model.zero_grad()
+        problem.loss(model(chunk.inputs), chunk.targets).sum().backward()
+        model.get_norm_sample()
+
+
 Competitor = Callable[[Problem, Examples, Any], None]
 
 
@@ -161,6 +231,7 @@ def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
         "hooks, with errors": (partial(ours, engine="hooks"), many, (None,)),
         "compiled": (partial(ours, engine="compiled", standard_errors=False), many, (None,)),
         "BackPACK BatchL2Grad": (by_backpack, many, case.large),
+        "Opacus ghost norms": (by_ghost_norms, many, case.large),
         "Opacus GradSampleModule": (by_opacus, few, case.small),
         "eager vmap": (
             partial(ours, engine="vmap", standard_errors=False),
@@ -197,7 +268,26 @@ def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
         }
         for name, speeds in rates.items()
     }
-    return {"num_parameters": _size(case.problem.model), "rates": rows, "not_covered": missing}
+    return {
+        "num_parameters": _size(case.problem.model),
+        "rates": rows,
+        "not_covered": missing,
+        "memory": _memory(case, many),
+    }
+
+
+def _memory(case: Case, examples: Examples) -> dict[str, Any]:
+    """Peak memory above the model and the examples, of ours and of a plain pass of its chunk."""
+    device = next(case.problem.model.parameters()).device.type
+    chunk_size = case.large[0]
+    few = examples.part(slice(2 * chunk_size))
+    peaks = {
+        "plain": peak_bytes(partial(plain, case.problem, few, chunk_size), device=device),
+        "hooks": peak_bytes(
+            partial(ours, case.problem, few, chunk_size, engine="hooks"), device=device
+        ),
+    }
+    return {"chunk_size": chunk_size, **peaks, "ratio": peaks["hooks"] / peaks["plain"]}
 
 
 def _size(model: nn.Module) -> int:
@@ -208,23 +298,29 @@ def _size(model: nn.Module) -> int:
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Share of the examples.")
+@click.option("--large", is_flag=True, help="With a GPT-2 of 124 M parameters.")
+@click.option("--only", multiple=True, help="These models alone, e.g. --only mlp.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file.")
-def main(rounds: int, device: str, scale: float, out: Path | None) -> None:
-    """Compare ways of measuring per-example gradients on an MLP, a CNN and a transformer."""
+def main(
+    rounds: int, device: str, scale: float, large: bool, only: tuple[str, ...], out: Path | None
+) -> None:
+    """Compare ways of measuring per-example gradients on models of four kinds."""
     warnings.simplefilter("ignore")  # the peers' own
     console = Console(stderr=True, highlight=False)
-    measured = cases(device, scale=scale)
+    measured = cases(device, scale=scale, large=large)
     result: dict[str, Any] = {"environment": environment(device), "targets": TARGETS, "models": {}}
     whole = measured["mlp"].problem
     console.print("peak memory and seconds for the whole of MNIST")
     result["peak_bytes"] = peak_bytes(partial(gradient_moments, whole), device=device)
     result["seconds_with_errors"] = seconds(partial(gradient_moments, whole))
     for name, case in measured.items():
+        if only and name not in only:
+            continue
         console.rule(name)
         result["models"][name] = compare(case, rounds=rounds, console=console)
-    rates = result["models"]["mlp"]["rates"]
-    fast, slow = (rates[name]["examples_per_second"] for name in ("compiled", "eager vmap"))
-    result["compiled_against_eager_vmap"] = fast / slow
+    if rates := result["models"].get("mlp", {}).get("rates"):
+        fast, slow = (rates[name]["examples_per_second"] for name in ("compiled", "eager vmap"))
+        result["compiled_against_eager_vmap"] = fast / slow
     write_json(out or RESULTS / f"noise-{device}.json", result)
 
     for name, row in result["models"].items():
@@ -235,7 +331,10 @@ def main(rounds: int, device: str, scale: float, out: Path | None) -> None:
             click.echo(f"| {way} | {rate} | {numbers['in_gradients']:.2f} |")
         for way, reason in row["not_covered"].items():
             click.echo(f"| {way} | not covered: {reason} | |")
-    click.echo(f"\ncompiled against eager vmap: {result['compiled_against_eager_vmap']:.1f}")
+        ratio, chunk_size = row["memory"]["ratio"], row["memory"]["chunk_size"]
+        click.echo(f"\nmemory in plain passes of {chunk_size}: {ratio:.2f}")
+    if ratio := result.get("compiled_against_eager_vmap"):
+        click.echo(f"\ncompiled against eager vmap: {ratio:.1f}")
     click.echo(f"all of MNIST with errors: {result['seconds_with_errors']:.1f} s")
     click.echo(f"peak memory above the model: {result['peak_bytes'] / 2**20:.0f} MiB")
 

@@ -61,8 +61,10 @@ def whatever_fails(name: EngineName, objective: Objective) -> Iterator[None]:
     """
     try:
         yield
-    except (MeasurementError, MemoryError):
+    except EngineError:
         raise
+    except MeasurementError as error:  # the package's own words for what may not fail elsewhere
+        raise EngineError(str(error)) from error
     except Exception as error:  # whatever the model and its loss raise under it
         if is_out_of_memory(error) or type(error).__module__.startswith("noisescale."):
             raise
