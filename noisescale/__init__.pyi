@@ -22,7 +22,7 @@ from .measure.curvature.spectrum import (
     spectral_density as spectral_density,
     spectral_moments as spectral_moments,
 )
-from .measure.gradients.factors import Outer as Outer
+from .measure.gradients.layers.factors import Outer as Outer
 from .measure.gradients.moments import (
     GradientMoments as GradientMoments,
     gradient_moments as gradient_moments,

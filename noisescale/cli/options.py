@@ -271,6 +271,14 @@ def measurement_options(command: Command) -> Command:
             help="Of all computing.  [default: the parameters' own]",
         ),
         click.option(
+            "--param",
+            "param_filter",
+            multiple=True,
+            metavar="GLOB",
+            callback=lambda context, option, globs: globs or None,
+            help='Of these parameters alone, as "head.*", the others constant; repeatable.',
+        ),
+        click.option(
             "--seed",
             type=click.IntRange(0, 2**63 - 1),
             default=0,

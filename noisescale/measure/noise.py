@@ -65,6 +65,8 @@ class NoiseOptions:
             exceeds that over all draws by 1/(K·N) of what tr Σ owes to them. For the population
             "distribution" one draw of each is a sample of fresh examples under fresh draws already,
             and more would not be independent.
+        param_filter: names of parameters, or patterns as "head.*", whose gradients these are; the
+            others are constants. None: all.
     """
 
     split: str = "train"
@@ -79,6 +81,7 @@ class NoiseOptions:
     chunk_size: int | None = None
     dtype: torch.dtype | None = None
     augmentations: int = 1
+    param_filter: tuple[str, ...] | None = None
 
 
 def with_settings(options: Options, settings: Mapping[str, Any]) -> Options:
@@ -151,7 +154,7 @@ def measure_noise(
         names=list(moments.mean) if options.per_layer else None,
     )
     notes = [*noise.notes, *moments.notes, *_notes(measured, noise)]
-    notes += measured.selected.examples.notes
+    notes += measured.objective.notes
     curvature = _curvature_noise(measured, generator, report) if options.hessian else None
     per_class = None
     if options.per_class:
@@ -214,6 +217,7 @@ def _measure_gradients(
         examples=selected.examples,
         dtype=options.dtype,
         chunk_size=options.chunk_size,
+        param_filter=options.param_filter,
     )
     report("gradients")
     moments = moments_on(

@@ -13,8 +13,8 @@ from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.measure.curvature.products import CurvatureProduct, record_hessian
 from noisescale.measure.distributed import Share
+from noisescale.measure.gradients.choice import EngineChoice
 from noisescale.measure.gradients.engine import Engine, EngineName
-from noisescale.measure.gradients.moments import PROBE, choose_engine
 from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params
 from noisescale.statistics.hessian_noise import CurvatureNoise, ProbeBlocks, curvature_noise
@@ -155,7 +155,7 @@ class _Probes:
         engine: EngineName,
     ) -> _Probes:
         """Those that follow from the mean gradient, its image Hḡ and the eigenvectors."""
-        projector, _ = choose_engine(engine, gradients, gradients.examples.part(slice(PROBE)))
+        projector = EngineChoice(engine, gradients).make(gradients)
         vectors = torch.cat([torch.stack([mean, image]), pairs.vectors])  # (2 + k, P)
         return cls(
             gradients=gradients,

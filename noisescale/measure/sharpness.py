@@ -25,7 +25,8 @@ from noisescale.measure.curvature.spectrum import (
     spectral_moments,
 )
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Params, Problem, held
+from noisescale.measure.objective.gradient_field import check_one_function
+from noisescale.problems.problem import Examples, Params, Problem, held
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate, exact, from_stderr
 from noisescale.statistics.sample import Sample
@@ -40,6 +41,7 @@ GROUPS = 16
 # In all the batches of batch sharpness together: a gradient and a product of each are about half
 # the work of one gradient over MNIST's 60,000
 BATCHED_EXAMPLES = 8192
+COMPARED = 4  # examples whose gradient's derivative is compared with its differences
 FEWEST_BATCHES = 16  # below which their spread would say little of their mean's error
 MOST_BATCHES = 256  # beyond which small batches, each a pass of its own, take too long
 KESKAR_EPSILONS = (1e-3, 5e-4)  # the two of the paper
@@ -69,6 +71,8 @@ class SharpnessOptions:
             leaves it out.
         dtype: None: the parameters' own, at least float32. φ is always computed in float64.
         seed: of the subset and of every random start, batch and probe.
+        param_filter: names of parameters, or patterns as "head.*", whose curvature it is; the
+            others are constants. None: all.
     """
 
     split: str = "train"
@@ -88,6 +92,7 @@ class SharpnessOptions:
     interaction_batches: int = 16
     dtype: torch.dtype | None = None
     seed: int = 0
+    param_filter: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,13 +225,19 @@ def measure_sharpness(
     """
     options = _with_seed(options or SharpnessOptions(), seed)
     report = report or (lambda activity: None)
-    examples, _, population_size = select(
+    examples, indices, population_size = select(
         problem,
         split=options.split,
         num_examples=options.num_examples,
         generator=_generator(options),
     )
-    objective = Objective(problem, params, examples=held(examples), dtype=options.dtype)
+    objective = Objective(
+        problem,
+        params,
+        examples=held(examples),
+        dtype=options.dtype,
+        param_filter=options.param_filter,
+    )
     _check_ends(options, objective)
     operator = CurvatureProduct(objective, record_ggn if options.ggn else record_hessian)
     tally = _Tally(report)
@@ -234,7 +245,9 @@ def measure_sharpness(
     report("loss and gradient")
     loss, gradient = objective.value_and_gradient()
     if not (math.isfinite(loss) and gradient.isfinite().all()):
-        raise MeasurementError(f"{objective.name} is not finite at these parameters: it is {loss}")
+        raise MeasurementError(_say_not_finite(objective, loss, indices))
+    if not options.ggn:
+        _check_one_function(problem, params, objective, options)
     pairs = _eigenpairs(operator, options, start, tally)
     moments, density = _spectrum(operator, options, tally)
     batch, interaction = _batch_quantities(operator, options, tally)
@@ -254,8 +267,42 @@ def measure_sharpness(
         gradient_noise_interaction=interaction,
         num_matvecs=tally.num_matvecs,
         pairs=pairs,
-        notes=objective.examples.notes,
+        notes=objective.notes,
     )
+
+
+def _say_not_finite(objective: Objective, loss: float, indices: Tensor) -> str:
+    """What is not finite, and of which example of the split, in a sentence."""
+
+    def is_broken(part: Examples) -> bool:
+        value, gradient = objective.on(part).value_and_gradient()
+        return not (math.isfinite(value) and bool(gradient.isfinite().all()))
+
+    index = int(indices[objective.first_broken(is_broken)])
+    if not math.isfinite(loss):
+        return f"{objective.name} is {loss} at these parameters (first at index {index})"
+    return (
+        f"{objective.name} has a gradient that is not finite at these parameters (first at index "
+        f"{index}), as where a square root is taken of zero"
+    )
+
+
+def _check_one_function(
+    problem: Problem, params: Params | None, objective: Objective, options: SharpnessOptions
+) -> None:
+    """MeasurementError where the gradient is not that of one function, by a few examples."""
+    precise = Objective(
+        problem,
+        params,
+        examples=objective.examples.part(slice(COMPARED)),
+        dtype=torch.float64,
+        param_filter=options.param_filter,
+    )
+    try:
+        precise.check_separate()
+    except MeasurementError:  # a model that fixes its dtypes takes no float64
+        return
+    check_one_function(precise, CurvatureProduct(precise, record_hessian))
 
 
 def _with_seed(options: SharpnessOptions, seed: int | None) -> SharpnessOptions:
@@ -456,7 +503,13 @@ def _keskar(
     report: Report,
 ) -> tuple[KeskarSharpness, ...]:
     """φ in both spaces and for both ε of the paper."""
-    precise = Objective(problem, params, examples=objective.examples, dtype=torch.float64)
+    precise = Objective(
+        problem,
+        params,
+        examples=objective.examples,
+        dtype=torch.float64,
+        param_filter=options.param_filter,
+    )
     results = []
     for space in ("full", "random"):
         for epsilon in KESKAR_EPSILONS:

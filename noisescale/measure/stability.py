@@ -92,7 +92,7 @@ def measure_stability(
 
     report("curvature of single examples")
     each = ExampleCurvature(objective)
-    for note in each.notes:
+    for note in (*each.notes, *objective.notes):
         report(note)
     report("largest eigenvalue")
     top = _top(each.matvec, objective, generator)

@@ -158,9 +158,10 @@ def resident(source: Source, device: torch.device | str) -> Source:
         source: as `source_of` gives it.
         device: where to.
     """
+    in_memory = source
     if isinstance(source, Stream) and not source.check().changes:
-        source = source.held()
-    return source.to(device) if isinstance(source, Examples) else source
+        in_memory = source.held()  # which may find that some items change after all
+    return in_memory.to(device) if isinstance(in_memory, Examples) else source
 
 
 def as_examples(data: Data) -> Examples:
@@ -186,10 +187,11 @@ def num_examples_of(data: Data) -> int:
 def _check_map_style(data: object) -> None:
     """SettingError unless items can be read by their number, and counted."""
     what = f"data of type {type(data).__name__}"
-    if isinstance(data, tuple):
+    is_list = isinstance(data, list) and any(isinstance(part, Tensor) for part in data)
+    if is_list or isinstance(data, tuple | dict):
         raise SettingError(f"{what}: give noisescale.Examples(inputs, targets)")
     is_map_style = hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    if isinstance(data, IterableDataset | dict | str | Tensor) or not is_map_style:
+    if isinstance(data, IterableDataset | str | Tensor) or not is_map_style:
         raise SettingError(
             f"{what}: give noisescale.Examples, a map-style torch Dataset, or a DataLoader of one"
         )

@@ -26,7 +26,7 @@ def preserved_random_state(devices: Sequence[torch.device] = ()) -> Iterator[Non
 
 @contextmanager
 def preserved_global_states() -> Iterator[None]:
-    """While open, the global random states of torch (on the CPU), numpy and Python are free."""
+    """While open, the global random states of torch, numpy and Python are free to use."""
     with _LOCK:
         before = GlobalStates()
         try:
@@ -36,16 +36,18 @@ def preserved_global_states() -> Iterator[None]:
 
 
 class GlobalStates:
-    """The global random states of torch (on the CPU), numpy and Python, as they are now."""
+    """The global random states of torch, numpy and Python, as they are now."""
 
     def __init__(self) -> None:
-        self._torch: Tensor = torch.get_rng_state()
+        self._torch = [torch.get_rng_state(), *_of_gpus()]
         self._numpy: Any = mtrand.get_state()  # name, key (624,), position and a stored normal
         self._python = random.getstate()
 
     def restore(self) -> None:
         """Puts them back."""
-        torch.set_rng_state(self._torch)
+        torch.set_rng_state(self._torch[0])
+        if gpus := self._torch[1:]:
+            torch.cuda.set_rng_state_all(gpus)
         mtrand.set_state(self._numpy)
         random.setstate(self._python)
 
@@ -55,15 +57,24 @@ class GlobalStates:
         _, key, *rest = self._numpy
         _, new_key, *new_rest = now._numpy
         of_numpy = rest != new_rest or not np.array_equal(key, new_key)
-        return of_numpy or self._python != now._python or not torch.equal(self._torch, now._torch)
+        pairs = zip(self._torch, now._torch, strict=False)  # a GPU may be in use since
+        of_torch = not all(torch.equal(one, another) for one, another in pairs)
+        return of_numpy or of_torch or self._python != now._python
 
 
 def seed_global_states(seed: int) -> None:
-    """Seeds torch (on the CPU), numpy and Python.
+    """Seeds torch, numpy and Python.
 
     Args:
         seed: 0 to 2³² − 1, which numpy takes.
     """
     torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
     mtrand.seed(seed)
     random.seed(seed)
+
+
+def _of_gpus() -> list[Tensor]:
+    """The random states of the GPUs, where they are in use."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

@@ -9,7 +9,7 @@ import torch
 
 from noisescale import load_checkpoint
 from tests.helpers.command_line import SMALL, run, strict
-from tests.helpers.factory_source import SOURCE
+from tests.helpers.factory_source import DATASETS, SOURCE
 
 LINE = """
 import torch
@@ -233,6 +233,24 @@ def test_bad_usage_is_one_message(trained, arguments, message, code, monkeypatch
     assert result.exit_code == code, result.output
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size", "draws"), [([], 20, "one draw"), (["--augmentations", 3], 60, "3 draws")]
+)
+def test_a_data_set_of_augmented_dicts_is_read_as_needed(arguments, size, draws):
+    Path("a_problem.py").write_text(DATASETS)
+    torch.save({"weight": torch.eye(3, 4), "bias": torch.zeros(3)}, "state.pt")
+    command = ["measure-noise", "state.pt", "--problem", "a_problem.py:make_problem", *arguments]
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    assert f"Gradient noise over all {size} train examples" in text
+    assert f"change from read to read, as by augmentation: measured on {draws} of each." in text
+    (entry,) = strict(run(*command, "--json").stdout)
+    assert entry["num_examples"] == entry["population_size"] == size
+    sharpness = run("sharpness", "state.pt", "--problem", "a_problem.py:make_problem")
+    assert "measured on one draw of each." in " ".join(sharpness.stdout.split())
 
 
 def test_help_has_examples():

@@ -196,7 +196,15 @@ def test_both_samples_have_their_part_in_the_error():
 
 
 def test_a_model_that_hooks_do_not_fit_has_its_probes_by_vmap_too():
-    problem = PROBLEMS["sorted"]()
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 3))
+
+        def forward(self, inputs):
+            return torch.einsum("bi,io->bo", inputs, self.weight)
+
+    problem = classification(Product(), num_examples=9)
     options = {"hessian": True, "hessian_examples": 9, "num_probes": 2, "chunk_size": 9}
     found, by_vmap = (
         measure_noise(problem, engine=engine, **options) for engine in ("auto", "vmap")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from noisescale.errors import NoisescaleError, SettingError
-from noisescale.problems.factory import load_problem
+from noisescale.problems.config import FactoryConfig
+from noisescale.problems.factory import build_own_problem, load_problem
 from noisescale.problems.problem import Examples, Problem, as_examples
 from noisescale.problems.sampling import part_of, select
 from tests.helpers.factory_source import SOURCE
@@ -81,7 +82,7 @@ def test_files_of_one_name_are_told_apart(here):
         ((torch.zeros(2, 3), torch.zeros(2)), r"tuple: give noisescale.Examples\(inputs, targets"),
         (Items([(torch.zeros(2), 0), (torch.zeros(3), 0)]), "of equal shapes throughout"),
         (Items([(torch.zeros(2),)] * 2), "holds an input and no target: give pairs"),
-        (Items([{"x": torch.zeros(2), "z": 0}] * 2), "dicts of x, z: .* the target as one of lab"),
+        (Items([{"x": torch.zeros(2), "z": 0}] * 2), "a dict of x, z: .* target as one of lab"),
     ],
 )
 def test_data_that_cannot_be_used_are_refused(data, message):
@@ -105,3 +106,19 @@ def test_parts_of_data_sets_come_in_the_order_asked_for():
     part = part_of(data, torch.tensor([7, 2]))
     assert part.targets.tolist() == [7, 2]
     assert torch.equal(as_examples(data).inputs, inputs)
+
+
+def test_a_factory_may_give_data_of_any_kind(here):
+    (here / "datasets.py").write_text(
+        "import torch\nfrom torch import nn\nfrom noisescale import Problem\n"
+        "class Data(torch.utils.data.Dataset):\n"
+        "    def __len__(self):\n        return 6\n"
+        "    def __getitem__(self, index):\n"
+        "        return {'input': torch.full((3,), float(index)), 'label': index % 2}\n"
+        "def make():\n"
+        "    loss = nn.CrossEntropyLoss(reduction='none')\n"
+        "    return Problem(model=nn.Linear(3, 2), loss=loss, train=Data())\n"
+    )
+    problem = build_own_problem(FactoryConfig(factory="datasets.py:make", source=""), device="meta")
+    assert problem.train.inputs["input"].shape == (6, 3)
+    assert problem.train.device.type == "meta"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +33,10 @@ class OutputJacobian:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self.params: Params = objective.params()
+        objective.check_any_company()
+        probe = objective.examples.part(slice(1))
+        # of all the tensors in the model's outputs
+        self._used = record_boundary(objective, self.params, probe).numbers
 
     def outputs(self, params: Params, inputs: Tree) -> Tensor:
         """What the loss uses of the model's outputs, one example a row: (B, C)."""
@@ -74,7 +77,6 @@ class OutputJacobian:
     def output_curvature(self) -> Tensor:
         """A_i, the Hessian of each example's loss in its outputs: (N, C, C)."""
         objective = self.objective
-        objective.check_any_company()
         curvatures: list[Tensor] = []
 
         def add(chunk: Examples, start: int) -> None:
@@ -82,12 +84,6 @@ class OutputJacobian:
 
         objective.for_each_chunk(add)
         return torch.cat(curvatures)
-
-    @cached_property
-    def _used(self) -> list[int]:
-        """Which of the tensors in the model's outputs the loss uses."""
-        probe = self.objective.examples.part(slice(1))
-        return record_boundary(self.objective, self.params, probe).numbers
 
     def _curvature(self, boundary: Boundary) -> Tensor:
         """The Hessians of a chunk's losses, which are separate, in their outputs: (B, C, C)."""

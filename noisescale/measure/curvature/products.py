@@ -15,7 +15,7 @@ from noisescale.measure.objective.checks import graph_nodes
 from noisescale.measure.objective.outputs import with_tensors
 from noisescale.measure.objective.parameters import as_real
 from noisescale.measure.objective.passes import differentiable_twice
-from noisescale.problems.problem import Examples, Params, Problem, Source
+from noisescale.problems.problem import Data, Examples, Params, Problem, Source, held, source_of
 
 # Of graphs kept between products on a CPU: 512 MiB, modest on a machine that trains such models
 KEPT_BYTES = 2**29
@@ -30,9 +30,10 @@ def hessian_matvec(
     problem: Problem,
     params: Params | None = None,
     *,
-    examples: Source | None = None,
+    examples: Data | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
+    param_filter: Sequence[str] | None = None,
 ) -> CurvatureProduct:
     """The product with the Hessian of the mean loss, v -> Hv, (P,) -> (P,).
 
@@ -49,10 +50,12 @@ def hessian_matvec(
     Args:
         problem: the model, its loss and its examples.
         params: θ by name; None: the model's own.
-        examples: what L is the mean over; None: all training examples.
+        examples: what L is the mean over, as a split of a Problem is given; None: all training
+            examples. A Dataset is held where it takes no more than 1 GiB.
         chunk_size: examples in one pass; None: by the memory they take. Chunks are summed and
             divided by N once, so their size does not change the result beyond rounding.
         dtype: float32 or float64; None: the parameters' own, at least float32.
+        param_filter: names or patterns of the parameters that count, see `Objective`; None: all.
 
     Returns:
         A function that knows its `dim` P, its `dtype` and its `device`. Calling it raises
@@ -63,7 +66,14 @@ def hessian_matvec(
         MeasurementError: parameters that are not finite.
     """
     return CurvatureProduct(
-        Objective(problem, params, examples=examples, chunk_size=chunk_size, dtype=dtype),
+        Objective(
+            problem,
+            params,
+            examples=None if examples is None else held(source_of(examples)),
+            chunk_size=chunk_size,
+            dtype=dtype,
+            param_filter=param_filter,
+        ),
         record_hessian,
     )
 
@@ -72,9 +82,10 @@ def ggn_matvec(
     problem: Problem,
     params: Params | None = None,
     *,
-    examples: Source | None = None,
+    examples: Data | None = None,
     chunk_size: int | None = None,
     dtype: torch.dtype | None = None,
+    param_filter: Sequence[str] | None = None,
 ) -> CurvatureProduct:
     """The product with the Gauss–Newton matrix of the mean loss, v -> Gv, (P,) -> (P,).
 
@@ -86,9 +97,11 @@ def ggn_matvec(
     Args:
         problem: the model, its loss and its examples.
         params: θ by name; None: the model's own.
-        examples: what L is the mean over; None: all training examples.
+        examples: what L is the mean over, as a split of a Problem is given; None: all training
+            examples. A Dataset is held where it takes no more than 1 GiB.
         chunk_size: examples in one pass; None: by the memory they take.
         dtype: float32 or float64; None: the parameters' own, at least float32.
+        param_filter: names or patterns of the parameters that count, see `Objective`; None: all.
 
     Returns:
         A function that knows its `dim` P, its `dtype` and its `device`. Calling it raises
@@ -100,7 +113,14 @@ def ggn_matvec(
         MeasurementError: parameters that are not finite.
     """
     return CurvatureProduct(
-        Objective(problem, params, examples=examples, chunk_size=chunk_size, dtype=dtype),
+        Objective(
+            problem,
+            params,
+            examples=None if examples is None else held(source_of(examples)),
+            chunk_size=chunk_size,
+            dtype=dtype,
+            param_filter=param_filter,
+        ),
         record_ggn,
     )
 
@@ -204,10 +224,24 @@ class CurvatureProduct:
 
         self.objective.for_each_chunk(add)
         if not total.isfinite().all():
-            raise MeasurementError(
-                f"{self.objective.name}: the product with its curvature is not finite"
-            )
+            raise MeasurementError(self._say_not_finite(parts))
         return total / self.objective.num_examples
+
+    def _say_not_finite(self, vector: Sequence[Tensor]) -> str:
+        """What is not finite, in a sentence."""
+        objective = self.objective
+        if not all(part.isfinite().all() for part in vector):
+            return f"{objective.name}: its curvature is multiplied by a vector that is not finite"
+
+        def is_broken(part: Examples) -> bool:
+            image = self._record(objective, self._params, part)(vector)
+            return not bool(flatten(image).isfinite().all())
+
+        return (
+            f"{objective.name}: the product with the curvature of an example (number "
+            f"{objective.first_broken(is_broken)} of the {objective.num_examples} measured, from "
+            "0) is not finite, as where a norm or a square root is taken of zero"
+        )
 
     def _num_kept_chunks(self) -> int:
         """How many chunks' graphs, each with its gradient, the memory is to hold."""
@@ -304,7 +338,7 @@ def record_boundary(objective: Objective, params: Params, chunk: Examples) -> Bo
 
     with differentiable_twice():
         returned = with_tensors(objective.outputs(params, chunk.inputs), cut)
-        loss = objective.losses(returned, chunk.targets).sum()
+        loss = objective.losses(returned, chunk.targets, params).sum()
     free = [number for number, leaf in enumerate(fixed) if leaf.requires_grad]
     if not loss.requires_grad:
         return Boundary([], [], [], [])

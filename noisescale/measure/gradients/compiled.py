@@ -45,7 +45,7 @@ class CompiledEngine:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self._losses.notes
+        return ()
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         missing = self.objective.chunk_size - chunk.num_examples
@@ -71,7 +71,8 @@ class CompiledEngine:
 
         def total(params: Params) -> Tensor:
             return (
-                self.objective.losses(self.objective.outputs(params, inputs), targets) * weights
+                self.objective.losses(self.objective.outputs(params, inputs), targets, params)
+                * weights
             ).sum()
 
         return losses, norms, list(grad(total)(params).values())

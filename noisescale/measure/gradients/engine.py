@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from noisescale.errors import MeasurementError
-from noisescale.measure.objective import Objective
+from noisescale.errors import MeasurementError, first_line
+from noisescale.measure.objective import Objective, is_out_of_memory
 from noisescale.problems.problem import Examples, Params
 
-EngineName = Literal["auto", "hooks", "compiled", "vmap"]
+EngineName = Literal["auto", "hooks", "compiled", "vmap", "loop"]
 
 
 class EngineError(MeasurementError):
@@ -48,3 +49,24 @@ class Engine(Protocol):
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         """g_i·v for K directions v: (K, B, L) by parameter tensor, or (K, B, 1) in all; float64."""
+
+
+@contextlib.contextmanager
+def whatever_fails(name: EngineName, objective: Objective) -> Iterator[None]:
+    """A failure of the user's model or loss under an engine as an EngineError.
+
+    Args:
+        name: of the engine.
+        objective: whose model and loss they are.
+    """
+    try:
+        yield
+    except (MeasurementError, MemoryError):
+        raise
+    except Exception as error:  # whatever the model and its loss raise under it
+        if is_out_of_memory(error) or type(error).__module__.startswith("noisescale."):
+            raise
+        raise EngineError(
+            f"the engine {name} does not work on {objective.name}: "
+            f"{type(error).__name__}: {first_line(error, limit=120)}"
+        ) from error

@@ -1,50 +1,70 @@
-"""Norms of per-example gradients from the inputs of layers and the gradients of their outputs."""
+"""Norms of per-example gradients from the inputs of operations and the gradients of outputs."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence, Set
-from typing import NamedTuple
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from noisescale.measure.gradients.engine import ChunkStatistics, EngineName
-from noisescale.measure.gradients.example_map import ExampleMap
-from noisescale.measure.gradients.factors import (
-    TEMPORARY_BYTES,
-    ExampleGradients,
-    projections,
-    squared_norms,
+from noisescale.measure.gradients.engine import (
+    ChunkStatistics,
+    EngineError,
+    EngineName,
+    whatever_fails,
 )
-from noisescale.measure.gradients.recorder import LayerRecorder, first_sizes
-from noisescale.measure.gradients.vmap import example_gradients
+from noisescale.measure.gradients.layers.factors import (
+    ExampleGradients,
+    Outer,
+    Pulled,
+    Summary,
+    summarise,
+)
+from noisescale.measure.gradients.layers.modules import rules_of_modules
+from noisescale.measure.gradients.layers.uses import (
+    ParameterUses,
+    Pass,
+    Source,
+    UnforeseenError,
+    Use,
+    make_plan,
+)
+from noisescale.measure.gradients.loop import LoopEngine
+from noisescale.measure.gradients.rules import OPERATIONS, RULES
+from noisescale.measure.gradients.vmap import VmapEngine
 from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params
 
-# Examples that are compared with backward passes of their own before the pass: two, the fewest that
-# tell an example's gradient from the batch's
-COMPARED = 2
-# And after it: the largest, which matters most, and four at random, each of which costs a backward
-# pass
-CONFIRMED = 5
 LARGEST_CPU_CHUNK = 1024  # examples; more would leave the caches
-# What a rule or a module raises for shapes that it does not expect
-UNFIT = (RuntimeError, ValueError, TypeError, IndexError)
+
+Result = TypeVar("Result")
+Pieces = dict[str, list[ExampleGradients]]  # by source
 
 
 class LayerEngine:
-    """Norms by the rules of `gradient_rule`, at about the price of one gradient.
+    """Norms by the rules of operations, at about the price of one gradient.
 
-    One forward and one backward pass over the batch as a whole, from which the summed gradient
-    falls out; projections take one more without the products that give weights their gradients. The
-    parameters that the layers do not reach go through vmap of the whole model's gradient with
-    respect to them alone.
+    One forward and one backward pass over the chunk as a whole, in which the parameters take no
+    part: where an operation uses one, the per-example gradients follow from its input and its
+    output's gradient as soon as the backward pass has that; their norms are taken, their sum is
+    kept, and they are gone. Projections are taken in the same way in a pass of their own. The
+    parameters that are not reached go through vmap of the whole model's gradient with respect to
+    them alone, or through a loop of backward passes.
 
     Args:
         objective: the point, the examples and the chunk size.
-        probe: a few examples, on the first of which is found out what the layers reach.
+        probe: two examples or more, by which is found out what the operations do.
+
+    Attributes:
+        unreached: the parameters that no rule covers, and why.
+
+    Raises:
+        EngineError: no parameter is reached.
     """
 
     name: EngineName = "hooks"
@@ -53,215 +73,211 @@ class LayerEngine:
         self.objective = objective
         if objective.device.type == "cpu":
             objective.cap_chunk_size(LARGEST_CPU_CHUNK)
-        self._recorder = LayerRecorder(objective)
-        self._each = ExampleMap()
-        self._reach = probe_layers(self._recorder, probe)
-        if num_unreached := sum(self.params[name].numel() for name in self.unreached):
-            objective.cap_chunk_size(
-                TEMPORARY_BYTES // (num_unreached * objective.point.element_size())
+        self.params = objective.params()
+        self.unreached: dict[str, str] = {}
+        self._rest: VmapEngine | LoopEngine | None = None
+        self._model = objective.instance(self.params)
+        self._rules = OPERATIONS | rules_of_modules(self._model, RULES)
+        with whatever_fails(self.name, objective):
+            self._plan = make_plan(
+                lambda context, rows: self._run(probe.part(torch.tensor(rows)), context),
+                self.params,
+                self._rules,
             )
-
-    @property
-    def params(self) -> Params:
-        """The point, leaves by name."""
-        return self._recorder.params
-
-    @property
-    def unreached(self) -> Set[str]:
-        """The parameters that go through vmap of the whole model."""
-        return self._reach.unreached
 
     @property
     def notes(self) -> tuple[str, ...]:
-        maps = self._recorder.maps | {"this model": self._each}
-        looped = sorted(name for name, each in maps.items() if each.reason is not None)
-        notes = [f"vmap does not work on {name}, its examples went one by one" for name in looped]
-        if self.unreached:
-            names = sorted(self.unreached)
-            listed = ", ".join(names[:5]) + (
-                f" and {len(names) - 5} more" if len(names) > 5 else ""
-            )
-            notes.append(
-                f"{listed}: not used by the module they belong to, example by example; "
-                "through vmap of the whole model"
-            )
-        return tuple(notes)
-
-    def confirms(self, squared_norms: np.ndarray) -> bool:
-        """Whether the norms (n, L) of some examples are those of backward passes of their own.
-
-        The largest and some at random: what shows only in a large batch, as a model that sorts it.
-        """
-        if not np.isfinite(squared_norms).all():
-            return True  # which is another's to report
-        num_compared = min(CONFIRMED, len(squared_norms))
-        rows = np.random.default_rng(0).choice(len(squared_norms), num_compared, replace=False)
-        rows[0] = squared_norms.sum(1).argmax()
-        alone = _single_squared_norms(self.objective, rows.tolist())
-        return bool(
-            _agree(self.objective, torch.from_numpy(squared_norms[rows]), alone.cpu()).all()
-        )
+        if not self.unreached:
+            return ()
+        names = sorted(self.unreached)
+        listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        reasons = "; ".join(sorted(set(self.unreached.values())))
+        way = "one by one" if isinstance(self._rest, LoopEngine) else "through vmap"
+        return (f"{listed}: {reasons}; by gradients of the whole model, {way}",)
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
-        losses = self._recorder.forward(chunk, parameters=True, repeated=self._reach.repeated)
-        gradient = self._recorder.backward(losses)
-        pieces = self._pieces(chunk)
-        norms = [_norms(self.objective, pieces[name], len(losses)) for name in self.params]
-        return ChunkStatistics(losses.detach(), torch.stack(norms, 1), gradient)
+        return self._once_foreseen(lambda: self._statistics(chunk))
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
-        losses = self._recorder.forward(chunk, parameters=False, repeated=self._reach.repeated)
-        self._recorder.backward(losses)
-        pieces = self._pieces(chunk)
-        zeros = torch.zeros(chunk.num_examples, dtype=torch.float64, device=self.objective.device)
-        along = [
-            projections(pieces[name], direction[name]) if pieces[name] else zeros
-            for direction in directions
-            for name in self.params
-        ]
-        by_tensor: Tensor = torch.stack(along).unflatten(0, (len(directions), -1))  # (K, L, B)
-        return by_tensor.mT
+        return self._once_foreseen(lambda: self._projections(chunk, directions))
 
-    def _pieces(self, chunk: Examples) -> dict[str, list[ExampleGradients]]:
-        """The gradients of the single examples, by parameter, after a backward pass."""
-        pieces: dict[str, list[ExampleGradients]] = {name: [] for name in self.params}
-        for call in self._recorder.calls:
-            if call.is_used and not self.unreached >= call.parameters:
-                holds_examples = self._reach.holds_examples[call.number]
-                for name, gradients in self._recorder.gradients(call, holds_examples).items():
-                    pieces[name].append(gradients)
-        self._recorder.calls.clear()
-        if self.unreached:
-            names = sorted(self.unreached)
-            written, _ = example_gradients(
-                self.objective, self.params, chunk, names, each=self._each
-            )
-            pieces |= {name: [gradients] for name, gradients in written.items()}
-        return pieces
+    def give_up(self, names: Iterable[str], reason: str) -> None:
+        """Reaches parameters through the whole model from now on.
 
+        Args:
+            names: of the parameters.
+            reason: why.
 
-class Reach(NamedTuple):
-    """What can be had of a model's per-example gradients from the calls of its layers.
+        Raises:
+            EngineError: none is left.
+        """
+        for name in names:
+            self.unreached.setdefault(name, reason)
+            self.params[name].requires_grad_(False)
+        if len(self.unreached) == len(self.params):
+            raise EngineError(f"the engine hooks reaches no parameter: {reason}")
+        engine = LoopEngine if isinstance(self._rest, LoopEngine) else VmapEngine
+        self._rest = engine(self.objective, list(self.unreached))
 
-    holds_examples: of each call in a pass, which of its arguments have a first dimension of
-        examples.
-    repeated: the numbers of the calls whose outputs are to be repeated for every example.
-    unreached: the parameters that are not used by the module they belong to, or not along a first
-        dimension of examples.
-    """
+    def _once_foreseen(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, when all parameters that are not reached have shown themselves.
 
-    holds_examples: list[list[bool]]
-    repeated: Set[int]
-    unreached: Set[str]
-
-
-def probe_layers(recorder: LayerRecorder, examples: Examples) -> Reach:
-    """What the layers reach, by comparison with backward passes of single examples.
-
-    Where some calls hold no examples, the better of repeating their outputs and of leaving them
-    alone. Two forward passes, a forward and a backward pass for each of the two ways, and one for
-    each of two examples.
-
-    Args:
-        recorder: of the model's layers.
-        examples: two or more.
-    """
-    holds_examples = _which_arguments_hold_examples(recorder, examples)
-    without = frozenset(number for number, holds in enumerate(holds_examples) if not any(holds))
-    few = examples.part(slice(COMPARED))
-    wanted = _single_squared_norms(recorder.objective.on(few), range(few.num_examples))
-
-    def reach(repeated: Set[int]) -> Reach:
-        unreached = _unreached(recorder, few, wanted, holds_examples, repeated)
-        return Reach(holds_examples, repeated, unreached)
-
-    repeating = reach(without)
-    if not (without and repeating.unreached):
-        return repeating
-    plain = reach(frozenset())
-    return plain if len(plain.unreached) <= len(repeating.unreached) else repeating
-
-
-def _which_arguments_hold_examples(recorder: LayerRecorder, examples: Examples) -> list[list[bool]]:
-    """Of each call, the arguments whose first dimension follows the number of examples."""
-    sizes = []
-    for num_examples in (1, 2):
-        recorder.forward(examples.part(slice(num_examples)), parameters=True)
-        sizes.append([first_sizes(call) for call in recorder.calls])
-    of_one, of_two = sizes
-    if len(of_one) != len(of_two):  # which modules run depends on the batch
-        return [[] for _ in of_two]
-    return [
-        [size != other for size, other in zip(*arguments, strict=False)]
-        for arguments in zip(of_one, of_two, strict=True)
-    ]
-
-
-def _unreached(
-    recorder: LayerRecorder,
-    examples: Examples,
-    wanted: Tensor,
-    holds_examples: list[list[bool]],
-    repeated: Set[int],
-) -> set[str]:
-    """The parameters whose norms by the layers' calls are not the wanted ones.
-
-    All of them where the model does not take repeated outputs.
-
-    Args:
-        recorder: of the model's layers.
-        examples: n of them.
-        wanted: |g_i|² by parameter (n, L), by backward passes of single examples.
-        holds_examples: see Reach.
-        repeated: the calls whose outputs are repeated.
-    """
-    try:
-        recorder.backward(recorder.forward(examples, parameters=True, repeated=repeated))
-    except UNFIT:
-        if repeated:
-            return set(recorder.params)
-        raise
-    pieces: dict[str, list[ExampleGradients]] = {name: [] for name in recorder.params}
-    unfit: set[str] = set()
-    for call in recorder.calls:
-        if call.is_used:
+        A pass that meets one ends there and is begun again; those before it had been right.
+        """
+        while True:
             try:
-                gradients = recorder.gradients(call, holds_examples[call.number])
-            except UNFIT:
-                unfit |= call.parameters
+                with whatever_fails(self.name, self.objective):
+                    return work()
+            except UnforeseenError as error:
+                self.give_up(error.names, str(error))
+
+    def _statistics(self, chunk: Examples) -> ChunkStatistics:
+        summaries: dict[str, Summary] = {}
+        held: Pieces = defaultdict(list)
+
+        def receive(use: Use, gradient: Tensor) -> None:
+            for source, pieces in _by_source(use, gradient):
+                if source.is_parameter and current.counts[source.key] == 1:
+                    summaries[source.key] = summarise([pieces])
+                else:
+                    held[source.key].append(pieces)
+
+        current, losses = self._forward(chunk, receive)
+        self._backward(current, losses)
+        for name, of_name in self._by_parameter(held, current.derived).items():
+            summaries[name] = summarise(of_name)
+        if self._rest is not None:
+            rest = self._of_rest(lambda engine: engine.statistics(chunk))
+            for name, norms, total in zip(
+                self.unreached, rest.squared_norms.unbind(1), rest.gradient, strict=True
+            ):
+                summaries[name] = Summary(norms, total)
+        nothing = torch.zeros_like(losses, dtype=torch.float64)
+        of_all = [
+            summaries.get(name) or Summary(nothing, torch.zeros_like(leaf))
+            for name, leaf in self.params.items()
+        ]
+        norms = torch.stack([summary.squared_norms for summary in of_all], 1)  # (B, L)
+        return ChunkStatistics(losses.detach(), norms, [summary.total for summary in of_all])
+
+    def _projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
+        size = (len(directions), chunk.num_examples, len(self.params))
+        along = torch.zeros(size, dtype=torch.float64, device=self.objective.device)
+        columns = {name: column for column, name in enumerate(self.params)}
+        held: Pieces = defaultdict(list)
+
+        def add(name: str, pieces: ExampleGradients) -> None:
+            for of_direction, direction in zip(along, directions, strict=True):
+                of_direction[:, columns[name]] += pieces.project(direction[name])
+
+        def receive(use: Use, gradient: Tensor) -> None:
+            for source, pieces in _by_source(use, gradient):
+                if source.is_parameter:
+                    add(source.key, pieces)
+                else:
+                    held[source.key].append(pieces)
+
+        current, losses = self._forward(chunk, receive)
+        self._backward(current, losses)
+        for name, of_name in self._by_parameter(held, current.derived).items():
+            for pieces in of_name:
+                add(name, pieces)
+        if self._rest is not None:
+            of_rest = self._of_rest(lambda engine: engine.projections(chunk, directions))
+            along[:, :, [columns[name] for name in self.unreached]] = of_rest
+        return along
+
+    def _run(self, examples: Examples, context: ParameterUses) -> Tensor:
+        """The losses of the examples, the parameters followed."""
+        with context:
+            outputs = self.objective.call(self._model, examples.inputs)
+            return self.objective.losses(outputs, examples.targets, self.params)
+
+    def _forward(
+        self, chunk: Examples, receive: Callable[[Use, Tensor], None]
+    ) -> tuple[Pass, Tensor]:
+        """The pass and the losses (B,)."""
+        start = torch.zeros((), device=self.objective.device, requires_grad=True)
+        current = Pass(chunk.num_examples, start, receive)
+        context = ParameterUses(
+            self.params, self._rules, self._plan, current, given_up=self.unreached
+        )
+        losses = self._run(chunk, context)
+        current.is_forward = False
+        if current.differentiates:
+            raise EngineError("the model takes gradients inside its forward pass")
+        return current, losses
+
+    def _backward(self, current: Pass, losses: Tensor) -> None:
+        """Sends the losses' gradient to the uses; UnforeseenError where it reaches a parameter."""
+        if not losses.requires_grad:
+            return
+        reached = self._reached
+        gradients = torch.autograd.grad(
+            losses.sum(),
+            [current.start, *reached.values()],
+            retain_graph=bool(current.derived),
+            allow_unused=True,
+        )
+        pairs = zip(reached, gradients[1:], strict=True)
+        if names := frozenset(name for name, gradient in pairs if gradient is not None):
+            raise UnforeseenError(names, "used in an operation that no rule covers")
+
+    @property
+    def _reached(self) -> Params:
+        return {name: leaf for name, leaf in self.params.items() if name not in self.unreached}
+
+    def _by_parameter(self, held: Pieces, derived: Sequence[Source]) -> Pieces:
+        """Gradients with respect to what was made of parameters as those of the parameters."""
+        by_parameter: Pieces = {name: held[name] for name in self.params if name in held}
+        for source in derived:
+            pieces = held.get(source.key)
+            if pieces is None:
                 continue
-            for name, gradient in gradients.items():
-                pieces[name].append(gradient)
-    norms = torch.full_like(wanted, torch.nan)
-    for index, name in enumerate(recorder.params):
-        with contextlib.suppress(RuntimeError):  # shapes that do not go together
-            norms[:, index] = _norms(recorder.objective, pieces[name], len(wanted))
-    agree = _agree(recorder.objective, norms, wanted).tolist()
-    return unfit | {name for name, right in zip(recorder.params, agree, strict=True) if not right}
+            for name in source.names - self.unreached.keys():
+                outers = [piece for piece in pieces if isinstance(piece, Outer)]
+                if source.is_transpose and len(outers) == len(pieces):
+                    of_parameter: list[ExampleGradients] = [piece.transposed() for piece in outers]
+                else:
+                    leaf = self.params[name]
+                    of_parameter = [Pulled(pieces, partial(_pull, source.tensor, leaf), leaf.shape)]
+                by_parameter.setdefault(name, []).extend(of_parameter)
+        return by_parameter
+
+    def _of_rest(self, work: Callable[[VmapEngine | LoopEngine], Result]) -> Result:
+        """What is known of the unreached parameters: by vmap, from where that fails by a loop."""
+        assert self._rest is not None
+        try:
+            return work(self._rest)
+        except EngineError:
+            if isinstance(self._rest, LoopEngine):
+                raise
+            self._rest = LoopEngine(self.objective, list(self.unreached))
+            return work(self._rest)
 
 
-def _norms(objective: Objective, pieces: list[ExampleGradients], num_examples: int) -> Tensor:
-    """|Σ pieces|² of each example, zero where there is none: (B,), float64."""
-    if not pieces:
-        return torch.zeros(num_examples, dtype=torch.float64, device=objective.device)
-    return squared_norms(pieces)
+def _by_source(use: Use, gradient: Tensor) -> Iterator[tuple[Source, ExampleGradients]]:
+    """The per-example gradients of those of a use's arguments that depend on parameters."""
+    by_argument = use.gradients(gradient)
+    for argument, source in use.sources.items():
+        if argument not in by_argument:
+            raise UnforeseenError(source.names, "a rule leaves it out")
+        yield source, by_argument[argument]
 
 
-def _single_squared_norms(objective: Objective, rows: Sequence[int]) -> Tensor:
-    """|g_i|² of the examples at these rows by parameter, a backward pass each: (n, L), float64."""
-    norms = []
-    for row in rows:
-        example = objective.on(objective.examples.part(slice(row, row + 1)))
-        gradient = example.value_and_gradient()[1]
-        parts = objective.unflatten(gradient.double()).values()
-        norms.append(torch.stack([part.square().sum() for part in parts]))
-    return torch.stack(norms)
+def _pull(made: Tensor, leaf: Tensor, gradients: Tensor) -> Tensor:
+    """Gradients with respect to `made` (B, *its shape) as such with respect to a leaf of its."""
 
+    def pull(gradient: Tensor) -> Tensor:
+        (pulled,) = torch.autograd.grad(
+            made, leaf, gradient, retain_graph=True, materialize_grads=True
+        )
+        return pulled
 
-def _agree(objective: Objective, norms: Tensor, wanted: Tensor) -> Tensor:
-    """Which tensors' norms (n, L) agree up to rounding: (L,); all where some are not finite."""
-    if not wanted.isfinite().all():
-        return torch.ones_like(wanted[0], dtype=torch.bool)
-    precision = torch.finfo(objective.dtype).eps
-    floor = precision * float(wanted.sum(1).max())
-    return torch.isclose(norms, wanted, rtol=10 * precision**0.5, atol=floor).all(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # a loop inside vmap
+        try:
+            by_vmap: Tensor = vmap(pull)(gradients)
+        except RuntimeError:  # an operation that vmap does not cover
+            return torch.stack([pull(gradient) for gradient in gradients])
+    return by_vmap

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisescale.errors import MeasurementError, NoisescaleError, SettingError, first_line
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.distributed import Share
-from noisescale.measure.gradients.compiled import CompiledEngine
+from noisescale.measure.gradients.choice import EngineChoice
 from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
-from noisescale.measure.gradients.hooks import LayerEngine
-from noisescale.measure.gradients.vmap import VmapEngine
-from noisescale.measure.objective import Objective, is_out_of_memory
+from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params, Problem
 from noisescale.problems.sampling import select
-
-# Examples on which an engine is checked before it is believed: few, since each takes passes of its
-# own, and enough that one that mixes examples is seen
-PROBE = 4
-# Numbers of written-out gradients, which take about as long as a compilation
-WORTH_COMPILING = 2e10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +82,13 @@ def gradient_moments(
         params: θ by name; None: the model's own.
         split: "train", "validation" or "test".
         num_examples: n, of a random subset of the split's examples; None: all of them.
-        engine: "hooks" takes norms from the layers' inputs and output gradients, at about the price
-            of one gradient; "vmap" writes the gradients out, a chunk at a time, and is the
-            definition; "compiled" has torch.compile fuse them away and falls back on "vmap" with a
-            note. "auto": hooks where they pass their check against single-example backward passes,
-            else compiled or vmap by the amount of work.
+        engine: "hooks" takes norms from the inputs and output gradients of the operations that use
+            parameters, at about the price of one gradient; "vmap" writes the gradients out, a few
+            examples at a time; "compiled" has torch.compile fuse them away; "loop" takes a backward
+            pass for each example, which is the definition. Each is checked against the last on a
+            few examples, before and after; where it does not work on the model, the next of hooks
+            or compiled, vmap, loop takes over, with a note. "auto": hooks, or the quicker one where
+            they cannot reach all parameters.
         chunk_size: examples in one pass, which does not change the result; None: by the memory.
         standard_errors: whether to compute projections, in a second pass of about the same price.
         dtype: float32 or float64; None: the parameters' own, at least float32.
@@ -115,13 +108,14 @@ def gradient_moments(
     objective = Objective(
         problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size
     )
-    return moments_on(
+    moments = moments_on(
         objective,
         indices=selected.indices,
         population_size=selected.population_size,
         engine=engine,
         standard_errors=standard_errors,
     )
+    return replace(moments, notes=moments.notes + objective.notes)
 
 
 def moments_on(
@@ -133,44 +127,43 @@ def moments_on(
     standard_errors: bool = True,
 ) -> GradientMoments:
     """The moments of the objective's examples, which have these indices (n,) in their split."""
-    if engine not in get_args(EngineName):
-        raise SettingError(f"engine {engine!r}: give one of {', '.join(get_args(EngineName))}")
     num_examples = objective.num_examples
     if num_examples < 2:
         raise SettingError(
             f"{num_examples} example(s): the covariance of gradients takes at least 2"
         )
-    probe = objective.examples.part(slice(PROBE))
+    choice = EngineChoice(engine, objective)
     objective.check_separate()
     share = Share(num_examples)
     of_share = objective.on(objective.examples.subset(share.rows))
-    chosen, notes = choose_engine(engine, of_share, probe)
-    failure = None
-    try:
-        losses, squared_norms, total = _statistics(chosen)
-        if isinstance(chosen, LayerEngine) and not chosen.confirms(squared_norms):
-            failure = "the engine hooks gave wrong norms, as where a model reorders its batch"
-    except EngineError as error:
-        if isinstance(chosen, VmapEngine):
-            raise
-        failure = str(error)
-    if share.sum(torch.tensor(int(failure is not None))):  # in all processes or in none
-        notes = (
-            *notes,
-            f"{failure or 'another process failed'}; vmap was used instead, many times slower",
-        )
-        chosen = VmapEngine(of_share)
-        losses, squared_norms, total = _statistics(chosen)
-    mean = share.sum(total) / num_examples
-    losses, squared_norms = share.gather(losses), share.gather(squared_norms)
-    _check_finite(objective, losses, squared_norms, indices)
-    projections = None
-    if standard_errors:
-        direction = objective.unflatten(mean.to(objective.dtype))
-        projections = share.gather(_projections(chosen, direction))
-        _check_sum(objective, projections, mean)
-        if projections.shape != squared_norms.shape:  # (n, 1), in all
-            projections = projections[:, 0]
+    while True:
+        sums, projections, failure = None, None, None
+        try:
+            chosen = choice.make(of_share)
+            sums = _statistics(chosen)
+            choice.confirm(chosen, sums.squared_norms)
+        except EngineError as error:
+            failure = error
+        if not choice.all_did(failure, share):
+            continue
+        assert sums is not None
+        mean = share.sum(sums.total) / num_examples
+        losses, squared_norms = share.gather(sums.losses), share.gather(sums.squared_norms)
+        _check_finite(objective, losses, squared_norms, indices)
+        if not standard_errors:
+            break
+        try:
+            projections = _projections(chosen, objective.unflatten(mean.to(objective.dtype)))
+        except EngineError as error:
+            failure = error
+        if not choice.all_did(failure, share):
+            continue
+        assert projections is not None
+        projections = share.gather(projections)
+        if choice.all_did(_gap(objective, projections, mean), share):
+            break
+    if projections is not None and projections.shape != squared_norms.shape:  # (n, 1), in all
+        projections = projections[:, 0]
     return GradientMoments(
         num_examples=num_examples,
         population_size=population_size,
@@ -180,26 +173,8 @@ def moments_on(
         losses=losses,
         indices=indices.numpy(),
         engine=chosen.name,
-        notes=notes + chosen.notes,
+        notes=(*choice.notes, *chosen.notes),
     )
-
-
-def choose_engine(
-    name: EngineName, objective: Objective, probe: Examples
-) -> tuple[Engine, tuple[str, ...]]:
-    """The engine, and what to say of the choice.
-
-    probe: a few examples on which hooks are compared with single-example backward passes.
-    """
-    if name in ("vmap", "compiled"):
-        return (VmapEngine if name == "vmap" else CompiledEngine)(objective), ()
-    layers = LayerEngine(objective, probe)
-    written_out = sum(layers.params[name].numel() for name in layers.unreached)
-    if name == "auto" and written_out * objective.num_examples > WORTH_COMPILING:
-        return CompiledEngine(objective), (
-            "compiled instead of hooks, which cannot reach most parameters",
-        )
-    return layers, ()
 
 
 def check_modes(model: nn.Module) -> None:
@@ -235,8 +210,16 @@ def _dropout(module: nn.Module) -> float:
     return module.dropout if isinstance(module, nn.MultiheadAttention | nn.RNNBase) else 0.0
 
 
-def _statistics(engine: Engine) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """Losses (n,), squared norms (n, L) and summed gradient (P,) of this process, float64."""
+class _Sums(NamedTuple):
+    """Losses (n,), squared norms (n, L) and the summed gradient (P,) of n examples, float64."""
+
+    losses: np.ndarray
+    squared_norms: np.ndarray
+    total: Tensor
+
+
+def _statistics(engine: Engine) -> _Sums:
+    """The statistics of this process's share."""
     losses: list[Tensor] = []
     squared_norms: list[Tensor] = []
     total = engine.objective.point.new_zeros(engine.objective.dim, dtype=torch.float64)
@@ -249,8 +232,8 @@ def _statistics(engine: Engine) -> tuple[np.ndarray, np.ndarray, Tensor]:
         for accumulated, part in zip(by_parameter.values(), of_chunk.gradient, strict=True):
             accumulated.add_(part)
 
-    _run(engine, add)
-    return torch.cat(losses).numpy(), torch.cat(squared_norms).numpy(), total
+    engine.objective.for_each_chunk(add)
+    return _Sums(torch.cat(losses).numpy(), torch.cat(squared_norms).numpy(), total)
 
 
 def _projections(engine: Engine, direction: Params) -> np.ndarray:
@@ -260,34 +243,20 @@ def _projections(engine: Engine, direction: Params) -> np.ndarray:
     def add(chunk: Examples, start: int) -> None:
         projections.append(engine.projections(chunk, [direction])[0].cpu())
 
-    _run(engine, add)
+    engine.objective.for_each_chunk(add)
     return torch.cat(projections).numpy()
 
 
-def _run(engine: Engine, work: Callable[[Examples, int], None]) -> None:
-    """`work` on every chunk; a failure of the model's own as an EngineError."""
-    try:
-        engine.objective.for_each_chunk(work)
-    except NoisescaleError:
-        raise
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        raise EngineError(
-            f"the engine {engine.name} does not work on {engine.objective.name}: "
-            f"{first_line(error)}"
-        ) from error
-
-
-def _check_sum(objective: Objective, projections: np.ndarray, mean: Tensor) -> None:
-    """MeasurementError unless the mean of g_i·ḡ is |ḡ|², which no engine makes so."""
+def _gap(objective: Objective, projections: np.ndarray, mean: Tensor) -> EngineError | None:
+    """An error unless the mean of g_i·ḡ is |ḡ|², which no engine makes so."""
     total = projections.sum(1)
     gap = abs(total.mean() - mean.square().sum().item())
-    if gap > torch.finfo(objective.dtype).eps ** 0.5 * np.abs(total).mean():
-        raise MeasurementError(
-            f"{objective.name}: the projections of its gradients do not sum up (gap {gap:.2g}), as "
-            "where forward and backward derivatives differ; try another engine"
-        )
+    if gap <= torch.finfo(objective.coarsest_dtype).eps ** 0.5 * np.abs(total).mean():
+        return None
+    return EngineError(
+        f"{objective.name}: the projections of its gradients do not sum up (gap {gap:.2g}), as "
+        "where forward and backward derivatives differ"
+    )
 
 
 def _check_finite(

@@ -1,4 +1,4 @@
-"""Per-example gradients by their definition, `torch.func.vmap(grad(loss))`, written out."""
+"""Per-example gradients by `torch.func.vmap(grad(loss))`, written out."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, jvp
+from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_map
 
-from noisescale.measure.gradients.engine import ChunkStatistics, EngineName
-from noisescale.measure.gradients.example_map import ExampleMap, Map, by_vmap
-from noisescale.measure.objective import Objective, flatten
+from noisescale.measure.gradients.engine import ChunkStatistics, EngineName, whatever_fails
+from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params, Tree
 
 # Of written-out gradients at a time on a CPU: 32 MiB, four examples of MNIST's MLP, which was
@@ -20,101 +19,140 @@ WRITTEN_BYTES = 2**25
 # On a GPU the share of the free memory: a sixteenth, since vmap holds several copies of the
 # gradients at once, beside the activations
 WRITTEN_GPU_SHARE = 16
+# Examples of each chunk whose forward-mode derivatives are held against their gradients
+COMPARED = 2
 
 
 class VmapEngine:
-    """`torch.func.vmap(grad(loss))`: the definition, every gradient of a chunk written out."""
+    """`torch.func.vmap(grad(loss))`: every gradient of a chunk written out.
+
+    Args:
+        objective: the point, the examples and the chunk size.
+        names: the parameters that are differentiated, projections by each; None: all of them,
+            projections in all, which forward-mode differentiation gives more quickly.
+    """
 
     name: EngineName = "vmap"
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, names: Sequence[str] | None = None) -> None:
         self.objective = objective
-        self._losses = VmappedLosses(objective)
-        objective.cap_chunk_size(self._losses.written_chunk)
+        self._losses = VmappedLosses(objective, names)
+        self._by_tensor = names is not None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self._losses.notes
+        return ()
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
-        gradients, losses = self._losses.gradients(chunk)
-        total = [part.sum(0) for part in gradients.values()]
-        norms = [_squared_norms(part) for part in gradients.values()]
-        return ChunkStatistics(losses, torch.stack(norms, 1), total)  # L times (B,) -> (B, L)
+        with whatever_fails(self.name, self.objective):
+            parts = [self._of_part(part) for part in self._losses.parts(chunk)]
+        losses, norms, totals = zip(*parts, strict=True)
+        total = [torch.stack(of_parts).sum(0) for of_parts in zip(*totals, strict=True)]
+        return ChunkStatistics(torch.cat(losses), torch.cat(norms), total)
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
-        return self._losses.projections(chunk, directions)
+        with whatever_fails(self.name, self.objective):
+            if self._by_tensor:
+                return self._losses.projections_by_tensor(chunk, directions)
+            return self._losses.projections(chunk, directions)
+
+    def _of_part(self, part: Examples) -> ChunkStatistics:
+        gradients, losses = self._losses.gradients(part)
+        norms = [_squared_norms(values) for values in gradients.values()]
+        total = [values.sum(0) for values in gradients.values()]
+        return ChunkStatistics(losses, torch.stack(norms, 1), total)  # L times (B,) -> (B, L)
 
 
 class VmappedLosses:
     """The examples' losses at an objective's point, differentiated by torch.func.
 
-    params: the point, by name. written_chunk: how many examples' gradients are written out at a
-        time.
+    Args:
+        objective: the loss and the point.
+        names: the parameters that are differentiated; None: all of them.
+
+    Attributes:
+        params: the point, by name.
+        names: of the parameters that are differentiated.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, names: Sequence[str] | None = None) -> None:
         self.objective = objective
         self.params: Params = {name: leaf.detach() for name, leaf in objective.params().items()}
-        self.written_chunk = _written_chunk(objective)
-        self._each = ExampleMap()
-        self._forward_mode = not _has_padding(objective.model)
+        self.names = list(self.params if names is None else names)
+        self._forward_mode = not _has_padding(objective.model)  # whether it serves, so far
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """That vmap was of no use, where it was not."""
-        reason = self._each.reason
-        if reason is None:
-            return ()
-        return (f"vmap does not work on this model ({reason}), its examples went one by one",)
+    def parts(self, chunk: Examples) -> list[Examples]:
+        """A chunk in parts of as many examples as gradients are written out at a time."""
+        size = sum(self.params[name].nbytes for name in self.names)
+        budget = WRITTEN_BYTES
+        if self.objective.device.type == "cuda":
+            budget = torch.cuda.mem_get_info(self.objective.device)[0] // WRITTEN_GPU_SHARE
+        step = max(budget // max(size, 1), 1)
+        starts = range(0, chunk.num_examples, step)
+        return [chunk.part(slice(start, start + step)) for start in starts]
 
     def gradients(self, chunk: Examples) -> tuple[Params, Tensor]:
         """The examples' gradients (B, *shape) by parameter, and their losses (B,)."""
-        return example_gradients(self.objective, self.params, chunk, each=self._each)
+        return example_gradients(self.objective, self.params, chunk, self.names)
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         """g_i·v for K directions v, by forward-mode differentiation of the losses: (K, B, 1).
 
-        Where an operation has no forward-mode derivative, from the written-out gradients.
+        Where an operation's forward-mode derivative is missing, or not that of its gradient, as of
+        an embedding's padding index, from the written-out gradients.
         """
-        if self._forward_mode:
-            try:
-                return self._by_forward_mode(chunk, directions).unsqueeze(-1)
-            except (RuntimeError, NotImplementedError) as error:
-                if "forward AD" not in str(error) and "forward mode AD" not in str(error):
-                    raise
-                self._forward_mode = False
-        return self._by_gradients(chunk, directions).unsqueeze(-1)
+        self._forward_mode = self._forward_mode and self._forward_mode_serves(chunk, directions)
+        by_directions = self._by_forward_mode if self._forward_mode else self._by_gradients
+        return by_directions(chunk, directions).unsqueeze(-1)
+
+    def _forward_mode_serves(self, chunk: Examples, directions: Sequence[Params]) -> bool:
+        """Whether it gives what the gradients give, for the first few of the chunk."""
+        few = chunk.part(slice(COMPARED))
+        wanted = self._by_gradients(few, directions)
+        try:
+            given = self._by_forward_mode(few, directions)
+        except (RuntimeError, NotImplementedError):
+            return False
+        precision = torch.finfo(self.objective.dtype).eps ** 0.5
+        close = torch.isclose(given, wanted, rtol=precision, atol=precision * wanted.abs().max())
+        return bool(close.all())
 
     def _by_forward_mode(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         """(K, B), float64."""
+        constants = self.params
 
-        def losses(params: Params) -> Tensor:
-            return self.objective.losses(
-                self.objective.outputs(params, chunk.inputs), chunk.targets
-            )
+        def losses(free: Params) -> Tensor:
+            params = constants | free
+            outputs = self.objective.outputs(params, chunk.inputs)
+            return self.objective.losses(outputs, chunk.targets, params)
 
-        tangents = [jvp(losses, (self.params,), (direction,))[1] for direction in directions]
+        free = {name: constants[name] for name in self.names}
+        tangents = [
+            jvp(losses, (free,), ({name: direction[name] for name in free},))[1]
+            for direction in directions
+        ]
         return torch.stack(tangents).double()
 
     def _by_gradients(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         """(K, B), float64."""
-        vectors = torch.stack([flatten(list(direction.values())) for direction in directions])
+        return self.projections_by_tensor(chunk, directions).sum(2)
+
+    def projections_by_tensor(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
+        """g_i·v for K directions v of each parameter, from the written-out gradients: (K, B, L)."""
         blocks = []
-        for start in range(0, chunk.num_examples, self.written_chunk):
-            part = chunk.part(slice(start, start + self.written_chunk))
+        for part in self.parts(chunk):
             gradients, _ = self.gradients(part)
-            blocks.append(vectors @ _flatten_examples(gradients).T)  # (K, P) @ (P, B)
-        return torch.cat(blocks, 1).double()
+            along = [
+                (values * direction[name]).reshape(len(values), -1).sum(1, dtype=torch.float64)
+                for direction in directions
+                for name, values in gradients.items()
+            ]
+            blocks.append(torch.stack(along).unflatten(0, (len(directions), -1)))  # (K, L, B)
+        return torch.cat(blocks, 2).mT
 
 
 def example_gradients(
-    objective: Objective,
-    params: Params,
-    chunk: Examples,
-    names: Sequence[str] | None = None,
-    *,
-    each: Map = by_vmap,
+    objective: Objective, params: Params, chunk: Examples, names: Sequence[str] | None = None
 ) -> tuple[Params, Tensor]:
     """The gradients (B, *shape) of the examples' losses by parameter, and the losses (B,).
 
@@ -123,27 +161,28 @@ def example_gradients(
         params: the point, by name.
         chunk: the examples.
         names: the parameters that are differentiated; None: all of them.
-        each: what applies the gradient of one example to all of them.
     """
     constants: Params = {name: leaf.detach() for name, leaf in params.items()}
     free = {name: constants[name] for name in (constants if names is None else names)}
 
     def loss(free: Params, inputs: Tree, targets: Tree) -> tuple[Tensor, Tensor]:
         example = tree_map(lambda leaf: leaf.unsqueeze(0), Examples(inputs, targets))
-        outputs = objective.outputs(constants | free, example.inputs)
-        (value,) = objective.losses(outputs, example.targets)
+        params = constants | free
+        outputs = objective.outputs(params, example.inputs)
+        (value,) = objective.losses(outputs, example.targets, params)
         return value, value.detach()
 
-    gradient = grad(loss, has_aux=True)
-    gradients: tuple[Params, Tensor] = each(
-        gradient, (None, 0, 0), chunk.num_examples, (free, *chunk)
-    )
+    each = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0))
+    gradients: tuple[Params, Tensor] = each(free, *chunk)
     return gradients
 
 
-def _flatten_examples(parts: Params) -> Tensor:
-    """Tensors (B, *shape) as one (B, P)."""
-    return torch.cat([part.reshape(len(part), -1) for part in parts.values()], 1)
+def _has_padding(model: nn.Module) -> bool:
+    """Whether an embedding has a padding index, whose row gets a tangent though no gradient."""
+    return any(
+        isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
+        for module in model.modules()
+    )
 
 
 def _squared_norms(gradients: Tensor) -> Tensor:
@@ -155,19 +194,3 @@ def _squared_norms(gradients: Tensor) -> Tensor:
     rows = gradients.reshape(len(gradients), -1, gradients.shape[-1] if gradients.ndim > 1 else 1)
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1)
     return lengths.double().square().sum(1)
-
-
-def _has_padding(model: nn.Module) -> bool:
-    """Whether an embedding has a padding index, whose row gets a tangent though no gradient."""
-    return any(
-        isinstance(module, nn.Embedding) and module.padding_idx is not None
-        for module in model.modules()
-    )
-
-
-def _written_chunk(objective: Objective) -> int:
-    """How many examples' gradients are written out at a time."""
-    budget = WRITTEN_BYTES
-    if objective.device.type == "cuda":
-        budget = torch.cuda.mem_get_info(objective.device)[0] // WRITTEN_GPU_SHARE
-    return max(budget // (objective.dim * objective.point.element_size()), 1)

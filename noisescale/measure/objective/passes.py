@@ -19,19 +19,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from noisescale.measure.objective.bags import embedding_bag
 
 
-def as_measured() -> contextlib.AbstractContextManager[None]:
+def as_measured(*, once: bool = False) -> contextlib.AbstractContextManager[None]:
     """A context for forward passes in operations that can be differentiated as they stand.
 
     That is with plain attention, without checkpoints, with nothing compiled, recurrence without
     cuDNN.
 
-    Fused attention has no second derivative and no batching rule. A checkpointed block is computed
-    anew in the backward pass, when the parameters may no longer be those that are measured; here it
-    runs as if it were not checkpointed, at the price of the memory that would have saved. What
-    `torch.compile` has made can be differentiated only once, and not by torch.func. Recurrent
-    layers of cuDNN have no gradient in evaluation mode.
+    Fused attention has no second derivative and no batching rule, so that it serves only where the
+    pass is differentiated once, by autograd. A checkpointed block is computed anew in the backward
+    pass, when the parameters may no longer be those that are measured; here it runs as if it were
+    not checkpointed, at the price of the memory that would have saved. What `torch.compile` has
+    made can be differentiated only once, and not by torch.func. Recurrent layers of cuDNN have no
+    gradient in evaluation mode.
+
+    Args:
+        once: whether attention may be fused.
     """
-    attention: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    attention: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if not once:
+        attention = sdpa_kernel(SDPBackend.MATH)
     return attention if torch.compiler.is_compiling() else _plainly(attention)
 
 

@@ -56,7 +56,10 @@ class Examples(NamedTuple):
         """
 
         def pick(leaf: Tensor) -> Tensor:
-            return leaf[rows if isinstance(rows, slice) else rows.to(leaf.device)]
+            if isinstance(rows, slice):
+                return leaf[rows]
+            own = rows.to(leaf.device)
+            return leaf[own] if own.dtype == torch.bool else leaf.index_select(0, own)
 
         part: Examples = tree_map(pick, self)
         return part

@@ -45,7 +45,7 @@ def collated(items: list[Any], collate_fn: Collate | None) -> Examples:
         batch = plain((collate_fn or default_collate)(items))
     except Exception as error:  # whatever the user's own function raises
         raise DataError(_obstacle(items, collate_fn, error)) from error
-    examples = Examples(*_pair(batch))
+    examples = Examples(*_pair(batch, collate_fn))
     if any(not isinstance(leaf, Tensor) for leaf in tree_leaves(examples)):
         raise DataError(_no_tensor(items[0], batch, collate_fn))
     sizes = {leaf.shape[:1] for leaf in tree_leaves(examples)}
@@ -95,23 +95,30 @@ def _row_shapes(examples: Examples) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(leaf.shape[1:]) for leaf in tree_leaves(examples))
 
 
-def _pair(batch: Tree) -> tuple[Tree, Tree]:
+def _pair(batch: Tree, collate_fn: Collate | None) -> tuple[Tree, Tree]:
     """Inputs and targets; DataError where they cannot be told."""
     if isinstance(batch, Mapping):
         name = next((name for name in TARGET_NAMES if name in batch), None)
         inputs = {key: part for key, part in batch.items() if key != name}
         if name is None or not inputs:
             raise DataError(
-                f"the items are dicts of {', '.join(map(str, batch)) or 'nothing'}: give the "
-                f"inputs by name and the target as one of {', '.join(TARGET_NAMES)}"
+                f"{_holder(collate_fn)} a dict of {', '.join(map(str, batch)) or 'nothing'}: give "
+                f"the inputs by name and the target as one of {', '.join(TARGET_NAMES)}"
             )
         return inputs, batch[name]
     if isinstance(batch, tuple | list) and len(batch) >= 2:
         return batch[0] if len(batch) == 2 else tuple(batch[:-1]), batch[-1]
     raise DataError(
-        "an item holds an input and no target: give pairs (input, target); where the loss takes "
-        "no target, the input twice"
+        f"{_holder(collate_fn)} an input and no target: give pairs (input, target); where the loss "
+        "takes no target, the input twice"
+        if collate_fn is None
+        else f"{_holder(collate_fn)} {kind_of(batch)}: give a pair (inputs, targets), or a dict"
     )
+
+
+def _holder(collate_fn: Collate | None) -> str:
+    """What is at fault, for messages."""
+    return "an item holds" if collate_fn is None else "the collate function returns"
 
 
 def _no_tensor(item: Tree, batch: Tree, collate_fn: Collate | None) -> str:

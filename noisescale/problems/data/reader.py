@@ -43,7 +43,7 @@ class Reader:
         self.dataset = dataset
         self.collate_fn = collate_fn
         self.seed = seed
-        self.size = len(dataset)
+        self.size = _length(dataset)
         self.draws = False
         self.collate_draws = False
         self.is_free = False
@@ -128,3 +128,14 @@ class Reader:
         """32 bits, which numpy's and torch's generators take, that look unrelated."""
         digest = hashlib.blake2b(f"{self.seed} {row}".encode(), digest_size=4).digest()
         return int.from_bytes(digest, "big")
+
+
+def _length(dataset: Any) -> int:
+    """How many items there are; DataError for whatever the user's own code raises."""
+    try:
+        return len(dataset)
+    except Exception as error:
+        raise DataError(
+            f"the {type(dataset).__name__} does not tell how many items it has: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from noisescale.errors import DataError
+from noisescale.errors import DataError, first_line
 from noisescale.problems.data.examples import Examples
 from noisescale.problems.data.items import concatenated, num_bytes
 from noisescale.problems.data.reader import Reader
@@ -74,8 +74,9 @@ class Stream:
     def check(self) -> Stream:
         """Itself; the first time a few items are read twice, to see whether they change."""
         if not self._checked and self.num_examples:
-            few = torch.linspace(0, self.num_examples - 1, min(CHECKED, self.num_examples))
-            self.reader.check(self._at(few.long()))
+            num_checked = min(CHECKED, self.num_examples)
+            few = torch.arange(num_checked) * self.num_examples // num_checked  # spread out
+            self.reader.check(self._at(few))
             self._checked = True
         return self
 
@@ -110,7 +111,7 @@ class Stream:
         """
         own = self._chosen(slice(None))
         other = self._of(torch.cat([own + draw * self.reader.size for draw in range(draws)]))
-        other.draws = draws
+        other.draws, other._held = draws, None
         return other
 
     def drawn(self, draw: int) -> Stream:
@@ -219,12 +220,20 @@ class Stream:
             num_workers=self._num_workers,
             generator=torch.Generator(),  # else the workers' seed is drawn from the global state
         )
-        for span, (examples, draws, collate_draws) in zip(spans, loader, strict=True):
-            if isinstance(examples, str):
-                raise DataError(examples)
-            self.reader.draws |= draws
-            self.reader.collate_draws |= collate_draws
-            yield span, examples
+        try:
+            for span, (examples, draws, collate_draws) in zip(spans, loader, strict=True):
+                if isinstance(examples, str):
+                    raise DataError(examples)
+                self.reader.draws |= draws
+                self.reader.collate_draws |= collate_draws
+                yield span, examples
+        except DataError:
+            raise
+        except Exception as error:  # a worker that died, or a data set that cannot be sent to one
+            raise DataError(
+                f"the {self._num_workers} workers that read the data fail: "
+                f"{type(error).__name__}: {first_line(error)}; give the DataLoader num_workers=0"
+            ) from error
 
 
 class _Parts(Dataset[Any]):

@@ -116,7 +116,7 @@ class NoiseTracker:
     def __init__(self, training: Training, path: Path, tracking: NoiseTracking) -> None:
         self._training = training
         self._every, self._seed = tracking.every, tracking.seed
-        total = training.examples.num_examples
+        total = training.examples.num_examples * tracking.options.augmentations
         if total < FEWEST_EXAMPLES:
             raise SettingError(
                 f"{total} training examples: the noise of their gradients takes {FEWEST_EXAMPLES} "

@@ -9,9 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from noisescale import Examples, Problem, gradient_moments, measure_noise
+from noisescale import (
+    Examples,
+    Problem,
+    ggn_matvec,
+    gradient_moments,
+    hessian_matvec,
+    measure_noise,
+)
 from noisescale.errors import DataError, MeasurementError, SettingError
-from noisescale.measure.objective import Objective
 from tests.helpers.datasets import Items, scales, single_gradients
 
 N = 12
@@ -173,8 +179,8 @@ def test_ragged_data_say_that_they_want_a_collate_function():
         (lambda i: (torch.zeros(5), None), r"an item holds None at \[1\]"),
         (lambda i: {"x": object(), "y": 1}, r"an item holds an object at \['x'\]"),
         (lambda i: torch.zeros(5), "holds an input and no target"),
-        (lambda i: {"x": torch.zeros(5)}, "dicts of x: .* target as one of labels"),
-        (lambda i: {"y": torch.zeros(5)}, "dicts of y: give the inputs by name"),
+        (lambda i: {"x": torch.zeros(5)}, "holds a dict of x: .* target as one of labels"),
+        (lambda i: {"y": torch.zeros(5)}, "a dict of y: give the inputs by name"),
         (lambda i: (torch.zeros(5), [0] * (i + 1)), "items hold .* values: .* collate_fn"),
     ],
 )
@@ -182,6 +188,21 @@ def test_items_that_cannot_be_used_are_described(item, message):
     with pytest.raises(DataError, match=message) as caught:
         gradient_moments(Problem(model=nn.Linear(5, 3), loss=ce, train=Items(item)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("collate", "message"),
+    [
+        (lambda items: {}["missing"], "collate function fails on 4 items: KeyError: 'missing'"),
+        (lambda items: None, r"collate function returns None: give a pair \(inputs, targets\)"),
+        (lambda items: (TABLES[:4], ["a"] * 4), r"collate function returns a str at \[1\]\[0\]"),
+        (lambda items: (TABLES.T, CLASSES), r"4 items make a batch of shapes \[\(5, 12\), \(12,\)"),
+    ],
+)
+def test_what_a_collate_function_does_wrong_is_said(collate, message):
+    data = DataLoader(Items(lambda i: (TABLES[i], CLASSES[i])), collate_fn=collate)
+    with pytest.raises(DataError, match=message):
+        gradient_moments(Problem(model=nn.Linear(5, 3), loss=ce, train=data))
 
 
 @pytest.mark.parametrize(
@@ -194,6 +215,8 @@ def test_items_that_cannot_be_used_are_described(item, message):
         (Examples((TABLES, IMAGES[:3]), CLASSES), "the same in all"),
         (Examples({0: TABLES}, CLASSES), "dict with the keys 0: give names"),
         ((TABLES, CLASSES), r"type tuple: give noisescale.Examples\(inputs, targets\)"),
+        ([TABLES, CLASSES], r"type list: give noisescale.Examples\(inputs, targets\)"),
+        ({"x": TABLES}, r"type dict: give noisescale.Examples\(inputs, targets\)"),
         (TABLES, "type Tensor: give noisescale.Examples"),
         ("mnist", "type str"),
         (iter([1]), "type list_iterator"),
@@ -233,12 +256,17 @@ def test_a_loss_that_cannot_take_what_the_model_returns_is_told_what_it_is():
         measure_noise(problem)
 
 
-@pytest.mark.parametrize("kind", ["dict", "one dict", "triples"])
-def test_curvature_of_trees_and_of_data_sets(kind):
+@pytest.mark.parametrize("kind", SEVERAL)
+@pytest.mark.parametrize("product", [hessian_matvec, ggn_matvec])
+def test_curvature_of_data_of_every_kind(product, kind):
     model = TwoInputs().double()
-    point = Objective(Problem(model=model, loss=ce, train=SEVERAL[kind]))
-    tensors = Objective(Problem(model=model, loss=ce, train=SEVERAL["tuple"]))
-    assert point.value_and_gradient()[0] == pytest.approx(tensors.value_and_gradient()[0])
+    problem = Problem(model=model, loss=ce, train=SEVERAL[kind])
+    tensors = Problem(model=model, loss=ce, train=SEVERAL["tuple"])
+    vector = torch.linspace(-1, 1, sum(param.numel() for param in model.parameters())).double()
+    wanted = product(tensors)(vector)
+    torch.testing.assert_close(product(problem)(vector), wanted, rtol=1e-10, atol=1e-12)
+    given = product(tensors, examples=SEVERAL[kind])(vector)
+    torch.testing.assert_close(given, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_classes_of_a_data_set_that_is_read_as_needed():
@@ -261,3 +289,20 @@ def test_b_noise_of_a_data_set_that_is_read_as_needed():
     ]
     one, other = streamed.curvature.covariance_trace, tensors.curvature.covariance_trace
     assert one.value == pytest.approx(other.value, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "message"),
+    [
+        (nn.BCEWithLogitsLoss(reduction="none"), 3, r"shape \(4, 3\) .* losses.flatten\(1\).sum"),
+        (lambda o, y: (o - y[:, 0]) ** 2, 1, r"shape \(4, 4\) .* targets \(B,\) broadcast"),
+        (lambda o, y: (o - y).mean(), 1, 'as reduction="none" does'),
+        (lambda o, y: [1.0], 1, "gives a list for 4 examples"),
+    ],
+)
+def test_losses_of_another_shape_are_told_what_to_do(loss, outputs, message):
+    problem = Problem(
+        model=nn.Linear(5, outputs).double(), loss=loss, train=Examples(TABLES, TABLES[:, :outputs])
+    )
+    with pytest.raises(MeasurementError, match=message):
+        measure_noise(problem)

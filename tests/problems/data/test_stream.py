@@ -1,6 +1,7 @@
 """Data sets that are read as they are needed: what is read, what is held, what is drawn."""
 
 import gc
+import os
 import weakref
 from dataclasses import replace
 
@@ -337,6 +338,37 @@ def test_training_holds_what_stays_the_same_and_fits(monkeypatch):
     monkeypatch.setattr(stream, "HELD_BYTES", 10)
     long = source_of(DATA)
     assert resident(long, "cpu") is held(long) is long
+
+
+def test_an_item_that_is_found_to_draw_late_is_not_held_for_training():
+    def item(index):
+        inputs, targets = plain_item(index)
+        return (inputs + torch.randn(()) if index == 5 else inputs), targets
+
+    source = source_of(Items(item, size=40))
+    assert not source.check().changes
+    assert resident(source, "cpu") is source
+
+
+class Dies(Items):
+    """Ends the process that reads it, where that is a worker."""
+
+    def __getitem__(self, index):
+        if torch.utils.data.get_worker_info() is not None:
+            os._exit(3)
+        return super().__getitem__(index)
+
+
+@pytest.mark.processes
+def test_workers_that_die_are_said_to():
+    problem = problem_of(DataLoader(Dies(plain_item, size=40), num_workers=1))
+    with pytest.raises(DataError, match=r"1 workers .* fail: .*; give the DataLoader num_workers"):
+        measure_noise(problem, chunk_size=8)
+
+
+def test_moments_say_that_items_change():
+    moments = gradient_moments(problem_of(noisy(DRAWS["torch"])))
+    assert "one draw of each" in moments.notes[0]
 
 
 def test_draws_differ_and_come_again():
