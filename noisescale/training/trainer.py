@@ -204,15 +204,16 @@ class Training:
         batch_size = len(indices)
         # accumulating over chunks takes a stored gradient
         if self.in_place is not None and batch_size <= CHUNK:
-            examples = self._examples_at(indices)
             return self.in_place.update(
-                partial(self._summed_loss, examples=examples, divisor=batch_size)
+                partial(self._losses_of, examples=self._examples_at(indices)),
+                partial(_summed, size=batch_size, divisor=batch_size),
             )
         schedule = self.schedule
         chunk_losses = []
         chunks = schedule.parts(indices, largest=CHUNK) if schedule else indices.split(CHUNK)
         for chunk in chunks:
-            loss = self._summed_loss(self.model, self._examples_at(chunk), divisor=batch_size)
+            losses = self._losses_of(self.model, self._examples_at(chunk))
+            loss = _summed(losses, size=len(chunk), divisor=batch_size)
             loss.backward()
             make_gradients_dense(self.model)
             chunk_losses.append(loss.detach())
@@ -226,17 +227,9 @@ class Training:
             self._follow(schedule)
         return chunk_losses[0] if len(chunk_losses) == 1 else torch.stack(chunk_losses).sum()
 
-    def _summed_loss(self, model: nn.Module, examples: Examples, *, divisor: int) -> Tensor:
-        """The sum of the losses () of n examples, divided."""
-        size = examples.num_examples
-        losses = self.problem.loss(call_model(model, examples.inputs), examples.targets)
-        if losses.shape != (size,) or losses.is_complex():
-            kind = "complex numbers of " if losses.is_complex() else ""
-            raise SettingError(
-                f"the loss gives {kind}shape {tuple(losses.shape)} for {size} examples: "
-                f'return one real loss per example, shape ({size},), as reduction="none" does'
-            )
-        return losses.sum() / divisor
+    def _losses_of(self, model: nn.Module, examples: Examples) -> Tensor:
+        """The losses of examples (n,)."""
+        return self.problem.loss(call_model(model, examples.inputs), examples.targets)
 
     def _examples_at(self, indices: Tensor) -> Examples:
         """The examples at these indices (B,); of a Dataset that is read anew, this epoch's draw."""
@@ -326,3 +319,14 @@ class Training:
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether a part of the model normalises over the batch."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def _summed(losses: Tensor, *, size: int, divisor: int) -> Tensor:
+    """The sum () of the losses of `size` examples, divided; SettingError where they are others."""
+    if losses.shape != (size,) or losses.is_complex():
+        kind = "complex numbers of " if losses.is_complex() else ""
+        raise SettingError(
+            f"the loss gives {kind}shape {tuple(losses.shape)} for {size} examples: "
+            f'return one real loss per example, shape ({size},), as reduction="none" does'
+        )
+    return losses.sum() / divisor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from noisescale.errors import MeasurementError
+from noisescale.problems.models import rebind_closures
 
 # The attributes that every module has, for its parameters, parts and hooks
 OF_MODULES = frozenset(vars(nn.Module()))
@@ -178,39 +178,8 @@ def _shared_copy(model: nn.Module) -> nn.Module:
         whole = copy.deepcopy(model, copies)
     except (RuntimeError, TypeError) as error:
         raise MeasurementError(f"{type(model).__name__} cannot be copied: {error}") from error
-    for module in whole.modules():
-        hooks = [value for name, value in vars(module).items() if name.endswith("_hooks")]
-        for holder in [vars(module), *(held for held in hooks if isinstance(held, dict))]:
-            for name, value in list(holder.items()):
-                if isinstance(value, FunctionType) and value.__closure__:
-                    holder[name] = _rebound(value, copies)
+    rebind_closures(whole, copies)
     return whole
-
-
-def _rebound(function: FunctionType, copies: Mapping[int, Any]) -> FunctionType:
-    """A function of the copy's own, where it speaks of the model: copying leaves functions alone.
-
-    Args:
-        function: with a closure, as a hook that is defined in the model's constructor.
-        copies: of the model's parts, by the id of the originals.
-    """
-    cells = []
-    for cell in function.__closure__ or ():
-        try:
-            content = cell.cell_contents
-        except ValueError:  # not yet filled
-            cells.append(cell)
-        else:
-            cells.append(CellType(copies.get(id(content), content)))
-    rebound = FunctionType(
-        function.__code__,
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        tuple(cells),
-    )
-    rebound.__kwdefaults__ = function.__kwdefaults__
-    return rebound
 
 
 def _held(model: nn.Module) -> list[Held]:

@@ -1,1 +1,1 @@
-"""Updates faster than torch's optimizers."""
+"""Updates of a model, and ways faster than torch's optimizers where these change nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
@@ -73,7 +74,7 @@ class InPlaceSGD(TorchFunctionMode):
         self._names = {
             id(param): name for name, param in model.named_parameters() if name in self.covered
         }
-        self._uses: Counter[int] = Counter()  # in the context, by id
+        self._uses: dict[int, int] = {}  # in the context, their number by id
         self._obstacles: dict[int, str] = {}  # to an update in place, of its uses there, by id
         self._hidden_use: str | None = None  # in the context
         self._to_update = set(self._names)
@@ -146,18 +147,20 @@ class InPlaceSGD(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        used = [id(value) for value in _values(args, kwargs) if id(value) in self._names]
-        self._uses.update(used)
-        if func is Tensor.register_hook:
-            self.hidden_use("a hook is set on a tensor")
-        if func is F.linear and not kwargs and id(args[1]) in self._names:
-            inputs, weight, *rest = args
-            bias = rest[0] if rest else None
+        names, uses = self._names, self._uses
+        for value in _opened((*args, *kwargs.values()) if kwargs else args):
+            if id(value) in names:
+                uses[id(value)] = uses.get(id(value), 0) + 1
+        if func is F.linear and not kwargs and id(args[1]) in names:
+            inputs, weight, bias = args if len(args) == 3 else (*args, None)
             obstacle = _obstacle(inputs, weight, bias)
             if obstacle is None:
                 return _Linear.apply(inputs, weight, bias, self)
-            self._obstacles |= dict.fromkeys(used, obstacle)
-        return func(*args, **(kwargs or {}))
+            params = [id(param) for param in (weight, bias) if id(param) in names]
+            self._obstacles |= dict.fromkeys(params, obstacle)
+        elif func is Tensor.register_hook:
+            self.hidden_use("a hook is set on a tensor")
+        return func(*args, **kwargs) if kwargs else func(*args)
 
     def hidden_use(self, reason: str) -> None:
         """Notes that in this step nothing can be updated in place.
@@ -213,13 +216,12 @@ class _Uses(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _values(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Iterator[Any]:
+def _opened(values: tuple[Any, ...]) -> Iterable[Any]:
     """What a torch function was called with, lists and tuples such as torch.cat's opened."""
-    for value in (*args, *kwargs.values()) if kwargs else args:
-        if isinstance(value, list | tuple):
-            yield from value
-        else:
-            yield value
+    if not any(isinstance(value, list | tuple) for value in values):
+        return values
+    nested = (value if isinstance(value, list | tuple) else (value,) for value in values)
+    return itertools.chain.from_iterable(nested)
 
 
 def _edges(loss: Tensor) -> Iterator[tuple[Any, Any]]:

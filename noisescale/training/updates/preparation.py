@@ -13,7 +13,7 @@ from noisescale.training.config import TrainConfig
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model in training mode, without gradients that may be stored in it.
+    """A copy of a model in training mode; gradients stored in the model are not copied.
 
     Args:
         model: left as it is.
@@ -27,11 +27,9 @@ def trainable_copy(model: nn.Module) -> nn.Module:
     if not any(param.requires_grad for param in model.parameters()):
         raise SettingError(f"{name} has no parameter that requires a gradient: nothing to train")
     try:
-        trained = copy_of(model).train()
+        return copy_of(model).train()
     except (RuntimeError, TypeError) as error:
         raise SettingError(f"{name} cannot be copied: {first_line(error)}") from error
-    trained.zero_grad()
-    return trained
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, *, capturable: bool) -> Optimizer:

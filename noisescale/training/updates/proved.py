@@ -16,7 +16,8 @@ from noisescale.problems.random_state import preserved_random_state
 from noisescale.training.updates.in_place_sgd import InPlaceSGD
 from noisescale.training.updates.preparation import make_gradients_dense
 
-MeanLoss = Callable[[nn.Module], Tensor]  # of a batch, (): called with the model or a copy of it
+Losses = Callable[[nn.Module], Tensor]  # of a batch, (B,): called with the model or a copy of it
+Mean = Callable[[Tensor], Tensor]  # losses (B,) -> ()
 # Updates made both ways: in the first one alone, layers that start at zero hide all below them
 PROVED_UPDATES = 3
 # Relative difference of two updates that rounding explains, in units of the precision: the terms of
@@ -64,26 +65,27 @@ class ProvedInPlaceSGD:
         except FAILURES as error:
             self._disprove(f"the model fails on two examples ({first_line(error)})")
 
-    def update(self, mean_loss: MeanLoss) -> Tensor:
-        """One step; returns the loss () before it.
+    def update(self, losses: Losses, mean: Mean) -> Tensor:
+        """One step; returns the mean loss () before it.
 
         Args:
-            mean_loss: the loss of the batch, for the model or a copy of it.
+            losses: of the batch (B,), for the model or a copy of it.
+            mean: of the losses, which is minimised.
         """
         in_place = self._in_place
         if in_place is None:
-            return self._stored(mean_loss)
+            return self._stored(losses, mean)
         if self._to_prove:
             self._to_prove -= 1
-            return self._both_ways(in_place, mean_loss)
-        return self._without_storing(in_place, self._model, self._optimizer, mean_loss)
+            return self._both_ways(in_place, losses, mean)
+        return self._without_storing(in_place, self._model, self._optimizer, losses, mean)
 
-    def _both_ways(self, in_place: InPlaceSGD, mean_loss: MeanLoss) -> Tensor:
+    def _both_ways(self, in_place: InPlaceSGD, losses: Losses, mean: Mean) -> Tensor:
         """One step by torch.optim, and the same one in place on a copy, whose result is kept."""
         before = [param.detach().clone() for param in self._model.parameters()]
-        twin = self._twin(in_place, mean_loss)
+        twin = self._twin(in_place, losses, mean)
         in_place.serve(self._model)
-        loss = self._stored(mean_loss)
+        loss = self._stored(losses, mean)
         if twin is None:
             return loss
         for (name, param), theirs, start in zip(
@@ -97,7 +99,7 @@ class ProvedInPlaceSGD:
                 param.copy_(theirs)
         return loss
 
-    def _twin(self, in_place: InPlaceSGD, mean_loss: MeanLoss) -> nn.Module | None:
+    def _twin(self, in_place: InPlaceSGD, losses: Losses, mean: Mean) -> nn.Module | None:
         """A copy of the model after the step in place; None where that cannot be made."""
         device = next(self._model.parameters()).device
         try:
@@ -105,7 +107,7 @@ class ProvedInPlaceSGD:
                 twin = copy_of(self._model)
                 in_place.serve(twin)
                 optimizer = self._sgd(twin.parameters())
-                self._without_storing(in_place, twin, optimizer, mean_loss)
+                self._without_storing(in_place, twin, optimizer, losses, mean)
         except FAILURES as error:
             self._disprove(f"an update in place fails ({first_line(error)})")
             return None
@@ -115,11 +117,12 @@ class ProvedInPlaceSGD:
         return twin
 
     def _without_storing(
-        self, in_place: InPlaceSGD, model: nn.Module, optimizer: SGD, mean_loss: MeanLoss
+        self, in_place: InPlaceSGD, model: nn.Module, optimizer: SGD, losses: Losses, mean: Mean
     ) -> Tensor:
         """One step, in place where the mode's check finds nothing against it."""
         with in_place:
-            loss = mean_loss(model)
+            of_examples = losses(model)
+        loss = mean(of_examples)
         in_place.check(loss)
         if in_place.departure is not None:
             self._note(in_place.departure)
@@ -130,9 +133,9 @@ class ProvedInPlaceSGD:
             optimizer.zero_grad()
         return loss.detach()
 
-    def _stored(self, mean_loss: MeanLoss) -> Tensor:
+    def _stored(self, losses: Losses, mean: Mean) -> Tensor:
         """One step by autograd and torch.optim."""
-        loss = mean_loss(self._model)
+        loss = mean(losses(self._model))
         loss.backward()
         make_gradients_dense(self._model)
         self._optimizer.step()

@@ -186,6 +186,14 @@ class StateOfItsOwn(Net):
         return super().forward(inputs) * self.calls
 
 
+class Closure(Net):
+    """Holds a function that speaks of the model, which copying leaves alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = lambda inputs: self.second(self.first(inputs).tanh()).tanh()
+
+
 class FunctionalTransform(Net):
     def forward(self, inputs):
         return torch.func.vmap(super().forward)(inputs)
@@ -307,6 +315,7 @@ KINDS = {
     "rare expert": RareExpert,
     "a layer sometimes used twice": SometimesTwice,
     "counter": StateOfItsOwn,
+    "closure": Closure,
     "vmap inside": FunctionalTransform,
     "jacobian inside": JacobianInside,
     "forward mode": ForwardMode,
@@ -428,7 +437,9 @@ def test_it_is_said_once_what_is_not_updated_in_place_and_why(kind):
         assert NOTES[kind] in note
 
 
-@pytest.mark.parametrize("kind", ["linear layers", "random numbers", "frozen layer", "counter"])
+@pytest.mark.parametrize(
+    "kind", ["linear layers", "random numbers", "frozen layer", "counter", "closure"]
+)
 def test_what_is_fit_for_it_is_updated_in_place_after_the_first_steps(kind, monkeypatch):
     training = Training(problem_of(kind), TrainConfig(batch_size=4, learning_rate=0.02, epochs=2))
     steps = iter(training)
