@@ -114,7 +114,8 @@ def gpt2(
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = GPT2LMHeadModel(config).to(device).eval()
+        model: nn.Module = GPT2LMHeadModel(config)
+        model.to(device).eval()
         tokens = torch.randint(0, vocabulary, (number, context + 1), device=device)
     return Problem(
         model=model,
