@@ -22,6 +22,7 @@ from noisescale.measure.objective.parameters import (
     State,
     choose,
     flatten,
+    named,
     precise_dtype,
 )
 from noisescale.measure.objective.passes import as_measured, is_out_of_memory
@@ -114,6 +115,7 @@ class Objective:
         )
         self.dtype = dtype or precise_dtype(params[name] for name in trainable)
         self._layout = Layout.of(differentiated)
+        self._is_filtered = len(chosen) < len(trainable)
         self._detaches = True  # inputs that require a gradient
         self.point = flatten(list(differentiated.values())).to(self.dtype)
         self._constants = {
@@ -152,8 +154,14 @@ class Objective:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know of the examples."""
-        return self.examples.notes
+        """What a reader should know of the examples, the parameters and the precision."""
+        notes = [*self.examples.notes]
+        if self._is_filtered:
+            notes.append(f"of {named(list(self._layout.shapes))} alone, the others being constants")
+        coarsest = self._coarsest or self.dtype
+        if torch.finfo(coarsest).eps > torch.finfo(self.dtype).eps:
+            notes.append(f"a part of {self.name} computes in {coarsest}, the rest in {self.dtype}")
+        return tuple(notes)
 
     def on(self, examples: Source) -> Objective:
         """The mean loss over other examples, at the same point.
@@ -488,8 +496,8 @@ class Objective:
             if self._detaches:
                 leaf = leaf.detach()
             if leaf.is_complex():
-                return leaf.detach().to(self.device, self.dtype.to_complex())
-            return leaf.detach().to(self.point if leaf.is_floating_point() else self.device)
+                return leaf.to(self.device, self.dtype.to_complex())
+            return leaf.to(self.point if leaf.is_floating_point() else self.device)
 
         return tree_map(move, values)
 
