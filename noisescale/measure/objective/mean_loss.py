@@ -332,8 +332,23 @@ class Objective:
             raise MeasurementError(
                 f"{self.name} fails on {chunk.num_examples} examples with inputs of shape "
                 f"{shapes(chunk.inputs)} and targets of shape {shapes(chunk.targets)}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{self._advice(str(error))}"
             ) from error
+
+    def _advice(self, message: str) -> str:
+        """What to do about some of torch's messages, as the end of a sentence."""
+        if "Guard failed" in message:
+            return (
+                ". An exported model takes the numbers of examples that it was exported for: give "
+                "the module that it was made of, or export it with a dynamic first dimension"
+            )
+        if "same dtype" in message or "scalar type" in message:
+            return (
+                f". Everything is computed in {self.dtype}, but the model or the loss holds tensors "
+                "of another dtype, or makes such: give dtype=torch.float32, or have it make them "
+                "in its inputs' dtype"
+            )
+        return ""
 
     def value_and_gradient(self, vector: Tensor | None = None) -> tuple[float, Tensor]:
         """L and its gradient (P,).
