@@ -344,9 +344,9 @@ class Objective:
             )
         if "same dtype" in message or "scalar type" in message:
             return (
-                f". Everything is computed in {self.dtype}, but the model or the loss holds tensors "
-                "of another dtype, or makes such: give dtype=torch.float32, or have it make them "
-                "in its inputs' dtype"
+                f". Everything is computed in {self.dtype}, but the model or the loss holds or "
+                "makes tensors of another dtype: give dtype=torch.float32, or have it make them in "
+                "its inputs' dtype"
             )
         return ""
 
@@ -379,16 +379,7 @@ class Objective:
             losses[rows] = of_chunk.detach()
             if not of_chunk.requires_grad:  # as where none of them uses the parameters
                 return
-            parts = [
-                torch.autograd.grad(
-                    of_chunk,
-                    list(params.values()),
-                    row[rows].to(of_chunk),
-                    retain_graph=True,
-                    materialize_grads=True,
-                )
-                for row in weights
-            ]
+            parts = [self._derivative(of_chunk, params, row[rows].to(of_chunk)) for row in weights]
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.add_(flatten(part))
 
@@ -450,10 +441,32 @@ class Objective:
         loss = self.example_losses(params, chunk).sum()
         if not loss.requires_grad:
             return [loss]
-        gradient = torch.autograd.grad(
-            loss, list(params.values()), create_graph=True, materialize_grads=True
-        )
-        return [loss, *gradient]
+        return [loss, *self._derivative(loss, params, create_graph=True)]
+
+    def _derivative(
+        self,
+        losses: Tensor,
+        params: Params,
+        weights: Tensor | None = None,
+        *,
+        create_graph: bool = False,
+    ) -> Sequence[Tensor]:
+        """The gradient of a weighted sum of losses by parameter, their graph left in place."""
+        try:
+            return torch.autograd.grad(
+                losses,
+                list(params.values()),
+                weights,
+                retain_graph=True,
+                create_graph=create_graph,
+                materialize_grads=True,
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise MeasurementError(
+                f"{self.name} cannot be differentiated: {type(error).__name__}: {first_line(error)}"
+            ) from error
 
     def for_each_chunk(self, work: Callable[[Examples, int], None]) -> None:
         """Calls a function on the examples, a chunk after the other; the last one may be short.
