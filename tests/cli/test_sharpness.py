@@ -174,3 +174,14 @@ def test_the_limit_is_named_for_what_it_is():
     assert (
         json.loads(normed.stdout)[0]["stable_sharpness"] is None
     )  # training descends another loss
+
+
+@pytest.mark.parametrize("command", ["sharpness", "measure-noise"])
+def test_parameters_are_chosen_by_name_or_pattern(trained, command):
+    result = run(command, trained / "checkpoint.pt", "--param", "*.weight", "--param", "fc1.*")
+    assert result.exit_code == 2
+    assert "param filter 'fc1.*': no parameter that requires a gradient" in result.output
+    result = run(command, trained / "checkpoint.pt", "--param", "*.weight", "--json")
+    assert result.exit_code == 0, result.output
+    (entry,) = json.loads(result.stdout)
+    assert any("alone, the others being constants" in note for note in entry["notes"])

@@ -34,16 +34,21 @@ class OutputJacobian:
         self.objective = objective
         self.params: Params = objective.params()
         objective.check_any_company()
-        probe = objective.examples.part(slice(1))
-        # of all the tensors in the model's outputs
-        self._used = record_boundary(objective, self.params, probe).numbers
+        self._used: list[int] = []  # of all the tensors in the model's outputs
+        size = objective.chunk_size
+        for start in range(0, objective.num_examples, size):
+            probe = objective.examples.part(slice(start, start + size))
+            self._used = record_boundary(objective, self.params, probe).numbers
+            if self._used:  # not so where none of these examples uses the parameters
+                break
 
     def outputs(self, params: Params, inputs: Tree) -> Tensor:
         """What the loss uses of the model's outputs, one example a row: (B, C)."""
         tensors: list[Tensor] = []
 
         def note(tensor: Tensor) -> Tensor:
-            tensors.append(as_real(tensor))
+            if tensor.is_floating_point() or tensor.is_complex():
+                tensors.append(as_real(tensor))
             return tensor
 
         with_tensors(self.objective.outputs(params, inputs), note)
@@ -61,6 +66,8 @@ class OutputJacobian:
     def product(self, inputs: Tree, middle: Tensor, direction: Params) -> Params:
         """Σ_i J_iᵀ M_i J_i v for M (B, C, C)."""
         outputs = self._outputs_at_point(inputs)
+        if not outputs.requires_grad:  # none of these examples uses the parameters
+            return {name: torch.zeros_like(leaf) for name, leaf in self.params.items()}
         curved = torch.einsum("bcd,bd->bc", middle, self._pushed(outputs, direction))
         leaves = list(self.params.values())
         pulled = derivative(self.objective, outputs, leaves, curved)
@@ -68,7 +75,9 @@ class OutputJacobian:
 
     def rows(self, inputs: Tree) -> Tensor:
         """J of a single example, a backward pass for each of its outputs: (C, P)."""
-        (outputs,) = self._outputs_at_point(inputs)
+        outputs: Tensor = self._outputs_at_point(inputs)[0]
+        if not outputs.requires_grad:
+            return torch.zeros(len(outputs), self.objective.dim).to(outputs)
         leaves = list(self.params.values())
         return torch.stack(
             [flatten(derivative(self.objective, output, leaves)) for output in outputs]
@@ -80,7 +89,8 @@ class OutputJacobian:
         curvatures: list[Tensor] = []
 
         def add(chunk: Examples, start: int) -> None:
-            curvatures.append(self._curvature(record_boundary(objective, self.params, chunk)))
+            boundary = record_boundary(objective, self.params, chunk, self._used)
+            curvatures.append(self._curvature(boundary))
 
         objective.for_each_chunk(add)
         return torch.cat(curvatures)
@@ -115,6 +125,8 @@ class OutputJacobian:
 
     def _pushed(self, outputs: Tensor, direction: Params) -> Tensor:
         """J_i·v of outputs with their graph, by differentiating Jᵀ: (B, C)."""
+        if not outputs.requires_grad:
+            return torch.zeros_like(outputs)
         free = torch.zeros_like(outputs, requires_grad=True)
         leaves = list(self.params.values())
         pulled_back = derivative(self.objective, outputs, leaves, free, create_graph=True)

@@ -282,7 +282,7 @@ def record_ggn(objective: Objective, params: Params, chunk: Examples) -> ChunkPr
     """The product with the Gauss–Newton matrix of the chunk's *summed* loss."""
     leaves = list(params.values())
     boundary = record_boundary(objective, params, chunk)
-    if not boundary.outputs:
+    if not any(part.requires_grad for part in boundary.outputs):
         return _zeros(leaves)
     outputs, fixed = boundary.outputs, boundary.fixed
     curved_gradients = [part for part in boundary.gradients if part.requires_grad]
@@ -308,9 +308,8 @@ def record_ggn(objective: Objective, params: Params, chunk: Examples) -> ChunkPr
 class Boundary(NamedTuple):
     """Where the model ends and the loss begins: the tensors that the loss is computed from.
 
-    outputs: those of the model, real, that depend on its parameters. fixed: the same values, as
-    leaves. gradients: of the chunk's *summed* loss in these, with its graph. numbers: which of all
-    the model's tensors they are.
+    outputs: those of the model, real. fixed: the same values, as leaves. gradients: of the chunk's
+    *summed* loss in these, with its graph. numbers: which of all the model's tensors they are.
     """
 
     outputs: list[Tensor]
@@ -319,41 +318,47 @@ class Boundary(NamedTuple):
     numbers: list[int]
 
 
-def record_boundary(objective: Objective, params: Params, chunk: Examples) -> Boundary:
-    """The boundary between the model and the loss on a chunk, without what the loss does not use.
+def record_boundary(
+    objective: Objective, params: Params, chunk: Examples, numbers: Sequence[int] | None = None
+) -> Boundary:
+    """The boundary between the model and the loss on a chunk.
 
     Args:
         objective: the model and its loss.
         params: the differentiated parameters by name, leaves.
         chunk: the examples.
+        numbers: of the tensors; None: those that the loss uses and that depend on the parameters.
     """
     outputs: list[Tensor] = []
     fixed: list[Tensor] = []
 
     def cut(tensor: Tensor) -> Tensor:
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor
         outputs.append(as_real(tensor))
-        fixed.append(outputs[-1].detach().requires_grad_(outputs[-1].requires_grad))
+        fixed.append(outputs[-1].detach().requires_grad_())
         copy = fixed[-1].clone()  # a leaf itself must not be changed in place
         return torch.complex(*copy.unbind(-1)) if tensor.is_complex() else copy
 
     with differentiable_twice():
         returned = with_tensors(objective.outputs(params, chunk.inputs), cut)
-        loss = objective.losses(returned, chunk.targets, params).sum()
-    free = [number for number, leaf in enumerate(fixed) if leaf.requires_grad]
-    if not loss.requires_grad:
-        return Boundary([], [], [], [])
-    leaves = [fixed[number] for number in free]
-    of_leaves = derivative(objective, loss, leaves, create_graph=True, unused=True)
-    used = [
-        (gradient, number)
-        for gradient, number in zip(of_leaves, free, strict=True)
-        if gradient is not None
-    ]
+        constants = {name: leaf.detach() for name, leaf in params.items()}
+        loss = objective.losses(returned, chunk.targets, constants).sum()
+    gradients: list[Tensor | None] = [None] * len(fixed)
+    if loss.requires_grad:
+        gradients = list(derivative(objective, loss, fixed, create_graph=True, unused=True))
+    if numbers is None:
+        numbers = [
+            number
+            for number, (output, gradient) in enumerate(zip(outputs, gradients, strict=True))
+            if gradient is not None and output.requires_grad
+        ]
+    chosen = [(outputs[number], fixed[number], gradients[number]) for number in numbers]
     return Boundary(
-        [outputs[number] for _, number in used],
-        [fixed[number] for _, number in used],
-        [gradient for gradient, _ in used],
-        [number for _, number in used],
+        [output for output, _, _ in chosen],
+        [leaf for _, leaf, _ in chosen],
+        [torch.zeros_like(leaf) if part is None else part for _, leaf, part in chosen],
+        list(numbers),
     )
 
 

@@ -22,6 +22,7 @@ from noisescale.measure.objective.parameters import (
     State,
     choose,
     flatten,
+    named,
     precise_dtype,
 )
 from noisescale.measure.objective.passes import as_measured, is_out_of_memory
@@ -114,6 +115,7 @@ class Objective:
         )
         self.dtype = dtype or precise_dtype(params[name] for name in trainable)
         self._layout = Layout.of(differentiated)
+        self._is_filtered = len(chosen) < len(trainable)
         self._detaches = True  # inputs that require a gradient
         self.point = flatten(list(differentiated.values())).to(self.dtype)
         self._constants = {
@@ -152,8 +154,14 @@ class Objective:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know of the examples."""
-        return self.examples.notes
+        """What a reader should know of the examples, the parameters and the precision."""
+        notes = [*self.examples.notes]
+        if self._is_filtered:
+            notes.append(f"of {named(list(self._layout.shapes))} alone, the others being constants")
+        coarsest = self._coarsest or self.dtype
+        if torch.finfo(coarsest).eps > torch.finfo(self.dtype).eps:
+            notes.append(f"a part of {self.name} computes in {coarsest}, the rest in {self.dtype}")
+        return tuple(notes)
 
     def on(self, examples: Source) -> Objective:
         """The mean loss over other examples, at the same point.
@@ -324,8 +332,23 @@ class Objective:
             raise MeasurementError(
                 f"{self.name} fails on {chunk.num_examples} examples with inputs of shape "
                 f"{shapes(chunk.inputs)} and targets of shape {shapes(chunk.targets)}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{self._advice(str(error))}"
             ) from error
+
+    def _advice(self, message: str) -> str:
+        """What to do about some of torch's messages, as the end of a sentence."""
+        if "Guard failed" in message:
+            return (
+                ". An exported model takes the numbers of examples that it was exported for: give "
+                "the module that it was made of, or export it with a dynamic first dimension"
+            )
+        if "same dtype" in message or "scalar type" in message:
+            return (
+                f". Everything is computed in {self.dtype}, but the model or the loss holds or "
+                "makes tensors of another dtype: give dtype=torch.float32, or have it make them in "
+                "its inputs' dtype"
+            )
+        return ""
 
     def value_and_gradient(self, vector: Tensor | None = None) -> tuple[float, Tensor]:
         """L and its gradient (P,).
@@ -356,16 +379,7 @@ class Objective:
             losses[rows] = of_chunk.detach()
             if not of_chunk.requires_grad:  # as where none of them uses the parameters
                 return
-            parts = [
-                torch.autograd.grad(
-                    of_chunk,
-                    list(params.values()),
-                    row[rows].to(of_chunk),
-                    retain_graph=True,
-                    materialize_grads=True,
-                )
-                for row in weights
-            ]
+            parts = [self._derivative(of_chunk, params, row[rows].to(of_chunk)) for row in weights]
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.add_(flatten(part))
 
@@ -427,10 +441,32 @@ class Objective:
         loss = self.example_losses(params, chunk).sum()
         if not loss.requires_grad:
             return [loss]
-        gradient = torch.autograd.grad(
-            loss, list(params.values()), create_graph=True, materialize_grads=True
-        )
-        return [loss, *gradient]
+        return [loss, *self._derivative(loss, params, create_graph=True)]
+
+    def _derivative(
+        self,
+        losses: Tensor,
+        params: Params,
+        weights: Tensor | None = None,
+        *,
+        create_graph: bool = False,
+    ) -> Sequence[Tensor]:
+        """The gradient of a weighted sum of losses by parameter, their graph left in place."""
+        try:
+            return torch.autograd.grad(
+                losses,
+                list(params.values()),
+                weights,
+                retain_graph=True,
+                create_graph=create_graph,
+                materialize_grads=True,
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise MeasurementError(
+                f"{self.name} cannot be differentiated: {type(error).__name__}: {first_line(error)}"
+            ) from error
 
     def for_each_chunk(self, work: Callable[[Examples, int], None]) -> None:
         """Calls a function on the examples, a chunk after the other; the last one may be short.
@@ -488,8 +524,8 @@ class Objective:
             if self._detaches:
                 leaf = leaf.detach()
             if leaf.is_complex():
-                return leaf.detach().to(self.device, self.dtype.to_complex())
-            return leaf.detach().to(self.point if leaf.is_floating_point() else self.device)
+                return leaf.to(self.device, self.dtype.to_complex())
+            return leaf.to(self.point if leaf.is_floating_point() else self.device)
 
         return tree_map(move, values)
 

@@ -168,12 +168,21 @@ def choose(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns or [""]:
         if not any(fnmatchcase(name, pattern) for name in names):
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             raise SettingError(
                 f"param filter {pattern!r}: no parameter that requires a gradient has such a name; "
-                f"give names or patterns of {', '.join(names[:NAMED])}{more}"
+                f"give names or patterns of {named(names)}"
             )
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def named(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are.
+
+    Args:
+        names: of parameters.
+    """
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def check_fits(params: Params, of_model: Params) -> None:

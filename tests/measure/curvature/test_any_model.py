@@ -526,3 +526,37 @@ def test_a_body_in_single_and_a_head_in_double_precision_compute_in_double():
     inputs = problem.train.inputs.double()
     expected = dense_hessian(precise, lambda model: cross_entropy(model(inputs), CLASSES).mean())
     torch.testing.assert_close(matrix_of(hessian_matvec(problem)), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_model_without_a_gradient_is_refused_in_a_sentence():
+    def run(layer, inputs):
+        return functional.relu(layer(inputs)).mul_(2.0)  # overwrites what the gradient takes
+
+    problem = Problem(
+        model=Through(run).double(), loss=cross_entropy, train=Examples(numbers(), CLASSES)
+    )
+    for options in (SharpnessOptions(), SharpnessOptions(ggn=True)):
+        with pytest.raises(MeasurementError, match=r"cannot be differentiated.*inplace"):
+            measure_sharpness(problem, options=options)
+
+
+@pytest.mark.parametrize("first", [1, 5])
+def test_a_model_that_late_examples_alone_train_has_its_curvature(first):
+    def run(layer, inputs):
+        rows = [layer(row) if row[0] == row[1] else row[:3] for row in inputs]
+        return torch.stack(rows)
+
+    inputs = numbers()
+    inputs[first:, 0] = inputs[first:, 1]
+    problem = Problem(
+        model=Through(run).double(), loss=cross_entropy, train=Examples(inputs, CLASSES)
+    )
+    expected = dense_hessian(problem.model, mean_loss(problem))
+    for chunk_size in (None, 2):
+        found = matrix_of(hessian_matvec(problem, chunk_size=chunk_size))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        found = matrix_of(ggn_matvec(problem, chunk_size=chunk_size))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    traces = ExampleCurvature(Objective(problem, chunk_size=2)).traces()
+    assert traces[:first].tolist() == [0.0] * first
+    assert float(traces.mean()) == pytest.approx(float(expected.trace()))

@@ -1,5 +1,7 @@
 """Losses that are no function of one example are refused, by whatever is measured."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -71,3 +73,21 @@ def test_the_coarsest_dtype_is_that_of_any_part_of_the_graph():
     assert coarsest_dtype([weight.sum()]) == torch.float64
     assert coarsest_dtype([(weight.float() * 2).double().sum()]) == torch.float32
     assert coarsest_dtype([(weight.bfloat16() + weight.half()).double().sum()]) == torch.bfloat16
+
+
+def test_a_model_or_a_loss_that_fixes_its_dtype_is_told_what_to_do():
+    weights = torch.tensor([1.0, 2.0, 0.5])
+
+    def weighted(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets, weight=weights, reduction="none")
+
+    problem = replace(classification(nn.Linear(6, 3)), loss=weighted)
+    with pytest.raises(MeasurementError, match=r"computed in torch.float64.*give dtype=torch"):
+        gradient_moments(problem)
+
+
+def test_an_exported_model_is_told_where_to_look():
+    problem = classification(num_examples=9)
+    exported = torch.export.export(problem.model, (problem.train.inputs,)).module()
+    with pytest.raises(MeasurementError, match="give the module that it was made of"):
+        measure_sharpness(replace(problem, model=exported))
