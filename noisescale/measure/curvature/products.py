@@ -338,7 +338,7 @@ def record_boundary(objective: Objective, params: Params, chunk: Examples) -> Bo
 
     with differentiable_twice():
         returned = with_tensors(objective.outputs(params, chunk.inputs), cut)
-        loss = objective.losses(returned, chunk.targets).sum()
+        loss = objective.losses(returned, chunk.targets, params).sum()
     free = [number for number, leaf in enumerate(fixed) if leaf.requires_grad]
     if not loss.requires_grad:
         return Boundary([], [], [], [])

@@ -71,7 +71,8 @@ class CompiledEngine:
 
         def total(params: Params) -> Tensor:
             return (
-                self.objective.losses(self.objective.outputs(params, inputs), targets) * weights
+                self.objective.losses(self.objective.outputs(params, inputs), targets, params)
+                * weights
             ).sum()
 
         return losses, norms, list(grad(total)(params).values())

@@ -191,7 +191,7 @@ class LayerEngine:
         """The losses of the examples, the parameters followed."""
         with context:
             outputs = self.objective.call(self._model, examples.inputs)
-            return self.objective.losses(outputs, examples.targets)
+            return self.objective.losses(outputs, examples.targets, self.params)
 
     def _forward(
         self, chunk: Examples, receive: Callable[[Use, Tensor], None]
@@ -199,7 +199,9 @@ class LayerEngine:
         """The pass and the losses (B,)."""
         start = torch.zeros((), device=self.objective.device, requires_grad=True)
         current = Pass(chunk.num_examples, start, receive)
-        context = ParameterUses(self._reached, self._rules, self._plan, current)
+        context = ParameterUses(
+            self.params, self._rules, self._plan, current, given_up=self.unreached
+        )
         losses = self._run(chunk, context)
         current.is_forward = False
         if current.differentiates:
@@ -227,12 +229,12 @@ class LayerEngine:
 
     def _by_parameter(self, held: Pieces, derived: Sequence[Source]) -> Pieces:
         """Gradients with respect to what was made of parameters as those of the parameters."""
-        by_parameter: Pieces = {name: held[name] for name in self.params if held[name]}
+        by_parameter: Pieces = {name: held[name] for name in self.params if name in held}
         for source in derived:
-            pieces = held[source.key]
-            if not pieces:
+            pieces = held.get(source.key)
+            if pieces is None:
                 continue
-            for name in source.names:
+            for name in source.names - self.unreached.keys():
                 outers = [piece for piece in pieces if isinstance(piece, Outer)]
                 if source.is_transpose and len(outers) == len(pieces):
                     of_parameter: list[ExampleGradients] = [piece.transposed() for piece in outers]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from noisescale.measure.gradients.engine import ChunkStatistics, EngineName
+from noisescale.measure.gradients.engine import ChunkStatistics, EngineName, whatever_fails
 from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params
 
@@ -27,7 +27,7 @@ class LoopEngine:
 
     def __init__(self, objective: Objective, names: Sequence[str] | None = None) -> None:
         self.objective = objective
-        params = objective.params()
+        self._params = params = objective.params()
         self._model = objective.instance(params)
         # whose graph as pairs of real numbers all examples share
         self._is_complex = any(param.is_complex() for param in objective.model.parameters())
@@ -36,23 +36,25 @@ class LoopEngine:
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         losses, norms = [], []
         total = [torch.zeros_like(leaf, dtype=torch.float64) for leaf in self._leaves.values()]
-        for loss, gradient in self._gradients(chunk):
-            losses.append(loss)
-            norms.append(torch.stack([part.double().square().sum() for part in gradient]))
-            for accumulated, part in zip(total, gradient, strict=True):
-                accumulated.add_(part)
+        with whatever_fails(self.name, self.objective):
+            for loss, gradient in self._gradients(chunk):
+                losses.append(loss)
+                norms.append(torch.stack([part.double().square().sum() for part in gradient]))
+                for accumulated, part in zip(total, gradient, strict=True):
+                    accumulated.add_(part)
         return ChunkStatistics(torch.stack(losses), torch.stack(norms), total)
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         along = []
-        for _, gradient in self._gradients(chunk):
-            by_name = dict(zip(self._leaves, gradient, strict=True))
-            of_example = [
-                (part.double() * direction[name]).sum()
-                for direction in directions
-                for name, part in by_name.items()
-            ]
-            along.append(torch.stack(of_example).view(len(directions), -1))  # (K, L)
+        with whatever_fails(self.name, self.objective):
+            for _, gradient in self._gradients(chunk):
+                by_name = dict(zip(self._leaves, gradient, strict=True))
+                of_example = [
+                    (part.double() * direction[name]).sum()
+                    for direction in directions
+                    for name, part in by_name.items()
+                ]
+                along.append(torch.stack(of_example).view(len(directions), -1))  # (K, L)
         return torch.stack(along, 1)  # (K, B, L)
 
     def _gradients(self, chunk: Examples) -> Iterator[tuple[Tensor, list[Tensor]]]:
@@ -60,7 +62,7 @@ class LoopEngine:
         for row in range(chunk.num_examples):
             example = chunk.part(slice(row, row + 1))
             outputs = self.objective.call(self._model, example.inputs)
-            (loss,) = self.objective.losses(outputs, example.targets)
+            (loss,) = self.objective.losses(outputs, example.targets, self._params)
             leaves = list(self._leaves.values())
             gradient = [torch.zeros_like(leaf) for leaf in leaves]
             if loss.requires_grad:

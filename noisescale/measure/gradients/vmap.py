@@ -122,8 +122,9 @@ class VmappedLosses:
         constants = self.params
 
         def losses(free: Params) -> Tensor:
-            outputs = self.objective.outputs(constants | free, chunk.inputs)
-            return self.objective.losses(outputs, chunk.targets)
+            params = constants | free
+            outputs = self.objective.outputs(params, chunk.inputs)
+            return self.objective.losses(outputs, chunk.targets, params)
 
         free = {name: constants[name] for name in self.names}
         tangents = [
@@ -166,8 +167,9 @@ def example_gradients(
 
     def loss(free: Params, inputs: Tree, targets: Tree) -> tuple[Tensor, Tensor]:
         example = tree_map(lambda leaf: leaf.unsqueeze(0), Examples(inputs, targets))
-        outputs = objective.outputs(constants | free, example.inputs)
-        (value,) = objective.losses(outputs, example.targets)
+        params = constants | free
+        outputs = objective.outputs(params, example.inputs)
+        (value,) = objective.losses(outputs, example.targets, params)
         return value, value.detach()
 
     each = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0))

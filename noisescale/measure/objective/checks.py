@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -90,6 +91,18 @@ def graph_nodes(roots: Iterable[Tensor]) -> set[Any]:
                 seen.add(node)
                 pending.append(node)
     return seen
+
+
+def graph_bytes(roots: Iterable[Tensor]) -> int:
+    """About how much the tensors' graph keeps: a tensor of each node's output.
+
+    Args:
+        roots: the graph's ends.
+    """
+    entries = [
+        entry for node in graph_nodes(roots) for entry in getattr(node, "_input_metadata", ())
+    ]
+    return sum(math.prod(entry.shape) * entry.dtype.itemsize for entry in entries)
 
 
 def _check_equal(found: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> None:

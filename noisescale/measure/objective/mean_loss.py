@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -14,12 +15,11 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_map
 
 from noisescale.errors import MeasurementError, SettingError, check_count, first_line
-from noisescale.measure.objective.checks import check_any_company, check_separate
-from noisescale.measure.objective.model_copy import ModelCopy
+from noisescale.measure.objective.checks import check_any_company, check_separate, graph_bytes
+from noisescale.measure.objective.model_copy import ModelCopy, forgetting
 from noisescale.measure.objective.parameters import (
     Layout,
-    as_kind_of,
-    check_fits,
+    State,
     choose,
     flatten,
     precise_dtype,
@@ -74,7 +74,8 @@ class Objective:
         name: of the model and its loss, for messages.
         examples: what L is the mean over.
         dtype: what everything is computed in.
-        point: θ as a vector (P,), in the order of `model.named_parameters()`.
+        point: θ as a vector (P,), in the order of `model.named_parameters()`. Parameters of the
+            loss follow those of the model, as "loss.NAME".
 
     Raises:
         SettingError: parameters that do not fit the model, none that requires a gradient, or a bad
@@ -100,30 +101,31 @@ class Objective:
             raise SettingError(
                 f"{_name(problem.model)} has lazy parameters: run it on one batch first"
             )
-        of_model: Params = dict(problem.model.named_parameters())
-        params = of_model if params is None else params
-        check_fits(params, of_model)
-        trainable = [name for name, param in of_model.items() if param.requires_grad]
+        state = State.of(problem)
+        params = state.values(params)
+        trainable = [name for name, param in state.parameters.items() if param.requires_grad]
         if not trainable:
             raise SettingError(f"{_name(problem.model)} has no parameter that requires a gradient")
         chosen = choose(trainable, param_filter)
-        differentiated = {name: as_kind_of(of_model[name], params[name]) for name in chosen}
+        differentiated = {name: params[name] for name in chosen}
         self.name = f"{_name(problem.model)} with the loss {_name(problem.loss)}"
         self.examples: Source = (
             held(source_of(problem.train)) if examples is None else source_of(examples)
         )
         self.dtype = dtype or precise_dtype(params[name] for name in trainable)
         self._layout = Layout.of(differentiated)
+        self._detaches = True  # inputs that require a gradient
         self.point = flatten(list(differentiated.values())).to(self.dtype)
-        buffers = dict(problem.model.named_buffers())
         self._constants = {
             name: self.cast(tensor.detach()).clone()
-            for name, tensor in (params | buffers).items()
+            for name, tensor in (params | state.buffers).items()
             if name not in differentiated
         }
-        self._model = ModelCopy(problem.model)
-        self._loss = self._as_cast(problem.loss)
-        self._loss_note = _note_on(problem.loss)
+        self._model = ModelCopy(problem.model, state.names)
+        self._loss = problem.loss
+        self._loss_copy = (
+            ModelCopy(problem.loss, state.names) if isinstance(problem.loss, nn.Module) else None
+        )
         self._chunk_size = chunk_size
         self._coarsest: torch.dtype | None = None  # not yet known
         self._is_separate = False  # not yet looked at in a whole chunk
@@ -150,8 +152,8 @@ class Objective:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know of the examples and the loss."""
-        return self.examples.notes + self._loss_note
+        """What a reader should know of the examples."""
+        return self.examples.notes
 
     def on(self, examples: Source) -> Objective:
         """The mean loss over other examples, at the same point.
@@ -203,29 +205,31 @@ class Objective:
         with self._model.exchanged(tensors) as model, as_measured():
             return model(*arguments, **keywords)
 
-    def call(self, model: Callable[..., Any], inputs: Tree) -> Any:
+    def call(self, model: nn.Module, inputs: Tree) -> Any:
         """What another instance of the model returns, to be differentiated once, by autograd.
 
         Args:
             model: as of `instance`.
             inputs: (B, *F), or a dict, tuple or list of such, on any device.
         """
-        with as_measured(once=True):
+        with forgetting(model), as_measured(once=True):
             return call_model(model, self.cast(inputs))
 
-    def losses(self, outputs: Any, targets: Tree) -> Tensor:
+    def losses(self, outputs: Any, targets: Tree, params: Params | None = None) -> Tensor:
         """One loss per example (B,).
 
         Args:
             outputs: what the model returned.
             targets: (B, ...), or a dict, tuple or list of such, on any device.
+            params: the differentiated parameters by name, of which the loss may have some; None:
+                those of the point, as constants.
 
         Raises:
             MeasurementError: the problem's loss has reduced them already, or fails on a target.
         """
         try:
-            with as_measured():
-                losses = self._loss(outputs, self.cast(targets))
+            with self._loss_at(params) as loss, as_measured():
+                losses = loss(outputs, self.cast(targets))
         except IndexError as error:  # a class that the model has no output for
             raise MeasurementError(f"{self.name} fails on its targets: {error}") from error
         except (TypeError, AttributeError, KeyError) as error:
@@ -245,15 +249,32 @@ class Objective:
             )
         return losses
 
+    def _loss_at(self, params: Params | None) -> contextlib.AbstractContextManager[LossFn]:
+        """The loss, with these values of the parameters that it may have."""
+        if self._loss_copy is None:
+            return contextlib.nullcontext(self._loss)
+        params = self.unflatten(self.point) if params is None else params
+        return self._loss_copy.exchanged(self._layout.as_given(params) | self._constants)
+
     def check_separate(self) -> None:
         """Whether each example has a loss of its own, by those of the first few; looked at once.
+
+        Inputs that require a gradient are detached, unless the model itself differentiates by them.
 
         Raises:
             MeasurementError: a loss is random, depends on the other examples of the batch or not on
                 the parameters, or cannot be computed.
         """
-        if self._coarsest is None:
-            self._coarsest = check_separate(self._losses_at_point(), self.examples, name=self.name)
+        if self._coarsest is not None:
+            return
+        losses = self._losses_at_point()
+        try:
+            self._coarsest = check_separate(losses, self.examples, name=self.name)
+        except MeasurementError as error:
+            if not self._detaches or "does not require grad" not in str(error):
+                raise
+            self._detaches = False
+            self._coarsest = check_separate(losses, self.examples, name=self.name)
 
     def check_any_company(self) -> None:
         """The same, and that the losses of a whole chunk are those of its parts.
@@ -294,7 +315,7 @@ class Objective:
             MeasurementError: what the model or the loss raises, in the package's own words.
         """
         try:
-            return self.losses(self.outputs(params, chunk.inputs), chunk.targets)
+            return self.losses(self.outputs(params, chunk.inputs), chunk.targets, params)
         except MeasurementError:
             raise
         except Exception as error:  # whatever a model or a loss of the user's own raises
@@ -382,18 +403,34 @@ class Objective:
         saved: dict[int, int] = {}  # bytes by address
 
         def note(tensor: Tensor) -> Tensor:
+            if tensor.layout != torch.strided:  # a sparse gradient, which has no storage
+                return tensor
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in shared:
                 saved[tensor.data_ptr()] = min(tensor.nbytes, storage.nbytes())
             return tensor
 
         probe = self.examples.part(slice(MEASURED_EXAMPLES))
-        with saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = self.example_losses(params, probe).sum()
-            torch.autograd.grad(
-                loss, list(params.values()), create_graph=True, materialize_grads=True
-            )
-        return max(sum(saved.values()) // probe.num_examples, 1)
+        try:
+            with saved_tensors_hooks(note, lambda tensor: tensor):
+                roots = self._twice_differentiable(params, probe)
+            saved_bytes = sum(saved.values())
+        except MeasurementError as error:  # torch.func inside the model takes no such hooks
+            if "saved tensor hooks" not in str(error):
+                raise
+            roots = self._twice_differentiable(params, probe)
+            saved_bytes = graph_bytes(roots)
+        return max(saved_bytes // probe.num_examples, 1)
+
+    def _twice_differentiable(self, params: Params, chunk: Examples) -> list[Tensor]:
+        """The summed loss of a chunk and its gradient, with the graph of both."""
+        loss = self.example_losses(params, chunk).sum()
+        if not loss.requires_grad:
+            return [loss]
+        gradient = torch.autograd.grad(
+            loss, list(params.values()), create_graph=True, materialize_grads=True
+        )
+        return [loss, *gradient]
 
     def for_each_chunk(self, work: Callable[[Examples, int], None]) -> None:
         """Calls a function on the examples, a chunk after the other; the last one may be short.
@@ -448,19 +485,13 @@ class Objective:
         """
 
         def move(leaf: Tensor) -> Tensor:
+            if self._detaches:
+                leaf = leaf.detach()
             if leaf.is_complex():
-                return leaf.to(self.device, self.dtype.to_complex())
-            return leaf.to(self.point if leaf.is_floating_point() else self.device)
+                return leaf.detach().to(self.device, self.dtype.to_complex())
+            return leaf.detach().to(self.point if leaf.is_floating_point() else self.device)
 
         return tree_map(move, values)
-
-    def _as_cast(self, loss: LossFn) -> LossFn:
-        """The loss; of one that is a module, a copy with its weights in the dtype."""
-        if not isinstance(loss, nn.Module):
-            return loss
-        state = [*loss.named_parameters(), *loss.named_buffers()]
-        weights = {name: self.cast(tensor.detach()) for name, tensor in state}
-        return ModelCopy(loss).instance(weights)
 
 
 def _how_to_reduce(losses: object, num_examples: int) -> str:
@@ -472,18 +503,6 @@ def _how_to_reduce(losses: object, num_examples: int) -> str:
     if shape == (num_examples, num_examples):
         advice += "; or are outputs (B, 1) and targets (B,) broadcast against each other?"
     return advice
-
-
-def _note_on(loss: object) -> tuple[str, ...]:
-    """That a loss has parameters, where it has any that are trained."""
-    params = loss.parameters() if isinstance(loss, nn.Module) else ()
-    number = sum(param.numel() for param in params if param.requires_grad)
-    if not number:
-        return ()
-    return (
-        f"the loss {_name(loss)} has {number:,} trainable parameter(s) of its own, which count as "
-        "constants: make them part of the model to have them measured",
-    )
 
 
 def _form(losses: object) -> str:

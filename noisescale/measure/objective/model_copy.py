@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
+from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from noisescale.errors import MeasurementError
+
+# The attributes that every module has, for its parameters, parts and hooks
+OF_MODULES = frozenset(vars(nn.Module()))
 
 
 class Held(NamedTuple):
@@ -30,6 +35,51 @@ class Place(NamedTuple):
     name: str
 
 
+class _Attributes(NamedTuple):
+    """What a module has noted: its attributes, and what its own lists and dicts hold."""
+
+    module: nn.Module
+    values: dict[str, Any]
+    contents: list[tuple[Any, Any]]  # a list or dict, and a copy of it
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Attributes:
+        values = {name: value for name, value in vars(module).items() if name not in OF_MODULES}
+        held = [value for value in values.values() if type(value) in (list, dict)]
+        return cls(module, values, [(value, value.copy()) for value in held])
+
+    def put_back(self) -> None:
+        present = vars(self.module)
+        for name in [name for name in present if name not in OF_MODULES]:
+            if name not in self.values:
+                del present[name]
+        present.update(self.values)
+        for holder, copied in self.contents:
+            holder.clear()
+            holder.extend(copied) if isinstance(holder, list) else holder.update(copied)
+
+
+@contextlib.contextmanager
+def forgetting(model: nn.Module) -> Iterator[None]:
+    """A context after which a model has the attributes that it had before.
+
+    What it notes in a forward pass, such as a counter, activations or a weight that is computed
+    once, belongs to that pass and to its parameters.
+
+    Args:
+        model: whose modules' attributes, lists and dicts are put back.
+    """
+    if torch.compiler.is_compiling():  # which cannot follow it; a program notes nothing
+        yield
+        return
+    attributes = [_Attributes.of(module) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for of_module in attributes:
+            of_module.put_back()
+
+
 class ModelCopy:
     """A copy of a model in evaluation mode, which shares every tensor with it.
 
@@ -40,6 +90,7 @@ class ModelCopy:
 
     Args:
         model: which is only read.
+        names: of its parameters and buffers by their id; None: its own.
 
     Attributes:
         module: the copy.
@@ -48,9 +99,10 @@ class ModelCopy:
         MeasurementError: the model cannot be copied.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        state = [*model.named_parameters(), *model.named_buffers()]
-        names = {id(tensor): name for name, tensor in state}
+    def __init__(self, model: nn.Module, names: Mapping[int, str] | None = None) -> None:
+        if names is None:
+            state = [*model.named_parameters(), *model.named_buffers()]
+            names = {id(tensor): name for name, tensor in state}
         original = _without_wrapper(model)
         self.module = _shared_copy(original).eval()
         self._places = [
@@ -69,14 +121,17 @@ class ModelCopy:
     def exchanged(self, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         """The copy, for the time of the context with other tensors as parameters and buffers.
 
+        What the modules note meanwhile is forgotten, as by `forgetting`.
+
         Args:
             tensors: all of them by name, used as they are.
         """
         before = [place.holder[place.key] for place in self._places]
         try:
-            for place in self._places:
-                place.holder[place.key] = tensors[place.name]
-            yield self.module
+            with forgetting(self.module):
+                for place in self._places:
+                    place.holder[place.key] = tensors[place.name]
+                yield self.module
         finally:
             for place, tensor in zip(self._places, before, strict=True):
                 place.holder[place.key] = tensor
@@ -118,10 +173,44 @@ def _shared_copy(model: nn.Module) -> nn.Module:
         for leaf in tree_leaves(vars(module))
         if isinstance(leaf, Tensor) and leaf.grad_fn is not None
     }
+    copies: dict[int, Any] = {**shared, **computed}  # by the id of what they are copies of
     try:
-        return copy.deepcopy(model, shared | computed)
+        whole = copy.deepcopy(model, copies)
     except (RuntimeError, TypeError) as error:
         raise MeasurementError(f"{type(model).__name__} cannot be copied: {error}") from error
+    for module in whole.modules():
+        hooks = [value for name, value in vars(module).items() if name.endswith("_hooks")]
+        for holder in [vars(module), *(held for held in hooks if isinstance(held, dict))]:
+            for name, value in list(holder.items()):
+                if isinstance(value, FunctionType) and value.__closure__:
+                    holder[name] = _rebound(value, copies)
+    return whole
+
+
+def _rebound(function: FunctionType, copies: Mapping[int, Any]) -> FunctionType:
+    """A function of the copy's own, where it speaks of the model: copying leaves functions alone.
+
+    Args:
+        function: with a closure, as a hook that is defined in the model's constructor.
+        copies: of the model's parts, by the id of the originals.
+    """
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            content = cell.cell_contents
+        except ValueError:  # not yet filled
+            cells.append(cell)
+        else:
+            cells.append(CellType(copies.get(id(content), content)))
+    rebound = FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        tuple(cells),
+    )
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    return rebound
 
 
 def _held(model: nn.Module) -> list[Held]:

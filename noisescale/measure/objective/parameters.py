@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.problems.problem import Params
+from noisescale.problems.problem import Params, Problem
 
 NAMED = 5  # names in a message, enough to see how they look
 
@@ -62,6 +62,66 @@ class Layout:
             name: torch.complex(*param.unbind(-1)) if name in self.complex_names else param
             for name, param in params.items()
         }
+
+
+@dataclass(frozen=True)
+class State:
+    """The parameters and buffers of a model and of a loss that is a module.
+
+    The loss's go by "loss." and their names there, but for those that it shares with the model.
+
+    Attributes:
+        parameters: by name.
+        buffers: by name.
+        names: by the tensors' id.
+        loss_names: of the loss's own parameters and buffers.
+    """
+
+    parameters: Params
+    buffers: Params
+    names: dict[int, str]
+    loss_names: frozenset[str]
+
+    @classmethod
+    def of(cls, problem: Problem) -> State:
+        """That of a problem.
+
+        Args:
+            problem: its model and its loss.
+        """
+        parameters: Params = dict(problem.model.named_parameters())
+        buffers: Params = dict(problem.model.named_buffers())
+        of_model = {id(tensor): name for name, tensor in (parameters | buffers).items()}
+        taken = any(name.startswith("loss.") for name in of_model.values())
+        prefix = "loss_function." if taken else "loss."
+        if isinstance(problem.loss, nn.Module):
+            for held, of_loss in (
+                (parameters, problem.loss.named_parameters()),
+                (buffers, problem.loss.named_buffers()),
+            ):
+                own = {
+                    prefix + name: tensor for name, tensor in of_loss if id(tensor) not in of_model
+                }
+                held.update(own)
+        names = {id(tensor): name for name, tensor in (parameters | buffers).items()}
+        loss_names = frozenset(names.values()) - frozenset(of_model.values())
+        return cls(parameters, buffers, names, loss_names)
+
+    def values(self, params: Params | None) -> Params:
+        """The parameters' values, detached, complex where the model's are.
+
+        Args:
+            params: other ones than the problem's own; those of the loss may be absent.
+
+        Raises:
+            SettingError: names, shapes or complex values that the model does not have.
+            MeasurementError: values that are not finite.
+        """
+        own = self.parameters
+        of_loss = {name: param for name, param in own.items() if name in self.loss_names}
+        given = own if params is None else of_loss | params
+        check_fits(given, own)
+        return {name: as_kind_of(param, given[name]) for name, param in own.items()}
 
 
 def as_real(tensor: Tensor) -> Tensor:

@@ -311,8 +311,12 @@ class Physics(nn.Module):
 
     def forward(self, x):
         if self.functional_grad:
-            second = torch.func.vmap(torch.func.grad(torch.func.grad(lambda t: self.net(t).sum())))
-            return second(x) + self.net(x) if x.shape[1] == 1 else None
+
+            def u(t):
+                return self.net(t.view(1, 1)).squeeze()
+
+            second = torch.func.vmap(torch.func.grad(torch.func.grad(u)))
+            return second(x[:, 0]).unsqueeze(1) + self.net(x)
         x = x.detach().requires_grad_()
         u = self.net(x)
         (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
@@ -330,8 +334,9 @@ def physics(**options):
     )
 
 
-def test_derivatives_inside_the_model_are_differentiated():
-    problem = physics(functional_grad=False)
+@pytest.mark.parametrize("functional_grad", [False, True])
+def test_derivatives_inside_the_model_are_differentiated(functional_grad):
+    problem = physics(functional_grad=functional_grad)
     expected = dense_hessian(problem.model, mean_loss(problem))
     for chunk_size in (None, 4):
         found = matrix_of(hessian_matvec(problem, chunk_size=chunk_size))

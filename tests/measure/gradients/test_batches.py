@@ -16,7 +16,6 @@ from noisescale import (
     gradient_moments,
     hessian_matvec,
     measure_noise,
-    measure_sharpness,
 )
 from noisescale.errors import DataError, MeasurementError, SettingError
 from tests.helpers.datasets import Items, scales, single_gradients
@@ -307,24 +306,3 @@ def test_losses_of_another_shape_are_told_what_to_do(loss, outputs, message):
     )
     with pytest.raises(MeasurementError, match=message):
         measure_noise(problem)
-
-
-class LearntScale(nn.Module):
-    """A cross-entropy with a temperature that is trained."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
-
-    def forward(self, outputs, targets):
-        return ce(self.scale * outputs, targets)
-
-
-def test_a_loss_with_parameters_of_its_own_is_said_to_have_them():
-    loss = LearntScale()
-    problem = Problem(model=nn.Linear(5, 3).double(), loss=loss, train=Examples(TABLES, CLASSES))
-    note = "the loss LearntScale has 1 trainable parameter(s) of its own, which count as constants"
-    assert any(note in text for text in measure_noise(problem).notes)
-    assert any(note in text for text in measure_sharpness(problem).notes)
-    loss.requires_grad_(False)
-    assert measure_noise(problem).notes == ()

@@ -1,7 +1,9 @@
 """Parameters of every kind as one real vector: complex, tied, filtered, of mixed dtypes."""
 
 import copy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from noisescale.measure.gradients.moments import gradient_moments
 from noisescale.measure.noise import measure_noise
 from noisescale.measure.objective import Objective
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
-from noisescale.problems.problem import Problem
+from noisescale.problems.problem import Examples, Problem
 from tests.helpers.dense import dense_hessian, largest_eigenvalue, matrix_of
 from tests.helpers.problems import classification
 
@@ -142,3 +144,96 @@ def test_chosen_parameters_are_of_those_that_require_a_gradient():
     problem.model[0].weight.requires_grad_(False)
     with pytest.raises(SettingError, match=r"'0.weight': no parameter that requires a gradient"):
         Objective(problem, param_filter=("0.weight",))
+
+
+class Margin(nn.Module):
+    """Classes by their distance from centres of its own, scaled by a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(3, 3))
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, outputs, targets):
+        scores = -self.scale * (outputs.unsqueeze(1) - self.centres).square().sum(2)
+        return nn.functional.cross_entropy(scores, targets, reduction="none")
+
+
+def with_margin():
+    problem = classification(num_examples=12)
+    return replace(problem, loss=Margin())
+
+
+def test_parameters_of_the_loss_count_as_those_of_the_model():
+    problem = with_margin()
+    double = copy.deepcopy(problem.loss).double()
+    params = [*problem.model.parameters(), *double.parameters()]
+
+    def total(model):
+        return double(model(problem.train.inputs), problem.train.targets).mean()
+
+    expected = dense_hessian(problem.model, total, params)
+    objective = Objective(problem, dtype=torch.float64)
+    assert list(objective.params())[-1] == "loss.centres"
+    found = matrix_of(hessian_matvec(problem, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    of_model = dict(problem.model.named_parameters())  # as a checkpoint has them
+    torch.testing.assert_close(Objective(problem, of_model).point, objective.point)
+
+
+@pytest.mark.parametrize("engine", ["auto", "hooks", "vmap", "loop"])
+def test_noise_counts_the_parameters_of_the_loss(engine):
+    problem = with_margin()
+    problem.loss.double()
+    params = [*problem.model.parameters(), *problem.loss.parameters()]
+    gradients = []
+    for example, target in zip(*problem.train, strict=True):
+        loss = problem.loss(problem.model(example[None]), target[None]).sum()
+        gradients.append([part.double() for part in torch.autograd.grad(loss, params)])
+    moments = gradient_moments(problem, engine=engine)
+    norms = [[part.square().sum().item() for part in row] for row in gradients]
+    assert moments.squared_norms == pytest.approx(np.array(norms), rel=1e-9, abs=1e-12)
+    mean = torch.stack([row[-1] for row in gradients]).mean(0)
+    torch.testing.assert_close(moments.mean["loss.centres"], mean, rtol=1e-9, atol=1e-12)
+
+
+def test_a_loss_that_holds_the_model_shares_its_parameters():
+    class Decayed(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, outputs, targets):
+            decay = sum(param.square().sum() for param in self.model.parameters())
+            return nn.functional.cross_entropy(outputs, targets, reduction="none") + 0.1 * decay
+
+    problem = classification()
+    decayed = replace(problem, loss=Decayed(problem.model))
+    expected = Objective(problem).value_and_gradient()[1] + 0.2 * Objective(problem).point
+    found = Objective(decayed)
+    assert list(found.params()) == list(Objective(problem).params())
+    torch.testing.assert_close(found.value_and_gradient()[1], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_inputs_that_require_a_gradient_are_taken_as_they_are_or_differentiated_by():
+    problem = classification()
+    inputs = problem.train.inputs.clone().requires_grad_()
+    required = replace(problem, train=Examples(inputs, problem.train.targets))
+    expected = gradient_moments(problem).squared_norms
+    for engine in ("auto", "hooks", "vmap"):
+        found = gradient_moments(required, engine=engine).squared_norms
+        assert found == pytest.approx(expected, rel=1e-9)
+
+    class Slope(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+
+        def forward(self, inputs):
+            outputs = self.net(inputs)
+            (slope,) = torch.autograd.grad(outputs.square().sum(), inputs, create_graph=True)
+            return outputs + slope[:, :3]
+
+    slope = replace(required, model=Slope().double())
+    matrix = dense_hessian(slope.model, mean_loss(slope))
+    torch.testing.assert_close(matrix_of(hessian_matvec(slope)), matrix, rtol=1e-9, atol=1e-12)

@@ -112,20 +112,29 @@ class Outer:
 
     @property
     def device(self) -> torch.device:
+        """Where they are."""
         return self.right.device
 
     @property
     def written(self) -> int:
+        """Numbers that writing out one example's gradient takes."""
         return self.shape.numel()
 
     def dense(self) -> Tensor:
+        """The gradients written out, (B, *shape)."""
         return (self.left.mT @ self.right).reshape(len(self), *self.shape)  # (B, G, O, I)
 
     def total(self) -> Tensor:
+        """Their sum over the examples (*shape), without writing them out."""
         left, right = self.left.movedim(1, 0), self.right.movedim(1, 0)  # (G, B, S, ·)
         return (left.flatten(1, 2).mT @ right.flatten(1, 2)).reshape(self.shape)
 
     def project(self, direction: Tensor) -> Tensor:
+        """The inner products with a direction: (B,), float64.
+
+        Args:
+            direction: of the tensor's shape.
+        """
         groups, rows, columns = self.left.shape[1], self.left.shape[3], self.right.shape[3]
         matrix = direction.reshape(groups, rows, columns)
         is_one = groups == 1

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -88,20 +88,14 @@ class Use:
         rule: of the operation.
         bound: the rule's arguments, its output's gradient still to come.
         sources: the parameters among them, by argument.
-        versions: how often the arguments had been changed in place when it ran.
     """
 
     def __init__(
-        self,
-        rule: OperationRule,
-        bound: inspect.BoundArguments,
-        sources: dict[str, Source],
-        versions: list[int],
+        self, rule: OperationRule, bound: inspect.BoundArguments, sources: dict[str, Source]
     ) -> None:
         self.sources = sources
         self._rule = rule
         self._bound: inspect.BoundArguments | None = bound
-        self._versions = versions
 
     def gradients(self, gradient: Tensor) -> dict[str, ExampleGradients]:
         """Of the single examples, by argument; to be asked for once, when the rest is let go."""
@@ -109,8 +103,6 @@ class Use:
         names = _names(self.sources.values())
         if bound is None:
             raise UnforeseenError(names, "its gradient is taken twice")
-        if versions(bound) != self._versions:
-            raise UnforeseenError(names, "what it is used on is changed in place")
         bound.arguments["gradient"] = gradient
         try:
             return self._rule(*bound.args, **bound.kwargs)
@@ -178,6 +170,7 @@ class ParameterUses(TorchFunctionMode):
         rules: of operations, by name.
         plan: of the operations.
         current: the pass; None: nothing is changed, and what the operations do is only noted.
+        given_up: names of parameters that are followed, but whose uses are not received.
 
     Attributes:
         outputs: of the operations that are no uses, by operation.
@@ -190,6 +183,8 @@ class ParameterUses(TorchFunctionMode):
         rules: Mapping[str, OperationRule],
         plan: Plan,
         current: Pass | None = None,
+        *,
+        given_up: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.outputs: dict[str, list[Tensor]] = {}
@@ -197,6 +192,7 @@ class ParameterUses(TorchFunctionMode):
         self._rules = rules
         self._plan = plan
         self._pass = current
+        self._given_up = frozenset(given_up)
         # sources hold their tensors, so that no other can get an id of theirs
         self._sources = {
             id(leaf): Source(name, leaf, frozenset([name])) for name, leaf in params.items()
@@ -297,18 +293,16 @@ class ParameterUses(TorchFunctionMode):
             argument: source
             for argument, value in _named(bound)
             if (source := self._sources.get(id(value))) is not None
+            and not source.names <= self._given_up
         }
         _detach(bound)
-        before = versions(bound)
         arguments = [self._value(value) for value in args]
         output = function(*arguments, **{key: self._value(kwargs[key]) for key in kwargs})
         _check(output, layout, current.num_examples, sources)
         current.counts.update(_names(sources.values()))
-        in_place = operation_name(function).endswith("_")  # whose rules need no value
-        use = Use(rule, bound, sources, versions(bound) if in_place else before)
-        used: Tensor = _Used.apply(
-            current.start, output.clone() if output._is_view() else output, current, use
-        )
+        if output._is_view():  # which cannot be marked as changed
+            output = output.clone()
+        used: Tensor = _Used.apply(current.start, output, current, Use(rule, bound, sources))
         return used
 
     def _value(self, argument: Any) -> Any:
@@ -473,11 +467,6 @@ def _names(sources: Iterable[Source]) -> frozenset[str]:
 
 def _has_gradient(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
-
-
-def versions(bound: inspect.BoundArguments) -> list[int]:
-    """How often the tensors among an operation's arguments have been changed in place."""
-    return [value._version for _, value in _named(bound) if isinstance(value, Tensor)]
 
 
 def _is_transpose(output: Tensor, source: Source) -> bool:
