@@ -350,6 +350,16 @@ def test_an_item_that_is_found_to_draw_late_is_not_held_for_training():
     assert resident(source, "cpu") is source
 
 
+@pytest.mark.processes
+def test_workers_follow_when_the_chunks_change():
+    source = source_of(DataLoader(Items(plain_item, size=40), num_workers=1))
+    wanted = as_examples(Items(plain_item, size=40)).inputs
+    spans = [(0, 4), (4, 8), (8, 12), (12, 14), (14, 16), (30, 33), (0, 5), (5, 10), (38, 40)]
+    for start, stop in spans:
+        part = source.part(slice(start, stop))
+        assert torch.equal(part.inputs, wanted[start:stop])
+
+
 class Dies(Items):
     """Ends the process that reads it, where that is a worker."""
 
