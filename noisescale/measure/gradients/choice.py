@@ -127,7 +127,7 @@ class EngineChoice:
 
     def _layers(self, objective: Objective) -> LayerEngine:
         """The engine "hooks", its doubtful parameters given up."""
-        engine = LayerEngine(objective, self._few)
+        engine = LayerEngine(objective)
         given = engine.statistics(self._few).squared_norms
         agree = _agree(objective, given, self._wanted).tolist()
         wrong = [name for name, right in zip(engine.params, agree, strict=True) if not right]

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_leaves
 
 from noisescale.measure.gradients.engine import (
     ChunkStatistics,
@@ -29,6 +30,7 @@ from noisescale.measure.gradients.layers.modules import rules_of_modules
 from noisescale.measure.gradients.layers.uses import (
     ParameterUses,
     Pass,
+    Plan,
     Source,
     UnforeseenError,
     Use,
@@ -58,7 +60,6 @@ class LayerEngine:
 
     Args:
         objective: the point, the examples and the chunk size.
-        probe: two examples or more, by which is found out what the operations do.
 
     Attributes:
         unreached: the parameters that no rule covers, and why.
@@ -69,7 +70,7 @@ class LayerEngine:
 
     name: EngineName = "hooks"
 
-    def __init__(self, objective: Objective, probe: Examples) -> None:
+    def __init__(self, objective: Objective) -> None:
         self.objective = objective
         if objective.device.type == "cpu":
             objective.cap_chunk_size(LARGEST_CPU_CHUNK)
@@ -78,12 +79,7 @@ class LayerEngine:
         self._rest: VmapEngine | LoopEngine | None = None
         self._model = objective.instance(self.params)
         self._rules = OPERATIONS | rules_of_modules(self._model, RULES)
-        with whatever_fails(self.name, objective):
-            self._plan = make_plan(
-                lambda context, rows: self._run(probe.part(torch.tensor(rows)), context),
-                self.params,
-                self._rules,
-            )
+        self._plans: dict[tuple[torch.Size, ...], Plan] = {}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -129,6 +125,8 @@ class LayerEngine:
                 with whatever_fails(self.name, self.objective):
                     return work()
             except UnforeseenError as error:
+                if error.names <= self.unreached.keys():
+                    raise EngineError(f"the engine hooks gets no further: {error}") from error
                 self.give_up(error.names, str(error))
 
     def _statistics(self, chunk: Examples) -> ChunkStatistics:
@@ -200,13 +198,30 @@ class LayerEngine:
         start = torch.zeros((), device=self.objective.device, requires_grad=True)
         current = Pass(chunk.num_examples, start, receive)
         context = ParameterUses(
-            self.params, self._rules, self._plan, current, given_up=self.unreached
+            self.params, self._rules, self._plan(chunk), current, given_up=self.unreached
         )
         losses = self._run(chunk, context)
         current.is_forward = False
         if current.differentiates:
             raise EngineError("the model takes gradients inside its forward pass")
         return current, losses
+
+    def _plan(self, chunk: Examples) -> Plan:
+        """What the operations do, by the first two examples of a chunk, once for each shape.
+
+        Padding to the longest of a chunk, for one, gives chunks of different shapes.
+        """
+        shapes = tuple(leaf.shape[1:] for leaf in tree_leaves((chunk.inputs, chunk.targets)))
+        if shapes not in self._plans:
+            two = [0, min(1, chunk.num_examples - 1)]
+            self._plans[shapes] = make_plan(
+                lambda context, rows: self._run(
+                    chunk.part(torch.tensor([two[row] for row in rows])), context
+                ),
+                self.params,
+                self._rules,
+            )
+        return self._plans[shapes]
 
     def _backward(self, current: Pass, losses: Tensor) -> None:
         """Sends the losses' gradient to the uses; UnforeseenError where it reaches a parameter."""

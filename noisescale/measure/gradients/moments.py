@@ -135,7 +135,7 @@ def moments_on(
     choice = EngineChoice(engine, objective)
     objective.check_separate()
     share = Share(num_examples)
-    of_share = objective.on(objective.examples.subset(share.rows))
+    of_share = objective.differentiated_once().on(objective.examples.subset(share.rows))
     while True:
         sums, projections, failure = None, None, None
         try:

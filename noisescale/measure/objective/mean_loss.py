@@ -15,7 +15,12 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_map
 
 from noisescale.errors import MeasurementError, SettingError, check_count, first_line
-from noisescale.measure.objective.checks import check_any_company, check_separate, graph_bytes
+from noisescale.measure.objective.checks import (
+    FirstPass,
+    check_any_company,
+    check_separate,
+    graph_bytes,
+)
 from noisescale.measure.objective.model_copy import ModelCopy, forgetting
 from noisescale.measure.objective.parameters import (
     Layout,
@@ -129,7 +134,7 @@ class Objective:
             ModelCopy(problem.loss, state.names) if isinstance(problem.loss, nn.Module) else None
         )
         self._chunk_size = chunk_size
-        self._coarsest: torch.dtype | None = None  # not yet known
+        self._first_pass: FirstPass | None = None  # not yet made
         self._is_separate = False  # not yet looked at in a whole chunk
 
     @property
@@ -158,7 +163,7 @@ class Objective:
         notes = [*self.examples.notes]
         if self._is_filtered:
             notes.append(f"of {named(list(self._layout.shapes))} alone, the others being constants")
-        coarsest = self._coarsest or self.dtype
+        coarsest = self._first_pass.coarsest_dtype if self._first_pass else self.dtype
         if torch.finfo(coarsest).eps > torch.finfo(self.dtype).eps:
             notes.append(f"a part of {self.name} computes in {coarsest}, the rest in {self.dtype}")
         return tuple(notes)
@@ -172,6 +177,15 @@ class Objective:
         other = copy.copy(self)
         other.examples = examples
         other._chunk_size = self.chunk_size  # measured once, not for every batch
+        return other
+
+    def differentiated_once(self) -> Objective:
+        """The same, its chunks, unless their size is given, by what a first derivative takes."""
+        other = copy.copy(self)
+        if self._chunk_size is None:
+            self.check_separate()
+            assert self._first_pass is not None
+            other._chunk_size = self._largest_chunk(self._first_pass.bytes_per_example)
         return other
 
     def instance(self, params: Params) -> nn.Module:
@@ -273,16 +287,16 @@ class Objective:
             MeasurementError: a loss is random, depends on the other examples of the batch or not on
                 the parameters, or cannot be computed.
         """
-        if self._coarsest is not None:
+        if self._first_pass is not None:
             return
         losses = self._losses_at_point()
         try:
-            self._coarsest = check_separate(losses, self.examples, name=self.name)
+            self._first_pass = check_separate(losses, self.examples, name=self.name)
         except MeasurementError as error:
             if not self._detaches or "does not require grad" not in str(error):
                 raise
             self._detaches = False
-            self._coarsest = check_separate(losses, self.examples, name=self.name)
+            self._first_pass = check_separate(losses, self.examples, name=self.name)
 
     def check_any_company(self) -> None:
         """The same, and that the losses of a whole chunk are those of its parts.
@@ -304,8 +318,8 @@ class Objective:
     def coarsest_dtype(self) -> torch.dtype:
         """The least precise dtype that model or loss compute in, whatever `dtype` is."""
         self.check_separate()
-        assert self._coarsest is not None
-        return self._coarsest
+        assert self._first_pass is not None
+        return self._first_pass.coarsest_dtype
 
     def _losses_at_point(self) -> Callable[[Examples], Tensor]:
         """The losses (B,) of any examples at the point, with their graph."""
@@ -390,12 +404,16 @@ class Objective:
     def chunk_size(self) -> int:
         """Examples in one pass."""
         if self._chunk_size is None:
-            budget, largest = CHUNK_BYTES, LARGEST_CHUNK
-            if self.device.type == "cuda":
-                largest = LARGEST_CHUNK_ON_GPU
-                budget = torch.cuda.mem_get_info(self.device)[0] // CHUNK_GPU_SHARE
-            self._chunk_size = min(max(budget // self.bytes_per_example, 1), largest)
+            self._chunk_size = self._largest_chunk(self.bytes_per_example)
         return self._chunk_size
+
+    def _largest_chunk(self, bytes_per_example: int) -> int:
+        """How many examples go into one pass that takes so much of each."""
+        budget, largest = CHUNK_BYTES, LARGEST_CHUNK
+        if self.device.type == "cuda":
+            largest = LARGEST_CHUNK_ON_GPU
+            budget = torch.cuda.mem_get_info(self.device)[0] // CHUNK_GPU_SHARE
+        return min(max(budget // bytes_per_example, 1), largest)
 
     def cap_chunk_size(self, largest: int) -> None:
         """Takes no more than `largest` examples in one pass from now on.

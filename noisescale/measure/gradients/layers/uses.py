@@ -261,6 +261,8 @@ class ParameterUses(TorchFunctionMode):
         arguments: Sequence[Any],
     ) -> None:
         """Notes what an operation gives; follows it where it depends on parameters alone."""
+        if all(id(output) in self._sources for output in outputs):  # as they were given
+            return
         if self._pass is None:
             self.outputs[key] = [output.detach().clone() for output in outputs]
         followed = {id(source.tensor) for source in sources}
@@ -295,6 +297,8 @@ class ParameterUses(TorchFunctionMode):
             if (source := self._sources.get(id(value))) is not None
             and not source.names <= self._given_up
         }
+        if not sources:
+            return function(*args, **kwargs)
         _detach(bound)
         arguments = [self._value(value) for value in args]
         output = function(*arguments, **{key: self._value(kwargs[key]) for key in kwargs})
@@ -332,64 +336,67 @@ def make_plan(
     params: Params,
     rules: Mapping[str, OperationRule],
 ) -> Plan:
-    """What a model's operations on parameters do, by passes of two examples apart and together.
+    """What a model's operations on parameters do, by passes of an example alone and of two.
 
-    In either order, by which a model shows itself that orders them by what they are.
+    Of the two in either order, by which a model shows itself that orders them by what they are.
 
     Args:
         run: sends the examples at these rows through the model in a context.
         params: the parameters that are followed, leaves by name.
         rules: of operations, by name.
     """
+
+    def outputs(rows: Sequence[int]) -> ParameterUses:
+        context = ParameterUses(params, rules, Plan({}, constants))
+        run(context, rows)
+        return context
+
     constants: frozenset[str] = frozenset()
-    while True:
-        passes = [ParameterUses(params, rules, Plan({}, constants)) for _ in range(4)]
-        for context, rows in zip(passes, ([0], [1], [0, 1], [1, 0]), strict=True):
-            run(context, rows)
-        in_all = set[str].intersection(*(set(context.outputs) for context in passes))
-        outputs = {key: [context.outputs[key] for context in passes] for key in in_all}
-        with_examples = set[str]().union(*(context.with_examples for context in passes))
-        alone = {key for key in in_all - with_examples if _is_constant(*outputs[key])}
-        if alone <= constants:
+    while True:  # what is made of constants shows when these are followed
+        alone, both = outputs([0]), outputs([0, 1])
+        operations = alone.outputs.keys() & both.outputs.keys()
+        new = {
+            key
+            for key in operations - alone.with_examples - both.with_examples - constants
+            if _are_equal(alone.outputs[key], both.outputs[key])
+        }
+        if not new:
             break
-        constants |= alone
-    layouts = {key: _layout(*outputs[key]) for key in in_all - constants}
+        constants |= new
+    reverse = outputs([1, 0])
+    layouts = {
+        key: _layout(alone.outputs[key], both.outputs[key], reverse.outputs[key])
+        for key in operations & reverse.outputs.keys() - constants
+    }
     return Plan({key: layout for key, layout in layouts.items() if layout}, constants)
 
 
-def _is_constant(*passes: Sequence[Tensor]) -> bool:
-    """Whether an operation's outputs are the same in all passes."""
-    first = passes[0]
-    return all(
-        len(other) == len(first)
-        and all(map(torch.equal, first, other))
-        and all(output.numel() for output in other)
-        for other in passes
+def _are_equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Whether an operation's outputs are the same in two passes."""
+    return len(first) == len(second) and all(
+        one.numel() > 0 and torch.equal(one, other)
+        for one, other in zip(first, second, strict=True)
     )
 
 
-def _layout(
-    first: list[Tensor], second: list[Tensor], both: list[Tensor], reverse: list[Tensor]
-) -> Layout | None:
-    """Where the examples lie in an output, by what it is with each alone and with both."""
-    if not len(first) == len(second) == len(both) == len(reverse) == 1:
+def _layout(alone: list[Tensor], both: list[Tensor], reverse: list[Tensor]) -> Layout | None:
+    """Where the examples lie in an output, by what it is with one, with two and in reverse."""
+    if not len(alone) == len(both) == len(reverse) == 1:
         return None
-    (one,), (other,), (two,), (turned,) = first, second, both, reverse
-    if one.shape != other.shape or one.ndim != two.ndim or two.shape != turned.shape:
+    (one,), (two,), (turned,) = alone, both, reverse
+    if one.ndim != two.ndim or two.shape != turned.shape:
         return None
     sizes = zip(one.shape, two.shape, strict=True)
-    differing = [dim for dim, (alone, together) in enumerate(sizes) if alone != together]
+    differing = [dim for dim, (single, double) in enumerate(sizes) if single != double]
     if len(differing) != 1 or two.shape[differing[0]] != 2 * one.shape[differing[0]]:
         return None
     (dim,) = differing
-    size = one.shape[dim]
-    apart = Layout(dim, size).examples(torch.cat([one, other], dim))  # (2, m, ...)
+    entries = one.movedim(dim, 0)  # (m, ...)
     precision = torch.finfo(two.dtype).eps ** 0.5
-    floor = precision * float(apart.abs().max()) if apart.numel() else 0.0
-    for layout in (Layout(dim, size), Layout(dim, size, alternate=True)):
-        if torch.allclose(
-            layout.examples(two), apart, rtol=precision, atol=floor
-        ) and torch.allclose(layout.examples(turned), apart.flip(0), rtol=precision, atol=floor):
+    floor = precision * float(two.abs().max()) if two.numel() else 0.0
+    for layout in (Layout(dim, len(entries)), Layout(dim, len(entries), alternate=True)):
+        first, last = layout.examples(two)[0], layout.examples(turned)[1]
+        if all(torch.allclose(part, entries, rtol=precision, atol=floor) for part in (first, last)):
             return layout
     return None
 
