@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.problems.problem import Examples, Source
 
 # Examples among which one is sought that uses the parameters, before it is said that none does
@@ -32,18 +32,25 @@ class FirstPass(NamedTuple):
     bytes_per_example: int
 
 
-def check_separate(losses: Losses, examples: Source, *, name: str) -> FirstPass:
+def check_separate(losses: Losses, examples: Source, *, name: str, model: nn.Module) -> FirstPass:
     """What the losses of the first few examples show, once they are known to be separate.
 
     Args:
         losses: of any examples, at fixed parameters.
         examples: of which the first few are tried.
         name: of the model and its loss, for messages.
+        model: as it was given, whose own tensors the losses do not depend on.
 
     Raises:
+        SettingError: gradients are switched off.
         MeasurementError: an example's loss is not the same every time and in every company, does
-            not depend on the parameters, or cannot be computed.
+            not depend on the parameters or beside these on the model's own, or cannot be computed.
     """
+    if not torch.is_grad_enabled():
+        raise SettingError(
+            "gradients are switched off here, by torch.no_grad or torch.inference_mode: measure "
+            "outside of it"
+        )
     probe = examples.part(slice(ALONE))
     together, again = losses(probe), losses(probe)
     more = losses(examples.part(slice(DEPENDENT))) if not together.requires_grad else together
@@ -51,6 +58,7 @@ def check_separate(losses: Losses, examples: Source, *, name: str) -> FirstPass:
         raise MeasurementError(f"{name} does not depend on the parameters that are to be trained")
     if not torch.equal(together, again) and together.isfinite().all():
         raise MeasurementError(f"{name} is random at fixed parameters: turn its randomness off")
+    _check_ends([more], model, name)
     dtype = coarsest_dtype([more])
     rows = range(probe.num_examples)
     alone = [losses(probe.part(slice(row, row + 1))) for row in rows]
@@ -115,6 +123,20 @@ def graph_bytes(roots: Iterable[Tensor]) -> int:
         entry for node in graph_nodes(roots) for entry in getattr(node, "_input_metadata", ())
     ]
     return sum(math.prod(entry.shape) * entry.dtype.itemsize for entry in entries)
+
+
+def _check_ends(roots: Iterable[Tensor], model: nn.Module, name: str) -> None:
+    """MeasurementError where the tensors' graph ends in the given model's own parameters.
+
+    Measured is a copy with other tensors in their place: what goes by the given model, as weight
+    decay in a loss that holds it, would count as constant.
+    """
+    ends = {id(getattr(node, "variable", None)) for node in graph_nodes(roots)}
+    if found := [of_model for of_model, param in model.named_parameters() if id(param) in ends]:
+        raise MeasurementError(
+            f"{name} uses {', '.join(found[:3])} beside what the model returns, as weight decay in "
+            "the loss does: return from the model what the loss needs of its parameters"
+        )
 
 
 def _check_equal(found: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> None:

@@ -134,6 +134,7 @@ class Objective:
             ModelCopy(problem.loss, state.names) if isinstance(problem.loss, nn.Module) else None
         )
         self._chunk_size = chunk_size
+        self._given = problem.model
         self._first_pass: FirstPass | None = None  # not yet made
         self._is_separate = False  # not yet looked at in a whole chunk
 
@@ -291,12 +292,16 @@ class Objective:
             return
         losses = self._losses_at_point()
         try:
-            self._first_pass = check_separate(losses, self.examples, name=self.name)
+            self._first_pass = check_separate(
+                losses, self.examples, name=self.name, model=self._given
+            )
         except MeasurementError as error:
             if not self._detaches or "does not require grad" not in str(error):
                 raise
             self._detaches = False
-            self._first_pass = check_separate(losses, self.examples, name=self.name)
+            self._first_pass = check_separate(
+                losses, self.examples, name=self.name, model=self._given
+            )
 
     def check_any_company(self) -> None:
         """The same, and that the losses of a whole chunk are those of its parts.

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from noisescale import gradient_moments, measure_noise
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.problems.models import cross_entropy
 from noisescale.problems.problem import Examples, Problem
 
@@ -416,3 +416,22 @@ def test_a_failure_of_the_models_own_is_one_sentence():
     problem.model.run = fails
     with pytest.raises(MeasurementError, match="ValueError: more than four"):
         gradient_moments(problem, engine="hooks")
+
+
+def test_a_loss_that_holds_the_model_is_refused():
+    """Its weight decay would count as constant: the measured parameters are a copy's."""
+    problem = problem_of("counters")
+
+    def decayed(outputs, targets):
+        squares = sum(param.square().sum() for param in problem.model.parameters())
+        return cross_entropy(outputs, targets) + 0.1 * squares
+
+    with pytest.raises(MeasurementError, match=r"uses first\.weight, .* as weight decay"):
+        measure_noise(Problem(model=problem.model, loss=decayed, train=problem.train))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_are_switched_off_are_said_to_be(mode):
+    problem = problem_of("counters")
+    with mode(), pytest.raises(SettingError, match="switched off here"):
+        measure_noise(problem)
