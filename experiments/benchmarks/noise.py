@@ -177,12 +177,17 @@ def plain(problem: Problem, examples: Examples, chunk_size: int) -> None:
 
 
 def ours(problem: Problem, examples: Examples, chunk_size: int | None, **options: Any) -> None:
-    """`gradient_moments` by one engine, chunk size chosen by itself for None."""
-    gradient_moments(
+    """`gradient_moments` by one engine, chunk size chosen by itself for None.
+
+    RuntimeError where another one had to take over.
+    """
+    moments = gradient_moments(
         Problem(model=problem.model, loss=problem.loss, train=examples),
         chunk_size=chunk_size,
         **options,
     )
+    if moments.engine != options.get("engine", moments.engine):
+        raise RuntimeError(moments.notes[0])
 
 
 def by_backpack(problem: Problem, examples: Examples, chunk_size: int) -> None:

@@ -42,7 +42,7 @@ from noisescale.measure.gradients.vmap import VmapEngine
 from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params
 
-LARGEST_CPU_CHUNK = 1024  # examples; more would leave the caches
+LARGEST_CPU_CHUNK = 2048  # examples, beside which a pass over the parameters is little
 
 Result = TypeVar("Result")
 Pieces = dict[str, list[ExampleGradients]]  # by source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,8 @@ ALONE = 4
 Losses = Callable[[Examples], Tensor]  # (B,) of B examples
 
 
-class FirstPass(NamedTuple):
-    """What the first few examples' losses have shown.
-
-    coarsest_dtype: the least precise that they are computed in. bytes_per_example: about how much
-    the graph of each keeps.
-    """
-
-    coarsest_dtype: torch.dtype
-    bytes_per_example: int
-
-
-def check_separate(losses: Losses, examples: Source, *, name: str, model: nn.Module) -> FirstPass:
-    """What the losses of the first few examples show, once they are known to be separate.
+def check_separate(losses: Losses, examples: Source, *, name: str, model: nn.Module) -> torch.dtype:
+    """The coarsest dtype that the losses are computed in, once they are known to be separate.
 
     Args:
         losses: of any examples, at fixed parameters.
@@ -61,10 +50,9 @@ def check_separate(losses: Losses, examples: Source, *, name: str, model: nn.Mod
     _check_ends([more], model, name)
     dtype = coarsest_dtype([more])
     rows = range(probe.num_examples)
-    alone = [losses(probe.part(slice(row, row + 1))) for row in rows]
-    _check_equal(together, torch.cat(alone), dtype, name)
-    of_others = graph_bytes([together]) - graph_bytes([alone[0]])  # without what all share
-    return FirstPass(dtype, max(of_others // max(probe.num_examples - 1, 1), 1))
+    alone = torch.cat([losses(probe.part(slice(row, row + 1))) for row in rows])
+    _check_equal(together, alone, dtype, name)
+    return dtype
 
 
 def check_any_company(losses: Losses, chunk: Examples, dtype: torch.dtype, *, name: str) -> None:

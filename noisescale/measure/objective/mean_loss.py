@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_map
 
 from noisescale.errors import MeasurementError, SettingError, check_count, first_line
 from noisescale.measure.objective.checks import (
-    FirstPass,
     check_any_company,
     check_separate,
     graph_bytes,
@@ -54,6 +53,7 @@ CHUNK_BYTES = 2**27
 # between products and for what the allocator does not give back
 CHUNK_GPU_SHARE = 8
 LARGEST_CHUNK, LARGEST_CHUNK_ON_GPU = 2048, 65_536  # examples; a larger chunk is no faster
+MEASURED_ONCE = 2  # for a first derivative: a forward pass alone, of which little is shared
 MEASURED_EXAMPLES = 8  # whose graph is measured: enough that what all share hardly counts
 
 
@@ -135,7 +135,7 @@ class Objective:
         )
         self._chunk_size = chunk_size
         self._given = problem.model
-        self._first_pass: FirstPass | None = None  # not yet made
+        self._coarsest: torch.dtype | None = None  # not yet known
         self._is_separate = False  # not yet looked at in a whole chunk
 
     @property
@@ -164,7 +164,7 @@ class Objective:
         notes = [*self.examples.notes]
         if self._is_filtered:
             notes.append(f"of {named(list(self._layout.shapes))} alone, the others being constants")
-        coarsest = self._first_pass.coarsest_dtype if self._first_pass else self.dtype
+        coarsest = self._coarsest or self.dtype
         if torch.finfo(coarsest).eps > torch.finfo(self.dtype).eps:
             notes.append(f"a part of {self.name} computes in {coarsest}, the rest in {self.dtype}")
         return tuple(notes)
@@ -184,9 +184,10 @@ class Objective:
         """The same, its chunks, unless their size is given, by what a first derivative takes."""
         other = copy.copy(self)
         if self._chunk_size is None:
-            self.check_separate()
-            assert self._first_pass is not None
-            other._chunk_size = self._largest_chunk(self._first_pass.bytes_per_example)
+            saved = self._saved_bytes(
+                lambda params, chunk: [self.example_losses(params, chunk)], MEASURED_ONCE
+            )
+            other._chunk_size = self._largest_chunk(saved)
         return other
 
     def instance(self, params: Params) -> nn.Module:
@@ -288,18 +289,18 @@ class Objective:
             MeasurementError: a loss is random, depends on the other examples of the batch or not on
                 the parameters, or cannot be computed.
         """
-        if self._first_pass is not None:
+        if self._coarsest is not None:
             return
         losses = self._losses_at_point()
         try:
-            self._first_pass = check_separate(
+            self._coarsest = check_separate(
                 losses, self.examples, name=self.name, model=self._given
             )
         except MeasurementError as error:
             if not self._detaches or "does not require grad" not in str(error):
                 raise
             self._detaches = False
-            self._first_pass = check_separate(
+            self._coarsest = check_separate(
                 losses, self.examples, name=self.name, model=self._given
             )
 
@@ -323,8 +324,8 @@ class Objective:
     def coarsest_dtype(self) -> torch.dtype:
         """The least precise dtype that model or loss compute in, whatever `dtype` is."""
         self.check_separate()
-        assert self._first_pass is not None
-        return self._first_pass.coarsest_dtype
+        assert self._coarsest is not None
+        return self._coarsest
 
     def _losses_at_point(self) -> Callable[[Examples], Tensor]:
         """The losses (B,) of any examples at the point, with their graph."""
@@ -431,6 +432,12 @@ class Objective:
     @cached_property
     def bytes_per_example(self) -> int:
         """What autograd keeps of one example for a second derivative, measured on the first few."""
+        return self._saved_bytes(self._twice_differentiable, MEASURED_EXAMPLES)
+
+    def _saved_bytes(
+        self, work: Callable[[Params, Examples], list[Tensor]], num_examples: int
+    ) -> int:
+        """What autograd keeps of one of the first examples in a pass that gives these roots."""
         self.check_separate()  # so that what fails is said in the package's own words
         params = self.params()
         shared = {
@@ -447,15 +454,15 @@ class Objective:
                 saved[tensor.data_ptr()] = min(tensor.nbytes, storage.nbytes())
             return tensor
 
-        probe = self.examples.part(slice(MEASURED_EXAMPLES))
+        probe = self.examples.part(slice(num_examples))
         try:
             with saved_tensors_hooks(note, lambda tensor: tensor):
-                roots = self._twice_differentiable(params, probe)
+                roots = work(params, probe)
             saved_bytes = sum(saved.values())
         except MeasurementError as error:  # torch.func inside the model takes no such hooks
             if "saved tensor hooks" not in str(error):
                 raise
-            roots = self._twice_differentiable(params, probe)
+            roots = work(params, probe)
             saved_bytes = graph_bytes(roots)
         return max(saved_bytes // probe.num_examples, 1)
 
