@@ -87,7 +87,7 @@ def test_all_ways_to_per_example_norms_run_on_an_mlp(digits):
         warnings.simplefilter("ignore")  # the peers' own
         found = noise.compare(case, rounds=1, console=Console(quiet=True))
     assert found["not_covered"] == {}
-    assert len(found["rates"]) == 7
+    assert len(found["rates"]) == 8
     assert found["rates"]["forward and backward"]["in_gradients"] == 1
     assert all(row["examples_per_second"] > 0 for row in found["rates"].values())
 

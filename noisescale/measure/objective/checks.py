@@ -41,7 +41,8 @@ def check_separate(losses: Losses, examples: Source, *, name: str, model: nn.Mod
             "outside of it"
         )
     probe = examples.part(slice(ALONE))
-    together, again = losses(probe), losses(probe)
+    again = losses(probe).detach()  # one graph at a time
+    together = losses(probe)
     more = losses(examples.part(slice(DEPENDENT))) if not together.requires_grad else together
     if not more.requires_grad:
         raise MeasurementError(f"{name} does not depend on the parameters that are to be trained")
@@ -49,8 +50,10 @@ def check_separate(losses: Losses, examples: Source, *, name: str, model: nn.Mod
         raise MeasurementError(f"{name} is random at fixed parameters: turn its randomness off")
     _check_ends([more], model, name)
     dtype = coarsest_dtype([more])
+    together = together.detach()
+    del more
     rows = range(probe.num_examples)
-    alone = torch.cat([losses(probe.part(slice(row, row + 1))) for row in rows])
+    alone = torch.cat([losses(probe.part(slice(row, row + 1))).detach() for row in rows])
     _check_equal(together, alone, dtype, name)
     return dtype
 
