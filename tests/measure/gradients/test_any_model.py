@@ -237,7 +237,7 @@ MODELS = {
     "old spectral norm": lambda: old_norm(torch.nn.utils.spectral_norm),
     "a scripted part": lambda: Through(call_layer, torch.jit.script(nn.Linear(6, 6))),
     "a wrapped part": lambda: Through(call_layer, nn.DataParallel(nn.Linear(6, 6))),
-    "a compiled part": lambda: Through(call_layer, torch.compile(nn.Linear(6, 6))),
+    "a compiled part": lambda: Through(call_layer, torch.compile(nn.Linear(6, 6), backend="eager")),
     "packed sequences": lambda: OfTokens(packed, nn.GRU(4, 4, batch_first=True)),
     "attention, sequence first": lambda: OfTokens(
         sequence_first, nn.MultiheadAttention(4, 2, add_bias_kv=True)

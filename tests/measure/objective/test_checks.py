@@ -87,7 +87,12 @@ def test_a_model_or_a_loss_that_fixes_its_dtype_is_told_what_to_do():
 
 
 def test_an_exported_model_is_told_where_to_look():
+    """As it fixes the number of examples; in torch 2.6 a hook does, which a copy is without."""
     problem = classification(num_examples=9)
     exported = torch.export.export(problem.model, (problem.train.inputs,)).module()
-    with pytest.raises(MeasurementError, match="give the module that it was made of"):
-        measure_sharpness(replace(problem, model=exported))
+    try:
+        found = measure_sharpness(replace(problem, model=exported)).largest.value.value
+    except MeasurementError as error:
+        assert "give the module that it was made of" in str(error)
+    else:
+        assert found == pytest.approx(measure_sharpness(problem).largest.value.value, rel=1e-6)
