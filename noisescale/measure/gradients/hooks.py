@@ -229,10 +229,7 @@ class LayerEngine:
             return
         reached = self._reached
         gradients = torch.autograd.grad(
-            losses.sum(),
-            [current.start, *reached.values()],
-            retain_graph=bool(current.derived),
-            allow_unused=True,
+            losses.sum(), [current.start, *reached.values()], allow_unused=True
         )
         pairs = zip(reached, gradients[1:], strict=True)
         if names := frozenset(name for name, gradient in pairs if gradient is not None):

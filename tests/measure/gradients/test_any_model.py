@@ -223,6 +223,10 @@ MODELS = {
         lambda model, hidden: OldFunction.apply(hidden, model.layer.weight)
     ),
     "counters": lambda: Through(counting),
+    "one parameter for two arguments": lambda: Through(
+        lambda model, hidden: functional.layer_norm(hidden, (6,), model.both, model.both),
+        both=nn.Parameter(torch.rand(6)),
+    ),
     "changes in place": lambda: Through(in_place, scale=nn.Parameter(torch.rand(6))),
     "rows of examples": lambda: Through(flattened, nn.Linear(3, 3)),
     "rows of places": lambda: Through(flattened_by_place, nn.Linear(3, 3)),
@@ -263,6 +267,7 @@ HOOKS_REACH = {
     "a parameter that few examples use",
     "a target by the same layer",
     "counters",
+    "one parameter for two arguments",
     "rows of examples",
     "rows of places",
     "a checkpoint",

@@ -303,7 +303,7 @@ class ParameterUses(TorchFunctionMode):
         arguments = [self._value(value) for value in args]
         output = function(*arguments, **{key: self._value(kwargs[key]) for key in kwargs})
         _check(output, layout, current.num_examples, sources)
-        current.counts.update(_names(sources.values()))
+        current.counts.update(name for source in sources.values() for name in source.names)
         if output._is_view():  # which cannot be marked as changed
             output = output.clone()
         used: Tensor = _Used.apply(current.start, output, current, Use(rule, bound, sources))
