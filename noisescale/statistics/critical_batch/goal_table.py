@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 
 from noisescale.errors import SettingError
+from noisescale.statistics.critical_batch.curves.runs import FEWEST_SIZES, few_sizes
 from noisescale.statistics.critical_batch.fit import (
-    FEWEST_SIZES,
     CriticalBatchFit,
-    few_sizes,
     fit_critical_batch,
     unresolved,
 )
@@ -189,6 +188,7 @@ def fit_goals(table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
         fits[goal] = fit_critical_batch(
             rows["batch_size"].to_numpy(),
             rows["steps"].to_numpy(),
+            seeds=rows["seed"].to_numpy(),
             censored=rows["censored"].to_numpy() == 1,
         )
     return fits

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from noisescale.errors import MeasurementError
-from noisescale.statistics.critical_batch.hyperbola import FEWEST, Hyperbola
+from noisescale.statistics.critical_batch.curves.hyperbola import FEWEST, Hyperbola
 from noisescale.statistics.estimate import Estimate, from_log_samples, jsonable, undefined
 
 LawName = Literal["noise", "sqrt", "linear"]

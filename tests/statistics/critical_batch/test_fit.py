@@ -11,7 +11,7 @@ from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.critical_batch.fit import (
     fit_critical_batch,
 )
-from noisescale.statistics.critical_batch.hyperbola import Hyperbola
+from noisescale.statistics.critical_batch.curves.hyperbola import Hyperbola
 
 SIZES = 2.0 ** np.arange(12)
 
