@@ -224,14 +224,15 @@ def fit_critical_batch(
     reason = _unresolved(critical, curve, runs.sizes[reached])
     if reason:
         critical = replace(critical, value=math.nan, stderr=math.nan)
-    bend = sharper_bend(runs, bend=curve.bend, noise=judgement.noise, confidence=confidence)
+    bend = sharper_bend(runs, hyperbola=curve, noise=judgement.noise, confidence=confidence)
     return CriticalBatchFit(
         min_steps=interval("plateau", curve.plateau),
         min_examples=interval("slope", curve.slope),
         critical_batch_size=critical,
         overhead_batch_size=overhead_batch_size(
             runs,
-            scatter=judgement.scatter if math.isnan(bend.scatter) else bend.scatter,
+            smooth=bend.fitted,
+            scatter=bend.scatter,
             noise=judgement.noise,
             confidence=confidence,
         ),

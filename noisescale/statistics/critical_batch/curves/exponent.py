@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from noisescale.statistics.critical_batch.curves.hyperbola import LEAST_SPREAD, NEGLIGIBLE
+from noisescale.statistics.critical_batch.curves.hyperbola import LEAST_SPREAD, NEGLIGIBLE, Curve
 from noisescale.statistics.critical_batch.curves.runs import Runs
 from noisescale.statistics.estimate import CONFIDENCE, Estimate, student_t, undefined
 
@@ -17,7 +17,7 @@ FEWEST_FOR_EXPONENT = 5  # batch sizes: three parameters, the scatter, and one t
 FEWEST_WITH_NEIGHBOURS = 8  # from which on a batch size is left out with those beside it
 LOG_EXPONENTS = np.arange(-6, 14) / 4  # tried: a from .22 to 26, a bend over decades to a corner
 STEPS = 20  # of Gauss–Newton in log B_crit, which takes 5 to 10 from anywhere among the sizes
-LONGEST_STEP = 1.0  # e-folds
+LONGEST_STEP, CONVERGED = 1.0, 1e-9  # e-folds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,15 @@ class SharperBend:
             predicted from the others alone (from eight on, from those that are not its neighbours
             either, whose deviations often go with its own).
         hyperbola_error: that of the hyperbola.
-        scatter: standard deviation of log S about this curve, n − 3 in its denominator.
+        fitted: log S of this curve at the batch sizes that reach the goal (n,).
+        scatter: standard deviation of log S about it, n − 3 in its denominator.
     """
 
     exponent: Estimate
     critical_batch_size: float
     held_out_error: float
     hyperbola_error: float
+    fitted: np.ndarray
     scatter: float
 
 
@@ -50,30 +52,32 @@ class _Fits(NamedTuple):
 
 
 def sharper_bend(
-    runs: Runs, *, bend: float, noise: float, confidence: float = CONFIDENCE
+    runs: Runs, *, hyperbola: Curve, noise: float, confidence: float = CONFIDENCE
 ) -> SharperBend:
     """The exponent fitted to the means of the batch sizes that reach the goal, and held-out errors.
 
     Its interval is that of the profile, its distance in logs added in squares to Student's t over
     the seeds (the jackknife) as that of B_crit is, see `SeedSpread.widen`. Fewer than five batch
-    sizes leave all undefined.
+    sizes leave the exponent undefined, and the curve is the hyperbola.
 
     Args:
         runs: to the goal.
-        bend: B_crit of the hyperbola, where the search starts.
+        hyperbola: fitted to the same means.
         noise: the variance of a mean that the runs' own scatter explains; 0 where that is unknown.
         confidence: of the interval.
     """
     log_sizes, means = np.log(runs.sizes[runs.reached]), runs.means[runs.reached]
     if len(means) < FEWEST_FOR_EXPONENT:
+        residuals = runs.residuals(hyperbola)
         return SharperBend(
             exponent=undefined(num_samples=len(means)),
             critical_batch_size=math.nan,
             held_out_error=math.nan,
             hyperbola_error=math.nan,
-            scatter=math.nan,
+            fitted=means - residuals,
+            scatter=float(np.sqrt(np.sum(residuals**2) / max(len(means) - 2, 1))),
         )
-    start = float(np.clip(math.log(bend), log_sizes[0], log_sizes[-1]))
+    start = float(np.clip(math.log(hyperbola.bend), log_sizes[0], log_sizes[-1]))
     kept = _held_out(len(means))
     leave_one_out = _without_one_seed(runs)
     values = np.concatenate([means[None], np.tile(means, (len(means), 1)), leave_one_out])
@@ -92,6 +96,7 @@ def sharper_bend(
         critical_batch_size=math.exp(best.bend[0, 0]),
         held_out_error=_error(log_sizes, means, sharper, exponents),
         hyperbola_error=_error(log_sizes, means, plain, np.ones(len(means))),
+        fitted=_curves(log_sizes, best, np.exp(logs))[0],
         scatter=math.sqrt(best.squares[0, 0] / (len(means) - 3)),
     )
 
@@ -137,6 +142,8 @@ def _fit(
         slopes = weights * (slopes - (weights * slopes).sum(-1, keepdims=True) / totals[..., None])
         steps = (residuals * slopes).sum(-1) / np.maximum((slopes**2).sum(-1), 1e-12)
         bend = np.clip(bend + np.clip(steps, -LONGEST_STEP, LONGEST_STEP), lowest, highest)
+        if np.abs(steps).max() < CONVERGED:
+            break
     level, residuals = _residuals(log_sizes, values, weights, exponents, bend)
     return _Fits(level=level, bend=bend, squares=(residuals**2).sum(-1))
 
@@ -211,8 +218,14 @@ def _exponent(
     )
 
 
+def _curves(log_sizes: np.ndarray, fits: _Fits, exponents: np.ndarray) -> np.ndarray:
+    """Log S (k, n) of curves (k, 1), each of its own exponent (k,)."""
+    falling = exponents[:, None] * (fits.bend - log_sizes)
+    curves: np.ndarray = fits.level + np.logaddexp(0, falling) / exponents[:, None]
+    return curves
+
+
 def _error(log_sizes: np.ndarray, means: np.ndarray, fits: _Fits, exponents: np.ndarray) -> float:
     """Root mean square of what each mean lies off the curve (n, 1) that was fitted without it."""
-    bends = fits.bend[:, 0] - log_sizes
-    predicted = fits.level[:, 0] + np.logaddexp(0, exponents * bends) / exponents
+    predicted = np.diagonal(_curves(log_sizes, fits, exponents))
     return float(np.sqrt(np.mean((means - predicted) ** 2)))

@@ -166,9 +166,12 @@ class Hyperbola:
 
 def _end(excess: Callable[[float], float], best: float, direction: float) -> float:
     """Exp of where `excess` turns positive on one side of `best`; 0 or infinity if nowhere."""
+    allowed = -excess(best)
     inside, outside = 0.0, FIRST_STEP
-    while excess(best + direction * outside) < 0:
-        inside, outside = outside, 2 * outside
+    while (there := excess(best + direction * outside)) < 0:
+        # to where a parabola through the two is above zero, but by steps that stay in reach
+        parabola = outside * math.sqrt(allowed / (allowed + there)) if allowed + there > 0 else 0.0
+        inside, outside = outside, min(max(1.2 * parabola, 2 * outside), 8 * outside)
         if outside > FARTHEST:
             return 0.0 if direction < 0 else math.inf
     root = optimize.brentq(
