@@ -20,9 +20,10 @@ from noisescale.statistics.estimate import CONFIDENCE, Estimate, jsonable, undef
 POOR_FIT = 0.01  # chance of as bad a fit, below which it deserves a word
 GOOD_FIT = 0.975  # and above which it is suspicious: one fit in 40 is as good by chance
 CORRELATED = 2.0  # standard errors of uncorrelated residuals' correlation, 1/√n, that are notable
-APART = "deviations of the steps independent between batch sizes"
-SEEDS = "seeds independent of one another, each the same run of chance at all batch sizes"
-UNTOLD = f"{APART}, as the seeds reach the goal at too few of them to tell how far they differ"
+APART = "deviations from the curve are independent between batch sizes"
+SEEDS = "seeds are independent of one another"
+ALONE = f"{APART}, as seeds are not told apart"
+UNTOLD = f"{APART}, as too few of them reach the goal to tell how far seeds differ"
 STORED = (  # of a fit in fit.json, in this order
     *("min_steps", "min_examples", "critical_batch_size", "overhead_batch_size"),
     *("definition", "resolved", "reason", "num_batch_sizes", "num_censored", "num_seeds"),
@@ -70,7 +71,7 @@ class CriticalBatchFit:
         held_out_error: of the hyperbola, root mean square of log(S/prediction), each batch size
             predicted without its own runs and, from eight sizes on, its neighbours'.
         exponent_held_out_error: that of the curve with a free exponent.
-        assumes: what the intervals take to be independent.
+        assumes: what the intervals assume, in words.
         definition: of B_crit, "pareto".
     """
 
@@ -150,7 +151,8 @@ class CriticalBatchFit:
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: None for what is not finite."""
-        record: dict[str, Any] = jsonable({name: getattr(self, name) for name in STORED})
+        values = {name: getattr(self, name) for name in STORED}
+        record: dict[str, Any] = jsonable(values | {"remarks": self.remarks()})
         return record
 
 
@@ -248,7 +250,7 @@ def fit_critical_batch(
         exponent_critical_batch_size=bend.critical_batch_size,
         held_out_error=bend.hyperbola_error,
         exponent_held_out_error=bend.held_out_error,
-        assumes=SEEDS if spread else UNTOLD if runs.crossed else APART,
+        assumes=SEEDS if spread else UNTOLD if runs.crossed else ALONE,
     )
 
 

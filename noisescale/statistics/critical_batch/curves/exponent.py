@@ -16,6 +16,7 @@ from noisescale.statistics.estimate import CONFIDENCE, Estimate, student_t, unde
 FEWEST_FOR_EXPONENT = 5  # batch sizes: three parameters, the scatter, and one to leave out
 FEWEST_WITH_NEIGHBOURS = 8  # from which on a batch size is left out with those beside it
 LOG_EXPONENTS = np.arange(-6, 14) / 4  # tried: a from .22 to 26, a bend over decades to a corner
+FINER = np.array([-0.08, 0.0, 0.08])  # about the best of them, for a second parabola
 STEPS = 20  # of Gauss–Newton in log B_crit, which takes 5 to 10 from anywhere among the sizes
 LONGEST_STEP, CONVERGED = 1.0, 1e-9  # e-folds
 
@@ -85,7 +86,10 @@ def sharper_bend(
         [np.ones((1, len(means)), bool), kept, np.ones(leave_one_out.shape, bool)]
     )  # (k, n)
     tried = _fit(log_sizes, values, parts, np.exp(LOG_EXPONENTS)[None], start)
-    logs = _lowest(tried.squares)  # (k,), log a of each set of values
+    coarse = np.tile(LOG_EXPONENTS, (len(values), 1))
+    around = _lowest(coarse, tried.squares)[:, None] + FINER  # (k, 3)
+    finer = _fit(log_sizes, values, parts, np.exp(around), start)
+    logs = _lowest(around, finer.squares)  # (k,), log a of each set of values
     best = _fit(log_sizes, values, parts, np.exp(logs)[:, None], start)
     held = slice(1, 1 + len(means))
     plain = _fit(log_sizes, values[held], kept, np.ones((1, 1)), start)
@@ -161,14 +165,18 @@ def _residuals(
     return level, weights * (distances - level[..., None])
 
 
-def _lowest(squares: np.ndarray) -> np.ndarray:
-    """Log a (k,) where the squares (k, A) are least, by a parabola through the least and beside."""
-    middle = np.clip(squares.argmin(1), 1, len(LOG_EXPONENTS) - 2)
+def _lowest(log_exponents: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Log a (k,) where the squares (k, A) are least, by a parabola through the least and beside.
+
+    log_exponents: equally spaced (k, A).
+    """
+    middle = np.clip(squares.argmin(1), 1, squares.shape[1] - 2)
     rows = np.arange(len(squares))
     before, at, after = (squares[rows, middle + shift] for shift in (-1, 0, 1))
     curvature = np.maximum(before - 2 * at + after, np.finfo(float).tiny)
     shift = np.clip((before - after) / (2 * curvature), -1, 1)
-    logs: np.ndarray = LOG_EXPONENTS[middle] + shift * (LOG_EXPONENTS[1] - LOG_EXPONENTS[0])
+    spacing = log_exponents[:, 1] - log_exponents[:, 0]
+    logs: np.ndarray = log_exponents[rows, middle] + shift * spacing
     return logs
 
 
