@@ -16,11 +16,13 @@ from matplotlib.figure import Figure
 from noisescale.plots.noise import SCALES
 from noisescale.plots.style import BLACK, PURPLE, VERMILION, error_bars, finish, panels
 from noisescale.statistics.critical_batch.branches import branch_means
-from noisescale.statistics.critical_batch.learning_rate_law import POWERS
+from noisescale.statistics.critical_batch.curves.rate_laws import POWERS
 
 CRITICAL, OVERHEAD, RATES = BLACK, PURPLE, SCALES["simple"][1]
 LAWS = {  # line and label of each law
     "noise": ("-", r"$\varepsilon_{\max}/(1+B_c/B)$"),
+    "capped": ("-.", r"$\min(\varepsilon_{\max}B/B_c, \varepsilon_{\max})$"),
+    "power": ((0, (5, 1)), r"$\propto B^a$"),
     "sqrt": ("--", r"$\propto\sqrt{B}$"),
     "linear": (":", r"$\propto B$"),
 }
@@ -156,10 +158,12 @@ def plot_best_rates(
         style, label = LAWS[law["law"]]
         if law["law"] == "noise":
             curve = law["scale"] / (1 + law["bend"] / grid)
+        elif law["law"] == "capped":
+            curve = law["scale"] * np.minimum(1, grid / law["bend"])
         else:
-            curve = law["scale"] * grid ** POWERS[law["law"]]
+            curve = law["scale"] * grid ** POWERS.get(law["law"], law.get("power"))
         label += f", held out ±{100 * math.expm1(law['held_out_error']):.0f} %"
-        axes.plot(grid, curve, style, color=RATES, linewidth=1.2, label=label)
+        axes.plot(grid, curve, linestyle=style, color=RATES, linewidth=1.2, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     if len(points):
@@ -204,13 +208,20 @@ def plot_branches(axes: Axes, table: pd.DataFrame, summary: dict[str, Any]) -> N
 def _draw_sizes(
     axes: Axes, fits: pd.DataFrame, name: str, *, colour: str, marker: str, label: str
 ) -> None:
-    """A batch size of every goal with its interval; a triangle where it is only bounded."""
+    """A batch size of every goal with its interval; a triangle where it is only bounded.
+
+    A bare bar: an interval that is too wide for a value.
+    """
     resolved = fits[fits[name] > 0]
     bars = error_bars(resolved[name], resolved[f"{name}_low"], resolved[f"{name}_high"])
     look: Any = {"color": colour, "markersize": 5, "capsize": 3, "zorder": 4}
     axes.errorbar(resolved["goal"], resolved[name], yerr=bars, fmt=marker, label=label, **look)
-    bounded = fits[~(fits[name] > 0) & (fits[f"{name}_low"] > 0)]
-    axes.plot(bounded["goal"], bounded[f"{name}_low"], "^", color=colour, fillstyle="none")
+    others = fits[~(fits[name] > 0) & (fits[f"{name}_low"] > 0)]
+    columns = ["goal", f"{name}_low", f"{name}_high"]
+    goals, low, high = others[columns].to_numpy(dtype=float).T
+    bounded = ~np.isfinite(high)
+    axes.plot(goals[bounded], low[bounded], "^", color=colour, fillstyle="none")
+    axes.vlines(goals[~bounded], low[~bounded], high[~bounded], color=colour, alpha=0.5)
 
 
 def _of_goal(table: pd.DataFrame, goal: float) -> pd.DataFrame:

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from noisescale.studies.critical_batch.results import CriticalBatchResult
 
 QUANTITIES = {"simple": "B_simple", "full": "B_noise"}
-LAWS = {"noise": "ε_max/(1 + B_c/B)", "sqrt": "∝ √B", "linear": "∝ B"}
-POOR_FIT = 0.01  # chance of as bad a fit, below which it deserves a word
+LAWS = {
+    "noise": "ε_max/(1 + B_c/B)",
+    "capped": "ε_max·min(B/B_c, 1)",
+    "power": "∝ B^{:.2f}",
+    "sqrt": "∝ √B",
+    "linear": "∝ B",
+}
 MOSTLY = 0.75  # of the steps over which a noise scale should be resolved
 
 
@@ -27,15 +32,17 @@ def print_fits(result: CriticalBatchResult) -> None:
     console = stdout_console()
     console.print("(S/S_min − 1)(E/E_min − 1) = 1 fitted to the fastest runs: B_crit = E_min/S_min")
     console.print(_fits(result))
+    for assumed in dict.fromkeys(fit.assumes for fit in result.fits.values() if fit.assumes):
+        console.print(f"The intervals assume that {assumed}.")
+    console.print(
+        "How well it fits, and a bend of another exponent: S = S_min(1 + (B_crit/B)^a)^(1/a)"
+    )
+    console.print(_goodness(result))
     for goal, fit in result.fits.items():
-        name = "" if math.isnan(goal) else f"Goal {goal:g}: "
-        if not fit.resolved:
-            console.print(f"{name}not resolved, {fit.reason}.")
-        if fit.lack_of_fit < POOR_FIT:
-            console.print(
-                f"{name}the points lie off the curve by more than the seeds explain "
-                f"(p = {fit.lack_of_fit:.1g})."
-            )
+        remarks = [] if fit.resolved else [f"not resolved, {fit.reason}"]
+        if remarks := remarks + fit.remarks():
+            name = "" if math.isnan(goal) else f"Goal {goal:g}: "
+            console.print(f"{name}{'; '.join(remarks)}.")
     if len(result.predicted):
         _print_predicted(console, result)
     laws = {goal: of_goal for goal, of_goal in result.laws.items() if of_goal}
@@ -51,20 +58,37 @@ def print_fits(result: CriticalBatchResult) -> None:
 def _fits(result: CriticalBatchResult) -> Table:
     """A row per goal."""
     table = plain_table(
-        *("goal", "S_min", "E_min", "B_crit", "95 % interval", "20 % size", "scatter", "sizes")
+        *("goal", "S_min", "E_min", "B_crit", "95 % interval", "20 % size", "sizes")
     )
     for goal, fit in result.fits.items():
         reached = fit.num_batch_sizes - fit.num_censored
-        critical = fit.critical_batch_size
+        critical, overhead = fit.critical_batch_size, fit.overhead_batch_size
+        vague = math.isnan(overhead.value) and overhead.high < math.inf
         table.add_row(
             _goal(goal),
             fit.min_steps.text("value", number=_number),
             fit.min_examples.text("value", number=_number),
             critical.text("value", number=_number) if fit.resolved else "not resolved",
             critical.text("interval", number=_number),
-            fit.overhead_batch_size.text("value", number=_number),
-            or_dash(fit.scatter, _per_cent),
+            "not resolved" if vague else overhead.text(number=_number),
             f"{reached} of {fit.num_batch_sizes}",
+        )
+    return table
+
+
+def _goodness(result: CriticalBatchResult) -> Table:
+    """A row per goal: how the points lie about the curve, and which curve predicts better."""
+    headings = ("scatter", "misfit p", "corr.", "held out", "with a", "a")
+    table = plain_table("goal", *headings)
+    for goal, fit in result.fits.items():
+        table.add_row(
+            _goal(goal),
+            or_dash(fit.scatter, _per_cent),
+            or_dash(fit.lack_of_fit, "{:.2g}".format),
+            or_dash(fit.residual_correlation, "{:.2f}".format),
+            or_dash(fit.held_out_error, _plus_minus),
+            or_dash(fit.exponent_held_out_error, _plus_minus),
+            fit.exponent.text(number=_number),
         )
     return table
 
@@ -115,8 +139,12 @@ def _laws(laws: dict[float, list[LearningRateLaw]], result: CriticalBatchResult)
                     critical.text("interval", number=_number),
                     _number(predicted.get(goal, math.nan)),
                 ]
-            error = _per_cent(law.held_out_error)
-            table.add_row(_goal(goal), LAWS[law.name], *numbers, f"±{error}")
+            table.add_row(
+                _goal(goal),
+                LAWS[law.name].format(law.power),
+                *numbers,
+                _plus_minus(law.held_out_error),
+            )
     return table
 
 
@@ -181,3 +209,7 @@ def _number(value: float) -> str:
 def _per_cent(log_error: float) -> str:
     """A deviation of a logarithm, in per cent of the quantity."""
     return f"{100 * math.expm1(log_error):.0f} %"
+
+
+def _plus_minus(log_error: float) -> str:
+    return f"±{_per_cent(log_error)}"

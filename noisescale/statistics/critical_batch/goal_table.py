@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 
 from noisescale.errors import SettingError
+from noisescale.statistics.critical_batch.curves.runs import FEWEST_SIZES, few_sizes
 from noisescale.statistics.critical_batch.fit import (
-    FEWEST_SIZES,
     CriticalBatchFit,
-    few_sizes,
     fit_critical_batch,
     unresolved,
 )
@@ -24,7 +23,7 @@ from noisescale.statistics.critical_batch.learning_rate_law import (
     best_rate,
     fit_learning_rate_laws,
 )
-from noisescale.statistics.estimate import estimate_row
+from noisescale.statistics.estimate import estimate_row, student_t
 
 COLUMNS = ("goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged")
 REQUIRED = ("batch_size", "steps")
@@ -189,6 +188,7 @@ def fit_goals(table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
         fits[goal] = fit_critical_batch(
             rows["batch_size"].to_numpy(),
             rows["steps"].to_numpy(),
+            seeds=rows["seed"].to_numpy(),
             censored=rows["censored"].to_numpy() == 1,
         )
     return fits
@@ -245,18 +245,41 @@ def fit_laws(rates: pd.DataFrame, goal: float) -> list[LearningRateLaw]:
     rows = rows[rows["learning_rate"].notna()]
     if len(rows) < 4:
         return []
-    return fit_learning_rate_laws(rows["batch_size"].to_numpy(), rows["learning_rate"].to_numpy())
+    errors = [
+        _log_error(low, high, num_seeds)
+        for low, high, num_seeds in zip(
+            rows["learning_rate_low"],
+            rows["learning_rate_high"],
+            rows["num_seeds"],
+            strict=True,
+        )
+    ]
+    return fit_learning_rate_laws(
+        rows["batch_size"].to_numpy(), rows["learning_rate"].to_numpy(), log_errors=errors
+    )
+
+
+def _log_error(low: float, high: float, num_seeds: int) -> float:
+    """The standard error of a best rate's log by its interval; of one seed's, uniform between."""
+    if not (low > 0 and high < math.inf):
+        return math.nan
+    widths = 2 * student_t(num_seeds - 1) if num_seeds > 1 else math.sqrt(12)
+    return math.log(high / low) / widths
 
 
 def fits_table(fits: dict[float, CriticalBatchFit]) -> pd.DataFrame:
     """A row per goal: the fit's estimates with their errors, and how good it is."""
-    names = ("min_steps", "min_examples", "critical_batch_size", "overhead_batch_size")
+    names = ("min_steps", "min_examples", "critical_batch_size", "overhead_batch_size", "exponent")
+    others = (
+        *("resolved", "num_batch_sizes", "num_censored", "num_seeds", "scatter", "lack_of_fit"),
+        *("residual_correlation", "exponent_critical_batch_size"),
+        *("held_out_error", "exponent_held_out_error", "better"),
+    )
     rows = []
     for goal, fit in fits.items():
         row: dict[str, Any] = {"goal": goal}
         for name in names:
             row |= estimate_row(name, getattr(fit, name))
-        others = ("resolved", "num_batch_sizes", "num_censored", "scatter", "lack_of_fit")
         row |= {name: getattr(fit, name) for name in others}
         rows.append(row | {"resolved": int(fit.resolved)})
     return pd.DataFrame(rows)
@@ -264,7 +287,7 @@ def fits_table(fits: dict[float, CriticalBatchFit]) -> pd.DataFrame:
 
 def laws_table(laws: dict[float, list[LearningRateLaw]]) -> pd.DataFrame:
     """A row per goal and law, the best of each goal first."""
-    columns = ["goal", "law", "scale", "bend", "bend_low", "bend_high", "held_out_error"]
+    columns = ["goal", "law", "scale", "bend", "bend_low", "bend_high", "power", "held_out_error"]
     rows = [
         {
             "goal": goal,
@@ -273,6 +296,7 @@ def laws_table(laws: dict[float, list[LearningRateLaw]]) -> pd.DataFrame:
             "bend": law.bend,
             "bend_low": math.nan if law.batch_size is None else law.batch_size.low,
             "bend_high": math.nan if law.batch_size is None else law.batch_size.high,
+            "power": law.power,
             "held_out_error": law.held_out_error,
         }
         for goal, of_goal in laws.items()

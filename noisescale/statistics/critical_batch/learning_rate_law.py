@@ -1,21 +1,24 @@
-"""How the best learning rate depends on the batch size: measured, and by three laws."""
+"""How the best learning rate depends on the batch size: measured, and by five laws."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 
 from noisescale.errors import MeasurementError
-from noisescale.statistics.critical_batch.hyperbola import FEWEST, Hyperbola
+from noisescale.statistics.critical_batch.curves.rate_laws import (
+    FEWEST_RATES,
+    BestRates,
+    LawName,
+    common_weights,
+    fit_law,
+    held_out_error,
+)
 from noisescale.statistics.estimate import Estimate, from_log_samples, jsonable, undefined
-
-LawName = Literal["noise", "sqrt", "linear"]
-# ε ∝ B^power of the laws that are powers
-POWERS: dict[LawName, float] = {"sqrt": 0.5, "linear": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +26,22 @@ class LearningRateLaw:
     """A law of the best learning rate ε(B), fitted in logs to those at several batch sizes.
 
     Attributes:
-        name: "noise", ε_max/(1 + B_c/B) (McCandlish et al. 2018, 2.6); "sqrt", ∝ √B (Krizhevsky
+        name: "noise", ε_max/(1 + B_c/B) (McCandlish et al. 2018, 2.6); "capped", min(ε_max·B/B_c,
+            ε_max), linear up to a largest stable rate; "power", ∝ B^a; "sqrt", ∝ √B (Krizhevsky
             2014); "linear", ∝ B (Goyal et al. 2017).
-        scale: ε_max of "noise", else ε at B = 1.
-        bend: B_c of "noise" in examples, else nan.
+        scale: ε_max of "noise" and "capped", else ε at B = 1.
+        bend: B_c of "noise" and "capped" in examples, else nan.
+        power: a of "power", "sqrt" and "linear", else nan.
         batch_size: B_c with its 95 % interval, by the profile of the likelihood, undefined where
             the interval is open; None for the others.
         held_out_error: root mean square of log(ε/prediction), each batch size predicted from the
-            others alone.
+            others alone, and weighted as in the fit.
     """
 
     name: LawName
     scale: float
     bend: float
+    power: float
     batch_size: Estimate | None
     held_out_error: float
 
@@ -50,11 +56,13 @@ class LearningRateLaw:
         """
         if self.name == "noise":
             return self.scale / (1 + self.bend / batch_size)
-        return self.scale * math.exp(POWERS[self.name] * math.log(batch_size))
+        if self.name == "capped":
+            return self.scale * min(1.0, batch_size / self.bend)
+        return self.scale * math.exp(self.power * math.log(batch_size))
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON."""
-        stored = ("name", "scale", "batch_size", "held_out_error")
+        stored = ("name", "scale", "power", "batch_size", "held_out_error")
         record: dict[str, Any] = jsonable({name: getattr(self, name) for name in stored})
         return record
 
@@ -63,8 +71,8 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
     """The best learning rate at one batch size and goal, from the steps of each seed's runs.
 
     A seed's best rate is the vertex of the parabola through the fastest run and its two neighbours,
-    in logs, or the fastest run's own where a neighbour did not reach the goal. Seeds whose fastest
-    run is at an end of the rates tried do not count.
+    in logs, or the fastest run's own where a neighbour did not reach the goal. A seed whose fastest
+    run is at an end of the rates tried bounds its best rate on one side.
 
     Args:
         seeds: of each the steps by learning rate, infinite where the goal was not reached.
@@ -72,19 +80,25 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
     Returns:
         The seeds' geometric mean with Student's t interval. Of one seed, the interval is from the
         next smaller to the next larger rate that was tried, and no narrower than that where some
-        seed's best rate is the grid's own. Undefined where no seed counts.
+        seed's best rate is the grid's own. Where some seeds give bounds, the median and all that
+        the seeds span, open where a bound is; undefined where most do.
     """
-    vertices, ends, parabolic = [], [], True
+    vertices, ends, bounds, parabolic = [], [], [], True
     for steps in seeds:
         rates = sorted(steps)
         fastest = min(range(len(rates)), key=lambda index: steps[rates[index]]) if rates else 0
-        if not 0 < fastest < len(rates) - 1 or math.isinf(steps[rates[fastest]]):
+        if len(rates) < 2 or math.isinf(steps[rates[fastest]]):
+            continue
+        if not 0 < fastest < len(rates) - 1:
+            bounds.append(0.0 if fastest == 0 else math.inf)
             continue
         around = rates[fastest - 1 : fastest + 2]
         steps_around = np.array([steps[rate] for rate in around])  # (3,)
         vertices.append(_vertex(np.log(around), np.log(steps_around)))
         ends.append((around[0], around[2]))
         parabolic &= bool(np.isfinite(steps_around).all())
+    if bounds:
+        return _median([*vertices, *bounds])
     if not vertices:
         return undefined(num_samples=0)
     low, high = np.exp(np.mean(np.log(ends), axis=0)).tolist()
@@ -92,6 +106,21 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
         return Estimate(value=vertices[0], stderr=math.nan, low=low, high=high, num_samples=1)
     mean = from_log_samples(vertices)
     return mean if parabolic else replace(mean, low=min(mean.low, low), high=max(mean.high, high))
+
+
+def _median(rates: list[float]) -> Estimate:
+    """Of seeds' best rates, 0 or infinite where one is bounded, and all that they span."""
+    ordered = sorted(rates)
+    middle = ordered[(len(rates) - 1) // 2], ordered[len(rates) // 2]
+    if not (middle[0] > 0 and middle[1] < math.inf):
+        return undefined(num_samples=0)
+    return Estimate(
+        value=math.sqrt(middle[0] * middle[1]),
+        stderr=math.nan,
+        low=ordered[0],
+        high=ordered[-1],
+        num_samples=len(rates),
+    )
 
 
 def _vertex(log_rates: np.ndarray, log_steps: np.ndarray) -> float:
@@ -107,64 +136,50 @@ def _vertex(log_rates: np.ndarray, log_steps: np.ndarray) -> float:
 
 
 def fit_learning_rate_laws(
-    batch_sizes: Sequence[float] | np.ndarray, rates: Sequence[float] | np.ndarray
+    batch_sizes: Sequence[float] | np.ndarray,
+    rates: Sequence[float] | np.ndarray,
+    *,
+    log_errors: Sequence[float] | np.ndarray | None = None,
 ) -> list[LearningRateLaw]:
-    """The three laws fitted to the best learning rates, the least held-out error first.
+    """The five laws fitted to the best learning rates, the least held-out error first.
 
-    Least squares in logs, each batch size with equal weight.
+    Least squares in logs. With errors each batch size weighs 1/(σ² + τ²), σ its own error and τ
+    what the law that follows the rates best still lies off them (the estimator of Paule and Mandel
+    1982), so that a rate that seeds happen to agree on does not decide alone; without, all weigh
+    the same.
 
     Args:
         batch_sizes: B, in examples (n,).
         rates: the best learning rate at each (n,).
+        log_errors: the standard error of the log of each (n,), nan where it is not known, which
+            counts as the largest; None: equal weights.
 
     Returns:
-        The laws "noise", "sqrt" and "linear", in order of their error.
+        The laws "noise", "capped", "power", "sqrt" and "linear", in order of their error.
 
     Raises:
         MeasurementError: fewer than four batch sizes.
     """
     sizes, best = np.asarray(batch_sizes, dtype=float), np.asarray(rates, dtype=float)
-    if len(sizes) < FEWEST + 1:
+    if len(sizes) < FEWEST_RATES:
         raise MeasurementError(
             f"{len(sizes)} batch sizes have a best learning rate between others that were tried: "
-            f"laws of it take {FEWEST + 1}"
+            f"laws of it take {FEWEST_RATES}"
         )
-    others = [np.arange(len(sizes)) != index for index in range(len(sizes))]
+    measured = BestRates(np.log(sizes), np.log(best))
+    weights = common_weights(measured, log_errors)
     laws = []
-    for name, power in POWERS.items():
-        distances = np.log(best) - power * np.log(sizes)
-        left_out = [distances[index] - distances[kept].mean() for index, kept in enumerate(others)]
+    for name in get_args(LawName):
+        fit = fit_law(name, measured, weights)
+        bends = name in ("noise", "capped")
         laws.append(
             LearningRateLaw(
                 name=name,
-                scale=float(np.exp(distances.mean())),
-                bend=math.nan,
-                batch_size=None,
-                held_out_error=_root_mean_square(left_out),
+                scale=math.exp(fit.level),
+                bend=math.exp(fit.shape) if bends else math.nan,
+                power=math.nan if bends else fit.shape,
+                batch_size=fit.bend_interval() if bends else None,
+                held_out_error=held_out_error(name, measured, weights),
             )
         )
-    whole = _inverse(sizes, best)
-    curve = whole.fit()
-    left_out = [
-        math.log(best[index] * _inverse(sizes[kept], best[kept]).fit().at(sizes[index]))
-        for index, kept in enumerate(others)
-    ]
-    laws.append(
-        LearningRateLaw(
-            name="noise",
-            scale=1 / curve.plateau,
-            bend=curve.bend,
-            batch_size=whole.interval("bend", curve),
-            held_out_error=_root_mean_square(left_out),
-        )
-    )
     return sorted(laws, key=lambda law: law.held_out_error)
-
-
-def _inverse(sizes: np.ndarray, rates: np.ndarray) -> Hyperbola:
-    """1/ε = (1 + B_c/B)/ε_max."""
-    return Hyperbola(sizes, 1 / rates, np.zeros(len(sizes), dtype=bool))
-
-
-def _root_mean_square(values: Sequence[float]) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))

@@ -18,7 +18,7 @@ from noisescale.statistics.critical_batch.branches import (
     FEWEST_BRANCHES,
     branch_critical_batch,
 )
-from noisescale.statistics.critical_batch.learning_rate_law import POWERS
+from noisescale.statistics.critical_batch.curves.rate_laws import POWERS
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_edge import LEFT
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, BRANCH_SETTINGS, GoalSplit

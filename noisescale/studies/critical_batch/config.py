@@ -129,7 +129,10 @@ class CriticalBatchConfig:
 
 
 def _check_batch_sizes(sizes: tuple[int, ...], problem: ProblemConfig | FactoryConfig) -> None:
-    from noisescale.statistics.critical_batch.fit import FEWEST_SIZES, few_sizes  # loads SciPy
+    from noisescale.statistics.critical_batch.curves.runs import (  # loads SciPy
+        FEWEST_SIZES,
+        few_sizes,
+    )
 
     if len(set(sizes)) < len(sizes):
         raise SettingError(f"batch sizes {', '.join(map(str, sizes))}: give each once")

@@ -5,13 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, special, stats
 
+from experiments.coverage.critical_batch import Cell, draw
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.statistics.critical_batch.fit import (
-    fit_critical_batch,
-)
-from noisescale.statistics.critical_batch.hyperbola import Hyperbola
+from noisescale.statistics.critical_batch.curves.hyperbola import Hyperbola
+from noisescale.statistics.critical_batch.fit import fit_critical_batch
 
 SIZES = 2.0 ** np.arange(12)
 
@@ -115,6 +114,224 @@ def test_coverage_of_the_overhead_size():
         overhead = fit_critical_batch(sizes, found, confidence=0.9).overhead_batch_size
         hits += overhead.low <= 11.2 <= overhead.high
     assert hits >= 170
+
+
+def crossed(curves):
+    """Runs of seeds that lie on curves of their own exactly, as `fit_critical_batch` takes them."""
+    found = np.concatenate([steps(SIZES, **curve) for curve in curves])
+    names = np.repeat([f"seed {index}" for index in range(len(curves))], len(SIZES))
+    return np.tile(SIZES, len(curves)), found, names
+
+
+def t_interval(values):
+    """Student's t over the logs of values, by its textbook formula."""
+    logs = np.log(values)
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
+
+
+def test_seeds_with_curves_of_their_own_set_the_interval():
+    """Each seed's S_min and B_crit is known exactly, so that their t interval is all there is.
+
+    Batch sizes that are taken for independent show nothing of it: all seeds' means lie on a curve.
+    """
+    criticals, least = [35.0, 45.0, 50.0, 60.0, 70.0], [90.0, 110.0, 100.0, 120.0, 95.0]
+    curves = [
+        {"critical": critical, "min_steps": few}
+        for critical, few in zip(criticals, least, strict=True)
+    ]
+    sizes, found, names = crossed(curves)
+    fit = fit_critical_batch(sizes, found, seeds=names)
+    low, high = t_interval(criticals)
+    assert [fit.critical_batch_size.low, fit.critical_batch_size.high] == pytest.approx(
+        [low, high], rel=0.01
+    )
+    assert [fit.min_steps.low, fit.min_steps.high] == pytest.approx(t_interval(least), rel=0.01)
+    examples = np.multiply(criticals, least)
+    assert [fit.min_examples.low, fit.min_examples.high] == pytest.approx(
+        t_interval(examples), rel=0.01
+    )
+    assert fit.num_seeds == 5
+    assert "seeds are independent" in fit.assumes
+    apart = fit_critical_batch(sizes, found)
+    assert apart.critical_batch_size.high / apart.critical_batch_size.low < 1.1
+    assert "independent between batch sizes" in apart.assumes
+
+
+def test_a_seed_that_cannot_be_fitted_alone_leaves_the_jackknife():
+    """One of four reaches the goal at three batch sizes; the others' curves still tell the spread.
+
+    The oracle leaves each seed out of the means in turn, and fits them by least squares in logs.
+    """
+    curves = [{"critical": critical} for critical in (40.0, 50.0, 60.0, 55.0)]
+    sizes, found, names = crossed(curves)
+    kept = (names != "seed 3") | (sizes >= 512)
+    sizes, found, names = sizes[kept], found[kept], names[kept]
+    fit = fit_critical_batch(sizes, found, seeds=names)
+    logs = []
+    for left_out in np.unique(names):
+        there = names != left_out
+        means = [np.log(found[there & (sizes == size)]).mean() for size in SIZES]
+        (plateau, slope), _ = optimize.curve_fit(
+            lambda x, u, v: np.logaddexp(u, v - np.log(x)), SIZES, means, p0=np.log([100, 5000])
+        )
+        logs.append(slope - plateau)
+    error = math.sqrt(3 / 4 * np.sum((logs - np.mean(logs)) ** 2))
+    half = stats.t.ppf(0.975, 3) * error
+    length = math.log(fit.critical_batch_size.high / fit.critical_batch_size.low)
+    assert length == pytest.approx(2 * half, rel=0.05)
+
+
+def test_what_single_runs_do_not_explain_is_added_to_the_seeds():
+    """Batch sizes off the curve for all seeds alike: the profile's interval, though seeds agree."""
+    off = 0.2 * np.sin(9 * np.arange(12))
+    sizes, seeds = np.tile(SIZES, 3), np.repeat([0, 1, 2], 12)
+    found = np.tile(steps(SIZES) * np.exp(off), 3)
+    found = found * np.exp(1e-3 * np.random.default_rng(0).standard_normal(36))
+    fit = fit_critical_batch(sizes, found, seeds=seeds).critical_batch_size
+    profile = fit_critical_batch(SIZES, steps(SIZES) * np.exp(off)).critical_batch_size
+    assert [fit.low, fit.high] == pytest.approx([profile.low, profile.high], rel=0.02)
+
+
+def test_the_misfit_is_judged_by_the_interaction_of_seeds_and_batch_sizes():
+    """Each seed's own curve does not count as scatter, though it spreads the runs of a batch size.
+
+    The oracle: means about the curve against deviations less their seed's regression, by an F test.
+    """
+    rng = np.random.default_rng(3)
+    drawn = draw(Cell(0.3, 0.15, 4, 12, False), rng)
+    fit = fit_critical_batch(drawn.sizes, drawn.steps, seeds=drawn.seeds)
+    logs = np.log(drawn.steps).reshape(4, 12)
+    means = logs.mean(0)
+    critical = fit.critical_batch_size.value
+    curve = np.log(fit.min_steps.value * (1 + critical / SIZES))
+    about = np.sum((means - curve) ** 2) * 4 / 10
+    design = np.stack([np.ones(12), 1 / (1 + SIZES / critical)], axis=1)
+    hat = design @ np.linalg.pinv(design)
+    within = np.sum(((logs - means) @ (np.eye(12) - hat)) ** 2) / (3 * 10)
+    assert fit.lack_of_fit == pytest.approx(stats.f.sf(about / within, 10, 30), rel=1e-3)
+    assert fit.lack_of_fit < 1e-3
+    apart = fit_critical_batch(drawn.sizes, drawn.steps)
+    assert apart.lack_of_fit > 0.05  # hidden by how far the seeds differ
+
+
+def test_a_fit_that_is_too_good_is_said():
+    """Runs that should be independent share their deviations, against one another at random."""
+    rng = np.random.default_rng(0)
+    noise = 0.2 * rng.standard_normal((2, 12))
+    noise = np.concatenate([noise, -noise])
+    sizes, seeds = np.tile(SIZES, 4), np.repeat(np.arange(4), 12)
+    fit = fit_critical_batch(sizes, np.tile(steps(SIZES), 4) * np.exp(noise.ravel()), seeds=seeds)
+    assert fit.lack_of_fit > 0.999
+    assert any("suspiciously good" in remark for remark in fit.remarks())
+
+
+def sharper(sizes, exponent, *, min_steps=100.0, critical=50.0):
+    """Solved from ((S/S_min)^a − 1)((E/E_min)^a − 1) = 1 by bisection, not by the closed form."""
+
+    def excess(found, size):
+        examples = found * size / (min_steps * critical)
+        return ((found / min_steps) ** exponent - 1) * (examples**exponent - 1) - 1
+
+    return np.array(
+        [
+            optimize.brentq(
+                excess,
+                max(min_steps, min_steps * critical / size) * (1 + 1e-9),
+                min_steps * 1e3 * (1 + critical / size),
+                args=(size,),
+            )
+            for size in sizes
+        ]
+    )
+
+
+@pytest.mark.parametrize("exponent", [0.7, 2.0])
+def test_a_sharper_or_blunter_bend_is_recognised(exponent):
+    rng = np.random.default_rng(5)
+    found = sharper(SIZES, exponent) * np.exp(0.01 * rng.standard_normal(12))
+    fit = fit_critical_batch(SIZES, found)
+    assert fit.exponent.low < exponent < fit.exponent.high
+    assert fit.exponent.value == pytest.approx(exponent, rel=0.1)
+    assert fit.exponent_critical_batch_size == pytest.approx(50, rel=0.05)
+    assert fit.better == "exponent"
+    assert fit.correlated
+    assert any("free exponent" in remark for remark in fit.remarks())
+    plain = fit_critical_batch(SIZES, steps(SIZES) * np.exp(0.01 * rng.standard_normal(12)))
+    assert plain.exponent.low < 1 < plain.exponent.high
+    assert not any("free exponent" in remark for remark in plain.remarks())
+
+
+def test_held_out_errors_are_those_of_refits():
+    """Each batch size is predicted without it and its neighbours, by SciPy's least squares."""
+    found = np.log(steps(SIZES)) + 0.1 * np.cos(3 * np.arange(12))
+    fit = fit_critical_batch(SIZES, np.exp(found))
+
+    def hyperbola(x, level, bend):
+        return level + np.logaddexp(0, bend - np.log(x))
+
+    def free(x, level, bend, log_exponent):
+        exponent = np.exp(log_exponent)
+        return level + np.logaddexp(0, exponent * (bend - np.log(x))) / exponent
+
+    for curve, start, error in (
+        (hyperbola, [4.6, 3.9], fit.held_out_error),
+        (free, [4.6, 3.9, 0.0], fit.exponent_held_out_error),
+    ):
+        errors = []
+        for index in range(12):
+            kept = abs(np.arange(12) - index) > 1
+            best, _ = optimize.curve_fit(curve, SIZES[kept], found[kept], p0=start, maxfev=10_000)
+            errors.append(found[index] - curve(SIZES[index], *best))
+        assert error == pytest.approx(math.sqrt(np.mean(np.square(errors))), rel=0.02)
+
+
+def test_the_correlation_of_neighbours_is_that_of_the_residuals():
+    off = 0.1 * np.cos(np.arange(12) / 2)
+    fit = fit_critical_batch(SIZES, steps(SIZES) * np.exp(off))
+    curve = fit.min_steps.value + fit.min_examples.value / SIZES
+    residuals = np.log(steps(SIZES)) + off - np.log(curve)
+    correlation = residuals[1:] @ residuals[:-1] / (residuals @ residuals)
+    assert fit.residual_correlation == pytest.approx(correlation, rel=1e-6)
+
+
+def test_an_overhead_that_seeds_disagree_on_is_not_resolved():
+    """From one seed to the next the plateau of examples ends elsewhere, by factors."""
+    curves = [{"critical": critical} for critical in (20.0, 60.0, 400.0)]
+    sizes, found, names = crossed(curves)
+    fit = fit_critical_batch(sizes, found, seeds=names)
+    assert math.isnan(fit.overhead_batch_size.value)
+    assert fit.overhead_batch_size.high > 10 * fit.overhead_batch_size.low
+    assert any("20 % size is not resolved" in remark for remark in fit.remarks())
+
+
+def test_a_seed_with_two_runs_at_a_batch_size_is_refused():
+    with pytest.raises(SettingError, match="seed 7 has 2 runs at batch size 4"):
+        fit_critical_batch([1, 2, 4, 4, 8], [9, 5, 3, 3, 2], seeds=[7] * 5)
+
+
+@pytest.mark.statistical
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_seeds", "num_sizes", "bounds"), [(5, 24, False), (3, 12, True)])
+def test_intervals_hold_where_seeds_differ(num_seeds, num_sizes, bounds):
+    """95 % intervals over 120 draws, seeds that differ by .2 in log S_min and log B_crit.
+
+    The number that hold is binomial: fewer than 106 has a chance of 10⁻³ at .95. Intervals from the
+    scatter of batch sizes alone, as if those were independent, hold in half of the draws.
+    """
+    rng = np.random.default_rng(0)
+    fits = []
+    for _ in range(120):
+        drawn = draw(Cell(0.2, 0.0, num_seeds, num_sizes, bounds), rng)
+        fits.append(
+            fit_critical_batch(drawn.sizes, drawn.steps, seeds=drawn.seeds, censored=drawn.censored)
+        )
+    least = special.bdtrik(1e-3, 120, 0.95)
+    truth = {"min_steps": 100, "min_examples": 5000, "critical_batch_size": 50}
+    for name, value in truth.items():
+        held = sum(getattr(fit, name).low <= value <= getattr(fit, name).high for fit in fits)
+        assert held >= least, name
+    assert sum(fit.lack_of_fit < 0.05 for fit in fits) <= 120 - special.bdtrik(1e-3, 120, 0.95)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_fits_rates_and_laws_of_a_known_table():
         assert laws[0].bend == pytest.approx(10, rel=0.01)
         assert laws[0].scale == pytest.approx(0.8, rel=0.01)
     assert len(fits_table(fits)) == 2
-    assert len(laws_table({goal: fit_laws(rates, goal) for goal in fits})) == 6
+    assert len(laws_table({goal: fit_laws(rates, goal) for goal in fits})) == 10
     json.dumps(fit_record(0.5, fits[0.5], fit_laws(rates, 0.5)), allow_nan=False)
     assert rates["goal"].is_monotonic_decreasing
 

@@ -19,6 +19,7 @@ FEWEST = 3  # values that are known: two parameters, and one to tell the spread
 FARTHEST = 20.0  # e-folds from the best value, a factor of 5e8, beyond which there is no end
 NEGLIGIBLE = 12.0  # e-folds below the values, 6e-6 of them, at which a parameter is nothing
 LOG_ROOT = 0.5 * math.log(2 * math.pi)
+STARTS = 25  # bends tried before the search: a third of an e-fold apart over three decades
 FIRST_STEP = 0.02  # e-folds, of the search for an interval's end: below any real interval
 
 Quantity = Literal["plateau", "slope", "bend"]
@@ -68,21 +69,29 @@ class Hyperbola:
                 f"{FEWEST}"
             )
 
-    def fit(self) -> Curve:
-        """The most likely curve; its plateau or slope goes to zero where values show no bend."""
+    def fit(self, near: Curve | None = None) -> Curve:
+        """The most likely curve; its plateau or slope goes to zero where values show no bend.
+
+        near: where to search; None: at the best of many bends among the values.
+        """
         log_x, log_y = np.log(self.x), np.log(self.y)
-        spread = math.log(0.1 + float(np.std(log_y)))
-        likeliest = None
-        for bend in np.linspace(log_x.min(), log_x.max(), 5):
-            level = float(np.mean(log_y - np.logaddexp(0.0, bend - log_x)))
-            trial = self._minimise(np.array([level, level + bend, spread]), np.zeros(3), np.eye(3))
-            if likeliest is None or trial.fun < likeliest.fun:
-                likeliest = trial
-        assert likeliest is not None
+        start = self._start(log_x, log_y) if near is None else np.log(near)
+        likeliest = self._minimise(start, np.zeros(3), np.eye(3))
         plateau = max(likeliest.x[0], log_y.min() - NEGLIGIBLE)
         slope = max(likeliest.x[1], (log_x + log_y).min() - NEGLIGIBLE)
         log_spread = likeliest.x[2]
         return Curve(math.exp(plateau), math.exp(slope), math.exp(log_spread))
+
+    def _start(self, log_x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
+        """The likeliest of curves with their bends among the values, at their mean level."""
+        known = ~self.bounds
+        starts = []
+        for bend in np.linspace(log_x.min(), log_x.max(), STARTS):
+            distances = log_y - np.logaddexp(0.0, bend - log_x)
+            level = float(np.mean(distances[known]))
+            spread = 1e-3 + float(np.std(distances[known]))
+            starts.append(np.array([level, level + bend, math.log(spread)]))
+        return min(starts, key=lambda params: self._deviance(params)[0])
 
     def interval(
         self, quantity: Quantity, curve: Curve, *, confidence: float = CONFIDENCE
@@ -157,9 +166,12 @@ class Hyperbola:
 
 def _end(excess: Callable[[float], float], best: float, direction: float) -> float:
     """Exp of where `excess` turns positive on one side of `best`; 0 or infinity if nowhere."""
+    allowed = -excess(best)
     inside, outside = 0.0, FIRST_STEP
-    while excess(best + direction * outside) < 0:
-        inside, outside = outside, 2 * outside
+    while (there := excess(best + direction * outside)) < 0:
+        # to where a parabola through the two is above zero, but by steps that stay in reach
+        parabola = outside * math.sqrt(allowed / (allowed + there)) if allowed + there > 0 else 0.0
+        inside, outside = outside, min(max(1.2 * parabola, 2 * outside), 8 * outside)
         if outside > FARTHEST:
             return 0.0 if direction < 0 else math.inf
     root = optimize.brentq(
