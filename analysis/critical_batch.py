@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.tables import DATA, Runs, analysis
+from analysis.tables import Runs, analysis
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
     fastest_runs,
@@ -54,36 +54,6 @@ def branch_rows(folder: Path) -> dict[str, Any]:
         "branch_high": critical["high"],
         **{name: noise[name] for name in estimate_columns("simple", "full")},
     }
-
-
-def beside_published(fits: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
-    """B_crit and B_simple of MNIST beside table 1 of McCandlish et al. 2018.
-
-    B_crit at the start is that of the highest goal, and on average that of the lowest; B_simple on
-    average is the mean over the steps to the lowest.
-    """
-    published = pd.read_csv(DATA / "published.csv", comment="#")
-    values = published[published["figure"] == "critical_batch"].set_index("quantity")["value"]
-    simple = predicted[predicted["quantity"] == "simple"]
-    rows = []
-    for at, goal in (("start", fits["goal"].max()), ("average", fits["goal"].min())):
-        for quantity, table, name in (
-            ("critical", fits, "critical_batch_size"),
-            ("simple", simple, at),
-        ):
-            row = table[table["goal"] == goal].iloc[0]
-            rows.append(
-                {
-                    "quantity": quantity,
-                    "at": at,
-                    "goal": goal,
-                    "value": row[name],
-                    "low": row[f"{name}_low"],
-                    "high": row[f"{name}_high"],
-                    "published": values[f"{quantity}_{at}"],
-                }
-            )
-    return pd.DataFrame(rows)
 
 
 def with_ratios(branches: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
@@ -133,9 +103,6 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
             pd.concat(pd.read_csv(fronts[name] / PREDICTED).assign(problem=name) for name in names)
         ),
     }
-    found["beside_published"] = beside_published(
-        _of_mnist(found["fits"]), _of_mnist(found["predicted"])
-    )
     if branches:
         rows = pd.DataFrame([branch_rows(folder) for folder in branches])
         rows = rows.sort_values(["goal", "seed"], ascending=[False, True])

@@ -59,7 +59,7 @@ def test_runs_become_tables_and_the_tables_a_picture(runs, tmp_path):
     tables = {path.stem: pd.read_csv(path, comment="#") for path in data.glob("*.csv")}
     assert set(tables) == {
         *("steps_to_goal", "fastest", "fits", "learning_rates", "laws", "predicted"),
-        *("branches", "branch_losses", "beside_published"),
+        *("branches", "branch_losses"),
     }
     assert tables["fits"]["problem"].unique().tolist() == ["mnist", "quadratic"]
     own = pd.read_csv(runs / "mnist" / "steps_to_goal.csv")
@@ -67,7 +67,6 @@ def test_runs_become_tables_and_the_tables_a_picture(runs, tmp_path):
     pd.testing.assert_frame_equal(committed[own.columns], own, rtol=1e-5, check_dtype=False)
     assert tables["branches"]["goal"].tolist() == [1.8, 1.2]
     assert (tables["branches"]["start_loss"] <= tables["branches"]["goal"]).all()
-    assert tables["beside_published"]["published"].tolist() == [20, 50, 200, 900]
     known = tables["branches"][tables["branches"]["ratio"].notna()]
     assert known["ratio"].tolist() == pytest.approx(
         (known["critical_batch_size"] / known["branch"]).tolist(), rel=1e-4
