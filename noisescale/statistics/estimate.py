@@ -314,6 +314,37 @@ def quotient(numerator: Estimate, denominator: Estimate) -> Estimate:
     )
 
 
+def between(
+    first: float, second: float, stderr: float, *, num_samples: int, one_sign: bool = False
+) -> Estimate:
+    """A number between two estimates of it that err to opposite sides.
+
+    The value is half-way; the interval reaches Student's t times `stderr` beyond both, so that it
+    covers as long as the truth lies between what the two estimate on average. stderr: of a normal
+    interval as long.
+
+    Args:
+        first: the one estimate.
+        second: the other.
+        stderr: the standard error of either.
+        num_samples: independent samples behind it, one more than the degrees of freedom of t.
+        one_sign: whether the estimates are means of numbers of one sign: the interval is then
+            taken in logarithms, with stderr/first, as suits their skew.
+    """
+    value = (first + second) / 2
+    if num_samples < 2:
+        return from_stderr(value, math.nan, num_samples=num_samples)
+    t = student_t(num_samples - 1)
+    if one_sign and first * second > 0:
+        factor = math.exp(t * stderr / abs(first))
+        ends = [end * power for end in (first, second) for power in (1 / factor, factor)]
+    else:
+        ends = [end + shift for end in (first, second) for shift in (-t * stderr, t * stderr)]
+    return Estimate.from_interval(
+        value, min(ends), max(ends), num_samples=num_samples, widths=2 * t, scale="linear"
+    )
+
+
 def undefined(*, num_samples: int, low: float = math.nan) -> Estimate:
     """No value, at most a lower bound."""
     high = math.nan if math.isnan(low) else math.inf
