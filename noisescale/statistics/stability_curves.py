@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from noisescale.errors import SettingError
+from noisescale.statistics.estimate import Estimate
+
+# the constants that each prediction is made of
+MADE_OF = {
+    "upper": ("sharpness", "concentration"),
+    "lower": ("sharpness", "largest_example"),
+    "gaussian": ("sharpness", "trace"),
+    "descent": ("best_rate", "noise_batch_size"),
+    "wu": ("sharpness", "square_deviation"),
+}
 
 
 def side_of(limit: float, *, low: float, high: float) -> str:
@@ -47,6 +58,8 @@ class StabilityCurve:
     def rate(self, batch_size: float, *, population_size: int | None) -> float:
         """η_max(B)."""
         factor = batch_noise_factor(batch_size, population_size=population_size)
+        if factor == 0:  # B_c may be infinite
+            return self.largest_rate
         return self.largest_rate / (1 + factor * self.critical_batch_size)
 
 
@@ -65,7 +78,11 @@ class StabilityConstants:
         best_rate: ε_max = |G|²/GᵀHG with the Hessian of the loss; nan where it is undefined or
             unresolved.
         noise_batch_size: B_noise = tr(HΣ)/GᵀHG, likewise.
-        num_examples: looked at; of a random subset β and s are those of the subset.
+        num_examples: looked at one by one, for β, tr H and s; of a random subset β and s are those
+            of the subset.
+        estimates: the constants by name, each with its error; those of a record that was kept
+            before there were any are missing. β of a subset is a lower estimate: its interval is
+            open above. s² has its sampling error alone, and errs upwards.
     """
 
     sharpness: float
@@ -76,6 +93,18 @@ class StabilityConstants:
     best_rate: float
     noise_batch_size: float
     num_examples: int
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the curves should know."""
+        largest = self.estimates.get("largest_example")
+        if largest is None or largest.stderr == 0:
+            return ()
+        return (
+            f"β is the largest of the {self.num_examples:,} examples looked at, a lower estimate, "
+            "so that the curve `lower` is an upper estimate of what it should be, and no bound",
+        )
 
     @property
     def curves(self) -> dict[str, StabilityCurve]:
@@ -83,9 +112,10 @@ class StabilityConstants:
 
         "upper", "lower" and "gaussian" are of staying at a minimum in mean square, with independent
         batches. No learning rate above `upper` does (Mulayoff & Michaeli 2023, arXiv 2306.07850);
-        every one below `lower` does (cf. Ma, Bassily & Belkin 2018, arXiv 1712.06559); `gaussian`
-        is sufficient where H_i = x xᵀ with Gaussian x. "descent": below it, one step lowers the
-        expected loss: 2·ε_opt(B) (McCandlish et al. 2018, arXiv 1812.06162, 2.6).
+        every one below `lower` does (cf. Ma, Bassily & Belkin 2018, arXiv 1712.06559), as far as β
+        is that of all examples; `gaussian` is sufficient where H_i = x xᵀ with Gaussian x.
+        "descent": below it, one step lowers the expected loss: 2·ε_opt(B) (McCandlish et al. 2018,
+        arXiv 1812.06162, 2.6).
         """
         edge = 2 / self.sharpness
         return {
@@ -133,3 +163,38 @@ class StabilityConstants:
             for name, curve in self.curves.items()
         }
         return rates | {"wu": self.wu_rate(batch_size, population_size=population_size)}
+
+    def rate_estimates(
+        self, batch_size: float, *, population_size: int | None
+    ) -> dict[str, Estimate]:
+        """Every prediction at one batch size, by name, with the interval its constants leave it.
+
+        It reaches as far as any combination of the ends of its constants' intervals, whose errors
+        may go together: it covers at least 90 % of the time, and mostly more than 95 %. It is no
+        statement on how well the prediction holds. Unknown where a constant has no interval.
+
+        Args:
+            batch_size: B.
+            population_size: N, of batches drawn without replacement; None: with replacement.
+
+        Returns:
+            The predictions of `rates`.
+        """
+
+        def rate(name: str, **constants: float) -> float:
+            moved = replace(self, **constants)
+            return moved.rates(batch_size, population_size=population_size)[name]
+
+        rates = {}
+        for name, constants in MADE_OF.items():
+            estimates = [self.estimates.get(constant) for constant in constants]
+            known = [estimate for estimate in estimates if estimate is not None]
+            low = high = math.nan
+            if len(known) == len(constants):
+                ends = itertools.product(*((one.low, one.high) for one in known))
+                corners = [rate(name, **dict(zip(constants, end, strict=True))) for end in ends]
+                if not any(math.isnan(corner) for corner in corners):
+                    low, high = min(corners), max(corners)
+            num_samples = min((one.num_samples for one in known), default=0)
+            rates[name] = Estimate.from_interval(rate(name), low, high, num_samples=num_samples)
+        return rates
