@@ -12,23 +12,22 @@ from noisescale import ProblemConfig, RunOptions, TrainConfig
 from noisescale.training.records.names import run_name
 
 SCALES: dict[str, dict[str, Any]] = {
-    "quick": {"epochs": 2, "seeds": (0,)},
-    "full": {"epochs": 30, "seeds": (0, 1, 2)},
+    "quick": {"epochs": 2, "seeds": {1: 1, 32: 1, 1024: 1}},
+    "full": {"epochs": 30, "seeds": {1: 3, 32: 5, 1024: 5}},
 }
 
 
-def grid(*, epochs: int, seeds: tuple[int, ...]) -> list[tuple[ProblemConfig, TrainConfig]]:
-    """The runs, longest first; B = 1 at unit pixels, most of an hour, runs at one seed alone."""
+def grid(*, epochs: int, seeds: dict[int, int]) -> list[tuple[ProblemConfig, TrainConfig]]:
+    """The runs, the longest last; seeds: how many of each batch size."""
     return [
         (
             ProblemConfig(dataset="mnist", pixel_scale=pixel_scale),
             TrainConfig(batch_size=batch_size, learning_rate=1e-3, epochs=epochs, seed=seed),
         )
-        for seed in seeds
-        for batch_size in (1, 32, 1024)
-        for pixel_scale in ("unit", "raw")
-        if seed == seeds[0] or (batch_size, pixel_scale) != (1, "unit")
-    ]  # fmt: skip
+        for batch_size in sorted(seeds, reverse=True)
+        for seed in range(seeds[batch_size])
+        for pixel_scale in ("raw", "unit")
+    ]
 
 
 def cases(scale: str) -> list[Case]:
@@ -41,6 +40,6 @@ def cases(scale: str) -> list[Case]:
 three_cases = experiment(
     "three_cases",
     cases,
-    scales={"quick": "2 epochs, one seed", "full": "30 epochs, three seeds"},
+    scales={"quick": "2 epochs, one seed", "full": "30 epochs, five seeds, at B = 1 three"},
     help="MNIST at B = 1024, 32 and 1, raw and unit pixels.",
 )

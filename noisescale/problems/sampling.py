@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, NamedTuple
 
 import torch
@@ -121,6 +122,16 @@ def split_data(problem: Problem, split: str) -> Data:
         raise SettingError(f"split {split!r}: this problem has {', '.join(present)}")
     data: Data = getattr(problem, split)
     return data
+
+
+def independent_seed(*labels: int | str) -> int:
+    """A seed below 2**63 for what these labels name, such as the orders of one seed at one size.
+
+    Args:
+        labels: in which order they are given matters.
+    """
+    digest = hashlib.blake2b(repr(labels).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 class Batches:

@@ -87,7 +87,10 @@ class TrainConfig(Config):
         weight_decay: as torch.optim defines it for the optimizer.
         epochs: passes over the training set, unless max_steps ends the training first.
         max_steps: updates at most; None: as many as the epochs take.
-        seed: of the initial parameters and of the order of the examples.
+        seed: of the initial parameters and, unless order_seed is given, the order of the examples.
+        order_seed: of the order of the examples and of what a Dataset draws for them; None: the
+            seed. Runs that are to be independent at one seed, such as those of a study at several
+            batch sizes, have one each.
         adaptive: how an adaptive batch size follows the noise; None: as AdaptiveConfig's defaults
             say. No other batch size takes it.
 
@@ -103,6 +106,7 @@ class TrainConfig(Config):
     epochs: int = 5
     max_steps: int | None = None
     seed: int = 0
+    order_seed: int | None = None
     adaptive: AdaptiveConfig | None = None
 
     def __post_init__(self) -> None:
@@ -128,8 +132,9 @@ class TrainConfig(Config):
         check_count("epochs", self.epochs)
         if self.max_steps is not None:
             check_count("max steps", self.max_steps)
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise SettingError(f"seed {self.seed!r}: give a whole number from 0 to 2**63 - 1")
+        for name, seed in (("seed", self.seed), ("order seed", self.order_seed or 0)):
+            if not isinstance(seed, int) or not 0 <= seed < 2**63:
+                raise SettingError(f"{name} {seed!r}: give a whole number from 0 to 2**63 - 1")
         if self.batch_size == "adaptive":
             object.__setattr__(self, "adaptive", self.adaptive or AdaptiveConfig())
         elif self.adaptive is not None:
@@ -137,6 +142,11 @@ class TrainConfig(Config):
                 f"adaptive settings with batch size {self.batch_size}: "
                 "only an adaptive batch size takes them"
             )
+
+    @property
+    def seed_of_order(self) -> int:
+        """What the order of the examples is drawn from."""
+        return self.seed if self.order_seed is None else self.order_seed
 
     def optimizer_settings(self) -> dict[str, Any]:
         """The fields that say how a gradient becomes an update, apart from the learning rate."""

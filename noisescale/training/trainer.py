@@ -99,7 +99,7 @@ class Training:
         num_examples = self.examples.num_examples
         self.batch_size = resolve_batch_size(config, num_examples)
         self._check_batch_norm()
-        self.batches = Batches(num_examples, seed=config.seed, device=self.device)
+        self.batches = Batches(num_examples, seed=config.seed_of_order, device=self.device)
         self.optimizer = build_optimizer(self.model, config, capturable=self.device.type == "cuda")
         self.schedule: AdaptiveBatchSize | None = None
         if config.batch_size == "adaptive":
@@ -235,7 +235,7 @@ class Training:
         """The examples at these indices (B,); of a Dataset that is read anew, this epoch's draw."""
         examples = self.examples
         if isinstance(examples, Stream):
-            draw = self.config.seed * MOST_EPOCHS + self.batches.epoch
+            draw = self.config.seed_of_order * MOST_EPOCHS + self.batches.epoch
             return examples.drawn(draw).part(indices).to(self.device)
         return examples.part(indices)
 

@@ -77,8 +77,8 @@ def test_runs_become_tables_and_the_tables_a_picture(runs, tmp_path):
         (DATA.parent / "data" / "published.csv").read_bytes()
     )
     drawn = figure(tmp_path / "data")
-    titles = {axes.get_title(loc="left") for axes in drawn.axes}
-    assert {"Measured and predicted", "Branches from checkpoints", "A noisy quadratic"} <= titles
+    assert len(drawn.axes) == 8
+    assert all(axes.has_data() for axes in drawn.axes)
 
 
 def test_the_experiment_asks_for_what_the_preset_says():

@@ -44,7 +44,7 @@ def runs(tmp_path_factory):
 
 def test_the_grid_is_the_study(tmp_path):
     cases = grid(**SCALES["full"])
-    assert len(cases) == 2 * 3 * 3 - 2
+    assert len(cases) == 2 * (5 + 5 + 3)
     assert {training.epochs for _, training in cases} == {30}
     assert {training.learning_rate for _, training in cases} == {1e-3}
     assert all(problem == ProblemConfig(pixel_scale=problem.pixel_scale) for problem, _ in cases)

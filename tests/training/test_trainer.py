@@ -245,8 +245,9 @@ def test_a_dataset_serves_as_well_as_tensors():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_order_is_the_batches_own():
-    """Each step uses the examples that Batches gives at the run's seed."""
+@pytest.mark.parametrize("seeds", [{"seed": 4}, {"seed": 1, "order_seed": 4}])
+def test_the_order_is_the_batches_own(seeds):
+    """Each step uses the examples that Batches gives at the order's seed."""
     seen = []
 
     class Recording(nn.Linear):
@@ -261,7 +262,7 @@ def test_the_order_is_the_batches_own():
         train=Examples(inputs, torch.zeros(50, dtype=torch.int64)),
     )
     # with a momentum no update is made in place, nor tried on a copy
-    config = TrainConfig(batch_size=8, learning_rate=1e-6, momentum=0.5, epochs=2, seed=4)
+    config = TrainConfig(batch_size=8, learning_rate=1e-6, momentum=0.5, epochs=2, **seeds)
     last(train(problem, config))
     batches = Batches(50, seed=4)
     expected = list(itertools.chain.from_iterable(batches.take(8).tolist() for _ in range(14)))

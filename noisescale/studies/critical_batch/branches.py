@@ -24,7 +24,7 @@ from noisescale.statistics.stability_edge import LEFT
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, BRANCH_SETTINGS, GoalSplit
 from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.studies.critical_batch.start import count_examples
-from noisescale.studies.jobs.folder import CELL_FOLDER, claim, closing
+from noisescale.studies.jobs.folder import CELL_FOLDER, claim, closing, ordered
 from noisescale.studies.jobs.local import given_or_local
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
 from noisescale.studies.jobs.search_loop import Job, Search, SearchLoop
@@ -312,12 +312,12 @@ def run_branches(
         )
     if (there := file_digest(start)) != config.start:
         raise SettingError(f"{start} has the digest {there}, the config's start is {config.start}")
-    claim(out, config.identity(), settings=BRANCH_SETTINGS)
+    orders = claim(out, config.identity(), settings=BRANCH_SETTINGS)
     started = time.monotonic()
     finished: list[GoalRun] = []
 
     def job(size: int, seed: int) -> Job[GoalRun]:
-        training = config.run(size, seed, num_examples=num_examples)
+        training = ordered(config.run(size, seed, num_examples=num_examples), orders)
         path = out / CELL_FOLDER / run_name(config.problem, training)
         cell = make_cell(options, path, config.problem, training, start=start)
         goal_cell = GoalCell(cell=cell, goals=(), split=config.split)

@@ -45,7 +45,8 @@ class CriticalBatchConfig:
         goals: losses on a fixed subset of the split; the runs end at the lowest. None: 0.4, 0.25,
             0.15, 0.1 and 0.07 of the loss where seed 0 starts, to two digits.
         split: whose loss; "test" takes a problem with test examples.
-        num_seeds: seeds 0, 1, ... for initial parameters and order of the examples.
+        num_seeds: seeds 0, 1, ... for initial parameters, and for an order of the examples at each
+            batch size.
         factor: between neighbouring learning rates.
         max_rate: ε* of the law ε*/(1 + B*/B) that the first rates are centred on. None: ε_max by
             the curvature where seed 0 starts; 1e-3 of Adam.

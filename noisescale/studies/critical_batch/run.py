@@ -19,7 +19,7 @@ from noisescale.studies.critical_batch.results import CriticalBatchResult, Outco
 from noisescale.studies.critical_batch.start import Start, count_examples, start_at
 from noisescale.studies.critical_batch.tuning import Steps, Trial, Tuned, best_indices, tune
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.folder import CELL_FOLDER, claim
+from noisescale.studies.jobs.folder import CELL_FOLDER, Orders, claim, ordered
 from noisescale.studies.jobs.local import given_or_local
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
 from noisescale.studies.jobs.search_loop import (
@@ -80,9 +80,9 @@ def run_critical_batch(
     config = config.resolved(num_examples=num_examples)
     for size in config.batch_sizes or ():
         resolve_batch_size(config.run(size, 1.0, 0, max_steps=1), num_examples)
-    claim(out, config.identity(), settings=SETTINGS)
+    orders = claim(out, config.identity(), settings=SETTINGS)
     with given_or_local(executor) as pool:
-        return _Measurement(config, out, pool, options, num_examples).complete()
+        return _Measurement(config, out, pool, options, num_examples, orders).complete()
 
 
 class _Measurement:
@@ -99,11 +99,13 @@ class _Measurement:
         pool: Executor,
         options: StudyOptions,
         num_examples: int,
+        orders: Orders,
     ) -> None:
         self.config = config
         self.out = out.absolute()  # a worker may be elsewhere
         self.options = options
         self.num_examples = num_examples
+        self.orders = orders
         self.sizes = sorted(config.batch_sizes or ())
         self.first_size = self.sizes[len(self.sizes) // 2]
         self.goals: tuple[float, ...] = ()
@@ -257,7 +259,7 @@ class _Measurement:
     def _cell(
         self, size: int, rate: float, seed: int, max_steps: int, *, folder: str = CELL_FOLDER
     ) -> Cell:
-        training = self.config.run(size, rate, seed, max_steps=max_steps)
+        training = ordered(self.config.run(size, rate, seed, max_steps=max_steps), self.orders)
         until = f"to-{self.goals[-1]:g}" if self.goals else ""
         path = self.out / folder / until / run_name(self.config.problem, training)
         return make_cell(self.options, path, self.config.problem, training)

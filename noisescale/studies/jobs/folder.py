@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from filelock import FileLock
 
 from noisescale.errors import RunFolderError
+from noisescale.problems.sampling import independent_seed
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import EXPERIMENT, read_json, write_json
 
 CELL_FOLDER = "cells"  # of the runs, each in a folder of its own
 LOCK = ".noisescale.lock"
+Orders = Literal["seed and batch size", "seed"]
+INDEPENDENT: Orders
+SHARED: Orders
+# what the order of a run's examples is drawn from
+INDEPENDENT, SHARED = get_args(Orders)
 
 
-def claim(out: Path, identity: dict[str, Any], *, settings: str) -> None:
+def claim(out: Path, identity: dict[str, Any], *, settings: str) -> Orders:
     """Notes in the folder's file `settings` what its runs have in common, the `identity`.
 
-    RunFolderError where it holds runs of another identity, or something else.
+    A new folder's runs draw their orders from seed and batch size; a folder of an earlier release,
+    from the seed alone, and goes on so.
+
+    Returns:
+        Which of the two it is, for `ordered`.
+
+    Raises:
+        RunFolderError: it holds runs of another identity, or something else.
     """
     others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
     strangers = [name for name in others if not name.startswith(".") and name != EXPERIMENT]
@@ -34,8 +49,8 @@ def claim(out: Path, identity: dict[str, Any], *, settings: str) -> None:
     with FileLock(out / LOCK):
         stored = read_json(out / settings)
         if stored is None:
-            write_json(out / settings, identity)
-            return
+            write_json(out / settings, {**identity, "orders": INDEPENDENT})
+            return INDEPENDENT
     differences = [
         f"{name} is {old!r} there, {new!r} here"
         for name, old, new in _differences(stored, identity)
@@ -45,6 +60,18 @@ def claim(out: Path, identity: dict[str, Any], *, settings: str) -> None:
             f"{out} holds runs made by other settings ({'; '.join(differences)}): "
             "choose another --out"
         )
+    return INDEPENDENT if stored.get("orders") == INDEPENDENT else SHARED
+
+
+def ordered(training: TrainConfig, orders: Orders) -> TrainConfig:
+    """The training with the order of its examples drawn as its folder's are.
+
+    Orders shared by all batch sizes make one seed's runs rise and fall together, of which the
+    scatter of batch sizes about a curve shows nothing.
+    """
+    if orders == SHARED:
+        return training
+    return replace(training, order_seed=independent_seed(training.seed, str(training.batch_size)))
 
 
 def closing(seconds: float, notes: Sequence[str], environment: dict[str, Any]) -> dict[str, Any]:

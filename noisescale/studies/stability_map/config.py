@@ -85,7 +85,8 @@ class SweepConfig:
             `factor` takes, and only cells that locate the edge are run: a scan with the first seed,
             then bisection with each.
         factor: between neighbouring learning rates, at most, where `num_lr` is None.
-        num_seeds: seeds 0, 1, ... for initial parameters and order of the examples.
+        num_seeds: seeds 0, 1, ... for initial parameters, and for an order of the examples at each
+            batch size.
         precision: seeds are added, half as many again each time, until the 95 % interval of η_max
             spans no more than this factor; None: none are. Stopping so leaves the interval's
             coverage as it is where every seed has a threshold (.94 to .98, simulated), see

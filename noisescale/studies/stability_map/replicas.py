@@ -36,7 +36,7 @@ class ReplicaTraining:
 
     Each update is that of `Training`, up to rounding, for all replicas in one call of
     `torch.func.vmap` over stacked parameters (R, *shape), compiled on a GPU. problems: one a
-    replica, on the same examples. configs: alike but for learning_rate and seed.
+    replica, on the same examples. configs: alike but for learning_rate and seeds.
 
     step: updates made. diverged_at_step: of each replica, None as long as its losses are finite; on
     a GPU these are looked at every 64 updates. A diverged replica is carried along, to no effect on
@@ -56,7 +56,7 @@ class ReplicaTraining:
         self._rates = torch.tensor(rates, dtype=torch.float64, device=self.device)
         self._velocities = {name: torch.zeros_like(param) for name, param in self._params.items()}
         self._orders = [
-            Batches(self.examples.num_examples, seed=config.seed, device=self.device)
+            Batches(self.examples.num_examples, seed=config.seed_of_order, device=self.device)
             for config in configs
         ]
         self._gradients = vmap(grad_and_value(self._mean_loss))
@@ -195,7 +195,12 @@ def alike(cell: Cell) -> tuple[Any, ...] | None:
     )
     if alone:
         return None
-    return (cell.problem, replace(training, learning_rate=1.0, seed=0), cell.start, cell.device)
+    return (
+        cell.problem,
+        replace(training, learning_rate=1.0, seed=0, order_seed=None),
+        cell.start,
+        cell.device,
+    )
 
 
 class _Task(NamedTuple):

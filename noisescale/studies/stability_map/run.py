@@ -15,7 +15,7 @@ from noisescale.problems.data.splits import num_training_examples
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.folder import CELL_FOLDER, claim
+from noisescale.studies.jobs.folder import CELL_FOLDER, Orders, claim, ordered
 from noisescale.studies.jobs.local import given_or_local
 from noisescale.studies.jobs.options import StudyOptions, make_cell
 from noisescale.studies.jobs.search_loop import (
@@ -121,9 +121,9 @@ def run_sweep(
             f"with the digest {digest!r}: give SweepConfig(start=file_digest(path)) and "
             "SweepOptions(start=path)"
         )
-    claim(out, config.identity(), settings=SETTINGS)
+    orders = claim(out, config.identity(), settings=SETTINGS)
     with given_or_local(executor) as pool:
-        return _Sweep(config, out, pool, options, num_examples).complete()
+        return _Sweep(config, out, pool, options, num_examples, orders).complete()
 
 
 class _Sweep:
@@ -140,11 +140,13 @@ class _Sweep:
         pool: Executor,
         options: SweepOptions,
         num_examples: int,
+        orders: Orders,
     ) -> None:
         self.config = config
         self.out = out.absolute()  # a worker may be elsewhere
         self.options = options
         self.num_examples = num_examples
+        self.orders = orders
         self.rows: dict[tuple[BatchSize, float, int], dict[str, Any]] = {}
         self.num_begun: Counter[BatchSize] = Counter()
         self.num_open: Counter[BatchSize] = Counter()
@@ -314,6 +316,7 @@ class _Sweep:
 
     def _cell(self, batch_size: BatchSize, learning_rate: float, seed: int) -> Cell:
         training = self.config.run(batch_size, learning_rate, seed, num_examples=self.num_examples)
+        training = ordered(training, self.orders)
         path = self.out / CELL_FOLDER / run_name(self.config.problem, training)
         return make_cell(
             self.options, path, self.config.problem, training, start=self.options.start

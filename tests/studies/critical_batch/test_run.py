@@ -176,6 +176,18 @@ def test_the_mean_loss_is_that_of_an_evaluation():
     assert problem.model.training
 
 
+def test_seeds_share_their_start_and_no_order_of_examples(serial):
+    """One order at all batch sizes would make a seed's deviations common to them all."""
+    configs = [
+        json.loads((path / "config.json").read_text())["training"]
+        for path in finished_runs(serial.out / "cells")
+    ]
+    orders = {(run["seed"], run["batch_size"]): run["order_seed"] for run in configs}
+    assert len(set(orders.values())) == len(orders) > len({run["seed"] for run in configs})
+    for run in configs:
+        assert run["order_seed"] == orders[run["seed"], run["batch_size"]]
+
+
 def test_the_same_again_runs_nothing(serial, copy):
     before = {path: path.stat().st_mtime_ns for path in (copy / "cells").rglob("*.csv")}
     again = run_critical_batch(TRACKED, copy, executor=Here())

@@ -26,6 +26,7 @@ from noisescale.errors import (
 from noisescale.problems.models import LOSSES, chance_loss
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell
+from noisescale.studies.jobs.folder import INDEPENDENT, SHARED, ordered
 from noisescale.studies.jobs.local import LocalProcesses
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.stability_map import run as engine
@@ -183,7 +184,7 @@ def test_a_cell_is_the_run_that_train_makes(serial):
         epochs=6,
         max_steps=12,
     )
-    *_, last = train(problem, config)
+    *_, last = train(problem, ordered(config, INDEPENDENT))
     for name, param in problem.model.named_parameters():
         param.data.copy_(last.params[name])
     assert evaluate(problem.model, problem.loss, problem.train).loss == pytest.approx(
@@ -571,7 +572,7 @@ def test_an_executor_that_gives_up_is_one_message(tmp_path):
 
 def test_the_guess_for_other_seeds_is_below_the_first_unstable_rate(tmp_path):
     """At re-entry, stable again above an unstable rate, the others start from the lower edge."""
-    sweep = engine._Sweep(CONFIG, tmp_path, Here(), QUIET, 100)
+    sweep = engine._Sweep(CONFIG, tmp_path, Here(), QUIET, 100, SHARED)
     rates = CONFIG.learning_rates
     outcomes = {0: 0, 3: 0, 5: 1, 7: 0, 9: 1}
     sweep.rows = {
