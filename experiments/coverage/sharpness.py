@@ -166,11 +166,9 @@ def simulate(case: Case, size: int, num_draws: int) -> dict[str, Any]:
             }
         )
     table = pd.DataFrame(rows).astype(float)
-    means = table.mean().to_dict() | {
-        "width": float(table["width"].median()),
-        "plain_width": float(table["plain_width"].median()),
-    }
-    return {"problem": case.name, "num_examples": size, "draws": num_draws, **means}
+    averages = {str(name): float(column.mean()) for name, column in table.items()}
+    averages |= {name: float(table[name].median()) for name in ("width", "plain_width")}
+    return {"problem": case.name, "num_examples": size, "draws": num_draws, **averages}
 
 
 def cases() -> Iterator[Case]:

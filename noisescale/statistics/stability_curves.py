@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from noisescale.errors import SettingError
-from noisescale.statistics.estimate import Estimate
+from noisescale.statistics.estimate import Estimate, undefined
 
 # the constants that each prediction is made of
 MADE_OF = {
@@ -180,21 +181,27 @@ class StabilityConstants:
         Returns:
             The predictions of `rates`.
         """
+        rates = self.rates(batch_size, population_size=population_size)
+        return {
+            name: self._with_interval(name, rate, batch_size, population_size)
+            for name, rate in rates.items()
+        }
 
-        def rate(name: str, **constants: float) -> float:
-            moved = replace(self, **constants)
-            return moved.rates(batch_size, population_size=population_size)[name]
-
-        rates = {}
-        for name, constants in MADE_OF.items():
-            estimates = [self.estimates.get(constant) for constant in constants]
-            known = [estimate for estimate in estimates if estimate is not None]
-            low = high = math.nan
-            if len(known) == len(constants):
-                ends = itertools.product(*((one.low, one.high) for one in known))
-                corners = [rate(name, **dict(zip(constants, end, strict=True))) for end in ends]
-                if not any(math.isnan(corner) for corner in corners):
-                    low, high = min(corners), max(corners)
-            num_samples = min((one.num_samples for one in known), default=0)
-            rates[name] = Estimate.from_interval(rate(name), low, high, num_samples=num_samples)
-        return rates
+    def _with_interval(
+        self, name: str, rate: float, batch_size: float, population_size: int | None
+    ) -> Estimate:
+        """A prediction with the interval that those of its constants span."""
+        unknown = undefined(num_samples=0)
+        constants = [self.estimates.get(constant, unknown) for constant in MADE_OF[name]]
+        corners = []
+        for ends in itertools.product(*((constant.low, constant.high) for constant in constants)):
+            moved: dict[str, Any] = dict(zip(MADE_OF[name], ends, strict=True))
+            rates = replace(self, **moved).rates(batch_size, population_size=population_size)
+            corners.append(rates[name])
+        known = not any(math.isnan(corner) for corner in corners)
+        return Estimate.from_interval(
+            rate,
+            min(corners) if known else math.nan,
+            max(corners) if known else math.nan,
+            num_samples=min(constant.num_samples for constant in constants),
+        )
