@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -95,6 +96,31 @@ class StabilityConstants:
     noise_batch_size: float
     num_examples: int
     estimates: dict[str, Estimate] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StabilityConstants:
+        """The constants as a sweep keeps them; those of before there were estimates have none.
+
+        Args:
+            values: the fields by name, nan and infinity by their names.
+
+        Raises:
+            TypeError: a field is missing or unknown.
+            ValueError: a word stands in the place of a number.
+        """
+
+        def numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                name: float(value) if isinstance(value, str) else value
+                for name, value in record.items()
+            }
+
+        estimates = values.get("estimates", {})
+        rest = {name: value for name, value in values.items() if name != "estimates"}
+        return cls(
+            **numbers(rest),
+            estimates={name: Estimate(**numbers(parts)) for name, parts in estimates.items()},
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ def constants_at(cell: Cell, out: Path) -> StabilityConstants:
             constants = measure_stability(cell_problem(cell))
         stored = _spelt(dataclasses.asdict(constants))
         write_json(path, stored)
-    return _parse(path, _constants, {"estimates": {}, **stored})
+    return _parse(path, StabilityConstants.from_dict, stored)
 
 
 def lyapunov_at(
@@ -101,28 +101,21 @@ def _spelt(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _constants(*, estimates: dict[str, dict[str, Any]], **values: Any) -> StabilityConstants:
-    """The constants as they are kept; those of before there were estimates have none."""
-    return StabilityConstants(
-        **_numbers(values),
-        estimates={name: _estimate(**parts) for name, parts in estimates.items()},
+def _estimate(values: Mapping[str, Any]) -> Estimate:
+    """An estimate as it is kept."""
+    return Estimate(
+        **{
+            name: float(value) if isinstance(value, str) else value
+            for name, value in values.items()
+        }
     )
 
 
-def _estimate(**values: Any) -> Estimate:
-    """An estimate as it is kept."""
-    return Estimate(**_numbers(values))
-
-
-def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: float(value) if isinstance(value, str) else value for name, value in values.items()
-    }
-
-
-def _parse(path: Path, read: Callable[..., Record], values: dict[str, Any]) -> Record:
+def _parse(
+    path: Path, read: Callable[[Mapping[str, Any]], Record], values: dict[str, Any]
+) -> Record:
     """The record in a file of ours; RunFolderError where it is damaged."""
     try:
-        return read(**values)
+        return read(values)
     except (TypeError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged ({error}): delete it and run again") from error

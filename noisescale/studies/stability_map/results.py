@@ -14,7 +14,13 @@ from noisescale.statistics.stability_edge import LABELS
 from noisescale.studies.jobs.folder import closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.stability_map.config import BatchSize, SweepConfig
-from noisescale.studies.stability_map.tables import boundary_table, cells_table, in_order, scores
+from noisescale.studies.stability_map.tables import (
+    boundary_table,
+    cells_table,
+    counted_once,
+    in_order,
+    scores,
+)
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, write_json, write_table
 from noisescale.training.records.tables import BOUNDARY, CELLS
@@ -66,7 +72,8 @@ def write_results(
         if config.seeds_alike(size, num_examples=outcome.num_examples)
     ]
     boundary = boundary_table(cells, outcome.predictions, seeds_alike=seeds_alike)
-    prediction_scores = scores(cells, boundary) if outcome.predictions else {}
+    distinct = counted_once(cells, seeds_alike=seeds_alike)
+    prediction_scores = scores(distinct, boundary) if outcome.predictions else {}
     labels = cells["label"].value_counts()
     constants = outcome.constants
     summary = {

@@ -73,6 +73,12 @@ def cells_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table.iloc[np.lexsort(keys[::-1])].reset_index(drop=True)
 
 
+def counted_once(cells: pd.DataFrame, *, seeds_alike: Collection[BatchSize]) -> pd.DataFrame:
+    """The cells without the copies of those whose run no seed changes."""
+    alike = cells["batch_size"].isin(list(seeds_alike))
+    return cells[~(alike & cells.duplicated(["batch_size", "learning_rate"]))]
+
+
 def edge_of_cells(cells: pd.DataFrame, *, seeds_alike: bool = False) -> Edge:
     """η_max of one batch size's cells, see `edge_of`."""
     finished = cells[cells["error"] == ""]
