@@ -111,7 +111,12 @@ def measure_stability(
         name: estimates.get(name, unmeasured).value
         for name in dict.fromkeys(itertools.chain(*MADE_OF.values()))
     }
-    return StabilityConstants(**values, num_examples=num_examples, estimates=estimates)
+    return StabilityConstants(
+        **values,
+        num_examples=num_examples,
+        population_size=population_size,
+        estimates=estimates,
+    )
 
 
 def _of_single_examples(

@@ -82,6 +82,7 @@ class StabilityConstants:
         noise_batch_size: B_noise = tr(HΣ)/GᵀHG, likewise.
         num_examples: looked at one by one, for β, tr H and s; of a random subset β and s are those
             of the subset.
+        population_size: N, how many there are; None where that was not kept.
         estimates: the constants by name, each with its error; those of a record that was kept
             before there were any are missing. β of a subset is a lower estimate: its interval is
             open above. s² has its sampling error alone, and errs upwards.
@@ -95,6 +96,7 @@ class StabilityConstants:
     best_rate: float
     noise_batch_size: float
     num_examples: int
+    population_size: int | None = None
     estimates: dict[str, Estimate] = field(default_factory=dict)
 
     @classmethod
