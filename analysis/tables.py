@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -24,9 +25,17 @@ DATA = Path(__file__).parent.parent / "paper_figures" / "data"
 
 
 def analysis(
-    name: str, tables: Callable[[Runs], dict[str, pd.DataFrame]], *, help: str
+    name: str,
+    tables: Callable[[Runs], dict[str, pd.DataFrame]],
+    *,
+    help: str,
+    reuses: str | None = None,
 ) -> click.Command:
-    """A command that writes the tables of an experiment's runs, one file for each."""
+    """A command that writes the tables of an experiment's runs, one file for each.
+
+    reuses: the table that, where `tables` gives none, the others are made of as it was committed;
+    their headers then say how that one came about as well.
+    """
 
     @click.command(name, help=help)
     @click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False))
@@ -35,7 +44,7 @@ def analysis(
     )
     def command(runs: Path, out: Path) -> None:
         try:
-            for path in _write_tables(name, tables, runs, out):
+            for path in _write_tables(name, tables, runs, out, reuses):
                 click.echo(path)
         except (NoisescaleError, OSError) as error:
             raise click.ClickException(str(error)) from error
@@ -44,17 +53,30 @@ def analysis(
 
 
 def _write_tables(
-    name: str, tables: Callable[[Runs], dict[str, pd.DataFrame]], runs: Path, out: Path
+    name: str,
+    tables: Callable[[Runs], dict[str, pd.DataFrame]],
+    runs: Path,
+    out: Path,
+    reuses: str | None,
 ) -> Iterator[Path]:
     """Writes each table of the runs to its file, and gives the file."""
     finished = read_runs(runs)
     made_by = f"{experiment_command(runs)} && python -m analysis {name} {runs}"
-    for table_name, table in tables(finished).items():
+    by_name = tables(finished)
+    earlier = {}
+    if reuses is not None and reuses not in by_name:
+        earlier = read_header(DATA / name / f"{reuses}.csv")
+    for table_name, table in by_name.items():
         path = out / f"{table_name}.csv"
-        write_committed_table(
-            path, table, command=made_by, records=[record for _, record in finished]
-        )
+        records = [record for _, record in finished]
+        write_committed_table(path, table, command=made_by, records=records, earlier=earlier)
         yield path
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The header of a committed table: command, commits, machine, dates and seeds of its runs."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("# ")]
+    return dict(line.removeprefix("# ").split(": ", 1) for line in lines)
 
 
 def read_runs(root: Path) -> Runs:
@@ -73,9 +95,17 @@ def read_runs(root: Path) -> Runs:
 
 
 def write_committed_table(
-    path: Path, table: pd.DataFrame, *, command: str, records: list[dict[str, Any]]
+    path: Path,
+    table: pd.DataFrame,
+    *,
+    command: str,
+    records: list[dict[str, Any]],
+    earlier: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """`table` as CSV under comments: command, commits, machine, dates and seeds of its runs."""
+    """`table` as CSV under comments: command, commits, machine, dates and seeds of its runs.
+
+    earlier: the header of a table that it is made of as well.
+    """
     environments = [record["environment"] for record in records]
     header = {
         "command": command,
@@ -88,6 +118,11 @@ def write_committed_table(
         "date": _distinct(record["finished"][:10] for record in records),
         "seeds": _distinct(record["seed"] for record in records),
     }
+    for name, before in earlier.items():
+        if name in ("command", "machine"):
+            header[name] = (" && " if name == "command" else ", ").join([before, header[name]])
+        else:
+            header[name] = _distinct([*before.split(", "), *header[name].split(", ")])
     lines = "".join(f"# {name}: {value}\n" for name, value in header.items())
     write_atomically(
         path, (lines + table.to_csv(index=False, na_rep="nan", float_format="%.6g")).encode()

@@ -82,6 +82,21 @@ class Estimate:
             stderr = value * math.log(high / low) / widths
         return cls(value=value, stderr=stderr, low=low, high=high, num_samples=num_samples)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Estimate:
+        """The estimate of a record of its fields, nan and infinity as numbers or by their names.
+
+        Args:
+            values: the fields by name.
+
+        Raises:
+            TypeError: a field is missing or unknown, or is no number.
+            ValueError: a word stands in the place of a number.
+        """
+        num_samples = int(values.get("num_samples", 0))
+        parts = {name: float(value) for name, value in values.items() if name != "num_samples"}
+        return cls(**parts, num_samples=num_samples)
+
     @property
     def kind(self) -> Kind:
         """What is known of the quantity.

@@ -110,19 +110,15 @@ class StabilityConstants:
             TypeError: a field is missing or unknown.
             ValueError: a word stands in the place of a number.
         """
-
-        def numbers(record: Mapping[str, Any]) -> dict[str, Any]:
-            return {
-                name: float(value) if isinstance(value, str) else value
-                for name, value in record.items()
-            }
-
-        estimates = values.get("estimates", {})
-        rest = {name: value for name, value in values.items() if name != "estimates"}
-        return cls(
-            **numbers(rest),
-            estimates={name: Estimate(**numbers(parts)) for name, parts in estimates.items()},
-        )
+        numbers: dict[str, Any] = {
+            name: float(value) if isinstance(value, str) else value
+            for name, value in values.items()
+            if name != "estimates"
+        }
+        estimates = {
+            name: Estimate.from_dict(parts) for name, parts in values.get("estimates", {}).items()
+        }
+        return cls(**numbers, estimates=estimates)
 
     @property
     def notes(self) -> tuple[str, ...]:

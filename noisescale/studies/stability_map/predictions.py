@@ -53,7 +53,7 @@ def lyapunov_at(
 def stored_lyapunov(out: Path, batch_size: int) -> Estimate | None:
     """The threshold that `lyapunov_at` has left in a sweep's folder, if any."""
     path = out / FOLDER / f"lyapunov-bs{batch_size}.json"
-    return None if (stored := read_json(path)) is None else _parse(path, _estimate, stored)
+    return None if (stored := read_json(path)) is None else _parse(path, Estimate.from_dict, stored)
 
 
 def with_rates(config: SweepConfig, constants: StabilityConstants) -> SweepConfig:
@@ -99,16 +99,6 @@ def _spelt(values: dict[str, Any]) -> dict[str, Any]:
         else str(value)
         for name, value in values.items()
     }
-
-
-def _estimate(values: Mapping[str, Any]) -> Estimate:
-    """An estimate as it is kept."""
-    return Estimate(
-        **{
-            name: float(value) if isinstance(value, str) else value
-            for name, value in values.items()
-        }
-    )
 
 
 def _parse(
