@@ -342,6 +342,21 @@ def test_sizes_are_drawn_at_their_goals():
     assert left > right  # the loss falls to the right
 
 
+def test_a_size_that_is_not_resolved_is_a_bar_and_a_bound_a_triangle():
+    fits = fits_table(fit_goals(synthetic()))
+    fits["overhead_batch_size"] = math.nan
+    fits[["overhead_batch_size_low", "overhead_batch_size_high"]] = [[2.0, 50.0], [7.0, math.inf]]
+    axes = Figure().subplots()
+    plot_critical_sizes(axes, fits, pd.DataFrame())
+    (triangles,) = [
+        line for line in axes.lines if line.get_marker() == "^" and len(line.get_xdata())
+    ]
+    assert (list(triangles.get_xdata()), list(triangles.get_ydata())) == ([0.5], [7.0])
+    bars = [part for part in axes.collections if part.get_label().startswith("_child")]
+    ends = [segment[:, 1].tolist() for part in bars for segment in part.get_segments()]
+    assert [2.0, 50.0] in ends
+
+
 def test_branches_that_diverged_are_marked():
     rows = [(8, 0.1, seed, 100, 1.0 + 0.01 * seed, 0) for seed in range(3)]
     rows += [(16, 0.2, seed, 100, 1.1, 0) for seed in range(3)] + [(32, 0.4, 0, 100, math.inf, 1)]

@@ -102,7 +102,8 @@ class BranchConfig:
         if self.scaling not in SCALINGS:
             raise SettingError(f"scaling {self.scaling!r}: choose one of {', '.join(SCALINGS)}")
         bend = self.rate_bend
-        if self.scaling == "noise" and not (is_real(bend) and 0 < bend < math.inf):
+        has_bend = bend is not None and is_real(bend) and 0 < bend < math.inf
+        if self.scaling == "noise" and not has_bend:
             raise SettingError(
                 f"scaling noise with a bend of {bend!r}: give --lr-bend, B_c of the fitted "
                 "ε_max/(1 + B_c/B), in examples"
