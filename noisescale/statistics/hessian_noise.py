@@ -10,6 +10,7 @@ import numpy as np
 
 from noisescale.statistics.estimate import Estimate, from_stderr, ratio, undefined
 from noisescale.statistics.sample import Sample
+from noisescale.statistics.stability_curves import batch_noise_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class CurvatureNoise:
         num_examples: gradients measured.
         hessian_examples: examples that H was taken on.
         num_matvecs: Hessian products spent.
+        population_size: N of the data set that batches are drawn from, without replacement; None:
+            batches of independent examples.
     """
 
     values: np.ndarray
@@ -31,6 +34,7 @@ class CurvatureNoise:
     num_examples: int
     hessian_examples: int
     num_matvecs: int
+    population_size: int | None = None
 
     @property
     def covariance_trace(self) -> Estimate:
@@ -53,8 +57,22 @@ class CurvatureNoise:
         return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0]))
 
     def optimal_learning_rate(self, batch_size: int) -> Estimate:
-        """ε_opt(B) = ε_max/(1 + B_noise/B) (2.6), of the step that lowers the loss most."""
-        return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, 1 / batch_size, 1.0]))
+        """ε_opt(B) = ε_max/(1 + p·B_noise) (2.6), of the step that lowers the loss most.
+
+        p as in `batch_noise_factor`: 1/B of independent examples, as in the paper; of a data set's
+        batches (N − B)/(B(N − 1)), so that ε_opt(N) = ε_max.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The learning rate; undefined unless GᵀHG + p·tr(HΣ) is significantly above zero.
+
+        Raises:
+            SettingError: a batch larger than the data set.
+        """
+        noise = batch_noise_factor(batch_size, population_size=self.population_size)
+        return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, noise, 1.0]))
 
     def _combination(self, weights: np.ndarray) -> Estimate:
         stderr = math.sqrt(max(float(weights @ self.covariance @ weights), 0.0))
@@ -153,6 +171,7 @@ def curvature_noise(
         num_examples=sample.num_examples,
         hessian_examples=hessian_examples,
         num_matvecs=num_matvecs,
+        population_size=sample.population_size if sample.population == "dataset" else None,
     )
 
 
