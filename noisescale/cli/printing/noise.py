@@ -124,7 +124,10 @@ def _report(
     if curvature is not None:
         checkpoint = measured.loaded.checkpoint
         own_size = checkpoint and checkpoint.training.batch_size
-        sizes = batch_sizes or ((own_size,) if isinstance(own_size, int) else ())
+        largest = curvature.population_size  # the split's, which may be another than trained on
+        sizes = batch_sizes
+        if not sizes and isinstance(own_size, int) and own_size <= (largest or own_size):
+            sizes = (own_size,)
         rates = {size: curvature.optimal_learning_rate(size) for size in sizes}
     return NoiseReport(measured=measured, rates=rates, recommendation=recommendation, notes=notes)
 
