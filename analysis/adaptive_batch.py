@@ -212,7 +212,9 @@ def _cost_of(runs: pd.DataFrame, exchange_rate: float) -> float:
 
 
 def _p_value(logarithm: Estimate) -> float:
-    """Two-sided, by Student's t, that it is zero."""
+    """Two-sided, by Student's t, that it is zero; 0 where it is exactly something else."""
+    if logarithm.stderr == 0:
+        return float(logarithm.value == 0)
     return float(2 * stats.t.sf(abs(logarithm.value) / logarithm.stderr, logarithm.num_samples - 1))
 
 
@@ -220,7 +222,7 @@ def _holm(p_values: pd.Series[float]) -> pd.Series[float]:
     """Holm's: each at most this often would one of them all be as small by chance."""
     ordered = p_values.sort_values()
     stepped = ordered * np.arange(len(ordered), 0, -1)
-    return stepped.cummax().clip(upper=1.0)
+    return stepped.cummax().clip(upper=1.0).sort_index()
 
 
 def _jackknife(

@@ -3,7 +3,7 @@
 MNIST, 784–256–256–10, SGD, each run as long as it takes to the lowest loss. The learning rates are
 multiples of ε(B) = 0.5/(1 + 100/B), the form of McCandlish et al. 2018 (2.6), three for each batch
 size and around the best one. B = √(r·B_simple) starts at B = 32, either at the rates for 32 and
-following the noise, or at constant rates, those for 100: a fixed batch size has a constant rate too.
+following the noise, or at constant rates, those for 100: a fixed batch size has a constant one too.
 Each batch size, and each way to adapt it, has its own orders of the examples.
 """
 
