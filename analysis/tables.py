@@ -24,14 +24,24 @@ DATA = Path(__file__).parent.parent / "paper_figures" / "data"
 
 
 def analysis(
-    name: str, tables: Callable[[Runs], dict[str, pd.DataFrame]], *, help: str
+    name: str,
+    tables: Callable[[Runs], dict[str, pd.DataFrame]],
+    *,
+    help: str,
+    out: Path | None = None,
 ) -> click.Command:
-    """A command that writes the tables of an experiment's runs, one file for each."""
+    """A command that writes the tables of an experiment's runs, one file for each.
+
+    out: the folder of the tables; None: the figure's, by the name.
+    """
 
     @click.command(name, help=help)
     @click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False))
     @click.option(
-        "--out", type=click.Path(path_type=Path), default=DATA / name, help="Folder of the tables."
+        "--out",
+        type=click.Path(path_type=Path),
+        default=out or DATA / name,
+        help="Folder of the tables.",
     )
     def command(runs: Path, out: Path) -> None:
         try:

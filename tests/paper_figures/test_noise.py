@@ -245,10 +245,10 @@ def test_many_tests_are_corrected():
 
 def test_runs_become_passages(tmp_path):
     """γ is of the stretch up to each goal: the same as of a run that ended there."""
-    problem = ProblemConfig(dataset="digits", width=8)
+    problem = ProblemConfig(dataset="digits", width=32)
     runs, goals = [], (0.3, 0.2, 0.15)  # those of reached_table
-    for settings in ({"batch_size": 16}, {"batch_size": "adaptive", "noise_memory": 500}):
-        training = TrainConfig.from_dict({"learning_rate": 0.3, "epochs": 20, **settings})
+    for settings in ({"batch_size": 16}, {"batch_size": "adaptive", "exchange_rate": 10}):
+        training = TrainConfig.from_dict({"learning_rate": 0.3, "epochs": 15, **settings})
         path = tmp_path / run_name(problem, training)
         tracking = NoiseTracking(every="log", num_examples=200)
         cell = Cell(path=path, problem=problem, training=training)
@@ -256,13 +256,17 @@ def test_runs_become_passages(tmp_path):
         runs.append((path, {**problem.to_dict(), **training.to_dict()}))
         table = reached_table(runs[-1:]).set_index("goal")
         noise = pd.DataFrame(read_noise(path))
-        for goal in goals:
+        reached = [goal for goal in goals if np.isfinite(run.steps(goal))]
+        assert len(reached) >= 2
+        assert table["steps"].isna().sum() == len(goals) - len(reached)
+        for goal in reached:
             steps = run.steps(goal)
             assert table["steps"][goal] == pytest.approx(steps)
             until = noise[noise["step"] <= steps]
             assert table["predicted_gain"][goal] == recommend(until, quantity="simple").course.gain
+        table = table.loc[reached]
         assert table["steps"].is_monotonic_increasing
-        assert table["predicted_gain"].nunique() == 3
+        assert table["predicted_gain"].nunique() == len(reached)
         sizes = noise["batch_size"]
         assert (
             table["examples"]
