@@ -2,64 +2,81 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
-from analysis.tables import Runs, analysis, mean_and_std
+from analysis.tables import Runs, analysis
 from noisescale.training.records.tables import read_sharpness
 
 CASE = ["loss", "batch_size", "learning_rate", "seed"]
 QUANTITIES = ["largest_eigenvalue", "batch_sharpness"]
-NEAR = 0.8  # of the limit of stability counts as at the edge
+# The steps after a quantity first reaches its limit, over which its median is taken: the same for
+# all rates, and chosen from none of them: three eighths of gradient descent's run and of SGD's
+AFTER_CROSSING = {"full": 300, "8": 3750}
 
 
 def curves_table(runs: Runs) -> pd.DataFrame:
     """A row per run and measurement."""
     rows = [
-        pd.DataFrame(read_sharpness(folder)).assign(**{name: record[name] for name in CASE})
+        pd.DataFrame(read_sharpness(folder))
+        .rename(columns={"loss": "training_loss"})
+        .assign(**{name: record[name] for name in CASE})
         for folder, record in runs
     ]
     columns = [name for quantity in QUANTITIES for name in (quantity, f"{quantity}_stderr")]
     return pd.concat(rows, ignore_index=True)[
-        [*CASE, "step", "stable_sharpness", "converged", *columns]
+        [*CASE, "step", "training_loss", "stable_sharpness", "converged", *columns]
     ]
 
 
-def plateau_table(curves: pd.DataFrame) -> pd.DataFrame:
-    """A row per loss, batch size and rate: how λ_max and batch sharpness stand to the limit 2/η.
+def windows_table(curves: pd.DataFrame) -> pd.DataFrame:
+    """A row per run: how λ_max and batch sharpness stand to the limit 2/η, over stated windows.
 
-    peak: the largest ratio to the limit in the run. plateau: the median ratio while the run is "at
-    the edge", from the first to the last measurement at which the quantity that the theory sets
-    there, λ_max of gradient descent and batch sharpness of SGD, is at least 0.8 of the limit; nan
-    where it is so at less than half of the measurements between them.
-    plateau_steps: how long that lasts. Means and standard deviations over seeds.
+    leading: the quantity that the theory sets at the limit, λ_max of gradient descent and batch
+    sharpness of SGD. crossing_step: the first measurement at which it is at or above the limit;
+    nan where there is none. For both quantities, as ratios to the limit, _peak: the largest.
+    _after_crossing: the median over so many steps from there on. _last_half: the median over the
+    last half of the run. slope: the least-squares slope of the leading one's ratio over the last
+    half, per 1,000 steps.
     """
     rows = []
     for case, run in curves.groupby(CASE, sort=False):
+        batch_size = str(case[1])
         ratios = run[QUANTITIES].div(run["stable_sharpness"], axis=0)
-        leading = ratios["largest_eigenvalue" if case[1] == "full" else "batch_sharpness"]
-        near = run.index[leading >= NEAR]
-        window = run.loc[near[0] : near[-1]].index if len(near) else near
-        plateau = (
-            window if 2 * len(near) >= len(window) else near[:0]
-        )  # single hits make no plateau
-        numbers = {f"{name}_peak": ratios[name].max() for name in QUANTITIES}
-        numbers |= {f"{name}_plateau": ratios.loc[plateau, name].median() for name in QUANTITIES}
-        steps = run.loc[plateau, "step"]
-        numbers["plateau_steps"] = steps.max() - steps.min() if len(plateau) else 0
-        rows.append(dict(zip(CASE, case, strict=True)) | numbers)
-    return mean_and_std(
-        pd.DataFrame(rows).groupby(CASE[:-1]), [name for name in rows[0] if name not in CASE]
-    )
+        leading = "largest_eigenvalue" if batch_size == "full" else "batch_sharpness"
+        steps = run["step"]
+        crossing = steps[ratios[leading] >= 1].min()
+        windows = {
+            "after_crossing": steps.between(crossing, crossing + AFTER_CROSSING[batch_size]),
+            "last_half": steps >= steps.max() / 2,
+        }
+        numbers = {"leading": leading, "crossing_step": crossing}
+        for name in QUANTITIES:
+            numbers[f"{name}_peak"] = ratios[name].max()
+            for window, inside in windows.items():
+                numbers[f"{name}_{window}"] = ratios.loc[inside, name].median()
+        late = windows["last_half"]
+        slope, _ = np.polyfit(steps[late] / 1000, ratios.loc[late, leading], 1)
+        rows.append(dict(zip(CASE, case, strict=True)) | numbers | {"slope": slope})
+    return pd.DataFrame(rows).sort_values(CASE, ignore_index=True)
+
+
+def again(curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What is made of the measurements alone."""
+    return {"windows": windows_table(curves)}
 
 
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
     curves = curves_table(runs)
-    return {"curves": curves, "plateau": plateau_table(curves)}
+    return {"curves": curves, **again(curves)}
 
 
 edge_of_stability = analysis(
     "edge_of_stability",
     tables,
-    help="Tables of sharpness along training from the experiment's run folders.",
+    help="Tables of sharpness along training from the experiment's run folders; without RUNS, from "
+    "the committed measurements.",
+    reuses="curves",
+    again=again,
 )

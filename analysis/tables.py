@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,41 @@ DATA = Path(__file__).parent.parent / "paper_figures" / "data"
 
 
 def analysis(
-    name: str, tables: Callable[[Runs], dict[str, pd.DataFrame]], *, help: str
+    name: str,
+    tables: Callable[[Runs], dict[str, pd.DataFrame]],
+    *,
+    help: str,
+    out: Path | None = None,
+    reuses: str | None = None,
+    again: Callable[[pd.DataFrame], dict[str, pd.DataFrame]] | None = None,
 ) -> click.Command:
-    """A command that writes the tables of an experiment's runs, one file for each."""
+    """A command that writes the tables of an experiment's runs, one file for each.
+
+    out: the folder of the tables; None: the figure's, by the name. reuses: the table that, where
+    `tables` gives none, the others are made of as it was committed; their headers then say how that
+    one came about as well. again: makes the others of that table alone, for a command without RUNS.
+    """
 
     @click.command(name, help=help)
-    @click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False))
-    @click.option(
-        "--out", type=click.Path(path_type=Path), default=DATA / name, help="Folder of the tables."
+    @click.argument(
+        "runs",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        required=again is None,
     )
-    def command(runs: Path, out: Path) -> None:
+    @click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default=out or DATA / name,
+        help="Folder of the tables.",
+    )
+    def command(runs: Path | None, out: Path) -> None:
         try:
-            for path in _write_tables(name, tables, runs, out):
+            paths = (
+                _write_again(name, reuses, again, out)
+                if runs is None
+                else _write_tables(name, tables, runs, out, reuses)
+            )
+            for path in paths:
                 click.echo(path)
         except (NoisescaleError, OSError) as error:
             raise click.ClickException(str(error)) from error
@@ -44,17 +67,44 @@ def analysis(
 
 
 def _write_tables(
-    name: str, tables: Callable[[Runs], dict[str, pd.DataFrame]], runs: Path, out: Path
+    name: str,
+    tables: Callable[[Runs], dict[str, pd.DataFrame]],
+    runs: Path,
+    out: Path,
+    reuses: str | None,
 ) -> Iterator[Path]:
     """Writes each table of the runs to its file, and gives the file."""
     finished = read_runs(runs)
-    made_by = f"{experiment_command(runs)} && python -m analysis {name} {runs}"
-    for table_name, table in tables(finished).items():
-        path = out / f"{table_name}.csv"
-        write_committed_table(
-            path, table, command=made_by, records=[record for _, record in finished]
-        )
-        yield path
+    by_name = tables(finished)
+    command = f"{experiment_command(runs)} && python -m analysis {name} {runs}"
+    header = _header(command, [record for _, record in finished])
+    if reuses is not None and reuses not in by_name:
+        header = _joint(read_header(DATA / name / f"{reuses}.csv"), header)
+    for table_name, table in by_name.items():
+        yield write_committed_table(out / f"{table_name}.csv", table, header)
+
+
+def _write_again(
+    name: str,
+    reuses: str | None,
+    again: Callable[[pd.DataFrame], dict[str, pd.DataFrame]] | None,
+    out: Path,
+) -> Iterator[Path]:
+    """Writes the tables that are made of a committed one, and gives their files."""
+    assert reuses is not None
+    assert again is not None
+    source = DATA / name / f"{reuses}.csv"
+    header = read_header(source)
+    header["command"] += f" && python -m analysis {name}"
+    committed = pd.read_csv(source, comment="#", dtype={"batch_size": str})
+    for table_name, table in again(committed).items():
+        yield write_committed_table(out / f"{table_name}.csv", table, header)
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The header of a committed table: command, commits, machine, dates and seeds of its runs."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("# ")]
+    return dict(line.removeprefix("# ").split(": ", 1) for line in lines)
 
 
 def read_runs(root: Path) -> Runs:
@@ -72,12 +122,19 @@ def read_runs(root: Path) -> Runs:
     ]
 
 
-def write_committed_table(
-    path: Path, table: pd.DataFrame, *, command: str, records: list[dict[str, Any]]
-) -> None:
-    """`table` as CSV under comments: command, commits, machine, dates and seeds of its runs."""
+def write_committed_table(path: Path, table: pd.DataFrame, header: Mapping[str, str]) -> Path:
+    """Writes `table` as CSV under comments that say how it came about; gives the path."""
+    lines = "".join(f"# {name}: {value}\n" for name, value in header.items())
+    write_atomically(
+        path, (lines + table.to_csv(index=False, na_rep="nan", float_format="%.6g")).encode()
+    )
+    return path
+
+
+def _header(command: str, records: list[dict[str, Any]]) -> dict[str, str]:
+    """How the numbers of these runs came about: command, commits, machine, dates and seeds."""
     environments = [record["environment"] for record in records]
-    header = {
+    return {
         "command": command,
         "commit": _distinct(environment["commit"] for environment in environments),
         "machine": _distinct(
@@ -88,10 +145,17 @@ def write_committed_table(
         "date": _distinct(record["finished"][:10] for record in records),
         "seeds": _distinct(record["seed"] for record in records),
     }
-    lines = "".join(f"# {name}: {value}\n" for name, value in header.items())
-    write_atomically(
-        path, (lines + table.to_csv(index=False, na_rep="nan", float_format="%.6g")).encode()
-    )
+
+
+def _joint(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:
+    """The header of a table that is made of what two headers describe."""
+    return {
+        "command": f"{first['command']} && {second['command']}",
+        "commit": _distinct([*first["commit"].split(", "), *second["commit"].split(", ")]),
+        "machine": f"{first['machine']}, {second['machine']}",
+        "date": _distinct([*first["date"].split(", "), *second["date"].split(", ")]),
+        "seeds": _distinct([*first["seeds"].split(", "), *second["seeds"].split(", ")]),
+    }
 
 
 def mean_and_std(grouped: Any, columns: list[str]) -> pd.DataFrame:

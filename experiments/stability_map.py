@@ -25,7 +25,9 @@ from noisescale import (
 )
 from noisescale.cli.options import machine_options
 from noisescale.problems.config import resolve_device
+from noisescale.studies.jobs.options import make_cell
 from noisescale.studies.stability_map.config import Horizon
+from noisescale.studies.stability_map.predictions import constants_at
 from noisescale.training.records.folder import CHECKPOINT, record_experiment
 from noisescale.training.records.names import file_digest
 
@@ -67,6 +69,13 @@ def maps(scale: str, starts: dict[str, Path]) -> dict[str, SweepConfig]:
     return from_minimum | from_start
 
 
+def _measure_start(config: SweepConfig, out: Path, options: SweepOptions) -> None:
+    """Leaves the constants of a sweep's predictions in its folder, as the sweep itself would."""
+    training = TrainConfig(batch_size=config.batch_sizes[0])
+    cell = make_cell(options, out, config.problem, training, start=options.start)
+    constants_at(cell, out)
+
+
 @click.command("stability_map")
 @click.option(
     "--scale",
@@ -79,15 +88,27 @@ def maps(scale: str, starts: dict[str, Path]) -> dict[str, SweepConfig]:
 @click.option(
     "--only", multiple=True, help="Only this map (repeat it): mse, cross_entropy, unit, raw."
 )
+@click.option(
+    "--starts-only",
+    is_flag=True,
+    help="Measure the curvature where the runs start, and run none: the analysis then takes the "
+    "cells of the committed table.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="[default: runs/stability_map-SCALE]")
 @machine_options
 def stability_map(
-    scale: str, only: tuple[str, ...], out: Path | None, device: str, data_dir: Path | None
+    scale: str,
+    only: tuple[str, ...],
+    starts_only: bool,
+    out: Path | None,
+    device: str,
+    data_dir: Path | None,
 ) -> None:
     """Which learning rates are stable at which batch size, measured and predicted."""
     console = Console(stderr=True, highlight=False)
     out = out or Path("runs") / f"stability_map-{scale}"
-    record_experiment(out, command=f"python -m experiments stability_map --scale {scale}")
+    flag = " --starts-only" if starts_only else ""
+    record_experiment(out, command=f"python -m experiments stability_map --scale {scale}{flag}")
     device = resolve_device(device)
     options = RunOptions(device=device, data_dir=data_dir, console=console, evaluate_every=100)
     starts = {}
@@ -100,11 +121,11 @@ def stability_map(
         if only and name not in only:
             continue
         console.print(str(out / name))
-        run_sweep(
-            config,
-            out / name,
-            options=SweepOptions(
-                start=starts.get(name), device=device, data_dir=data_dir, console=console
-            ),
+        how = SweepOptions(
+            start=starts.get(name), device=device, data_dir=data_dir, console=console
         )
+        if starts_only:
+            _measure_start(config, out / name, how)
+        else:
+            run_sweep(config, out / name, options=how)
     click.echo(f"python -m analysis stability_map {out}")

@@ -11,6 +11,7 @@ from paper_figures import (
     edge_of_stability,
     noise_growth,
     stability_map,
+    stability_prediction,
     three_cases,
 )
 
@@ -20,6 +21,7 @@ FIGURES = {
     "noise_growth": noise_growth.figure,
     "adaptive_batch": adaptive_batch.figure,
     "stability_map": stability_map.figure,
+    "stability_prediction": stability_prediction.figure,
     "critical_batch": critical_batch.figure,
 }
 HERE = Path(__file__).parent

@@ -51,8 +51,8 @@ class Cell(NamedTuple):
 
 
 CELLS = [
-    Cell(seed_effect, 0.0, *others)
-    for seed_effect, *others in itertools.product(
+    Cell(seed_effect, 0.0, num_seeds, num_sizes, bounds)
+    for seed_effect, num_seeds, num_sizes, bounds in itertools.product(
         (0.0, 0.1, 0.2, 0.3), (5, 3), (24, 12), (False, True)
     )
 ]
@@ -144,7 +144,7 @@ def simulate(cell: Cell, num_draws: int) -> dict[str, Any]:
     """A row of the table: the share of draws in which each interval holds its truth."""
     generator = np.random.default_rng([CELLS.index(cell), num_draws])
     found = pd.DataFrame([outcome(draw(cell, generator)) for _ in range(num_draws)])
-    shares = found.mean().to_dict()
+    shares = {str(name): share for name, share in found.mean().items()}
     return cell._asdict() | {
         "draws": num_draws,
         **shares,

@@ -28,7 +28,7 @@ from noisescale.measure.objective import Objective
 from noisescale.measure.objective.gradient_field import check_one_function
 from noisescale.problems.problem import Examples, Params, Problem, held
 from noisescale.problems.sampling import select
-from noisescale.statistics.estimate import Estimate, exact, from_stderr
+from noisescale.statistics.estimate import Estimate, between, exact, from_stderr
 from noisescale.statistics.sample import Sample
 
 End = Literal["largest", "smallest"]
@@ -101,8 +101,11 @@ class Eigenvalue:
 
     Attributes:
         which: the end of the spectrum it was sought at.
-        value: λ with the sampling error of its subset of examples; stderr 0 on the whole split.
-        residual: |Hv − λv|, the numerical error.
+        value: λ of the whole split: exact where all of it is measured on. From a subset, half-way
+            between the subset's own eigenvalue, which errs outwards, and the curvature of either
+            half along the other's eigenvectors, which errs inwards; the interval holds both and
+            the sampling error of each.
+        residual: |Hv − λv| of the subset's own eigenvalue, the numerical error.
         converged: whether the residual is within the tolerance.
     """
 
@@ -258,7 +261,7 @@ def measure_sharpness(
         matrix="ggn" if options.ggn else "hessian",
         loss=loss,
         gradient_norm=float(gradient.double().norm()),
-        eigenvalues=_eigenvalues(pairs, operator, population_size, report),
+        eigenvalues=_eigenvalues(pairs, operator, population_size, options, report),
         moments=moments,
         density=density,
         phi=_keskar(problem, params, objective, options, report) if options.phi else (),
@@ -448,14 +451,23 @@ def _batch_quantities(
 
 
 def _eigenvalues(
-    pairs: dict[End, EigenPairs], operator: CurvatureProduct, population_size: int, report: Report
+    pairs: dict[End, EigenPairs],
+    operator: CurvatureProduct,
+    population_size: int,
+    options: SharpnessOptions,
+    report: Report,
 ) -> tuple[Eigenvalue, ...]:
     """The eigenvalues of both ends with their sampling and numerical errors."""
+    sample = Sample(
+        num_examples=operator.objective.num_examples,
+        population_size=population_size,
+        population="dataset",
+    )
     return tuple(
         Eigenvalue(which=which, value=value, residual=float(residual), converged=bool(converged))
         for which, of_end in pairs.items()
         for value, residual, converged in zip(
-            _with_sampling_error(of_end, operator, population_size, report),
+            _of_the_split(of_end, which, operator, sample, options, report),
             of_end.residuals,
             of_end.converged_each,
             strict=True,
@@ -463,36 +475,85 @@ def _eigenvalues(
     )
 
 
-def _with_sampling_error(
-    pairs: EigenPairs, operator: CurvatureProduct, population_size: int, report: Report
+def _of_the_split(
+    pairs: EigenPairs,
+    which: End,
+    operator: CurvatureProduct,
+    sample: Sample,
+    options: SharpnessOptions,
+    report: Report,
 ) -> list[Estimate]:
-    """Each eigenvalue with the error of having been measured on n of the population's N examples.
+    """The whole split's eigenvalues, estimated from those of n of its N examples.
 
-    To first order λ = vᵀHv is a mean over examples at fixed v: its standard error is that of the
-    means over random groups, times √(1 − n/N) for draws without replacement; t interval of 15
-    degrees of freedom.
+    The subset's own λ_max is too large on average, since its vector has fitted the subset's noise
+    (the largest eigenvalue is convex in the matrix); where the top of the spectrum is not isolated,
+    by more than its standard error. Along the vector of one half of the subset, the curvature of
+    the other half is too small on average, as that of any vector but the eigenvector is. λ_max is
+    taken to lie between the two, which come together as n grows to N; λ_min, with the signs
+    exchanged, likewise.
     """
-    objective = operator.objective
-    sample = Sample(
-        num_examples=objective.num_examples, population_size=population_size, population="dataset"
-    )
-    num_groups = min(GROUPS, objective.num_examples)
     if sample.remaining == 0:
-        return [exact(float(value), num_samples=objective.num_examples) for value in pairs.values]
-    if num_groups < 2:
+        return [exact(float(value), num_samples=sample.num_examples) for value in pairs.values]
+    groups = _groups(sample.num_examples)
+    if len(groups) < 2:
         return [from_stderr(float(value), math.nan, num_samples=1) for value in pairs.values]
     report("sampling error")
-    curvatures = torch.zeros(num_groups, len(pairs.values), dtype=torch.float64)
-    for group, indices in enumerate(torch.arange(objective.num_examples).tensor_split(num_groups)):
-        rows = slice(int(indices[0]), int(indices[-1]) + 1)  # a slice, which copies no example
-        product = operator.on(objective.examples.subset(rows))
-        for index, vector in enumerate(pairs.vectors):
-            curvatures[group, index] = float(vector.double() @ product(vector).double())
-    stderrs = curvatures.std(0) * (sample.remaining / num_groups) ** 0.5
+    curvatures = torch.stack([_curvatures(operator, rows, pairs.vectors) for rows in groups])
+    stderrs = curvatures.std(0) * (sample.remaining / len(groups)) ** 0.5
+    optimism = pairs.values - _held_out(pairs, which, operator, groups, options, report)
     return [
-        from_stderr(float(value), float(stderr), num_samples=num_groups)
-        for value, stderr in zip(pairs.values, stderrs, strict=True)
+        between(
+            float(value),
+            float(value - sample.remaining * excess),
+            float(stderr),
+            num_samples=len(groups),
+            one_sign=bool((of_groups * value > 0).all()),
+        )
+        for value, excess, stderr, of_groups in zip(
+            pairs.values, optimism, stderrs, curvatures.T, strict=True
+        )
     ]
+
+
+def _groups(num_examples: int) -> list[slice]:
+    """The rows of random groups of a subset, which is in random order: slices copy no example."""
+    parts = torch.arange(num_examples).tensor_split(min(GROUPS, num_examples))
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+
+
+def _curvatures(operator: CurvatureProduct, rows: slice, vectors: Tensor) -> Tensor:
+    """vᵀHv of these examples' mean loss along each of the vectors (K, P): (K,), float64."""
+    product = operator.on(operator.objective.examples.subset(rows))
+    along = [float(vector.double() @ product(vector).double()) for vector in vectors]
+    return torch.tensor(along, dtype=torch.float64)
+
+
+def _held_out(
+    pairs: EigenPairs,
+    which: End,
+    operator: CurvatureProduct,
+    groups: list[slice],
+    options: SharpnessOptions,
+    report: Report,
+) -> Tensor:
+    """The curvature of each half of the examples along the other's eigenvectors, the mean: (K,)."""
+    middle = groups[len(groups) // 2].start
+    halves = slice(0, middle), slice(middle, operator.objective.num_examples)
+    total = torch.zeros(len(pairs.values), dtype=torch.float64)
+    for fitted, held_out in (halves, halves[::-1]):
+        of_half = top_eigenpairs(
+            operator.on(operator.objective.examples.subset(fitted)),
+            k=len(pairs.values),
+            which=which,
+            method=options.method,
+            rtol=options.rtol,
+            max_matvecs=options.max_matvecs,
+            start=pairs.warm_start,
+            generator=_generator(options),
+        )
+        report("sampling error")
+        total += _curvatures(operator, held_out, of_half.vectors)
+    return total / 2
 
 
 def _keskar(

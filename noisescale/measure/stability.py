@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,13 +18,18 @@ from noisescale.measure.curvature.linear_sgd import LinearisedSGD, lyapunov_rate
 from noisescale.measure.curvature.products import ggn_matvec
 from noisescale.measure.noise import measure_noise, with_settings
 from noisescale.measure.objective import Objective
+from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.problems.problem import MatVec, Params, Problem, held, num_examples_of
 from noisescale.problems.sampling import select
-from noisescale.statistics.estimate import Estimate
-from noisescale.statistics.stability_curves import StabilityConstants
+from noisescale.statistics.estimate import Estimate, between, exact, undefined
+from noisescale.statistics.sample import Sample
+from noisescale.statistics.stability_curves import MADE_OF, StabilityConstants
 
 # Whose own Gauss–Newton matrices are looked at, each at the price of a backward pass per output
 NUM_EXAMPLES = 1000
+# For λ and κ, which take products with the mean matrix alone: at raw MNIST pixels λ of 1,000 is
+# uncertain by 10 %, of 10,000 by 3 %
+SHARPNESS_EXAMPLES = 10_000
 # Examples that a replica of linearised SGD sees, within the limits below: half a pass over MNIST
 SIMULATED = 30_000
 # Steps: enough for an exponent, whose bias falls as 1/steps; small batches would otherwise take
@@ -41,12 +47,18 @@ class StabilityOptions:
         num_examples: look at a random subset of this many training examples, one by one; None, or
             more than there are: at all. β, the largest of their λ_max(H_i), can only grow with more
             of them.
+        sharpness_examples: measure λ and κ on a random subset of this many, or of `num_examples`
+            where that is more; None, or more than there are: on all.
         descent: whether to measure ε_max and B_noise as well, with the Hessian on examples of their
             own.
+        param_filter: names of parameters, or patterns as "head.*", whose stability it is; the
+            others are constants. None: all.
     """
 
     num_examples: int | None = NUM_EXAMPLES
+    sharpness_examples: int | None = SHARPNESS_EXAMPLES
     descent: bool = True
+    param_filter: tuple[str, ...] | None = None
 
 
 def measure_stability(
@@ -64,7 +76,7 @@ def measure_stability(
     Args:
         problem: the model, its loss and its training examples.
         params: θ by name; None: the model's own.
-        options: what to measure, of which examples; None: everything, of 1,000.
+        options: what to measure, of which examples; None: everything, of 1,000, λ and κ of 10,000.
         seed: of the subset and of every random start and probe.
         report: is told what is being computed.
         generator: draws the random numbers instead of a new one under `seed`; on the CPU.
@@ -72,8 +84,8 @@ def measure_stability(
             `options` sets to other than its default cannot be given here again.
 
     Returns:
-        The constants, of which `StabilityConstants.curves` makes the curves; ε_max and B_noise are
-        nan without `descent`, and where B_noise is not positive.
+        The constants, of which `StabilityConstants.curves` makes the curves and `rate_estimates`
+        their bands; ε_max and B_noise are nan without `descent`, and where B_noise is not positive.
 
     Raises:
         SettingError: an option is given twice.
@@ -84,46 +96,148 @@ def measure_stability(
     report = report or (lambda activity: None)
     generator = generator or torch.Generator().manual_seed(seed)
     population_size = num_examples_of(problem.train)
-    num_examples = options.num_examples
-    if num_examples is not None:
-        num_examples = min(num_examples, population_size)
-    examples = held(select(problem, num_examples=num_examples, generator=generator).examples)
-    objective = Objective(problem, params, examples=examples)
+    num_examples = min(options.num_examples or population_size, population_size)
+    estimates = _of_single_examples(problem, params, options, num_examples, generator, report)
+    report("largest eigenvalue")
+    wanted = max(options.sharpness_examples or population_size, num_examples)
+    estimates |= _along_the_top(
+        problem, params, options, min(wanted, population_size), generator=generator
+    )
+    if options.descent:
+        report("noise scale")
+        estimates |= _descent(problem, params, options, num_examples, generator)
+    unmeasured = undefined(num_samples=0)
+    values = {
+        name: estimates.get(name, unmeasured).value
+        for name in dict.fromkeys(itertools.chain(*MADE_OF.values()))
+    }
+    return StabilityConstants(
+        **values,
+        num_examples=num_examples,
+        population_size=population_size,
+        estimates=estimates,
+    )
 
+
+def _of_single_examples(
+    problem: Problem,
+    params: Params | None,
+    options: StabilityOptions,
+    num_examples: int,
+    generator: torch.Generator,
+    report: Callable[[str], None],
+) -> dict[str, Estimate]:
+    """β, tr H and s², from the Gauss–Newton matrices of single examples."""
+    selected = select(problem, num_examples=num_examples, generator=generator)
+    objective = Objective(
+        problem, params, examples=held(selected.examples), param_filter=options.param_filter
+    )
     report("curvature of single examples")
     each = ExampleCurvature(objective)
     for note in (*each.notes, *objective.notes):
         report(note)
-    report("largest eigenvalue")
-    top = _top(each.matvec, objective, generator)
-    sharpness = float(top.values[0])
-    if not sharpness > 0:
-        raise MeasurementError(
-            f"{objective.name}: its Gauss–Newton matrix is zero here, so nothing is unstable"
-        )
     mean_of_squares, mean = each.squares_matvec, each.matvec
     deviation = _top(
         lambda vector: mean_of_squares(vector) - mean(mean(vector)), objective, generator
     )
-    best_rate = noise_batch_size = math.nan
-    if options.descent:
-        report("noise scale")
-        noise = measure_noise(
-            problem, params, num_examples=num_examples, hessian=True, generator=generator
-        )
-        if noise.full is not None and noise.curvature is not None and noise.full.value > 0:
-            noise_batch_size = noise.full.value
-            best_rate = noise.curvature.max_learning_rate.value
-    return StabilityConstants(
-        sharpness=sharpness,
-        concentration=float(each.forms(top.vectors[0]).square().mean()) / sharpness**2,
-        largest_example=float(each.largest_each().max()),
-        trace=float(each.traces().mean()),
-        square_deviation=max(float(deviation.values[0]), 0.0),
-        best_rate=best_rate,
-        noise_batch_size=noise_batch_size,
-        num_examples=examples.num_examples,
+    sample = _sample(num_examples, selected.population_size)
+    largest, traces = float(each.largest_each().max()), each.traces()
+    return {
+        "largest_example": exact(largest)
+        if sample.remaining == 0
+        else Estimate(
+            value=largest, stderr=math.nan, low=largest, high=math.inf, num_samples=num_examples
+        ),
+        "trace": _with_error(float(traces.mean()), traces, sample),
+        "square_deviation": _with_error(
+            max(float(deviation.values[0]), 0.0),
+            each.deviation_forms(deviation.vectors[0]),
+            sample,
+        ),
+    }
+
+
+def _along_the_top(
+    problem: Problem,
+    params: Params | None,
+    options: StabilityOptions,
+    num_examples: int,
+    *,
+    generator: torch.Generator,
+) -> dict[str, Estimate]:
+    """λ and κ, from more examples: they take products with the mean matrix alone."""
+    seed = int(torch.randint(2**31, (), generator=generator))
+    measured = measure_sharpness(
+        problem,
+        params,
+        SharpnessOptions(num_examples=num_examples, ggn=True, param_filter=options.param_filter),
+        seed=seed,
     )
+    top = measured.largest
+    assert top is not None
+    name = type(problem.model).__name__
+    if not top.converged:
+        raise MeasurementError(
+            f"{name}: the largest eigenvalue has not converged in {measured.num_matvecs} products"
+        )
+    if not top.value.value > 0:
+        raise MeasurementError(
+            f"{name}: its Gauss–Newton matrix is zero here, so nothing is unstable"
+        )
+    again = select(
+        problem, num_examples=num_examples, generator=torch.Generator().manual_seed(seed)
+    )
+    objective = Objective(
+        problem, params, examples=held(again.examples), param_filter=options.param_filter
+    )
+    forms = ExampleCurvature(objective).forms(measured.pairs["largest"].vectors[0])
+    sample = _sample(num_examples, again.population_size)
+    return {"sharpness": top.value, "concentration": _concentration(forms, sample)}
+
+
+def _concentration(forms: Tensor, sample: Sample) -> Estimate:
+    """κ = mean (vᵀH_i v)²/λ² of the examples' vᵀH_i v (n,)."""
+    value = float(forms.square().mean() / forms.mean() ** 2)
+    # to first order, what each example adds to κ
+    scaled = forms / forms.mean()
+    estimate = _with_error(value, scaled.square() - 2 * value * scaled, sample)
+    return replace(estimate, low=max(estimate.low, 1.0))  # which κ cannot be below
+
+
+def _with_error(value: float, parts: Tensor, sample: Sample) -> Estimate:
+    """A positive number with the sampling error that its examples' parts (n,) give it.
+
+    parts: what each adds, so that the mean of all moves with the number to first order.
+    """
+    if sample.remaining == 0:
+        return exact(value, num_samples=sample.num_examples)
+    stderr = float(parts.std()) * sample.mean_factor**0.5
+    return between(value, value, stderr, num_samples=sample.num_examples, one_sign=True)
+
+
+def _sample(num_examples: int, population_size: int) -> Sample:
+    return Sample(num_examples=num_examples, population_size=population_size, population="dataset")
+
+
+def _descent(
+    problem: Problem,
+    params: Params | None,
+    options: StabilityOptions,
+    num_examples: int,
+    generator: torch.Generator,
+) -> dict[str, Estimate]:
+    """ε_max and B_noise, nothing where B_noise is not positive."""
+    noise = measure_noise(
+        problem,
+        params,
+        num_examples=num_examples,
+        hessian=True,
+        param_filter=options.param_filter,
+        generator=generator,
+    )
+    if noise.full is None or noise.curvature is None or not noise.full.value > 0:
+        return {}
+    return {"best_rate": noise.curvature.max_learning_rate, "noise_batch_size": noise.full}
 
 
 def simulate_threshold(
@@ -132,6 +246,7 @@ def simulate_threshold(
     *,
     batch_size: int,
     constants: StabilityConstants,
+    param_filter: tuple[str, ...] | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
     """The learning rate above which SGD diverges almost surely at this batch size, by simulation.
@@ -145,6 +260,7 @@ def simulate_threshold(
         params: θ by name, at which SGD is linearised; None: the model's own.
         batch_size: B, the examples of a step.
         constants: `measure_stability` at the same parameters, for the range that is searched.
+        param_filter: as in `StabilityOptions`.
         generator: of the batches and the start, on the CPU; None: seeded with the batch size.
 
     Returns:
@@ -157,9 +273,10 @@ def simulate_threshold(
     """
     generator = generator or torch.Generator().manual_seed(batch_size)
     population_size = num_examples_of(problem.train)
-    objective = Objective(problem, params)
+    objective = Objective(problem, params, param_filter=param_filter)
     subset = held(select(problem, num_examples=min(4 * NUM_EXAMPLES, population_size)).examples)
-    start = _top(ggn_matvec(problem, params, examples=subset), objective, generator).vectors[0]
+    matvec = ggn_matvec(problem, params, examples=subset, param_filter=param_filter)
+    start = _top(matvec, objective, generator).vectors[0]
     low = constants.curves["lower"].rate(batch_size, population_size=population_size)
     return lyapunov_rate(
         LinearisedSGD(objective),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from operator import itemgetter
 from typing import Any
@@ -19,7 +20,9 @@ from noisescale.plots.style import (
     BLACK,
     BLUE,
     GREEN,
+    ORANGE,
     PURPLE,
+    SKY,
     TITLE_SIZE,
     VERMILION,
     YELLOW,
@@ -30,12 +33,14 @@ from noisescale.plots.style import (
 # colour and line of each prediction, and what it is a prediction of
 CURVES: dict[str, tuple[str, str, str]] = {
     "upper": (BLUE, "-", "upper, mean square"),
-    "gaussian": (BLUE, "--", "Gaussian, mean square"),
-    "lower": (BLUE, "-.", "lower, mean square"),
+    "gaussian": (SKY, "--", "Gaussian, mean square"),
+    "lower": (ORANGE, "-.", "lower, mean square"),
     "lyapunov": (VERMILION, "-", "linearised SGD, almost surely"),
     "descent": (GREEN, "--", "descent in one step"),
     "wu": (BLACK, ":", "Wu's rectangle"),
 }
+OF_A_SUBSET = "lower, β of a subset: no bound"  # its label where β is a lower estimate
+HEADROOM = 8.0  # times the largest edge, up to which a map is shown: beyond it all runs diverge
 # the least share of seeds, its hatching, and what it is called
 HATCHES = ((1.0, "xxxx", "all"), (0.5, "///", "half or more"), (0.0, "/", "some"))
 NO_NUMBER = (0.85, 0.85, 0.85, 1.0)  # light grey: no colour of viridis
@@ -70,8 +75,8 @@ def map_figure(
         figure = Figure(figsize=(5, 2))
         figure.text(0.5, 0.5, f"{title}\nno cell has finished", ha="center", va="center")
         return figure
-    figure = Figure(figsize=(11, 7.4), layout="constrained")
-    parts: Any = figure.subfigures(1, 2, width_ratios=(1.55, 1))
+    figure = Figure(figsize=(12, 7.4), layout="constrained")
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1.4, 1))
     left, right = parts
     quantity, unstable = ("final_loss", "left") if minimum else ("test_accuracy", "diverged")
     plot_map(left.subplots(), cells, boundary, quantity=quantity, unstable=unstable, cases=cases)
@@ -124,6 +129,8 @@ def plot_map(
     axes.set_yscale("log")
     axes.set_xlim(2.0 ** columns[0], 2.0 ** columns[-1])
     bottom, *_, top = 10.0 ** _edges(np.log10(rates))
+    if np.isfinite(boundary["lr_max"]).any():
+        top = min(top, HEADROOM * boundary["lr_max"].max())
     axes.set_ylim(bottom, top)
     axes.set_xticks(list(sizes.values()), [str(size) for size in sizes])
     axes.minorticks_off()
@@ -174,10 +181,13 @@ def _draw_edges(axes: Axes, boundary: pd.DataFrame, sizes: dict[Any, float]) -> 
     outline = [withStroke(linewidth=3, foreground="white")]
     boundary = boundary[boundary["batch_size"].isin(list(sizes))]
     numbers = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
-    for name, (colour, style, label) in CURVES.items():
+    for name, (colour, style, _) in CURVES.items():
         if name in boundary and np.isfinite(boundary[name]).any():
             look: Any = {"color": colour, "linewidth": 1.4, "path_effects": outline}
-            axes.plot(numbers, boundary[name], style, label=label, **look)
+            axes.plot(numbers, boundary[name], style, label=curve_label(boundary, name), **look)
+            if f"{name}_low" in boundary:
+                ends = (boundary[f"{name}_low"], boundary[f"{name}_high"])
+                axes.fill_between(numbers, *ends, color=colour, alpha=0.3, linewidth=0)
     measured = np.isfinite(boundary["lr_max"])
     edges = boundary[measured]
     bars = error_bars(edges["lr_max"], edges["lr_max_low"], edges["lr_max_high"])
@@ -186,37 +196,70 @@ def _draw_edges(axes: Axes, boundary: pd.DataFrame, sizes: dict[Any, float]) -> 
     axes.errorbar(numbers[measured], edges["lr_max"], yerr=bars, fmt="o", label=label, **points)
 
 
-def plot_usable(axes: Axes, cells: pd.DataFrame, boundary: pd.DataFrame) -> None:
-    """The rates at which half of the seeds or more train, and where they diverge, against B."""
+def curve_label(boundary: pd.DataFrame, name: str) -> str:
+    """What a predicted curve is called in a legend."""
+    open_below = f"{name}_low" in boundary and (boundary[f"{name}_low"] == 0).any()
+    return OF_A_SUBSET if name == "lower" and open_below else CURVES[name][2]
+
+
+def plot_usable(
+    axes: Axes, cells: pd.DataFrame, boundary: pd.DataFrame, *, legend: bool = True
+) -> None:
+    """The rates at which half of the seeds or more train, and where they diverge, against B.
+
+    Hatched: from the last rate that trains to the next one tried, somewhere between which it ends.
+
+    Args:
+        axes: drawn on.
+        cells: rows of cells.csv.
+        boundary: rows of boundary.csv.
+        legend: whether to explain the marks, beside the panel.
+    """
     table = _seed_means(cells)
     sizes = _numeric_sizes(cells)
-    bar: Any = {"color": GREEN, "linewidth": 5, "solid_capstyle": "butt"}
     for name, size in sizes.items():
         rows = table[table["batch_size"] == name]
+        rates = np.sort(rows["learning_rate"])
         usable = rows[rows["usable"] >= 0.5]["learning_rate"]
         if len(usable):
-            axes.plot([size, size], [usable.min(), usable.max()], "-", **bar)
-        rates = rows["learning_rate"]
-        axes.plot([size] * len(rows), rates, ".", color="black", markersize=2, zorder=3)
-    axes.plot([], [], "-", color=GREEN, linewidth=5, label="trains")
-    axes.plot([], [], ".", color="black", markersize=2, label="tried")
+            _draw_range(axes, size, usable.min(), usable.max(), rates)
+        axes.plot([size] * len(rates), rates, ".", color="black", markersize=2, zorder=3)
     numbers = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
     edges = boundary["lr_max"]
-    axes.plot(numbers, edges, "o-", color=PURPLE, markersize=4, label=r"$\eta_{\max}$")
+    axes.plot(numbers, edges, "o", color=PURPLE, markersize=4, label=r"$\eta_{\max}$")
+    axes.plot([], [], ".", color="black", markersize=2, label="tried")
     axes.set_yscale("log")
-    if np.isfinite(edges).any():  # beyond it there is little to see, and room for the legend
-        axes.set_ylim(top=100 * edges.max())
-    _finish(axes, sizes, r"learning rate $\eta$")
+    if np.isfinite(edges).any():  # beyond it there is little to see
+        axes.set_ylim(top=HEADROOM * edges.max())
+    _finish(axes, sizes, r"learning rate $\eta$", legend=legend)
 
 
-def plot_cut(axes: Axes, cells: pd.DataFrame, *, along: str, most: int = 5) -> None:
+def _draw_range(axes: Axes, size: float, low: float, high: float, rates: np.ndarray) -> None:
+    """A bar over the rates that train, hatched on to the next rates tried on either side."""
+    left, right = size * 2**-0.4, size * 2**0.4
+    ends = [*rates[rates < low][-1:], low, high, *rates[rates > high][:1]]
+    first = not any(patch.get_label() == "trains" for patch in axes.patches)
+    for below, above in itertools.pairwise(ends):
+        certain = (below, above) == (low, high)
+        label = "trains" if certain else "uncertain: between two rates tried"
+        look: Any = {"color": GREEN} if certain else {"hatch": "////", "edgecolor": GREEN}
+        look |= {"linewidth": 0, "fill": certain, "label": label if first else None}
+        axes.add_patch(Rectangle((left, below), right - left, above - below, **look))
+
+
+def plot_cut(
+    axes: Axes, cells: pd.DataFrame, *, along: str, most: int = 5, legend: bool = True
+) -> None:
     """Test accuracy against B at the best values of η or η/B; seeds as points, means as lines.
+
+    A line ends where the next batch size was not run at that value.
 
     Args:
         axes: drawn on.
         cells: rows of cells.csv.
         along: "learning_rate" for η, "rate_over_batch" for η/B.
         most: values drawn, at most.
+        legend: whether to name the values, beside the panel.
     """
     sizes = _numeric_sizes(cells)
     table = cells[cells["error"] == ""]
@@ -231,11 +274,11 @@ def plot_cut(axes: Axes, cells: pd.DataFrame, *, along: str, most: int = 5) -> N
     name = r"$\eta/B$" if along == "rate_over_batch" else r"$\eta$"
     ascending = sorted(best, key=itemgetter(0))
     for shade, (value, rows), marker in zip(shades, ascending, "osv^D", strict=False):
-        means = rows.groupby("size")["test_accuracy"].mean()
+        means = rows.groupby("size")["test_accuracy"].mean().reindex(list(sizes.values()))
         look: Any = {"color": shade, "markersize": 4, "linewidth": 1}
         axes.plot(means.index, means, f"{marker}-", label=f"{name} = {value:.2g}", **look)
         axes.plot(rows["size"], rows["test_accuracy"], ".", color=shade, markersize=2)
-    _finish(axes, sizes, "test accuracy")
+    _finish(axes, sizes, "test accuracy", legend=legend)
 
 
 def _matching(table: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
@@ -286,8 +329,14 @@ def _edges(centres: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * centres[0] - between[0]], between, [2 * centres[-1] - between[-1]]])
 
 
-def _finish(axes: Axes, sizes: dict[Any, float], label: str) -> None:
+def _finish(axes: Axes, sizes: dict[Any, float], label: str, *, legend: bool) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(sizes.values()), [str(size) for size in sizes])
     axes.minorticks_off()
     finish(axes, "batch size B (examples)", label, legend_size=SMALL)
+    drawn = axes.get_legend()
+    if drawn is not None and legend:
+        off_the_data: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+        axes.legend(frameon=False, fontsize=SMALL, **off_the_data)
+    elif drawn is not None:
+        drawn.remove()

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's palette (2008): told apart with any kind of colour vision
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-PURPLE, YELLOW, BLACK = "#CC79A7", "#F0E442", "#000000"
+PURPLE, YELLOW, BLACK, SKY = "#CC79A7", "#F0E442", "#000000", "#56B4E9"
 
 LINE_STYLES = ("-", "--", ":", "-.")  # one a run
 TITLE_SIZE = 10  # points: room for a run's whole name

@@ -89,6 +89,21 @@ class Estimate:
             stderr = value * math.log(high / low) / widths
         return cls(value=value, stderr=stderr, low=low, high=high, num_samples=num_samples)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Estimate:
+        """The estimate of a record of its fields, nan and infinity as numbers or by their names.
+
+        Args:
+            values: the fields by name.
+
+        Raises:
+            TypeError: a field is missing or unknown, or is no number.
+            ValueError: a word stands in the place of a number.
+        """
+        num_samples = int(values.get("num_samples", 0))
+        parts = {name: float(value) for name, value in values.items() if name != "num_samples"}
+        return cls(**parts, num_samples=num_samples)
+
     @property
     def kind(self) -> Kind:
         """What is known of the quantity.
@@ -335,6 +350,37 @@ def quotient(numerator: Estimate, denominator: Estimate) -> Estimate:
         low=value * math.exp(-below),
         high=value * math.exp(above),
         num_samples=num_samples,
+    )
+
+
+def between(
+    first: float, second: float, stderr: float, *, num_samples: int, one_sign: bool = False
+) -> Estimate:
+    """A number between two estimates of it that err to opposite sides.
+
+    The value is half-way; the interval reaches Student's t times `stderr` beyond both, so that it
+    covers as long as the truth lies between what the two estimate on average. stderr: of a normal
+    interval as long.
+
+    Args:
+        first: the one estimate.
+        second: the other.
+        stderr: the standard error of either.
+        num_samples: independent samples behind it, one more than the degrees of freedom of t.
+        one_sign: whether the estimates are means of numbers of one sign: the interval is then
+            taken in logarithms, with stderr/first, as suits their skew.
+    """
+    value = (first + second) / 2
+    if num_samples < 2:
+        return from_stderr(value, math.nan, num_samples=num_samples)
+    t = student_t(num_samples - 1)
+    if one_sign and first * second > 0:
+        factor = math.exp(t * stderr / abs(first))
+        ends = [end * power for end in (first, second) for power in (1 / factor, factor)]
+    else:
+        ends = [end + shift for end in (first, second) for shift in (-t * stderr, t * stderr)]
+    return Estimate.from_interval(
+        value, min(ends), max(ends), num_samples=num_samples, widths=2 * t, scale="linear"
     )
 
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from noisescale.errors import SettingError
+from noisescale.statistics.estimate import Estimate, undefined
+
+# the constants that each prediction is made of
+MADE_OF = {
+    "upper": ("sharpness", "concentration"),
+    "lower": ("sharpness", "largest_example"),
+    "gaussian": ("sharpness", "trace"),
+    "descent": ("best_rate", "noise_batch_size"),
+    "wu": ("sharpness", "square_deviation"),
+}
 
 
 def side_of(limit: float, *, low: float, high: float) -> str:
@@ -47,6 +60,8 @@ class StabilityCurve:
     def rate(self, batch_size: float, *, population_size: int | None) -> float:
         """η_max(B)."""
         factor = batch_noise_factor(batch_size, population_size=population_size)
+        if factor == 0:  # B_c may be infinite
+            return self.largest_rate
         return self.largest_rate / (1 + factor * self.critical_batch_size)
 
 
@@ -65,7 +80,12 @@ class StabilityConstants:
         best_rate: ε_max = |G|²/GᵀHG with the Hessian of the loss; nan where it is undefined or
             unresolved.
         noise_batch_size: B_noise = tr(HΣ)/GᵀHG, likewise.
-        num_examples: looked at; of a random subset β and s are those of the subset.
+        num_examples: looked at one by one, for β, tr H and s; of a random subset β and s are those
+            of the subset.
+        population_size: N, how many there are; None where that was not kept.
+        estimates: the constants by name, each with its error; those of a record that was kept
+            before there were any are missing. β of a subset is a lower estimate: its interval is
+            open above. s² has its sampling error alone, and errs upwards.
     """
 
     sharpness: float
@@ -76,6 +96,40 @@ class StabilityConstants:
     best_rate: float
     noise_batch_size: float
     num_examples: int
+    population_size: int | None = None
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StabilityConstants:
+        """The constants as a sweep keeps them; those of before there were estimates have none.
+
+        Args:
+            values: the fields by name, nan and infinity by their names.
+
+        Raises:
+            TypeError: a field is missing or unknown.
+            ValueError: a word stands in the place of a number.
+        """
+        numbers: dict[str, Any] = {
+            name: float(value) if isinstance(value, str) else value
+            for name, value in values.items()
+            if name != "estimates"
+        }
+        estimates = {
+            name: Estimate.from_dict(parts) for name, parts in values.get("estimates", {}).items()
+        }
+        return cls(**numbers, estimates=estimates)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the curves should know."""
+        largest = self.estimates.get("largest_example")
+        if largest is None or largest.stderr == 0:
+            return ()
+        return (
+            f"β is the largest of the {self.num_examples:,} examples looked at, a lower estimate, "
+            "so that the curve `lower` is an upper estimate of what it should be, and no bound",
+        )
 
     @property
     def curves(self) -> dict[str, StabilityCurve]:
@@ -83,9 +137,10 @@ class StabilityConstants:
 
         "upper", "lower" and "gaussian" are of staying at a minimum in mean square, with independent
         batches. No learning rate above `upper` does (Mulayoff & Michaeli 2023, arXiv 2306.07850);
-        every one below `lower` does (cf. Ma, Bassily & Belkin 2018, arXiv 1712.06559); `gaussian`
-        is sufficient where H_i = x xᵀ with Gaussian x. "descent": below it, one step lowers the
-        expected loss: 2·ε_opt(B) (McCandlish et al. 2018, arXiv 1812.06162, 2.6).
+        every one below `lower` does (cf. Ma, Bassily & Belkin 2018, arXiv 1712.06559), as far as β
+        is that of all examples; `gaussian` is sufficient where H_i = x xᵀ with Gaussian x.
+        "descent": below it, one step lowers the expected loss: 2·ε_opt(B) (McCandlish et al. 2018,
+        arXiv 1812.06162, 2.6).
         """
         edge = 2 / self.sharpness
         return {
@@ -133,3 +188,44 @@ class StabilityConstants:
             for name, curve in self.curves.items()
         }
         return rates | {"wu": self.wu_rate(batch_size, population_size=population_size)}
+
+    def rate_estimates(
+        self, batch_size: float, *, population_size: int | None
+    ) -> dict[str, Estimate]:
+        """Every prediction at one batch size, by name, with the interval its constants leave it.
+
+        It reaches as far as any combination of the ends of its constants' intervals, whose errors
+        may go together: it covers at least 90 % of the time, and mostly more than 95 %. It is no
+        statement on how well the prediction holds. Unknown where a constant has no interval.
+
+        Args:
+            batch_size: B.
+            population_size: N, of batches drawn without replacement; None: with replacement.
+
+        Returns:
+            The predictions of `rates`.
+        """
+        rates = self.rates(batch_size, population_size=population_size)
+        return {
+            name: self._with_interval(name, rate, batch_size, population_size)
+            for name, rate in rates.items()
+        }
+
+    def _with_interval(
+        self, name: str, rate: float, batch_size: float, population_size: int | None
+    ) -> Estimate:
+        """A prediction with the interval that those of its constants span."""
+        unknown = undefined(num_samples=0)
+        constants = [self.estimates.get(constant, unknown) for constant in MADE_OF[name]]
+        corners = []
+        for ends in itertools.product(*((constant.low, constant.high) for constant in constants)):
+            moved: dict[str, Any] = dict(zip(MADE_OF[name], ends, strict=True))
+            rates = replace(self, **moved).rates(batch_size, population_size=population_size)
+            corners.append(rates[name])
+        known = not any(math.isnan(corner) for corner in corners)
+        return Estimate.from_interval(
+            rate,
+            min(corners) if known else math.nan,
+            max(corners) if known else math.nan,
+            num_samples=min(constant.num_samples for constant in constants),
+        )

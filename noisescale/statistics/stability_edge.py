@@ -115,6 +115,64 @@ def seed_threshold(outcomes: Iterable[tuple[float, bool]]) -> Threshold:
     return Threshold(low=rates[best[0]], high=rates[best[-1] + 1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """The measured edge of one batch size.
+
+    Attributes:
+        rate: η_max with its interval.
+        num_not_monotone: the seeds that were stable again above a rate at which they were not, for
+            which the interval, that takes each seed to have one threshold, is too narrow.
+    """
+
+    rate: Estimate
+    num_not_monotone: int
+
+
+def edge_of(outcomes: Iterable[tuple[int, float, bool]], *, seeds_alike: bool = False) -> Edge:
+    """η_max of one batch size, from runs of several seeds.
+
+    Args:
+        outcomes: a seed, a learning rate and whether the run was unstable, in any order.
+        seeds_alike: whether the seed changes nothing, as of gradient descent from one checkpoint:
+            all runs then count as one seed's, and the interval is from the largest rate below its
+            threshold to the smallest above, without a chance in it.
+
+    Returns:
+        The edge, see `fit_edge`.
+    """
+    by_seed: dict[int, list[tuple[float, bool]]] = {}
+    for seed, learning_rate, unstable in outcomes:
+        by_seed.setdefault(0 if seeds_alike else seed, []).append((learning_rate, unstable))
+    thresholds = [seed_threshold(pairs) for pairs in by_seed.values()]
+    edge = known_edge(thresholds[0]) if seeds_alike and thresholds else fit_edge(thresholds)
+    return Edge(rate=edge, num_not_monotone=sum(not monotone(own) for own in by_seed.values()))
+
+
+def monotone(outcomes: Iterable[tuple[float, bool]]) -> bool:
+    """Whether no run is stable above a learning rate at which one was unstable.
+
+    Args:
+        outcomes: pairs of a learning rate and whether the run was unstable at it, in any order.
+    """
+    unstable = [outcome for _, outcome in sorted(outcomes)]
+    return unstable == sorted(unstable)
+
+
+def known_edge(threshold: Threshold) -> Estimate:
+    """The edge of runs that no seed changes: in the middle, in logs, of where it is known to lie.
+
+    Args:
+        threshold: of these runs.
+
+    Returns:
+        The edge; nan with a bound where no rate was stable, or none unstable.
+    """
+    low, high = threshold.low, threshold.high
+    both = low > 0 and high < math.inf
+    return _edge(math.sqrt(low * high) if both else math.nan, low, high, 1)
+
+
 def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
     """η_max, the learning rate at which half of the seeds are unstable, with its 95 % interval.
 

@@ -133,6 +133,38 @@ def test_anybodys_results(tmp_path):
     assert record["critical_batch_size"]["value"] == pytest.approx(16, rel=0.06)
 
 
+def test_seeds_in_a_table_set_the_intervals(tmp_path):
+    """The same runs with their seeds named and, as a mean of them, without."""
+    factors = {0: 0.8, 1: 1.0, 2: 1.25}  # of B_crit
+    rows = [
+        {"batch_size": size, "seed": seed, "steps": 100 * (1 + 16 * factor / size)}
+        for size in SIZES
+        for seed, factor in factors.items()
+    ]
+    table = pd.DataFrame(rows)
+    table.to_csv(tmp_path / "seeds.csv", index=False)
+    table.groupby("batch_size")["steps"].mean().to_csv(tmp_path / "means.csv")
+    found = critical("--from-csv", tmp_path / "seeds.csv")
+    assert found.exit_code == 0, found.output
+    assert "assume that seeds are independent of one another" in found.stdout
+    means = critical("--from-csv", tmp_path / "means.csv")
+    assert "independent between batch sizes, as seeds are not told apart" in means.stdout
+    records = [
+        json.loads(critical("--from-csv", tmp_path / f"{name}.csv", "--json").stdout)["goals"][0]
+        for name in ("seeds", "means")
+    ]
+    lengths = [
+        math.log(record["critical_batch_size"]["high"] / record["critical_batch_size"]["low"])
+        for record in records
+    ]
+    # t of two degrees of freedom over ln .8, 0 and ln 1.25
+    assert lengths[0] == pytest.approx(2 * 4.3027 * math.log(1.25) / math.sqrt(3), rel=0.02)
+    assert lengths[1] < 0.05
+    assert records[0]["num_seeds"] == 3
+    assert records[0]["better"] in ("hyperbola", "exponent")
+    assert isinstance(records[0]["remarks"], list)
+
+
 def test_a_measurement_is_not_overwritten_by_a_table(tmp_path):
     path = tmp_path / "runs.csv"
     synthetic().to_csv(path, index=False)
@@ -184,8 +216,12 @@ def test_branches_of_a_run(checkpoint, tmp_path):
     assert re.search(r"^\s*4\s+0\.1 ", found.stdout, re.MULTILINE)
     assert re.search(r"^\s*8\s+0\.2 ", found.stdout, re.MULTILINE)
     assert "Critical batch size" in found.stdout
+    assert re.search(r"By tolerance, as a share of the loss at B = 4: 1 %: .*10 %: ", found.stdout)
     content = json.loads((out / "branch.json").read_text())
     assert content["definition"] == "branch"
+    assert [row["share"] for row in content["by_tolerance"]] == [0.01, 0.02, 0.05, 0.1]
+    if content["at_base"]:
+        assert "not resolved, as no loss beyond the smallest batch size's, 4," in found.stdout
     table = pd.read_csv(out / "branches.csv")
     assert len(table) == 3 * len(content["batch_sizes"])
     assert ((table["examples"] >= 400) & (table["examples"] < 400 + table["batch_size"])).all()
@@ -304,6 +340,21 @@ def test_sizes_are_drawn_at_their_goals():
     assert list(y) == pytest.approx(fits["critical_batch_size"].tolist())
     left, right = axes.get_xlim()
     assert left > right  # the loss falls to the right
+
+
+def test_a_size_that_is_not_resolved_is_a_bar_and_a_bound_a_triangle():
+    fits = fits_table(fit_goals(synthetic()))
+    fits["overhead_batch_size"] = math.nan
+    fits[["overhead_batch_size_low", "overhead_batch_size_high"]] = [[2.0, 50.0], [7.0, math.inf]]
+    axes = Figure().subplots()
+    plot_critical_sizes(axes, fits, pd.DataFrame())
+    (triangles,) = [
+        line for line in axes.lines if line.get_marker() == "^" and len(line.get_xdata())
+    ]
+    assert (list(triangles.get_xdata()), list(triangles.get_ydata())) == ([0.5], [7.0])
+    bars = [part for part in axes.collections if part.get_label().startswith("_child")]
+    ends = [segment[:, 1].tolist() for part in bars for segment in part.get_segments()]
+    assert [2.0, 50.0] in ends
 
 
 def test_branches_that_diverged_are_marked():

@@ -6,13 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from torch import nn
 
 from noisescale.errors import SettingError
 from noisescale.measure.curvature.products import hessian_matvec
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
+from noisescale.problems.problem import Problem
 from noisescale.problems.sampling import select
+from noisescale.problems.synthetic import linear_regression
 from tests.helpers.coverage import fewest_hits
 from tests.helpers.problems import classification, regression, seeded
 
@@ -100,6 +104,71 @@ def test_a_subset_covers_the_whole_within_its_error(draws, fewest):
     assert sum(one.low <= truth <= one.high for one in found) >= fewest
     spread = np.std([one.value for one in found])
     assert np.mean([one.stderr for one in found]) == pytest.approx(spread, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("draws", "fewest"),
+    [(60, fewest_hits(60)), pytest.param(400, fewest_hits(400), marks=pytest.mark.statistical)],
+)
+def test_a_top_that_is_not_isolated_is_covered_too(draws, fewest):
+    """Equal variances: the subset's own λ_max is 15 % too large, and its interval misses it."""
+    problem = linear_regression(
+        input_variances=torch.ones(5, dtype=torch.float64),
+        weights=torch.zeros(5, dtype=torch.float64),
+        noise=1.0,
+        num_examples=8000,
+        generator=seeded(0),
+    ).problem
+    inputs = problem.train.inputs
+    truth = torch.linalg.eigvalsh(inputs.T @ inputs / 8000)[-1].item()
+    found = [
+        measure_sharpness(problem, options=SharpnessOptions(num_examples=300, seed=seed))
+        for seed in range(draws)
+    ]
+    values = [one.largest.value for one in found]
+    assert sum(one.low <= truth <= one.high for one in values) >= fewest
+    own = [float(one.pairs["largest"].values[0]) for one in found]
+    assert np.mean(own) > 1.1 * truth
+    assert np.mean([one.value for one in values]) == pytest.approx(truth, rel=0.08)
+
+
+def test_the_smallest_eigenvalue_errs_to_the_other_side():
+    """The same matrix with its sign changed, as a dense one: λ_min is minus its λ_max."""
+    problem = classification(num_examples=200)
+    mirrored = replace(problem, loss=lambda outputs, targets: -problem.loss(outputs, targets))
+    options = SharpnessOptions(num_examples=60, rtol=1e-8)
+    largest = measure_sharpness(problem, options=options).largest.value
+    (smallest,) = measure_sharpness(mirrored, options=replace(options, top=0, bottom=1)).eigenvalues
+    assert smallest.value.value == pytest.approx(-largest.value)
+    assert smallest.value.low == pytest.approx(-largest.high)
+    assert smallest.value.high == pytest.approx(-largest.low)
+
+
+def test_an_eigenvalue_lies_between_the_subsets_own_and_that_along_the_other_halfs_vectors():
+    problem = classification(nn.Linear(6, 3), num_examples=200)
+    options = SharpnessOptions(num_examples=64, rtol=1e-10)
+    found = measure_sharpness(problem, options=options)
+    examples = select(problem, num_examples=64, generator=seeded(0)).examples
+
+    def dense(rows):
+        part = Problem(model=problem.model, loss=problem.loss, train=examples.part(rows))
+        columns = [hessian_matvec(part)(unit) for unit in torch.eye(21, dtype=torch.float64)]
+        return torch.stack(columns)
+
+    halves = [dense(slice(0, 32)), dense(slice(32, 64))]
+    vectors = [torch.linalg.eigh(half).eigenvectors[:, -1] for half in halves]
+    held_out = (vectors[0] @ halves[1] @ vectors[0] + vectors[1] @ halves[0] @ vectors[1]) / 2
+    values, own_vectors = torch.linalg.eigh(dense(slice(0, 64)))
+    own, along = values[-1], own_vectors[:, -1]
+    inner = own - (1 - 64 / 200) * (own - held_out)
+    assert found.largest.value.value == pytest.approx(float(own + inner) / 2, rel=1e-6)
+    groups = torch.stack(
+        [along @ dense(slice(start, start + 4)) @ along for start in range(0, 64, 4)]
+    )
+    half = stats.t.ppf(0.975, 15) * (groups.std() * ((1 - 64 / 200) / 16) ** 0.5) / own
+    assert (groups > 0).all()
+    assert found.largest.value.high == pytest.approx(float(own * half.exp()), rel=1e-6)
+    assert found.largest.value.low == pytest.approx(float(inner / half.exp()), rel=1e-6)
 
 
 def test_a_warm_start_takes_fewer_products():

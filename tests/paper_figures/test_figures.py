@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from analysis.__main__ import main as analysis
-from analysis.edge_of_stability import plateau_table
+from analysis.edge_of_stability import AFTER_CROSSING, windows_table
 from experiments import edge_of_stability
 from experiments.three_cases import SCALES, grid
 from noisescale.problems.config import ProblemConfig
@@ -109,39 +109,53 @@ def test_measurements_along_training_become_tables_and_a_picture(measured, tmp_p
         analysis, ["edge_of_stability", str(measured), "--out", str(tables)]
     )
     assert result.exit_code == 0, result.output
-    curves, plateau = read_table(tables / "curves.csv"), read_table(tables / "plateau.csv")
+    curves, windows = read_table(tables / "curves.csv"), read_table(tables / "windows.csv")
     run = curves.query("loss == 'mse' and batch_size == 'full' and learning_rate == 0.4")
     assert run["step"].tolist() == [0, 2, 4, 6]
     assert (run["stable_sharpness"] == 5).all()
-    row = plateau.query("loss == 'mse' and batch_size == 'full' and learning_rate == 0.4").iloc[0]
+    row = windows.query("loss == 'mse' and batch_size == 'full' and learning_rate == 0.4").iloc[0]
     ratios = run["largest_eigenvalue"] / 5
     assert row["largest_eigenvalue_peak"] == pytest.approx(ratios.max(), rel=1e-4)
-    at_the_edge = run["step"][ratios >= 0.8]
-    expected = at_the_edge.iloc[-1] - at_the_edge.iloc[0] if len(at_the_edge) else 0
-    assert row["plateau_steps"] == expected
+    assert row["largest_eigenvalue_last_half"] == pytest.approx(
+        ratios[run["step"] >= 3].median(), rel=1e-4
+    )
     arguments = ["edge_of_stability", "--data", str(tmp_path / "data"), "--out", str(tmp_path)]
     assert CliRunner().invoke(paper_figures, arguments).exit_code == 0
     assert (tmp_path / "edge_of_stability.png").stat().st_size > 10_000
 
 
-def test_a_plateau_is_where_the_leading_quantity_stays_near_the_limit():
-    def rows(batch_size, ratios, seed=0):
+def test_medians_are_over_windows_that_no_result_selects(monkeypatch):
+    monkeypatch.setitem(AFTER_CROSSING, "full", 20)
+
+    def rows(batch_size, ratios):
         leading = "largest_eigenvalue" if batch_size == "full" else "batch_sharpness"
         other = {"largest_eigenvalue": "batch_sharpness", "batch_sharpness": "largest_eigenvalue"}[
             leading
         ]
         table = pd.DataFrame({"step": range(0, 10 * len(ratios), 10), "stable_sharpness": 4.0})
-        table = table.assign(loss="mse", batch_size=batch_size, learning_rate=0.5, seed=seed)
+        table = table.assign(loss="mse", batch_size=batch_size, learning_rate=0.5, seed=0)
         return table.assign(**{leading: [4 * ratio for ratio in ratios], other: 1.0})
 
     curves = pd.concat(
-        [rows("8", [0.1, 0.9, 0.1, 0.1, 0.1, 0.9]), rows("full", [0.1, 0.9, 1.1, 1.0, 0.2])]
+        [rows("8", [0.1, 0.9, 0.2, 0.3, 0.4, 0.5]), rows("full", [0.1, 1.2, 0.7, 0.6, 0.2])]
     )
-    table = plateau_table(curves.reset_index(drop=True)).set_index("batch_size")
-    assert table.loc["full", "largest_eigenvalue_plateau"] == pytest.approx(1.0)
-    assert table.loc["full", "plateau_steps"] == 20
-    assert pd.isna(table.loc["8", "batch_sharpness_plateau"])  # two single hits
-    assert table.loc["8", "plateau_steps"] == 0
+    table = windows_table(curves.reset_index(drop=True)).set_index("batch_size")
+    descent, stochastic = table.loc["full"], table.loc["8"]
+    assert descent["crossing_step"] == 10
+    assert descent["largest_eigenvalue_after_crossing"] == pytest.approx(0.7)  # of 1.2, .7, .6
+    assert descent["largest_eigenvalue_last_half"] == pytest.approx(0.6)  # of .7, .6, .2
+    assert descent["slope"] == pytest.approx(-25)  # per 1,000 steps
+    assert pd.isna(stochastic["crossing_step"])
+    assert pd.isna(stochastic["batch_sharpness_after_crossing"])
+    assert stochastic["batch_sharpness_last_half"] == pytest.approx(0.4)
+    assert stochastic["slope"] == pytest.approx(10)
+
+
+def test_the_windows_are_made_of_the_committed_curves(tmp_path):
+    result = CliRunner().invoke(analysis, ["edge_of_stability", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    committed = ROOT / "paper_figures" / "data" / "edge_of_stability" / "windows.csv"
+    assert (tmp_path / "windows.csv").read_bytes() == committed.read_bytes()
 
 
 def test_the_experiment_has_both_losses_three_rates_and_sgd():

@@ -10,6 +10,7 @@ from scipy import stats
 
 from noisescale.statistics.estimate import (
     Estimate,
+    between,
     estimate_of,
     estimate_row,
     exact,
@@ -237,3 +238,20 @@ def test_anything_becomes_strict_json():
         "text": "nan",
         "nothing": None,
     }
+
+
+def test_between_two_estimates_is_half_way_and_reaches_beyond_both():
+    t = stats.t.ppf(0.975, 15)
+    plain = between(3.0, 2.0, 0.1, num_samples=16)
+    assert (plain.value, plain.num_samples) == (2.5, 16)
+    assert plain.low == pytest.approx(2 - 0.1 * t)
+    assert plain.high == pytest.approx(3 + 0.1 * t)
+    assert plain.stderr == pytest.approx(0.1 + 0.5 / t)
+    in_logs = between(3.0, 2.0, 0.3, num_samples=16, one_sign=True)
+    assert in_logs.low == pytest.approx(2 * math.exp(-0.1 * t))
+    assert in_logs.high == pytest.approx(3 * math.exp(0.1 * t))
+    mirrored = between(-3.0, -2.0, 0.3, num_samples=16, one_sign=True)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-in_logs.high, -in_logs.low))
+    across = between(3.0, -2.0, 0.1, num_samples=16, one_sign=True)
+    assert (across.low, across.high) == pytest.approx((-2 - 0.1 * t, 3 + 0.1 * t))
+    assert between(3.0, 2.0, math.nan, num_samples=1).kind == "point"

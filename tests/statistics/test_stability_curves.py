@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from noisescale.errors import SettingError
+from noisescale.statistics.estimate import Estimate, exact
 from noisescale.statistics.stability_curves import StabilityConstants, batch_noise_factor, side_of
 from noisescale.training.config import TrainConfig, stable_sharpness
 from noisescale.training.trainer import train
@@ -151,3 +152,75 @@ def test_the_noise_of_a_batch_without_replacement():
     assert batch_noise_factor(1, population_size=1) == 0
     with pytest.raises(SettingError, match="1 to 6"):
         batch_noise_factor(7, population_size=6)
+
+
+def with_errors(**estimates: Estimate) -> StabilityConstants:
+    constants = constants_of(example_curvatures(small_network()))
+    values = {name: estimate.value for name, estimate in estimates.items()}
+    return replace(constants, **values, population_size=1000, estimates=estimates)
+
+
+def interval(value, low, high):
+    return Estimate(value=value, stderr=(high - low) / 4, low=low, high=high, num_samples=16)
+
+
+def test_a_bands_ends_are_those_of_its_constants_together():
+    constants = with_errors(
+        sharpness=interval(4.0, 3.0, 5.0), concentration=interval(2.0, 1.5, 3.0)
+    )
+    upper = constants.rate_estimates(10, population_size=None)["upper"]
+    assert upper.value == pytest.approx(2 / 4 / (1 + 0.1 * (2 - 1)))
+    assert upper.low == pytest.approx(2 / 5 / (1 + 0.1 * (3 - 1)))
+    assert upper.high == pytest.approx(2 / 3 / (1 + 0.1 * (1.5 - 1)))
+    assert upper.num_samples == 16
+    unknown = constants.rate_estimates(10, population_size=None)["gaussian"]  # tr H has no error
+    assert math.isnan(unknown.low)
+    assert unknown.value == constants.rates(10, population_size=None)["gaussian"]
+
+
+def test_the_lower_curve_of_a_subset_is_open_below():
+    of_subset = Estimate(value=40.0, stderr=math.nan, low=40.0, high=math.inf, num_samples=100)
+    constants = with_errors(sharpness=exact(4.0), largest_example=of_subset)
+    lower = constants.rate_estimates(10, population_size=None)["lower"]
+    assert lower.low == 0
+    assert lower.high == pytest.approx(2 / 4 / (1 + 0.1 * (10 - 1)))
+    (note,) = constants.notes
+    assert "lower estimate" in note
+    assert "no bound" in note
+    whole = constants.rate_estimates(1000, population_size=1000)["lower"]  # B = N: β is no matter
+    assert (whole.low, whole.high) == (0.5, 0.5)
+    known = with_errors(sharpness=exact(4.0), largest_example=exact(40.0))
+    assert known.notes == ()
+    assert known.rate_estimates(10, population_size=None)["lower"].stderr == 0
+
+
+def test_constants_are_read_as_they_were_kept_before_there_were_errors():
+    kept = {
+        "sharpness": 1.2222,
+        "concentration": 1.26878,
+        "largest_example": 13.435,
+        "trace": 31.1586,
+        "square_deviation": 5.48549,
+        "best_rate": "nan",
+        "noise_batch_size": "nan",
+        "num_examples": 1000,
+    }
+    constants = StabilityConstants.from_dict(kept)
+    assert constants.curves["upper"].rate(1, population_size=None) == pytest.approx(
+        2 / 1.2222 / 1.26878
+    )
+    assert math.isnan(constants.best_rate)
+    assert constants.notes == ()
+    assert math.isnan(constants.rate_estimates(1, population_size=None)["upper"].low)
+    kept["estimates"] = {
+        "largest_example": {
+            "value": 13.435,
+            "stderr": "nan",
+            "low": 13.435,
+            "high": "inf",
+            "num_samples": 1000,
+        }
+    }
+    assert StabilityConstants.from_dict(kept).estimates["largest_example"].high == math.inf
+    with pytest.raises(TypeError):
+        StabilityConstants.from_dict({"sharpness": 1.0})

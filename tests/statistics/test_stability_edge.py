@@ -9,7 +9,9 @@ import pytest
 from noisescale.statistics.stability_edge import (
     Threshold,
     Trajectory,
+    edge_of,
     fit_edge,
+    monotone,
     score_prediction,
     seed_threshold,
 )
@@ -189,3 +191,33 @@ def test_a_prediction_is_scored_by_sides_and_by_distance():
     empty = score_prediction({}, cells, {1: 1.0})
     assert math.isnan(empty.cells_right)
     assert math.isnan(empty.log2_error)
+
+
+def test_seeds_that_are_the_same_run_count_as_one():
+    """Six copies of one bisection, as of gradient descent from one checkpoint."""
+    copies = [(seed, rate, rate > 0.45) for seed in range(6) for rate in (0.1, 0.2, 0.4, 0.5, 0.8)]
+    once = edge_of(copies, seeds_alike=True)
+    assert once.rate.num_samples == 1
+    assert once.rate.value == pytest.approx(math.sqrt(0.2))
+    assert (once.rate.low, once.rate.high) == (0.4, 0.5)  # between two rates, without a chance
+    assert edge_of(copies).rate.num_samples == 6
+    stable = edge_of([(0, 0.1, False), (1, 0.2, False)], seeds_alike=True).rate
+    assert math.isnan(stable.value)
+    assert (stable.low, stable.high) == (0.2, math.inf)
+    assert edge_of([], seeds_alike=True).rate.num_samples == 0
+
+
+def test_seeds_that_are_not_monotone_are_counted():
+    good, came_back = (False, False, True, True), (False, True, False, True)
+    outcomes = [
+        (seed, rate, unstable)
+        for seed, course in enumerate([good, came_back, good, came_back, good])
+        for rate, unstable in zip((0.1, 0.2, 0.4, 0.8), course, strict=True)
+    ]
+    edge = edge_of(reversed(outcomes))
+    assert edge.num_not_monotone == 2
+    assert edge.rate.num_samples == 5
+    assert edge_of(outcomes[:4]).num_not_monotone == 0
+    assert monotone([(2.0, True), (1.0, False)])
+    assert monotone([])
+    assert not monotone([(2.0, False), (1.0, True)])

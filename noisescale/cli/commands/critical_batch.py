@@ -35,13 +35,13 @@ OF_FRONT = (
     "goals",
     "factor",
     "max_rate",
-    "rate_bend",
     "epochs",
     "noise",
     "noise_examples",
     "preset",
 )
 OF_BRANCH = ("learning_rate", "examples", "tolerance", "scaling")
+OF_BOTH = ("rate_bend",)
 OF_OPTIMIZER = ("optimizer", "momentum", "weight_decay")
 OF_RUNS = (
     "batch_sizes",
@@ -137,7 +137,7 @@ Examples:
     "rate_bend",
     type=float,
     metavar="B",
-    help="B* of that law.  [default: B_noise at the start]",
+    help="B* of that law.  [default: B_noise at the start]  branch: B_c of --lr-scaling noise.",
 )
 @click.option(
     "--epochs",
@@ -184,13 +184,15 @@ Examples:
     default=0.05,
     show_default=True,
     metavar="SHARE",
-    help="branch: losses within this share of the smallest batch size's count as equal.",
+    help="branch: losses within this share of the smallest batch size's count as equal. The "
+    "answers for 1, 2, 5 and 10 % stand beside.",
 )
 @click.option(
     "--lr-scaling",
     "scaling",
-    type=click.Choice(["linear", "sqrt"]),
-    help="branch: how the rate follows the batch size.  [default: linear; adam: sqrt]",
+    type=click.Choice(["linear", "sqrt", "noise"]),
+    help="branch: how the rate follows the batch size; noise: as 1/(1 + B_c/B), B_c by --lr-bend, "
+    "and batch sizes from 1 on in steps of √2 unless given.  [default: linear; adam: sqrt]",
 )
 @click.option(
     "--problem",
@@ -256,7 +258,16 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
             raise SettingError(f"{why}: leave out {', '.join(others)}")
 
     if options["from_csv"] is not None:
-        kept = ("method", "checkpoint", *OF_FRONT, *OF_BRANCH, *OF_PROBLEM, *OF_OPTIMIZER, *OF_RUNS)
+        kept = (
+            "method",
+            "checkpoint",
+            *OF_FRONT,
+            *OF_BRANCH,
+            *OF_BOTH,
+            *OF_PROBLEM,
+            *OF_OPTIMIZER,
+            *OF_RUNS,
+        )
         refuse(kept, "--from-csv runs nothing")
     elif options["method"] == "branch":
         if options["checkpoint"] is None:
@@ -368,6 +379,7 @@ def _branch(options: dict[str, Any], console: Console) -> None:
         learning_rate=options["learning_rate"],
         examples=options["examples"],
         scaling=options["scaling"],
+        rate_bend=options["rate_bend"],
         num_seeds=_num_seeds(options, default=BranchConfig.num_seeds),
         tolerance=options["tolerance"],
         split=options["split"],

@@ -171,17 +171,35 @@ def print_branches(result: BranchResult) -> None:
     for note in summary["notes"]:
         console.print(f"Note: {note}.")
     tolerance = f"{summary['tolerance']:.2g}"
+    smallest = min(summary["batch_sizes"])
     if summary["resolved"]:
         interval = critical.text("interval", number=_number)
         console.print(
             f"Critical batch size here ≈ {_number(critical.value)} ({interval}): the largest whose "
             f"loss is within {tolerance} of every smaller one's."
         )
+    elif result.at_base:
+        console.print(
+            f"Critical batch size ≤ {_number(critical.high)}: not resolved, as no loss beyond the "
+            f"smallest batch size's, {smallest}, is within {tolerance} of it; give smaller ones."
+        )
     else:
         console.print(
             f"Critical batch size not resolved: above {_number(critical.low)}, up to which losses "
             f"are within {tolerance} of every smaller batch size's; give larger ones."
         )
+    sizes = ", ".join(
+        f"{100 * share:g} %: {_at_most(size)}" for share, size in result.by_tolerance.items()
+    )
+    console.print(f"By tolerance, as a share of the loss at B = {smallest}: {sizes}.")
+
+
+def _at_most(critical: Estimate) -> str:
+    """A critical batch size in a line, which has an upper bound where only the smallest passes."""
+    from noisescale.statistics.critical_batch.branches import at_base
+
+    bounded = at_base(critical)
+    return f"≤ {_number(critical.high)}" if bounded else critical.text(number=_number)
 
 
 def _goal(goal: float) -> str:

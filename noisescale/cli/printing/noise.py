@@ -26,7 +26,7 @@ from noisescale.statistics.estimate import Estimate, estimate_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from noisescale.cli.checkpoints import Measured
+    from noisescale.cli.checkpoints import Loaded, Measured
     from noisescale.statistics.critical_batch.recommendation import Recommendation
     from noisescale.statistics.gradient_noise import NoiseScale
 
@@ -116,7 +116,7 @@ def _report(
     recommendation = None
     if ends_run:
         try:
-            recommendation = _recommendation(measured.loaded.run)
+            recommendation = _recommendation(measured.loaded)
         except (MeasurementError, RunFolderError) as error:
             notes = (*notes, f"no batch size is recommended: {error}")
     curvature = None if noise is None else noise.curvature
@@ -132,15 +132,18 @@ def _report(
     return NoiseReport(measured=measured, rates=rates, recommendation=recommendation, notes=notes)
 
 
-def _recommendation(run: str) -> Recommendation | None:
+def _recommendation(loaded: Loaded) -> Recommendation | None:
     """What the noise scale tracked along a run recommends; None where it was not tracked."""
     import pandas as pd
 
     from noisescale.statistics.critical_batch.recommendation import recommend
     from noisescale.training.records.tables import read_noise
 
-    rows = read_noise(Path(run))
-    return recommend(pd.DataFrame(rows)) if rows else None
+    rows = read_noise(Path(loaded.run))
+    if not rows:
+        return None
+    training = loaded.checkpoint and loaded.checkpoint.training
+    return recommend(pd.DataFrame(rows), learning_rate=training and training.constant_sgd_rate)
 
 
 def print_noise(reports: list[NoiseReport]) -> None:
@@ -351,24 +354,30 @@ def _prediction(report: NoiseReport, noise: NoiseScale, full: Estimate) -> str:
 
 
 def _print_recommendation(console: Console, run: str, recommendation: Recommendation) -> None:
-    """Where batch sizes come from, a row for each of them, and what an adaptive one gains."""
-    critical = recommendation.critical_batch_size.text(number=_rounded)
-    text = (
-        f"Along {run}, {growth_text(recommendation)}. For another run like it, B_crit ≈ {critical}:"
-    )
+    """How the noise scale went, where B_crit lies by it, batch sizes, and what γ would be."""
+    by_progress = recommendation.by_progress.text(number=_rounded)
+    text = f"Along {run}, {growth_text(recommendation)}, {by_progress} weighted by progress"
     if recommendation.num_unresolved:
         text += (
             f" ({recommendation.num_unresolved} of {recommendation.num_measurements} measurements "
-            f"were not resolved, and {100 * recommendation.covered:.0f} % of the steps are "
-            "covered: it may be larger)"
+            f"were not resolved; {100 * recommendation.covered:.0f} % of the steps lie between "
+            "others)"
         )
-    console.print(text)
+    critical = recommendation.critical_batch_size
+    console.print(
+        f"{text}. For another run like it, at the best rate for its batch size, B_crit lies "
+        f"between {_rounded(critical.low)} and {_rounded(critical.high)}, about "
+        f"{_rounded(critical.value)} (95 %, by runs on MNIST whose B_crit was measured; other "
+        "tasks may differ by more):"
+    )
     console.print(_batch_sizes(recommendation))
     gain = recommendation.course.gain
     console.print(
         f"A batch size that follows the noise scale (--bs adaptive): γ = {gain:.2f}, so at best "
         f"{1 + math.sqrt(gain):.2f} times the least of both where a fixed one takes 2."
     )
+    for warning in recommendation.warnings:
+        console.print(f"Note: {warning}.")
 
 
 def _batch_sizes(recommendation: Recommendation) -> Table:

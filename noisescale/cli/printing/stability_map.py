@@ -18,6 +18,7 @@ NAMES = {
     "lyapunov": "Lyapunov",
     "descent": "descent",
 }
+SYMBOLS = {"sharpness": "λ_max", "concentration": "κ", "largest_example": "β", "trace": "tr H"}
 
 
 def print_sweep(result: SweepResult) -> None:
@@ -25,7 +26,7 @@ def print_sweep(result: SweepResult) -> None:
     console = stdout_console()
     summary, boundary = result.summary, result.boundary
     curves = [name for name in NAMES if name in boundary]
-    headings = ("batch size", "η_max", "95 % interval", "seeds")
+    headings = ("batch size", "η_max", "95 % interval", "seeds", "not monotone")
     table = plain_table(*headings, *(NAMES[name] for name in curves))
     for row in boundary.to_dict("records"):
         edge = estimate_of(row, "lr_max", num_samples=row["num_seeds"])
@@ -34,14 +35,15 @@ def print_sweep(result: SweepResult) -> None:
             edge.text("value", unknown="not found"),
             edge.text("interval"),
             str(row["num_seeds"]),
+            str(row["num_not_monotone"]),
             *(or_dash(row[name]) for name in curves),
         )
     if scores := summary["scores"]:
         table.add_section()
         shares = [or_dash(scores[name]["cells_right"], _per_cent) for name in curves]
         errors = [or_dash(scores[name]["log2_error"]) for name in curves]
-        table.add_row("cells right", "", "", "", *shares)
-        table.add_row("|log₂ error|", "", "", "", *errors)
+        table.add_row("cells right", "", "", "", "", *shares)
+        table.add_row("|log₂ error|", "", "", "", "", *errors)
     verb = "diverge" if result.config.start is None else "leave the minimum"
     console.print(
         f"η_max, the learning rate at which half of the seeds {verb}, and its predictions"
@@ -55,8 +57,21 @@ def print_sweep(result: SweepResult) -> None:
             "No predicted edges: the predictions are of plain SGD, without momentum and weight "
             "decay."
         )
-    if summary["constants"] is not None:
-        console.print(_constants_text(summary["constants"]))
+    if sizes := summary["seeds_alike"]:
+        console.print(
+            "Gradient descent from one checkpoint is the same run for every seed: at B = "
+            f"{', '.join(map(str, sizes))} the interval lies between two of the rates tried."
+        )
+    if num_not_monotone := summary["num_not_monotone"]:
+        console.print(
+            f"{num_not_monotone} of {boundary['num_seeds'].sum()} seeds were stable again above a "
+            "rate at which they were not; the intervals take each to have one threshold, and are "
+            "too narrow for these."
+        )
+    if constants := summary["constants"]:
+        console.print(_constants_text(constants))
+        for note in constants["notes"]:
+            console.print(f"Note: {note}.")
 
 
 def sweep_record(result: SweepResult) -> dict[str, Any]:
@@ -65,15 +80,23 @@ def sweep_record(result: SweepResult) -> dict[str, Any]:
 
 
 def _constants_text(constants: dict[str, Any]) -> str:
-    """What the predictions were made of."""
-    sharpness = constants["sharpness"]
+    """What the predictions were made of, with 95 % intervals."""
+    texts = [f"{symbol} = {_text(constants, name)}" for name, symbol in SYMBOLS.items()]
     return (
-        f"Gauss–Newton matrix at the start: λ_max = {or_dash(sharpness)}, "
-        f"2/λ_max = {or_dash(2 / sharpness)}, κ = {or_dash(constants['concentration'])}, "
-        f"β/λ_max = {or_dash(constants['largest_example'] / sharpness)}, "
-        f"tr/λ_max = {or_dash(constants['trace'] / sharpness)} "
-        f"({constants['num_examples']:,} examples)."
+        f"Gauss–Newton matrix at the start: {', '.join(texts)} (β and tr H of "
+        f"{constants['num_examples']:,} examples); 2/λ_max = {or_dash(2 / constants['sharpness'])}."
     )
+
+
+def _text(constants: dict[str, Any], name: str) -> str:
+    """A constant with its interval; as a bound where that is open."""
+    value = or_dash(constants[name])
+    estimate = constants["estimates"].get(name)
+    if estimate is None or estimate["stderr"] == 0:
+        return value
+    if estimate["high"] is None:
+        return f"{value} or more"
+    return f"{value} ({or_dash(estimate['low'])}–{or_dash(estimate['high'])})"
 
 
 def _per_cent(share: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -142,9 +143,7 @@ class ExampleCurvature:
     J_i (C, P): the Jacobian of the example's C outputs; A_i (C, C): the Hessian of its loss in
     them. H = (1/n) Σ H_i is the Gauss–Newton matrix of `ggn_matvec`.
 
-    output_curvature: A (n, C, C). kernel: J_iJ_iᵀ (n, C, C). Both in the objective's dtype.
-
-    notes: what a reader should know of how they were computed.
+    output_curvature: A (n, C, C), in the objective's dtype.
 
     Raises MeasurementError where the model gives more than 128 numbers for an example.
     """
@@ -153,15 +152,18 @@ class ExampleCurvature:
         self.objective = objective
         self._jacobian = OutputJacobian(objective)
         self.output_curvature = self._jacobian.output_curvature()
-        self.notes: tuple[str, ...] = ()
-        self._written = self._kernel_by_vmap if self._vmap_agrees() else self._kernel_by_loop
+
+    @cached_property
+    def kernel(self) -> Tensor:
+        """J_iJ_iᵀ (n, C, C), a backward pass for every output of every example."""
+        written = self._kernel_by_loop if self.notes else self._kernel_by_vmap
         kernels: list[Tensor] = []
 
         def add(chunk: Examples, start: int) -> None:
-            kernels.append(self._written(chunk.inputs))
+            kernels.append(written(chunk.inputs))
 
-        objective.for_each_chunk(add)
-        self.kernel = torch.cat(kernels)
+        self.objective.for_each_chunk(add)
+        return torch.cat(kernels)
 
     @property
     def matvec(self) -> MatVec:
@@ -171,17 +173,37 @@ class ExampleCurvature:
     @property
     def squares_matvec(self) -> MatVec:
         """The product v -> (mean H_i²) v; (P,) -> (P,)."""
-        squared = self.output_curvature @ self.kernel @ self.output_curvature
+        squared = self._squared()
         return lambda vector: self._mean_product(squared, vector)
 
     def forms(self, vector: Tensor) -> Tensor:
         """vᵀH_i v of each example, for v (P,): (n,) in float64."""
+        return self._forms(self.output_curvature, vector)
+
+    def deviation_forms(self, vector: Tensor) -> Tensor:
+        """vᵀH_i²v − 2 vᵀHH_i v of each example, for v (P,): (n,) in float64.
+
+        How much each adds to vᵀ(mean H_i² − H²)v, to first order and up to a constant.
+        """
+        image = self.matvec(vector)
+        stretch = float(image.norm() / vector.norm())
+        image = image / stretch  # as long as v, so that rounding spares either
+        # 2 vᵀH_i u = (v + u)ᵀH_i(v + u) − vᵀH_i v − uᵀH_i u
+        mixed = self.forms(vector + image) - self.forms(vector) - self.forms(image)
+        return self._forms(self._squared(), vector) - stretch * mixed
+
+    def _squared(self) -> Tensor:
+        """The M_i of H_i² = J_iᵀM_iJ_i: (n, C, C)."""
+        return self.output_curvature @ self.kernel @ self.output_curvature
+
+    def _forms(self, middle: Tensor, vector: Tensor) -> Tensor:
+        """vᵀJ_iᵀM_iJ_i v of each example, for M (n, C, C) and v (P,): (n,) in float64."""
         forms: list[Tensor] = []
         direction = self.objective.unflatten(vector.to(self.objective.point))
 
         def add(chunk: Examples, start: int) -> None:
-            middle = self.output_curvature[start : start + chunk.num_examples]
-            forms.append(self._jacobian.forms(chunk.inputs, middle, direction))
+            rows = slice(start, start + chunk.num_examples)
+            forms.append(self._jacobian.forms(chunk.inputs, middle[rows], direction))
 
         self.objective.for_each_chunk(add)
         return torch.cat(forms)
@@ -198,8 +220,12 @@ class ExampleCurvature:
         """The trace of each H_i: (n,) in float64."""
         return torch.einsum("bcd,bdc->b", self.output_curvature.double(), self.kernel.double())
 
-    def _vmap_agrees(self) -> bool:
-        """Whether vmap gives the first examples' kernels, as single backward passes do."""
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """Why the kernel is computed example by example; empty where vmap gives it.
+
+        That is tried on the first examples, against single backward passes.
+        """
         few = self.objective.examples.part(slice(2)).inputs
         expected = self._kernel_by_loop(few)
         try:
@@ -213,10 +239,9 @@ class ExampleCurvature:
         else:
             precision = torch.finfo(self.objective.coarsest_dtype).eps ** 0.5
             if torch.allclose(found, expected, rtol=precision, atol=float(expected.max()) * 1e-6):
-                return True
+                return ()
             reason = "its gradients differ from those of backward passes"
-        self.notes = (f"vmap does not work on this model ({reason}), its examples went one by one",)
-        return False
+        return (f"vmap does not work on this model ({reason}), its examples went one by one",)
 
     def _kernel_by_loop(self, inputs: Tree) -> Tensor:
         """J_iJ_iᵀ of a chunk's examples, a backward pass for each output: (B, C, C)."""

@@ -14,6 +14,7 @@ from noisescale.statistics.estimate import CONFIDENCE, Estimate, from_stderr, un
 
 BRANCH_COLUMNS = ("batch_size", "learning_rate", "seed", "examples", "loss", "diverged")
 FEWEST_BRANCHES = 3  # batch sizes: two leave open whether a loss rises or scatters
+TOLERANCES = (0.01, 0.02, 0.05, 0.1)  # shares of the loss, for each of which there is an answer
 RESAMPLES = 1000  # leave the ends of the interval a few per cent of its width of noise
 
 
@@ -37,7 +38,9 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
 
     Returns:
         The critical batch size in examples; without an interval from one seed. Where the largest
-        batch size passes, that is the lower bound of a size that is not defined.
+        batch size passes, that is the lower bound of a size that is not defined. Where only the
+        smallest one does, against which there is none to hold it, the size is not defined either,
+        and has an upper bound: see `at_base`.
 
     Raises:
         SettingError: fewer than three batch sizes, a tolerance that is no positive number, or a
@@ -60,8 +63,55 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
         )
     num_seeds = min(map(len, losses))
     value = _largest(sizes, np.array([of_size.mean() for of_size in losses]), tolerance)
+    low, high = _interval(sizes, losses, tolerance) if num_seeds > 1 else (math.nan, math.nan)
+    if value < sizes[1]:
+        highest = float(np.fmax(value, high))
+        return Estimate(
+            value=math.nan, stderr=math.nan, low=0.0, high=highest, num_samples=num_seeds
+        )
     if num_seeds < 2:
         return from_stderr(value, math.nan, num_samples=num_seeds)
+    if math.isinf(value) or math.isinf(high):
+        return undefined(num_samples=num_seeds, low=min(low, float(sizes[-1])))
+    return Estimate.from_interval(value, low, high, num_samples=num_seeds)
+
+
+def at_base(critical: Estimate) -> bool:
+    """Whether no batch size beyond the smallest passes, so that it may be critical, or too large.
+
+    Args:
+        critical: by `branch_critical_batch`.
+
+    Returns:
+        True where there is no value, but an upper bound.
+    """
+    return math.isnan(critical.value) and critical.high < math.inf
+
+
+def branch_tolerances(table: pd.DataFrame, *, tolerance: float) -> dict[float, Estimate]:
+    """The critical batch size for several tolerances, shares of the smallest batch size's loss.
+
+    Args:
+        table: see `branch_critical_batch`.
+        tolerance: a share beside 1, 2, 5 and 10 %.
+
+    Returns:
+        The size by the share, ascending.
+
+    Raises:
+        SettingError: see `branch_critical_batch`.
+    """
+    smallest = table[table["batch_size"] == table["batch_size"].min()]
+    mean = float(smallest["loss"].mean(skipna=False))
+    return {
+        share: branch_critical_batch(table, tolerance=share * mean)
+        for share in sorted({*TOLERANCES, tolerance})
+    }
+
+
+def _interval(sizes: np.ndarray, losses: list[np.ndarray], tolerance: float) -> tuple[float, float]:
+    """The ends of the interval, by the bootstrap over the seeds of each batch size."""
+    num_seeds = min(map(len, losses))
     generator = np.random.default_rng(0)
     tail = (1 - CONFIDENCE) / 2
     # a bootstrap of few seeds is too narrow: 1/n in its variance, and the normal for Student's t
@@ -82,9 +132,7 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
             means.append(mean + wider * (drawn - mean))
     draws = [_largest(sizes, draw, tolerance) for draw in np.transpose(means)]
     low, high = np.quantile(draws, [tail, 1 - tail], method="nearest").tolist()
-    if math.isinf(value) or math.isinf(high):
-        return undefined(num_samples=num_seeds, low=min(low, float(sizes[-1])))
-    return Estimate.from_interval(value, low, high, num_samples=num_seeds)
+    return low, high
 
 
 def _largest(sizes: np.ndarray, losses: np.ndarray, tolerance: float) -> float:

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import pandas as pd
 
@@ -16,7 +16,9 @@ from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.critical_batch.branches import (
     BRANCH_COLUMNS,
     FEWEST_BRANCHES,
+    at_base,
     branch_critical_batch,
+    branch_tolerances,
 )
 from noisescale.statistics.critical_batch.curves.rate_laws import POWERS
 from noisescale.statistics.estimate import Estimate
@@ -37,7 +39,8 @@ from noisescale.training.records.names import digest, file_digest, run_name
 from noisescale.training.records.tables import BRANCHES
 from noisescale.training.records.weight_files import read_weights
 
-Scaling = Literal["linear", "sqrt"]
+Scaling = Literal["linear", "sqrt", "noise"]
+SCALINGS = get_args(Scaling)
 SMOOTHED = 0.75  # of a branch, after which its losses are averaged: some three looks at 24 a decade
 FEWEST_UPDATES = 8  # at the largest default batch size: two in the quarter that is averaged
 FEWEST_BATCHES = 4  # in an epoch: a short one at its end is then a fifth of the updates at most
@@ -56,7 +59,9 @@ class BranchConfig:
         examples: that each branch uses.
         batch_sizes: examples per update, three batch sizes or more.
         scaling: of the learning rate with k = batch size/B: "linear", ε·k, for SGD; "sqrt", ε·√k,
-            for Adam.
+            for Adam; "noise", as ε(B) ∝ 1/(1 + rate_bend/B), the law that is fitted to tuned
+            rates: of SGD, linear only far below rate_bend.
+        rate_bend: B_c of that law in examples; None for the others.
         num_seeds: orders of the examples, none of which the checkpoint's own run saw: those of the
             seeds that follow its.
         tolerance: within which losses count as equal, as a share of the loss at the smallest batch
@@ -70,6 +75,7 @@ class BranchConfig:
     examples: int
     batch_sizes: tuple[int, ...]
     scaling: Scaling = "linear"
+    rate_bend: float | None = None
     num_seeds: int = 5
     tolerance: float = 0.05
     split: GoalSplit = "train"
@@ -93,8 +99,20 @@ class BranchConfig:
                 f"batch size {largest} with {self.examples} examples a branch: give no larger "
                 "batches than that, or more --examples"
             )
-        if self.scaling not in POWERS:
-            raise SettingError(f"scaling {self.scaling!r}: choose one of {', '.join(POWERS)}")
+        if self.scaling not in SCALINGS:
+            raise SettingError(f"scaling {self.scaling!r}: choose one of {', '.join(SCALINGS)}")
+        bend = self.rate_bend
+        has_bend = bend is not None and is_real(bend) and 0 < bend < math.inf
+        if self.scaling == "noise" and not has_bend:
+            raise SettingError(
+                f"scaling noise with a bend of {bend!r}: give --lr-bend, B_c of the fitted "
+                "ε_max/(1 + B_c/B), in examples"
+            )
+        if self.scaling != "noise" and bend is not None:
+            raise SettingError(
+                f"scaling {self.scaling} has no bend: leave out --lr-bend, or give --lr-scaling "
+                "noise"
+            )
         if not (is_real(self.tolerance) and 0 < self.tolerance < math.inf):
             raise SettingError(
                 f"tolerance {self.tolerance!r}: give a share of the loss, such as 0.05"
@@ -110,6 +128,7 @@ class BranchConfig:
         learning_rate: float | None = None,
         examples: int | None = None,
         scaling: Scaling | None = None,
+        rate_bend: float | None = None,
         num_seeds: int = 5,
         tolerance: float = 0.05,
         split: GoalSplit = "train",
@@ -120,13 +139,14 @@ class BranchConfig:
             path: a checkpoint, the folder of the run that has it, or a file of weights.
             problem: what is trained; None: what the checkpoint says.
             batch_sizes: examples per update, three batch sizes or more; None or (): the
-                checkpoint's and its doubles.
+                checkpoint's and its doubles or, of scaling "noise", from 1 on in steps of √2.
             learning_rate: at the smallest of `batch_sizes`; None: the checkpoint's, at its own
                 batch size.
             examples: that each branch uses; None: half of those that led to the checkpoint, and
                 256 batches at least.
             scaling: of the learning rate with the batch size; None: "linear" for SGD, "sqrt" for
                 Adam.
+            rate_bend: of scaling "noise".
             num_seeds: orders of the examples.
             tolerance: within which losses count as equal, as a share of the loss at the smallest
                 batch size.
@@ -152,7 +172,10 @@ class BranchConfig:
             seen = 0 if stored is None else stored.examples_seen
             examples = default_examples(base, seen) if examples is None else examples
             num_examples = 0 if sizes else count_examples(problem, split)
-            sizes = sizes or default_branch_sizes(base, examples, num_examples)
+            smallest, per_doubling = (1, 2) if scaling == "noise" else (base, 1)
+            sizes = sizes or default_branch_sizes(
+                smallest, examples, num_examples, per_doubling=per_doubling
+            )
         return cls(
             problem=problem,
             training=training,
@@ -160,6 +183,7 @@ class BranchConfig:
             examples=examples or 0,
             batch_sizes=sizes,
             scaling=scaling or ("linear" if training.optimizer == "sgd" else "sqrt"),
+            rate_bend=rate_bend,
             num_seeds=num_seeds,
             tolerance=tolerance,
             split=split,
@@ -173,8 +197,13 @@ class BranchConfig:
             seed: 0, 1, ... of the order of the examples, counted from the checkpoint's own.
             num_examples: in the training set.
         """
-        assert isinstance(self.training.batch_size, int)
-        scale = (batch_size / self.training.batch_size) ** POWERS[self.scaling]
+        base = self.training.batch_size
+        assert isinstance(base, int)
+        if self.scaling == "noise":
+            assert self.rate_bend is not None
+            scale = (1 + self.rate_bend / base) / (1 + self.rate_bend / batch_size)
+        else:
+            scale = (batch_size / base) ** POWERS[self.scaling]
         epochs, rest = divmod(self.examples, num_examples)
         steps = epochs * math.ceil(num_examples / batch_size) + math.ceil(rest / batch_size)
         return TrainConfig(
@@ -199,6 +228,7 @@ class BranchConfig:
             "start": self.start,
             "examples": self.examples,
             "scaling": self.scaling,
+            **({} if self.rate_bend is None else {"rate_bend": self.rate_bend}),
             "split": self.split,
         }
 
@@ -214,11 +244,16 @@ class BranchResult:
     Attributes:
         table: the rows of branches.csv, one for each branch and seed.
         critical_batch_size: in examples, see `branch_critical_batch`.
+        by_tolerance: the same for several tolerances, shares of the smallest batch size's loss.
+        at_base: whether only the smallest batch size passes: the critical one lies there or below,
+            and is not resolved.
         summary: the content of branch.json.
     """
 
     table: pd.DataFrame
     critical_batch_size: Estimate
+    by_tolerance: dict[float, Estimate]
+    at_base: bool
     summary: dict[str, Any]
 
 
@@ -250,15 +285,18 @@ def _training_at(
     )
 
 
-def default_branch_sizes(batch_size: int, examples: int, num_examples: int) -> tuple[int, ...]:
-    """The checkpoint's batch size and its doubles, while a branch and an epoch have enough updates.
+def default_branch_sizes(
+    batch_size: int, examples: int, num_examples: int, *, per_doubling: int = 1
+) -> tuple[int, ...]:
+    """From a batch size on, while a branch and an epoch have enough updates.
 
-    examples: of a branch. num_examples: in the training set.
+    batch_size: the smallest. examples: of a branch. num_examples: in the training set.
+    per_doubling: 1: its doubles; 2: in steps of √2, in whole examples.
     """
-    sizes = [batch_size]
-    while 2 * sizes[-1] <= min(examples // FEWEST_UPDATES, num_examples // FEWEST_BATCHES):
-        sizes.append(2 * sizes[-1])
-    return tuple(sizes)
+    largest = min(examples // FEWEST_UPDATES, num_examples // FEWEST_BATCHES)
+    num_steps = per_doubling * max(0, math.floor(math.log2(max(largest / batch_size, 1))))
+    sizes = [round(batch_size * 2 ** (step / per_doubling)) for step in range(num_steps + 1)]
+    return tuple(dict.fromkeys(sizes))
 
 
 def default_examples(batch_size: int, examples_seen: int) -> int:
@@ -365,6 +403,7 @@ def _write(
             "share: give smaller batch sizes, or another checkpoint"
         )
     critical = branch_critical_batch(table, tolerance=tolerance)
+    by_tolerance = branch_tolerances(table, tolerance=config.tolerance)
     notes = list(options.notes)
     if mean > start_loss:
         notes.append(
@@ -376,6 +415,11 @@ def _write(
         "critical_batch_size": critical.to_dict(),
         "definition": "branch",
         "resolved": math.isfinite(critical.value),
+        "at_base": at_base(critical),
+        "by_tolerance": [
+            {"share": share, "critical_batch_size": size.to_dict(), "at_base": at_base(size)}
+            for share, size in by_tolerance.items()
+        ],
         "tolerance": tolerance,
         "start_loss": start_loss,
         "batch_sizes": [int(size) for size in sorted(table["batch_size"].unique())],
@@ -389,7 +433,13 @@ def _write(
         from noisescale.studies.critical_batch.pictures import draw_pictures
 
         draw_pictures(out)  # which shows the tolerance, that branch.json alone has
-    return BranchResult(table=table, critical_batch_size=critical, summary=summary)
+    return BranchResult(
+        table=table,
+        critical_batch_size=critical,
+        by_tolerance=by_tolerance,
+        at_base=at_base(critical),
+        summary=summary,
+    )
 
 
 def _branch_table(runs: list[GoalRun], start_loss: float) -> pd.DataFrame:

@@ -196,6 +196,15 @@ class SweepConfig:
         epochs, max_steps = self.horizon.limits(size, num_examples)
         return replace(config, epochs=epochs, max_steps=max_steps)
 
+    def seeds_alike(self, batch_size: BatchSize, *, num_examples: int) -> bool:
+        """Whether all seeds make the same run: gradient descent, from one checkpoint.
+
+        Args:
+            batch_size: examples per update, or "full".
+            num_examples: in the training set.
+        """
+        return self.start is not None and batch_size in ("full", num_examples)
+
     def identity(self) -> dict[str, Any]:
         """What all cells of a folder must have in common, the content of sweep.json."""
         training = self.training.optimizer_settings()

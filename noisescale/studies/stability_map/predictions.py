@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from noisescale.errors import RunFolderError
 from noisescale.measure.stability import measure_stability, simulate_threshold
-from noisescale.statistics.estimate import Estimate
+from noisescale.statistics.estimate import Estimate, undefined
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell, cell_problem, one_thread
 from noisescale.studies.stability_map.config import SweepConfig
@@ -31,7 +32,7 @@ def constants_at(cell: Cell, out: Path) -> StabilityConstants:
             constants = measure_stability(cell_problem(cell))
         stored = _spelt(dataclasses.asdict(constants))
         write_json(path, stored)
-    return _parse(path, StabilityConstants, stored)
+    return _parse(path, StabilityConstants.from_dict, stored)
 
 
 def lyapunov_at(
@@ -52,7 +53,7 @@ def lyapunov_at(
 def stored_lyapunov(out: Path, batch_size: int) -> Estimate | None:
     """The threshold that `lyapunov_at` has left in a sweep's folder, if any."""
     path = out / FOLDER / f"lyapunov-bs{batch_size}.json"
-    return None if (stored := read_json(path)) is None else _parse(path, Estimate, stored)
+    return None if (stored := read_json(path)) is None else _parse(path, Estimate.from_dict, stored)
 
 
 def with_rates(config: SweepConfig, constants: StabilityConstants) -> SweepConfig:
@@ -76,30 +77,35 @@ def predicted_rates(
     batch_size: int,
     population_size: int,
 ) -> dict[str, float]:
-    """Each curve's η_max(B), and the interval of the simulated one; nan where there is none."""
-    rates = constants.rates(batch_size, population_size=population_size)
+    """Each curve's η_max(B) and, below, the ends of its interval; nan where there is none."""
+    rates = constants.rate_estimates(batch_size, population_size=population_size)
     if lyapunov is not None:
-        rates |= {
-            "lyapunov": lyapunov.value,
-            "lyapunov_low": lyapunov.low,
-            "lyapunov_high": lyapunov.high,
-        }
-    return {name: rates.get(name, math.nan) for name in (*CURVES, "lyapunov_low", "lyapunov_high")}
+        rates["lyapunov"] = lyapunov
+    unknown = undefined(num_samples=0)
+    by_curve = {name: rates.get(name, unknown) for name in CURVES}
+    values = {name: rate.value for name, rate in by_curve.items()}
+    for name, rate in by_curve.items():
+        values |= {f"{name}_low": rate.low, f"{name}_high": rate.high}
+    return values
 
 
 def _spelt(values: dict[str, Any]) -> dict[str, Any]:
     """Nan and infinity, which strict JSON has no number for, by their names."""
-    return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+    return {
+        name: _spelt(value)
+        if isinstance(value, dict)
+        else value
+        if math.isfinite(value)
+        else str(value)
+        for name, value in values.items()
+    }
 
 
-def _parse(path: Path, kind: type[Record], values: dict[str, Any]) -> Record:
+def _parse(
+    path: Path, read: Callable[[Mapping[str, Any]], Record], values: dict[str, Any]
+) -> Record:
     """The record in a file of ours; RunFolderError where it is damaged."""
     try:
-        return kind(
-            **{
-                name: float(value) if isinstance(value, str) else value
-                for name, value in values.items()
-            }
-        )
+        return read(values)
     except (TypeError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged ({error}): delete it and run again") from error

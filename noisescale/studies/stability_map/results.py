@@ -14,7 +14,13 @@ from noisescale.statistics.stability_edge import LABELS
 from noisescale.studies.jobs.folder import closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.stability_map.config import BatchSize, SweepConfig
-from noisescale.studies.stability_map.tables import boundary_table, cells_table, scores
+from noisescale.studies.stability_map.tables import (
+    boundary_table,
+    cells_table,
+    counted_once,
+    in_order,
+    scores,
+)
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, write_json, write_table
 from noisescale.training.records.tables import BOUNDARY, CELLS
@@ -43,12 +49,14 @@ class Outcome:
     """What a sweep has come to.
 
     rows: of cells.csv. constants: measured where the runs start; None: they were not. predictions:
-    each batch size's predicted edges, by curve. failures: a line for each. seconds: that it took.
+    each batch size's predicted edges, by curve. num_examples: N, in the training set. failures: a
+    line for each. seconds: that it took.
     """
 
     rows: list[dict[str, Any]]
     constants: StabilityConstants | None
     predictions: dict[BatchSize, dict[str, float]]
+    num_examples: int
     failures: list[str]
     seconds: float
 
@@ -58,8 +66,14 @@ def write_results(
 ) -> SweepResult:
     """Writes the files of a sweep to its folder: tables, picture and, last, summary.json."""
     cells = cells_table(outcome.rows)
-    boundary = boundary_table(cells, outcome.predictions)
-    prediction_scores = scores(cells, boundary) if outcome.predictions else {}
+    seeds_alike = [
+        size
+        for size in in_order(cells["batch_size"])
+        if config.seeds_alike(size, num_examples=outcome.num_examples)
+    ]
+    boundary = boundary_table(cells, outcome.predictions, seeds_alike=seeds_alike)
+    distinct = counted_once(cells, seeds_alike=seeds_alike)
+    prediction_scores = scores(distinct, boundary) if outcome.predictions else {}
     labels = cells["label"].value_counts()
     constants = outcome.constants
     summary = {
@@ -71,9 +85,11 @@ def write_results(
         "bisected": config.num_lr is None,
         "num_seeds": config.num_seeds,
         "num_cells": len(cells),
+        "seeds_alike": seeds_alike,
+        "num_not_monotone": int(boundary["num_not_monotone"].sum()),
         "labels": {label: int(labels.get(label, 0)) for label in LABELS},
         "failures": outcome.failures,
-        "constants": jsonable(constants),
+        "constants": constants and {**jsonable(constants), "notes": list(constants.notes)},
         "scores": jsonable(prediction_scores),
         **closing(outcome.seconds, options.notes, environment(options.device)),
     }

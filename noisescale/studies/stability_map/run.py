@@ -44,7 +44,7 @@ from noisescale.studies.stability_map.search import (
     scan_and_bisect,
     whole_grid,
 )
-from noisescale.studies.stability_map.tables import cell_row, cells_table, edge_of, in_order
+from noisescale.studies.stability_map.tables import cell_row, cells_table, edge_of_cells, in_order
 from noisescale.training.config import resolve_batch_size
 from noisescale.training.records.names import file_digest, run_name
 
@@ -163,7 +163,8 @@ class _Sweep:
                 self.config = with_rates(self.config, constants)
             first_seeds = self.config.num_seeds if self.config.num_lr is not None else 1
             for size in self.config.batch_sizes:
-                self._begin(size, first_seeds)
+                alike = self.config.seeds_alike(size, num_examples=self.num_examples)
+                self._begin(size, 1 if alike else first_seeds)
             self._simulate(constants)
             self.loop.run()
             self._take_others()
@@ -172,6 +173,7 @@ class _Sweep:
             rows=list(self.rows.values()),
             constants=constants,
             predictions=predictions,
+            num_examples=self.num_examples,
             failures=self.tasks.failures,
             seconds=time.monotonic() - started,
         )
@@ -252,10 +254,12 @@ class _Sweep:
     def _seeds_wanted(self, size: BatchSize) -> int:
         """How many seeds a batch size should have once the searches begun for it have ended."""
         config, begun = self.config, self.num_begun[size]
+        if config.seeds_alike(size, num_examples=self.num_examples):
+            return begun
         if begun < config.num_seeds or config.precision is None:
             return max(begun, config.num_seeds)
         rows = [row for row in self.rows.values() if row["batch_size"] == size]
-        edge = edge_of(cells_table(rows))
+        edge = edge_of_cells(cells_table(rows)).rate
         precise = edge.high <= config.precision * edge.low
         if precise or not math.isfinite(edge.value):
             return begun
@@ -335,6 +339,7 @@ class _Sweep:
         return {
             size: CELLS_A_SEED * max(self.config.num_seeds - begun, 0)
             for size, begun in self.num_begun.items()
+            if not self.config.seeds_alike(size, num_examples=self.num_examples)
         }
 
 

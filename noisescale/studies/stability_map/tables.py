@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_edge import (
+    Edge,
     PredictionScore,
-    fit_edge,
+    edge_of,
     score_prediction,
-    seed_threshold,
 )
 from noisescale.studies.stability_map.cell_run import trajectory
 from noisescale.studies.stability_map.config import BatchSize
@@ -74,33 +73,41 @@ def cells_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table.iloc[np.lexsort(keys[::-1])].reset_index(drop=True)
 
 
-def edge_of(cells: pd.DataFrame) -> Estimate:
-    """η_max of one batch size's cells, see `fit_edge`."""
+def counted_once(cells: pd.DataFrame, *, seeds_alike: Collection[BatchSize]) -> pd.DataFrame:
+    """The cells without the copies of those whose run no seed changes."""
+    alike = cells["batch_size"].isin(list(seeds_alike))
+    return cells[~(alike & cells.duplicated(["batch_size", "learning_rate"]))]
+
+
+def edge_of_cells(cells: pd.DataFrame, *, seeds_alike: bool = False) -> Edge:
+    """η_max of one batch size's cells, see `edge_of`."""
     finished = cells[cells["error"] == ""]
-    if finished.empty:
-        return fit_edge([])
-    return fit_edge(
-        [
-            seed_threshold(zip(of_seed["learning_rate"], of_seed["unstable"] == 1, strict=True))
-            for _, of_seed in finished.groupby("seed")
-        ]
-    )
+    columns = (finished["seed"], finished["learning_rate"], finished["unstable"] == 1)
+    return edge_of(zip(*columns, strict=True), seeds_alike=seeds_alike)
 
 
 def boundary_table(
-    cells: pd.DataFrame, predictions: dict[BatchSize, dict[str, float]]
+    cells: pd.DataFrame,
+    predictions: dict[BatchSize, dict[str, float]],
+    *,
+    seeds_alike: Collection[BatchSize] = (),
 ) -> pd.DataFrame:
-    """A row per batch size: the measured edge with its interval and seeds, and the predictions."""
+    """A row per batch size: the measured edge with its interval and seeds, and the predictions.
+
+    seeds_alike: the batch sizes at which the seed changes nothing, see `edge_of`.
+    """
     rows = []
     for size in in_order(cells["batch_size"]):
-        edge = edge_of(cells[cells["batch_size"] == size])
+        own = cells[cells["batch_size"] == size]
+        edge = edge_of_cells(own, seeds_alike=size in seeds_alike)
         rows.append(
             {
                 "batch_size": size,
-                "lr_max": edge.value,
-                "lr_max_low": edge.low,
-                "lr_max_high": edge.high,
-                "num_seeds": edge.num_samples,
+                "lr_max": edge.rate.value,
+                "lr_max_low": edge.rate.low,
+                "lr_max_high": edge.rate.high,
+                "num_seeds": edge.rate.num_samples,
+                "num_not_monotone": edge.num_not_monotone,
                 **predictions.get(size, {}),
             }
         )

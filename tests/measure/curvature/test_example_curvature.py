@@ -39,6 +39,9 @@ def test_products_and_blocks_are_those_of_the_dense_matrices(problem, chunk_size
     torch.testing.assert_close(
         found.forms(vector), torch.einsum("p,npq,q->n", vector, dense, vector)
     )
+    mixed = torch.einsum("p,npq,q->n", vector, dense, mean @ vector)
+    squares = torch.einsum("p,npq,q->n", vector, dense @ dense, vector)
+    torch.testing.assert_close(found.deviation_forms(vector), squares - 2 * mixed)
     torch.testing.assert_close(found.traces(), torch.einsum("npp->n", dense))
     torch.testing.assert_close(found.largest_each(), torch.linalg.eigvalsh(dense)[:, -1])
 

@@ -9,8 +9,10 @@ import pytest
 from noisescale.errors import SettingError
 from noisescale.statistics.critical_batch.branches import (
     BRANCH_COLUMNS,
+    at_base,
     branch_critical_batch,
     branch_means,
+    branch_tolerances,
 )
 
 SIZES = (16, 32, 64, 128, 256)
@@ -59,6 +61,37 @@ def test_where_all_pass_there_is_a_bound():
     found = branch_critical_batch(branches([1.0, 1.0, 1.0, 1.0, 1.05]), tolerance=0.1)
     assert math.isnan(found.value)
     assert found.low == 256
+
+
+@pytest.mark.parametrize(
+    ("losses", "highest"),
+    [
+        ([1.0, 1.2, 1.5, 2.0, 3.0], 16 * math.sqrt(2)),
+        ([1.0, math.inf, math.inf, math.inf, math.inf], 16),
+    ],
+)
+def test_nothing_is_resolved_at_the_smallest_batch_size(losses, highest):
+    """It passes whatever its loss, as there is none smaller to hold it against: a bound."""
+    found = branch_critical_batch(branches(losses), tolerance=0.1)
+    assert at_base(found)
+    assert math.isnan(found.value)
+    assert (found.low, found.high) == (0, pytest.approx(highest))
+    one_seed = branch_critical_batch(branches(losses, seeds=1), tolerance=0.1)
+    assert at_base(one_seed)
+    assert one_seed.high == pytest.approx(highest)
+    assert not at_base(branch_critical_batch(branches([1.0] * 5), tolerance=0.1))
+
+
+def test_every_tolerance_has_its_size():
+    """Losses 3 % apart from one size to the next: 5 % is crossed after the second, 1 % before."""
+    table = branches([2.0, 2.06, 2.12, 2.18, 2.24])
+    found = branch_tolerances(table, tolerance=0.04)
+    assert list(found) == [0.01, 0.02, 0.04, 0.05, 0.1]
+    assert at_base(found[0.01])
+    assert at_base(found[0.02])
+    assert found[0.04].value == pytest.approx(32 * 2 ** (1 / 3))
+    assert found[0.05].value == pytest.approx(32 * 2 ** (2 / 3))
+    assert found[0.1].value == pytest.approx(128 * 2 ** (1 / 3))
 
 
 @pytest.mark.parametrize("seeds", [3, 6])

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.learning_rate_law import best_rate, fit_learning_rate_laws
@@ -13,6 +14,8 @@ LAWS = {
     "noise": 0.5 / (1 + 30 / SIZES),
     "sqrt": 0.02 * np.sqrt(SIZES),
     "linear": 0.003 * SIZES,
+    "capped": np.minimum(0.01 * SIZES, 0.4),
+    "power": 0.02 * SIZES**0.7,
 }
 
 
@@ -32,11 +35,16 @@ def test_the_right_law_wins_and_is_recovered(name):
     assert found.held_out_error < 0.1
     for size, rate in zip(SIZES, LAWS[name], strict=True):
         assert found.rate(size) == pytest.approx(rate, rel=0.1)
-    if name == "noise":
-        assert found.batch_size.low < 30 < found.batch_size.high
-        assert found.scale == pytest.approx(0.5, rel=0.1)
+    if name in ("noise", "capped"):
+        bend, scale = {"noise": (30, 0.5), "capped": (40, 0.4)}[name]
+        assert found.batch_size.low < bend < found.batch_size.high
+        assert found.bend == pytest.approx(bend, rel=0.25)
+        assert found.scale == pytest.approx(scale, rel=0.1)
     else:
         assert found.batch_size is None
+        assert found.power == pytest.approx(
+            {"sqrt": 0.5, "linear": 1, "power": 0.7}[name], abs=0.02
+        )
 
 
 def test_held_out_error_is_that_of_refits():
@@ -48,6 +56,60 @@ def test_held_out_error_is_that_of_refits():
         scale = np.exp(np.mean(np.log(rates[kept] / np.sqrt(SIZES[kept]))))
         errors.append(math.log(rates[index] / (scale * math.sqrt(SIZES[index]))))
     assert law.held_out_error == pytest.approx(math.sqrt(np.mean(np.square(errors))), rel=1e-9)
+
+
+def test_the_law_of_two_parameters_is_that_of_least_squares():
+    """The peer: SciPy's weighted least squares in logs; errors so large that no scatter is left."""
+    rng = np.random.default_rng(0)
+    errors = 0.3 * rng.uniform(0.5, 3, 10)
+    rates = LAWS["noise"] * np.exp(0.2 * errors * rng.standard_normal(10))
+    laws = {law.name: law for law in fit_learning_rate_laws(SIZES, rates, log_errors=errors)}
+    (level, bend), _ = optimize.curve_fit(
+        lambda x, level, bend: level - np.logaddexp(0, bend - np.log(x)),
+        SIZES,
+        np.log(rates),
+        p0=[-1, 3],
+        sigma=errors,
+    )
+    assert laws["noise"].scale == pytest.approx(math.exp(level), rel=1e-3)
+    assert laws["noise"].bend == pytest.approx(math.exp(bend), rel=1e-3)
+    slope = np.polyfit(np.log(SIZES), np.log(rates), 1, w=1 / errors)[0]
+    assert laws["power"].power == pytest.approx(slope, rel=1e-6)
+
+
+def test_a_rate_that_is_known_badly_weighs_little():
+    rates = LAWS["noise"].copy()
+    rates[3] *= 5
+    errors = np.where(np.arange(10) == 3, 2.0, 0.02)
+    weighted, equal = (
+        next(
+            law
+            for law in fit_learning_rate_laws(SIZES, rates, log_errors=given)
+            if law.name == "noise"
+        )
+        for given in (errors, None)
+    )
+    assert weighted.bend == pytest.approx(30, rel=0.01)
+    assert abs(equal.bend / 30 - 1) > 0.2
+    unknown = np.where(np.arange(10) == 3, np.nan, errors)  # counts as the largest known
+    assert fit_learning_rate_laws(SIZES, rates, log_errors=unknown)
+
+
+def test_rates_on_which_seeds_agree_by_chance_do_not_decide_alone():
+    """Two errors far smaller than what the rates lie off any law weigh no more than the others."""
+    off = 0.3 * np.cos(3 * np.arange(10))
+    errors = np.full(10, 0.1)
+    errors[[2, 7]] = 1e-6
+    rates = LAWS["noise"] * np.exp(off)
+    given, equal = (
+        next(
+            law
+            for law in fit_learning_rate_laws(SIZES, rates, log_errors=some)
+            if law.name == "noise"
+        )
+        for some in (errors, None)
+    )
+    assert given.bend == pytest.approx(equal.bend, rel=0.1)
 
 
 def test_laws_take_four_batch_sizes():
@@ -85,6 +147,19 @@ def test_seeds_that_agree_on_a_grid_rate_are_no_more_certain_than_the_grid():
     found = best_rate([{0.1: 20.0, 0.2: 10.0, 0.4: math.inf}] * 3)
     assert [found.value, found.low, found.high] == pytest.approx([0.2, 0.1, 0.4])
     assert found.num_samples == 3
+
+
+def test_seeds_whose_best_rate_is_at_an_end_are_bounds():
+    """Left out, as they once were, they would leave the mean of those that prefer smaller rates."""
+    rates = [0.05, 0.1, 0.2, 0.4]
+    falling = {rate: 1 / rate for rate in rates}
+    inside = [course(best, rates) for best in (0.09, 0.12, 0.15)]
+    found = best_rate([*inside, falling])
+    assert found.value == pytest.approx(math.sqrt(0.12 * 0.15), rel=1e-6)
+    assert found.low == pytest.approx(0.09, rel=1e-6)
+    assert math.isinf(found.high)
+    assert found.num_samples == 4
+    assert math.isnan(best_rate([inside[0], falling, falling]).value)
 
 
 @pytest.mark.parametrize(

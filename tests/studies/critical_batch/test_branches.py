@@ -50,6 +50,24 @@ def test_what_is_given_beside_it_goes_before(run):
         BranchConfig.from_checkpoint(run, learning_rate=0.3)
 
 
+def test_rates_may_follow_the_law_that_is_fitted_to_tuned_ones(run):
+    """ε(B) ∝ 1/(1 + 6/B) through .1 at the checkpoint's B = 4, from B = 1 on in steps of √2."""
+    config = BranchConfig.from_checkpoint(run, scaling="noise", rate_bend=6.0, examples=400)
+    assert config.batch_sizes == (1, 2, 3, 4, 6, 8, 11, 16, 23, 32)
+    rates = {
+        size: config.run(size, 0, num_examples=200).learning_rate for size in config.batch_sizes
+    }
+    assert rates[4] == pytest.approx(0.1)
+    assert rates[1] == pytest.approx(0.25 / 7, rel=1e-5)
+    assert rates[32] == pytest.approx(0.25 / (1 + 6 / 32), rel=1e-5)
+    assert config.identity()["rate_bend"] == 6.0
+    assert "rate_bend" not in BranchConfig.from_checkpoint(run).identity()  # old folders go on
+    with pytest.raises(SettingError, match="give --lr-bend"):
+        BranchConfig.from_checkpoint(run, scaling="noise")
+    with pytest.raises(SettingError, match="leave out --lr-bend"):
+        BranchConfig.from_checkpoint(run, rate_bend=6.0)
+
+
 def test_weights_alone_say_neither(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(build_problem(PROBLEM).model.state_dict(), path)

@@ -89,7 +89,8 @@ def common_weights(rates: BestRates, log_errors: Sequence[float] | np.ndarray | 
     variances = sigma**2 + LEAST_SPREAD**2
     excess = min(_excess(name, rates, variances) for name in ("noise", "capped", "power"))
     weights: np.ndarray = 1 / (variances + excess)
-    return weights / weights.mean()
+    weights /= weights.mean()
+    return weights
 
 
 def _excess(name: LawName, rates: BestRates, variances: np.ndarray) -> float:
@@ -119,10 +120,12 @@ def _tried(name: LawName, log_sizes: np.ndarray) -> np.ndarray:
 def _curves(name: LawName, log_sizes: np.ndarray, shapes: np.ndarray) -> np.ndarray:
     """Log ε less its level (G, n)."""
     shapes = shapes[:, None]
+    curves: np.ndarray = shapes * log_sizes
     if name == "noise":
-        curves: np.ndarray = -np.logaddexp(0, shapes - log_sizes)
-        return curves
-    return np.minimum(log_sizes - shapes, 0) if name == "capped" else shapes * log_sizes
+        curves = -np.logaddexp(0, shapes - log_sizes)
+    elif name == "capped":
+        curves = np.minimum(log_sizes - shapes, 0)
+    return curves
 
 
 def _squares(curves: np.ndarray, log_rates: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -132,7 +135,9 @@ def _squares(curves: np.ndarray, log_rates: np.ndarray, weights: np.ndarray) -> 
     """
     distances = log_rates - curves  # (G, n)
     first, second = weights @ distances.T, weights @ (distances**2).T  # (k, G)
-    return np.maximum(second - first**2 / weights.sum(1, keepdims=True), 0.0)
+    squares: np.ndarray = second - first**2 / weights.sum(1, keepdims=True)
+    squares[squares < 0] = 0.0  # by rounding
+    return squares
 
 
 def _least(tried: np.ndarray, squares: np.ndarray) -> np.ndarray:

@@ -31,17 +31,20 @@ class Runs:
     @cached_property
     def means(self) -> np.ndarray:
         """Of the seeds' log steps at each batch size (n,)."""
-        return np.nanmean(self.log_steps, axis=0)
+        means: np.ndarray = np.nanmean(self.log_steps, axis=0)
+        return means
 
     @cached_property
     def counts(self) -> np.ndarray:
         """Runs at each batch size (n,)."""
-        return np.isfinite(self.log_steps).sum(0)
+        counts: np.ndarray = np.isfinite(self.log_steps).sum(0)
+        return counts
 
     @cached_property
     def reached(self) -> np.ndarray:
         """Batch sizes at which each run reaches the goal (n,); the others' means are bounds."""
-        return ~self.bounds.any(0)
+        reached: np.ndarray = np.logical_not(self.bounds.any(axis=0))
+        return reached
 
     def rows(self, kept: np.ndarray) -> Runs:
         """Those of the seeds `kept` (R,), at the batch sizes at which they have a run."""
@@ -59,7 +62,9 @@ class Runs:
 
     def residuals(self, curve: Curve) -> np.ndarray:
         """Of the known means' logs from a curve, by batch size."""
-        return (self.means - np.log(curve.at(self.sizes)))[self.reached]
+        all_residuals = self.means - np.log(curve.at(self.sizes))
+        residuals: np.ndarray = all_residuals[self.reached]
+        return residuals
 
     def interaction(self, curve: Curve) -> tuple[float, int]:
         """Variance of a run's log steps that neither its batch size nor its seed explains; dof.
