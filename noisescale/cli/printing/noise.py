@@ -200,8 +200,11 @@ def _quantities(report: NoiseReport) -> Table:
         for name, label in QUANTITIES.items():
             if (estimate := _estimate(noise, name)) is not None:
                 table.add_row(label, *estimate.cells())
-    for size, rate in report.rates.items():
-        table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
+        for size, rate in report.rates.items():
+            table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
+        effective, noisiest = _concentration(noise)
+        table.add_row("n_eff of the examples", effective, "", "")
+        table.add_row("noisiest 1 %, of tr Σ", noisiest, "", "")
     return table
 
 
@@ -216,6 +219,7 @@ def _along_training(reports: list[NoiseReport]) -> Table:
     add_columns(table, "step", "loss")
     for name in shown:
         add_columns(table, ALONG_TRAINING[name], *((INTERVAL,) if name in SCALES else ()))
+    add_columns(table, "n_eff")
     for report in reports:
         measured = report.measured
         row = [measured.loaded.run] if with_runs else []
@@ -235,7 +239,14 @@ def _cells_along_training(noise: NoiseScale | None, shown: list[str]) -> list[st
         cells.append(value)
         if name in SCALES:
             cells.append(interval)
-    return cells
+    return [*cells, _concentration(noise)[0] if noise else ""]
+
+
+def _concentration(noise: NoiseScale) -> tuple[str, str]:
+    """n_eff and the share of tr Σ that the noisiest hundredth of the examples hold."""
+    if noise.effective_examples is None or noise.noisiest_share is None:
+        return "", ""
+    return _rounded(noise.effective_examples), f"{noise.noisiest_share:.1%}"
 
 
 def _value_and_interval(estimate: Estimate) -> tuple[str, str]:
