@@ -133,6 +133,7 @@ def test_what_is_not_resolved_is_averaged_all_the_same():
     logs = []
     for _ in range(200):
         norm = (1 + error * generator.normal(size=len(steps))) / scale  # |G|², of tr Σ = 1
+        norm[:2] = 1 / scale
         resolved = norm > 1.96 * error / scale
         rows = tracked(steps, np.where(resolved, 1 / norm, math.nan))
         rows = rows.assign(
