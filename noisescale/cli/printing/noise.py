@@ -357,6 +357,8 @@ def _print_recommendation(console: Console, run: str, recommendation: Recommenda
     """How the noise scale went, where B_crit lies by it, batch sizes, and what γ would be."""
     by_progress = recommendation.by_progress.text(number=_rounded)
     text = f"Along {run}, {growth_text(recommendation)}, {by_progress} weighted by progress"
+    if recommendation.full_by_progress is not None:
+        text += f" (B_noise {recommendation.full_by_progress.text(number=_rounded)})"
     if recommendation.num_unresolved:
         text += (
             f" ({recommendation.num_unresolved} of {recommendation.num_measurements} measurements "
