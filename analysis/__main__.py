@@ -3,6 +3,7 @@
 import click
 
 from analysis.adaptive_batch import adaptive_batch
+from analysis.calibration import calibration
 from analysis.critical_batch import critical_batch
 from analysis.edge_of_stability import edge_of_stability
 from analysis.noise_growth import noise_growth
@@ -21,6 +22,7 @@ main.add_command(edge_of_stability)
 main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)
+main.add_command(calibration)
 
 if __name__ == "__main__":
     main(prog_name="python -m analysis")

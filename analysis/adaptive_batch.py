@@ -1,4 +1,8 @@
-"""What a batch size that follows the noise saves against fixed ones, in steps and examples."""
+"""What a batch size that follows the noise saves against fixed ones, in steps and examples.
+
+Goals are of the smoothed loss, rates those of the fewest steps by the seeds' geometric mean. Seeds
+are the blocks: an error is the jackknife's over them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import interpolate, optimize
+from scipy import interpolate, optimize, stats
 
 from analysis.tables import Runs, analysis
+from noisescale.errors import MeasurementError
+from noisescale.statistics.critical_batch.recommendation import recommend
+from noisescale.statistics.critical_batch.steps_to_goal import smoothed_losses, steps_to_goal
 from noisescale.statistics.estimate import Estimate, estimate_row, from_samples, from_stderr
-from noisescale.training.records.tables import read_noise
+from noisescale.training.records.tables import read_losses, read_noise
 
 GOALS = (0.3, 0.2, 0.15)  # training loss
 SETTING = ["batch_size", "exchange_rate", "lr_scaling"]
@@ -19,41 +26,44 @@ RUN = [*SETTING, "learning_rate", "seed"]
 
 
 def reached_table(runs: Runs) -> pd.DataFrame:
-    """A row per run and goal: steps and examples to the first passage, interpolated in log–log.
+    """A row per run and goal: steps and examples to the passage of the smoothed loss.
 
-    nan where the goal was not reached.
+    predicted_gain: γ of the noise scale B_simple measured along the run, up to that passage. All
+    are nan where the goal was not reached.
     """
     rows = []
     for folder, record in runs:
-        table = pd.DataFrame(read_noise(folder))
+        losses, noise = read_losses(folder), pd.DataFrame(read_noise(folder))
+        smoothed = smoothed_losses(losses["step"].to_numpy(), losses["loss"].to_numpy())
         setting = {name: record[name] for name in RUN} | {"batch_size": str(record["batch_size"])}
-        per_epoch = table["population_size"].max()
-        gain = (record.get("predicted") or {}).get("gain", np.nan)
         for goal in GOALS:
-            steps, epochs = (_passage(table, name, goal) for name in ("step", "epoch"))
+            steps = steps_to_goal(*smoothed, goal) or np.nan
             reached = {
                 "goal": goal,
                 "steps": steps,
-                "examples": epochs * per_epoch,
-                "predicted_gain": gain,
+                "examples": _examples_after(steps, noise),
+                "predicted_gain": _predicted_gain(noise[noise["step"] <= steps]),
             }
             rows.append(setting | reached)
     return pd.DataFrame(rows)
 
 
-def _passage(table: pd.DataFrame, name: str, goal: float) -> float:
-    """Where the loss first passes the goal."""
-    below = np.flatnonzero(table["loss"] <= goal)
-    if not len(below) or table[name].iloc[max(below[0] - 1, 0)] <= 0:
+def _examples_after(steps: float, noise: pd.DataFrame) -> float:
+    """Examples seen by then; from each row on, batches are as large as there."""
+    before = noise[noise["step"] <= steps]
+    if before.empty:
         return np.nan
-    last = below[0]
-    pair = table.iloc[[last - 1, last]]
-    share = np.log(pair["loss"].iloc[0] / goal) / np.log(
-        pair["loss"].iloc[0] / pair["loss"].iloc[1]
-    )
-    return float(
-        np.exp(np.log(pair[name].iloc[0]) + share * np.log(pair[name].iloc[1] / pair[name].iloc[0]))
-    )
+    row = before.iloc[-1]
+    since = (steps - row["step"]) * row["batch_size"]
+    return float(row["epoch"] * row["population_size"] + since)
+
+
+def _predicted_gain(noise: pd.DataFrame) -> float:
+    """γ of the noise scale along these rows; nan where there are not two."""
+    try:
+        return recommend(noise, quantity="simple").course.gain
+    except MeasurementError:
+        return np.nan
 
 
 def tuned_table(reached: pd.DataFrame) -> pd.DataFrame:
@@ -88,10 +98,12 @@ def comparison_table(tuned: pd.DataFrame) -> pd.DataFrame:
     steps_saved: 1 − S/S_fixed at as many examples, S_fixed interpolated on the front of fixed ones.
     examples_saved: 1 − E/E_fixed at as many steps. Either is nan beyond the front's ends, where no
     fixed one gets there at all. cost_saved: 1 − C/C_fixed with C = E + r·S and the best fixed batch
-    size for it.
-    measured_gain: (S/S_min − 1)(E/E_min − 1), S_min and E_min fitted to the fixed ones;
-    predicted_gain: γ of the run's own noise scale. Errors by the jackknife over seeds, of the
-    savings in logarithms.
+    size for it; cost_p: two-sided, that nothing is saved, and cost_p_holm for all rows together.
+    measured_gain: (S/S_min − 1)(E/E_min − 1), S_min and E_min fitted to the fixed ones.
+    fixed_gain: what a fixed batch size of as many examples per step scores by the same formula, 1
+    if the hyperbola held; gain_over_fixed: the ratio of the two.
+    predicted_gain: γ of the run's own noise scale up to the goal. Errors by the jackknife over
+    seeds, of the savings in logarithms.
     """
     rows = []
     for goal, runs in tuned.groupby("goal"):
@@ -100,12 +112,117 @@ def comparison_table(tuned: pd.DataFrame) -> pd.DataFrame:
             row: dict[str, Any] = {"goal": goal, **dict(zip(SETTING, key, strict=True))}
             for name, logarithm in LOGARITHMS.items():
                 row |= estimate_row(name, _saved(_jackknife(logarithm, fixed, adaptive)))
-            row |= estimate_row("measured_gain", _jackknife(_gain, fixed, adaptive))
+            row["cost_p"] = _p_value(_jackknife(_cost, fixed, adaptive))
+            for name, gain in GAINS.items():
+                row |= estimate_row(name, _jackknife(gain, fixed, adaptive))
             predicted = adaptive["predicted_gain"]
             rows.append(
                 row | {"predicted_gain": predicted.mean(), "predicted_gain_std": predicted.std()}
             )
+    return pd.DataFrame(rows).assign(cost_p_holm=lambda table: _holm(table["cost_p"]))
+
+
+def control_table(tuned: pd.DataFrame) -> pd.DataFrame:
+    """A row per goal and fixed batch size: its γ by the formula for adaptive ones, measured alike.
+
+    It is 1 if the fixed ones lie on their hyperbola. predicted_gain: as if the batch size had
+    followed the noise scale along these runs.
+    """
+    rows = []
+    for goal, runs in tuned.groupby("goal"):
+        fixed = runs[runs["batch_size"] != "adaptive"]
+        for batch_size, own in fixed.groupby("batch_size"):
+            row = {"goal": goal, "batch_size": batch_size}
+            predicted = {"predicted_gain": own["predicted_gain"].mean(), "num_seeds": len(own)}
+            rows.append(
+                row | estimate_row("measured_gain", _jackknife(_gain, fixed, own)) | predicted
+            )
     return pd.DataFrame(rows)
+
+
+def pooled_table(reached: pd.DataFrame) -> pd.DataFrame:
+    """One test of the whole comparison: a row for both rules of the rate, and for each alone.
+
+    cost_saved: 1 − exp of the mean of log C/C_fixed over goals and exchange rates, each as in
+    `comparison_table`; its error is the jackknife's with the rates chosen anew on the seeds that
+    are left. held_out_saved: rates and best fixed batch size chosen on all seeds but one and scored
+    on that one, the mean over seeds with Student's t; the choice flatters neither side.
+    """
+    seeds = sorted(reached["seed"].unique())
+    left = [reached[reached["seed"] != seed] for seed in seeds]
+    rows = []
+    for rule in (
+        "all",
+        *sorted(reached.loc[reached["batch_size"] == "adaptive", "lr_scaling"].unique()),
+    ):
+        without = [_mean_log_cost(runs, rule) for runs in left]
+        stderr = float(np.std(without)) * np.sqrt(len(seeds) - 1)
+        pooled = from_stderr(_mean_log_cost(reached, rule), stderr, num_samples=len(seeds))
+        held_out = from_samples(
+            [
+                _mean_log_cost(runs, rule, scored=reached[reached["seed"] == seed])
+                for seed, runs in zip(seeds, left, strict=True)
+            ]
+        )
+        row: dict[str, Any] = {"rule": rule, "num_seeds": len(seeds)}
+        for name, logarithm in (("cost", pooled), ("held_out", held_out)):
+            row |= estimate_row(f"{name}_saved", _saved(logarithm))
+            row[f"{name}_p"] = _p_value(logarithm)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _mean_log_cost(
+    reached: pd.DataFrame, rule: str, *, scored: pd.DataFrame | None = None
+) -> float:
+    """The mean over goals, exchange rates and rules of log C/C_fixed, rates chosen on `reached`.
+
+    scored: the runs whose costs are compared, at the rates and the best fixed batch size of the
+    others; None: the same. A setting that does not arrive among them is left out.
+    """
+    tuned = tuned_table(reached)
+    logs = []
+    for _, runs in tuned.groupby("goal"):
+        fixed = runs[runs["batch_size"] != "adaptive"]
+        for (_, exchange_rate, lr_scaling), own in runs[runs["batch_size"] == "adaptive"].groupby(
+            SETTING
+        ):
+            if rule not in ("all", lr_scaling):
+                continue
+            best = min(
+                (runs for _, runs in fixed.groupby("batch_size")),
+                key=lambda runs: _cost_of(runs, exchange_rate),
+            )
+            if scored is not None:
+                own, best = _same_setting(scored, own), _same_setting(scored, best)
+            logs.append(np.log(_cost_of(own, exchange_rate) / _cost_of(best, exchange_rate)))
+    return float(np.nanmean(logs))
+
+
+def _same_setting(scored: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Those of `scored` at the goal, setting and rate of `runs`."""
+    names = ["goal", *SETTING, "learning_rate"]
+    return scored.merge(runs[names].drop_duplicates(), on=names)
+
+
+def _cost_of(runs: pd.DataFrame, exchange_rate: float) -> float:
+    """E + r·S."""
+    steps, examples = _means(runs)
+    return examples + exchange_rate * steps
+
+
+def _p_value(logarithm: Estimate) -> float:
+    """Two-sided, by Student's t, that it is zero; 0 where it is exactly something else."""
+    if logarithm.stderr == 0:
+        return float(logarithm.value == 0)
+    return float(2 * stats.t.sf(abs(logarithm.value) / logarithm.stderr, logarithm.num_samples - 1))
+
+
+def _holm(p_values: pd.Series[float]) -> pd.Series[float]:
+    """Holm's: each at most this often would one of them all be as small by chance."""
+    ordered = p_values.sort_values()
+    stepped = ordered * np.arange(len(ordered), 0, -1)
+    return stepped.cummax().clip(upper=1.0).sort_index()
 
 
 def _jackknife(
@@ -177,13 +294,37 @@ def _interpolated(x: float, along: np.ndarray, values: np.ndarray) -> float:
 def _cost(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
     """Log C/C_fixed."""
     rate = adaptive["exchange_rate"].iloc[0]
-    steps, examples = _means(adaptive)
     all_steps, all_examples = _front(fixed)
-    return float(np.log((examples + rate * steps) / (all_examples + rate * all_steps).min()))
+    return float(np.log(_cost_of(adaptive, rate) / (all_examples + rate * all_steps).min()))
 
 
-def _gain(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
-    """With log S = log(S_min(1 + B_crit/B)) fitted to all fixed batch sizes."""
+def _gain(fixed: pd.DataFrame, runs: pd.DataFrame) -> float:
+    """(S/S_min − 1)(E/E_min − 1) of the hyperbola of all fixed batch sizes."""
+    return _product(_means(runs), _hyperbola(fixed))
+
+
+def _fixed_gain(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+    """That of fixed ones, interpolated to the adaptive one's mean batch size; nan beyond them."""
+    ends = _hyperbola(fixed)
+    points = [_means(runs) for _, runs in fixed.groupby("batch_size")]
+    scores = sorted(
+        (examples / steps, _product((steps, examples), ends)) for steps, examples in points
+    )
+    sizes, gains = np.array(scores).T
+    steps, examples = _means(adaptive)
+    return float(np.interp(np.log(examples / steps), np.log(sizes), gains, np.nan, np.nan))
+
+
+def _gain_over_fixed(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
+    return _gain(fixed, adaptive) / _fixed_gain(fixed, adaptive)
+
+
+def _product(point: tuple[float, float], ends: tuple[float, float]) -> float:
+    return (point[0] / ends[0] - 1) * (point[1] / ends[1] - 1)
+
+
+def _hyperbola(fixed: pd.DataFrame) -> tuple[float, float]:
+    """S_min and E_min, with log S = log(S_min(1 + B_crit/B)) fitted to all fixed batch sizes."""
     sizes = fixed["batch_size"].astype(float).to_numpy()
     logs = np.log(fixed["steps"].to_numpy())
 
@@ -193,18 +334,28 @@ def _gain(fixed: pd.DataFrame, adaptive: pd.DataFrame) -> float:
         return residuals
 
     min_steps, critical = np.exp(optimize.least_squares(misfit, [logs.min(), np.log(100.0)]).x)
-    steps, examples = _means(adaptive)
-    return float((steps / min_steps - 1) * (examples / (min_steps * critical) - 1))
+    return float(min_steps), float(min_steps * critical)
 
 
 LOGARITHMS = {"steps_saved": _steps, "examples_saved": _examples, "cost_saved": _cost}
+GAINS = {
+    "measured_gain": _gain,
+    "fixed_gain": _fixed_gain,
+    "gain_over_fixed": _gain_over_fixed,
+}
 
 
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
     reached = reached_table(runs)
     tuned = tuned_table(reached)
-    return {"reached": reached, "front": front_table(tuned), "comparison": comparison_table(tuned)}
+    return {
+        "reached": reached,
+        "front": front_table(tuned),
+        "comparison": comparison_table(tuned),
+        "control": control_table(tuned),
+        "pooled": pooled_table(reached),
+    }
 
 
 adaptive_batch = analysis(

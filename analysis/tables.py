@@ -28,14 +28,15 @@ def analysis(
     tables: Callable[[Runs], dict[str, pd.DataFrame]],
     *,
     help: str,
+    out: Path | None = None,
     reuses: str | None = None,
     again: Callable[[pd.DataFrame], dict[str, pd.DataFrame]] | None = None,
 ) -> click.Command:
     """A command that writes the tables of an experiment's runs, one file for each.
 
-    reuses: the table that, where `tables` gives none, the others are made of as it was committed;
-    their headers then say how that one came about as well. again: makes the others of that table
-    alone, for a command without RUNS.
+    out: the folder of the tables; None: the figure's, by the name. reuses: the table that, where
+    `tables` gives none, the others are made of as it was committed; their headers then say how that
+    one came about as well. again: makes the others of that table alone, for a command without RUNS.
     """
 
     @click.command(name, help=help)
@@ -45,7 +46,10 @@ def analysis(
         required=again is None,
     )
     @click.option(
-        "--out", type=click.Path(path_type=Path), default=DATA / name, help="Folder of the tables."
+        "--out",
+        type=click.Path(path_type=Path),
+        default=out or DATA / name,
+        help="Folder of the tables.",
     )
     def command(runs: Path | None, out: Path) -> None:
         try:

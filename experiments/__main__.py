@@ -3,6 +3,7 @@
 import click
 
 from experiments.adaptive_batch import adaptive_batch
+from experiments.calibration import calibration
 from experiments.critical_batch import critical_batch
 from experiments.edge_of_stability import edge_of_stability
 from experiments.noise_growth import noise_growth
@@ -26,6 +27,7 @@ main.add_command(edge_of_stability)
 main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)
+main.add_command(calibration)
 
 if __name__ == "__main__":
     main(prog_name="python -m experiments")

@@ -6,8 +6,8 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,13 @@ MOST_DECIMALS = 6  # of a table's cells; smaller errors are printed in significa
 Kind = Literal["exact", "interval", "point", "bound", "undefined"]
 Style = Literal["value", "interval", "value (interval)", "value ± stderr"]
 Number = Callable[[float], str]  # how a number is printed
+
+
+class Reach(NamedTuple):
+    """How many standard errors an interval reaches below its estimate, and above it."""
+
+    below: float
+    above: float
 
 
 def three_digits(value: float) -> str:
@@ -262,19 +269,36 @@ def exact(value: float, *, num_samples: int = 1) -> Estimate:
 
 
 def from_stderr(
-    value: float, stderr: float, *, num_samples: int, dof: float | None = None
+    value: float,
+    stderr: float,
+    *,
+    num_samples: int,
+    dof: float | None = None,
+    reach: Reach | None = None,
 ) -> Estimate:
-    """Value ± stderr with Student's t interval; dof None: num_samples − 1 degrees of freedom."""
+    """Value ± stderr with an interval.
+
+    Args:
+        value: the estimate.
+        stderr: its standard error.
+        num_samples: behind it; of fewer than two the error is not known.
+        dof: degrees of freedom of Student's t; None: num_samples − 1.
+        reach: how far the interval goes; None: as far as Student's t.
+
+    Returns:
+        The estimate.
+    """
     if num_samples < 2:
         return Estimate(
             value=value, stderr=math.nan, low=math.nan, high=math.nan, num_samples=num_samples
         )
-    half = student_t(dof or num_samples - 1) * float(stderr)
+    if reach is None:
+        reach = Reach(*2 * [student_t(dof or num_samples - 1)])
     return Estimate(
         value=value,
         stderr=float(stderr),
-        low=value - half,
-        high=value + half,
+        low=value - reach.below * float(stderr),
+        high=value + reach.above * float(stderr),
         num_samples=num_samples,
     )
 
@@ -358,6 +382,21 @@ def between(
     return Estimate.from_interval(
         value, min(ends), max(ends), num_samples=num_samples, widths=2 * t, scale="linear"
     )
+
+
+def stretched(ratio: Estimate, numerator: Estimate, denominator: Estimate) -> Estimate:
+    """A ratio whose interval reaches as far as its halves' intervals leave open, by `quotient`.
+
+    For halves that err skewly, of which Fieller's interval knows nothing. Halves that are not
+    positive, and a ratio without an interval, change nothing.
+    """
+    rough = quotient(numerator, denominator)
+    if ratio.kind != "interval" or rough.kind != "interval":
+        return ratio
+    low, high = min(ratio.low, rough.low), max(ratio.high, rough.high)
+    if math.isinf(high):
+        return undefined(num_samples=ratio.num_samples, low=low)
+    return replace(ratio, low=low, high=high)
 
 
 def undefined(*, num_samples: int, low: float = math.nan) -> Estimate:

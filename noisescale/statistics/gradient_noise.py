@@ -17,14 +17,17 @@ from noisescale.statistics.estimate import (
     from_stderr,
     jsonable,
     ratio,
+    stretched,
     student_t,
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
-from noisescale.statistics.sample import Population, Sample
+from noisescale.statistics.sample import Measured, Population, Sample, Spread, reaches
 
 if TYPE_CHECKING:
     import pandas as pd
 
+FEW = 20  # effective examples, below which coverage was measured to fall short
+HALF = 0.5  # of the examples: a small n is not a heavy tail
 FITTED = 5  # standard errors below zero, which no fresh examples give
 
 
@@ -37,12 +40,14 @@ class GradientNoise(NamedTuple):
         simple: B_simple = tr Σ/|G|² in examples; a lower bound where |G|² cannot be told from zero.
         examples_to_resolve: how many examples may tell it from zero; None where fewer did, or where
             nothing can be said.
+        population: whose mean gradient and noise these are, see `NoiseScale` and `RunningNoise`.
     """
 
     squared_gradient_norm: Estimate
     gradient_variance: Estimate
     simple: Estimate
     examples_to_resolve: int | None
+    population: Measured = "training"
 
     @property
     def resolved(self) -> bool:
@@ -65,6 +70,11 @@ class NoiseScale:
         resolved: whether |G|² is significantly above zero.
         examples_to_resolve: where it is not, how many examples would do if |G|² is as large as
             estimated or, where that is larger, as its standard error.
+        effective_examples: n_eff = (Σq)²/Σq² of the squared deviations q_i = |g_i − ḡ|²: as many
+            equally noisy examples would tell tr Σ no better, whose relative standard error is
+            √(1/n_eff − 1/n). None without projections, and without any deviation.
+        noisiest_share: of Σq, that of the hundredth of the examples with the largest q, of one
+            example at least.
         split: of the problem's examples; None where it is not known.
         loss: the mean over the examples.
         engine: what computed the gradients.
@@ -84,6 +94,8 @@ class NoiseScale:
     population_size: int
     resolved: bool
     examples_to_resolve: int | None = None
+    effective_examples: float | None = None
+    noisiest_share: float | None = None
     split: str | None = None
     loss: Estimate | None = None
     engine: str | None = None
@@ -113,6 +125,8 @@ class NoiseScale:
             "simple": self.simple,
             "resolved": self.resolved,
             "examples_to_resolve": self.examples_to_resolve,
+            "effective_examples": self.effective_examples,
+            "noisiest_share": self.noisiest_share,
             "full": curvature and curvature.full,
             "hessian_covariance_trace": curvature and curvature.covariance_trace,
             "gradient_curvature": curvature and curvature.gradient_curvature,
@@ -146,7 +160,10 @@ def noise_scale(
 
     Standard errors are by influence functions: that of |G|² is 2(c_i − mean c), with c_i = (n g_i·ḡ
     − |g_i|²)/(n−1) the projection on the mean of the *others*, that of tr Σ the rest of |g_i|²;
-    times √(1 − n/N) for a data set. Intervals are by Student's t, that of B_simple by Fieller.
+    times √(1 − n/N) for a data set. Intervals are by Student's t, that of B_simple by Fieller; of
+    skew errors, as of heavy tails, by resampled t statistics, see `reaches`, with B_simple's as
+    wide as its two halves leave it. Where n_eff is below `FEW` a note says that they may be too
+    narrow.
 
     Args:
         squared_norms: |g_i|² of each of L parameter tensors (n, L).
@@ -193,8 +210,20 @@ def noise_scale(
             "that they say nothing of fresh ones; take the population dataset, or examples held "
             "out",
         )
+    effective, noisiest = _concentration(squared_norms.sum(1), total, float(mean_squares.sum()))
+    if (
+        effective is not None
+        and sample.remaining
+        and effective < min(FEW, HALF * len(squared_norms))
+    ):
+        notes += (
+            f"heavy tails: n_eff is {effective:.3g} of {len(squared_norms):,} examples, and the "
+            f"noisiest 1 % hold {noisiest:.0%} of tr Σ, so that intervals may be too narrow",
+        )
     return NoiseScale(
         notes=notes,
+        effective_examples=effective,
+        noisiest_share=noisiest,
         squared_gradient_norm=norm,
         gradient_variance=noise.gradient_variance,
         simple=noise.simple,
@@ -216,34 +245,57 @@ def gradient_noise(
     variance = sample.variance_factor * unbiased
     # |ḡ|² − (1/n − 1/N)·tr Σ̂, term by term: committed tables keep their last digit
     squared_norm = mean_square - unbiased / n + unbiased / sample.size_of_population
-    covariance = _covariance(squared_norms, projections, sample)
+    spread = _spread(squared_norms, projections, sample)
+    covariance = np.full((2, 2), math.nan)
+    of_variance = of_norm = None
+    if sample.remaining == 0:
+        covariance = np.zeros((2, 2))
+    elif spread is not None:
+        covariance = np.cov(spread.values) * sample.remaining / n
+        of_variance, of_norm = reaches([spread], dof=n - 1) or (None, None)
     stderr_variance, stderr_norm = np.sqrt(covariance.diagonal())
+    trace = from_stderr(variance, stderr_variance, num_samples=n, reach=of_variance)
+    norm = from_stderr(squared_norm, stderr_norm, num_samples=n, reach=of_norm)
     simple = ratio(variance, squared_norm, covariance, num_samples=n, dof=n - 1)
+    if of_variance is not None:
+        simple = stretched(simple, trace, norm)
     needed = None
     if math.isnan(simple.value):
         needed = _examples_to_resolve(squared_norm, stderr_norm, sample)
     return GradientNoise(
-        squared_gradient_norm=from_stderr(squared_norm, stderr_norm, num_samples=n),
-        gradient_variance=from_stderr(variance, stderr_variance, num_samples=n),
+        squared_gradient_norm=norm,
+        gradient_variance=trace,
         simple=simple,
         examples_to_resolve=needed,
+        population=sample.population,
     )
 
 
-def _covariance(
+def _concentration(
+    squared_norms: np.ndarray, projections: np.ndarray | None, mean_square: float
+) -> tuple[float | None, float | None]:
+    """n_eff and the share of the noisiest hundredth, of the examples' squared deviations."""
+    if projections is None:
+        return None, None
+    deviations = squared_norms - 2 * projections + mean_square  # (n,)
+    total = float(deviations.sum())
+    if not total > 0:
+        return None, None
+    noisiest = np.sort(deviations)[-math.ceil(len(deviations) / 100) :]
+    return total**2 / float((deviations**2).sum()), float(noisiest.sum()) / total
+
+
+def _spread(
     squared_norms: np.ndarray, projections: np.ndarray | None, sample: Sample
-) -> np.ndarray:
-    """Of the estimates of tr Σ and |G|² (2, 2), by influence functions; nan where unknown."""
+) -> Spread | None:
+    """The examples' influences on tr Σ and |G|² (2, n); None where they are not known."""
     n = sample.num_examples
-    if sample.remaining == 0:
-        return np.zeros((2, 2))
     # of two examples, the projection of either on the other is the same, which tells nothing
     if projections is None or n <= 2:
-        return np.full((2, 2), math.nan)
+        return None
     on_others = (n * projections - squared_norms) / (n - 1)  # (n,)
     influences = np.stack([squared_norms - 2 * on_others, 2 * on_others])  # (2, n)
-    covariance: np.ndarray = np.cov(influences) * sample.remaining / n
-    return covariance
+    return Spread(values=influences, share=sample.remaining)
 
 
 def mean_estimate(values: np.ndarray, sample: Sample) -> Estimate:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from noisescale.statistics.estimate import Estimate, from_stderr, ratio, undefined
-from noisescale.statistics.sample import Sample
+from noisescale.statistics.estimate import Estimate, Reach, from_stderr, ratio, stretched, undefined
+from noisescale.statistics.sample import Sample, Spread, reaches
+from noisescale.statistics.stability_curves import batch_noise_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,10 @@ class CurvatureNoise:
         num_examples: gradients measured.
         hessian_examples: examples that H was taken on.
         num_matvecs: Hessian products spent.
+        population_size: N of the data set that batches are drawn from, without replacement; None:
+            batches of independent examples.
+        spreads: of the three, over blocks of gradients and groups of H's examples, for intervals
+            where they are skew, see `reaches`; none: Student's t.
     """
 
     values: np.ndarray
@@ -31,6 +36,8 @@ class CurvatureNoise:
     num_examples: int
     hessian_examples: int
     num_matvecs: int
+    population_size: int | None = None
+    spreads: tuple[Spread, ...] = ()
 
     @property
     def covariance_trace(self) -> Estimate:
@@ -53,27 +60,54 @@ class CurvatureNoise:
         return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0]))
 
     def optimal_learning_rate(self, batch_size: int) -> Estimate:
-        """ε_opt(B) = ε_max/(1 + B_noise/B) (2.6), of the step that lowers the loss most."""
-        return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, 1 / batch_size, 1.0]))
+        """ε_opt(B) = ε_max/(1 + p·B_noise) (2.6), of the step that lowers the loss most.
+
+        p as in `batch_noise_factor`: 1/B of independent examples, as in the paper; of a data set's
+        batches (N − B)/(B(N − 1)), so that ε_opt(N) = ε_max.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The learning rate; undefined unless GᵀHG + p·tr(HΣ) is significantly above zero.
+
+        Raises:
+            SettingError: a batch larger than the data set.
+        """
+        noise = batch_noise_factor(batch_size, population_size=self.population_size)
+        return self._ratio(np.array([1.0, 0.0, 0.0]), np.array([0.0, noise, 1.0]))
 
     def _combination(self, weights: np.ndarray) -> Estimate:
         stderr = math.sqrt(max(float(weights @ self.covariance @ weights), 0.0))
+        reach = self._reach(weights)
         return from_stderr(
-            float(weights @ self.values), stderr, num_samples=self.num_examples, dof=self.dof
+            float(weights @ self.values),
+            stderr,
+            num_samples=self.num_examples,
+            dof=self.dof,
+            reach=reach,
         )
+
+    def _reach(self, weights: np.ndarray) -> Reach | None:
+        """Of a combination's interval; None: Student's t."""
+        found = reaches([spread.along(weights) for spread in self.spreads], dof=self.dof)
+        return None if found is None else found[0]
 
     def _ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
         if self._combination(denominator).high < 0:
             return undefined(num_samples=self.num_examples)
         both = np.stack([numerator, denominator])
         x, y = both @ self.values
-        return ratio(
+        by_fieller = ratio(
             float(x),
             float(y),
             both @ self.covariance @ both.T,
             num_samples=self.num_examples,
             dof=self.dof,
         )
+        if self._reach(numerator) is None and self._reach(denominator) is None:
+            return by_fieller
+        return stretched(by_fieller, self._combination(numerator), self._combination(denominator))
 
 
 class ProbeBlocks(NamedTuple):
@@ -145,6 +179,11 @@ def curvature_noise(
         ]
     )
     hessian_remaining = sample.of(hessian_examples).remaining
+    spreads = (
+        _spread(drawn, blocks.shares, sample.remaining),
+        _spread(signs, blocks.shares, 1 - sample.remaining),
+        _spread(groups, group_shares, hessian_remaining),
+    )
     covariance += hessian_remaining * _covariance_of_mean(groups, group_shares)
     return CurvatureNoise(
         values=np.array([squared_norm, variance_factor * trace, curvature]),
@@ -153,7 +192,14 @@ def curvature_noise(
         num_examples=sample.num_examples,
         hessian_examples=hessian_examples,
         num_matvecs=num_matvecs,
+        population_size=sample.population_size if sample.population == "dataset" else None,
+        spreads=spreads,
     )
+
+
+def _spread(groups: np.ndarray, shares: np.ndarray, share: float) -> Spread:
+    """Columns (3, J) as units that count alike, each times its share of the whole (J,)."""
+    return Spread(values=(groups - (groups @ shares)[:, None]) * shares * len(shares), share=share)
 
 
 def _covariance_of_mean(groups: np.ndarray, shares: np.ndarray) -> np.ndarray:

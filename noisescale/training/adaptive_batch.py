@@ -18,6 +18,9 @@ from noisescale.training.config import AdaptiveConfig, TrainConfig
 SMALL_PART = 4
 FEWEST_UPDATES = 10  # before the first change: fewer give B_simple to a factor of two at best
 LARGEST_BATCH = 4096  # unless it is said
+# standard error of the 𝓑_0 that all rates go by, relative: the first resolved value is uncertain to
+# a factor of two and more where few directions carry the noise
+FIRST_ERROR = 0.25
 
 
 class AdaptiveBatchSize:
@@ -30,8 +33,8 @@ class AdaptiveBatchSize:
 
     The learning rate of the configuration is that of the initial batch size B_0. From there it
     goes, by `lr_scaling`, not at all; as √(B/B_0); as B/B_0; or by the noise as (1 + 𝓑_0/B_0)/(1 +
-    𝓑/B), with B_simple for 𝓑, and for 𝓑_0 its first resolved value, uncertain as it is. It changes
-    with the batch size alone, so not at its bounds.
+    𝓑/B), with B_simple for 𝓑, and for 𝓑_0 its first value that is known to a quarter; until there
+    is one, its present value. It changes with the batch size alone, so not at its bounds.
 
     McCandlish et al. 2018 (arXiv 1812.06162), appendix D, with B_simple in the place of B_noise.
 
@@ -85,9 +88,10 @@ class AdaptiveBatchSize:
         if scale > 0:
             self.tradeoff = self.tradeoff.after(scale, batch_size=used)
             self.num_resolved += 1
-            self._first_scale = self._first_scale or scale
         if self.monitor.num_updates < FEWEST_UPDATES:
             return
+        if self._first_scale is None and scale > 0 and noise.simple.stderr < FIRST_ERROR * scale:
+            self._first_scale = scale
         wanted = self._wanted(noise)
         if 1 / self.settings.hysteresis < wanted / self.batch_size < self.settings.hysteresis:
             return
@@ -129,7 +133,7 @@ class AdaptiveBatchSize:
         Returns:
             final_batch_size, and under "predicted" B_crit (critical_batch_size), γ (gain), the
             share of steps saved (steps_saved) and that of the updates which this follows from
-            (resolved_share): those at which the running B_simple, of fresh examples, was resolved.
+            (resolved_share): those at which the running B_simple was resolved.
             None where there was none.
         """
         course, predicted = self.tradeoff, None

@@ -148,6 +148,13 @@ class TrainConfig(Config):
         """What the order of the examples is drawn from."""
         return self.seed if self.order_seed is None else self.order_seed
 
+    @property
+    def constant_sgd_rate(self) -> float | None:
+        """The learning rate of plain SGD where it stays what it is; None of any other training."""
+        changes = self.adaptive is not None and self.adaptive.lr_scaling != "none"
+        plain = self.optimizer == "sgd" and not self.momentum
+        return self.learning_rate if plain and not changes else None
+
     def optimizer_settings(self) -> dict[str, Any]:
         """The fields that say how a gradient becomes an update, apart from the learning rate."""
         return {name: getattr(self, name) for name in ("optimizer", "momentum", "weight_decay")}

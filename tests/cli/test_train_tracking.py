@@ -30,12 +30,16 @@ def test_noise_is_tracked_and_a_batch_size_recommended():
     again = run("measure-noise", "run")
     assert again.exit_code == 0, again.output
     text = " ".join(again.stdout.split())
-    assert "For another run like it, B_crit ≈" in text
+    assert "weighted by progress" in text
+    assert "best rate for its batch size, B_crit lies between" in text
     for aim in ("fewest examples", "balanced", "fewest steps"):
         assert aim in text
     (entry,) = strict(run("measure-noise", "run", "--json").stdout)
     assert entry["recommendation"]["from"] == "simple"
     assert entry["recommendation"]["num_measurements"] == len(rows)
+    assert entry["recommendation"]["relative_rate"] > 0
+    critical = entry["recommendation"]["critical_batch_size"]
+    assert critical["high"] / critical["low"] > 4
 
 
 def test_the_full_noise_scale_is_tracked_on_demand():

@@ -112,7 +112,7 @@ def test_the_descent_curve_is_twice_the_best_step(monkeypatch):
     found = measure_stability(classification(num_examples=60))
     (noise,) = seen
     for size in (1, 8):
-        rate = found.curves["descent"].rate(size, population_size=None)
+        rate = found.curves["descent"].rate(size, population_size=60)
         assert rate == pytest.approx(2 * noise.curvature.optimal_learning_rate(size).value)
 
 

@@ -4,20 +4,28 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from scipy import stats
 
 from analysis.__main__ import main as analysis
 from analysis.adaptive_batch import (
-    _passage,
+    _holm,
     comparison_table,
+    control_table,
     front_table,
+    pooled_table,
     reached_table,
     tuned_table,
 )
+from analysis.noise_growth import equal_loss_table, growth_table
 from experiments import adaptive_batch, noise_growth
 from noisescale.problems.config import ProblemConfig
+from noisescale.statistics.critical_batch.recommendation import recommend
+from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.jobs.cell import Cell
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import record_experiment
 from noisescale.training.records.names import run_name
+from noisescale.training.records.tables import read_noise
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
 from paper_figures.__main__ import main as paper_figures
@@ -35,12 +43,24 @@ def test_the_grids():
     assert all(
         problem.pixel_scale == "unit" and options.noise.hessian for _, problem, _, options in growth
     )
-    adaptive = adaptive_batch.cases("full")
-    assert len({folder for folder, *_ in adaptive}) == len(adaptive)
-    for batch_size in {training.batch_size for _, _, training, _ in adaptive}:
-        own = [training for _, _, training, _ in adaptive if training.batch_size == batch_size]
-        assert {training.seed for training in own} == {0, 1, 2, 3, 4}
-        assert len({training.learning_rate for training in own}) >= 3
+    adaptive = adaptive_batch.grid(**adaptive_batch.SCALES["full"])
+    assert len({run_name(adaptive_batch.PROBLEM, training) for training in adaptive}) == len(
+        adaptive
+    )
+    orders = {}
+    for training in adaptive:
+        setting = (training.batch_size, training.adaptive)
+        orders.setdefault(setting, {}).setdefault(training.seed, set()).add(training.order_seed)
+        own = {other.learning_rate for other in adaptive if _setting(other) == setting}
+        assert len(own) == 3
+    assert {tuple(sorted(seeds)) for seeds in orders.values()} == {(0, 1, 2, 3, 4)}
+    every = [order for seeds in orders.values() for found in seeds.values() for order in found]
+    # one for each seed and setting, whatever the rate: 7 sizes and 8 ways to adapt
+    assert len(set(every)) == len(every) == 15 * 5
+
+
+def _setting(training):
+    return training.batch_size, training.adaptive
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +107,6 @@ def test_noise_along_training_becomes_tables_and_a_picture(grown, tmp_path):
     assert (tmp_path / "noise_growth.png").stat().st_size > 10_000
 
 
-def test_a_passage_is_interpolated_in_logarithms():
-    table = pd.DataFrame({"step": [0, 10, 40, 160], "loss": [4.0, 2.0, 1.0, 0.5]})
-    assert _passage(table, "step", 1.0) == pytest.approx(40)
-    assert _passage(table, "step", 2**-0.5) == pytest.approx(80)  # half of the way in log loss
-    assert np.isnan(_passage(table, "step", 3.0))  # before the first step there is no logarithm
-    assert np.isnan(_passage(table, "step", 0.1))
-
-
 def hyperbola(*, noise=0.0):
     """Runs as `reached_table` gives them: fixed ones on a hyperbola, adaptive ones GAIN off it."""
     generator = np.random.default_rng(0)
@@ -129,6 +141,46 @@ def hyperbola(*, noise=0.0):
     return pd.DataFrame(rows, columns=names.split())
 
 
+def power_law(*, exponents=(1.0, 1.5)):
+    """Curves on B_simple = 100·loss^−exponent, at B = 32 and 128; the seeds' factors 1 and 2."""
+    losses = np.exp(np.linspace(np.log(2.3), np.log(0.3), 30))
+    steps = np.arange(30)
+    runs = []
+    for size, exponent in zip((32, 128), exponents, strict=True):
+        for seed, factor in enumerate((1.0, 2.0)):
+            run = pd.DataFrame({"step": steps, "loss": losses})
+            run["simple"] = factor * 100 * losses**-exponent
+            for part in ("simple_low", "simple_high"):
+                run[part] = run["simple"]
+            run["simple_stderr"] = 0.1 * run["simple"]
+            run = run.assign(full=np.nan, gradient_curvature=1.0, gradient_curvature_stderr=0.1)
+            runs.append(
+                run.assign(batch_size=size, seed=seed, num_examples=500, population_size=2000)
+            )
+    return pd.concat(runs, ignore_index=True)
+
+
+def test_growth_is_the_slope_in_the_logarithm_of_the_loss():
+    growth = growth_table(power_law()).set_index("batch_size")
+    assert growth["exponent"].to_dict() == pytest.approx({32: 1.0, 128: 1.5})
+    assert growth["exponent_std"].to_numpy() == pytest.approx(0, abs=1e-9)
+    assert growth["end_subset"].to_dict() == pytest.approx((0.1 * growth["end"]).to_dict())
+
+
+def test_equal_losses_are_compared_seed_by_seed():
+    """Seeds that differ by a factor of two have one ratio: loss^−½."""
+    table = equal_loss_table(power_law()).set_index("loss")
+    for loss, row in table.iterrows():
+        assert row["ratio"] == pytest.approx(loss**-0.5, rel=1e-6)
+        assert row["ratio_stderr"] == pytest.approx(0, abs=1e-9)
+        assert row["simple_32"] == pytest.approx(2**0.5 * 100 / loss, rel=1e-6)
+        assert row["simple_32_stderr"] > 10
+    short = power_law()
+    short = short[(short["batch_size"] == 32) | (short["loss"] > 0.9)]
+    cut = equal_loss_table(short).set_index("loss")["ratio"]
+    assert cut.isna().tolist() == [False, True, True, True, True, True, True]
+
+
 def test_savings_are_those_of_the_closed_form():
     tuned = tuned_table(hyperbola())
     assert set(tuned["learning_rate"]) == {0.1}
@@ -149,10 +201,13 @@ def test_savings_are_those_of_the_closed_form():
 
 
 def test_the_comparison_is_drawn(tmp_path):
-    tuned = tuned_table(pd.concat([hyperbola(noise=0.05).assign(goal=goal) for goal in (0.3, 0.2)]))
+    reached = pd.concat([hyperbola(noise=0.05).assign(goal=goal) for goal in (0.3, 0.2)])
+    tuned = tuned_table(reached)
     folder = tmp_path / "data" / "adaptive_batch"
     folder.mkdir(parents=True)
     front_table(tuned).to_csv(folder / "front.csv", index=False)
+    comparison_table(tuned).to_csv(folder / "comparison.csv", index=False)
+    pooled_table(reached).to_csv(folder / "pooled.csv", index=False)
     arguments = ["adaptive_batch", "--data", str(tmp_path / "data"), "--out", str(tmp_path)]
     result = CliRunner().invoke(paper_figures, arguments)
     assert result.exit_code == 0, result.output
@@ -183,21 +238,79 @@ def test_a_rate_at_which_one_seed_does_not_arrive_is_not_the_best():
     assert set(front_table(tuned)["num_seeds"]) == {5}
 
 
+def test_a_fixed_batch_size_scores_one():
+    control = control_table(tuned_table(hyperbola()))
+    assert len(control) == 7
+    assert control["measured_gain"].to_numpy() == pytest.approx(1, rel=1e-3)
+    row = comparison_table(tuned_table(hyperbola())).iloc[0]
+    assert row["fixed_gain"] == pytest.approx(1, rel=1e-3)
+    assert row["gain_over_fixed"] == pytest.approx(GAIN, rel=1e-3)
+
+
+def test_what_is_pooled_is_the_mean_of_the_logarithms():
+    """One adaptive setting, whose seeds differ: by hand, the worse rate never chosen."""
+    reached = hyperbola(noise=0.05)
+    row = pooled_table(reached).set_index("rule").loc["all"]
+    single = comparison_table(tuned_table(reached)).iloc[0]
+    assert row["cost_saved"] == pytest.approx(single["cost_saved"])
+    best = reached[reached["learning_rate"] == 0.1]
+    fixed = best[best["batch_size"] != "adaptive"].pivot_table(
+        index="seed", columns="batch_size", values=["steps", "examples"]
+    )
+    adaptive = best[best["batch_size"] == "adaptive"].set_index("seed")
+
+    def cost(table, seeds):
+        means = [np.exp(np.log(table[name].loc[seeds]).mean()) for name in ("steps", "examples")]
+        return means[1] + CRITICAL * means[0]
+
+    held_out, without = [], []
+    for seed in range(5):
+        others = [other for other in range(5) if other != seed]
+        chosen = cost(fixed, others).idxmin()
+        held_out.append(np.log(cost(adaptive, [seed]) / cost(fixed, [seed])[chosen]))
+        without.append(np.log(cost(adaptive, others) / cost(fixed, others).min()))
+    assert row["held_out_saved"] == pytest.approx(1 - np.exp(np.mean(held_out)))
+    assert row["held_out_p"] == pytest.approx(stats.ttest_1samp(held_out, 0).pvalue)
+    spread = np.sqrt(4 / 5 * np.sum((np.array(without) - np.mean(without)) ** 2))
+    assert row["cost_saved_stderr"] == pytest.approx((1 - row["cost_saved"]) * spread)
+    assert (row["cost_saved_low"] < row["cost_saved"]) & (
+        row["cost_saved"] < row["cost_saved_high"]
+    )
+
+
+def test_many_tests_are_corrected():
+    """Holm's by hand: .01·3, then .02·2 = .04, then the larger of .03 and that."""
+    assert _holm(pd.Series([0.03, 0.01, 0.02])).tolist() == pytest.approx([0.04, 0.03, 0.04])
+    assert _holm(pd.Series([0.6, 0.7])).tolist() == [1.0, 1.0]
+
+
 def test_runs_become_passages(tmp_path):
-    problem = ProblemConfig(dataset="digits", width=8)
-    found = []
-    for settings in ({"batch_size": 16}, {"batch_size": "adaptive", "noise_memory": 500}):
-        training = TrainConfig.from_dict({"learning_rate": 0.2, "epochs": 5, **settings})
+    """γ is of the stretch up to each goal: the same as of a run that ended there."""
+    problem = ProblemConfig(dataset="digits", width=32)
+    runs, goals = [], (0.3, 0.2, 0.15)  # those of reached_table
+    for settings in ({"batch_size": 16}, {"batch_size": "adaptive", "exchange_rate": 10}):
+        training = TrainConfig.from_dict({"learning_rate": 0.3, "epochs": 15, **settings})
         path = tmp_path / run_name(problem, training)
-        run_training(
-            problem, training, path, RunOptions(noise=NoiseTracking(every="log", num_examples=200))
-        )
-        summary = {**problem.to_dict(), **training.to_dict(), "predicted": {"gain": 0.5}}
-        found.append((path, summary))
-    table = reached_table(found)
-    fixed = table[table["batch_size"] == "16"].set_index("goal")
-    assert fixed["examples"][0.3] == pytest.approx(
-        16 * fixed["steps"][0.3], rel=0.02
-    )  # ragged last batches
-    assert fixed["steps"][0.3] < fixed["steps"][0.2]
-    assert set(table[table["batch_size"] == "adaptive"]["predicted_gain"]) == {0.5}
+        tracking = NoiseTracking(every="log", num_examples=200)
+        cell = Cell(path=path, problem=problem, training=training)
+        run = run_to_goal(GoalCell(cell=cell, goals=goals, noise=tracking))
+        runs.append((path, {**problem.to_dict(), **training.to_dict()}))
+        table = reached_table(runs[-1:]).set_index("goal")
+        noise = pd.DataFrame(read_noise(path))
+        reached = [goal for goal in goals if np.isfinite(run.steps(goal))]
+        assert len(reached) >= 2
+        assert table["steps"].isna().sum() == len(goals) - len(reached)
+        for goal in reached:
+            steps = run.steps(goal)
+            assert table["steps"][goal] == pytest.approx(steps)
+            until = noise[noise["step"] <= steps]
+            assert table["predicted_gain"][goal] == recommend(until, quantity="simple").course.gain
+        table = table.loc[reached]
+        assert table["steps"].is_monotonic_increasing
+        assert len(set(table["predicted_gain"])) > 1
+        sizes = noise["batch_size"]
+        assert (
+            table["examples"]
+            .between(sizes.min() * table["steps"] * 0.98, sizes.max() * table["steps"])
+            .all()
+        )  # ragged last batches

@@ -240,3 +240,37 @@ def test_predicted_learning_rates_minimise_the_expected_loss():
     assert found.max_learning_rate.value == pytest.approx(0.4)
     assert found.full.value == pytest.approx(6)
     assert found.full.low < 6 < found.full.high
+
+
+def test_the_best_step_of_batches_without_replacement_minimises_their_mean_loss():
+    """Of a quadratic with one gradient per example, over all batches; at B = N that of the mean."""
+    hessian = np.diag([3.0, 1.0, 0.2])
+    mean = VECTORS.mean(0)
+    centred = VECTORS - mean
+    curvature = CurvatureNoise(
+        values=np.array(
+            [
+                mean @ mean,
+                np.trace(hessian @ centred.T @ centred) / len(VECTORS),
+                mean @ hessian @ mean,
+            ]
+        ),
+        covariance=np.zeros((3, 3)),
+        dof=10,
+        num_examples=5,
+        hessian_examples=5,
+        num_matvecs=1,
+        population_size=5,
+    )
+    for size in (1, 2, 4, 5):
+        batches = [
+            VECTORS[list(chosen)].mean(0) for chosen in itertools.combinations(range(5), size)
+        ]
+        # E L(θ − εg_B) − L(θ) = −ε·E Gᵀg_B + ½ε²·E g_BᵀHg_B
+        best = np.mean([mean @ batch for batch in batches]) / np.mean(
+            [batch @ hessian @ batch for batch in batches]
+        )
+        assert curvature.optimal_learning_rate(size).value == pytest.approx(best, rel=1e-12)
+    assert curvature.optimal_learning_rate(5).value == curvature.max_learning_rate.value
+    with pytest.raises(SettingError, match="batch size 6: give 1 to 5"):
+        curvature.optimal_learning_rate(6)

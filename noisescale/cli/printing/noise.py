@@ -26,7 +26,7 @@ from noisescale.statistics.estimate import Estimate, estimate_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from noisescale.cli.checkpoints import Measured
+    from noisescale.cli.checkpoints import Loaded, Measured
     from noisescale.statistics.critical_batch.recommendation import Recommendation
     from noisescale.statistics.gradient_noise import NoiseScale
 
@@ -116,7 +116,7 @@ def _report(
     recommendation = None
     if ends_run:
         try:
-            recommendation = _recommendation(measured.loaded.run)
+            recommendation = _recommendation(measured.loaded)
         except (MeasurementError, RunFolderError) as error:
             notes = (*notes, f"no batch size is recommended: {error}")
     curvature = None if noise is None else noise.curvature
@@ -124,20 +124,26 @@ def _report(
     if curvature is not None:
         checkpoint = measured.loaded.checkpoint
         own_size = checkpoint and checkpoint.training.batch_size
-        sizes = batch_sizes or ((own_size,) if isinstance(own_size, int) else ())
+        largest = curvature.population_size  # the split's, which may be another than trained on
+        sizes = batch_sizes
+        if not sizes and isinstance(own_size, int) and own_size <= (largest or own_size):
+            sizes = (own_size,)
         rates = {size: curvature.optimal_learning_rate(size) for size in sizes}
     return NoiseReport(measured=measured, rates=rates, recommendation=recommendation, notes=notes)
 
 
-def _recommendation(run: str) -> Recommendation | None:
+def _recommendation(loaded: Loaded) -> Recommendation | None:
     """What the noise scale tracked along a run recommends; None where it was not tracked."""
     import pandas as pd
 
     from noisescale.statistics.critical_batch.recommendation import recommend
     from noisescale.training.records.tables import read_noise
 
-    rows = read_noise(Path(run))
-    return recommend(pd.DataFrame(rows)) if rows else None
+    rows = read_noise(Path(loaded.run))
+    if not rows:
+        return None
+    training = loaded.checkpoint and loaded.checkpoint.training
+    return recommend(pd.DataFrame(rows), learning_rate=training and training.constant_sgd_rate)
 
 
 def print_noise(reports: list[NoiseReport]) -> None:
@@ -194,8 +200,11 @@ def _quantities(report: NoiseReport) -> Table:
         for name, label in QUANTITIES.items():
             if (estimate := _estimate(noise, name)) is not None:
                 table.add_row(label, *estimate.cells())
-    for size, rate in report.rates.items():
-        table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
+        for size, rate in report.rates.items():
+            table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
+        effective, noisiest = _concentration(noise)
+        table.add_row("n_eff of the examples", effective, "", "")
+        table.add_row("noisiest 1 %, of tr Σ", noisiest, "", "")
     return table
 
 
@@ -210,6 +219,7 @@ def _along_training(reports: list[NoiseReport]) -> Table:
     add_columns(table, "step", "loss")
     for name in shown:
         add_columns(table, ALONG_TRAINING[name], *((INTERVAL,) if name in SCALES else ()))
+    add_columns(table, "n_eff")
     for report in reports:
         measured = report.measured
         row = [measured.loaded.run] if with_runs else []
@@ -229,7 +239,14 @@ def _cells_along_training(noise: NoiseScale | None, shown: list[str]) -> list[st
         cells.append(value)
         if name in SCALES:
             cells.append(interval)
-    return cells
+    return [*cells, _concentration(noise)[0] if noise else ""]
+
+
+def _concentration(noise: NoiseScale) -> tuple[str, str]:
+    """n_eff and the share of tr Σ that the noisiest hundredth of the examples hold."""
+    if noise.effective_examples is None or noise.noisiest_share is None:
+        return "", ""
+    return _rounded(noise.effective_examples), f"{noise.noisiest_share:.1%}"
 
 
 def _value_and_interval(estimate: Estimate) -> tuple[str, str]:
@@ -337,24 +354,32 @@ def _prediction(report: NoiseReport, noise: NoiseScale, full: Estimate) -> str:
 
 
 def _print_recommendation(console: Console, run: str, recommendation: Recommendation) -> None:
-    """Where batch sizes come from, a row for each of them, and what an adaptive one gains."""
-    critical = recommendation.critical_batch_size.text(number=_rounded)
-    text = (
-        f"Along {run}, {growth_text(recommendation)}. For another run like it, B_crit ≈ {critical}:"
-    )
+    """How the noise scale went, where B_crit lies by it, batch sizes, and what γ would be."""
+    by_progress = recommendation.by_progress.text(number=_rounded)
+    text = f"Along {run}, {growth_text(recommendation)}, {by_progress} weighted by progress"
+    if recommendation.full_by_progress is not None:
+        text += f" (B_noise {recommendation.full_by_progress.text(number=_rounded)})"
     if recommendation.num_unresolved:
         text += (
             f" ({recommendation.num_unresolved} of {recommendation.num_measurements} measurements "
-            f"were not resolved, and {100 * recommendation.covered:.0f} % of the steps are "
-            "covered: it may be larger)"
+            f"were not resolved; {100 * recommendation.covered:.0f} % of the steps lie between "
+            "others)"
         )
-    console.print(text)
+    critical = recommendation.critical_batch_size
+    console.print(
+        f"{text}. For another run like it, at the best rate for its batch size, B_crit lies "
+        f"between {_rounded(critical.low)} and {_rounded(critical.high)}, about "
+        f"{_rounded(critical.value)} (95 %, by runs on MNIST whose B_crit was measured; other "
+        "tasks may differ by more):"
+    )
     console.print(_batch_sizes(recommendation))
     gain = recommendation.course.gain
     console.print(
         f"A batch size that follows the noise scale (--bs adaptive): γ = {gain:.2f}, so at best "
         f"{1 + math.sqrt(gain):.2f} times the least of both where a fixed one takes 2."
     )
+    for warning in recommendation.warnings:
+        console.print(f"Note: {warning}.")
 
 
 def _batch_sizes(recommendation: Recommendation) -> Table:

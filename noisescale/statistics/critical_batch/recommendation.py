@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from noisescale.errors import MeasurementError
+from noisescale.statistics.critical_batch.calibration.model import (
+    Calibration,
+    Scale,
+    calibration,
+    relative_decrease,
+)
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.estimate import Estimate, estimate_columns, jsonable
 
 # batch size in units of B_crit: steps or examples at 1.1 times their least, or both at twice it
 AIMS = {"fewest examples": 0.1, "balanced": 1.0, "fewest steps": 10.0}
-LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be taken: what is left out is then little
+LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be given: what is left out is then little
+FAR = 3.0  # times the best rate, or a third of it: there 𝓑 and B_crit part by more than their error
 PARTS = ("value", "stderr", "low", "high")
-Scale = Literal["simple", "full"]
+# what 1/𝓑 is the ratio of, where 𝓑 itself is not resolved
+INVERSE = {
+    "simple": ("squared_gradient_norm", "gradient_variance"),
+    "full": ("gradient_curvature", "hessian_covariance_trace"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +36,26 @@ class Recommendation:
     """What the noise scale 𝓑 along a run says about the batch size of another like it.
 
     Attributes:
-        quantity: "full", B_noise, where it was tracked and is resolved along most of the run; else
-            "simple".
+        quantity: "simple", B_simple, from which B_crit follows with the smaller error, or "full",
+            B_noise.
         covered: the share of the run's steps in stretches at both of whose ends it is resolved.
-        course: the steps and examples that the run's course takes, from 𝓑 interpolated between
-            resolved measurements, at the batch size with which each stretch began.
+        course: the steps and examples that the run's course takes, each stretch between
+            measurements at the batch size with which it began and at the mean 1/𝓑 of its ends.
         low: the same from the lower ends of all intervals, as if the errors were one: they are of
             the same examples. Interpolation adds no error here.
-        high: the same from the upper ends; None where an interval is open.
+        high: the same from the upper ends; None where they leave no progress at all.
         start: 𝓑 at the first resolved measurement.
         end: 𝓑 at the last one.
-        average: its mean over the steps between.
+        average: its mean over the steps between, across what is not resolved by a straight line.
         population_size: the training examples, which no batch can exceed.
         num_measurements: along the run.
         num_unresolved: of these.
+        relative_decrease: what the run knows of its rate, see `calibration.model`; None where it
+            does not know it.
+        negative_curvature: the share of the steps that begin where GᵀHG lies significantly below
+            zero; None where it was not measured.
+        full_by_progress: beside B_simple, B_noise averaged by progress, where it was tracked and is
+            resolved along most of the run; else None.
     """
 
     quantity: Scale
@@ -52,10 +69,13 @@ class Recommendation:
     population_size: int
     num_measurements: int
     num_unresolved: int
+    relative_decrease: float | None = None
+    negative_curvature: float | None = None
+    full_by_progress: Estimate | None = None
 
     @property
-    def critical_batch_size(self) -> Estimate:
-        """B_crit = E_min/S_min of the run's course, its interval from those of all measurements."""
+    def by_progress(self) -> Estimate:
+        """𝓑 averaged by the progress made at it, E_min/S_min, with its error of measurement."""
         # a quarter of the interval, not of its logarithm: both ends are means, which add
         return Estimate.from_interval(
             self.course.critical_batch_size,
@@ -64,6 +84,43 @@ class Recommendation:
             num_samples=self.average.num_samples,
             scale="linear",
         )
+
+    @property
+    def critical_batch_size(self) -> Estimate:
+        """B_crit of another run like it, its interval that of the calibration: for a new run."""
+        return self._calibration.critical_batch_size(self.by_progress, self.relative_decrease)
+
+    @property
+    def relative_rate(self) -> float | None:
+        """The run's rate in units of about the best for its batch size; None where not known."""
+        if self.relative_decrease is None:
+            return None
+        return self.relative_decrease / self._calibration.unit
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What keeps the noise scale of this run from being B_crit of a tuned one."""
+        rate, made = self.relative_rate, []
+        if rate is None:
+            made.append(
+                "how the run's learning rate compares with the best one is not known (it is for "
+                "SGD without momentum tracked from its start), so the interval is wider"
+            )
+        elif not 1 / FAR <= rate <= FAR:
+            made.append(
+                f"the learning rate is about {rate:.2g} times the best one for this batch size, "
+                "and the noise scale depends on it: track a run nearer to the best rate"
+            )
+        if self.negative_curvature:
+            made.append(
+                f"GᵀHG is negative over {100 * self.negative_curvature:.0f} % of the steps, where "
+                "there is no B_noise"
+            )
+        return tuple(made)
+
+    @property
+    def _calibration(self) -> Calibration:
+        return calibration(self.quantity, with_rate=self.relative_decrease is not None)
 
     def batch_size(self, aim: str) -> int:
         """The batch size for an aim: a tenth of B_crit, B_crit, or ten times it.
@@ -76,18 +133,24 @@ class Recommendation:
         Returns:
             Examples per update, two significant digits, at most all training examples.
         """
-        size = AIMS[aim] * self.course.critical_batch_size
+        size = AIMS[aim] * self.critical_batch_size.value
+        if not size < self.population_size:
+            return self.population_size
         return min(max(1, round(float(f"{size:.2g}"))), self.population_size)
 
     @property
     def sizes(self) -> list[dict[str, Any]]:
         """For each aim its batch size, and the S/S_min and E/E_min that this takes."""
-        rows: list[dict[str, Any]] = []
-        for aim in AIMS:
-            steps, examples = self.course.fixed(self.batch_size(aim))
-            row = {"aim": aim, "batch_size": self.batch_size(aim)}
-            rows.append({**row, "steps": steps, "examples": examples})
-        return rows
+        critical = self.critical_batch_size.value
+        return [
+            {
+                "aim": aim,
+                "batch_size": self.batch_size(aim),
+                "steps": 1 + critical / self.batch_size(aim),
+                "examples": 1 + self.batch_size(aim) / critical,
+            }
+            for aim in AIMS
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: the key `recommendation` of `noisescale measure-noise --json`."""
@@ -97,11 +160,15 @@ class Recommendation:
             "covered": self.covered,
             "start": self.start,
             "average": self.average,
+            "by_progress": self.by_progress,
+            "full_by_progress": self.full_by_progress,
             "end": self.end,
             "num_measurements": self.num_measurements,
             "num_unresolved": self.num_unresolved,
             "min_steps": self.course.min_steps,
             "min_examples": self.course.min_examples,
+            "relative_rate": self.relative_rate,
+            "negative_curvature": self.negative_curvature,
             "critical_batch_size": {
                 "value": critical.value,
                 "low": critical.low,
@@ -109,43 +176,54 @@ class Recommendation:
             },
             "gain": self.course.gain,
             "sizes": self.sizes,
+            "warnings": list(self.warnings),
         }
         stored: dict[str, Any] = jsonable(record)
         return stored
 
 
-def recommend(table: pd.DataFrame, *, quantity: Scale | None = None) -> Recommendation:
+def recommend(
+    table: pd.DataFrame, *, quantity: Scale | None = None, learning_rate: float | None = None
+) -> Recommendation:
     """The recommendation from the rows of a run's noise.csv.
+
+    𝓑 is averaged by progress as 1/𝓑, of which noise in |G|² or GᵀHG makes no outliers, and which
+    takes in measurements that do not resolve 𝓑: leaving those out, as the ones where the noise is
+    largest, makes the average too small by up to a half. Only where GᵀHG lies significantly below
+    zero is B_noise not defined at all; across that the mean of the ends stands.
 
     Args:
         table: the rows, by ascending step.
-        quantity: which noise scale to take; None: "full" where it is resolved along most of the
-            run.
+        quantity: which noise scale to take; None: "simple", and B_noise beside it. Over runs at
+            many rates, what B_simple says of B_crit is off by a factor of e^0.4 or so, what B_noise
+            says by e^0.7: far below the best rate GᵀHG is small and B_noise large without bound.
+        learning_rate: ε of the run, where it was constant, of SGD without momentum; None: not
+            known.
 
     Returns:
         The recommendation.
 
     Raises:
-        MeasurementError: fewer than two rows have a noise scale, or their steps do not increase.
+        MeasurementError: fewer than two rows have a noise scale, no two neighbours do, or their
+            steps do not increase.
     """
     steps = table["step"].to_numpy(dtype=float)
     if (np.diff(steps) <= 0).any() or (table["batch_size"] < 1).any():
         raise MeasurementError(
             "the table's steps do not increase, or a batch size in it is below 1"
         )
+    full = None
     if quantity is None:
-        quantity = "full" if _covered(table, "full") >= LEAST_COVERED else "simple"
-    rows = table[_resolved(table, quantity)]
-    if len(rows) < 2:
+        quantity = "simple"
+        if _covered(table, "full") >= LEAST_COVERED:
+            full = recommend(table, quantity="full").by_progress
+    rows, covered = table[_resolved(table, quantity)], _covered(table, quantity)
+    if len(rows) < 2 or covered == 0:
+        few = f"{len(rows)} of {len(table)} measurements along the run have a noise scale"
         raise MeasurementError(
-            f"{len(rows)} of {len(table)} measurements along the run have a noise scale, and it "
-            "takes 2: track it on more examples (--noise-examples)"
+            f"{few}, and it takes 2 neighbours: track it on more examples (--noise-examples)"
         )
-    names = dict(zip(PARTS, estimate_columns(quantity), strict=True))
-    columns = {part: rows[name].to_numpy(dtype=float) for part, name in names.items()}
-    columns["high"] = np.where(np.isnan(columns["high"]), columns["value"], columns["high"])
-    # of a noise scale that is known to be positive
-    columns["low"] = np.where(columns["low"] > 0, columns["low"], np.finfo(float).tiny)
+    columns = _parts(rows, quantity)
     num_samples = int(rows["num_examples"].iloc[0])
 
     def measured(index: int) -> Estimate:
@@ -157,18 +235,26 @@ def recommend(table: pd.DataFrame, *, quantity: Scale | None = None) -> Recommen
         part: float(np.trapezoid(column, at_steps) / (at_steps[-1] - at_steps[0]))
         for part, column in columns.items()
     }
+    inverse = _inverse(table, quantity)
+    high = _course(table, inverse["low"])  # of 𝓑, from the lower ends of 1/𝓑
+    decrease = None
+    if learning_rate is not None:
+        decrease = relative_decrease(table, learning_rate=learning_rate)
     return Recommendation(
         quantity=quantity,
-        covered=_covered(table, quantity),
-        course=_course(rows, columns["value"]),
-        low=_course(rows, columns["low"]),
-        high=_course(rows, columns["high"]) if np.isfinite(columns["high"]).all() else None,
+        covered=covered,
+        course=_course(table, inverse["value"]),
+        low=_course(table, inverse["high"]),
+        high=high if high.min_steps > 0 else None,
         start=measured(0),
         end=measured(-1),
         average=Estimate(**means, num_samples=num_samples),
         population_size=int(table["population_size"].max()),
         num_measurements=len(table),
         num_unresolved=len(table) - len(rows),
+        relative_decrease=decrease,
+        negative_curvature=_negative_curvature(table),
+        full_by_progress=full,
     )
 
 
@@ -187,12 +273,66 @@ def _covered(table: pd.DataFrame, quantity: Scale) -> float:
     return float((np.diff(steps) * (resolved[1:] & resolved[:-1])).sum() / (steps[-1] - steps[0]))
 
 
-def _course(rows: pd.DataFrame, values: np.ndarray) -> Tradeoff:
-    """The trade-off over the steps between rows, each stretch at its ends' mean noise scale."""
-    steps, sizes = rows["step"].tolist(), rows["batch_size"].tolist()
+def _parts(rows: pd.DataFrame, quantity: Scale) -> dict[str, np.ndarray]:
+    """Value, stderr and interval of resolved rows; no interval: that of the value alone."""
+    names = dict(zip(PARTS, estimate_columns(quantity), strict=True))
+    columns = {part: rows[name].to_numpy(dtype=float) for part, name in names.items()}
+    columns["high"] = np.where(np.isnan(columns["high"]), columns["value"], columns["high"])
+    # below one example there is no smaller batch to tell it from
+    columns["low"] = np.fmax(columns["low"], np.minimum(1.0, columns["value"]))
+    return columns
+
+
+def _inverse(table: pd.DataFrame, quantity: Scale) -> dict[str, np.ndarray]:
+    """1/𝓑 of each row, its value and the ends of its interval; nan where there is none.
+
+    Where 𝓑 is resolved they are those of 𝓑; else of the ratio that 1/𝓑 is, whose denominator is
+    known far better than its numerator. A numerator significantly below zero, of GᵀHG, gives none.
+    """
+    resolved, parts = _resolved(table, quantity), _parts(table, quantity)
+    upper, lower = INVERSE[quantity]
+    columns = {
+        part: table.get(name, pd.Series(np.nan, index=table.index)).to_numpy(dtype=float)
+        for part, name in (
+            ("value", upper),
+            ("low", f"{upper}_low"),
+            ("high", f"{upper}_high"),
+            ("below", lower),
+        )
+    }
+    usable = (columns["below"] > 0) & (columns["high"] >= 0)
+    denominator = np.where(usable, columns["below"], np.nan)
+    swapped = {"value": "value", "low": "high", "high": "low"}  # the ends of 1/𝓑 and of 𝓑
+    # a value below zero is one by chance and stands, to be averaged; an end is not
+    floor = {"value": -np.inf, "low": 0.0, "high": 0.0}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            part: np.where(
+                resolved,
+                1 / parts[swapped[part]],
+                np.maximum(columns[part], floor[part]) / denominator,
+            )
+            for part in swapped
+        }
+
+
+def _negative_curvature(table: pd.DataFrame) -> float | None:
+    """The share of steps that begin where GᵀHG lies significantly below zero."""
+    if "gradient_curvature_high" not in table or table["gradient_curvature_high"].isna().all():
+        return None
+    steps = np.diff(table["step"].to_numpy(dtype=float))
+    negative = (table["gradient_curvature_high"] < 0).to_numpy()[:-1]
+    return float(steps @ negative / steps.sum())
+
+
+def _course(table: pd.DataFrame, inverse: np.ndarray) -> Tradeoff:
+    """The trade-off over the steps between rows, each stretch at its ends' mean 1/𝓑."""
+    known = ~np.isnan(inverse)
+    values, steps = inverse[known], table["step"].to_numpy(dtype=float)[known]
+    sizes = table["batch_size"].to_numpy(dtype=float)[known]
+    means = np.maximum((values[1:] + values[:-1]) / 2, 0.0)  # where noise takes it below zero
     course = Tradeoff()
-    for index in range(len(rows) - 1):
-        scale = float(values[index] + values[index + 1]) / 2
-        made = steps[index + 1] - steps[index]
-        course = course.after(scale, batch_size=sizes[index], steps=made)
+    for mean, batch_size, made in zip(means, sizes, np.diff(steps), strict=False):
+        scale = 1 / mean if mean > 0 else math.inf
+        course = course.after(float(scale), batch_size=float(batch_size), steps=float(made))
     return course

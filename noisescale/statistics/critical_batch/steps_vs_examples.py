@@ -29,7 +29,8 @@ class Tradeoff:
         """The course after more updates.
 
         Args:
-            noise_scale: 𝓑 during them, in examples.
+            noise_scale: 𝓑 during them, in examples; infinite where the noise is all there is, so
+                that they take examples and make no noiseless step.
             batch_size: B, in examples.
             steps: the number of updates.
 
@@ -37,16 +38,20 @@ class Tradeoff:
             The longer course.
         """
         progress = steps / (1 + noise_scale / batch_size)
+        examples = batch_size * (steps - progress)  # 𝓑·progress
         return Tradeoff(
             min_steps=self.min_steps + progress,
-            min_examples=self.min_examples + noise_scale * progress,
-            root=self.root + math.sqrt(noise_scale) * progress,
+            min_examples=self.min_examples + examples,
+            root=self.root + math.sqrt(progress * examples),
         )
 
     @property
     def critical_batch_size(self) -> float:
-        """B_crit = E_min/S_min, at which a fixed batch size takes twice the least of both."""
-        return self.min_examples / self.min_steps
+        """B_crit = E_min/S_min, at which a fixed batch size takes twice the least of both.
+
+        It is 𝓑 averaged over the progress made; infinite where none was.
+        """
+        return self.min_examples / self.min_steps if self.min_steps > 0 else math.inf
 
     @property
     def gain(self) -> float:

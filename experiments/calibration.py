@@ -1,0 +1,112 @@
+"""Noise scales along runs at several batch sizes and rates, to calibrate what one run says.
+
+The network of experiments/critical_batch.py, whose B_crit to six losses is measured there: MNIST,
+784–256–256–10, SGD. Rates are multiples, from a thirty-second to twice, of about the best ones to a
+loss of 0.4, since a run that is to be advised about need not be tuned.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from experiments.critical_batch import PROBLEM
+from noisescale import TrainConfig
+from noisescale.cli.options import machine_options
+from noisescale.problems.config import resolve_device
+from noisescale.problems.sampling import independent_seed
+from noisescale.studies.critical_batch.config import PRESETS
+from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.jobs.cell import Cell
+from noisescale.studies.jobs.local import LocalProcesses, default_processes
+from noisescale.training.records.folder import record_experiment
+from noisescale.training.records.names import run_name
+from noisescale.training.tracking.noise import NoiseTracking
+
+GOALS: tuple[float, ...] = PRESETS["mnist-paper"]["goals"]
+EPOCHS = 4  # at the least rates enough for losses down to 0.4 or so
+# of the best rate, by batch size: at more than the last, runs do not arrive; B = 16 at the least
+# takes hours
+MULTIPLES: dict[int, tuple[float, ...]] = {
+    16: (1 / 8, 1 / 2, 1.0, 2.0),
+    64: (1 / 32, 1 / 8, 1 / 2, 1.0),
+    256: (1 / 32, 1 / 8, 1 / 2, 1.0, 1.5),
+}
+SCALES: dict[str, dict[str, Any]] = {
+    "quick": {"seeds": (0,), "hessian_seeds": ()},
+    "full": {"seeds": (0, 1, 2), "hessian_seeds": (2,)},
+}
+
+
+def best_rate(batch_size: int) -> float:
+    """About the best rate to a loss of 0.4, by the law fitted in critical_batch/laws.csv."""
+    return 0.4 / (1 + 43 / batch_size)
+
+
+def grid(*, seeds: tuple[int, ...]) -> list[TrainConfig]:
+    """The runs, seed by seed."""
+    return [
+        TrainConfig(
+            batch_size=batch_size,
+            learning_rate=float(f"{multiple * best_rate(batch_size):.3g}"),
+            epochs=EPOCHS,
+            seed=seed,
+            order_seed=independent_seed(seed, batch_size, repr(multiple)),
+        )
+        for seed in seeds
+        for batch_size, multiples in MULTIPLES.items()
+        for multiple in multiples
+    ]
+
+
+def tracking(seed: int, *, hessian: bool) -> NoiseTracking:
+    """What is measured along a run: with B_noise, which is dear, on fewer examples."""
+    if hessian:
+        return NoiseTracking(
+            num_examples=2000, hessian=True, num_probes=4, hessian_examples=500, seed=seed
+        )
+    return NoiseTracking(num_examples=5000, seed=seed)
+
+
+@click.command("calibration")
+@click.option(
+    "--scale",
+    type=click.Choice(list(SCALES)),
+    default="quick",
+    show_default=True,
+    help="quick: one seed, without B_noise; full: three, one of them with it.",
+)
+@click.option("--processes", type=click.IntRange(min=1), help="[default: one a core]")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/calibration-SCALE]")
+@machine_options
+def calibration(
+    scale: str, processes: int | None, out: Path | None, device: str, data_dir: Path | None
+) -> None:
+    """Noise scales along runs at several rates, to calibrate the recommendation."""
+    console = Console(stderr=True, highlight=False)
+    out = (out or Path("runs") / f"calibration-{scale}").absolute()
+    record_experiment(out, command=f"python -m experiments calibration --scale {scale}")
+    settings = SCALES[scale]
+    pool = LocalProcesses(processes or default_processes())
+    try:
+        waiting = []
+        for training in grid(seeds=settings["seeds"]):
+            cell = Cell(
+                path=out / run_name(PROBLEM, training),
+                problem=PROBLEM,
+                training=training,
+                device=resolve_device(device),
+                data_dir=data_dir,
+            )
+            noise = tracking(training.seed, hessian=training.seed in settings["hessian_seeds"])
+            goal_cell = GoalCell(cell=cell, goals=GOALS, noise=noise)
+            waiting.append((cell, pool.submit(run_to_goal, goal_cell)))
+        for cell, future in waiting:
+            run = future.result()
+            console.print(f"{cell.path.name}  {run.summary['steps']:,} steps")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    click.echo(f"python -m analysis calibration {out}")
