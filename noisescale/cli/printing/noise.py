@@ -50,6 +50,7 @@ SCALES = ("simple", "full")  # whose intervals have a column of their own
 INTERVAL = "95 % interval"
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
+    *("effective_examples", "noisiest_share"),
     *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
     "optimal_learning_rates",
     *QUANTITIES,
