@@ -8,11 +8,15 @@ scatters by another .12 in log S. The size effect moves all runs of a batch size
 badly tuned rate does. "Bounds": runs at the smallest two batch sizes stop at the steps
 of the true curve, and those from B = 1,024 on at 1.03·S_min, so that about half of them end before
 the goal. Beside the interval of `fit_critical_batch` stand three others of B_crit: the profile's,
-which takes batch sizes for independent; Student's t over seeds; and the wider of the two.
+which takes batch sizes for independent; Student's t over seeds; and the wider of the two. The table
+has the shares of draws in which each holds; "factor", how far the ends lie from B_crit (median);
+and the shares of lack-of-fit probabilities below .05 and above .975, .05 and .025 where the test is
+right.
 """
 
 from __future__ import annotations
 
+import datetime
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +30,7 @@ from noisescale.statistics.critical_batch.curves.runs import runs_of
 from noisescale.statistics.critical_batch.curves.seeds import seed_spread
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit, fit_critical_batch
 from noisescale.statistics.estimate import Estimate
+from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_atomically
 
 TABLE = (
@@ -153,21 +158,23 @@ def simulate(cell: Cell, num_draws: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--draws", "num_draws", default=400, show_default=True, help="Of each kind.")
+@click.option("--draws", "num_draws", default=300, show_default=True, help="Of each kind.")
 @click.option("--out", type=click.Path(path_type=Path), default=TABLE, help="The table.")
 def main(num_draws: int, out: Path) -> None:
     """Writes the table of coverages."""
     rows = [simulate(cell, num_draws) for cell in track(CELLS)]
     table = pd.DataFrame(rows).astype({"bounds": int})
-    header = (
-        f"# command: python -m experiments.coverage.critical_batch --draws {num_draws}\n"
-        "# shares of draws in which a 95 % interval holds the truth, by estimate; factor: median "
-        "distance of its ends from B_crit\n"
-        "# misfit_below_05, misfit_above_975: shares of lack-of-fit probabilities, .05 and .025 "
-        "where the test is right\n"
-    )
+    made = environment("cpu")
+    header = {
+        "command": f"python -m experiments.coverage.critical_batch --draws {num_draws}",
+        "commit": made["commit"],
+        "machine": f"{made['device']}, {made['threads']} threads a run, torch {made['torch']}",
+        "date": datetime.datetime.now(datetime.UTC).date(),
+        "seeds": f"a row's place and {num_draws}",
+    }
+    lines = "".join(f"# {name}: {value}\n" for name, value in header.items())
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, (header + table.to_csv(index=False, float_format="%.4g")).encode())
+    write_atomically(out, (lines + table.to_csv(index=False, float_format="%.4g")).encode())
     click.echo(out)
 
 

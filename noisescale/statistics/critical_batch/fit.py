@@ -176,7 +176,7 @@ def fit_critical_batch(
     over the logs of their own S_min, E_min and B_crit (over those that leave one seed out, the
     jackknife, where a seed alone cannot be fitted). To it that part of the profile's is added, in
     squares, which the scatter of single runs does not explain, such as a badly tuned rate at one
-    batch size. Such intervals hold the truth in 95 to 97 % of simulated measurements, whether seeds
+    batch size. Such intervals hold the truth in 93 to 98 % of simulated measurements, whether seeds
     differ or not (`experiments/coverage/critical_batch.py`); the wider of the two, in up to 99 %.
 
     A run's learning rate is taken to be the best one. That S is the least of several noisy ones
