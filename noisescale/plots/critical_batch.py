@@ -22,7 +22,7 @@ CRITICAL, OVERHEAD, RATES = BLACK, PURPLE, SCALES["simple"][1]
 LAWS = {  # line and label of each law
     "noise": ("-", r"$\varepsilon_{\max}/(1+B_c/B)$"),
     "capped": ("-.", r"$\min(\varepsilon_{\max}B/B_c, \varepsilon_{\max})$"),
-    "power": ((0, (5, 1)), r"$\propto B^a$"),
+    "power": ((0, (4, 1, 1, 1, 1, 1)), r"$\propto B^a$"),
     "sqrt": ("--", r"$\propto\sqrt{B}$"),
     "linear": (":", r"$\propto B$"),
 }

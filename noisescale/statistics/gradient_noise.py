@@ -21,7 +21,7 @@ from noisescale.statistics.estimate import (
     student_t,
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
-from noisescale.statistics.sample import Population, Sample, Spread, reaches
+from noisescale.statistics.sample import Measured, Population, Sample, Spread, reaches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,12 +40,14 @@ class GradientNoise(NamedTuple):
         simple: B_simple = tr Σ/|G|² in examples; a lower bound where |G|² cannot be told from zero.
         examples_to_resolve: how many examples may tell it from zero; None where fewer did, or where
             nothing can be said.
+        population: whose mean gradient and noise these are, see `NoiseScale` and `RunningNoise`.
     """
 
     squared_gradient_norm: Estimate
     gradient_variance: Estimate
     simple: Estimate
     examples_to_resolve: int | None
+    population: Measured = "training"
 
     @property
     def resolved(self) -> bool:
@@ -265,6 +267,7 @@ def gradient_noise(
         gradient_variance=trace,
         simple=simple,
         examples_to_resolve=needed,
+        population=sample.population,
     )
 
 

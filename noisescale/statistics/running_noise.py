@@ -45,14 +45,26 @@ def two_batch(
 
 
 class RunningNoise:
-    """|G|², tr Σ and B_simple about fresh examples, averaged over the latest updates of a run.
+    """|G|², tr Σ and B_simple of training batches, averaged over the latest updates of a run.
+
+    The population is "training". With G_N and Σ of the N training examples, batches drawn from them
+    without replacement give |G_N|² − tr Σ/N in place of |G|², Σ with 1/(N − 1), whether the small
+    batch is a part of the big one or not. While no example has been used before, that is unbiased
+    for the population "distribution", of fresh examples. Once the parameters were fitted to them,
+    it is neither that nor the |G_N|² of the population "dataset", below which it lies by tr Σ/N:
+    the difference matters where N is not large beside B_simple.
 
     Numerator and denominator are averaged separately and only then divided: the expectation of a
     mean of ratios need not even exist. Each update counts in proportion to its examples, and the
-    average is over those seen, not over a start at zero. The standard error is that of a weighted
-    mean of independent updates, from their spread, which contains what the quantities themselves
-    moved meanwhile; degrees of freedom are those of (Σw)²/Σw² updates, and the interval of B_simple
-    is Fieller's.
+    average is over those seen, not over a start at zero.
+
+    The standard error is that of a weighted mean of independent updates, from their spread, which
+    contains what the quantities themselves moved meanwhile; degrees of freedom are those of
+    (Σw)²/Σw² updates, and the interval of B_simple is Fieller's. It assumes that the deviations of
+    updates are independent and nearly normal. Batches of one epoch, drawn without replacement, are
+    slightly anti-correlated, which makes it too large; quantities that drift within the memory
+    also make it too large, and are then those of no one moment; a few updates that hold most of the
+    noise, as late in training, make it too small.
 
     Args:
         memory: examples after which an update's weight has fallen to 1/e; None: updates are never

@@ -13,6 +13,8 @@ from noisescale.statistics.estimate import CONFIDENCE, Reach, student_t
 
 # whose mean is estimated: that of the examples there are, or that of fresh ones
 Population = Literal["dataset", "distribution"]
+# what training examples that are used again tell of a mean gradient: of it, see `RunningNoise`
+Measured = Population | Literal["training"]
 
 # Of an estimate, at which the 2.5 % that Student's t misses at an end become half as much again
 SKEWED = 0.15

@@ -133,7 +133,7 @@ class AdaptiveBatchSize:
         Returns:
             final_batch_size, and under "predicted" B_crit (critical_batch_size), γ (gain), the
             share of steps saved (steps_saved) and that of the updates which this follows from
-            (resolved_share): those at which the running B_simple, of fresh examples, was resolved.
+            (resolved_share): those at which the running B_simple was resolved.
             None where there was none.
         """
         course, predicted = self.tradeoff, None

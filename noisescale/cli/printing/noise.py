@@ -50,6 +50,7 @@ SCALES = ("simple", "full")  # whose intervals have a column of their own
 INTERVAL = "95 % interval"
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
+    *("effective_examples", "noisiest_share"),
     *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
     "optimal_learning_rates",
     *QUANTITIES,
@@ -200,8 +201,11 @@ def _quantities(report: NoiseReport) -> Table:
         for name, label in QUANTITIES.items():
             if (estimate := _estimate(noise, name)) is not None:
                 table.add_row(label, *estimate.cells())
-    for size, rate in report.rates.items():
-        table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
+        for size, rate in report.rates.items():
+            table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
+        effective, noisiest = _concentration(noise)
+        table.add_row("n_eff of the examples", effective, "", "")
+        table.add_row("noisiest 1 %, of tr Σ", noisiest, "", "")
     return table
 
 
@@ -216,6 +220,7 @@ def _along_training(reports: list[NoiseReport]) -> Table:
     add_columns(table, "step", "loss")
     for name in shown:
         add_columns(table, ALONG_TRAINING[name], *((INTERVAL,) if name in SCALES else ()))
+    add_columns(table, "n_eff")
     for report in reports:
         measured = report.measured
         row = [measured.loaded.run] if with_runs else []
@@ -235,7 +240,14 @@ def _cells_along_training(noise: NoiseScale | None, shown: list[str]) -> list[st
         cells.append(value)
         if name in SCALES:
             cells.append(interval)
-    return cells
+    return [*cells, _concentration(noise)[0] if noise else ""]
+
+
+def _concentration(noise: NoiseScale) -> tuple[str, str]:
+    """n_eff and the share of tr Σ that the noisiest hundredth of the examples hold."""
+    if noise.effective_examples is None or noise.noisiest_share is None:
+        return "", ""
+    return _rounded(noise.effective_examples), f"{noise.noisiest_share:.1%}"
 
 
 def _value_and_interval(estimate: Estimate) -> tuple[str, str]:
@@ -346,6 +358,8 @@ def _print_recommendation(console: Console, run: str, recommendation: Recommenda
     """How the noise scale went, where B_crit lies by it, batch sizes, and what γ would be."""
     by_progress = recommendation.by_progress.text(number=_rounded)
     text = f"Along {run}, {growth_text(recommendation)}, {by_progress} weighted by progress"
+    if recommendation.full_by_progress is not None:
+        text += f" (B_noise {recommendation.full_by_progress.text(number=_rounded)})"
     if recommendation.num_unresolved:
         text += (
             f" ({recommendation.num_unresolved} of {recommendation.num_measurements} measurements "

@@ -76,7 +76,7 @@ def _adaptive(run: dict[str, Any]) -> str:
         return f"{text} B_simple was never resolved, so that nothing is predicted."
     return (
         f"{text} From B_simple, resolved at {100 * predicted['resolved_share']:.0f} % of the "
-        "updates (population: distribution), predicted: "
+        "updates (population: training), predicted: "
         f"B_crit {predicted['critical_batch_size']:,.0f}, γ {predicted['gain']:.3f}, "
         f"{100 * predicted['steps_saved']:.1f} % fewer steps than the fixed batch size of as many "
         "examples."

@@ -45,9 +45,11 @@ class NoiseScaleMonitor:
 
     With DistributedDataParallel see `attach`: then one micro-batch per process is enough.
 
-    The estimates are of the population "distribution": noise about the mean gradient over fresh
-    examples; they are unbiased for micro-batches drawn independently or without replacement, of a
-    model that treats examples one by one, which batch norm in training mode does not. Left out and
+    The estimates are of the population "training", see `RunningNoise`: of examples that have not
+    been used before, that of fresh examples, and of N used again, |G_N|² − tr Σ/N of their own.
+    They are unbiased for micro-batches drawn independently or without replacement, of a model that
+    treats examples one by one, which batch norm in training mode does not; their errors assume
+    independent updates. Left out and
     counted in `num_skipped` is an update with one micro-batch, with a gradient that is not finite,
     or with a last micro-batch so short that all together are hardly worth more examples than the
     first.
@@ -64,11 +66,14 @@ class NoiseScaleMonitor:
     Attributes:
         reduction: as given.
         num_skipped: updates that were left out.
+        population: "training".
 
     Raises:
         SettingError: a DistributedDataParallel model, no parameter that requires a gradient,
             sharded parameters, or another reduction or memory than these.
     """
+
+    population: Literal["training"] = "training"
 
     def __init__(
         self,

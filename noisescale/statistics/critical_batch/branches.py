@@ -40,7 +40,8 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
         The critical batch size in examples; without an interval from one seed. Where the largest
         batch size passes, that is the lower bound of a size that is not defined. Where only the
         smallest one does, against which there is none to hold it, the size is not defined either,
-        and has an upper bound: see `at_base`.
+        and has an upper bound: see `at_base`. An interval that reaches down to where only the
+        smallest one passes is open below, down to 0.
 
     Raises:
         SettingError: fewer than three batch sizes, a tolerance that is no positive number, or a
@@ -73,6 +74,7 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
         return from_stderr(value, math.nan, num_samples=num_seeds)
     if math.isinf(value) or math.isinf(high):
         return undefined(num_samples=num_seeds, low=min(low, float(sizes[-1])))
+    low = low if low >= sizes[1] else 0.0
     return Estimate.from_interval(value, low, high, num_samples=num_seeds)
 
 

@@ -21,7 +21,7 @@ from noisescale.statistics.estimate import Estimate, estimate_columns, jsonable
 
 # batch size in units of B_crit: steps or examples at 1.1 times their least, or both at twice it
 AIMS = {"fewest examples": 0.1, "balanced": 1.0, "fewest steps": 10.0}
-LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be taken: what is left out is then little
+LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be given: what is left out is then little
 FAR = 3.0  # times the best rate, or a third of it: there 𝓑 and B_crit part by more than their error
 PARTS = ("value", "stderr", "low", "high")
 # what 1/𝓑 is the ratio of, where 𝓑 itself is not resolved
@@ -36,8 +36,8 @@ class Recommendation:
     """What the noise scale 𝓑 along a run says about the batch size of another like it.
 
     Attributes:
-        quantity: "full", B_noise, where it was tracked and is resolved along most of the run; else
-            "simple".
+        quantity: "simple", B_simple, from which B_crit follows with the smaller error, or "full",
+            B_noise.
         covered: the share of the run's steps in stretches at both of whose ends it is resolved.
         course: the steps and examples that the run's course takes, each stretch between
             measurements at the batch size with which it began and at the mean 1/𝓑 of its ends.
@@ -54,6 +54,8 @@ class Recommendation:
             does not know it.
         negative_curvature: the share of the steps that begin where GᵀHG lies significantly below
             zero; None where it was not measured.
+        full_by_progress: beside B_simple, B_noise averaged by progress, where it was tracked and is
+            resolved along most of the run; else None.
     """
 
     quantity: Scale
@@ -69,6 +71,7 @@ class Recommendation:
     num_unresolved: int
     relative_decrease: float | None = None
     negative_curvature: float | None = None
+    full_by_progress: Estimate | None = None
 
     @property
     def by_progress(self) -> Estimate:
@@ -158,6 +161,7 @@ class Recommendation:
             "start": self.start,
             "average": self.average,
             "by_progress": self.by_progress,
+            "full_by_progress": self.full_by_progress,
             "end": self.end,
             "num_measurements": self.num_measurements,
             "num_unresolved": self.num_unresolved,
@@ -190,8 +194,9 @@ def recommend(
 
     Args:
         table: the rows, by ascending step.
-        quantity: which noise scale to take; None: "full" where it is resolved along most of the
-            run.
+        quantity: which noise scale to take; None: "simple", and B_noise beside it. Over runs at
+            many rates, what B_simple says of B_crit is off by a factor of e^0.4 or so, what B_noise
+            says by e^0.7: far below the best rate GᵀHG is small and B_noise large without bound.
         learning_rate: ε of the run, where it was constant, of SGD without momentum; None: not
             known.
 
@@ -207,8 +212,11 @@ def recommend(
         raise MeasurementError(
             "the table's steps do not increase, or a batch size in it is below 1"
         )
+    full = None
     if quantity is None:
-        quantity = "full" if _covered(table, "full") >= LEAST_COVERED else "simple"
+        quantity = "simple"
+        if _covered(table, "full") >= LEAST_COVERED:
+            full = recommend(table, quantity="full").by_progress
     rows, covered = table[_resolved(table, quantity)], _covered(table, quantity)
     if len(rows) < 2 or covered == 0:
         few = f"{len(rows)} of {len(table)} measurements along the run have a noise scale"
@@ -246,6 +254,7 @@ def recommend(
         num_unresolved=len(table) - len(rows),
         relative_decrease=decrease,
         negative_curvature=_negative_curvature(table),
+        full_by_progress=full,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ NOISE_COLUMNS = (
         "hessian_examples",
     ),
     *estimate_columns("loss", *GRADIENT_NOISE, *CURVATURE_NOISE),
-    *("seconds", "reason"),
+    *("effective_examples", "noisiest_share", "seconds", "reason"),
 )
 NOISE_LAYER_COLUMNS = (
     "step",
@@ -66,7 +67,10 @@ NOISE_LAYER_COLUMNS = (
 BATCH_SIZE_COLUMNS = (
     *("step", "epoch", "batch_size", "learning_rate"),
     *estimate_columns(*GRADIENT_NOISE),
+    "population",
 )
+# what tables written before these columns were there read as
+ADDED = {"effective_examples": math.nan, "noisiest_share": math.nan, "population": "training"}
 
 
 def read_metrics(folder: Path) -> list[dict[Any, Any]]:
@@ -212,7 +216,7 @@ def _read_sweep_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
 
 def _types(columns: tuple[str, ...]) -> dict[str, Any]:
     """Numbers, but for the columns of words."""
-    words = {"reason", "parameter"}
+    words = {"reason", "parameter", "population"}
     whole = {"step", "batch_size", "num_examples", "num_probes", "hessian_examples"}
     return {name: int if name in whole else float for name in columns if name not in words}
 
@@ -223,7 +227,9 @@ def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[di
     if not path.exists():
         return []
     try:
-        table = pd.read_csv(path, dtype={"reason": str})[columns].astype(types)
+        table = pd.read_csv(path, dtype={"reason": str})
+        added = {name: value for name, value in ADDED.items() if name in columns}
+        table = table.assign(**{**added, **table})[columns].astype(types)
         table = table.fillna({"reason": ""} if "reason" in table else {})
         if "population_size" in table and table["population_size"].notna().all():
             table = table.astype({"population_size": int})

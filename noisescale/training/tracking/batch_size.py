@@ -45,6 +45,7 @@ class BatchSizeTracker:
             "epoch": training.epoch,
             "batch_size": schedule.batch_size,
             "learning_rate": schedule.learning_rate,
+            "population": schedule.monitor.population,
         }
         if noise := schedule.noise:
             for name in GRADIENT_NOISE:

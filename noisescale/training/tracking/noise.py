@@ -229,7 +229,13 @@ def _noise_numbers(noise: NoiseScale) -> dict[str, Any]:
         estimates["hessian_covariance_trace"] = curvature.covariance_trace
         estimates["gradient_curvature"] = curvature.gradient_curvature
         estimates["max_learning_rate"] = curvature.max_learning_rate
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, Any] = {
+        name: math.nan if value is None else value
+        for name, value in (
+            ("effective_examples", noise.effective_examples),
+            ("noisiest_share", noise.noisiest_share),
+        )
+    }
     for name, estimate in estimates.items():
         if estimate is not None:
             numbers |= estimate_row(name, estimate)

@@ -82,6 +82,13 @@ def test_nothing_is_resolved_at_the_smallest_batch_size(losses, highest):
     assert not at_base(branch_critical_batch(branches([1.0] * 5), tolerance=0.1))
 
 
+def test_an_interval_that_reaches_the_smallest_batch_size_is_open_below():
+    table = branches([1.0, 1.06, 1.2, 1.5, 2.0], spread=0.04, seeds=5, seed=2)
+    found = branch_critical_batch(table, tolerance=0.1)
+    assert found.value > 32
+    assert (found.low, found.kind) == (0, "interval")
+
+
 def test_every_tolerance_has_its_size():
     """Losses 3 % apart from one size to the next: 5 % is crossed after the second, 1 % before."""
     table = branches([2.0, 2.06, 2.12, 2.18, 2.24])

@@ -77,16 +77,21 @@ def test_an_adaptive_run_counts_each_stretch_at_its_own_batch_size():
     assert found.course.min_steps == pytest.approx(100 / 2 + 100 / (1 + 1 / 3))
 
 
-def test_the_full_noise_scale_is_preferred_where_it_covers_the_run():
+def test_the_full_noise_scale_stands_beside_where_it_covers_the_run():
+    """B_crit follows from B_simple, by which measured ones are told to half the factor."""
     rows = tracked([0, 10, 20, 100], [100.0] * 4, full=[math.nan, 50.0, 50.0, 50.0])
     found = recommend(rows)
-    assert found.quantity == "full"
-    assert found.course.critical_batch_size == pytest.approx(50)
-    assert (found.num_measurements, found.num_unresolved) == (4, 1)
-    assert found.covered == pytest.approx(0.9)
+    assert found.quantity == "simple"
+    assert found.course.critical_batch_size == pytest.approx(100)
+    assert found.full_by_progress.value == pytest.approx(50)
+    asked = recommend(rows, quantity="full")
+    assert asked.quantity == "full"
+    assert asked.course.critical_batch_size == pytest.approx(50)
+    assert (asked.num_measurements, asked.num_unresolved) == (4, 1)
+    assert asked.covered == pytest.approx(0.9)
     for spoilt in (math.nan, -5.0):
         rows.loc[2, "full"] = spoilt  # two stretches, and nine tenths of the run
-        assert recommend(rows).quantity == "simple"
+        assert recommend(rows).full_by_progress is None
 
 
 def test_a_bound_below_zero_is_one_of_nothing():
@@ -133,6 +138,7 @@ def test_what_is_not_resolved_is_averaged_all_the_same():
     logs = []
     for _ in range(200):
         norm = (1 + error * generator.normal(size=len(steps))) / scale  # |G|², of tr Σ = 1
+        norm[:2] = 1 / scale
         resolved = norm > 1.96 * error / scale
         rows = tracked(steps, np.where(resolved, 1 / norm, math.nan))
         rows = rows.assign(
@@ -206,24 +212,20 @@ def test_without_its_rate_a_run_says_less():
     assert later.relative_rate is None
 
 
-@pytest.mark.parametrize("quantity", ["simple", "full"])
 @pytest.mark.parametrize("with_rate", [True, False])
-def test_intervals_hold_goals_and_batch_sizes_that_were_left_out(quantity, with_rate):
-    """By rows of measured.csv, none of the goal's, then of the batch size's, in the fit."""
+@pytest.mark.parametrize(
+    ("quantity", "block"), [("simple", "goal"), ("simple", "batch_size"), ("full", "goal")]
+)
+def test_intervals_hold_what_was_left_out(quantity, block, with_rate):
+    """By rows of measured.csv, none of whose goal, or batch size, was in the fit."""
     rows = measured()
-    rows = rows[rows["quantity"] == quantity]
-    for block in ("goal", "batch_size"):
-        if len(set(rows[block])) == 1:
-            continue
-        held = []
-        for left_out, own in rows.groupby(block):
-            model = Calibration.fitted(rows[rows[block] != left_out], with_rate=with_rate)
-            for row in own.to_dict("records"):
-                found = model.critical_batch_size(
-                    exact(row["noise_scale"]), row["relative_decrease"]
-                )
-                held.append(found.low < row["critical_batch_size"] < found.high)
-        assert np.mean(held) > 0.9
+    rows, held = rows[rows["quantity"] == quantity], []
+    for left_out, own in rows.groupby(block):
+        model = Calibration.fitted(rows[rows[block] != left_out], with_rate=with_rate)
+        for row in own.to_dict("records"):
+            found = model.critical_batch_size(exact(row["noise_scale"]), row["relative_decrease"])
+            held.append(found.low < row["critical_batch_size"] < found.high)
+    assert np.mean(held) > 0.9
 
 
 def test_the_interval_is_that_of_a_regression():
