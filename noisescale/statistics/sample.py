@@ -130,5 +130,5 @@ def _skewness(spreads: Sequence[Spread]) -> np.ndarray:
         third += (centred**3).mean(1) / num_units**2 * share**1.5
         second += (centred**2).mean(1) / num_units * share
     spread = np.maximum(second, np.finfo(float).tiny)
-    skewness: np.ndarray = np.abs(third) / spread**1.5
+    skewness: np.ndarray = np.abs(third) / spread / np.sqrt(spread)  # tiny^1.5 would be 0
     return skewness

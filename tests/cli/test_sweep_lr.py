@@ -242,3 +242,27 @@ def test_ctrl_c_stops_at_once_keeps_the_cells_and_leaves_no_process(tmp_path):
     while left := subprocess.run(group, capture_output=True, text=True, check=False).stdout:
         assert time.monotonic() < end, left
         time.sleep(0.1)
+
+
+def test_gradient_descent_from_a_checkpoint_is_one_run_for_all_seeds(tmp_path):
+    """B = N = 100 from one checkpoint: not three seeds, and an interval between two rates."""
+    run = tmp_path / "run"
+    train = ["train", *SMALL, "--epochs", "1", "--out", str(run)]
+    assert CliRunner().invoke(main, train).exit_code == 0
+    sizes = ["--bs", 4, "--bs", "full", "--bs", 100, "--steps", 6, "--seeds", 3, "--factor", 10]
+    command = [*sizes, *RATES, "--from", run / "checkpoint.pt", "--no-predict"]
+    found = sweep(*command, "--out", tmp_path / "map")
+    assert found.exit_code == 0, found.output
+    boundary = pd.read_csv(tmp_path / "map" / "boundary.csv").set_index("batch_size")
+    assert boundary["num_seeds"].tolist() == [3, 1, 1]
+    cells = pd.read_csv(tmp_path / "map" / "cells.csv")
+    assert set(cells[cells["batch_size"] == "full"]["seed"]) == {0}
+    full, same = boundary.loc["full"], boundary.loc["100"]
+    assert (full["lr_max_low"], full["lr_max_high"]) == (same["lr_max_low"], same["lr_max_high"])
+    rates = cells["learning_rate"].tolist()
+    assert {full["lr_max_low"], full["lr_max_high"]} - {0, math.inf} <= set(rates)
+    assert json.loads((tmp_path / "map" / "summary.json").read_text())["seeds_alike"] == [
+        100,
+        "full",
+    ]
+    assert "the same run for every seed: at B = 100, full" in " ".join(found.stdout.split())

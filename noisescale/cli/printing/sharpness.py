@@ -97,9 +97,10 @@ def print_sharpness(reports: list[SharpnessReport]) -> None:
     console.print(_table(every))
     if any(result.num_examples < result.population_size for result in results):
         console.print(
-            "Errors of eigenvalues are those of the subset of examples; those of the trace, the "
-            "norm and the batch quantities are of their probes and batches alone, on these "
-            "examples."
+            "Eigenvalues are estimates of the whole split's: half-way between the subset's own, "
+            "which err outwards, and those that its halves give each other's vectors, which err "
+            "inwards; residuals are of the subset's own. Errors of the trace, the norm and the "
+            "batch quantities are of their probes and batches alone, on these examples."
         )
     for note in dict.fromkeys(note for result in results for note in result.notes):
         console.print(f"Note: {note}.")
