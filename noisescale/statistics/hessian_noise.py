@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ class CurvatureNoise:
     hessian_examples: int
     num_matvecs: int
     population_size: int | None = None
-    spreads: tuple[Spread, ...] = ()
+    spreads: tuple[Spread, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
 
     @property
