@@ -194,7 +194,7 @@ def _probe_blocks(
 
 
 def regression_cases() -> Iterator[Case]:
-    """Linear regression of noise, at θ = (1, …, 1): g = x(xᵀθ − y), H = E xxᵀ, of independent features."""
+    """Linear regression of noise at θ = (1, …, 1): g = x(xᵀθ − y), H = E xxᵀ."""
     size = 960  # in groups and blocks of equal size
     for name, width in (("regression, normal", 0.0), ("regression, log-normal", 0.7)):
 

@@ -156,6 +156,7 @@ def measure_noise(
     notes = [*noise.notes, *moments.notes, *_notes(measured, noise)]
     notes += measured.objective.notes
     curvature = _curvature_noise(measured, generator, report) if options.hessian else None
+    notes += curvature.notes if curvature is not None else ()
     per_class = None
     if options.per_class:
         per_class, left_out = _per_class(measured, report)

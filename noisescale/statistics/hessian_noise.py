@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,10 @@ import numpy as np
 from noisescale.statistics.estimate import Estimate, Reach, from_stderr, ratio, stretched, undefined
 from noisescale.statistics.sample import Sample, Spread, reaches
 from noisescale.statistics.stability_curves import batch_noise_factor
+
+# The effective number of H's groups, beside all, below which few examples hold most of tr(HΣ);
+# normal examples leave nine tenths
+CONCENTRATED = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,7 @@ class CurvatureNoise:
             batches of independent examples.
         spreads: of the three, over blocks of gradients and groups of H's examples, for intervals
             where they are skew, see `reaches`; none: Student's t.
+        notes: what a reader should know.
     """
 
     values: np.ndarray
@@ -37,7 +42,8 @@ class CurvatureNoise:
     hessian_examples: int
     num_matvecs: int
     population_size: int | None = None
-    spreads: tuple[Spread, ...] = ()
+    spreads: tuple[Spread, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def covariance_trace(self) -> Estimate:
@@ -194,6 +200,18 @@ def curvature_noise(
         num_matvecs=num_matvecs,
         population_size=sample.population_size if sample.population == "dataset" else None,
         spreads=spreads,
+        notes=_notes(group_traces * group_shares) if hessian_remaining else (),
+    )
+
+
+def _notes(parts: np.ndarray) -> tuple[str, ...]:
+    """Whether a few of the groups of H's examples hold most of tr(HΣ), from their parts (J,)."""
+    squares = float((parts**2).sum())
+    if squares == 0 or np.abs(parts).sum() ** 2 / squares >= CONCENTRATED * len(parts):
+        return ()
+    return (
+        "heavy tails: few of the Hessian's examples hold most of tr(HΣ), so that intervals of "
+        "B_noise may be too narrow; raise --hessian-examples",
     )
 
 

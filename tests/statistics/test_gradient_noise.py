@@ -5,8 +5,10 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from experiments.coverage import noise_scale as coverage
 from noisescale.errors import SettingError
 from noisescale.statistics.gradient_noise import mean_estimate, noise_scale
 from noisescale.statistics.hessian_noise import CurvatureNoise
@@ -274,3 +276,74 @@ def test_the_best_step_of_batches_without_replacement_minimises_their_mean_loss(
     assert curvature.optimal_learning_rate(5).value == curvature.max_learning_rate.value
     with pytest.raises(SettingError, match="batch size 6: give 1 to 5"):
         curvature.optimal_learning_rate(6)
+
+
+def test_effective_examples_tell_the_error_of_the_variance():
+    """Relative standard error √(1/n_eff − 1/n) where gradients are long beside their mean."""
+    generator = np.random.default_rng(4)
+    vectors = generator.standard_normal((400, 30)) * np.exp(
+        0.5 * generator.standard_normal((400, 1))
+    )
+    found = measured(vectors, population="distribution")
+    deviations = [((vector - vectors.mean(0)) ** 2).sum() for vector in vectors]
+    effective = sum(deviations) ** 2 / sum(deviation**2 for deviation in deviations)
+    assert found.effective_examples == pytest.approx(effective)
+    assert found.noisiest_share == pytest.approx(sum(sorted(deviations)[-4:]) / sum(deviations))
+    variance = found.gradient_variance
+    error = math.sqrt(1 / effective - 1 / 400)
+    assert variance.stderr / variance.value == pytest.approx(error, rel=0.02)
+    record = found.to_dict()
+    assert record["effective_examples"] == found.effective_examples
+    assert record["noisiest_share"] == found.noisiest_share
+    norms, _, means = statistics(vectors)
+    without = noise_scale(norms, None, means, population="distribution", population_size=400)
+    assert (without.effective_examples, without.noisiest_share) == (None, None)
+
+
+def test_one_outlier_in_the_sample_is_said():
+    vectors = np.random.default_rng(0).standard_normal((200, 20)) + 0.3
+    assert measured(vectors, population="dataset", size=2000).notes == ()
+    vectors[0] *= 300
+    found = measured(vectors, population="dataset", size=2000)
+    assert found.effective_examples < 1.1
+    assert found.noisiest_share > 0.99
+    assert "heavy tails: n_eff is 1.0" in found.notes[0]
+    # known in full, there is nothing to warn of
+    assert measured(vectors, population="dataset", size=200).notes == ()
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("normal", 100),
+        ("t(3) norms", 300),
+        ("log-normal norms", 100),
+        ("regression, log-normal", 960),
+    ],
+)
+def test_intervals_cover_where_few_examples_hold_the_noise(name, size):
+    """As often as the committed table says, which Student's t does not."""
+    cases = [*coverage.gradient_cases((size,)), *coverage.regression_cases()]
+    (case,) = (case for case in cases if (case.name, case.num_examples) == (name, size))
+    draws = 150
+    found = coverage.simulate(case, draws)
+    table = pd.read_csv(coverage.TABLE, comment="#").set_index(["case", "num_examples"])
+    row = table.loc[name, size]
+    for quantity in case.truth:
+        spread = math.sqrt(row[quantity] * (1 - row[quantity]) * (1 / draws + 1 / row["draws"]))
+        assert abs(found[quantity] - row[quantity]) <= 4 * spread + 1 / draws, quantity
+    if name == "normal":
+        assert found["simple_width"] == 1  # as tight as ever
+    else:
+        variance = next(iter(case.truth))
+        assert found[variance] > found[f"{variance}_student"] + 0.08
+
+
+@pytest.mark.statistical
+def test_an_outlier_out_of_the_sample_is_not_covered_and_in_it_is_warned_of():
+    cases = {(case.name, case.num_examples): case for case in coverage.outlier_cases()}
+    unseen = coverage.simulate(cases["one outlier", 200], 100)
+    assert unseen["gradient_variance"] == unseen["warned"] < 0.25  # a tenth of the samples have it
+    seen = coverage.simulate(cases["one outlier, in the sample", 200], 50)
+    assert seen["warned"] == seen["gradient_variance"] == 1

@@ -22,6 +22,21 @@ def test_the_estimates_are_unbiased_over_all_orders_of_the_examples(small):
     np.testing.assert_allclose(np.mean(found, 0), exact(gradients), rtol=1e-12)
 
 
+def test_examples_used_again_are_a_population_of_their_own():
+    """Over all batches of N examples, |G_N|² − tr Σ/N: below the data set's by as much."""
+    gradients = np.random.default_rng(0).normal(0.3, 1, (5, 3))
+    running = RunningNoise()
+    for order in itertools.permutations(range(5), 3):
+        part, whole = gradients[order[0]], gradients[list(order)].mean(0)
+        running.add(*two_batch(part @ part, 1, whole @ whole, 3), num_examples=3)
+    mean = gradients.mean(0)
+    variance = ((gradients - mean) ** 2).sum() / 4
+    noise = running.noise
+    assert noise.population == "training"
+    assert noise.gradient_variance.value == pytest.approx(variance)
+    assert noise.squared_gradient_norm.value == pytest.approx(mean @ mean - variance / 5)
+
+
 @pytest.mark.parametrize(("small", "big"), [(4, 4), (5, 4), (0, 4)])
 def test_the_batches_must_differ(small, big):
     with pytest.raises(SettingError, match="smaller one first"):

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from noisescale.statistics.sample import Sample
+from noisescale.statistics.estimate import student_t
+from noisescale.statistics.sample import FARTHEST, Sample, Spread, reaches
 
 VALUES = np.array([1.0, 2.0, 4.0, 5.0, 9.0])
 N, DRAWN = len(VALUES), 3
@@ -38,3 +39,42 @@ def test_a_draw_from_a_distribution_has_no_end():
 def test_all_of_a_data_set_leaves_nothing_to_chance():
     whole = sample("dataset").of(N)
     assert whole.remaining == whole.mean_factor == 0
+
+
+def test_symmetric_errors_keep_students_interval():
+    values = np.random.default_rng(0).standard_normal((2, 100))
+    assert reaches([Spread(values)], dof=99) is None
+    assert reaches([Spread(values[:, :5] ** 4)], dof=4) is None  # too few to tell
+    assert reaches([Spread(np.exp(3 * values), share=0.0)], dof=99) is None  # all of a data set
+
+
+def test_skew_errors_reach_farther_where_the_tail_is_missing():
+    """Of positive values, above; of their negatives, below; whatever their unit."""
+    values = np.exp(1.5 * np.random.default_rng(0).standard_normal((1, 100)))
+    t = student_t(99)
+    (reach,) = reaches([Spread(values)], dof=99)
+    assert reach.below == t
+    assert 1.5 * t < reach.above < FARTHEST
+    (mirrored,) = reaches([Spread(-1e-9 * values)], dof=99)
+    assert mirrored == pytest.approx((reach.above, reach.below))
+    # what errs beside it makes it less skew
+    noise = Spread(10 * np.random.default_rng(1).standard_normal((1, 100)))
+    assert reaches([Spread(values), noise], dof=99) is None or (
+        reaches([Spread(values), noise], dof=99)[0].above < reach.above
+    )
+    outlier = np.where(np.arange(100) == 0, 1.0, 0.0)[None]
+    assert reaches([Spread(outlier)], dof=99)[0].above == FARTHEST
+
+
+def test_reaches_are_the_percentiles_of_resampled_t_statistics():
+    """By a plain loop over resamples of n^(2/3) of the units."""
+    values = np.random.default_rng(2).exponential(size=125) ** 2
+    generator = np.random.default_rng(3)
+    statistics = []
+    for _ in range(4000):
+        drawn = generator.choice(values, 25)
+        statistics.append((drawn.mean() - values.mean()) / (drawn.std(ddof=1) / 5))
+    (reach,) = reaches([Spread(values[None])], dof=124)
+    assert reach.above == pytest.approx(-np.quantile(statistics, 0.025), rel=0.15)  # 1,000 of them
+    assert reach.below == student_t(124)  # nearer by the resamples
+    assert np.quantile(statistics, 0.975) < student_t(124)

@@ -19,7 +19,7 @@ from noisescale.statistics.gradient_noise import GradientNoise
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.config import AdaptiveConfig, TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
-from noisescale.training.records.tables import BATCH_SIZE, BATCH_SIZE_COLUMNS
+from noisescale.training.records.tables import BATCH_SIZE, BATCH_SIZE_COLUMNS, read_batch_size
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.trainer import CHUNK, Training, train
 from tests.helpers.problems import classification
@@ -225,12 +225,21 @@ def test_a_resumed_run_continues_identically(optimizer, tmp_path):
     pd.testing.assert_frame_equal(*tables)
 
 
+def test_a_table_from_before_its_population_was_named_is_of_the_same(tmp_path):
+    columns = [name for name in BATCH_SIZE_COLUMNS if name != "population"]
+    pd.DataFrame([dict.fromkeys(columns, 3.0)]).to_csv(tmp_path / BATCH_SIZE, index=False)
+    (row,) = read_batch_size(tmp_path)
+    assert row["population"] == "training"
+    assert row["step"] == row["simple"] == 3
+
+
 @pytest.mark.pictures
 def test_every_change_is_a_row(tmp_path):
     config = TrainConfig.from_dict({**SMALL, "epochs": 4, "lr_scaling": "sqrt"})
     summary = run_training(DIGITS, config, tmp_path)
     rows = pd.read_csv(tmp_path / BATCH_SIZE)
     assert list(rows.columns) == list(BATCH_SIZE_COLUMNS)
+    assert set(rows["population"]) == {"training"}
     assert rows["step"].tolist()[0] == 0
     assert rows["batch_size"].tolist()[0] == 32
     changes = (

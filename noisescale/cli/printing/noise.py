@@ -48,6 +48,7 @@ ALONG_TRAINING = {
 }
 SCALES = ("simple", "full")  # whose intervals have a column of their own
 INTERVAL = "95 % interval"
+WIDE = 90  # columns of a console, below which a table of checkpoints has no room for n_eff
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
     *("effective_examples", "noisiest_share"),
@@ -157,7 +158,10 @@ def print_noise(reports: list[NoiseReport]) -> None:
         f"Gradient noise over {examples_text(results)} {first.split} examples, "
         f"population: {first.population}, engine: {engines}"
     )
-    console.print(_quantities(reports[0]) if len(reports) == 1 else _along_training(reports))
+    if len(reports) == 1:
+        console.print(_quantities(reports[0]))
+    else:
+        console.print(_along_training(reports, with_effective=console.width >= WIDE))
     for report, noise in _results(reports):
         _print_parts(console, report, noise, reports)
     notes = [note for report, _ in _results(reports) for note in report.notes]
@@ -209,8 +213,8 @@ def _quantities(report: NoiseReport) -> Table:
     return table
 
 
-def _along_training(reports: list[NoiseReport]) -> Table:
-    """Several checkpoints: a row each."""
+def _along_training(reports: list[NoiseReport], *, with_effective: bool) -> Table:
+    """Several checkpoints: a row each, with n_eff or without."""
     with_runs = several_runs(report.measured for report in reports)
     results = [noise for _, noise in _results(reports)]
     shown = [name for name in ALONG_TRAINING if any(_estimate(noise, name) for noise in results)]
@@ -220,12 +224,15 @@ def _along_training(reports: list[NoiseReport]) -> Table:
     add_columns(table, "step", "loss")
     for name in shown:
         add_columns(table, ALONG_TRAINING[name], *((INTERVAL,) if name in SCALES else ()))
-    add_columns(table, "n_eff")
+    if with_effective:
+        add_columns(table, "n_eff")
     for report in reports:
         measured = report.measured
         row = [measured.loaded.run] if with_runs else []
         row.append(step_text(measured))
         row += _cells_along_training(measured.result, shown)
+        if with_effective:
+            row.append(_concentration(measured.result)[0] if measured.result else "")
         table.add_row(*row)
     return table
 
@@ -240,7 +247,7 @@ def _cells_along_training(noise: NoiseScale | None, shown: list[str]) -> list[st
         cells.append(value)
         if name in SCALES:
             cells.append(interval)
-    return [*cells, _concentration(noise)[0] if noise else ""]
+    return cells
 
 
 def _concentration(noise: NoiseScale) -> tuple[str, str]:
