@@ -16,13 +16,13 @@ from typing import Any
 import click
 from rich.console import Console
 
+from experiments.runs import run_goal_cells
 from noisescale import ProblemConfig, TrainConfig
 from noisescale.cli.options import machine_options
 from noisescale.problems.config import resolve_device
 from noisescale.problems.sampling import independent_seed
-from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.goal_run import GoalCell
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.local import LocalProcesses, default_processes
 from noisescale.training.config import AdaptiveConfig, LrScaling
 from noisescale.training.records.folder import record_experiment
 from noisescale.training.records.names import run_name
@@ -99,20 +99,13 @@ def adaptive_batch(
     scale: str, processes: int | None, out: Path | None, device: str, data_dir: Path | None
 ) -> None:
     """Steps and examples to a loss, adaptive against fixed batch sizes."""
-    console = Console(stderr=True, highlight=False)
     out = (out or Path("runs") / f"adaptive_batch-{scale}").absolute()
     record_experiment(out, command=f"python -m experiments adaptive_batch --scale {scale}")
-    pool = LocalProcesses(processes or default_processes())
-    try:
-        cells = [
-            goal_cell(out, training, device=resolve_device(device), data_dir=data_dir)
-            for training in grid(**SCALES[scale])
-        ]
-        for cell, future in [(cell, pool.submit(run_to_goal, cell)) for cell in cells]:
-            run = future.result()
-            console.print(f"{cell.cell.path.name}  {run.summary['steps']:,} steps")
-    finally:
-        pool.shutdown(cancel_futures=True)
+    cells = [
+        goal_cell(out, training, device=resolve_device(device), data_dir=data_dir)
+        for training in grid(**SCALES[scale])
+    ]
+    run_goal_cells(cells, processes=processes, console=Console(stderr=True))
     click.echo(f"python -m analysis adaptive_batch {out}")
 
 

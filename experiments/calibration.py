@@ -14,14 +14,14 @@ import click
 from rich.console import Console
 
 from experiments.critical_batch import PROBLEM
+from experiments.runs import run_goal_cells
 from noisescale import TrainConfig
 from noisescale.cli.options import machine_options
 from noisescale.problems.config import resolve_device
 from noisescale.problems.sampling import independent_seed
 from noisescale.studies.critical_batch.config import PRESETS
-from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.goal_run import GoalCell
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.local import LocalProcesses, default_processes
 from noisescale.training.records.folder import record_experiment
 from noisescale.training.records.names import run_name
 from noisescale.training.tracking.noise import NoiseTracking
@@ -29,7 +29,7 @@ from noisescale.training.tracking.noise import NoiseTracking
 GOALS: tuple[float, ...] = PRESETS["mnist-paper"]["goals"]
 EPOCHS = 4  # at the least rates enough for losses down to 0.4 or so
 # of the best rate, by batch size: at more than the last, runs do not arrive; B = 16 at the least
-# takes hours
+# takes 15,000 updates and more
 MULTIPLES: dict[int, tuple[float, ...]] = {
     16: (1 / 8, 1 / 2, 1.0, 2.0),
     64: (1 / 32, 1 / 8, 1 / 2, 1.0),
@@ -86,27 +86,19 @@ def calibration(
     scale: str, processes: int | None, out: Path | None, device: str, data_dir: Path | None
 ) -> None:
     """Noise scales along runs at several rates, to calibrate the recommendation."""
-    console = Console(stderr=True, highlight=False)
     out = (out or Path("runs") / f"calibration-{scale}").absolute()
     record_experiment(out, command=f"python -m experiments calibration --scale {scale}")
     settings = SCALES[scale]
-    pool = LocalProcesses(processes or default_processes())
-    try:
-        waiting = []
-        for training in grid(seeds=settings["seeds"]):
-            cell = Cell(
-                path=out / run_name(PROBLEM, training),
-                problem=PROBLEM,
-                training=training,
-                device=resolve_device(device),
-                data_dir=data_dir,
-            )
-            noise = tracking(training.seed, hessian=training.seed in settings["hessian_seeds"])
-            goal_cell = GoalCell(cell=cell, goals=GOALS, noise=noise)
-            waiting.append((cell, pool.submit(run_to_goal, goal_cell)))
-        for cell, future in waiting:
-            run = future.result()
-            console.print(f"{cell.path.name}  {run.summary['steps']:,} steps")
-    finally:
-        pool.shutdown(cancel_futures=True)
+    cells = []
+    for training in grid(seeds=settings["seeds"]):
+        cell = Cell(
+            path=out / run_name(PROBLEM, training),
+            problem=PROBLEM,
+            training=training,
+            device=resolve_device(device),
+            data_dir=data_dir,
+        )
+        noise = tracking(training.seed, hessian=training.seed in settings["hessian_seeds"])
+        cells.append(GoalCell(cell=cell, goals=GOALS, noise=noise))
+    run_goal_cells(cells, processes=processes, console=Console(stderr=True))
     click.echo(f"python -m analysis calibration {out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +13,28 @@ from noisescale import ProblemConfig, RunOptions, TrainConfig, run_training
 from noisescale.cli.options import machine_options
 from noisescale.errors import RunFolderBusyError
 from noisescale.problems.config import resolve_device
+from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.jobs.local import LocalProcesses, default_processes
 from noisescale.training.records.folder import record_experiment
 
 Case = tuple[
     str, ProblemConfig, TrainConfig, RunOptions
 ]  # folder name, what it is, how it is carried out
+
+CELLS_A_POOL = 10  # then fresh processes: every measurement leaves megabytes behind
+
+
+def run_goal_cells(cells: Sequence[GoalCell], *, processes: int | None, console: Console) -> None:
+    """Carries out runs to goals in local processes, one a core by default, those not finished."""
+    for start in range(0, len(cells), CELLS_A_POOL):
+        pool = LocalProcesses(processes or default_processes())
+        try:
+            some = cells[start : start + CELLS_A_POOL]
+            for cell, future in [(cell, pool.submit(run_to_goal, cell)) for cell in some]:
+                steps = future.result().summary["steps"]
+                console.print(f"{cell.cell.path.name}  {steps:,} steps", highlight=False)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def experiment(

@@ -86,6 +86,7 @@ def _equal_losses(axes: Axes, equal: pd.DataFrame) -> None:
     )
     axes.axhline(1, color=BLACK, linewidth=0.8)
     axes.axhline(4, color=BLACK, linewidth=0.8, linestyle=":", label=r"$\propto B/\varepsilon$")
+    axes.set_xlim(0.9 * equal["loss"].min(), 1.1 * equal["loss"].max())
     axes.set_yscale("log")
     axes.set_ylim(0.5, 20)
     axes.set_yticks([0.5, 1, 2, 4, 10, 20])
