@@ -121,14 +121,12 @@ def reaches(spreads: Sequence[Spread], *, dof: float) -> list[Reach] | None:
 
 
 def _skewness(spreads: Sequence[Spread]) -> np.ndarray:
-    """|γ| of the Q estimates: third cumulants and variances of the parts of their errors add up."""
-    third = second = 0.0
+    """|γ| of the Q estimates: variances and third cumulants of the parts of their errors add up."""
+    variance = np.sum([values.var(1) / values.shape[1] * share for values, share in spreads], 0)
+    stderr = np.where(variance > 0, np.sqrt(variance), 1.0)[:, None]
+    cumulant = 0.0
     for values, share in spreads:
-        num_units = values.shape[1]
-        centred = values - values.mean(1, keepdims=True)
-        # of a mean of n, times what share of the error is left
-        third += (centred**3).mean(1) / num_units**2 * share**1.5
-        second += (centred**2).mean(1) / num_units * share
-    spread = np.maximum(second, np.finfo(float).tiny)
-    skewness: np.ndarray = np.abs(third) / spread**1.5
+        deviations = (values - values.mean(1, keepdims=True)) / stderr
+        cumulant += (deviations**3).mean(1) / values.shape[1] ** 2 * share**1.5
+    skewness: np.ndarray = np.abs(cumulant)
     return skewness
