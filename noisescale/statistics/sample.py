@@ -85,7 +85,7 @@ def reaches(spreads: Sequence[Spread], *, dof: float) -> list[Reach] | None:
 
     None where they do not, so that Student's t holds: by the first term of Edgeworth's expansion it
     misses an end by γ(2t² + 1)φ(t)/6, γ the skewness of the estimate, that is of one of n units
-    over √n. Beyond `SKEWED` the t statistic's own distribution is taken from resamples of m =
+    over √n. Beyond `SKEWED` and its own standard error the t statistic's own distribution is taken from resamples of m =
     n^(2/3) of the n units, which holds for heavy tails without a variance too, where resamples of n
     do not (Romano and Wolf 1999; Hall and LePage 1996). No end is nearer than Student's t, nor
     farther than `FARTHEST` standard errors. All Q intervals are drawn so where one of them needs
@@ -97,7 +97,10 @@ def reaches(spreads: Sequence[Spread], *, dof: float) -> list[Reach] | None:
     """
     spreads = [spread for spread in spreads if spread.share > 0]
     fewest = min((spread.values.shape[1] for spread in spreads), default=0)
-    if fewest < FEWEST_UNITS or max(_skewness(spreads)) <= SKEWED:
+    if fewest < FEWEST_UNITS:
+        return None
+    by_chance = math.sqrt(6) / fewest  # standard error of the skewness of normal errors
+    if max(_skewness(spreads)) <= SKEWED + by_chance:
         return None
     generator = np.random.default_rng(0)  # the same sample has the same interval
     deviation = variance = 0.0
