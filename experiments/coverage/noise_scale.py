@@ -306,8 +306,8 @@ def main(num_draws: int, network_draws: int, out: Path) -> None:
         f"--network-draws {network_draws}\n"
         "# shares of samples whose 95 % interval holds the truth, by estimate; _student: with "
         "Student's t and Fieller; _width: of\n"
-        "# the interval, beside that one's (median of bounded ones); warned: share with a note on heavy "
-        "tails\n"
+        "# the interval, beside that one's (median of bounded ones); warned: share with a note on "
+        "heavy tails\n"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)

@@ -83,17 +83,19 @@ class Spread(NamedTuple):
 def reaches(spreads: Sequence[Spread], *, dof: float) -> list[Reach] | None:
     """How many standard errors each of Q intervals reaches, where the estimates err skewly.
 
-    None where they do not, so that Student's t holds: by the first term of Edgeworth's expansion it
-    misses an end by γ(2t² + 1)φ(t)/6, γ the skewness of the estimate, that is of one of n units
-    over √n. Beyond `SKEWED` and its own standard error the t statistic's own distribution is taken from resamples of m =
-    n^(2/3) of the n units, which holds for heavy tails without a variance too, where resamples of n
-    do not (Romano and Wolf 1999; Hall and LePage 1996). No end is nearer than Student's t, nor
-    farther than `FARTHEST` standard errors. All Q intervals are drawn so where one of them needs
-    it.
+    By the first term of Edgeworth's expansion Student's t misses an end by γ(2t² + 1)φ(t)/6, γ the
+    skewness of the estimate: of one of n units, over √n. Up to `SKEWED`, and one standard error of
+    γ beyond it, t holds. From there on the percentiles of the t statistic are those of resamples of
+    m = n^(2/3) of the n units, which are right for heavy tails without a variance too, where
+    resamples of n are not (Hall and LePage 1996; Romano and Wolf 1999). No end is nearer than
+    Student's t, nor farther than `FARTHEST` standard errors.
 
     Args:
         spreads: of the Q estimates, each from independent units; the errors add up.
         dof: of Student's t.
+
+    Returns:
+        Of each of the Q intervals, once one of them needs it; None: Student's t.
     """
     spreads = [spread for spread in spreads if spread.share > 0]
     fewest = min((spread.values.shape[1] for spread in spreads), default=0)
