@@ -83,21 +83,26 @@ class Spread(NamedTuple):
 def reaches(spreads: Sequence[Spread], *, dof: float) -> list[Reach] | None:
     """How many standard errors each of Q intervals reaches, where the estimates err skewly.
 
-    None where they do not, so that Student's t holds: by the first term of Edgeworth's expansion it
-    misses an end by γ(2t² + 1)φ(t)/6, γ the skewness of the estimate, that is of one of n units
-    over √n. Beyond `SKEWED` the t statistic's own distribution is taken from resamples of m =
-    n^(2/3) of the n units, which holds for heavy tails without a variance too, where resamples of n
-    do not (Romano and Wolf 1999; Hall and LePage 1996). No end is nearer than Student's t, nor
-    farther than `FARTHEST` standard errors. All Q intervals are drawn so where one of them needs
-    it.
+    By the first term of Edgeworth's expansion Student's t misses an end by γ(2t² + 1)φ(t)/6, γ the
+    skewness of the estimate: of one of n units, over √n. Up to `SKEWED`, and one standard error of
+    γ beyond it, t holds. From there on the percentiles of the t statistic are those of resamples of
+    m = n^(2/3) of the n units, which are right for heavy tails without a variance too, where
+    resamples of n are not (Hall and LePage 1996; Romano and Wolf 1999). No end is nearer than
+    Student's t, nor farther than `FARTHEST` standard errors.
 
     Args:
         spreads: of the Q estimates, each from independent units; the errors add up.
         dof: of Student's t.
+
+    Returns:
+        Of each of the Q intervals, once one of them needs it; None: Student's t.
     """
     spreads = [spread for spread in spreads if spread.share > 0]
     fewest = min((spread.values.shape[1] for spread in spreads), default=0)
-    if fewest < FEWEST_UNITS or max(_skewness(spreads)) <= SKEWED:
+    if fewest < FEWEST_UNITS:
+        return None
+    by_chance = math.sqrt(6) / fewest  # standard error of the skewness of normal errors
+    if max(_skewness(spreads)) <= SKEWED + by_chance:
         return None
     generator = np.random.default_rng(0)  # the same sample has the same interval
     deviation = variance = 0.0
@@ -121,14 +126,12 @@ def reaches(spreads: Sequence[Spread], *, dof: float) -> list[Reach] | None:
 
 
 def _skewness(spreads: Sequence[Spread]) -> np.ndarray:
-    """|γ| of the Q estimates: third cumulants and variances of the parts of their errors add up."""
-    third = second = 0.0
+    """|γ| of the Q estimates: variances and third cumulants of the parts of their errors add up."""
+    variance = np.sum([values.var(1) / values.shape[1] * share for values, share in spreads], 0)
+    stderr = np.where(variance > 0, np.sqrt(variance), 1.0)[:, None]
+    cumulant = 0.0
     for values, share in spreads:
-        num_units = values.shape[1]
-        centred = values - values.mean(1, keepdims=True)
-        # of a mean of n, times what share of the error is left
-        third += (centred**3).mean(1) / num_units**2 * share**1.5
-        second += (centred**2).mean(1) / num_units * share
-    spread = np.maximum(second, np.finfo(float).tiny)
-    skewness: np.ndarray = np.abs(third) / spread / np.sqrt(spread)  # tiny^1.5 would be 0
+        deviations = (values - values.mean(1, keepdims=True)) / stderr
+        cumulant += (deviations**3).mean(1) / values.shape[1] ** 2 * share**1.5
+    skewness: np.ndarray = np.abs(cumulant)
     return skewness
