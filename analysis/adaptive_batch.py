@@ -184,15 +184,12 @@ def _mean_log_cost(
     logs = []
     for _, runs in tuned.groupby("goal"):
         fixed = runs[runs["batch_size"] != "adaptive"]
-        for (_, exchange_rate, lr_scaling), own in runs[runs["batch_size"] == "adaptive"].groupby(
-            SETTING
-        ):
-            if rule not in ("all", lr_scaling):
+        for _, own in runs[runs["batch_size"] == "adaptive"].groupby(SETTING):
+            if rule not in ("all", own["lr_scaling"].iloc[0]):
                 continue
-            best = min(
-                (runs for _, runs in fixed.groupby("batch_size")),
-                key=lambda runs: _cost_of(runs, exchange_rate),
-            )
+            exchange_rate = float(own["exchange_rate"].iloc[0])
+            sizes = [of_size for _, of_size in fixed.groupby("batch_size")]
+            best = sizes[int(np.argmin([_cost_of(of_size, exchange_rate) for of_size in sizes]))]
             if scored is not None:
                 own, best = _same_setting(scored, own), _same_setting(scored, best)
             logs.append(np.log(_cost_of(own, exchange_rate) / _cost_of(best, exchange_rate)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import fill
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -98,8 +99,10 @@ def _equal_losses(axes: Axes, equal: pd.DataFrame) -> None:
 
 def _parts(axes: Axes, curves: pd.DataFrame) -> None:
     """tr(HΣ) and GᵀHG, both of which may have either sign."""
-    styles = {"hessian_covariance_trace": (r"$\mathrm{tr}(H\Sigma)$", "-")}
-    styles["gradient_curvature"] = (r"$G^\top HG$", "--")
+    styles: dict[str, tuple[str, Literal["-", "--"]]] = {
+        "hessian_covariance_trace": (r"$\mathrm{tr}(H\Sigma)$", "-"),
+        "gradient_curvature": (r"$G^\top HG$", "--"),
+    }
     for batch_size, colour in COLOURS.items():
         for _, run in curves[curves["batch_size"] == batch_size].groupby("seed"):
             for name, (_, style) in styles.items():

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +17,7 @@ from noisescale.problems.config import ProblemConfig
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.estimate import exact, from_stderr, undefined
 from noisescale.statistics.gradient_noise import GradientNoise
+from noisescale.statistics.running_noise import RunningNoise, two_batch
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.config import AdaptiveConfig, TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
@@ -52,6 +54,9 @@ class Heard:
 
     def noise(self):
         return self.present
+
+    def state_dict(self):
+        return {}
 
 
 def scheduled(*found, updates=100, **settings):
@@ -137,6 +142,46 @@ def test_a_variance_below_zero_by_chance_changes_nothing():
 def test_the_learning_rate_follows_its_rule(rule, expected):
     _, made = scheduled(noise(400.0), noise(1600.0), lr_scaling=rule)
     assert [rate for _, rate in made] == pytest.approx(expected)
+
+
+def test_the_first_noise_scale_is_one_that_is_known():
+    """The rates go by the first value known to a quarter; until then by the present one."""
+    rough = GradientNoise(exact(1.0), exact(1.0), from_stderr(1600.0, 640.0, num_samples=50), None)
+    schedule, made = scheduled(rough, noise(400.0), noise(1600.0), lr_scaling="noise")
+    assert [size for size, _ in made] == [400, 200, 400]
+    assert [rate for _, rate in made] == pytest.approx(
+        [
+            0.1 * (1 + 1600 / 32) / (1 + 1600 / 400),  # of what is known so far
+            0.1 * (1 + 400 / 32) / (1 + 400 / 200),
+            0.1 * (1 + 400 / 32) / (1 + 1600 / 400),
+        ]
+    )
+    assert schedule.state_dict()["first_scale"] == 400
+
+
+@pytest.mark.statistical
+def test_the_first_noise_scale_is_near_the_true_one():
+    """Ten directions carry the noise: the first resolved value lay in 26 to 155 of 106, 10–90 %."""
+    generator, truth, dim, sizes = np.random.default_rng(0), 106.0, 10, (8, 24)
+    mean = np.full(dim, dim**-0.5)
+    taken = []
+    for _ in range(60):
+        running = RunningNoise(memory=20_000)
+        found = []
+        for _ in range(250):
+            small, rest = (
+                mean + math.sqrt(truth / dim / size) * generator.normal(size=dim) for size in sizes
+            )
+            whole = (8 * small + 24 * rest) / 32
+            norms = two_batch(small @ small, 8, whole @ whole, 32)
+            running.add(*norms, num_examples=32)
+            found.append(running.noise)
+        schedule, _ = scheduled(*found, updates=0, exchange_rate=1000)
+        taken.append(schedule.state_dict()["first_scale"])
+    taken = [scale for scale in taken if scale is not None]
+    assert len(taken) > 50  # known after 8,000 examples
+    low, high = np.quantile(taken, (0.1, 0.9))
+    assert 55 < low < truth < high < 145
 
 
 def test_the_course_is_kept_with_what_each_update_really_used():

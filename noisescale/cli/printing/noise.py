@@ -144,8 +144,10 @@ def _recommendation(loaded: Loaded) -> Recommendation | None:
     rows = read_noise(Path(loaded.run))
     if not rows:
         return None
-    training = loaded.checkpoint and loaded.checkpoint.training
-    return recommend(pd.DataFrame(rows), learning_rate=training and training.constant_sgd_rate)
+    rate = None
+    if loaded.checkpoint is not None:
+        rate = loaded.checkpoint.training.constant_sgd_rate
+    return recommend(pd.DataFrame(rows), learning_rate=rate)
 
 
 def print_noise(reports: list[NoiseReport]) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from noisescale.errors import MeasurementError
+from noisescale.statistics.critical_batch.calibration.model import Scale
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import fastest_runs, fit_goals, of_goal
-from noisescale.statistics.critical_batch.recommendation import Recommendation, Scale, recommend
+from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
 from noisescale.statistics.estimate import (
     Estimate,
     estimate_columns,
