@@ -196,7 +196,7 @@ def recommend(
         table: the rows, by ascending step.
         quantity: which noise scale to take; None: "simple", and B_noise beside it. Over runs at
             many rates, what B_simple says of B_crit is off by a factor of e^0.4 or so, what B_noise
-            says by e^0.7: far below the best rate GᵀHG is small and B_noise large without bound.
+            says by e: far below the best rate GᵀHG is small and B_noise large without bound.
         learning_rate: ε of the run, where it was constant, of SGD without momentum; None: not
             known.
 
