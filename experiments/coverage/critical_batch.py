@@ -16,7 +16,6 @@ right.
 
 from __future__ import annotations
 
-import datetime
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,20 +25,12 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
+from experiments.coverage.tables import TABLES, write_coverage
 from noisescale.statistics.critical_batch.curves.runs import runs_of
 from noisescale.statistics.critical_batch.curves.seeds import seed_spread
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit, fit_critical_batch
 from noisescale.statistics.estimate import Estimate
-from noisescale.training.records.environment import environment
-from noisescale.training.records.folder import write_atomically
 
-TABLE = (
-    Path(__file__).parent.parent.parent
-    / "paper_figures"
-    / "data"
-    / "coverage"
-    / "critical_batch.csv"
-)
 MIN_STEPS, CRITICAL = 100.0, 50.0
 RUN_SCATTER = 0.12  # of a single run's log S: what the 24 sizes of MNIST show
 SIZES = {12: 2.0 ** np.arange(12), 24: np.geomspace(1, 4096, 24)}
@@ -151,6 +142,7 @@ def simulate(cell: Cell, num_draws: int) -> dict[str, Any]:
     found = pd.DataFrame([outcome(draw(cell, generator)) for _ in range(num_draws)])
     shares = {str(name): share for name, share in found.mean().items()}
     return cell._asdict() | {
+        "bounds": int(cell.bounds),
         "draws": num_draws,
         **shares,
         "factor": float(found["factor"].median()),
@@ -159,22 +151,21 @@ def simulate(cell: Cell, num_draws: int) -> dict[str, Any]:
 
 @click.command()
 @click.option("--draws", "num_draws", default=300, show_default=True, help="Of each kind.")
-@click.option("--out", type=click.Path(path_type=Path), default=TABLE, help="The table.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=TABLES / "critical_batch.csv",
+    help="The table.",
+)
 def main(num_draws: int, out: Path) -> None:
     """Writes the table of coverages."""
     rows = [simulate(cell, num_draws) for cell in track(CELLS)]
-    table = pd.DataFrame(rows).astype({"bounds": int})
-    made = environment("cpu")
-    header = {
-        "command": f"python -m experiments.coverage.critical_batch --draws {num_draws}",
-        "commit": made["commit"],
-        "machine": f"{made['device']}, {made['threads']} threads a run, torch {made['torch']}",
-        "date": datetime.datetime.now(datetime.UTC).date(),
-        "seeds": f"a row's place and {num_draws}",
-    }
-    lines = "".join(f"# {name}: {value}\n" for name, value in header.items())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, (lines + table.to_csv(index=False, float_format="%.4g")).encode())
+    write_coverage(
+        out,
+        rows,
+        command=f"python -m experiments.coverage.critical_batch --draws {num_draws}",
+        seeds=f"a row's place and {num_draws}",
+    )
     click.echo(out)
 
 

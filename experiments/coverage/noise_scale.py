@@ -6,7 +6,10 @@ Gradients of 20 parameters, normal, or with norms that are log-normal or of a t 
 three degrees of freedom, whose tr Σ has an infinite variance; a data set of 2,000 of which one
 outlier holds nearly all of tr Σ; linear regression on normal and log-normal features, with the
 Hessian's halves of B_noise; and a network on 10,000 images of MNIST, early and late in training.
-Beside the intervals stand Student's t and Fieller's, which know nothing of skewness.
+
+A row has the shares of samples whose interval holds the truth, by estimate; NAME_student with
+Student's t and Fieller's, which know nothing of skewness; NAME_width the interval's width beside
+that one's, the median of bounded ones; warned, the share with a note on heavy tails.
 """
 
 from __future__ import annotations
@@ -19,10 +22,10 @@ from unittest import mock
 
 import click
 import numpy as np
-import pandas as pd
 import torch
 from rich.progress import track
 
+from experiments.coverage.tables import TABLES, write_coverage
 from noisescale import Params, ProblemConfig, TrainConfig, build_problem, gradient_moments, train
 from noisescale.problems.problem import Problem
 from noisescale.statistics import gradient_noise
@@ -30,10 +33,7 @@ from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.gradient_noise import NoiseScale, noise_scale
 from noisescale.statistics.hessian_noise import CurvatureNoise, ProbeBlocks, curvature_noise
 from noisescale.statistics.sample import Sample
-from noisescale.training.records.folder import write_atomically
 
-TABLE = Path(__file__).parent.parent.parent / "paper_figures" / "data" / "coverage"
-TABLE /= "noise_scale.csv"
 MEAN = np.linspace(0.5, -0.4, 20)  # G of the simulated gradients
 SIZES = (30, 100, 300, 1000)
 NUM_OUTLIER = 2000  # N of the data set with an outlier, whose gradient is this much longer
@@ -200,10 +200,13 @@ def regression_cases() -> Iterator[Case]:
 
         def inputs(generator: np.random.Generator, count: int, width: float = width) -> np.ndarray:
             scale = np.exp(width * generator.standard_normal((count, 1)))
-            return scale * generator.standard_normal((count, FEATURES))
+            drawn: np.ndarray = scale * generator.standard_normal((count, FEATURES))
+            return drawn
 
         def gradients(generator: np.random.Generator, x: np.ndarray) -> np.ndarray:
-            return x * (x.sum(1) + generator.standard_normal(len(x)))[:, None]
+            residuals = x.sum(1) + generator.standard_normal(len(x))
+            drawn: np.ndarray = x * residuals[:, None]
+            return drawn
 
         # E s² = h, E s⁴ = f: G = hθ, H = hI, E|g|² = f·E z²(Σz)² + h·P·E noise²
         h, f = float(np.exp(2 * width**2)), float(np.exp(8 * width**2))
@@ -295,23 +298,21 @@ def simulate(case: Case, num_draws: int) -> dict[str, Any]:
 @click.command()
 @click.option("--draws", "num_draws", default=400, show_default=True, help="Of each kind.")
 @click.option("--network-draws", default=200, show_default=True, help="Of the network's subsets.")
-@click.option("--out", type=click.Path(path_type=Path), default=TABLE, help="The table.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=TABLES / "noise_scale.csv", help="The table."
+)
 def main(num_draws: int, network_draws: int, out: Path) -> None:
     """Writes the table of coverages."""
     simulated = [*gradient_cases(), *outlier_cases(), *regression_cases()]
     rows = [simulate(case, num_draws) for case in track(simulated)]
     rows += [simulate(case, network_draws) for case in network_cases()]
-    header = (
-        f"# command: python -m experiments.coverage.noise_scale --draws {num_draws} "
-        f"--network-draws {network_draws}\n"
-        "# shares of samples whose 95 % interval holds the truth, by estimate; _student: with "
-        "Student's t and Fieller; _width: of\n"
-        "# the interval, beside that one's (median of bounded ones); warned: share with a note on "
-        "heavy tails\n"
+    write_coverage(
+        out,
+        rows,
+        command=f"python -m experiments.coverage.noise_scale --draws {num_draws} "
+        f"--network-draws {network_draws}",
+        seeds="a row's name and number of examples",
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(rows)
-    write_atomically(out, (header + table.to_csv(index=False, float_format="%.4g")).encode())
     click.echo(out)
 
 

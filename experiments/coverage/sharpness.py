@@ -10,7 +10,6 @@ own λ_max ± Student's t standard errors along its eigenvector.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 
+from experiments.coverage.tables import TABLES, write_coverage
 from noisescale import (
     Examples,
     Params,
@@ -34,10 +34,7 @@ from noisescale import (
     measure_sharpness,
     train,
 )
-from noisescale.training.records.environment import environment
-from noisescale.training.records.folder import write_atomically
 
-TABLES = Path(__file__).parent.parent.parent / "paper_figures" / "data" / "coverage"
 NUM_EXAMPLES = 8000  # N of the logistic regressions
 RARE = 0.03  # share of the rare class, at about 0.03·n examples of a subset
 SIZES = (12, 32, 40, 100, 300, 1000)
@@ -192,18 +189,12 @@ def main(num_draws: int, out: Path) -> None:
         for case in cases()
         for size in track(case.sizes, description=case.name)
     ]
-    made = environment("cpu")
-    header = {
-        "command": f"python -m experiments.coverage.sharpness --draws {num_draws}",
-        "commit": made["commit"],
-        "machine": f"{made['device']}, {made['threads']} threads a run, torch {made['torch']}",
-        "date": datetime.datetime.now(datetime.UTC).date(),
-        "seeds": f"0 to {num_draws - 1}",
-    }
-    lines = "".join(f"# {name}: {value}\n" for name, value in header.items())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(rows).to_csv(index=False, float_format="%.4g")
-    write_atomically(out, (lines + table).encode())
+    write_coverage(
+        out,
+        rows,
+        command=f"python -m experiments.coverage.sharpness --draws {num_draws}",
+        seeds=f"0 to {num_draws - 1}",
+    )
     click.echo(out)
 
 

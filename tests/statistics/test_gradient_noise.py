@@ -328,7 +328,9 @@ def test_intervals_cover_where_few_examples_hold_the_noise(name, size):
     (case,) = (case for case in cases if (case.name, case.num_examples) == (name, size))
     draws = 150
     found = coverage.simulate(case, draws)
-    table = pd.read_csv(coverage.TABLE, comment="#").set_index(["case", "num_examples"])
+    table = pd.read_csv(coverage.TABLES / "noise_scale.csv", comment="#").set_index(
+        ["case", "num_examples"]
+    )
     row = table.loc[name, size]
     for quantity in case.truth:
         spread = math.sqrt(row[quantity] * (1 - row[quantity]) * (1 / draws + 1 / row["draws"]))

@@ -3,18 +3,19 @@
 import pandas as pd
 import pytest
 
-from experiments.coverage.critical_batch import CELLS, TABLE, Cell, simulate
+from experiments.coverage.critical_batch import CELLS, Cell, simulate
+from experiments.coverage.tables import TABLES
 from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(scope="module")
 def table():
-    return pd.read_csv(TABLE, comment="#")
+    return pd.read_csv(TABLES / "critical_batch.csv", comment="#")
 
 
 def test_intervals_of_the_critical_batch_size_hold_as_often_as_they_say(table):
     """92 to 98 %, seeds alike or not; the profile alone holds in half where seeds differ by .2."""
-    assert TABLE.is_relative_to(ROOT / "paper_figures" / "data")
+    assert TABLES.is_relative_to(ROOT / "paper_figures" / "data")
     assert len(table) == len(CELLS)
     for name in ("critical_batch_size", "min_steps", "min_examples"):
         assert table[name].between(0.92, 0.98).mean() > 0.85, name
