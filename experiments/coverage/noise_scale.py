@@ -200,7 +200,8 @@ def regression_cases() -> Iterator[Case]:
 
         def inputs(generator: np.random.Generator, count: int, width: float = width) -> np.ndarray:
             scale = np.exp(width * generator.standard_normal((count, 1)))
-            return scale * generator.standard_normal((count, FEATURES))
+            features: np.ndarray = scale * generator.standard_normal((count, FEATURES))
+            return features
 
         def gradients(generator: np.random.Generator, x: np.ndarray) -> np.ndarray:
             return x * (x.sum(1) + generator.standard_normal(len(x)))[:, None]

@@ -70,7 +70,11 @@ BATCH_SIZE_COLUMNS = (
     "population",
 )
 # what tables written before these columns were there read as
-ADDED = {"effective_examples": math.nan, "noisiest_share": math.nan, "population": "training"}
+ADDED: dict[str, float | str] = {
+    "effective_examples": math.nan,
+    "noisiest_share": math.nan,
+    "population": "training",
+}
 
 
 def read_metrics(folder: Path) -> list[dict[Any, Any]]:
@@ -228,8 +232,10 @@ def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[di
         return []
     try:
         table = pd.read_csv(path, dtype={"reason": str})
-        added = {name: value for name, value in ADDED.items() if name in columns}
-        table = table.assign(**{**added, **table})[columns].astype(types)
+        for name, value in ADDED.items():
+            if name in columns and name not in table:
+                table[name] = value
+        table = table[columns].astype(types)
         table = table.fillna({"reason": ""} if "reason" in table else {})
         if "population_size" in table and table["population_size"].notna().all():
             table = table.astype({"population_size": int})
