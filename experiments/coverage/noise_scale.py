@@ -204,7 +204,9 @@ def regression_cases() -> Iterator[Case]:
             return features
 
         def gradients(generator: np.random.Generator, x: np.ndarray) -> np.ndarray:
-            return x * (x.sum(1) + generator.standard_normal(len(x)))[:, None]
+            residuals = x.sum(1) + generator.standard_normal(len(x))
+            found: np.ndarray = x * residuals[:, None]
+            return found
 
         # E s² = h, E s⁴ = f: G = hθ, H = hI, E|g|² = f·E z²(Σz)² + h·P·E noise²
         h, f = float(np.exp(2 * width**2)), float(np.exp(8 * width**2))
