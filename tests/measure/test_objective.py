@@ -1,6 +1,7 @@
 """The mean loss as a function of one vector: values, chunks, memory, and what it refuses."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -97,6 +98,21 @@ def test_the_chunk_follows_the_memory_an_example_takes():
     # activations and their gradients, each 20,000 numbers of 8 bytes
     assert 2 * 160_000 <= objective.bytes_per_example <= 8 * 160_000
     assert objective.chunk_size == CHUNK_BYTES // objective.bytes_per_example
+
+
+def test_measuring_memory_keeps_none_of_it():
+    """What an operation saves of its own output through a hook would hold itself for ever."""
+
+    def num_tensors():
+        gc.collect()
+        return sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+
+    problem = classification()
+    Objective(problem)  # what torch makes once
+    before = num_tensors()
+    for _ in range(3):
+        assert Objective(problem).bytes_per_example > 0
+    assert num_tensors() == before
 
 
 class Hungry(nn.Linear):

@@ -445,18 +445,21 @@ class Objective:
             for param in [*params.values(), *self._constants.values()]
         }
         saved: dict[int, int] = {}  # bytes by address
+        # An operation that saves its own output through a hook holds itself, and nothing frees the
+        # two: what is saved lies in boxes, which are emptied
+        boxes: list[list[Tensor]] = []
 
-        def note(tensor: Tensor) -> Tensor:
-            if tensor.layout != torch.strided:  # a sparse gradient, which has no storage
-                return tensor
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in shared:
-                saved[tensor.data_ptr()] = min(tensor.nbytes, storage.nbytes())
-            return tensor
+        def note(tensor: Tensor) -> list[Tensor]:
+            if tensor.layout == torch.strided:  # a sparse gradient has no storage
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in shared:
+                    saved[tensor.data_ptr()] = min(tensor.nbytes, storage.nbytes())
+            boxes.append([tensor])
+            return boxes[-1]
 
         probe = self.examples.part(slice(num_examples))
         try:
-            with saved_tensors_hooks(note, lambda tensor: tensor):
+            with saved_tensors_hooks(note, lambda box: box[0]):
                 roots = work(params, probe)
             saved_bytes = sum(saved.values())
         except MeasurementError as error:  # torch.func inside the model takes no such hooks
@@ -464,6 +467,9 @@ class Objective:
                 raise
             roots = work(params, probe)
             saved_bytes = graph_bytes(roots)
+        finally:
+            for box in boxes:
+                box.clear()
         return max(saved_bytes // probe.num_examples, 1)
 
     def _twice_differentiable(self, params: Params, chunk: Examples) -> list[Tensor]:
