@@ -21,20 +21,16 @@ Case = tuple[
     str, ProblemConfig, TrainConfig, RunOptions
 ]  # folder name, what it is, how it is carried out
 
-CELLS_A_POOL = 10  # then fresh processes: every measurement leaves megabytes behind
-
 
 def run_goal_cells(cells: Sequence[GoalCell], *, processes: int | None, console: Console) -> None:
     """Carries out runs to goals in local processes, one a core by default, those not finished."""
-    for start in range(0, len(cells), CELLS_A_POOL):
-        pool = LocalProcesses(processes or default_processes())
-        try:
-            some = cells[start : start + CELLS_A_POOL]
-            for cell, future in [(cell, pool.submit(run_to_goal, cell)) for cell in some]:
-                steps = future.result().summary["steps"]
-                console.print(f"{cell.cell.path.name}  {steps:,} steps", highlight=False)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = LocalProcesses(processes or default_processes())
+    try:
+        for cell, future in [(cell, pool.submit(run_to_goal, cell)) for cell in cells]:
+            steps = future.result().summary["steps"]
+            console.print(f"{cell.cell.path.name}  {steps:,} steps", highlight=False)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def experiment(
