@@ -22,22 +22,24 @@ from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
-ATTEMPTS = 3  # of a task whose process dies: memory may be short for a while, a bug stays
+# of a task alone whose process dies: memory may be short for a while, a bug stays; the first time,
+# in company, another's may have been the fault
+ATTEMPTS = 3
 
 
 class _Task(NamedTuple):
     future: Future[Any]
     submit: Callable[[ProcessPoolExecutor], Future[Any]]
-    attempt: int
+    attempt: int  # alone; 0 in company
 
 
 class LocalProcesses(Executor):
     """Fresh processes of one thread each; one that dies is replaced, and its task tried again.
 
     After a death whatever was at work is tried again alone, since it is not known whose fault it
-    was: a task that takes its process down three times ends in an error that says so, and no other
-    with it. The processes end with the one that started them, however that ends, and leave Ctrl-C
-    to it.
+    was: a task that takes its process down three times more ends in an error that says so, and no
+    other with it. The processes end with the one that started them, however that ends, and leave
+    Ctrl-C to it.
     """
 
     def __init__(self, num_processes: int) -> None:
@@ -52,7 +54,7 @@ class LocalProcesses(Executor):
         future: Future[Any] = Future()
         with self._lock:
             self._waiting.append(
-                _Task(future, lambda pool: pool.submit(function, *args, **kwargs), 1)
+                _Task(future, lambda pool: pool.submit(function, *args, **kwargs), 0)
             )
             self._start()
         return future
@@ -77,11 +79,11 @@ class LocalProcesses(Executor):
     def _start(self) -> None:
         """Sends tasks to idle processes; one that is tried again only while nothing else runs."""
         while self._waiting and len(self._running) < self.num_processes:
-            alone = self._waiting[0].attempt > 1 or any(task.attempt > 1 for task in self._running)
+            alone = any(task.attempt > 0 for task in (self._waiting[0], *self._running))
             if alone and self._running:
                 return
             task = self._waiting.popleft()
-            if task.attempt == 1 and not task.future.set_running_or_notify_cancel():
+            if task.attempt == 0 and not task.future.set_running_or_notify_cancel():
                 continue
             self._running.append(task)
             pool = self._pool
@@ -104,7 +106,8 @@ class LocalProcesses(Executor):
                 self._waiting.appendleft(task._replace(attempt=task.attempt + 1))
             elif died:
                 error = RuntimeError(
-                    f"its process died in each of {ATTEMPTS} attempts: out of memory, or killed"
+                    f"its process died in each of {ATTEMPTS} attempts alone: out of memory, or "
+                    "killed"
                 )
             if not self._closed:
                 self._start()
