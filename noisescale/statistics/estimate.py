@@ -384,6 +384,22 @@ def between(
     )
 
 
+def rescaled(ratio: Estimate, reach: Reach, *, dof: float) -> Estimate:
+    """A positive ratio whose interval of Student's t reaches, in logs, as far as `reach` says.
+
+    Args:
+        ratio: with Fieller's interval, or without one, which changes nothing.
+        reach: of its logarithm, in standard errors.
+        dof: of Student's t.
+    """
+    if ratio.kind != "interval" or not 0 < ratio.low <= ratio.value:
+        return ratio
+    t = student_t(dof)
+    low = ratio.value * (ratio.low / ratio.value) ** (reach.below / t)
+    high = ratio.value * (ratio.high / ratio.value) ** (reach.above / t)
+    return replace(ratio, low=low, high=high)
+
+
 def stretched(ratio: Estimate, numerator: Estimate, denominator: Estimate) -> Estimate:
     """A ratio whose interval reaches as far as its halves' intervals leave open, by `quotient`.
 

@@ -12,12 +12,13 @@ import numpy as np
 from noisescale.errors import SettingError
 from noisescale.statistics.estimate import (
     Estimate,
+    Reach,
     estimate_row,
     exact,
     from_stderr,
     jsonable,
     ratio,
-    stretched,
+    rescaled,
     student_t,
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
@@ -161,9 +162,8 @@ def noise_scale(
     Standard errors are by influence functions: that of |G|² is 2(c_i − mean c), with c_i = (n g_i·ḡ
     − |g_i|²)/(n−1) the projection on the mean of the *others*, that of tr Σ the rest of |g_i|²;
     times √(1 − n/N) for a data set. Intervals are by Student's t, that of B_simple by Fieller; of
-    skew errors, as of heavy tails, by resampled t statistics, see `reaches`, with B_simple's as
-    wide as its two halves leave it. Where n_eff is below `FEW` a note says that they may be too
-    narrow.
+    skew errors, as of heavy tails, by resampled t statistics, see `reaches`. Where n_eff is below
+    `FEW` a note says that they may be too narrow.
 
     Args:
         squared_norms: |g_i|² of each of L parameter tensors (n, L).
@@ -247,18 +247,20 @@ def gradient_noise(
     squared_norm = mean_square - unbiased / n + unbiased / sample.size_of_population
     spread = _spread(squared_norms, projections, sample)
     covariance = np.full((2, 2), math.nan)
-    of_variance = of_norm = None
+    reach: Sequence[Reach | None] = (None, None, None)
     if sample.remaining == 0:
         covariance = np.zeros((2, 2))
     elif spread is not None:
         covariance = np.cov(spread.values) * sample.remaining / n
-        of_variance, of_norm = reaches([spread], dof=n - 1) or (None, None)
+        # and of the logarithm of their ratio
+        logarithm = np.array([1 / value if value else 0.0 for value in (variance, -squared_norm)])
+        reach = reaches([spread.with_combination(logarithm)], dof=n - 1) or reach
     stderr_variance, stderr_norm = np.sqrt(covariance.diagonal())
-    trace = from_stderr(variance, stderr_variance, num_samples=n, reach=of_variance)
-    norm = from_stderr(squared_norm, stderr_norm, num_samples=n, reach=of_norm)
+    trace = from_stderr(variance, stderr_variance, num_samples=n, reach=reach[0])
+    norm = from_stderr(squared_norm, stderr_norm, num_samples=n, reach=reach[1])
     simple = ratio(variance, squared_norm, covariance, num_samples=n, dof=n - 1)
-    if of_variance is not None:
-        simple = stretched(simple, trace, norm)
+    if reach[2] is not None:
+        simple = rescaled(simple, reach[2], dof=n - 1)
     needed = None
     if math.isnan(simple.value):
         needed = _examples_to_resolve(squared_norm, stderr_norm, sample)

@@ -75,6 +75,10 @@ class Spread(NamedTuple):
     values: np.ndarray
     share: float = 1.0
 
+    def with_combination(self, weights: np.ndarray) -> Spread:
+        """That of the estimates and of their combination with these weights (Q,): (Q + 1, n)."""
+        return Spread(values=np.vstack([self.values, weights @ self.values]), share=self.share)
+
     def along(self, weights: np.ndarray) -> Spread:
         """That of the combination of the estimates with these weights (Q,)."""
         return Spread(values=weights[None] @ self.values, share=self.share)
