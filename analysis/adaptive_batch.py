@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import interpolate, optimize, stats
 
-from analysis.tables import Runs, analysis
+from analysis.tables import Committed, Runs, analysis
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.recommendation import recommend
 from noisescale.statistics.critical_batch.steps_to_goal import smoothed_losses, steps_to_goal
@@ -345,9 +345,13 @@ GAINS = {
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
     reached = reached_table(runs)
+    return {"reached": reached, **derived(reached)}
+
+
+def derived(reached: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What is made of the passages."""
     tuned = tuned_table(reached)
     return {
-        "reached": reached,
         "front": front_table(tuned),
         "comparison": comparison_table(tuned),
         "control": control_table(tuned),
@@ -355,8 +359,16 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     }
 
 
+def again(committed: Committed) -> dict[str, pd.DataFrame]:
+    """What is made of the committed passages."""
+    return derived(committed("reached"))
+
+
 adaptive_batch = analysis(
     "adaptive_batch",
     tables,
-    help="Tables of steps and examples to a loss, adaptive against fixed ones.",
+    help="Tables of steps and examples to a loss, adaptive against fixed ones; without RUNS, from "
+    "the committed passages.",
+    reuses="reached",
+    again=again,
 )

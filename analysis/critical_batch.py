@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.tables import Runs, analysis
+from analysis.tables import Committed, Runs, analysis
+from noisescale.statistics.critical_batch.branches import at_base, branch_critical_batch
+from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
     fastest_runs,
@@ -18,7 +19,12 @@ from noisescale.statistics.critical_batch.goal_table import (
     fits_table,
     laws_table,
 )
-from noisescale.statistics.estimate import Estimate, estimate_columns, quotient
+from noisescale.statistics.estimate import (
+    estimate_columns,
+    estimate_of,
+    estimate_row,
+    quotient,
+)
 from noisescale.training.records.folder import read_json
 from noisescale.training.records.tables import (
     BRANCHES,
@@ -28,11 +34,14 @@ from noisescale.training.records.tables import (
     read_noise,
 )
 
-MEASURED = ("mnist", "quadratic")
+FRONTS = ("mnist", "quadratic")
+MEASURED = ("steps_to_goal", "predicted", "branches", "branch_losses")
+RATIOS = {"ratio": "average", "ratio_by_progress": "by_progress"}  # B_crit over each
+BRANCH = ("branch", "branch_low", "branch_high")
 
 
-def branch_rows(folder: Path) -> dict[str, Any]:
-    """What the branches from one checkpoint say, and the noise scale measured at it."""
+def branch_row(folder: Path) -> dict[str, Any]:
+    """Where the branches of a folder begin, and the noise scale measured there."""
     match = re.fullmatch(r"goal([\d.]+)-seed(\d+)", folder.name)
     assert match is not None
     goal, seed = float(match[1]), int(match[2])
@@ -41,7 +50,6 @@ def branch_rows(folder: Path) -> dict[str, Any]:
     losses = read_losses(base)
     step = int(losses["step"][losses["loss"] <= goal].iloc[0])
     noise = next(row for row in read_noise(base) if row["step"] == step)
-    critical = summary["critical_batch_size"]
     return {
         "goal": goal,
         "seed": seed,
@@ -49,28 +57,46 @@ def branch_rows(folder: Path) -> dict[str, Any]:
         "start_loss": summary["start_loss"],
         "examples": summary["examples"],
         "tolerance": summary["tolerance"],
-        "branch": critical["value"],
-        "branch_low": critical["low"],
-        "branch_high": critical["high"],
         **{name: noise[name] for name in estimate_columns("simple", "full")},
     }
 
 
-def with_ratios(branches: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
-    """The branches with B_crit of their goal and its ratio to theirs."""
-    measured = fits.set_index("goal")
+def branches_table(
+    branches: pd.DataFrame, losses: pd.DataFrame, fits: dict[float, CriticalBatchFit]
+) -> pd.DataFrame:
+    """A row per checkpoint: the branches' critical size, beside B_crit of its goal.
+
+    at_base: whether only the smallest batch size passes, so that it is a bound from above alone.
+    """
     rows = []
-    for _, row in branches.iterrows():
-        critical = measured.loc[row["goal"]]
-        ratio = quotient(
-            _estimate(critical, "critical_batch_size"),
-            _estimate(row, "branch"),
-        )
-        found = {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
+    for row in branches.to_dict("records"):
+        own = losses[losses["branch"] == f"goal{row['goal']:g}-seed{row['seed']}"]
+        critical = branch_critical_batch(own, tolerance=row["tolerance"])
+        of_goal = fits[row["goal"]].critical_batch_size
+        ratio = quotient(of_goal, critical)
         rows.append(
-            row.to_dict() | {"critical_batch_size": critical["critical_batch_size"]} | found
+            row
+            | dict(zip(BRANCH, (critical.value, critical.low, critical.high), strict=True))
+            | {"at_base": int(at_base(critical)), "critical_batch_size": of_goal.value}
+            | {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
         )
     return pd.DataFrame(rows)
+
+
+def predicted_table(
+    predicted: pd.DataFrame, fits: dict[str, dict[float, CriticalBatchFit]]
+) -> pd.DataFrame:
+    """The noise scales averaged along runs, beside B_crit of their goal and its ratios to them."""
+    rows = []
+    for record in predicted.to_dict("records"):
+        row: dict[Any, Any] = dict(record)
+        critical = fits[row["problem"]][row["goal"]].critical_batch_size
+        row |= estimate_row("critical_batch_size", critical)
+        for name, average in RATIOS.items():
+            scale = estimate_of(row, average, num_samples=int(row["num_seeds"]))
+            row |= estimate_row(name, quotient(critical, scale))
+        rows.append(row)
+    return pd.DataFrame(rows)[list(predicted)]
 
 
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
@@ -78,50 +104,57 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     parents = {parent for folder, _ in runs for parent in folder.parents}
     fronts = {path.name: path for path in parents if (path / STEPS_TO_GOAL).exists()}
     branches = sorted(path for path in parents if (path / BRANCHES).exists())
-    names = [name for name in MEASURED if name in fronts]
-    steps = {name: pd.read_csv(fronts[name] / STEPS_TO_GOAL) for name in names}
-    fits, rates, laws = [], [], []
-    for name in names:
-        of_goals = fit_goals(steps[name])
-        best = best_rates(steps[name])
-        fits.append(fits_table(of_goals).assign(problem=name))
-        rates.append(best.assign(problem=name))
-        laws.append(
-            laws_table({goal: fit_laws(best, goal) for goal in of_goals}).assign(problem=name)
+
+    def of_fronts(file: str) -> pd.DataFrame:
+        names = [name for name in FRONTS if name in fronts]
+        tables = [pd.read_csv(fronts[name] / file).assign(problem=name) for name in names]
+        return _problem_first(pd.concat(tables))
+
+    measured = {"steps_to_goal": of_fronts(STEPS_TO_GOAL), "predicted": of_fronts(PREDICTED)}
+    if branches:
+        rows = pd.DataFrame([branch_row(folder) for folder in branches])
+        measured["branches"] = rows.sort_values(["goal", "seed"], ascending=[False, True])
+        measured["branch_losses"] = pd.concat(
+            pd.read_csv(folder / BRANCHES).assign(branch=folder.name) for folder in branches
         )
+    return measured | derived(measured)
+
+
+def derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """What is made of the measurements."""
+    fits, rates, laws, fastest = {}, [], [], []
+    for name, table in measured["steps_to_goal"].groupby("problem", sort=False):
+        steps = table.drop(columns="problem").reset_index(drop=True)
+        problem = str(name)
+        fits[problem] = fit_goals(steps)
+        best = best_rates(steps)
+        of_goals = {goal: fit_laws(best, goal) for goal in fits[problem]}
+        rates.append(best.assign(problem=problem))
+        laws.append(laws_table(of_goals).assign(problem=problem))
+        fastest.append(fastest_runs(steps).assign(problem=problem))
     found = {
-        "steps_to_goal": _problem_first(
-            pd.concat(table.assign(problem=name) for name, table in steps.items())
+        "fastest": _problem_first(pd.concat(fastest)),
+        "fits": _problem_first(
+            pd.concat(fits_table(goals).assign(problem=name) for name, goals in fits.items())
         ),
-        "fastest": _problem_first(
-            pd.concat(fastest_runs(table).assign(problem=name) for name, table in steps.items())
-        ),
-        "fits": _problem_first(pd.concat(fits)),
         "learning_rates": _problem_first(pd.concat(rates)),
         "laws": _problem_first(pd.concat(laws)),
-        "predicted": _problem_first(
-            pd.concat(pd.read_csv(fronts[name] / PREDICTED).assign(problem=name) for name in names)
-        ),
+        "predicted": predicted_table(measured["predicted"], fits),
     }
-    if branches:
-        rows = pd.DataFrame([branch_rows(folder) for folder in branches])
-        rows = rows.sort_values(["goal", "seed"], ascending=[False, True])
-        found["branches"] = with_ratios(rows, _of_mnist(found["fits"]))
-        found["branch_losses"] = pd.concat(
-            pd.read_csv(folder / BRANCHES).assign(branch=folder.name) for folder in branches
+    if "branches" in measured:
+        found["branches"] = branches_table(
+            measured["branches"], measured["branch_losses"], fits["mnist"]
         )
     return found
 
 
-def _estimate(row: pd.Series[Any], name: str) -> Estimate:
-    """From the columns name, name_low and name_high; None is nan."""
-    parts = (row[name], row[f"{name}_low"], row[f"{name}_high"])
-    value, low, high = (math.nan if one is None else float(one) for one in parts)
-    return Estimate(value=value, stderr=math.nan, low=low, high=high, num_samples=1)
-
-
-def _of_mnist(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["problem"] == "mnist"]
+def again(committed: Committed) -> dict[str, pd.DataFrame]:
+    """What is made of the committed measurements, by the fits as they are now."""
+    measured = {name: committed(name) for name in MEASURED}
+    for table in measured.values():
+        if "batch_size" in table:
+            table["batch_size"] = pd.to_numeric(table["batch_size"])
+    return derived(measured)
 
 
 def _problem_first(table: pd.DataFrame) -> pd.DataFrame:
@@ -129,5 +162,10 @@ def _problem_first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 critical_batch = analysis(
-    "critical_batch", tables, help="Tables of the critical batch size from the experiment's runs."
+    "critical_batch",
+    tables,
+    help="Tables of the critical batch size from the experiment's runs; without RUNS, from the "
+    "committed measurements.",
+    reuses="steps_to_goal",
+    again=again,
 )

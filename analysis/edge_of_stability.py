@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.tables import Runs, analysis
+from analysis.tables import Committed, Runs, analysis
 from noisescale.training.records.tables import read_sharpness
 
 CASE = ["loss", "batch_size", "learning_rate", "seed"]
@@ -61,15 +61,15 @@ def windows_table(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(CASE, ignore_index=True)
 
 
-def again(curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What is made of the measurements alone."""
-    return {"windows": windows_table(curves)}
+def again(committed: Committed) -> dict[str, pd.DataFrame]:
+    """What is made of the committed measurements."""
+    return {"windows": windows_table(committed("curves"))}
 
 
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
     curves = curves_table(runs)
-    return {"curves": curves, **again(curves)}
+    return {"curves": curves, "windows": windows_table(curves)}
 
 
 edge_of_stability = analysis(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.tables import Runs, analysis, mean_and_std
+from analysis.tables import Committed, Runs, analysis, mean_and_std
 from noisescale.statistics.critical_batch.recommendation import recommend
 from noisescale.statistics.estimate import (
     estimate_columns,
@@ -21,6 +21,8 @@ SCALES = ["simple", "full"]
 CURVATURE = ["gradient_curvature", "hessian_covariance_trace"]
 TURNED = 1.5  # the loss below which B_simple has turned upwards in every run
 LOSSES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.35, 0.325)  # compared; those at B = 128 reach the last
+# columns that the committed measurements lack, of 10,000 of MNIST's images
+FORMER = {"num_examples": 10_000, "population_size": 60_000}
 PAIR = (128, 32)  # batch sizes, at one learning rate: temperatures ε/B a factor of four apart
 
 
@@ -155,13 +157,29 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     return {
         "curves": curves,
         "layers": layers_table(runs),
-        "growth": growth_table(curves),
-        "equal_loss": equal_loss_table(curves),
+        **derived(curves),
     }
+
+
+def derived(curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What is made of the measurements."""
+    return {"growth": growth_table(curves), "equal_loss": equal_loss_table(curves)}
+
+
+def again(committed: Committed) -> dict[str, pd.DataFrame]:
+    """What is made of the committed measurements."""
+    curves = committed("curves").astype({"batch_size": int})
+    for name, value in FORMER.items():
+        if name not in curves:
+            curves[name] = value
+    return derived(curves)
 
 
 noise_growth = analysis(
     "noise_growth",
     tables,
-    help="Tables of the noise scale along training from the experiment's run folders.",
+    help="Tables of the noise scale along training from the experiment's run folders; without "
+    "RUNS, from the committed measurements.",
+    reuses="curves",
+    again=again,
 )

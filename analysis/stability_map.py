@@ -132,11 +132,7 @@ def _edge_row(
     predicted["lyapunov"] = _simulated(sweep, size)
     row = {
         "batch_size": size,
-        "lr_max": edge.rate.value,
-        "lr_max_low": edge.rate.low,
-        "lr_max_high": edge.rate.high,
-        "num_seeds": edge.rate.num_samples,
-        "num_not_monotone": edge.num_not_monotone,
+        **edge.to_row(),
         **{curve: predicted[curve].value for curve in CURVES},
     }
     for curve in CURVES:

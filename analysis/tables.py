@@ -20,6 +20,7 @@ from noisescale.training.records.folder import (
 )
 
 Runs = list[tuple[Path, dict[str, Any]]]  # folder and record of each
+Committed = Callable[[str], pd.DataFrame]  # a committed table of the experiment, by its name
 DATA = Path(__file__).parent.parent / "paper_figures" / "data"
 
 
@@ -30,13 +31,14 @@ def analysis(
     help: str,
     out: Path | None = None,
     reuses: str | None = None,
-    again: Callable[[pd.DataFrame], dict[str, pd.DataFrame]] | None = None,
+    again: Callable[[Committed], dict[str, pd.DataFrame]] | None = None,
 ) -> click.Command:
     """A command that writes the tables of an experiment's runs, one file for each.
 
-    out: the folder of the tables; None: the figure's, by the name. reuses: the table that, where
-    `tables` gives none, the others are made of as it was committed; their headers then say how that
-    one came about as well. again: makes the others of that table alone, for a command without RUNS.
+    out: the folder of the tables; None: the figure's, by the name. reuses: the table of
+    measurements. Where `tables` does not give it, it is the committed one, and the others' headers
+    say how that came about as well. again: for a command without RUNS, makes the others of the
+    committed measurements.
     """
 
     @click.command(name, help=help)
@@ -87,7 +89,7 @@ def _write_tables(
 def _write_again(
     name: str,
     reuses: str | None,
-    again: Callable[[pd.DataFrame], dict[str, pd.DataFrame]] | None,
+    again: Callable[[Committed], dict[str, pd.DataFrame]] | None,
     out: Path,
 ) -> Iterator[Path]:
     """Writes the tables that are made of a committed one, and gives their files."""
@@ -96,9 +98,13 @@ def _write_again(
     source = DATA / name / f"{reuses}.csv"
     header = read_header(source)
     header["command"] += f" && python -m analysis {name}"
-    committed = pd.read_csv(source, comment="#", dtype={"batch_size": str})
-    for table_name, table in again(committed).items():
+    for table_name, table in again(lambda table: read_committed(name, table)).items():
         yield write_committed_table(out / f"{table_name}.csv", table, header)
+
+
+def read_committed(name: str, table: str) -> pd.DataFrame:
+    """A committed table of an experiment."""
+    return pd.read_csv(DATA / name / f"{table}.csv", comment="#", dtype={"batch_size": str})
 
 
 def read_header(path: Path) -> dict[str, str]:

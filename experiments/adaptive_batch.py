@@ -10,22 +10,12 @@ Each batch size, and each way to adapt it, has its own orders of the examples.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
-
-from experiments.runs import run_goal_cells
+from experiments.runs import goal_experiment
 from noisescale import ProblemConfig, TrainConfig
-from noisescale.cli.options import machine_options
-from noisescale.problems.config import resolve_device
 from noisescale.problems.sampling import independent_seed
-from noisescale.studies.critical_batch.goal_run import GoalCell
-from noisescale.studies.jobs.cell import Cell
 from noisescale.training.config import AdaptiveConfig, LrScaling
-from noisescale.training.records.folder import record_experiment
-from noisescale.training.records.names import run_name
 from noisescale.training.tracking.noise import NoiseTracking
 
 PROBLEM = ProblemConfig(dataset="mnist", width=256)
@@ -84,38 +74,16 @@ def _factors(setting: object) -> tuple[float, ...]:
     return LARGER_FACTORS if setting in LARGER_FOR else FACTORS
 
 
-@click.command("adaptive_batch")
-@click.option(
-    "--scale",
-    type=click.Choice(list(SCALES)),
-    default="quick",
-    show_default=True,
-    help="quick: one seed; full: five.",
+def runs(scale: str) -> list[tuple[TrainConfig, NoiseTracking]]:
+    """With the noise scale along each, on the same random images whatever the seed."""
+    return [(training, TRACKING) for training in grid(**SCALES[scale])]
+
+
+adaptive_batch = goal_experiment(
+    "adaptive_batch",
+    runs,
+    problem=PROBLEM,
+    goals=GOALS,
+    scales={"quick": "one seed", "full": "five seeds"},
+    help="Steps and examples to a loss, adaptive against fixed batch sizes.",
 )
-@click.option("--processes", type=click.IntRange(min=1), help="[default: one a core]")
-@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/adaptive_batch-SCALE]")
-@machine_options
-def adaptive_batch(
-    scale: str, processes: int | None, out: Path | None, device: str, data_dir: Path | None
-) -> None:
-    """Steps and examples to a loss, adaptive against fixed batch sizes."""
-    out = (out or Path("runs") / f"adaptive_batch-{scale}").absolute()
-    record_experiment(out, command=f"python -m experiments adaptive_batch --scale {scale}")
-    cells = [
-        goal_cell(out, training, device=resolve_device(device), data_dir=data_dir)
-        for training in grid(**SCALES[scale])
-    ]
-    run_goal_cells(cells, processes=processes, console=Console(stderr=True))
-    click.echo(f"python -m analysis adaptive_batch {out}")
-
-
-def goal_cell(out: Path, training: TrainConfig, *, device: str, data_dir: Path | None) -> GoalCell:
-    """A run with the noise scale along it, on the same random images whatever the seed."""
-    cell = Cell(
-        path=out / run_name(PROBLEM, training),
-        problem=PROBLEM,
-        training=training,
-        device=device,
-        data_dir=data_dir,
-    )
-    return GoalCell(cell=cell, goals=GOALS, noise=TRACKING)

@@ -7,23 +7,13 @@ loss of 0.4, since a run that is to be advised about need not be tuned.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
-
 from experiments.critical_batch import PROBLEM
-from experiments.runs import run_goal_cells
+from experiments.runs import goal_experiment
 from noisescale import TrainConfig
-from noisescale.cli.options import machine_options
-from noisescale.problems.config import resolve_device
 from noisescale.problems.sampling import independent_seed
 from noisescale.studies.critical_batch.config import PRESETS
-from noisescale.studies.critical_batch.goal_run import GoalCell
-from noisescale.studies.jobs.cell import Cell
-from noisescale.training.records.folder import record_experiment
-from noisescale.training.records.names import run_name
 from noisescale.training.tracking.noise import NoiseTracking
 
 GOALS: tuple[float, ...] = PRESETS["mnist-paper"]["goals"]
@@ -71,34 +61,24 @@ def tracking(seed: int, *, hessian: bool) -> NoiseTracking:
     return NoiseTracking(num_examples=5000, seed=seed)
 
 
-@click.command("calibration")
-@click.option(
-    "--scale",
-    type=click.Choice(list(SCALES)),
-    default="quick",
-    show_default=True,
-    help="quick: one seed, without B_noise; full: three, one of them with it.",
-)
-@click.option("--processes", type=click.IntRange(min=1), help="[default: one a core]")
-@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/calibration-SCALE]")
-@machine_options
-def calibration(
-    scale: str, processes: int | None, out: Path | None, device: str, data_dir: Path | None
-) -> None:
-    """Noise scales along runs at several rates, to calibrate the recommendation."""
-    out = (out or Path("runs") / f"calibration-{scale}").absolute()
-    record_experiment(out, command=f"python -m experiments calibration --scale {scale}")
+def runs(scale: str) -> list[tuple[TrainConfig, NoiseTracking]]:
+    """How each is trained, and what is measured along it."""
     settings = SCALES[scale]
-    cells = []
-    for training in grid(seeds=settings["seeds"]):
-        cell = Cell(
-            path=out / run_name(PROBLEM, training),
-            problem=PROBLEM,
-            training=training,
-            device=resolve_device(device),
-            data_dir=data_dir,
-        )
-        noise = tracking(training.seed, hessian=training.seed in settings["hessian_seeds"])
-        cells.append(GoalCell(cell=cell, goals=GOALS, noise=noise))
-    run_goal_cells(cells, processes=processes, console=Console(stderr=True))
-    click.echo(f"python -m analysis calibration {out}")
+    with_hessian = settings["hessian_seeds"]
+    return [
+        (training, tracking(training.seed, hessian=training.seed in with_hessian))
+        for training in grid(seeds=settings["seeds"])
+    ]
+
+
+calibration = goal_experiment(
+    "calibration",
+    runs,
+    problem=PROBLEM,
+    goals=GOALS,
+    scales={
+        "quick": "one seed, without B_noise",
+        "full": "three, one of them with it",
+    },
+    help="Noise scales along runs at several rates, to calibrate the recommendation.",
+)

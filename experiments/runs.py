@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -14,23 +15,15 @@ from noisescale.cli.options import machine_options
 from noisescale.errors import RunFolderBusyError
 from noisescale.problems.config import resolve_device
 from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.local import LocalProcesses, default_processes
 from noisescale.training.records.folder import record_experiment
+from noisescale.training.records.names import run_name
+from noisescale.training.tracking.noise import NoiseTracking
 
 Case = tuple[
     str, ProblemConfig, TrainConfig, RunOptions
 ]  # folder name, what it is, how it is carried out
-
-
-def run_goal_cells(cells: Sequence[GoalCell], *, processes: int | None, console: Console) -> None:
-    """Carries out runs to goals in local processes, one a core by default, those not finished."""
-    pool = LocalProcesses(processes or default_processes())
-    try:
-        for cell, future in [(cell, pool.submit(run_to_goal, cell)) for cell in cells]:
-            steps = future.result().summary["steps"]
-            console.print(f"{cell.cell.path.name}  {steps:,} steps", highlight=False)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def experiment(
@@ -42,18 +35,8 @@ def experiment(
     """
 
     @click.command(name, help=help)
-    @click.option(
-        "--scale",
-        type=click.Choice(list(scales)),
-        default=next(iter(scales)),
-        show_default=True,
-        help="; ".join(f"{scale}: {meaning}" for scale, meaning in scales.items()) + ".",
-    )
-    @click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        help=f"Folder of the run folders.  [default: runs/{name}-SCALE]",
-    )
+    @_scale_option(scales)
+    @_out_option(name)
     @machine_options
     def command(scale: str, out: Path | None, device: str, data_dir: Path | None) -> None:
         console = Console(stderr=True)
@@ -70,3 +53,71 @@ def experiment(
         click.echo(f"python -m analysis {name} {out}")
 
     return command
+
+
+def goal_experiment(
+    name: str,
+    grid: Callable[[str], Iterable[tuple[TrainConfig, NoiseTracking]]],
+    *,
+    problem: ProblemConfig,
+    goals: tuple[float, ...],
+    scales: dict[str, str],
+    help: str,
+) -> click.Command:
+    """A command for runs that end at their lowest goal, with the noise scale along each.
+
+    They are made in local processes, one a core by default, those not finished yet. grid, scales:
+    as of `experiment`; a run is how it is trained and what is measured along it.
+    """
+
+    @click.command(name, help=help)
+    @_scale_option(scales)
+    @click.option("--processes", type=click.IntRange(min=1), help="[default: one a core]")
+    @_out_option(name)
+    @machine_options
+    def command(
+        scale: str, processes: int | None, out: Path | None, device: str, data_dir: Path | None
+    ) -> None:
+        console = Console(stderr=True, highlight=False)
+        out = (out or Path("runs") / f"{name}-{scale}").absolute()  # for the processes
+        record_experiment(out, command=f"python -m experiments {name} --scale {scale}")
+        device = resolve_device(device)
+
+        def goal_cell(training: TrainConfig, noise: NoiseTracking) -> GoalCell:
+            cell = Cell(
+                path=out / run_name(problem, training),
+                problem=problem,
+                training=training,
+                device=device,
+                data_dir=data_dir,
+            )
+            return GoalCell(cell=cell, goals=goals, noise=noise)
+
+        pool = LocalProcesses(processes or default_processes())
+        try:
+            cells = [goal_cell(*run) for run in grid(scale)]
+            for cell, future in [(cell, pool.submit(run_to_goal, cell)) for cell in cells]:
+                console.print(f"{cell.cell.path.name}  {future.result().summary['steps']:,} steps")
+        finally:
+            pool.shutdown(cancel_futures=True)
+        click.echo(f"python -m analysis {name} {out}")
+
+    return command
+
+
+def _scale_option(scales: dict[str, str]) -> Callable[..., Any]:
+    return click.option(
+        "--scale",
+        type=click.Choice(list(scales)),
+        default=next(iter(scales)),
+        show_default=True,
+        help="; ".join(f"{scale}: {meaning}" for scale, meaning in scales.items()) + ".",
+    )
+
+
+def _out_option(name: str) -> Callable[..., Any]:
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        help=f"Folder of the run folders.  [default: runs/{name}-SCALE]",
+    )

@@ -22,7 +22,7 @@ CAPTION = (
     "batch sizes from {smallest} to {largest:,}, {seeds} seeds, each size at the learning rate "
     "with the fewest steps; points are means of log S over seeds. Bars: 95 % intervals. "
     "Predictions from {noise_seeds} runs at B = {noise_size}, averaged by progress. Quadratic: "
-    "curvatures 1/k, k = 1 to 100."
+    "curvatures 1/k, k = 1 to 100. Branches begin at B = 16; triangles: bounds from above."
 )
 MARKERS = "osv^DP"  # one a goal
 CRITICAL = r"$B_{\mathrm{crit}}$"
@@ -192,13 +192,16 @@ def _bars(
     label: str,
     shift: float = 1.0,
 ) -> None:
-    """A quantity of each loss with its interval; a triangle for a lower bound alone."""
+    """A quantity of each loss with its interval; a triangle points where a bound alone is open."""
     rows = table[table[name] > 0]
     bars = error_bars(rows[name], rows[f"{name}_low"], rows[f"{name}_high"])
     look: Any = {"fmt": marker, "markersize": 3, "capsize": 2, "linewidth": 0.8}
     axes.errorbar(shift * rows["goal"], rows[name], yerr=bars, color=colour, label=label, **look)
-    bounds = table[~(table[name] > 0) & (table[f"{name}_low"] > 0)]
-    axes.plot(shift * bounds["goal"], bounds[f"{name}_low"], "^", color=colour, fillstyle="none")
+    unknown = table[~(table[name] > 0)]
+    below, above = unknown[f"{name}_low"], unknown[f"{name}_high"]
+    mark: Any = {"color": colour, "fillstyle": "none", "linestyle": "none", "markersize": 4}
+    axes.plot(shift * unknown["goal"], below.where(below > 0), marker="^", **mark)
+    axes.plot(shift * unknown["goal"], above.where(~(below > 0)), marker="v", **mark)
 
 
 def _loss_axis(axes: Axes, goals: pd.Series[float], y: str, *, x: str = "training loss") -> None:

@@ -128,10 +128,7 @@ def _of_single_examples(
     report: Callable[[str], None],
 ) -> dict[str, Estimate]:
     """β, tr H and s², from the Gauss–Newton matrices of single examples."""
-    selected = select(problem, num_examples=num_examples, generator=generator)
-    objective = Objective(
-        problem, params, examples=held(selected.examples), param_filter=options.param_filter
-    )
+    objective, sample = _of_subset(problem, params, options, num_examples, generator)
     report("curvature of single examples")
     each = ExampleCurvature(objective)
     for note in (*each.notes, *objective.notes):
@@ -140,7 +137,6 @@ def _of_single_examples(
     deviation = _top(
         lambda vector: mean_of_squares(vector) - mean(mean(vector)), objective, generator
     )
-    sample = _sample(num_examples, selected.population_size)
     largest, traces = float(each.largest_each().max()), each.traces()
     return {
         "largest_example": exact(largest)
@@ -184,14 +180,10 @@ def _along_the_top(
         raise MeasurementError(
             f"{name}: its Gauss–Newton matrix is zero here, so nothing is unstable"
         )
-    again = select(
-        problem, num_examples=num_examples, generator=torch.Generator().manual_seed(seed)
-    )
-    objective = Objective(
-        problem, params, examples=held(again.examples), param_filter=options.param_filter
-    )
+    # the examples that λ was measured on
+    same = torch.Generator().manual_seed(seed)
+    objective, sample = _of_subset(problem, params, options, num_examples, same)
     forms = ExampleCurvature(objective).forms(measured.pairs["largest"].vectors[0])
-    sample = _sample(num_examples, again.population_size)
     return {"sharpness": top.value, "concentration": _concentration(forms, sample)}
 
 
@@ -215,8 +207,24 @@ def _with_error(value: float, parts: Tensor, sample: Sample) -> Estimate:
     return between(value, value, stderr, num_samples=sample.num_examples, one_sign=True)
 
 
-def _sample(num_examples: int, population_size: int) -> Sample:
-    return Sample(num_examples=num_examples, population_size=population_size, population="dataset")
+def _of_subset(
+    problem: Problem,
+    params: Params | None,
+    options: StabilityOptions,
+    num_examples: int,
+    generator: torch.Generator,
+) -> tuple[Objective, Sample]:
+    """The mean loss of a random subset of the training examples, and what it is a sample of."""
+    selected = select(problem, num_examples=num_examples, generator=generator)
+    objective = Objective(
+        problem, params, examples=held(selected.examples), param_filter=options.param_filter
+    )
+    sample = Sample(
+        num_examples=num_examples,
+        population_size=selected.population_size,
+        population="dataset",
+    )
+    return objective, sample
 
 
 def _descent(

@@ -22,7 +22,14 @@ from noisescale.statistics.estimate import (
     student_t,
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
-from noisescale.statistics.sample import Measured, Population, Sample, Spread, reaches
+from noisescale.statistics.sample import (
+    Measured,
+    Population,
+    Sample,
+    Spread,
+    reaches,
+    with_log_ratio,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +55,7 @@ class GradientNoise(NamedTuple):
     gradient_variance: Estimate
     simple: Estimate
     examples_to_resolve: int | None
-    population: Measured = "training"
+    population: Measured
 
     @property
     def resolved(self) -> bool:
@@ -252,9 +259,9 @@ def gradient_noise(
         covariance = np.zeros((2, 2))
     elif spread is not None:
         covariance = np.cov(spread.values) * sample.remaining / n
-        # and of the logarithm of their ratio
-        logarithm = np.array([1 / value if value else 0.0 for value in (variance, -squared_norm)])
-        reach = reaches([spread.with_combination(logarithm)], dof=n - 1) or reach
+        of_variance, of_norm = np.eye(2)
+        weights = with_log_ratio(of_variance, of_norm, np.array([variance, squared_norm]))
+        reach = reaches([spread.along(weights)], dof=n - 1) or reach
     stderr_variance, stderr_norm = np.sqrt(covariance.diagonal())
     trace = from_stderr(variance, stderr_variance, num_samples=n, reach=reach[0])
     norm = from_stderr(squared_norm, stderr_norm, num_samples=n, reach=reach[1])

@@ -85,18 +85,17 @@ class CurvatureNoise:
 
     def _combination(self, weights: np.ndarray) -> Estimate:
         stderr = math.sqrt(max(float(weights @ self.covariance @ weights), 0.0))
-        reach = self._reach(weights)
         return from_stderr(
             float(weights @ self.values),
             stderr,
             num_samples=self.num_examples,
             dof=self.dof,
-            reach=reach,
+            reach=self._reach(weights),
         )
 
     def _reach(self, weights: np.ndarray) -> Reach | None:
         """Of a combination's interval; None: Student's t."""
-        found = reaches([spread.along(weights) for spread in self.spreads], dof=self.dof)
+        found = reaches([spread.along(weights[None]) for spread in self.spreads], dof=self.dof)
         return None if found is None else found[0]
 
     def _ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
@@ -113,6 +112,8 @@ class CurvatureNoise:
         )
         if self._reach(numerator) is None and self._reach(denominator) is None:
             return by_fieller
+        # Not the resampled logarithm of the ratio, as for B_simple: the groups of H's examples, few
+        # and common to both halves, hide how skew these are (coverage .67 of heavy tails for .92)
         return stretched(by_fieller, self._combination(numerator), self._combination(denominator))
 
 

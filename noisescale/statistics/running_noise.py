@@ -143,6 +143,7 @@ class RunningNoise:
             gradient_variance=from_stderr(variance, stderr_variance, num_samples=samples, dof=dof),
             simple=simple,
             examples_to_resolve=needed,
+            population="training",
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -75,13 +75,26 @@ class Spread(NamedTuple):
     values: np.ndarray
     share: float = 1.0
 
-    def with_combination(self, weights: np.ndarray) -> Spread:
-        """That of the estimates and of their combination with these weights (Q,): (Q + 1, n)."""
-        return Spread(values=np.vstack([self.values, weights @ self.values]), share=self.share)
-
     def along(self, weights: np.ndarray) -> Spread:
-        """That of the combination of the estimates with these weights (Q,)."""
-        return Spread(values=weights[None] @ self.values, share=self.share)
+        """That of combinations of the estimates, with these weights (K, Q)."""
+        return Spread(values=weights @ self.values, share=self.share)
+
+
+def with_log_ratio(
+    numerator: np.ndarray, denominator: np.ndarray, values: np.ndarray
+) -> np.ndarray:
+    """Weights (3, Q) of two combinations and of the logarithm of their ratio, for `reaches`.
+
+    To first order; of a combination that is zero, the logarithm is left out.
+
+    Args:
+        numerator: weights (Q,).
+        denominator: weights (Q,).
+        values: the estimates (Q,).
+    """
+    x, y = float(numerator @ values), float(denominator @ values)
+    logarithm = (numerator / x if x else 0.0) - (denominator / y if y else 0.0)
+    return np.stack([numerator, denominator, np.broadcast_to(logarithm, numerator.shape)])
 
 
 def reaches(spreads: Sequence[Spread], *, dof: float) -> list[Reach] | None:

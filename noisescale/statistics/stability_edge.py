@@ -128,6 +128,16 @@ class Edge:
     rate: Estimate
     num_not_monotone: int
 
+    def to_row(self) -> dict[str, float]:
+        """The columns of boundary.csv that hold it."""
+        return {
+            "lr_max": self.rate.value,
+            "lr_max_low": self.rate.low,
+            "lr_max_high": self.rate.high,
+            "num_seeds": self.rate.num_samples,
+            "num_not_monotone": self.num_not_monotone,
+        }
+
 
 def edge_of(outcomes: Iterable[tuple[int, float, bool]], *, seeds_alike: bool = False) -> Edge:
     """η_max of one batch size, from runs of several seeds.

@@ -132,7 +132,10 @@ class TrainConfig(Config):
         check_count("epochs", self.epochs)
         if self.max_steps is not None:
             check_count("max steps", self.max_steps)
-        for name, seed in (("seed", self.seed), ("order seed", self.order_seed or 0)):
+        seeds = {"seed": self.seed}
+        if self.order_seed is not None:
+            seeds["order seed"] = self.order_seed
+        for name, seed in seeds.items():
             if not isinstance(seed, int) or not 0 <= seed < 2**63:
                 raise SettingError(f"{name} {seed!r}: give a whole number from 0 to 2**63 - 1")
         if self.batch_size == "adaptive":

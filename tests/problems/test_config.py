@@ -26,6 +26,7 @@ from noisescale.training.records.names import run_key, run_name
         ({"epochs": 0}, "epochs 0"),
         ({"max_steps": 0}, "max steps 0"),
         ({"seed": -1}, "seed -1"),
+        ({"order_seed": 0.0}, "order seed 0.0"),
     ],
 )
 def test_a_training_setting_out_of_range_says_what_is_allowed(fields, message):

@@ -103,11 +103,7 @@ def boundary_table(
         rows.append(
             {
                 "batch_size": size,
-                "lr_max": edge.rate.value,
-                "lr_max_low": edge.rate.low,
-                "lr_max_high": edge.rate.high,
-                "num_seeds": edge.rate.num_samples,
-                "num_not_monotone": edge.num_not_monotone,
+                **edge.to_row(),
                 **predictions.get(size, {}),
             }
         )
