@@ -37,7 +37,7 @@ def noise(value, *, low=None):
         if low is None
         else undefined(num_samples=50, low=low)
     )
-    return GradientNoise(exact(1.0), exact(1.0), simple, None)
+    return GradientNoise(exact(1.0), exact(1.0), simple, None, "training")
 
 
 class Heard:
@@ -146,7 +146,8 @@ def test_the_learning_rate_follows_its_rule(rule, expected):
 
 def test_the_first_noise_scale_is_one_that_is_known():
     """The rates go by the first value known to a quarter; until then by the present one."""
-    rough = GradientNoise(exact(1.0), exact(1.0), from_stderr(1600.0, 640.0, num_samples=50), None)
+    simple = from_stderr(1600.0, 640.0, num_samples=50)
+    rough = GradientNoise(exact(1.0), exact(1.0), simple, None, "training")
     schedule, made = scheduled(rough, noise(400.0), noise(1600.0), lr_scaling="noise")
     assert [size for size, _ in made] == [400, 200, 400]
     assert [rate for _, rate in made] == pytest.approx(
