@@ -1,4 +1,4 @@
-"""What the site shows of the rest of the repository: figures, tables, benchmarks, CONTRIBUTING.md."""
+"""What the site shows of the rest of the repository: figures, tables, results, CONTRIBUTING.md."""
 
 from __future__ import annotations
 
