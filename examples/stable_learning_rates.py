@@ -21,6 +21,6 @@ for batch_size in (1, 8, 64):
     curves = constants.rates(batch_size, population_size=200)
     simulated = simulate_threshold(problem, batch_size=batch_size, constants=constants)
     print(
-        f"B = {batch_size}: mean square up to {curves['upper']:.2f}, typical run up to "
-        f"{simulated.value:.2f}"
+        f"B = {batch_size}: stays below {curves['lower']:.2f}, leaves above {curves['upper']:.2f} "
+        f"(in mean square); a typical run leaves at {simulated.value:.2f}"
     )
