@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,12 +28,17 @@ from noisescale.measure.objective import Objective
 from noisescale.measure.objective.gradient_field import check_one_function
 from noisescale.problems.problem import Examples, Params, Problem, held
 from noisescale.problems.sampling import select
-from noisescale.statistics.estimate import Estimate, between, exact, from_stderr
+from noisescale.statistics.display import Shown, Summary
+from noisescale.statistics.estimate import Estimate, between, estimate_row, exact, from_stderr
 from noisescale.statistics.sample import Sample
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 End = Literal["largest", "smallest"]
 Report = Callable[[str], None]
 
+NAMES: dict[End, str] = {"largest": "λ_max", "smallest": "λ_min"}
 # Groups of a subset's examples, whose spread gives an eigenvalue its sampling error: as few as
 # leave Student's t (15 degrees of freedom, 2.13) near the normal's 1.96, since each costs products
 # of its own
@@ -124,8 +129,8 @@ class Eigenvalue:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sharpness:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Sharpness(Shown):
     """What `measure_sharpness` measured; what was not wanted is None or empty.
 
     Attributes:
@@ -194,6 +199,90 @@ class Sharpness:
             "num_matvecs": self.num_matvecs,
             "notes": list(self.notes),
         }
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """What was measured beside eigenvalues, density and φ, by name."""
+        measured = {}
+        if self.moments is not None:
+            measured["trace"] = self.moments.trace
+            measured["frobenius"] = self.moments.squared_frobenius_norm
+        if self.batch_sharpness is not None:
+            measured["batch_sharpness"] = self.batch_sharpness
+        if self.gradient_noise_interaction is not None:
+            measured["gradient_noise_interaction"] = self.gradient_noise_interaction
+        return measured
+
+    def labelled(self) -> list[tuple[str, Eigenvalue]]:
+        """The eigenvalues with what they are called: λ_max, λ_max (2), …, λ_min and so on."""
+        ranks = dict.fromkeys(NAMES, 0)
+        named = []
+        for eigenvalue in self.eigenvalues:
+            ranks[eigenvalue.which] += 1
+            rank = ranks[eigenvalue.which]
+            name = NAMES[eigenvalue.which] + (f" ({rank})" if rank > 1 else "")
+            named.append((name, eigenvalue))
+        return named
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row, with the columns of sharpness.csv that a measurement fills, and what is beside.
+
+        loss, gradient_norm, largest_eigenvalue with its residual and whether it has converged,
+        batch_sharpness and num_matvecs are those of sharpness.csv; further eigenvalues are
+        largest_eigenvalue_2 and so on. Estimates have a standard error (_stderr) and a 95 %
+        interval (_low, _high). The rows of several checkpoints make one table by `pandas.concat`.
+        """
+        import pandas as pd
+
+        row: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("num_examples", "population_size", "loss", "gradient_norm")
+        }
+        ranks = dict.fromkeys(NAMES, 0)
+        for eigenvalue in self.eigenvalues:
+            ranks[eigenvalue.which] += 1
+            rank = ranks[eigenvalue.which]
+            name = f"{eigenvalue.which}_eigenvalue" + (f"_{rank}" if rank > 1 else "")
+            row |= estimate_row(name, eigenvalue.value)
+            prefix = "" if name == "largest_eigenvalue" else f"{name}_"
+            row[f"{prefix}residual"] = eigenvalue.residual
+            row[f"{prefix}converged"] = eigenvalue.converged
+        for name, estimate in self.estimates.items():
+            row |= estimate_row(name, estimate)
+        return pd.DataFrame([row | {"num_matvecs": self.num_matvecs}])
+
+    def _summary(self) -> Summary:
+        num, total = self.num_examples, self.population_size
+        count = f"all {total:,}" if num == total else f"{num:,} of {total:,}"
+        matrix = "Gauss–Newton matrix" if self.matrix == "ggn" else "Hessian"
+        rows = [
+            (name, f"{eigenvalue.value}" + ("" if eigenvalue.converged else " NOT CONVERGED"))
+            for name, eigenvalue in self.labelled()
+        ]
+        labels = estimate_labels(self.batch_size)
+        rows += [(labels[name], str(estimate)) for name, estimate in self.estimates.items()]
+        rows += [(phi.label, f"{phi.value:.4g}") for phi in self.phi]
+        density = () if self.density is None else ("the spectral density is in .density",)
+        return Summary(
+            title=f"{matrix} of the mean loss over {count} {self.split} examples, "
+            f"loss {self.loss:.4g}",
+            rows=rows,
+            notes=(*self.notes, *density),
+        )
+
+
+def estimate_labels(batch_size: int | None) -> dict[str, str]:
+    """What the estimates of a `Sharpness` are called.
+
+    Args:
+        batch_size: of the two quantities of batches.
+    """
+    return {
+        "trace": "trace",
+        "frobenius": "squared Frobenius norm",
+        "batch_sharpness": f"batch sharpness, B = {batch_size}",
+        "gradient_noise_interaction": f"gradient-noise interaction, B = {batch_size}",
+    }
 
 
 def measure_sharpness(

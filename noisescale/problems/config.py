@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from noisescale.errors import SettingError, check_choice, check_count
+from noisescale.statistics.display import one_line
 
 DatasetName = Literal["mnist", "fashion-mnist", "digits"]
 PixelScale = Literal["unit", "raw"]
@@ -15,7 +16,7 @@ Norm = Literal["none", "layer", "batch"]
 LossName = Literal["cross_entropy", "mse"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Config:
     """Reading and writing shared by the configurations."""
 
@@ -52,8 +53,14 @@ class Config:
         defaults = self.stored_defaults()
         return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
 
+    def __repr__(self) -> str:
+        """What makes it anew: the fields that differ from their defaults."""
+        values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+        told = (f"{field.name}={value!r}" for field, value in values if value != field.default)
+        return one_line(self, *told)
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ProblemConfig(Config):
     """Which data, which model and which loss.
 
@@ -94,7 +101,7 @@ class ProblemConfig(Config):
                 check_count(name.replace("_", " "), getattr(self, name))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FactoryConfig(Config):
     """A problem of the user's own.
 

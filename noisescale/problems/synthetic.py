@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from noisescale.problems.problem import Examples, Problem
+from noisescale.statistics.display import one_line
 from noisescale.statistics.sample import Population
 
 
@@ -29,7 +30,7 @@ class ExactMoments:
     hessian: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SyntheticProblem:
     """A problem with P parameters in one tensor, and its exact moments.
 
@@ -39,6 +40,9 @@ class SyntheticProblem:
 
     problem: Problem
     moments: Callable[[Tensor, Population], ExactMoments]
+
+    def __repr__(self) -> str:
+        return one_line(self, repr(self.problem))
 
 
 class _Quadratic(nn.Module):

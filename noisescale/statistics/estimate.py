@@ -61,6 +61,15 @@ class Printed(NamedTuple):
         return f"{self.low} to {self.high}" if is_signed else f"{self.low}–{self.high}"
 
 
+def written_out(value: float) -> str:
+    """Three significant digits, all digits from 1,000 on; a dash for nan."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Estimate:
     """A number with its error: value ± stderr, and a 95 % interval from `low` to `high`.

@@ -162,18 +162,14 @@ class NoiseScale(Shown):
     @property
     def estimates(self) -> dict[str, Estimate]:
         """What was measured, by name: the loss, |G|², tr Σ and B_simple, then those of H."""
-        curvature = self.curvature
-        every = {
-            "loss": self.loss,
-            "squared_gradient_norm": self.squared_gradient_norm,
-            "gradient_variance": self.gradient_variance,
-            "simple": self.simple,
-            "hessian_covariance_trace": curvature and curvature.covariance_trace,
-            "gradient_curvature": curvature and curvature.gradient_curvature,
-            "full": curvature and curvature.full,
-            "max_learning_rate": curvature and curvature.max_learning_rate,
-        }
-        return {name: estimate for name, estimate in every.items() if estimate is not None}
+        measured = {} if self.loss is None else {"loss": self.loss}
+        measured |= {name: getattr(self, name) for name in GRADIENT_NOISE}
+        if (curvature := self.curvature) is not None:
+            measured["hessian_covariance_trace"] = curvature.covariance_trace
+            measured["gradient_curvature"] = curvature.gradient_curvature
+            measured["full"] = curvature.full
+            measured["max_learning_rate"] = curvature.max_learning_rate
+        return measured
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: an entry of `noisescale measure-noise --json`, less the checkpoint."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from noisescale.errors import LARGEST, SettingError
+from noisescale.statistics.display import counted, one_line
 from noisescale.statistics.estimate import from_stderr, ratio, student_t
 from noisescale.statistics.gradient_noise import GradientNoise
 
@@ -84,6 +85,10 @@ class RunningNoise:
         self._squared_weight = 0.0  # Σ w²
         self._squared_sums = np.zeros(2)  # Σ w² x
         self._squares = np.zeros((2, 2))  # Σ w² x xᵀ
+
+    def __repr__(self) -> str:
+        memory = "" if self.memory is None else f"memory {self.memory:,.6g} examples"
+        return one_line(self, counted(self.num_updates, "update"), memory)
 
     def add(self, squared_norm: float, variance: float, *, num_examples: float) -> None:
         """Takes in one update's estimates.

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from noisescale.statistics.display import Shown, Summary, counted
 from noisescale.statistics.estimate import Estimate, student_t
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Label = Literal["converged", "slow", "catapult", "dead", "diverged"]
 LABELS: tuple[Label, ...] = ("converged", "slow", "catapult", "dead", "diverged")
@@ -115,8 +119,8 @@ def seed_threshold(outcomes: Iterable[tuple[float, bool]]) -> Threshold:
     return Threshold(low=rates[best[0]], high=rates[best[-1] + 1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Edge:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Edge(Shown):
     """The measured edge of one batch size.
 
     Attributes:
@@ -137,6 +141,18 @@ class Edge:
             "num_seeds": self.rate.num_samples,
             "num_not_monotone": self.num_not_monotone,
         }
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row, of the columns of boundary.csv that hold it."""
+        import pandas as pd
+
+        return pd.DataFrame([self.to_row()])
+
+    def _summary(self) -> Summary:
+        return Summary(
+            title=f"Edge of stability, by {counted(self.rate.num_samples, 'seed')}",
+            rows=[("η_max", str(self.rate)), ("not monotone", str(self.num_not_monotone))],
+        )
 
 
 def edge_of(outcomes: Iterable[tuple[int, float, bool]], *, seeds_alike: bool = False) -> Edge:

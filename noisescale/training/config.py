@@ -73,7 +73,7 @@ class AdaptiveConfig:
 ADAPTIVE_DEFAULTS = {field.name: field.default for field in dataclasses.fields(AdaptiveConfig)}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainConfig(Config):
     """How to train.
 

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from noisescale.problems.problem import Examples, LossFn, Source, call_model
+from noisescale.statistics.display import counted, one_line
 
 # examples in a forward pass: activations stay near the cache, and memory is bounded
 CHUNK = 2048
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """Scores of a classifier on N examples.
 
@@ -27,6 +28,15 @@ class Evaluation:
 
     loss: float
     confusion: np.ndarray
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"loss {self.loss:.4g}",
+            f"accuracy {self.accuracy:.4g}",
+            f"f1 {self.f1:.4g}",
+            counted(int(self.confusion.sum()), "example"),
+        )
 
     @property
     def accuracy(self) -> float:

@@ -377,11 +377,11 @@ def _print_recommendation(console: Console, run: str, recommendation: Recommenda
 
 def _batch_sizes(recommendation: Recommendation) -> Table:
     """A row per aim: the batch size, and what it takes."""
-    headings = ("aim", "batch size", "steps S/S_min", "examples E/E_min")
-    table = plain_table(*headings, left=("aim",))
+    from noisescale.statistics.critical_batch.recommendation import SIZE_HEADINGS, size_cells
+
+    table = plain_table(*SIZE_HEADINGS, left=("aim",))
     for row in recommendation.sizes:
-        steps, examples = f"{row['steps']:.1f}", f"{row['examples']:.1f}"
-        table.add_row(str(row["aim"]), f"{row['batch_size']:,}", steps, examples)
+        table.add_row(*size_cells(row))
     return table
 
 

@@ -13,6 +13,7 @@ from noisescale.errors import SettingError
 from noisescale.measure.curvature.krylov import Krylov, length, product, rounding
 from noisescale.measure.curvature.operators import space_of
 from noisescale.problems.problem import MatVec
+from noisescale.statistics.display import counted, listed, one_line
 
 Which = Literal["largest", "smallest", "magnitude"]
 Method = Literal["lanczos", "power"]
@@ -37,7 +38,7 @@ SETTLING = 1.01
 COMPETING = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EigenPairs:
     """K eigenpairs of a symmetric matrix, the most wanted first.
 
@@ -57,6 +58,17 @@ class EigenPairs:
     tolerances: Tensor
     companions: Tensor
     num_matvecs: int
+
+    def __repr__(self) -> str:
+        values = listed(f"{value:.4g}" for value in self.values.tolist())
+        largest = max(self.residuals.tolist(), default=0.0)
+        return one_line(
+            self,
+            f"λ = {values}",
+            f"residuals up to {largest:.2g}" + ("" if self.converged else " NOT CONVERGED"),
+            f"P = {self.vectors.shape[-1]:,}",
+            counted(self.num_matvecs, "product"),
+        )
 
     @property
     def converged_each(self) -> Tensor:

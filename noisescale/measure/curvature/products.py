@@ -16,6 +16,7 @@ from noisescale.measure.objective.outputs import with_tensors
 from noisescale.measure.objective.parameters import as_real
 from noisescale.measure.objective.passes import differentiable_twice
 from noisescale.problems.problem import Data, Examples, Params, Problem, Source, held, source_of
+from noisescale.statistics.display import one_line
 
 # Of graphs kept between products on a CPU: 512 MiB, modest on a machine that trains such models
 KEPT_BYTES = 2**29
@@ -150,6 +151,10 @@ class CurvatureProduct:
         self._params = objective.params()
         self._kept_bytes = kept_bytes
         self._kept: dict[tuple[int, int], ChunkProduct] = {}  # by first and last example
+
+    def __repr__(self) -> str:
+        matrix = "Hessian" if self._record is record_hessian else "Gauss–Newton matrix"
+        return one_line(self, f"{matrix} of {self.objective!r}")
 
     @property
     def dim(self) -> int:

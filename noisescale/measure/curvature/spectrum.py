@@ -13,6 +13,7 @@ from noisescale.errors import SettingError
 from noisescale.measure.curvature.krylov import Krylov, product
 from noisescale.measure.curvature.operators import space_of
 from noisescale.problems.problem import MatVec
+from noisescale.statistics.display import counted, one_line
 from noisescale.statistics.estimate import Estimate, from_samples
 
 
@@ -105,7 +106,7 @@ def spectral_moments(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SpectralDensity:
     """A quadrature of the density of eigenvalues, one for each of R probes.
 
@@ -118,6 +119,14 @@ class SpectralDensity:
     nodes: np.ndarray
     weights: np.ndarray
     num_matvecs: int
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"from {self.nodes.min():.4g} to {self.nodes.max():.4g}",
+            counted(len(self.nodes), "probe"),
+            counted(self.num_matvecs, "product"),
+        )
 
     def smoothed(self, grid: np.ndarray, *, width: float) -> np.ndarray:
         """The density per unit of eigenvalue (G,), each node smoothed into a Gaussian.

@@ -16,9 +16,10 @@ from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
 from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params, Problem
 from noisescale.problems.sampling import select
+from noisescale.statistics.display import counted, one_line
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class GradientMoments:
     """Statistics of n per-example gradients g_i, out of which |G|² and tr Σ are estimated.
 
@@ -44,6 +45,15 @@ class GradientMoments:
     indices: np.ndarray
     engine: EngineName
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"{self.num_examples:,} of {counted(self.population_size, 'example')}",
+            counted(len(self.mean), "parameter tensor"),
+            f"engine {self.engine}",
+            "" if self.projections is not None else "without standard errors",
+        )
 
     @property
     def total_projections(self) -> np.ndarray | None:

@@ -46,6 +46,7 @@ from noisescale.problems.problem import (
     shapes,
     source_of,
 )
+from noisescale.statistics.display import counted, one_line
 
 # What one chunk's graph may take on a CPU: 128 MiB, modest beside what is kept between products
 CHUNK_BYTES = 2**27
@@ -137,6 +138,15 @@ class Objective:
         self._given = problem.model
         self._coarsest: torch.dtype | None = None  # not yet known
         self._is_separate = False  # not yet looked at in a whole chunk
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            self.name,
+            counted(self.num_examples, "example"),
+            f"P = {self.dim:,}",
+            f"{self.dtype} on {self.device}",
+        )
 
     @property
     def model(self) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from noisescale.errors import SettingError
+from noisescale.statistics.display import one_line
 
 # A tensor (B, ...), or a dict, tuple or list, nested as one likes, of tensors with one first
 # dimension
@@ -31,6 +32,9 @@ class Examples(NamedTuple):
 
     inputs: Tree
     targets: Tree
+
+    def __repr__(self) -> str:
+        return one_line(self, f"inputs {shapes(self.inputs)}", f"targets {shapes(self.targets)}")
 
     @property
     def num_examples(self) -> int:

@@ -16,6 +16,7 @@ import torch
 from noisescale.errors import CheckpointError
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Params
+from noisescale.statistics.display import counted, one_line
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import CHECKPOINT, write_atomically
 
@@ -36,7 +37,7 @@ FORMAT = "noisescale checkpoint"
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Checkpoint:
     """A run after `step` updates.
 
@@ -65,6 +66,17 @@ class Checkpoint:
     batches: dict[str, Any]
     diverged_at_step: int | None = None
     schedule: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        diverged = self.diverged_at_step
+        return one_line(
+            self,
+            f"step {self.step:,}",
+            f"{counted(self.examples_seen, 'example')} seen",
+            "" if diverged is None else f"diverged at step {diverged:,}",
+            counted(sum(part.numel() for part in self.params.values()), "parameter"),
+            repr(self.training),
+        )
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
