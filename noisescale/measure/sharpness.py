@@ -28,7 +28,7 @@ from noisescale.measure.objective import Objective
 from noisescale.measure.objective.gradient_field import check_one_function
 from noisescale.problems.problem import Examples, Params, Problem, held
 from noisescale.problems.sampling import select
-from noisescale.statistics.display import Shown, Summary
+from noisescale.statistics.display import Shown, Summary, share
 from noisescale.statistics.estimate import Estimate, between, estimate_row, exact, from_stderr
 from noisescale.statistics.sample import Sample
 
@@ -252,8 +252,7 @@ class Sharpness(Shown):
         return pd.DataFrame([row | {"num_matvecs": self.num_matvecs}])
 
     def _summary(self) -> Summary:
-        num, total = self.num_examples, self.population_size
-        count = f"all {total:,}" if num == total else f"{num:,} of {total:,}"
+        count = share(self.num_examples, self.population_size)
         matrix = "Gauss–Newton matrix" if self.matrix == "ggn" else "Hessian"
         rows = [
             (name, f"{eigenvalue.value}" + ("" if eigenvalue.converged else " NOT CONVERGED"))
@@ -261,13 +260,13 @@ class Sharpness(Shown):
         ]
         labels = estimate_labels(self.batch_size)
         rows += [(labels[name], str(estimate)) for name, estimate in self.estimates.items()]
-        rows += [(phi.label, f"{phi.value:.4g}") for phi in self.phi]
-        density = () if self.density is None else ("the spectral density is in .density",)
+        beside = ["Keskar's φ in .phi"] if self.phi else []
+        beside += [] if self.density is None else ["the spectral density in .density"]
         return Summary(
             title=f"{matrix} of the mean loss over {count} {self.split} examples, "
             f"loss {self.loss:.4g}",
             rows=rows,
-            notes=(*self.notes, *density),
+            notes=(*self.notes, *([f"also measured: {' and '.join(beside)}"] if beside else [])),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from noisescale.errors import SettingError, check_choice, check_count
 from noisescale.statistics.display import one_line
@@ -19,6 +19,8 @@ LossName = Literal["cross_entropy", "mse"]
 @dataclass(frozen=True, repr=False)
 class Config:
     """Reading and writing shared by the configurations."""
+
+    always_shown: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as they are stored in JSON."""
@@ -54,9 +56,13 @@ class Config:
         return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
 
     def __repr__(self) -> str:
-        """What makes it anew: the fields that differ from their defaults."""
-        values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
-        told = (f"{field.name}={value!r}" for field, value in values if value != field.default)
+        """What makes it anew: the main fields, and those that differ from their defaults."""
+        told = (
+            f"{field.name}={value!r}"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+            or field.name in self.always_shown
+        )
         return one_line(self, *told)
 
 
@@ -80,6 +86,8 @@ class ProblemConfig(Config):
         loss: "cross_entropy", in nats; or "mse", ½ Σ_c (output_c − target_c)² with the class as a
             one-hot target.
     """
+
+    always_shown = ("dataset", "model")
 
     dataset: DatasetName = "mnist"
     pixel_scale: PixelScale = "unit"

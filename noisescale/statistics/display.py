@@ -23,6 +23,7 @@ class Summary:
         rows: of cells, each as long as the first; where there are many, some in the middle go.
         notes: sentences that a reader should know, without their full stop.
         numeric: whether all columns but the first hold numbers, to be flush right.
+        notes_at: where of the result all notes are, for when they are cut.
     """
 
     title: str
@@ -30,6 +31,7 @@ class Summary:
     headings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     numeric: bool = False
+    notes_at: str = ".notes"
 
     def text(self) -> str:
         """At most 12 lines of at most 80 columns, as long as the cells fit side by side."""
@@ -38,7 +40,7 @@ class Summary:
         room = MOST_LINES - len(title) - bool(self.headings)
         # a note that there is keeps two lines, however many rows
         rows = self._shown(room - min(len(notes), 2))
-        notes = _cut(notes, room - len(rows))
+        notes = _cut(notes, room - len(rows), f" … (more in {self.notes_at})")
         table = ([self.headings] if self.headings else []) + rows
         return "\n".join([*title, *self._lines(table), *notes])
 
@@ -126,16 +128,22 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
+def share(number: int, total: int | None) -> str:
+    """How many of how many: "all 600", "300 of 600"; the number alone where the rest is unknown."""
+    if total is None:
+        return f"{number:,}"
+    return f"all {total:,}" if number == total else f"{number:,} of {total:,}"
+
+
 def _wrapped(note: str) -> list[str]:
     return textwrap.wrap(note, WIDTH, subsequent_indent=BLANKS)
 
 
-def _cut(lines: list[str], room: int) -> list[str]:
+def _cut(lines: list[str], room: int, rest: str) -> list[str]:
     """As many lines as there is room for, the last of which says where the others are."""
     if len(lines) <= room:
         return lines
     if room <= 0:
         return []
-    rest = " … (more in .notes)"
     kept = lines[:room]
     return [*kept[:-1], textwrap.shorten(kept[-1], WIDTH - len(rest), placeholder="") + rest]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from noisescale.errors import SettingError
-from noisescale.statistics.display import Shown, Summary
+from noisescale.statistics.display import Shown, Summary, share
 from noisescale.statistics.estimate import (
     Estimate,
     Reach,
@@ -229,8 +229,7 @@ class NoiseScale(Shown):
         return pd.DataFrame([self.to_row()])
 
     def _summary(self) -> Summary:
-        num, total = self.num_examples, self.population_size
-        count = f"all {total:,}" if num == total else f"{num:,} of {total:,}"
+        count = share(self.num_examples, self.population_size)
         split = f" {self.split}" if self.split else ""
         tables = [
             f".{name} ({len(rows)} rows)"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from noisescale.errors import SettingError
-from noisescale.statistics.display import Shown, Summary
+from noisescale.statistics.display import Shown, Summary, share
 from noisescale.statistics.estimate import Estimate, estimate_row, from_stderr, undefined
 
 if TYPE_CHECKING:
@@ -153,14 +153,14 @@ class StabilityConstants(Shown):
         row: dict[str, Any] = {}
         for name in SYMBOLS:
             row |= estimate_row(name, self.estimate(name))
-        counts = {"num_examples": self.num_examples, "population_size": self.population_size}
-        return pd.DataFrame([row | counts])
+        total = math.nan if self.population_size is None else self.population_size
+        row |= {"num_examples": self.num_examples, "population_size": total}
+        return pd.DataFrame([row])
 
     def _summary(self) -> Summary:
-        total = self.population_size
-        among = "" if total is None else f" of {total:,}"
+        count = share(self.num_examples, self.population_size)
         return Summary(
-            title=f"Constants of stability at one point, by {self.num_examples:,}{among} examples",
+            title=f"Constants of stability at one point, by {count} examples",
             rows=[
                 *((symbol, str(self.estimate(name))) for name, symbol in SYMBOLS.items()),
                 ("2/λ_max", f"{2 / self.sharpness:.3g}"),

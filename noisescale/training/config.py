@@ -98,6 +98,8 @@ class TrainConfig(Config):
         SettingError: for a value out of its range, or settings that exclude each other.
     """
 
+    always_shown = ("batch_size", "learning_rate")
+
     batch_size: int | BatchRule = 32
     learning_rate: float = 0.01
     optimizer: OptimizerName = "sgd"

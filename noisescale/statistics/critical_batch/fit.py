@@ -195,6 +195,7 @@ class CriticalBatchFit(Shown):
             f"reach the goal{seeds}",
             rows=[(label, str(getattr(self, name))) for name, label in QUANTITIES.items()],
             notes=(*reason, *self.remarks()),
+            notes_at=".remarks()",
         )
 
 

@@ -195,6 +195,7 @@ class Recommendation(Shown):
             headings=SIZE_HEADINGS,
             rows=[size_cells(row) for row in self.sizes],
             notes=self.warnings,
+            notes_at=".warnings",
             numeric=True,
         )
 

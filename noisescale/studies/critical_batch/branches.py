@@ -272,6 +272,7 @@ class BranchResult(Shown):
             headings=BRANCH_HEADINGS,
             rows=[branch_cells(row) for row in self.to_frame().to_dict("records")],
             notes=tuple(self.summary["notes"]),
+            notes_at='.summary["notes"]',
             numeric=True,
         )
 

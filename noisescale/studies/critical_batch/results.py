@@ -15,6 +15,7 @@ from noisescale.statistics.critical_batch.goal_table import (
     fit_goals,
     fit_laws,
     fit_record,
+    fits_table,
     rises,
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
@@ -89,7 +90,7 @@ class CriticalBatchResult(Shown):
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each goal: the goal, and the columns of `CriticalBatchFit.to_frame`."""
-        return pd.DataFrame([{"goal": goal, **fit.to_row()} for goal, fit in self.fits.items()])
+        return fits_table(self.fits)
 
     def _summary(self) -> Summary:
         return Summary(
