@@ -66,12 +66,8 @@ class Summary:
             return rows
         kept = room - 1
         first, last = (kept + 1) // 2, kept // 2
-        blanks = ("",) * (len(rows[0]) - 2)
-        return [
-            *rows[:first],
-            ("…", f"{len(rows) - kept} more", *blanks),
-            *rows[len(rows) - last :],
-        ]
+        gap = (f"… {len(rows) - kept} more", *("",) * (len(rows[0]) - 1))
+        return [*rows[:first], gap, *rows[len(rows) - last :]]
 
     def _lines(self, table: list[tuple[str, ...]]) -> list[str]:
         """Cells side by side under one another, indented by two."""
