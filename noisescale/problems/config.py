@@ -85,6 +85,14 @@ class ProblemConfig(Config):
         norm: the normalisation before each activation: "none", "layer" or "batch".
         loss: "cross_entropy", in nats; or "mse", ½ Σ_c (output_c − target_c)² with the class as a
             one-hot target.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem
+        >>> config = ProblemConfig(dataset="digits", width=16)
+        >>> config
+        ProblemConfig(dataset='digits', model='mlp', width=16)
+        >>> build_problem(config).train.num_examples
+        1297
     """
 
     always_shown = ("dataset", "model")

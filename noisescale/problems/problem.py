@@ -86,6 +86,14 @@ class Problem:
         validation: the same for the validation split; None: there is none.
         test: the same for the test split; None: there is none.
         config: how the problem was built, where it was built from a ProblemConfig.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import Examples, Problem
+        >>> model = torch.nn.Linear(20, 3)
+        >>> examples = Examples(torch.randn(500, 20), torch.randint(0, 3, (500,)))
+        >>> Problem(model=model, loss=torch.nn.CrossEntropyLoss(reduction="none"), train=examples)
+        Problem(Linear of 63 parameters, loss CrossEntropyLoss, train 500)
     """
 
     model: nn.Module
@@ -127,11 +135,11 @@ def _size_of(model: nn.Module) -> str:
 
 
 def _told(data: Data) -> str:
-    """What a split is, of which nothing is read."""
+    """How many examples a split has and, of a data set, its type; nothing is read."""
     if isinstance(data, Examples | Stream):
-        return counted(data.num_examples, "example")
+        return f"{data.num_examples:,}"
     dataset: object = data.dataset if isinstance(data, DataLoader) else data
-    size = f"{counted(len(dataset), 'example')} of " if isinstance(dataset, Sized) else ""
+    size = f"{len(dataset):,} of " if isinstance(dataset, Sized) else ""
     return f"{size}{type(dataset).__name__}"
 
 

@@ -80,6 +80,22 @@ def noisy_quadratic(
 
     Returns:
         The problem and its exact moments.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import measure_noise, noisy_quadratic
+        >>> quadratic = noisy_quadratic(
+        ...     hessian=torch.diag(torch.tensor([1.0, 4.0])),
+        ...     covariance=torch.eye(2),
+        ...     start=torch.ones(2),
+        ...     num_examples=1000,
+        ...     generator=torch.Generator().manual_seed(0),
+        ... )
+        >>> exact = quadratic.moments(torch.ones(2), "distribution")
+        >>> float(exact.covariance.trace() / exact.gradient.square().sum())
+        0.11764705926179886
+        >>> measure_noise(quadratic.problem, population="distribution").simple
+        Estimate(0.1208 ± 0.0046 (0.1119–0.1300))
     """
     root = torch.linalg.cholesky(covariance)
     draws = torch.randn(num_examples, len(hessian), generator=generator, dtype=hessian.dtype)

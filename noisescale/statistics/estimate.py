@@ -78,7 +78,15 @@ class Estimate:
     `.3g` is one for a number, and goes for value, stderr and interval alike; fill, alignment and
     width are of the whole text. `float()` gives the value, nan where there is none.
 
+    Attributes:
+        value: the estimate; nan where there is none, as of a ratio whose denominator may be zero.
+        stderr: its standard error; 0 where the value is exact, nan where the error is not known.
+        low: the lower end of the interval; nan where it is not known.
+        high: the upper end; infinite where the interval is open.
+        num_samples: independent samples behind it.
+
     Example:
+        >>> from noisescale import Estimate
         >>> b_simple = Estimate(value=71.94, stderr=3.07, low=66.39, high=78.54, num_samples=800)
         >>> print(b_simple)
         71.9 ± 3.1 (66.4–78.5)
@@ -86,13 +94,6 @@ class Estimate:
         '71.94 ± 3.07 (66.39–78.54)'
         >>> round(float(b_simple))
         72
-
-    Attributes:
-        value: the estimate; nan where there is none, as of a ratio whose denominator may be zero.
-        stderr: its standard error; 0 where the value is exact, nan where the error is not known.
-        low: the lower end of the interval; nan where it is not known.
-        high: the upper end; infinite where the interval is open.
-        num_samples: independent samples behind it.
     """
 
     value: float
@@ -169,7 +170,7 @@ class Estimate:
         self,
         style: Style = "value (interval)",
         *,
-        number: Number = three_digits,
+        number: Number | None = None,
         unknown: str = "–",
     ) -> str:
         """The estimate in words for a screen.
@@ -179,12 +180,13 @@ class Estimate:
                 "10–15". "value (interval)": the value, with its interval where there is one.
                 "value ± stderr": the value, with its standard error in two significant digits where
                 that is known and not zero.
-            number: how the value and the ends are printed.
+            number: how the value and the ends are printed; None: in three significant digits.
             unknown: what stands for a value or an interval of which nothing is known.
 
         Returns:
             The text, such as "12.3 (10–15)".
         """
+        number = number or three_digits
         if style == "interval":
             if math.isnan(self.low) or (self.low == 0 and math.isinf(self.high)):
                 return unknown

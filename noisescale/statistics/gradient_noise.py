@@ -133,6 +133,16 @@ class NoiseScale(Shown):
         top_examples: index in the split, share of tr Σ and loss of the examples with the largest
             shares.
         notes: what a reader should know.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, measure_noise
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> noise = measure_noise(problem, num_examples=500)
+        >>> noise.resolved, f"{noise.simple:.3g}"
+        (True, '102 ± 11.6 (83.3–132)')
+        >>> noise.to_frame()[["simple", "simple_low", "simple_high"]].round()
+           simple  simple_low  simple_high
+        0   102.0        83.0        132.0
     """
 
     squared_gradient_norm: Estimate
@@ -298,6 +308,23 @@ def noise_scale(
 
     Raises:
         SettingError: shapes that do not fit, fewer than 2 examples, or more than N.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisescale import noise_scale
+        >>> gradients = 1 + 2 * np.random.default_rng(0).standard_normal((400, 10))  # any (n, P)
+        >>> mean = gradients.mean(0)
+        >>> noise_scale(
+        ...     (gradients**2).sum(1, keepdims=True),
+        ...     gradients @ mean,
+        ...     np.array([mean @ mean]),
+        ...     population="distribution",
+        ...     population_size=400,
+        ... )
+        Gradient noise over all 400 examples (population: distribution)
+          B_simple = tr Σ/|G|²  4.22 ± 0.30 (3.70–4.88)
+          |G|²                  9.45 ± 0.63 (8.22–10.67)
+          tr Σ                  39.82 ± 0.90 (38.06–41.59)
     """
     sample = Sample(
         num_examples=len(squared_norms), population_size=population_size, population=population

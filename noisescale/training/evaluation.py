@@ -79,6 +79,12 @@ def evaluate(model: nn.Module, loss: LossFn, examples: Source) -> Evaluation:
         model: maps inputs (B, *F) to outputs (B, C); its mode is restored afterwards.
         loss: outputs (B, C), targets (B,) -> (B,), one loss per example.
         examples: N of them, with class indices as targets.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, evaluate
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> evaluate(problem.model, problem.loss, problem.test)
+        Evaluation(loss 2.309, accuracy 0.132, f1 0.04619, 250 examples)
     """
     sums: list[torch.Tensor] = []
     confusion: torch.Tensor | None = None

@@ -135,6 +135,16 @@ def top_eigenpairs(
             dtype or device that is not the operator's.
         MeasurementError: a product is not finite, or the products are not those of one symmetric
             matrix, as with an active dropout.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, hessian_matvec, top_eigenpairs
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> top_eigenpairs(hessian_matvec(problem), k=2).converged
+        True
+        >>> import torch
+        >>> matrix = torch.diag(torch.tensor([3.0, 1.0, -2.0]))
+        >>> top_eigenpairs(lambda v: matrix @ v, dim=3, which="smallest").values
+        tensor([-2.0000], dtype=torch.float64)
     """
     space = space_of(matvec, dim=dim, dtype=dtype, device=device)
     if not 1 <= k <= space.dim:

@@ -107,6 +107,13 @@ def keskar_sharpness(
     Raises:
         SettingError: an objective that is not in float64, or another bad argument.
         MeasurementError: the loss is not finite somewhere on the way, or −1 or less at x.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import ProblemConfig, build_problem, Objective, keskar_sharpness
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> keskar_sharpness(Objective(problem, dtype=torch.float64))
+        KeskarSharpness(φ (%), full space, ε = 0.001: 0.1551 after 10 iterations)
     """
     if objective.dtype != torch.float64:
         raise SettingError(

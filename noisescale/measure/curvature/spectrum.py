@@ -68,6 +68,13 @@ def spectral_moments(
             that is not the operator's.
         MeasurementError: a product is not finite, or the products are not those of one symmetric
             matrix.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import spectral_moments
+        >>> matrix = torch.diag(torch.tensor([3.0, 1.0, -2.0]))
+        >>> spectral_moments(lambda v: matrix @ v, dim=3).squared_frobenius_norm
+        Estimate(14 (exact))
     """
     if num_matvecs < 6:
         raise SettingError(
@@ -197,6 +204,12 @@ def spectral_density(
             device that is not the operator's.
         MeasurementError: a product is not finite, or the products are not those of one symmetric
             matrix.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, ggn_matvec, spectral_density
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> spectral_density(ggn_matvec(problem)).nodes.shape
+        (4, 30)
     """
     if num_probes < 1 or num_steps < 1:
         raise SettingError(

@@ -112,6 +112,15 @@ def gradient_moments(
             argument.
         MeasurementError: parameters, losses or gradients that are not finite, losses that are
             reduced over the batch, and losses that are random.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, gradient_moments
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> moments = gradient_moments(problem, num_examples=500)
+        >>> moments
+        GradientMoments(500 of 1,297 examples, 6 parameter tensors, engine hooks)
+        >>> moments.squared_norms.shape
+        (500, 6)
     """
     check_modes(problem.model)
     selected = select(problem, split=split, num_examples=num_examples, generator=generator)

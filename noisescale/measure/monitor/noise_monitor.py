@@ -72,6 +72,25 @@ class NoiseScaleMonitor:
     Raises:
         SettingError: a DistributedDataParallel model, no parameter that requires a gradient,
             sharded parameters, or another reduction or memory than these.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import NoiseScaleMonitor
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> model = torch.nn.Linear(20, 1)
+        >>> monitor = NoiseScaleMonitor(model)
+        >>> for _ in range(50):
+        ...     for _ in range(2):
+        ...         inputs = torch.randn(16, 20, generator=generator)
+        ...         loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        ...         (loss / 2).backward()
+        ...         monitor.micro_batch(len(inputs))
+        ...     _ = monitor.update()
+        ...     model.zero_grad()
+        >>> monitor
+        NoiseScaleMonitor(2 parameter tensors, reduction mean, 50 updates)
+        >>> monitor.noise().resolved
+        True
     """
 
     population: Literal["training"] = "training"

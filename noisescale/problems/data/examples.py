@@ -28,6 +28,15 @@ class Examples(NamedTuple):
             `model(*inputs)` where it is a tuple or list, `model(**inputs)` where it is a dict.
         targets: what the loss takes beside the model's outputs, such as classes (N,) or values
             (N, C).
+
+    Example:
+        >>> import torch
+        >>> from noisescale import Examples
+        >>> examples = Examples(torch.randn(500, 20), torch.randint(0, 3, (500,)))
+        >>> examples
+        Examples(inputs (500, 20), targets (500,))
+        >>> examples.part(slice(10)).num_examples
+        10
     """
 
     inputs: Tree

@@ -48,6 +48,18 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
     Raises:
         SettingError: fewer than three batch sizes, a tolerance that is no positive number, or a
             smallest batch size that diverged.
+
+    Example:
+        >>> import pandas as pd
+        >>> from noisescale import branch_critical_batch
+        >>> rows = [
+        ...     (size, 0.01 * size, seed, 4096, 0.5 + 0.001 * size + 0.002 * seed, 0)
+        ...     for size in (16, 32, 64, 128)
+        ...     for seed in range(3)
+        ... ]
+        >>> columns = ["batch_size", "learning_rate", "seed", "examples", "loss", "diverged"]
+        >>> branch_critical_batch(pd.DataFrame(rows, columns=columns), tolerance=0.05)
+        Estimate(65.4 ± 3.0 (58.4–70.3))
     """
     if not (isinstance(tolerance, int | float) and 0 < tolerance < math.inf):
         raise SettingError(f"tolerance {tolerance!r}: give a loss above 0")

@@ -90,6 +90,14 @@ class CriticalBatchFit(Shown):
         exponent_held_out_error: that of the curve with a free exponent.
         assumes: what the intervals assume, in words.
         definition: of B_crit, "pareto".
+
+    Example:
+        >>> from noisescale import fit_critical_batch
+        >>> fit = fit_critical_batch([1, 4, 16, 64, 256], [2120, 590, 228, 131, 111])
+        >>> print(fit.critical_batch_size)
+        19.53 ± 0.44 (18.18–20.97)
+        >>> fit.to_frame()["min_steps"].round().item()
+        102.0
     """
 
     min_steps: Estimate
@@ -241,6 +249,19 @@ def fit_critical_batch(
     Raises:
         SettingError: fewer than four batch sizes, a seed with two runs at one of them, or what is
             no number of steps.
+
+    Example:
+        >>> from noisescale import fit_critical_batch
+        >>> sizes, steps = [1, 4, 16, 64, 256], [2120, 590, 228, 131, 111]
+        >>> fit = fit_critical_batch(sizes, steps)
+        >>> fit
+        Critical batch size, by 5 of 5 batch sizes that reach the goal
+          B_crit = E_min/S_min  19.53 ± 0.44 (18.18–20.97)
+          S_min                 101.9 ± 1.4 (97.5–106.6)
+          E_min                 1,991 ± 26 (1,910–2,075)
+          20 % size             5.08 ± 0.82 (3.24–6.20)
+        >>> round(fit.steps(32))
+        164
     """
     runs = runs_of(batch_sizes, steps, seeds, censored)
     reached = runs.reached

@@ -230,6 +230,15 @@ def recommend(
     Raises:
         MeasurementError: fewer than two rows have a noise scale, no two neighbours do, or their
             steps do not increase.
+
+    Example:
+        >>> import pandas as pd
+        >>> from noisescale import ProblemConfig, build_problem, measure_noise, recommend
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> rows = measure_noise(problem).to_frame()  # of each checkpoint, with its step
+        >>> table = pd.concat([rows.assign(step=step, batch_size=32) for step in (0, 100)])
+        >>> recommend(table).batch_size("balanced")
+        47
     """
     steps = table["step"].to_numpy(dtype=float)
     if (np.diff(steps) <= 0).any() or (table["batch_size"] < 1).any():

@@ -106,6 +106,16 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
 
     Raises:
         CheckpointError: where the file is absent, damaged, or not written by `save_checkpoint`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from noisescale import ProblemConfig, TrainConfig, build_problem, train
+        >>> from noisescale import load_checkpoint, save_checkpoint
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> checkpoint = list(train(problem, TrainConfig(max_steps=5)))[-1]
+        >>> save_checkpoint(checkpoint, Path("five_steps.pt"))
+        >>> load_checkpoint("five_steps.pt").step
+        5
     """
     path, content = read_tensors(path, device=device)
     if not is_checkpoint(content):
