@@ -24,7 +24,7 @@ class AdaptiveConfig:
         initial_batch_size: where it starts, in examples; the learning rate is the one for it.
         min_batch_size: its lower bound, 2 or more.
         max_batch_size: its upper bound; None: 4,096, or all training examples where there are
-        fewer.
+            fewer.
         hysteresis: the factor, above 1, by which the batch size must be wrong before it changes.
         noise_memory: the number of examples after which an update's weight in the running B_simple
             has fallen to 1/e.
