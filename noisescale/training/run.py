@@ -108,6 +108,17 @@ def run_training(
         CheckpointError: for a checkpoint of another run in the folder.
         Interrupted: once the run is saved, after SIGINT or SIGTERM.
         OSError: as the system reports it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from noisescale import ProblemConfig, RunOptions, TrainConfig, run_training
+        >>> problem = ProblemConfig(dataset="digits", width=16)
+        >>> training = TrainConfig(batch_size=32, epochs=1)
+        >>> summary = run_training(problem, training, Path("my_run"), RunOptions(pictures=False))
+        >>> summary["steps"], round(summary["test"]["accuracy"], 1)
+        (41, 0.2)
+        >>> sorted(path.name for path in Path("my_run").glob("*.csv"))[-1]
+        'metrics.csv'
     """
     options = options or RunOptions()
     record = {
