@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from noisescale.problems.problem import Examples, Params, Problem, held
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate, between, exact, from_stderr
 from noisescale.statistics.sample import Sample
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 End = Literal["largest", "smallest"]
 Report = Callable[[str], None]
@@ -171,6 +174,21 @@ class Sharpness:
         return next(
             (eigenvalue for eigenvalue in self.eigenvalues if eigenvalue.which == "largest"), None
         )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the eigenvalues with their 95 % intervals, and the batch sharpness beside them.
+
+        Where neither was measured, the spectral density or the course of Keskar's φ.
+
+        Args:
+            ax: drawn on; None: new ones, in a figure of pyplot's.
+
+        Returns:
+            The Axes.
+        """
+        from noisescale.plots.sharpness import draw_sharpness  # matplotlib takes 0.8 s to load
+
+        return draw_sharpness(self.to_dict(), ax)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for strict JSON: the format of `noisescale sharpness --json`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -33,9 +33,13 @@ from noisescale.statistics.sample import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 FEW = 20  # effective examples, below which coverage was measured to fall short
 HALF = 0.5  # of the examples: a small n is not a heavy tail
+BINS = 40  # of the histogram of norms: finer than what it is read for, coarse enough for JSON
+SMALLEST_NORM = 1e-6  # of the largest: smaller ones would stretch the bins
+NARROW = 1.01  # the least that the bins span, where all norms are one
 FITTED = 5  # standard errors below zero, which no fresh examples give
 
 
@@ -83,6 +87,10 @@ class NoiseScale:
             √(1/n_eff − 1/n). None without projections, and without any deviation.
         noisiest_share: of Σq, that of the hundredth of the examples with the largest q, of one
             example at least.
+        gradient_norms: how |g_i| is distributed, a row for each of 40 bins from low to high that
+            are equally wide in logarithms: how many examples, and the variance_share, of Σq, that
+            they hold (nan without projections). The smallest norms, below a millionth of the
+            largest, are in the first bin.
         split: of the problem's examples; None where it is not known.
         loss: the mean over the examples.
         engine: what computed the gradients.
@@ -104,6 +112,7 @@ class NoiseScale:
     examples_to_resolve: int | None = None
     effective_examples: float | None = None
     noisiest_share: float | None = None
+    gradient_norms: pd.DataFrame | None = field(default=None, compare=False, repr=False)
     split: str | None = None
     loss: Estimate | None = None
     engine: str | None = None
@@ -117,6 +126,22 @@ class NoiseScale:
     def full(self) -> Estimate | None:
         """B_noise = tr(HΣ)/GᵀHG in examples; undefined unless GᵀHG is significantly above zero."""
         return self.curvature.full if self.curvature is not None else None
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws how signal and noise of a batch's gradient depend on its size, and B_simple.
+
+        |G|² and tr Σ/B against the batch size B, each with its 95 % interval; they meet at
+        B_simple, whose interval is shaded.
+
+        Args:
+            ax: drawn on; None: new ones, in a figure of pyplot's.
+
+        Returns:
+            The Axes.
+        """
+        from noisescale.plots.noise import draw_noise  # matplotlib takes 0.8 s to load
+
+        return draw_noise(self.to_dict(), ax)
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: an entry of `noisescale measure-noise --json`, less the checkpoint."""
@@ -135,6 +160,7 @@ class NoiseScale:
             "examples_to_resolve": self.examples_to_resolve,
             "effective_examples": self.effective_examples,
             "noisiest_share": self.noisiest_share,
+            "gradient_norms": self.gradient_norms,
             "full": curvature and curvature.full,
             "hessian_covariance_trace": curvature and curvature.covariance_trace,
             "gradient_curvature": curvature and curvature.gradient_curvature,
@@ -231,6 +257,7 @@ def noise_scale(
         notes=notes,
         effective_examples=effective,
         noisiest_share=noisiest,
+        gradient_norms=_histogram(squared_norms.sum(1), total, float(mean_squares.sum())),
         squared_gradient_norm=norm,
         gradient_variance=noise.gradient_variance,
         simple=noise.simple,
@@ -292,6 +319,32 @@ def _concentration(
         return None, None
     noisiest = np.sort(deviations)[-math.ceil(len(deviations) / 100) :]
     return total**2 / float((deviations**2).sum()), float(noisiest.sum()) / total
+
+
+def _histogram(
+    squared_norms: np.ndarray, projections: np.ndarray | None, mean_square: float
+) -> pd.DataFrame:
+    """The table `gradient_norms` of `NoiseScale`."""
+    import pandas as pd
+
+    norms = np.sqrt(squared_norms)  # (n,)
+    largest = float(norms.max()) or 1.0
+    smallest = max(float(norms.min()), SMALLEST_NORM * largest)
+    edges = np.geomspace(smallest, max(largest, smallest * NARROW), BINS + 1)
+    bins = np.clip(np.searchsorted(edges, norms, side="right") - 1, 0, BINS - 1)  # (n,)
+    shares = np.full(BINS, math.nan)
+    if projections is not None:
+        deviations = squared_norms - 2 * projections + mean_square  # (n,)
+        if (total := float(deviations.sum())) > 0:
+            shares = np.bincount(bins, deviations, minlength=BINS) / total
+    return pd.DataFrame(
+        {
+            "low": edges[:-1],
+            "high": edges[1:],
+            "examples": np.bincount(bins, minlength=BINS),
+            "variance_share": shares,
+        }
+    )
 
 
 def _spread(

@@ -188,10 +188,25 @@ def train(ctx: click.Context, /, **options: Any) -> None:
         {"run": str(path), **run_training(problem, training, path, run_options)}
         for path, problem, training in cases
     ]
+    if len(cases) > 1:
+        _compare([path for path, _, _ in cases])
     if options["as_json"]:
         click.echo(json.dumps(summaries, indent=2, allow_nan=False))
     else:
         print_comparison(summaries)
+
+
+def _compare(folders: list[Path]) -> None:
+    """Leaves a table of the runs and a picture of their losses beside their folders."""
+    from noisescale.training.records.comparison import (
+        comparison_path,
+        draw_comparison,
+        write_comparison,
+    )
+
+    table = comparison_path(folders)
+    write_comparison(folders, table)
+    draw_comparison(table)
 
 
 def _check_tracking(ctx: click.Context, options: dict[str, Any]) -> None:

@@ -52,6 +52,8 @@ class Checkpoint:
         batches: the state of the order of the examples.
         diverged_at_step: the first update (from 1) whose loss was not finite; None while all were.
         schedule: the state of an adaptive batch size; None for a fixed one.
+        losses: of the steps, the rows of losses.csv (n, 6); None in checkpoints written before
+            they were kept.
     """
 
     problem: ProblemConfig | None
@@ -65,6 +67,7 @@ class Checkpoint:
     batches: dict[str, Any]
     diverged_at_step: int | None = None
     schedule: dict[str, Any] | None = None
+    losses: torch.Tensor | None = None
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
