@@ -41,6 +41,7 @@ LAWS = {  # line and label of each law
 }
 POWERS = {"sqrt": 0.5, "linear": 1.0}  # of the laws that have a fixed one
 MARKERS = "osv^DPXd"  # one a goal
+MARGIN = 2.0  # beyond the least and the largest batch size of a logarithmic axis
 NAMED = 9  # batch sizes whose names have room along a front
 
 
@@ -151,18 +152,20 @@ def draw_fit(fit: dict[str, Any], axes: Axes | None = None) -> Axes:
         value = fit[name]["value"]
         row[name] = math.nan if value is None else value
     plot_fronts(axes, points, pd.DataFrame([row]))
-    critical = fit["critical_batch_size"]
+    axes.set_title(_critical_text(fit["critical_batch_size"]), fontsize=10)
+    return axes
+
+
+def _critical_text(critical: dict[str, Any]) -> str:
+    """B_crit with its interval, for a title; a bound without a value is open."""
     name = r"$B_{\mathrm{crit}}$"
     if critical["value"] is None:
-        axes.set_title(f"{name} is not resolved", fontsize=10)
-    else:
-        low, high = (
-            "∞" if critical[end] is None else number_text(float(f"{critical[end]:.3g}"))
-            for end in ("low", "high")
-        )
-        value = number_text(float(f"{critical['value']:.3g}"))
-        axes.set_title(f"{name} = {value} ({low}–{high})", fontsize=10)
-    return axes
+        return f"{name} is not resolved"
+    value, low, high = (
+        "∞" if critical[part] is None else number_text(float(f"{critical[part]:.3g}"))
+        for part in ("value", "low", "high")
+    )
+    return f"{name} = {value} ({low}–{high})"
 
 
 def draw_recommendation(
@@ -200,6 +203,7 @@ def draw_recommendation(
     axes.set_yscale("log")
     axes.set_xlim(grid[0], grid[-1])
     axes.set_ylim(1, 30)
+    axes.set_title(_critical_text(critical), fontsize=10)
     _finish(axes, "batch size B (examples)", "cost, in units of the least")
     return axes
 
@@ -235,12 +239,25 @@ def plot_critical_sizes(axes: Axes, fits: pd.DataFrame, predicted: pd.DataFrame)
     _draw_sizes(axes, fits, "critical_batch_size", colour=CRITICAL, marker="o", label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    _limit_sizes(axes, fits, predicted)
     axes.invert_xaxis()
     axes.set_xticks(fits["goal"].tolist(), [f"{goal:g}" for goal in fits["goal"]])
     axes.minorticks_off()
     if len(fits) > NAMED - 3:  # goals whose names do not fit side by side
         axes.tick_params(axis="x", labelrotation=45)
     _finish(axes, "goal (loss)", "batch size (examples)")
+
+
+def _limit_sizes(axes: Axes, fits: pd.DataFrame, predicted: pd.DataFrame) -> None:
+    """An axis for all values and the intervals of B_crit; predicted intervals may go beyond it."""
+    names = [f"critical_batch_size{end}" for end in ("", "_low", "_high")]
+    shown = [fits[[*names, "overhead_batch_size"]].to_numpy(dtype=float).ravel()]
+    if len(predicted):
+        shown.append(predicted[["average", "by_progress"]].to_numpy(dtype=float).ravel())
+    values = np.concatenate(shown)
+    values = values[np.isfinite(values) & (values > 0)]
+    if len(values):
+        axes.set_ylim(values.min() / MARGIN, values.max() * MARGIN)
 
 
 def plot_best_rates(

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from noisescale.plots.style import (
     BLACK,
@@ -31,6 +30,7 @@ from noisescale.plots.style import (
     one_legend,
     panels,
     plot_band,
+    whole_steps,
 )
 
 Scale = Literal["simple", "full"]
@@ -112,6 +112,9 @@ def batch_size_figure(table: pd.DataFrame, *, title: str) -> Figure:
     low, high = resolved["simple_low"], resolved["simple_high"]
     plot_band(sizes, resolved["epoch"], low, high, color=colour)
     sizes.set_yscale("log")
+    # intervals may reach down to nothing, where the batch size never is
+    shown = [*table["batch_size"], *resolved["simple"]]
+    sizes.set_ylim(min(shown) / 3, 3 * max(shown))
     finish(sizes, "epoch", "examples")
     rates.step(epochs, table["learning_rate"], where="post", color=BLACK)
     rates.set_ylim(bottom=0)
@@ -272,7 +275,9 @@ def _interval_text(estimate: dict[str, float]) -> str:
         _short(estimate[part]) if math.isfinite(estimate[part]) else "∞"
         for part in ("value", "low", "high")
     )
-    return value if math.isnan(estimate["low"]) else f"{value} ({low}–{high})"
+    if math.isnan(estimate["low"]) or estimate["low"] == estimate["high"]:  # unknown, or exact
+        return value
+    return f"{value} ({low}–{high})"
 
 
 def _scale_text(noise: dict[str, Any]) -> str:
@@ -298,7 +303,7 @@ def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
     axes.set_xscale("linear")
     axes.margins(x=0.05)
     axes.autoscale(axis="x")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.xaxis.set_major_locator(whole_steps(integer=True))
     population = next(entry["population"] for entry in entries if not entry["reason"])
     finish(axes, counted, f"noise scale (examples, {population} population)", legend_size=SMALL)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from noisescale.plots.style import (
     BLACK,
@@ -27,6 +26,7 @@ from noisescale.plots.style import (
     panels,
     plot_band,
     series_colours,
+    whole_steps,
 )
 
 QUANTITIES = {  # label and colour of each column, and the column that says whether it has converged
@@ -36,7 +36,8 @@ QUANTITIES = {  # label and colour of each column, and the column that says whet
 }
 LEAST_DENSITY = 1e-8  # of the axis: below it are the tails of the smoothing kernel
 ENDS = {"largest": (BLUE, "largest eigenvalues"), "smallest": (GREEN, "smallest eigenvalues")}
-CURVATURE = "curvature (loss per squared unit of parameters)"
+CURVATURE = "curvature (loss/parameter²)"
+FAR = 4.0  # times the largest curvature: a limit of stability beyond it is named, but not drawn
 
 
 def sharpness_figure(table: pd.DataFrame, *, title: str) -> Figure:
@@ -133,7 +134,7 @@ def plot_eigenvalues(axes: Axes, entry: dict[str, Any]) -> None:
     if any(not row["converged"] for row in entry["eigenvalues"]):
         look = {"color": BLACK, "fillstyle": "none"}
         axes.plot([], [], "o", label="open: not converged", **look)
-    _mark_limit(axes, entry, along="y")
+    _mark_limit(axes, entry.get("stable_sharpness"), along="y")
     axes.set_xticks(range(len(names)), names)
     axes.margins(x=0.5 / max(len(names), 1))
     low, high = axes.get_ylim()
@@ -156,13 +157,21 @@ def _bars(row: dict[str, Any]) -> np.ndarray | None:
     return error_bars(np.array([row["value"]]), np.array([low]), np.array([high]))
 
 
-def _mark_limit(axes: Axes, entry: dict[str, Any], *, along: str) -> None:
-    """The limit of stability of the entry's learning rate, where that is known."""
-    limit = entry.get("stable_sharpness")
-    if limit is not None and np.isfinite(limit):
-        line = axes.axhline if along == "y" else axes.axvline
-        label = f"limit of stability, {limit:.4g}"
-        line(limit, color=BLACK, linestyle="--", linewidth=1, label=label)
+def _mark_limit(axes: Axes, limit: float | None, *, along: Literal["x", "y"]) -> None:
+    """The limit of stability where it is known; far beyond what is drawn, its name alone.
+
+    Else it would press all that was measured into a corner.
+    """
+    if limit is None or not np.isfinite(limit):
+        return
+    axis, line = (axes.yaxis, axes.axhline) if along == "y" else (axes.xaxis, axes.axvline)
+    look: Any = {"color": BLACK, "linestyle": "--", "linewidth": 1}
+    label = f"limit of stability, {limit:.4g}"
+    largest = float(max(axis.get_data_interval()))
+    if np.isfinite(largest) and limit > FAR * largest > 0:
+        axes.plot([], [], label=f"{label}: beyond the panel", **look)
+    else:
+        line(limit, label=label, **look)
 
 
 def plot_sharpness(axes: Axes, table: pd.DataFrame, *, legend_size: float = LEGEND_SIZE) -> None:
@@ -186,9 +195,8 @@ def plot_sharpness(axes: Axes, table: pd.DataFrame, *, legend_size: float = LEGE
                 loose = rows[rows[converged] != 1]
                 axes.plot(loose["step"], loose[name], "o", color=colour, fillstyle="none")
     for limit in table["stable_sharpness"].dropna().unique():
-        label = f"limit of stability, {limit:.4g}"
-        axes.axhline(limit, color=BLACK, linestyle="--", linewidth=1, label=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        _mark_limit(axes, limit, along="y")
+    axes.xaxis.set_major_locator(whole_steps(integer=True))
     finish(axes, "step", CURVATURE, legend_size=legend_size)
 
 
@@ -224,7 +232,7 @@ def _plot_densities(axes: Axes, entries: list[dict[str, Any]]) -> None:
         axes.plot(density["grid"], density["density"], **look)
     limits = {entry.get("stable_sharpness") for entry in entries}
     if len(limits) == 1:
-        _mark_limit(axes, entries[0], along="x")
+        _mark_limit(axes, limits.pop(), along="x")
     axes.set_yscale("log")
     axes.set_ylim(bottom=LEAST_DENSITY)
     finish(axes, "eigenvalue", "spectral density (share per unit)", legend_size=SMALL)
@@ -240,7 +248,7 @@ def _plot_phi(axes: Axes, entries: list[dict[str, Any]]) -> None:
         style = "-" if phi["space"] == "full" else ":"
         axes.plot(range(1, len(after_start) + 1), after_start, linestyle=style, **look)
     axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.xaxis.set_major_locator(whole_steps(integer=True))
     finish(axes, "iteration of L-BFGS-B", "Keskar's φ (%)", legend_size=SMALL)
 
 

@@ -69,6 +69,8 @@ def map_figure(
 ) -> Figure:
     """The map, the usable rates, and the accuracy at fixed rates and at fixed rate over batch size.
 
+    A cut that has no value tried at three batch sizes is left out.
+
     Args:
         cells: rows of cells.csv.
         boundary: rows of boundary.csv.
@@ -85,10 +87,11 @@ def map_figure(
     left, right = parts
     quantity, unstable = ("final_loss", "left") if minimum else ("test_accuracy", "diverged")
     plot_map(left.subplots(), cells, boundary, quantity=quantity, unstable=unstable, cases=cases)
-    above, middle, below = right.subplots(3, 1)
+    cuts = [along for along in ("learning_rate", "rate_over_batch") if _cut(cells, along)]
+    above, *others = np.ravel(right.subplots(1 + len(cuts), 1))
     plot_usable(above, cells, boundary)
-    plot_cut(middle, cells, along="learning_rate")
-    plot_cut(below, cells, along="rate_over_batch")
+    for axes, along in zip(others, cuts, strict=True):
+        plot_cut(axes, cells, along=along)
     figure.suptitle(title, fontsize=TITLE_SIZE)
     return figure
 
@@ -198,8 +201,10 @@ def _draw_edges(axes: Axes, boundary: pd.DataFrame, sizes: dict[Any, float]) -> 
             look: Any = {"color": colour, "linewidth": 1.4, "path_effects": outline}
             axes.plot(numbers, boundary[name], style, label=curve_label(boundary, name), **look)
             if f"{name}_low" in boundary:
-                ends = (boundary[f"{name}_low"], boundary[f"{name}_high"])
-                axes.fill_between(numbers, *ends, color=colour, alpha=0.3, linewidth=0)
+                low, high = boundary[f"{name}_low"], boundary[f"{name}_high"]
+                # an interval that is open below would hide all of the map under it
+                look = {"color": colour, "alpha": 0.3, "linewidth": 0}
+                axes.fill_between(numbers, low.where(low > 0), high, **look)
     measured = np.isfinite(boundary["lr_max"])
     edges = boundary[measured]
     bars = error_bars(edges["lr_max"], edges["lr_max_low"], edges["lr_max_high"])
@@ -275,11 +280,7 @@ def plot_cut(
         legend: whether to name the values, below the panel.
     """
     sizes = _numeric_sizes(cells)
-    table = cells[cells["error"] == ""]
-    table = table.assign(size=table["batch_size"].map(sizes).astype(float))
-    divisor = table["size"] if along == "rate_over_batch" else 1.0
-    table = table.assign(value=table["learning_rate"] / divisor)
-    if not (groups := _matching(table)):
+    if not (groups := _cut(cells, along)):
         centre: Any = {"transform": axes.transAxes, "ha": "center", "va": "center", "fontsize": 7}
         axes.text(0.5, 0.5, "no value was tried at three batch sizes", **centre)
     best = sorted(groups, key=lambda group: group[1]["test_accuracy"].max())[-most:]
@@ -292,6 +293,14 @@ def plot_cut(
         axes.plot(means.index, means, f"{marker}-", label=f"{name} = {value:.2g}", **look)
         axes.plot(rows["size"], rows["test_accuracy"], ".", color=shade, markersize=2)
     _finish(axes, sizes, "test accuracy", legend=legend)
+
+
+def _cut(cells: pd.DataFrame, along: str) -> list[tuple[float, pd.DataFrame]]:
+    """The values of η or η/B tried at three batch sizes or more, each with its cells."""
+    table = cells[cells["error"] == ""]
+    table = table.assign(size=table["batch_size"].map(_numeric_sizes(cells)).astype(float))
+    divisor = table["size"] if along == "rate_over_batch" else 1.0
+    return _matching(table.assign(value=table["learning_rate"] / divisor))
 
 
 def _matching(table: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:

@@ -31,6 +31,7 @@ SMALL = 7  # points of names within a panel, and of long legends: the least that
 DOTS_PER_INCH = 150  # sharp on a screen at 700 to 1,400 pixels a figure, and some 100 kB
 CHARACTER = 0.55  # of a font's size, about the mean width of a letter
 FEWEST_TICKS, MOST_TICKS = 3, 6  # on an axis
+MOST_BESIDE = 3  # panels in a row: more would be wider than a page
 MOST_SIZES = 8  # batch sizes whose numbers fit side by side below a panel
 LEFT_OF_ZERO = -0.15  # of an axis of steps that is linear below 1: room for a marker at 0
 SHARE_OF_PANEL = 0.9  # that its axes take, about, beside the labels on the left
@@ -41,9 +42,14 @@ LABELS_BELOW = 36  # points that an axis's tick labels and its name take below i
 def panels(
     count: int, *, width: float, height: float, title: str | None = None, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its `count` Axes side by side, each `width` by `height` inches."""
-    figure = Figure(figsize=(count * width, height), layout="constrained")
-    axes = list(np.ravel(figure.subplots(1, count, sharey=sharey)))
+    """A figure and its `count` Axes, each `width` by `height` inches; from four on, in pairs."""
+    columns = count if count <= MOST_BESIDE else 2
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    grid = list(np.ravel(figure.subplots(rows, columns, sharey=sharey)))
+    axes = grid[:count]
+    for unused in grid[count:]:
+        unused.remove()
     if title is not None:
         name_figure(figure, title)
     return figure, axes
@@ -202,7 +208,7 @@ class PlainLogLocator(Locator):
             ticks = ticks[(ticks >= low) & (ticks <= high)]
             if len(ticks) >= FEWEST_TICKS:
                 return np.append(zero, ticks)
-        return np.append(zero, MaxNLocator(nbins=4, steps=[1, 2, 5, 10]).tick_values(low, high))
+        return np.append(zero, whole_steps(4).tick_values(low, high))
 
 
 def count_axis(axes: Axes) -> None:
@@ -233,6 +239,11 @@ def power_axis(axes: Axes, sizes: Iterable[float], names: Iterable[str] | None =
         axes.tick_params(axis="x", labelrotation=60)
 
 
+def whole_steps(most: int = 6, *, integer: bool = False) -> MaxNLocator:
+    """Ticks of a linear axis at multiples of 1, 2 or 5; at whole numbers alone, as of counts."""
+    return MaxNLocator(nbins=most, steps=[1, 2, 5, 10], integer=integer)
+
+
 def measured_title(entries: list[dict[str, Any]]) -> str:
     """What the entries of a measurement's JSON are of: problem, training, step and examples."""
     measured = [entry for entry in entries if not entry["reason"]] or entries
@@ -256,8 +267,8 @@ def measured_title(entries: list[dict[str, Any]]) -> str:
         parts.append(str(last["checkpoint"]))
     else:
         parts.append("the model as it is made")
-    if (count := last.get("num_examples")) is not None:
-        of = last["population_size"]
+    count, of = last.get("num_examples"), last.get("population_size")
+    if count is not None and of is not None:
         share = f"all {of:,}" if count == of else f"{count:,} of {of:,}"
         parts.append(f"{share} {last['split']} examples")
     return ", ".join(parts)

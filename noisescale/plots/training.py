@@ -27,7 +27,8 @@ Against = Literal["step", "epoch"]
 SPLIT_COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
 LABELS = {"loss": "mean loss", "accuracy": "accuracy", "f1": "macro F1"}
 AXES: dict[Against, str] = {"step": "step", "epoch": "epoch"}
-SHARE_SHOWN = 0.01  # of the batches' losses that may lie beyond either end of the axis
+# quantiles of the batches' losses that the axis reaches: single examples' are now and then tiny
+LOWEST_SHOWN, HIGHEST_SHOWN = 0.05, 0.995
 FAR = 10.0  # times the first loss, up to which the loss of a run that diverges is followed
 LEAST_SPAN = 0.2  # of an axis of accuracies: what is nearly constant shall look so
 POINTS = 60  # of a curve in a comparison, whose single batches would hide one another
@@ -101,7 +102,7 @@ def plot_losses(axes: Axes, losses: pd.DataFrame, *, against: Against = "step") 
     """
     finite = losses[np.isfinite(losses["loss"]) & (losses["loss"] > 0)]
     look: Any = {"color": GREY, "linewidth": 0}
-    axes.fill_between(finite[against], finite["smallest"], finite["largest"], alpha=0.25, **look)
+    axes.fill_between(finite[against], finite["smallest"], finite["largest"], alpha=0.2, **look)
     label = "batches"
     axes.plot(finite[against], finite["loss"], color=GREY, linewidth=0.6, label=label, zorder=1)
 
@@ -147,7 +148,7 @@ def _limit_losses(
         batches = losses["loss"]
         batches = batches[np.isfinite(batches) & (batches > 0)]
         if len(batches):
-            shown += [float(batches.quantile(share)) for share in (SHARE_SHOWN, 1 - SHARE_SHOWN)]
+            shown += [float(batches.quantile(q)) for q in (LOWEST_SHOWN, HIGHEST_SHOWN)]
             if diverged:  # up to its last finite loss, not to wherever that has got
                 shown.append(min(float(batches.max()), FAR * float(batches.iloc[0])))
     if shown and min(shown) < max(shown):

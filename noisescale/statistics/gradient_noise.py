@@ -87,10 +87,10 @@ class NoiseScale:
             √(1/n_eff − 1/n). None without projections, and without any deviation.
         noisiest_share: of Σq, that of the hundredth of the examples with the largest q, of one
             example at least.
-        gradient_norms: how |g_i| is distributed, a row for each of 40 bins from low to high that
-            are equally wide in logarithms: how many examples, and the variance_share, of Σq, that
-            they hold (nan without projections). The smallest norms, below a millionth of the
-            largest, are in the first bin.
+        gradient_norms: how |g_i| is distributed: bins from low to high that are equally wide in
+            logarithms, 2√n of them and 40 at most; of each the examples in it, and the
+            variance_share, of Σq, that they hold (nan without projections). Norms below a millionth
+            of the largest are in the first bin.
         split: of the problem's examples; None where it is not known.
         loss: the mean over the examples.
         engine: what computed the gradients.
@@ -330,18 +330,19 @@ def _histogram(
     norms = np.sqrt(squared_norms)  # (n,)
     largest = float(norms.max()) or 1.0
     smallest = max(float(norms.min()), SMALLEST_NORM * largest)
-    edges = np.geomspace(smallest, max(largest, smallest * NARROW), BINS + 1)
-    bins = np.clip(np.searchsorted(edges, norms, side="right") - 1, 0, BINS - 1)  # (n,)
-    shares = np.full(BINS, math.nan)
+    num_bins = min(BINS, math.ceil(2 * math.sqrt(len(norms))))
+    edges = np.geomspace(smallest, max(largest, smallest * NARROW), num_bins + 1)
+    bins = np.clip(np.searchsorted(edges, norms, side="right") - 1, 0, num_bins - 1)  # (n,)
+    shares = np.full(num_bins, math.nan)
     if projections is not None:
         deviations = squared_norms - 2 * projections + mean_square  # (n,)
         if (total := float(deviations.sum())) > 0:
-            shares = np.bincount(bins, deviations, minlength=BINS) / total
+            shares = np.bincount(bins, deviations, minlength=num_bins) / total
     return pd.DataFrame(
         {
             "low": edges[:-1],
             "high": edges[1:],
-            "examples": np.bincount(bins, minlength=BINS),
+            "examples": np.bincount(bins, minlength=num_bins),
             "variance_share": shares,
         }
     )

@@ -42,6 +42,7 @@ def test_a_run_leaves_every_file_and_its_numbers_agree(tmp_path):
     names = {
         "config.json",
         "metrics.csv",
+        "losses.csv",
         "confusion.csv",
         "checkpoint.pt",
         "confusion.png",

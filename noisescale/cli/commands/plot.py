@@ -33,7 +33,7 @@ TABLES = {
     "noise": {"step", "loss", "simple", "simple_low", "simple_high", "full"},
     "batch_size": {"epoch", "batch_size", "learning_rate", "simple", "simple_low", "simple_high"},
     "map": {"batch_size", "learning_rate", "seed", "label", "unstable", "test_accuracy", "error"},
-    "pareto": {"batch_size", "steps", "censored"},
+    "pareto": {"batch_size", "steps"},
 }
 ALLOWED = (
     "give the folder of a run, a sweep, a critical batch size or branches, or a folder of such; "
@@ -219,7 +219,7 @@ def _title(path: Path) -> str:
         from noisescale.studies.critical_batch.pictures import study_title
 
         return f"{study_title(folder)}\n{path.name}"
-    return f"{run_title(folder)}\n{path.name}"
+    return f"{run_title(folder)}\n{path.name}" if _holds(folder, RUN[0]) else path.name
 
 
 def _figure(kind: str, path: Path, table: pd.DataFrame) -> Figure:
@@ -236,7 +236,7 @@ def _figure(kind: str, path: Path, table: pd.DataFrame) -> Figure:
         case "confusion":
             splits = list(table["split"])
             split = "test" if "test" in splits else splits[-1]
-            return confusion_figure(table, split=split, title=f"{title}, {split}")
+            return confusion_figure(table, split=split, title=f"{title}, {split} examples")
         case "sharpness":
             return sharpness_figure(table, title=title)
         case "noise":

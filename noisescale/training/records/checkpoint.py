@@ -174,6 +174,9 @@ def parse_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
                 isinstance(tensor, torch.Tensor) for tensor in tensors.values()
             ):
                 raise TypeError("its params and buffers are not tensors by name")
+        losses = checkpoint.losses
+        if losses is not None and not (isinstance(losses, torch.Tensor) and losses.ndim == 2):
+            raise TypeError("its losses are not a table of numbers")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} lacks or adds fields of a checkpoint: {error}") from error
     return checkpoint

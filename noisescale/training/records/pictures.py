@@ -66,7 +66,8 @@ def _figures(folder: Path) -> Iterator[tuple[str, Figure]]:
         )
         yield "curves", figure
     if rows := read_confusion(folder):
-        yield "confusion", confusion_figure(pd.DataFrame(rows), split="test", title=title)
+        figure = confusion_figure(pd.DataFrame(rows), split="test", title=f"{title}, test examples")
+        yield "confusion", figure
     if rows := read_sharpness(folder):
         yield "sharpness", sharpness_figure(pd.DataFrame(rows), title=title)
     if rows := read_noise(folder):
