@@ -25,13 +25,6 @@ RUN_TABLES = (
     *("metrics.csv", "losses.csv", "confusion.csv", "sharpness.csv"),
     *("noise.csv", "batch_size.csv"),
 )
-    "metrics.csv",
-    "losses.csv",
-    "confusion.csv",
-    "sharpness.csv",
-    "noise.csv",
-    "batch_size.csv",
-)
 
 
 @pytest.fixture(scope="module")

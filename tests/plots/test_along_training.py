@@ -58,7 +58,7 @@ def test_density_and_phi_have_panels_and_a_trace_alone_has_none():
     entry["phi"] = [{"space": "full", "epsilon": 1e-3, "history": [0.0, 1.0, 2.0]}]
     assert has_picture([entry])
     density, phi = measurements_figure([entry | {"step": None}]).axes
-    assert list(lines(density)) == ["run/step-0.pt"]
+    assert list(lines(density)) == ["run/step-0.pt", "limit of stability, 4"]
     assert lines(phi) == {"run/step-0.pt, full, ε = 0.001": [[1, 1], [2, 2]]}
 
 

@@ -29,17 +29,9 @@ COMPARED = (
 SCORED = ("train", "validation", "test")
 
 
-def comparison_path(folders: list[Path]) -> Path:
-    """Where the comparison of these runs, whose folders lie side by side, goes: beside them.
-
-    comparison.csv where nothing else lies there; in a folder of many runs, such as runs/, a name
-    that these runs alone have.
-    """
-    parent = folders[0].parent
-    others = {path.parent for path in parent.glob(f"*/{CONFIG}")} - set(folders)
-    if not others:
-        return parent / COMPARISON
-    return parent / f"comparison-{digest({'runs': [folder.name for folder in folders]})}.csv"
+def comparison_name(folders: list[Path]) -> str:
+    """The name of these runs' comparison in a folder of many: that of no other runs."""
+    return f"comparison-{digest({'runs': [folder.name for folder in folders]})}.csv"
 
 
 def write_comparison(folders: list[Path], table: Path) -> None:
