@@ -45,7 +45,8 @@ def _no_pictures() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _pictures_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "pictures" in request.keywords:
+    # request.keywords has the names of the folders above as well, such as that of a checkout
+    if request.node.get_closest_marker("pictures") is not None:
         draw_again(monkeypatch)
 
 

@@ -283,4 +283,4 @@ def test_comparisons_in_one_folder_have_names_of_their_own():
     runs = {tuple(pd.read_csv(path)["batch_size"].astype(str)) for path in (first, second)}
     assert runs == {("64", "full"), ("32", "64")}
     assert run(*SMALL, "--bs", 16).exit_code == 0  # one run is no comparison
-    assert len(list(Path("runs").glob("comparison*"))) == 2
+    assert len(list(Path("runs").glob("comparison*.csv"))) == 2

@@ -153,8 +153,8 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     Each run leaves its configuration, metrics per epoch, checkpoint, confusion matrix and curves in
     a folder of its own. The same command again prints what is stored; a run that was killed is
     continued by the same command or by --resume. A loss that is no longer finite ends its run and
-    is recorded as the result. Several batch sizes also leave comparison.csv, a row for each run, and
-    a picture of their losses against steps and against examples.
+    is recorded as the result. Several batch sizes also leave comparison.csv, a row for each run,
+    and a picture of their losses against steps and against examples.
     """
     from rich.console import Console
 
