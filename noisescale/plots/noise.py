@@ -163,55 +163,61 @@ def plot_signal_and_noise(axes: Axes, noise: dict[str, Any]) -> None:
     """|G|² and tr Σ/B, what the noise adds to a batch's squared gradient, against B: B_simple.
 
     They meet at B_simple, whose interval is the shaded stretch. Below it noise rules a step, above
-    it the batch could be smaller. Where |G|² is not resolved, there is a lower bound, an arrow.
+    it the batch could be smaller. Where |G|² is not resolved, a dotted line is the lower bound.
 
     Args:
         axes: drawn on, logarithmic.
         noise: an entry of `noisescale measure-noise --json`.
     """
-    signal, trace, simple = (
-        _numbers(noise[name]) for name in ("squared_gradient_norm", "gradient_variance", "simple")
+    signal, trace, simple, full = (
+        _numbers(noise.get(name))
+        for name in ("squared_gradient_norm", "gradient_variance", "simple", "full")
     )
-    centre = simple["value"] if math.isfinite(simple["value"]) else simple["low"]
     used = noise.get("batch_size")
-    marks = [mark for mark in (centre, used, simple["low"], simple["high"]) if _is_size(mark)]
-    if not (trace["value"] > 0):
-        marks = marks or [1.0]
-    least = max(1.0, min(marks, default=1.0) / WIDE)
-    sizes = np.geomspace(least, max(max(marks, default=1.0), least) * WIDE, 100)
+    sizes = _sizes_around([*simple.values(), used])
     label = r"noise, $\mathrm{tr}\,\Sigma/B$"
     axes.plot(sizes, trace["value"] / sizes, color=VERMILION, label=label)
     if math.isfinite(trace["low"]) and math.isfinite(trace["high"]):
         ends = (max(trace["low"], 0.0) / sizes, trace["high"] / sizes)
         axes.fill_between(sizes, *ends, color=VERMILION, alpha=0.2, linewidth=0)
-    bottom = trace["value"] / sizes[-1]
+    positive = [level for level in (trace["value"] / sizes[-1], signal["value"]) if level > 0]
+    bottom = min(positive, default=1.0)
     if signal["value"] > 0:
         axes.axhline(signal["value"], color=BLUE, label=r"signal, $|G|^2$")
-        bottom = min(bottom, signal["value"])
-    if signal["high"] > 0:
+    if signal["high"] > 0:  # down to the frame where it may be zero
         low = max(signal["low"], bottom / WIDE)
-        if signal["high"] > low:
-            axes.axhspan(low, signal["high"], color=BLUE, alpha=0.2, linewidth=0)
+        axes.axhspan(low, signal["high"], color=BLUE, alpha=0.2, linewidth=0)
     name = SCALES["simple"][0]
-    if math.isfinite(simple["value"]):
-        axes.axvline(simple["value"], color=BLACK, label=f"{name} = {_interval_text(simple)}")
-        if _is_size(simple["low"]) and _is_size(simple["high"]):
-            axes.axvspan(simple["low"], simple["high"], color=BLACK, alpha=0.1, linewidth=0)
+    if _is_size(simple["value"]):
+        _mark_size(axes, simple, f"{name} = {_interval_text(simple)}")
     elif _is_size(simple["low"]):
         label = f"{name} > {_short(simple['low'])}: not resolved"
         axes.axvline(simple["low"], color=BLACK, linestyle=":", label=label)
-    full = _numbers(noise.get("full"))
-    if _is_size(full["value"]) and sizes[0] < full["value"] < sizes[-1]:
+    if sizes[0] < full["value"] < sizes[-1]:
         label = f"{SCALES['full'][0]} = {_interval_text(full)}"
         axes.axvline(full["value"], color=ORANGE, linestyle="-.", label=label)
-    if _is_size(used):
+    if isinstance(used, int):  # and not "full" or "adaptive"
         axes.axvline(used, color=GREEN, linestyle="--", label=f"trained at B = {used:,}")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(sizes[0], sizes[-1])
-    if trace["value"] > 0:
-        axes.set_ylim(bottom / 3, trace["value"] / sizes[0] * 2)
+    top = max(trace["value"] / sizes[0], *positive, signal["high"]) if positive else 1.0
+    axes.set_ylim(bottom / 3, 2 * top)
     finish(axes, "batch size B (examples)", "squared gradient norm")
+
+
+def _sizes_around(marks: list[Any]) -> np.ndarray:
+    """Batch sizes (100,) from far below to far above all that are to be marked, of 1 at least."""
+    known = [float(mark) for mark in marks if _is_size(mark)] or [1.0]
+    least = min(max(1.0, min(known) / WIDE), min(known))
+    return np.geomspace(least, WIDE * max(known), 100)
+
+
+def _mark_size(axes: Axes, size: dict[str, float], label: str) -> None:
+    """A batch size as a line across, with its interval as a shaded stretch."""
+    axes.axvline(size["value"], color=BLACK, label=label)
+    if _is_size(size["low"]) and _is_size(size["high"]):
+        axes.axvspan(size["low"], size["high"], color=BLACK, alpha=0.1, linewidth=0)
 
 
 def plot_gradient_norms(axes: Axes, noise: dict[str, Any]) -> None:
@@ -339,10 +345,7 @@ def _plot_parts(axes: Axes, entry: dict[str, Any], *, key: Literal["parameter", 
     name = SCALES["simple"][0]
     total = _numbers(entry["simple"])
     if _is_size(total["value"]):
-        label = f"{name} of all, {_interval_text(total)}"
-        axes.axvline(total["value"], color=BLACK, linewidth=1, label=label)
-        if _is_size(total["low"]) and _is_size(total["high"]):
-            axes.axvspan(total["low"], total["high"], color=BLACK, alpha=0.1, linewidth=0)
+        _mark_size(axes, total, f"{name} of all, {_interval_text(total)}")
     look: Any = {"fmt": "o", "color": BLUE, "markersize": 4}
     axes.errorbar(values, heights, xerr=error_bars(values, low, high), **look)
     bounds = _is_bound(table.assign(simple=values, simple_low=low), "simple")

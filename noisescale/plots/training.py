@@ -220,8 +220,9 @@ def _averaged(losses: pd.DataFrame) -> pd.DataFrame:
     edges = np.geomspace(1, max(2, finite["step"].max() + 1), POINTS + 1)
     window = np.digitize(finite["step"], edges)
     weighted = finite.assign(loss=finite["loss"] * finite["num_steps"]).groupby(window)
-    means = weighted.agg({"step": "max", "epoch": "max", "loss": "sum", "num_steps": "sum"})
-    return means.assign(loss=means["loss"] / means["num_steps"])
+    sums = weighted.agg({"step": "max", "epoch": "max", "loss": "sum", "num_steps": "sum"})
+    means: pd.DataFrame = sums.assign(loss=sums["loss"] / sums["num_steps"])
+    return means
 
 
 def confusion_figure(table: pd.DataFrame, *, split: str, title: str) -> Figure:

@@ -47,7 +47,7 @@ def _of_axes(axes: Axes) -> Iterator[str]:
     if not _points_inside(axes):
         yield "it is empty"
     for axis, words in ((axes.xaxis, axes.get_xlabel()), (axes.yaxis, axes.get_ylabel())):
-        labels = [label for label in axis.get_ticklabels() if _shown(label, axis, axes)]
+        labels = [label for label in axis.get_ticklabels(which="both") if _shown(label, axis, axes)]
         texts = [label.get_text() for label in labels]
         if not words and axis is axes.xaxis and not any(re.search(r"[a-zλ]", t) for t in texts):
             yield "an axis without a name"
@@ -59,6 +59,7 @@ def _of_axes(axes: Axes) -> Iterator[str]:
             lone = len(axis.get_majorticklocs()) == 1  # one size, one eigenvalue
             if not lone and axes.get_shared_y_axes().get_siblings(axes) == [axes]:
                 yield f"{texts} alone is no scale on the axis {words!r}"
+        labels.sort(key=lambda label: label.get_position()[0 if axis is axes.xaxis else 1])
         for one, other in itertools.pairwise(labels):
             if _overlap(one, other):
                 yield f"tick labels {one.get_text()!r} and {other.get_text()!r} overlap"
@@ -86,7 +87,7 @@ def _of_legend(axes: Axes, figure: Figure) -> Iterator[str]:
         texts += [
             label
             for axis in (axes.xaxis, axes.yaxis)
-            for label in axis.get_ticklabels()
+            for label in axis.get_ticklabels(which="both")
             if _shown(label, axis, axes)
         ]
         for text in texts:

@@ -58,7 +58,7 @@ def describe_problem(problem: ProblemConfig | FactoryConfig) -> str:
     """What is trained, in words: "mnist at raw pixels, MLP of width 128"."""
     if isinstance(problem, FactoryConfig):
         return problem.factory
-    data, model = problem.dataset, []
+    data, model = str(problem.dataset), []
     if problem.pixel_scale == "raw":
         data += " at raw pixels"
     if problem.num_train is not None:
