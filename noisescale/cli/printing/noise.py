@@ -42,7 +42,7 @@ INTERVAL = "95 % interval"
 WIDE = 90  # columns of a console, below which a table of checkpoints has no room for n_eff
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
-    *("effective_examples", "noisiest_share"),
+    *("effective_examples", "noisiest_share", "gradient_norms"),
     *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
     "optimal_learning_rates",
     *QUANTITIES,
@@ -73,6 +73,7 @@ class NoiseReport:
         entry: dict[str, Any] = {
             "checkpoint": loaded.file,
             "run": loaded.run,
+            "problem": loaded.problem_text,
             "step": loaded.step,
             "batch_size": training and training.batch_size,
             "learning_rate": training and training.learning_rate,

@@ -73,7 +73,9 @@ class SharpnessReport:
         return {
             "checkpoint": loaded.file,
             "run": loaded.run,
+            "problem": loaded.problem_text,
             "step": loaded.step,
+            "trained_batch_size": training and training.batch_size,
             "learning_rate": training and training.learning_rate,
             "momentum": training and training.momentum,
             "weight_decay": training and training.weight_decay,
