@@ -18,6 +18,8 @@ NAMES = {
     "lyapunov": "Lyapunov",
     "descent": "descent",
 }
+# what may be left out, the least important first: of the curves, the loosest bounds
+LESS = ("not monotone", "descent", "Wu", "Gaussian", "seeds", "lower", "upper")
 SYMBOLS = {"sharpness": "λ_max", "concentration": "κ", "largest_example": "β", "trace": "tr H"}
 
 
@@ -27,7 +29,12 @@ def print_sweep(result: SweepResult) -> None:
     summary, boundary = result.summary, result.boundary
     curves = [name for name in NAMES if name in boundary]
     headings = ("batch size", "η_max", "95 % interval", "seeds", "not monotone")
-    table = plain_table(*headings, *(NAMES[name] for name in curves))
+    table = plain_table(
+        *headings,
+        *(NAMES[name] for name in curves),
+        less=LESS,
+        where="boundary.csv has them",
+    )
     for row in boundary.to_dict("records"):
         edge = estimate_of(row, "lr_max", num_samples=row["num_seeds"])
         table.add_row(
