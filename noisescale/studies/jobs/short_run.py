@@ -6,6 +6,7 @@ What a study makes of it, a label or the steps to a goal, is a function of those
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -67,7 +68,11 @@ class LossCurve:
 
 
 def short_run(
-    cell: Cell, course: Callable[[Training, LossCurve], dict[str, Any]], *, split: str = "train"
+    cell: Cell,
+    course: Callable[[Training, LossCurve], dict[str, Any]],
+    *,
+    split: str = "train",
+    threads: AbstractContextManager[None] | None = None,
 ) -> None:
     """Sees to it that a run lies finished in its folder, computed there unless it is already.
 
@@ -78,6 +83,7 @@ def short_run(
         cell: which run, and where.
         course: trains, as a rule by `looks`, and returns the study's own part of summary.json.
         split: whose loss is looked at.
+        threads: open while it computes; None: one thread alone.
 
     Raises:
         RunFolderError: the folder holds something else.
@@ -85,7 +91,7 @@ def short_run(
     record = cell_record(cell)
     if folder_state(cell.path, record) == "finished":
         return
-    with one_thread(), RunFolder(cell.path, record, wait=True) as folder:
+    with threads or one_thread(), RunFolder(cell.path, record, wait=True) as folder:
         if folder.state == "finished":
             return
         problem = cell_problem(cell)

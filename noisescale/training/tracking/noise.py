@@ -17,7 +17,8 @@ from noisescale.measure.noise import (
 )
 from noisescale.problems.models import copy_of
 from noisescale.problems.problem import Problem
-from noisescale.statistics.estimate import Estimate, estimate_of, estimate_row
+from noisescale.statistics.critical_batch.recommendation import noise_row
+from noisescale.statistics.estimate import estimate_of
 from noisescale.statistics.gradient_noise import NoiseScale
 from noisescale.training.records.tables import (
     NOISE,
@@ -218,17 +219,6 @@ def _resolved(options: NoiseOptions, total: int) -> NoiseOptions:
 
 def _noise_numbers(noise: NoiseScale) -> dict[str, Any]:
     """The estimates as columns name, name_stderr, name_low and name_high."""
-    estimates: dict[str, Estimate | None] = {
-        "loss": noise.loss,
-        "squared_gradient_norm": noise.squared_gradient_norm,
-        "gradient_variance": noise.gradient_variance,
-        "simple": noise.simple,
-        "full": noise.full,
-    }
-    if (curvature := noise.curvature) is not None:
-        estimates["hessian_covariance_trace"] = curvature.covariance_trace
-        estimates["gradient_curvature"] = curvature.gradient_curvature
-        estimates["max_learning_rate"] = curvature.max_learning_rate
     numbers: dict[str, Any] = {
         name: math.nan if value is None else value
         for name, value in (
@@ -236,7 +226,4 @@ def _noise_numbers(noise: NoiseScale) -> dict[str, Any]:
             ("noisiest_share", noise.noisiest_share),
         )
     }
-    for name, estimate in estimates.items():
-        if estimate is not None:
-            numbers |= estimate_row(name, estimate)
-    return numbers
+    return numbers | noise_row(noise)
