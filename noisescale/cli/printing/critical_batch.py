@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from noisescale.cli.printing.recommend import print_advice
 from noisescale.cli.printing.tables import or_dash, plain_table, stdout_console
 from noisescale.statistics.estimate import Estimate, estimate_of
 
@@ -51,8 +52,7 @@ def print_fits(result: CriticalBatchResult) -> None:
             "Best learning rate ε(B): laws fitted, and their error at a batch size left out"
         )
         console.print(_laws(laws, result))
-    for note in result.notes:
-        console.print(f"Note: {note}.")
+    print_advice(result.advice, result.notes)
 
 
 def _fits(result: CriticalBatchResult) -> Table:

@@ -54,8 +54,10 @@ class LossCurve:
     points: (step, loss) at each look so far.
     """
 
-    def __init__(self, problem: Problem, split: str = "train") -> None:
-        size = min(EVALUATED, num_examples_of(split_data(problem, split)))
+    def __init__(
+        self, problem: Problem, split: str = "train", *, num_examples: int = EVALUATED
+    ) -> None:
+        size = min(num_examples, num_examples_of(split_data(problem, split)))
         self.examples = held(select(problem, split=split, num_examples=size).examples)
         self.points: list[tuple[int, float]] = []
         self._loss = problem.loss
@@ -72,6 +74,7 @@ def short_run(
     course: Callable[[Training, LossCurve], dict[str, Any]],
     *,
     split: str = "train",
+    num_evaluated: int = EVALUATED,
     threads: AbstractContextManager[None] | None = None,
 ) -> None:
     """Sees to it that a run lies finished in its folder, computed there unless it is already.
@@ -83,6 +86,7 @@ def short_run(
         cell: which run, and where.
         course: trains, as a rule by `looks`, and returns the study's own part of summary.json.
         split: whose loss is looked at.
+        num_evaluated: examples of a look, at most.
         threads: open while it computes; None: one thread alone.
 
     Raises:
@@ -96,7 +100,7 @@ def short_run(
             return
         problem = cell_problem(cell)
         training = Training(problem, cell.training)
-        curve = LossCurve(problem, split)
+        curve = LossCurve(problem, split, num_examples=num_evaluated)
         numbers = course(training, curve)
         write_run(cell, curve, numbers, seconds=training.seconds, notes=training.notes)
 

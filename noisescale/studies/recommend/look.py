@@ -16,7 +16,7 @@ from noisescale.statistics.critical_batch.calibration.model import calibration
 from noisescale.statistics.estimate import jsonable
 from noisescale.statistics.gradient_noise import NoiseScale
 from noisescale.studies.jobs.cell import Cell, cell_problem
-from noisescale.studies.jobs.short_run import LossCurve
+from noisescale.studies.jobs.short_run import EVALUATED, LossCurve
 from noisescale.studies.recommend.budget import Budget, duration_text
 from noisescale.training.records.folder import read_json, write_json
 from noisescale.training.tracking.noise import FEWEST_EXAMPLES, NUM_EXAMPLES
@@ -28,6 +28,9 @@ WARM_UP, FEWEST_TIMED, MOST_TIMED = 3, 5, 53  # updates: the first ones take lon
 TIMED_SHARE = 0.02  # of the budget, for timed updates; and for the noise at the start
 MOST_TIMED_SHARE = 0.1  # after which two updates must do
 FIRST_NOISE_EXAMPLES, MORE_NOISE_EXAMPLES = 64, 1024  # at the start: on the former, then as timed
+LOOK_SHARE = 0.002  # of the budget, for a look at the loss, of which there are some seventy
+FEWEST_EVALUATED = 256  # examples of a look: their mean is within 6 % of the spread
+LOOKS = 8  # at the loss of a rate's run, the last two of which are averaged
 GROWTH = 8  # times the examples of a measurement, of which the next one is made, at most
 TYPICAL = 6  # rates that a search takes: 5 to 7 where the first guess is near
 SEARCH_SHARE, RUN_SHARE = 0.4, 0.5  # of what is left after the look; the rest is for a run again
@@ -42,7 +45,7 @@ class Look:
 
     num_examples: in the training set. batch_size: of the runs. loss: at the start. first_rate: with
     which the search begins. update, evaluation, example: seconds of an update, of a look at the
-    loss, and of an example's part in a measurement of the noise. simple: B_simple at the start, nan
+    loss on num_evaluated examples, and of an example's part in a measurement of the noise. simple: B_simple at the start, nan
     where not resolved.
     """
 
@@ -52,6 +55,7 @@ class Look:
     first_rate: float
     update: float
     evaluation: float
+    num_evaluated: int
     example: float
     simple: float
     seconds: float
@@ -118,7 +122,8 @@ def look_at(
         )
     batch_size = batch_size_of(num_examples)
     problem.model.eval()
-    curve = LossCurve(problem)
+    evaluated = _num_evaluated(problem, budget)
+    curve = LossCurve(problem, num_examples=evaluated)
     before = budget.now()
     loss = curve.look(0, problem.model)
     evaluation = budget.now() - before
@@ -142,12 +147,24 @@ def look_at(
         first_rate=float(f"{first_rate:.2g}"),
         update=update,
         evaluation=evaluation,
+        num_evaluated=evaluated,
         example=example,
         simple=noise.simple.value,
         seconds=budget.now() - started,
     )
     write_json(out / LOOK, jsonable(asdict(look)))
     return look
+
+
+def _num_evaluated(problem: Problem, budget: Budget) -> int:
+    """Examples of a look at the loss, as many as a five-hundredth of the budget pays for."""
+    few = LossCurve(problem, num_examples=FEWEST_EVALUATED)
+    few.look(0, problem.model)  # of which libraries are loaded
+    before = budget.now()
+    few.look(0, problem.model)
+    an_example = (budget.now() - before) / few.examples.num_examples
+    affordable = int(LOOK_SHARE * budget.seconds / max(an_example, 1e-9))
+    return min(EVALUATED, max(FEWEST_EVALUATED, affordable))
 
 
 def noise_within(
@@ -230,7 +247,7 @@ def plan(look: Look, budget: Budget, *, wanted_steps: int) -> Plan:
     wanted_steps: of the run, where time does not matter.
     """
     left = budget.left
-    looks_at_loss = 12 * look.evaluation
+    looks_at_loss = LOOKS * look.evaluation
     rate_seconds = SEARCH_SHARE * left / TYPICAL - looks_at_loss
     run_seconds = RUN_SHARE * left
     rate_steps = int(min(wanted_steps, max(rate_seconds, 0.0) / look.update))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from noisescale.errors import MeasurementError, RunFolderError
-from noisescale.problems.config import FactoryConfig
 from noisescale.statistics.advice import (
     Advice,
     aimed_sizes,
@@ -21,7 +19,7 @@ from noisescale.statistics.advice import (
 )
 from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
 from noisescale.statistics.estimate import Estimate, jsonable
-from noisescale.studies.critical_batch.config import default_batch_sizes
+from noisescale.studies.critical_batch.config import firmer_command
 from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.recommend.budget import duration_text
 from noisescale.studies.recommend.config import RecommendConfig
@@ -32,7 +30,6 @@ from noisescale.training.records.tables import LOSSES, NOISE, read_noise
 REPORT, PICTURE, TRIED = "report.md", "recommendation.png", "learning_rates.csv"
 ROSE = 1.5  # times its average, from which on B_simple at the end says that it goes on to rise
 FAR = 8.0  # times B_crit, or a fraction of it: the run's course may then be another
-FIRMER_SIZES = 6  # of the command that measures B_crit, about it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +87,7 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
             heading=f"B_crit by the noise scale of {where}:",
             cost=cost,
             worth=(f"Best learning rate at B = {size:,}: {rate:g}.",),
-            firmer=firmer_command(config, None, look.num_examples),
+            firmer=firmer_command(config.problem, config.training),
             reason=(
                 f"|G|² along the run cannot be told from zero on {outcome.plan.noise_examples:,} "
                 "examples; give more --minutes, or measure more examples where the data set has "
@@ -116,7 +113,9 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
         in_use=None if config.batch_size is None else in_use_text(config.batch_size, critical),
         worth=_worth(outcome),
         cost=cost,
-        firmer=firmer_command(config, critical, look.num_examples),
+        firmer=firmer_command(
+            config.problem, config.training, critical=critical, num_examples=look.num_examples
+        ),
     )
     return advice, found
 
@@ -155,31 +154,6 @@ def _cost(outcome: Outcome) -> str:
         f"Cost: {duration_text(outcome.seconds)} of {outcome.config.minutes:g} min: "
         f"{len(outcome.tried)} rates, and {run['steps']:,} steps to loss {loss:.3g}."
     )
-
-
-def firmer_command(config: RecommendConfig, critical: Estimate | None, num_examples: int) -> str:
-    """The `critical-batch` that measures B_crit, at sizes about the one expected.
-
-    Args:
-        config: of the recommendation.
-        critical: B_crit as far as it is known; None: the command chooses the sizes.
-        num_examples: in the training set.
-    """
-    problem = config.problem
-    words = ["noisescale critical-batch"]
-    if isinstance(problem, FactoryConfig):
-        words.append(f"--problem {problem.factory}")
-    else:
-        options = {"dataset": problem.dataset} | problem.changed()
-        words += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
-    for name, value in config.training.optimizer_settings().items():
-        if value != getattr(type(config.training)(), name):
-            words.append(f"--{name.replace('_', '-')} {value}")
-    if critical is not None:
-        sizes = default_batch_sizes(num_examples)
-        near = sorted(sizes, key=lambda size: abs(math.log(size / critical.value)))
-        words += [f"--bs {size}" for size in sorted(near[:FIRMER_SIZES])]
-    return " ".join(words)
 
 
 def read_result(out: Path) -> RecommendResult | None:

@@ -18,6 +18,7 @@ from noisescale.studies.recommend.budget import Budget, duration_text
 from noisescale.studies.recommend.config import SETTINGS, RecommendConfig
 from noisescale.studies.recommend.look import (
     LOOK,
+    LOOKS,
     SEARCH_SHARE,
     TYPICAL,
     Look,
@@ -35,7 +36,7 @@ from noisescale.studies.recommend.results import (
     read_result,
     write_results,
 )
-from noisescale.studies.recommend.runs import LOOKS, rate_run, tracked_run
+from noisescale.studies.recommend.runs import rate_run, tracked_run
 from noisescale.studies.recommend.search import FEWEST_TRIED, Search, next_index, trained
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, read_json, write_json
@@ -132,11 +133,16 @@ class _Study:
         )
         planned = self._plan(look)
         self._say(
-            f"about {duration_text(planned.seconds + look.seconds)} of at most "
-            f"{duration_text(self.budget.seconds)}: some {TYPICAL} learning rates of "
-            f"{planned.rate_steps:,} steps at B = {look.batch_size:,}, then a run of "
-            f"{planned.run_steps:,} with the noise measured {planned.num_measurements} times on "
-            f"{planned.noise_examples:,} examples"
+            f"it takes about {duration_text(planned.seconds + look.seconds)} of at most "
+            f"{duration_text(self.budget.seconds)}:"
+        )
+        self._say(
+            f"- some {TYPICAL} learning rates, {planned.rate_steps:,} steps each at "
+            f"B = {look.batch_size:,}"
+        )
+        self._say(
+            f"- a run of {planned.run_steps:,} steps, the noise measured "
+            f"{planned.num_measurements} times on {planned.noise_examples:,} examples"
         )
         search = self._search(look, planned)
         run = self._tracked(look, planned, search.rate_of_run)
@@ -189,7 +195,11 @@ class _Study:
             cell = with_run(self.cell, look.batch_size, rate, planned.rate_steps)
             with self._counted(path):
                 run = rate_run(
-                    replace(cell, path=path), self.budget, seconds=seconds, say=self._say
+                    replace(cell, path=path),
+                    self.budget,
+                    seconds=seconds,
+                    num_evaluated=look.num_evaluated,
+                    say=self._say,
                 )
             search.runs[index] = run
             self._say(f"lr {rate:g}: {_fate(run, look.loss)}, {run.summary['took']:.1f} s")
@@ -207,7 +217,13 @@ class _Study:
             path = self.out / (RUN if attempt == 1 else f"{RUN}-{attempt}")
             cell = with_run(self.cell, look.batch_size, rate, planned.run_steps)
             with self._counted(path):
-                run = tracked_run(replace(cell, path=path), tracking, self.budget, say=self._say)
+                run = tracked_run(
+                    replace(cell, path=path),
+                    tracking,
+                    self.budget,
+                    num_evaluated=look.num_evaluated,
+                    say=self._say,
+                )
             if trained(run):
                 break
             text = f"the run at lr {rate:g} diverged after {run.summary['steps']:,} steps"
@@ -242,7 +258,7 @@ class _Study:
 
     def _say(self, text: str) -> None:
         if self.options.console is not None:
-            self.options.console.print(text, highlight=False, markup=False)
+            self.options.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _fate(run: ShortRun, start: float) -> str:

@@ -11,13 +11,13 @@ from typing import Any
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve, ShortRun, looks, read_run, short_run
 from noisescale.studies.recommend.budget import Budget, Reminder, duration_text
+from noisescale.studies.recommend.look import LOOKS
 from noisescale.training.records.checkpoint import save_checkpoint
 from noisescale.training.records.folder import CHECKPOINT
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.training.tracking.rows import is_due
 from noisescale.training.trainer import Training
 
-LOOKS = 12  # at the loss of a rate's run: at the last one that all have in common they are compared
 # what a run may take beside what is planned, before it is cut: others run on the machine too
 PATIENCE = 2.0
 SLACK = 0.02  # of the budget, which a run may take besides: a short one is not worth cutting
@@ -25,7 +25,9 @@ SLACK = 0.02  # of the budget, which a run may take besides: a short one is not 
 Say = Callable[[str], None]
 
 
-def rate_run(cell: Cell, budget: Budget, *, seconds: float, say: Say) -> ShortRun:
+def rate_run(
+    cell: Cell, budget: Budget, *, seconds: float, num_evaluated: int, say: Say
+) -> ShortRun:
     """A learning rate's run, cut where it takes more than `PATIENCE` times the seconds planned."""
     most = cell.training.max_steps or 1
     spacing = max(1, most // LOOKS)
@@ -49,11 +51,13 @@ def rate_run(cell: Cell, budget: Budget, *, seconds: float, say: Say) -> ShortRu
         cut &= not training.finished
         return _summary(training, cut=cut, took=budget.now() - started)
 
-    short_run(cell, course, threads=nullcontext())
+    short_run(cell, course, num_evaluated=num_evaluated, threads=nullcontext())
     return _read(cell.path)
 
 
-def tracked_run(cell: Cell, tracking: NoiseTracking, budget: Budget, *, say: Say) -> ShortRun:
+def tracked_run(
+    cell: Cell, tracking: NoiseTracking, budget: Budget, *, num_evaluated: int, say: Say
+) -> ShortRun:
     """The run along which the noise is measured, cut where the time is up.
 
     It keeps a checkpoint of where it ended.
@@ -85,7 +89,7 @@ def tracked_run(cell: Cell, tracking: NoiseTracking, budget: Budget, *, say: Say
         cut &= not training.finished
         return _summary(training, cut=cut, took=budget.now() - started)
 
-    short_run(cell, course, threads=nullcontext())
+    short_run(cell, course, num_evaluated=num_evaluated, threads=nullcontext())
     return _read(cell.path)
 
 
