@@ -45,8 +45,8 @@ class Look:
 
     num_examples: in the training set. batch_size: of the runs. loss: at the start. first_rate: with
     which the search begins. update, evaluation, example: seconds of an update, of a look at the
-    loss on num_evaluated examples, and of an example's part in a measurement of the noise. simple: B_simple at the start, nan
-    where not resolved.
+    loss on num_evaluated examples, and of an example's part in a measurement of the noise. simple:
+    B_simple at the start, nan where not resolved. seconds: that the look took.
     """
 
     num_examples: int

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from noisescale.statistics.estimate import jsonable
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve, ShortRun, looks, read_run, short_run
 from noisescale.studies.recommend.budget import Budget, Reminder, duration_text
@@ -49,7 +50,7 @@ def rate_run(
             if cut or not math.isfinite(curve.points[-1][1]):
                 break
         cut &= not training.finished
-        return _summary(training, cut=cut, took=budget.now() - started)
+        return _summary(training, curve, cut=cut, took=budget.now() - started)
 
     short_run(cell, course, num_evaluated=num_evaluated, threads=nullcontext())
     return _read(cell.path)
@@ -87,13 +88,13 @@ def tracked_run(
                 break
         save_checkpoint(training.checkpoint(), cell.path / CHECKPOINT)
         cut &= not training.finished
-        return _summary(training, cut=cut, took=budget.now() - started)
+        return _summary(training, curve, cut=cut, took=budget.now() - started)
 
     short_run(cell, course, num_evaluated=num_evaluated, threads=nullcontext())
     return _read(cell.path)
 
 
-def _summary(training: Training, *, cut: bool, took: float) -> dict[str, Any]:
+def _summary(training: Training, curve: LossCurve, *, cut: bool, took: float) -> dict[str, Any]:
     """A run's numbers; `took`: all its seconds, by the budget's clock."""
     return {
         "batch_size": training.batch_size,
@@ -102,6 +103,7 @@ def _summary(training: Training, *, cut: bool, took: float) -> dict[str, Any]:
         "steps": training.step,
         "examples_seen": training.examples_seen,
         "diverged_at_step": training.diverged_at_step,
+        "final_loss": jsonable(curve.points[-1][1]),
         "cut": cut,
         "took": took,
     }
