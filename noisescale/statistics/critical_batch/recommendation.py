@@ -327,7 +327,7 @@ def _table(
         )
     if batch_size is None:
         raise SettingError(
-            "a list of noise scales without a batch size: give batch_size of its run"
+            "a list of noise scales without a batch size: give the batch_size of its run"
         )
     check_count("batch size", batch_size)
     if steps is not None and len(steps) != len(scales):

@@ -172,9 +172,11 @@ def noise_within(
 ) -> tuple[NoiseScale, float]:
     """The noise on as many examples as so many seconds pay for, and the seconds for an example.
 
-    On few examples first, of which the time is taken. most: examples.
+    On few examples first, twice, of which the second time counts: the first loads libraries. most:
+    examples.
     """
     examples = min(FIRST_NOISE_EXAMPLES, most)
+    measure_noise(problem, num_examples=examples, seed=seed)
     while True:
         before = budget.now()
         noise = measure_noise(problem, num_examples=examples, seed=seed)
@@ -182,7 +184,7 @@ def noise_within(
         more = int(min(most, seconds / max(an_example, 1e-9)))
         if more < 2 * examples:
             return noise, an_example
-        # not at once: the first measurement may have taken longer than its examples do
+        # not at once: what is timed on few examples is not known well
         examples = min(more, GROWTH * examples)
 
 

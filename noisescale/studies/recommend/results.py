@@ -29,6 +29,7 @@ from noisescale.training.records.tables import LOSSES, NOISE, read_noise
 
 REPORT, PICTURE, TRIED = "report.md", "recommendation.png", "learning_rates.csv"
 ROSE = 1.5  # times its average, from which on B_simple at the end says that it goes on to rise
+DEEPEST = 0.04  # of the loss at the start, to which the calibration's runs go
 FAR = 8.0  # times B_crit, or a fraction of it: the run's course may then be another
 
 
@@ -130,13 +131,20 @@ def _worth(outcome: Outcome) -> tuple[str, ...]:
     return (f"Sizes: calibrated {known}. Rates: tried at B = {size:,}, else ∝ {law}.",)
 
 
-def _notes(found: Recommendation, size: int) -> list[str]:
+def _notes(found: Recommendation, size: int, losses: pd.Series[float]) -> list[str]:
     """What the recommendation itself warns of, and what the way of the noise scale tells."""
     notes = list(found.warnings)
     if found.end.value > ROSE * found.average.value:
         notes.append(
             f"B_simple still rose, from {number_text(found.average.value)} on the average step to "
             f"{number_text(found.end.value)} at the end: for longer training larger sizes pay"
+        )
+    start, end = losses.iloc[0], losses.iloc[-1]
+    if 0 < end < DEEPEST * start:
+        notes.append(
+            f"the run ends at {100 * end / start:.2g} % of its first loss, below those on which "
+            "the intervals are calibrated: B_crit of training so far may lie above them; --epochs "
+            "makes it shorter"
         )
     critical = found.critical_batch_size.value
     if max(critical / size, size / critical) > FAR:
@@ -179,7 +187,13 @@ def write_results(
     advice, found = advise(outcome)
     noise = pd.DataFrame(read_noise(outcome.run.path))
     if found is not None:
-        closing = {**closing, "notes": [*closing["notes"], *_notes(found, outcome.look.batch_size)]}
+        closing = {
+            **closing,
+            "notes": [
+                *closing["notes"],
+                *_notes(found, outcome.look.batch_size, outcome.run.losses["loss"]),
+            ],
+        }
     summary = {
         **outcome.config.identity(),
         "recommendation": jsonable(advice.sizes),

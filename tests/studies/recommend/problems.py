@@ -11,7 +11,7 @@ from noisescale.problems.synthetic import noisy_quadratic
 
 NUM_EXAMPLES, DIM = 2000, 20
 CURVATURES = 1 / np.arange(1, DIM + 1)
-VARIANCES = 0.4 * np.sqrt(CURVATURES)  # of the gradient, in the Hessian's eigenvectors
+VARIANCES = 6 * np.sqrt(CURVATURES)  # of the gradient, in the Hessian's eigenvectors
 START = np.full(DIM, 1.5)
 
 

@@ -28,7 +28,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 def config(factory="quadratic", **settings):
-    settings = {"batch_size": 16, "epochs": 2, "minutes": 5.0} | settings
+    settings = {"batch_size": 64, "epochs": 1, "minutes": 5.0} | settings
     return RecommendConfig(problem=factory_config(f"{HERE}:{factory}"), **settings)
 
 
@@ -65,26 +65,22 @@ def test_the_interval_holds_the_critical_batch_size_of_a_quadratic(tmp_path):
     """That of the exact expected losses, at the best of many rates, to where the run ended."""
     found = run_recommend(config(), tmp_path / "out", options=QUIET)
     record = found.summary["measurements"]
-    goal = found.summary["measurements"]["run"]["final_loss"]
     rates = np.geomspace(0.003, 1.9, 60)
+    goal = record["run"]["final_loss"]
+    assert goal > 0.04 * record["start"]["loss"]  # where the intervals are calibrated
     steps = [
-        problems.steps_to(goal, batch_size=size, rates=rates, longest=60_000) for size in SIZES
+        problems.steps_to(goal, batch_size=size, rates=rates, longest=10_000) for size in SIZES
     ]
     exact = fit_critical_batch(SIZES, steps).critical_batch_size.value
     balanced = found.advice.sizes[1]
     assert balanced.low <= exact <= balanced.high
-    assert record["critical_batch_size"]["value"] == pytest.approx(exact, rel=1.0)
-    # and the rate that was found is the best one of the exact curve, within a factor of 2.5
-    fewest = min(
-        rates,
-        key=lambda rate: (
-            problems.steps_to(goal, batch_size=16, rates=[rate], longest=10**5)
-            if rate > 0.02
-            else math.inf
-        ),
-    )
-    best = record["learning_rate"]["value"] or found.summary["measurements"]["run"]["learning_rate"]
-    assert 1 / 2.5 < best / fewest < 2.5
+    assert balanced.high < 30 * balanced.low  # it says something
+    # the rate that was found takes little longer than the best one, by the exact losses
+    taken = [
+        problems.steps_to(goal, batch_size=64, rates=of, longest=10_000)
+        for of in ([record["learning_rate"]["value"]], rates)
+    ]
+    assert taken[0] <= 1.6 * taken[1]
 
 
 @pytest.mark.parametrize("slower", [1.0, 4.0])
@@ -107,7 +103,7 @@ def test_what_is_cheap_takes_what_it_takes(tmp_path, monkeypatch):
     clock = Clock(monkeypatch, update=1e-3, a_look=1e-3, example=1e-6)
     found = run_recommend(config(), tmp_path / "out", options=QUIET, clock=clock)
     assert clock.now < 30
-    assert found.summary["measurements"]["run"]["steps"] == 250  # two epochs
+    assert found.summary["measurements"]["run"]["steps"] == 32  # an epoch
 
 
 def test_minutes_that_are_too_few_say_how_many_would_do(tmp_path, monkeypatch):
@@ -123,7 +119,7 @@ class Killed(BaseException):
     """As a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
+@pytest.mark.parametrize("after", [1, 3, 5])
 def test_a_killed_one_goes_on_with_what_is_missing(tmp_path, monkeypatch, after):
     """Finished rates are read and not run; the answer is that of a run without interruption."""
     whole = run_recommend(config(), tmp_path / "whole", options=QUIET)
@@ -143,13 +139,10 @@ def test_a_killed_one_goes_on_with_what_is_missing(tmp_path, monkeypatch, after)
 
     monkeypatch.setattr(study, "rate_run", counted(original[0]))
     monkeypatch.setattr(study, "tracked_run", counted(original[1]))
-    # the plan of the whole one, so that both make the same runs whatever the machine's load
-    plan = study.plan
     with pytest.raises(Killed):
         run_recommend(config(), tmp_path / "out", options=QUIET)
     first, after = list(calls), math.inf
     calls.clear()
-    assert study.plan is plan
     again = run_recommend(config(), tmp_path / "out", options=QUIET)
     assert [name for name, fresh in calls if not fresh] == [name for name, _ in first]
     assert again.advice.sizes == whole.advice.sizes
@@ -160,7 +153,7 @@ def test_a_finished_folder_is_read_and_nothing_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "look_at", None)
     again = run_recommend(config(minutes=7.0), tmp_path / "out", options=QUIET)
     assert again == found
-    with pytest.raises(RunFolderError, match="batch_size is 16 there, 32 here"):
+    with pytest.raises(RunFolderError, match="batch_size is 64 there, 32 here"):
         run_recommend(config(batch_size=32), tmp_path / "out", options=QUIET)
 
 
@@ -170,7 +163,14 @@ def test_force_begins_anew(tmp_path):
     again = run_recommend(config(batch_size=32), tmp_path / "out", options=QUIET, force=True)
     assert again.summary["batch_size"] == 32
     assert (tmp_path / "out" / "look.json").stat().st_mtime_ns != stamp
-    assert first.summary["batch_size"] == 16
+    assert first.summary["batch_size"] == 64
+
+
+def test_a_search_that_time_ends_early_says_so(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch, update=0.1, a_look=0.02, slower=8.0)
+    found = run_recommend(config(epochs=300), tmp_path / "out", options=QUIET, clock=clock)
+    assert clock.now <= 300
+    assert any("ended for want of time" in note for note in found.notes)
 
 
 def test_the_folder_holds_tables_report_picture_and_strict_json(tmp_path):
@@ -194,9 +194,9 @@ def test_the_folder_holds_tables_report_picture_and_strict_json(tmp_path):
 
 
 def test_the_batch_size_in_use_stands_beside(tmp_path):
-    found = run_recommend(config(batch_size=64), tmp_path / "a", options=QUIET)
+    found = run_recommend(config(), tmp_path / "a", options=QUIET)
     assert found.advice.in_use.startswith("You use 64: ")
-    other = run_recommend(config(batch_size=None, epochs=1), tmp_path / "b", options=QUIET)
+    other = run_recommend(config(batch_size=None), tmp_path / "b", options=QUIET)
     assert other.advice.in_use is None
 
 
