@@ -153,6 +153,6 @@ def test_the_examples_make_a_problem_that_trains(tmp_path, monkeypatch, name):
     monkeypatch.setitem(os.environ, "TEXT", str(text))
     problem = load_problem(f"{ROOT / 'examples' / name}.py:make")
     config = TrainConfig(batch_size=8, max_steps=2)
-    (last,) = [checkpoint for checkpoint in train(problem, config)]
+    (last,) = list(train(problem, config))
     assert last.step == 2
     assert last.diverged_at_step is None
