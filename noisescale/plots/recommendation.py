@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from noisescale.plots.noise import plot_noise
 from noisescale.plots.style import BLACK, BLUE, GREEN, ORANGE, VERMILION, error_bars, panels
-from noisescale.statistics.advice import AimedSize
+from noisescale.statistics.critical_batch.advice import AimedSize
 from noisescale.statistics.estimate import Estimate
 
 COLOURS = (GREEN, BLACK, ORANGE)  # of the three aims

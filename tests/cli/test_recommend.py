@@ -134,7 +134,7 @@ def test_the_examples_are_answered(tmp_path, monkeypatch, name):
     text = tmp_path / "input.txt"
     text.write_text((ROOT / "README.md").read_text()[:20_000])
     monkeypatch.setitem(os.environ, "TEXT", str(text))
-    problem = f"{ROOT / 'examples' / name}.py:make"
+    problem = f"{ROOT / 'examples' / 'problems' / name}.py:make"
     settings = ["--bs", 64, "--epochs", 1, "--minutes", 3, "--out", tmp_path / "out"]
     result = run(
         "recommend", problem, *settings, *(["--optimizer", "adamw"] * (name == "char_gpt"))
@@ -151,7 +151,7 @@ def test_the_examples_make_a_problem_that_trains(tmp_path, monkeypatch, name):
     text = tmp_path / "input.txt"
     text.write_text((ROOT / "README.md").read_text()[:20_000])
     monkeypatch.setitem(os.environ, "TEXT", str(text))
-    problem = load_problem(f"{ROOT / 'examples' / name}.py:make")
+    problem = load_problem(f"{ROOT / 'examples' / 'problems' / name}.py:make")
     config = TrainConfig(batch_size=8, max_steps=2)
     (last,) = list(train(problem, config))
     assert last.step == 2

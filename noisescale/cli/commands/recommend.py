@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from noisescale.cli.help import Command
 from noisescale.cli.options import (
     FOLDER,
     choose_dataset,
@@ -36,6 +37,7 @@ OF_TRAINING = (*OF_OPTIMIZER, "learning_rate", "epochs", "out", "force")
 
 
 @click.command(
+    cls=Command,
     short_help="Which batch size, and which learning rate: an answer within minutes.",
     epilog="""\b
 Examples:

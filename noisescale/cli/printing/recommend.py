@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from noisescale.cli.printing.tables import stdout_console
-from noisescale.statistics.advice import WIDTH
+from noisescale.statistics.critical_batch.advice import WIDTH
 
 if TYPE_CHECKING:
-    from noisescale.statistics.advice import Advice
+    from noisescale.statistics.critical_batch.advice import Advice
 
 
 def print_advice(advice: Advice, notes: tuple[str, ...] = ()) -> None:

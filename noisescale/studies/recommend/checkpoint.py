@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from noisescale.problems.problem import Problem, num_examples_of
-from noisescale.statistics.advice import (
+from noisescale.statistics.critical_batch.advice import (
     Advice,
     aimed_sizes,
     in_use_text,

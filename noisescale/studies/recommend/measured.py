@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from noisescale.statistics.advice import (
+from noisescale.statistics.critical_batch.advice import (
     Advice,
     AimedSize,
     aimed_sizes,

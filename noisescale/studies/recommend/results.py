@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from noisescale.errors import MeasurementError, RunFolderError
-from noisescale.statistics.advice import (
+from noisescale.statistics.critical_batch.advice import (
+    HEADINGS,
     Advice,
     aimed_sizes,
     in_use_text,
@@ -18,6 +19,7 @@ from noisescale.statistics.advice import (
     rate_law,
 )
 from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
+from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, jsonable
 from noisescale.studies.critical_batch.config import firmer_command
 from noisescale.studies.jobs.short_run import ShortRun
@@ -33,8 +35,8 @@ DEEPEST = 0.04  # of the loss at the start, to which the calibration's runs go
 FAR = 8.0  # times B_crit, or a fraction of it: the run's course may then be another
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecommendResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RecommendResult(Shown):
     """A batch size and a learning rate for each aim, and what they follow from.
 
     Attributes:
@@ -50,6 +52,20 @@ class RecommendResult:
     def notes(self) -> tuple[str, ...]:
         """What a reader should know."""
         return tuple(self.summary["notes"])
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each aim: batch size, its interval and the learning rate."""
+        return pd.DataFrame(self.summary["recommendation"])
+
+    def _summary(self) -> Summary:
+        advice = self.advice
+        return Summary(
+            title=advice.heading,
+            headings=HEADINGS,
+            rows=[size.cells() for size in advice.sizes],
+            notes=[sentence.rstrip(".") for sentence in advice.sentences],
+            numeric=True,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """A character GPT of 109,000 parameters on a text file of one's own, tiny Shakespeare by default.
 
-TEXT=input.txt noisescale recommend examples/char_gpt.py:make --optimizer adamw --bs 32
+TEXT=input.txt noisescale recommend examples/problems/char_gpt.py:make --optimizer adamw --bs 32
 """
 
 import os

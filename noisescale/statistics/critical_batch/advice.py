@@ -41,6 +41,12 @@ class AimedSize:
     learning_rate: float | None
     worth: str = ""
 
+    def cells(self) -> tuple[str, ...]:
+        """The row under HEADINGS."""
+        ends = f"{self.low:,} or more" if self.high is None else f"{self.low:,}–{self.high:,}"
+        rate = "–" if self.learning_rate is None else f"{self.learning_rate:g}"
+        return self.aim, f"{self.batch_size:,}", ends, rate, self.worth
+
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: an entry of the list `recommendation`."""
         return {name: value for name, value in asdict(self).items() if name != "worth"}
@@ -82,6 +88,12 @@ class Advice:
         """
         sizes = tuple(AimedSize(**size) for size in values["sizes"])
         return cls(**{**values, "sizes": sizes, "worth": tuple(values["worth"])})
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What stands beside the sizes, a sentence each."""
+        reason = None if self.reason is None else f"Not resolved: {self.reason}."
+        return tuple(filter(None, (reason, self.in_use, *self.worth, self.cost)))
 
     def block(self, width: int = WIDTH) -> list[str]:
         """The lines, folded at a width.
@@ -254,7 +266,7 @@ def interval_text(estimate: Estimate) -> str:
 
 def _rows(sizes: tuple[AimedSize, ...], width: int) -> list[str]:
     """A line for each aim under headings; on a narrow screen a line without a table's columns."""
-    cells = [HEADINGS, *(_cells(size) for size in sizes)]
+    cells = [HEADINGS, *(size.cells() for size in sizes)]
     if not any(size.worth for size in sizes):
         cells = [row[:-1] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -275,12 +287,6 @@ def _rows(sizes: tuple[AimedSize, ...], width: int) -> list[str]:
         ).rstrip()
         for row in cells
     ]
-
-
-def _cells(size: AimedSize) -> tuple[str, ...]:
-    interval = f"{size.low:,} or more" if size.high is None else f"{size.low:,}–{size.high:,}"
-    rate = "–" if size.learning_rate is None else f"{size.learning_rate:g}"
-    return size.aim, f"{size.batch_size:,}", interval, rate, size.worth
 
 
 def _command(command: str | None, width: int) -> list[str]:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from noisescale.statistics.advice import (
+from noisescale.statistics.critical_batch.advice import (
     Advice,
     aimed_sizes,
     differ,
