@@ -17,7 +17,7 @@ from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import SPLITS, Problem, Source, resident, source_of
 from noisescale.training.config import TrainConfig
-from noisescale.training.console import DeferredInterrupts, RunReport, event_writer
+from noisescale.training.console import DeferredInterrupts, Pace, RunReport, event_writer
 from noisescale.training.evaluation import Evaluation, evaluate
 from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.training.records.environment import environment
@@ -117,6 +117,17 @@ def run_training(
         CheckpointError: for a checkpoint of another run in the folder.
         Interrupted: once the run is saved, after SIGINT or SIGTERM.
         OSError: as the system reports it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from noisescale import ProblemConfig, RunOptions, TrainConfig, run_training
+        >>> problem = ProblemConfig(dataset="digits", width=16)
+        >>> training = TrainConfig(batch_size=32, epochs=1)
+        >>> summary = run_training(problem, training, Path("my_run"), RunOptions(pictures=False))
+        >>> summary["steps"], round(summary["test"]["accuracy"], 1)
+        (41, 0.2)
+        >>> sorted(path.name for path in Path("my_run").glob("*.csv"))[-1]
+        'metrics.csv'
     """
     options = options or RunOptions()
     record = {
@@ -211,6 +222,7 @@ class _Run:
             self.trackers.append(NoiseTracker(training, path, options.noise))
         if training.schedule is not None:
             self.trackers.append(BatchSizeTracker(training, path, training.schedule))
+        self.pace = Pace()
 
     def complete(self, interrupts: DeferredInterrupts) -> dict[str, Any]:
         """Trains what is left and writes summary.json, whose content is returned.
@@ -236,7 +248,9 @@ class _Run:
             self._track(report)
             said: tuple[str, ...] = ()
             for step in training:
-                report.update(epoch=training.epoch, step=step)
+                if report.is_due:
+                    left = self._seconds_left()
+                    report.update(epoch=training.epoch, step=step, seconds_left=left)
                 if ends_window(step):
                     report.batch_losses(training.losses)
                 for note in training.notes:
@@ -260,6 +274,21 @@ class _Run:
                 )
             return self._finish()
 
+    def _seconds_left(self) -> float | None:
+        """What updates, evaluations and measurements still take, each at its own mean cost."""
+        training = self.training
+        epochs = training.last_epoch - training.epoch
+        last_step = training.step + round(training.step / training.epoch * epochs)
+        others = self.pace.left(
+            {
+                "evaluations": math.ceil(epochs / self.options.evaluate_every),
+                **{
+                    type(tracker).__name__: tracker.num_left(last_step) for tracker in self.trackers
+                },
+            }
+        )
+        return None if others is None else others + training.seconds / training.epoch * epochs
+
     def _save_where_due(self, step: int, report: RunReport, *, stopping: bool) -> None:
         """Evaluates and saves the run where its options say so, at its end and where it stops."""
         training, options = self.training, self.options
@@ -281,6 +310,7 @@ class _Run:
     def _evaluate(self, report: RunReport) -> None:
         """Appends a row per split to metrics.csv; the training row's seconds are of updates."""
         training = self.training
+        begun = time.perf_counter()
         rows = []
         for split, examples in self.splits.items():
             started = time.perf_counter()
@@ -304,6 +334,7 @@ class _Run:
             training.diverged_at_step = training.step
         self.rows += rows
         write_table(self.path / METRICS, pd.DataFrame(self.rows))
+        self.pace.spent("evaluations", time.perf_counter() - begun)
         report.epoch(rows)
 
     def _updates_since_last_row(self, num_examples: int) -> tuple[float, int]:
@@ -321,7 +352,9 @@ class _Run:
         """Measures what is due after the present step."""
         for tracker in self.trackers:
             if tracker.due:
+                begun = time.perf_counter()
                 row = tracker.measure()
+                self.pace.spent(type(tracker).__name__, time.perf_counter() - begun)
                 report.measurement(row, tracker.describe(row), tracker.scalars(row))
 
     def _finish(self) -> dict[str, Any]:

@@ -65,6 +65,15 @@ def train(
     Raises:
         SettingError: for a batch larger than the training set, or one that the model cannot take.
         CheckpointError: where `start` is of another configuration or model.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, TrainConfig, train
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> config = TrainConfig(batch_size=32, learning_rate=0.1, epochs=1)
+        >>> for checkpoint in train(problem, config, checkpoint_steps=[10]):
+        ...     print(checkpoint.step, checkpoint.examples_seen)
+        10 320
+        41 1297
     """
     training = Training(problem, config)
     if start is not None:

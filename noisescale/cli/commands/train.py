@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from noisescale.cli.help import Command
 from noisescale.cli.options import (
     FOLDER,
     BatchSize,
@@ -47,6 +48,7 @@ CARRYING_OUT = {"resume", "device", "data_dir", "log_dir", "as_json", *MEASURING
 
 
 @click.command(
+    cls=Command,
     short_help="Train at one or several batch sizes.",
     epilog="""\b
 Examples:

@@ -15,11 +15,26 @@ from noisescale.statistics.critical_batch.curves.hyperbola import FEWEST, Curve,
 from noisescale.statistics.critical_batch.curves.overhead import overhead_batch_size
 from noisescale.statistics.critical_batch.curves.runs import Runs, left_over, runs_of
 from noisescale.statistics.critical_batch.curves.seeds import seed_spread
-from noisescale.statistics.estimate import CONFIDENCE, Estimate, jsonable, undefined
+from noisescale.statistics.display import Shown, Summary, counted
+from noisescale.statistics.estimate import (
+    CONFIDENCE,
+    Estimate,
+    estimate_row,
+    jsonable,
+    undefined,
+)
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
+# what is fitted, by its name in records, and what it is called
+QUANTITIES = {
+    "critical_batch_size": "B_crit = E_min/S_min",
+    "min_steps": "S_min",
+    "min_examples": "E_min",
+    "overhead_batch_size": "20 % size",
+}
 POOR_FIT = 0.01  # chance of as bad a fit, below which it deserves a word
 GOOD_FIT = 0.975  # and above which it is suspicious: one fit in 40 is as good by chance
 CORRELATED = 2.0  # standard errors of uncorrelated residuals' correlation, 1/√n, that are notable
@@ -36,8 +51,8 @@ STORED = (  # of a fit in fit.json, in this order
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CriticalBatchFit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CriticalBatchFit(Shown):
     """(S/S_min − 1)(E/E_min − 1) = 1 fitted to the steps S and examples E = B·S that reach a goal.
 
     McCandlish et al. 2018 (arXiv 1812.06162), (2.11) and (2.12). Beside it stands the curve with a
@@ -77,6 +92,14 @@ class CriticalBatchFit:
         assumes: what the intervals assume, in words.
         definition: of B_crit, "pareto".
         runs: what was fitted, as `plot` draws it; None where that is not known.
+
+    Example:
+        >>> from noisescale import fit_critical_batch
+        >>> fit = fit_critical_batch([1, 4, 16, 64, 256], [2120, 590, 228, 131, 111])
+        >>> print(fit.critical_batch_size)
+        19.53 ± 0.44 (18.18–20.97)
+        >>> fit.to_frame()["min_steps"].round().item()
+        102.0
     """
 
     min_steps: Estimate
@@ -180,6 +203,32 @@ class CriticalBatchFit:
         record: dict[str, Any] = jsonable(values | {"remarks": self.remarks()})
         return record
 
+    def to_row(self) -> dict[str, Any]:
+        """The fields in the order of fit.json, each estimate as four columns."""
+        row: dict[str, Any] = {}
+        for name in STORED:
+            value = getattr(self, name)
+            row |= estimate_row(name, value) if isinstance(value, Estimate) else {name: value}
+        return row
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row, of the fields of fit.json: each estimate with its _stderr, _low and _high."""
+        import pandas as pd
+
+        return pd.DataFrame([self.to_row()])
+
+    def _summary(self) -> Summary:
+        reached = self.num_batch_sizes - self.num_censored
+        seeds = f", {counted(self.num_seeds, 'seed')}" if self.num_seeds > 1 else ""
+        reason = () if self.resolved else (f"B_crit is not resolved: {self.reason}",)
+        return Summary(
+            title=f"Critical batch size, by {reached} of {self.num_batch_sizes} batch sizes that "
+            f"reach the goal{seeds}",
+            rows=[(label, str(getattr(self, name))) for name, label in QUANTITIES.items()],
+            notes=(*reason, *self.remarks()),
+            notes_at=".remarks()",
+        )
+
 
 def fit_critical_batch(
     batch_sizes: Sequence[float] | np.ndarray,
@@ -223,6 +272,19 @@ def fit_critical_batch(
     Raises:
         SettingError: fewer than four batch sizes, a seed with two runs at one of them, or what is
             no number of steps.
+
+    Example:
+        >>> from noisescale import fit_critical_batch
+        >>> sizes, steps = [1, 4, 16, 64, 256], [2120, 590, 228, 131, 111]
+        >>> fit = fit_critical_batch(sizes, steps)
+        >>> fit
+        Critical batch size, by 5 of 5 batch sizes that reach the goal
+          B_crit = E_min/S_min  19.53 ± 0.44 (18.18–20.97)
+          S_min                 101.9 ± 1.4 (97.5–106.6)
+          E_min                 1,991 ± 26 (1,910–2,075)
+          20 % size             5.08 ± 0.82 (3.24–6.20)
+        >>> round(fit.steps(32))
+        164
     """
     runs = runs_of(batch_sizes, steps, seeds, censored)
     reached = runs.reached

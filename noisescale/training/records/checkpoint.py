@@ -16,6 +16,7 @@ import torch
 from noisescale.errors import CheckpointError
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Params
+from noisescale.statistics.display import counted, one_line
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import CHECKPOINT, write_atomically
 
@@ -36,7 +37,7 @@ FORMAT = "noisescale checkpoint"
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Checkpoint:
     """A run after `step` updates.
 
@@ -69,6 +70,17 @@ class Checkpoint:
     schedule: dict[str, Any] | None = None
     losses: torch.Tensor | None = None
 
+    def __repr__(self) -> str:
+        diverged = self.diverged_at_step
+        return one_line(
+            self,
+            f"step {self.step:,}",
+            f"{counted(self.examples_seen, 'example')} seen",
+            "" if diverged is None else f"diverged at step {diverged:,}",
+            counted(sum(part.numel() for part in self.params.values()), "parameter"),
+            repr(self.training),
+        )
+
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Writes a checkpoint atomically, in a form that `torch.load(weights_only=True)` reads.
@@ -97,6 +109,16 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
 
     Raises:
         CheckpointError: where the file is absent, damaged, or not written by `save_checkpoint`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from noisescale import ProblemConfig, TrainConfig, build_problem, train
+        >>> from noisescale import load_checkpoint, save_checkpoint
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> checkpoint = list(train(problem, TrainConfig(max_steps=5)))[-1]
+        >>> save_checkpoint(checkpoint, Path("five_steps.pt"))
+        >>> load_checkpoint("five_steps.pt").step
+        5
     """
     path, content = read_tensors(path, device=device)
     if not is_checkpoint(content):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisescale.errors import RunFolderError
 from noisescale.statistics.estimate import estimate_columns
+from noisescale.statistics.gradient_noise import CURVATURE_NOISE, GRADIENT_NOISE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,8 +43,6 @@ SHARPNESS_COLUMNS = (
     "seconds",
     "reason",
 )
-GRADIENT_NOISE = ("squared_gradient_norm", "gradient_variance", "simple")
-CURVATURE_NOISE = ("hessian_covariance_trace", "gradient_curvature", "full", "max_learning_rate")
 NOISE_COLUMNS = (
     *(
         "step",
