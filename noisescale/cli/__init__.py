@@ -12,9 +12,13 @@ from noisescale.cli.commands.sharpness import sharpness
 from noisescale.cli.commands.sweep_lr import sweep_lr
 from noisescale.cli.commands.train import train
 from noisescale.cli.group import Commands
+from noisescale.cli.help import HELP_WIDTH
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
+)
 @click.version_option(__version__, prog_name="noisescale")
 def main() -> None:
     """Gradient noise, stability and critical batch size of PyTorch models.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ from noisescale.statistics.sample import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 # what is measured, by its name in tables and records, and what it is called
 QUANTITIES = {
@@ -52,6 +53,9 @@ CURVATURE_NOISE = ("hessian_covariance_trace", "gradient_curvature", "full", "ma
 FIRST = ("simple", "full")  # of what is shown: the rest is what they are made of
 FEW = 20  # effective examples, below which coverage was measured to fall short
 HALF = 0.5  # of the examples: a small n is not a heavy tail
+BINS = 40  # of the histogram of norms: finer than what it is read for, coarse enough for JSON
+SMALLEST_NORM = 1e-6  # of the largest: smaller ones would stretch the bins
+NARROW = 1.01  # the least that the bins span, where all norms are one
 FITTED = 5  # standard errors below zero, which no fresh examples give
 
 
@@ -124,6 +128,10 @@ class NoiseScale(Shown):
             √(1/n_eff − 1/n). None without projections, and without any deviation.
         noisiest_share: of Σq, that of the hundredth of the examples with the largest q, of one
             example at least.
+        gradient_norms: how |g_i| is distributed: bins from low to high that are equally wide in
+            logarithms, 2√n of them and 40 at most; of each the examples in it, and the
+            variance_share, of Σq, that they hold (nan without projections). Norms below a millionth
+            of the largest are in the first bin.
         split: of the problem's examples; None where it is not known.
         loss: the mean over the examples.
         engine: what computed the gradients.
@@ -155,6 +163,7 @@ class NoiseScale(Shown):
     examples_to_resolve: int | None = None
     effective_examples: float | None = None
     noisiest_share: float | None = None
+    gradient_norms: pd.DataFrame | None = field(default=None, compare=False, repr=False)
     split: str | None = None
     loss: Estimate | None = None
     engine: str | None = None
@@ -181,6 +190,22 @@ class NoiseScale(Shown):
             measured["max_learning_rate"] = curvature.max_learning_rate
         return measured
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws how signal and noise of a batch's gradient depend on its size, and B_simple.
+
+        |G|² and tr Σ/B against the batch size B, each with its 95 % interval; they meet at
+        B_simple, whose interval is shaded.
+
+        Args:
+            ax: drawn on; None: new ones, in a figure of pyplot's.
+
+        Returns:
+            The Axes.
+        """
+        from noisescale.plots.noise import draw_noise  # matplotlib takes 0.8 s to load
+
+        return draw_noise(self.to_dict(), ax)
+
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: an entry of `noisescale measure-noise --json`, less the checkpoint."""
         curvature = self.curvature
@@ -198,6 +223,7 @@ class NoiseScale(Shown):
             "examples_to_resolve": self.examples_to_resolve,
             "effective_examples": self.effective_examples,
             "noisiest_share": self.noisiest_share,
+            "gradient_norms": self.gradient_norms,
             "full": curvature and curvature.full,
             "hessian_covariance_trace": curvature and curvature.covariance_trace,
             "gradient_curvature": curvature and curvature.gradient_curvature,
@@ -369,6 +395,7 @@ def noise_scale(
         notes=notes,
         effective_examples=effective,
         noisiest_share=noisiest,
+        gradient_norms=_histogram(squared_norms.sum(1), total, float(mean_squares.sum())),
         squared_gradient_norm=norm,
         gradient_variance=noise.gradient_variance,
         simple=noise.simple,
@@ -430,6 +457,33 @@ def _concentration(
         return None, None
     noisiest = np.sort(deviations)[-math.ceil(len(deviations) / 100) :]
     return total**2 / float((deviations**2).sum()), float(noisiest.sum()) / total
+
+
+def _histogram(
+    squared_norms: np.ndarray, projections: np.ndarray | None, mean_square: float
+) -> pd.DataFrame:
+    """The table `gradient_norms` of `NoiseScale`."""
+    import pandas as pd
+
+    norms = np.sqrt(squared_norms)  # (n,)
+    largest = float(norms.max()) or 1.0
+    smallest = max(float(norms.min()), SMALLEST_NORM * largest)
+    num_bins = min(BINS, math.ceil(2 * math.sqrt(len(norms))))
+    edges = np.geomspace(smallest, max(largest, smallest * NARROW), num_bins + 1)
+    bins = np.clip(np.searchsorted(edges, norms, side="right") - 1, 0, num_bins - 1)  # (n,)
+    shares = np.full(num_bins, math.nan)
+    if projections is not None:
+        deviations = squared_norms - 2 * projections + mean_square  # (n,)
+        if (total := float(deviations.sum())) > 0:
+            shares = np.bincount(bins, deviations, minlength=num_bins) / total
+    return pd.DataFrame(
+        {
+            "low": edges[:-1],
+            "high": edges[1:],
+            "examples": np.bincount(bins, minlength=num_bins),
+            "variance_share": shares,
+        }
+    )
 
 
 def _spread(

@@ -6,9 +6,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from noisescale.cli.printing.tables import (
+    NumberTable,
     add_columns,
     examples_text,
     name_text,
@@ -73,7 +72,9 @@ class SharpnessReport:
         return {
             "checkpoint": loaded.file,
             "run": loaded.run,
+            "problem": loaded.problem_text,
             "step": loaded.step,
+            "trained_batch_size": training and training.batch_size,
             "learning_rate": training and training.learning_rate,
             "momentum": training and training.momentum,
             "weight_decay": training and training.weight_decay,
@@ -85,7 +86,7 @@ class SharpnessReport:
 
 def print_sharpness(reports: list[SharpnessReport]) -> None:
     """A table of all checkpoints' quantities, then a sentence on each λ_max against 2/η."""
-    console = stdout_console(soft_wrap=True)
+    console = stdout_console()
     every = [report.measured for report in reports]
     results = [measured.result for measured in every if measured.result is not None]
     matrix = "Gauss–Newton matrix" if results[0].matrix == "ggn" else "Hessian"
@@ -116,14 +117,15 @@ def print_sharpness(reports: list[SharpnessReport]) -> None:
         )
 
 
-def _table(every: list[Measured[Sharpness]]) -> Table:
+def _table(every: list[Measured[Sharpness]]) -> NumberTable:
     """A section per checkpoint, a row per quantity."""
     with_runs = several_runs(every)
-    table = plain_table()
+    table = plain_table(less=("loss", "± stderr", "residual"))
     if with_runs:
-        table.add_column("run", overflow="fold")
-    headings = ("step", "loss", "quantity", "value", "± stderr", "95 % interval", "residual")
-    add_columns(table, *headings, left=("quantity",))
+        table.add_column("run", words=True)
+    add_columns(table, "step", "loss")
+    table.add_column("quantity", words=True)
+    add_columns(table, "value", "± stderr", "95 % interval", "residual")
     for measured in every:
         if measured.result is None:
             continue

@@ -18,6 +18,8 @@ NAMES = {
     "lyapunov": "Lyapunov",
     "descent": "descent",
 }
+# what may be left out, the least important first: of the curves, the loosest bounds
+LESS = ("not monotone", "descent", "Wu", "Gaussian", "seeds", "lower", "upper")
 SYMBOLS = {"sharpness": "λ_max", "concentration": "κ", "largest_example": "β", "trace": "tr H"}
 
 
@@ -28,7 +30,12 @@ def print_sweep(result: SweepResult) -> None:
     console = stdout_console()
     summary, boundary = result.summary, result.boundary
     curves = [name for name in NAMES if name in boundary]
-    table = plain_table(*EDGE_HEADINGS, *(NAMES[name] for name in curves))
+    table = plain_table(
+        *EDGE_HEADINGS,
+        *(NAMES[name] for name in curves),
+        less=LESS,
+        where="boundary.csv has them",
+    )
     for row in boundary.to_dict("records"):
         table.add_row(*edge_cells(row), *(or_dash(row[name]) for name in curves))
     if scores := summary["scores"]:

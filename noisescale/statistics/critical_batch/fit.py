@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ from noisescale.statistics.estimate import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 # what is fitted, by its name in records, and what it is called
 QUANTITIES = {
@@ -90,6 +91,7 @@ class CriticalBatchFit(Shown):
         exponent_held_out_error: that of the curve with a free exponent.
         assumes: what the intervals assume, in words.
         definition: of B_crit, "pareto".
+        runs: what was fitted, as `plot` draws it; None where that is not known.
 
     Example:
         >>> from noisescale import fit_critical_batch
@@ -118,6 +120,7 @@ class CriticalBatchFit(Shown):
     exponent_held_out_error: float
     assumes: str
     definition: str = "pareto"
+    runs: Runs | None = field(default=None, compare=False, repr=False)
 
     @property
     def better(self) -> Literal["hyperbola", "exponent"]:
@@ -173,6 +176,26 @@ class CriticalBatchFit(Shown):
         if math.isnan(overhead.value) and overhead.high < math.inf:
             remarks.append(f"the 20 % size is not resolved: {overhead.text('interval')}")
         return remarks
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws examples against steps: the runs, the fitted curve, and B_crit upon it as a star.
+
+        Args:
+            ax: drawn on, both axes made logarithmic; None: new ones, in a figure of pyplot's.
+
+        Returns:
+            The Axes.
+        """
+        from noisescale.plots.critical_batch import draw_fit  # matplotlib takes 0.8 s to load
+
+        points: dict[str, list[float]] = {"batch_sizes": [], "steps": [], "censored": []}
+        if self.runs is not None:
+            there = np.isfinite(self.runs.log_steps)  # (R, n)
+            sizes = np.broadcast_to(self.runs.sizes, there.shape)
+            points["batch_sizes"] = sizes[there].tolist()
+            points["steps"] = np.exp(self.runs.log_steps[there]).tolist()
+            points["censored"] = self.runs.bounds[there].astype(int).tolist()
+        return draw_fit(self.to_dict() | points, ax)
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: None for what is not finite."""
@@ -275,6 +298,7 @@ def fit_critical_batch(
             num_batch_sizes=len(reached),
             num_censored=int((~reached).sum()),
             num_seeds=num_seeds,
+            runs=runs,
         )
     hyperbola = runs.hyperbola()
     curve = hyperbola.fit()
@@ -315,11 +339,17 @@ def fit_critical_batch(
         held_out_error=bend.hyperbola_error,
         exponent_held_out_error=bend.held_out_error,
         assumes=SEEDS if spread else UNTOLD if runs.crossed else ALONE,
+        runs=runs,
     )
 
 
 def unresolved(
-    reason: str, *, num_batch_sizes: int, num_censored: int, num_seeds: int = 1
+    reason: str,
+    *,
+    num_batch_sizes: int,
+    num_censored: int,
+    num_seeds: int = 1,
+    runs: Runs | None = None,
 ) -> CriticalBatchFit:
     """A fit of which nothing is known."""
     missing = undefined(num_samples=num_batch_sizes - num_censored)
@@ -341,6 +371,7 @@ def unresolved(
         held_out_error=math.nan,
         exponent_held_out_error=math.nan,
         assumes="",
+        runs=runs,
     )
 
 

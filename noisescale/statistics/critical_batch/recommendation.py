@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,9 @@ from noisescale.statistics.critical_batch.calibration.model import (
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, estimate_columns, jsonable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # batch size in units of B_crit: steps or examples at 1.1 times their least, or both at twice it
 AIMS = {"fewest examples": 0.1, "balanced": 1.0, "fewest steps": 10.0}
@@ -153,6 +156,21 @@ class Recommendation(Shown):
             }
             for aim in AIMS
         ]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws what a batch size costs in steps and in examples, and the size for each aim.
+
+        Costs are in units of the least ones, as bands where B_crit has an interval.
+
+        Args:
+            ax: drawn on, both axes made logarithmic; None: new ones, in a figure of pyplot's.
+
+        Returns:
+            The Axes.
+        """
+        from noisescale.plots.critical_batch import draw_recommendation  # loads matplotlib
+
+        return draw_recommendation(self.sizes, self.critical_batch_size.to_dict(), ax)
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: the key `recommendation` of `noisescale measure-noise --json`."""

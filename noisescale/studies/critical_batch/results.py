@@ -109,15 +109,17 @@ def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> Cri
     rates = best_rates(table)
     notes = []
     for goal in fits:
+        # anybody's table may have one goal that it does not name
+        of_goal = "" if math.isnan(goal) else f"goal {goal:g}: "
         notes += [
-            f"goal {goal:g}: steps rise from B = {small:g} to {large:g} by a factor of "
+            f"{of_goal}steps rise from B = {small:g} to {large:g} by a factor of "
             f"{factor:.2f}: a badly tuned learning rate, or chance"
             for small, large, factor in rises(table, goal)
         ]
         smallest = float(table["batch_size"].min())
         if smallest > FLAT * fits[goal].critical_batch_size.value:
             notes.append(
-                f"goal {goal:g}: the smallest batch size is {smallest:g}, above a tenth of B_crit, "
+                f"{of_goal}the smallest batch size is {smallest:g}, above a tenth of B_crit, "
                 "so that the 20 % size counts from a level that is no plateau"
             )
     rows = [

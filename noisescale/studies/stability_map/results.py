@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -26,6 +26,9 @@ from noisescale.studies.stability_map.tables import (
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, write_json, write_table
 from noisescale.training.records.tables import BOUNDARY, CELLS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 EDGE_HEADINGS = ("batch size", "η_max", "95 % interval", "seeds", "not monotone")
 
@@ -78,6 +81,20 @@ class SweepResult(Shown):
             rows=[edge_cells(row) for row in self.boundary.to_dict("records")],
             numeric=True,
         )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the map: accuracy or loss by batch size and learning rate, and the edges over it.
+
+        Args:
+            ax: drawn on, beside which a colour bar takes its place; None: new ones, in a figure of
+                pyplot's.
+
+        Returns:
+            The Axes of the map.
+        """
+        from noisescale.plots.stability_map import draw_map  # matplotlib takes 0.8 s to load
+
+        return draw_map(self.cells, self.boundary, minimum=self.config.start is not None, axes=ax)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,8 @@ class Checkpoint:
         batches: the state of the order of the examples.
         diverged_at_step: the first update (from 1) whose loss was not finite; None while all were.
         schedule: the state of an adaptive batch size; None for a fixed one.
+        losses: of the steps, the rows of losses.csv (n, 6); None in checkpoints written before
+            they were kept.
     """
 
     problem: ProblemConfig | None
@@ -66,6 +68,7 @@ class Checkpoint:
     batches: dict[str, Any]
     diverged_at_step: int | None = None
     schedule: dict[str, Any] | None = None
+    losses: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         diverged = self.diverged_at_step
@@ -193,6 +196,9 @@ def parse_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
                 isinstance(tensor, torch.Tensor) for tensor in tensors.values()
             ):
                 raise TypeError("its params and buffers are not tensors by name")
+        losses = checkpoint.losses
+        if losses is not None and not (isinstance(losses, torch.Tensor) and losses.ndim == 2):
+            raise TypeError("its losses are not a table of numbers")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} lacks or adds fields of a checkpoint: {error}") from error
     return checkpoint
