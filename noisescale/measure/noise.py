@@ -18,6 +18,7 @@ from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.data.stream import Stream
 from noisescale.problems.problem import Params, Problem, Source, held
 from noisescale.problems.sampling import Selection, select, split_source
+from noisescale.statistics.display import Settings
 from noisescale.statistics.gradient_noise import (
     NoiseScale,
     gradient_noise,
@@ -39,8 +40,8 @@ TOP_EXAMPLES = 10  # fit on a screen
 NEGLIGIBLE = 100  # units of rounding in |g|², below which a tr Σ is nothing but that
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoiseOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NoiseOptions(Settings):
     """What to measure of the gradient noise, and on which examples.
 
     Attributes:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from noisescale.errors import SettingError, check_choice, check_count, is_real
 from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.statistics.display import Settings
 from noisescale.statistics.estimate import Estimate
 from noisescale.training.config import TrainConfig
 
@@ -34,8 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class CriticalBatchConfig:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CriticalBatchConfig(Settings):
     """Runs at several batch sizes, each at its best learning rate, to several goals.
 
     Attributes:
