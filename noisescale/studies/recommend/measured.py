@@ -158,7 +158,7 @@ def advise_on_map(
     kept = {
         share: best[best["loss"] <= (1 + share) * least]["batch_size"] for share in (LITTLE, MORE)
     }
-    top = int(best.loc[best["loss"].idxmin(), "batch_size"])
+    top = int(best.sort_values("loss")["batch_size"].iloc[0])
     farther = "min" if equal_steps else "max"
     chosen = [top, *(int(getattr(kept[share], farther)()) for share in (LITTLE, MORE))]
     if equal_steps:
