@@ -32,7 +32,7 @@ def recommendation_figure(
     Args:
         tried: the rows of learning_rates.csv.
         noise: the rows of the run's noise.csv.
-        sizes: aim, batch_size, low, high and learning_rate of each; none where they are not resolved.
+        sizes: aim, batch_size, low, high and learning_rate of each; none where not resolved.
         best: the best rate; nan where it lies beyond those tried.
         title: of the whole.
     """
