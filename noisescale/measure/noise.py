@@ -14,10 +14,11 @@ from noisescale.errors import SettingError
 from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_probes import probe_curvature
-from noisescale.measure.objective import Objective
+from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.data.stream import Stream
 from noisescale.problems.problem import Params, Problem, Source, held
 from noisescale.problems.sampling import Selection, select, split_source
+from noisescale.statistics.display import Settings
 from noisescale.statistics.gradient_noise import (
     NoiseScale,
     gradient_noise,
@@ -39,8 +40,8 @@ TOP_EXAMPLES = 10  # fit on a screen
 NEGLIGIBLE = 100  # units of rounding in |g|², below which a tr Σ is nothing but that
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoiseOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NoiseOptions(Settings):
     """What to measure of the gradient noise, and on which examples.
 
     Attributes:
@@ -50,7 +51,7 @@ class NoiseOptions:
             distribution.
         num_examples: size of the random subset of the split; None: all of it.
         hessian: whether to measure tr(HΣ), GᵀHG, B_noise and ε_max as well.
-        num_probes: noise probes for these, of which each takes one Hessian product.
+        num_probes: noise probes for these, of which each takes a quarter of a Hessian product.
         hessian_examples: on which H is taken; None: 4,096, at most half of the split. For a data
             set these are drawn independently of the gradients' examples; for a distribution they
             are others, taken from the gradients' where the split has no more.
@@ -292,10 +293,16 @@ def _curvature_noise(
         variance=float(spread) * num_examples / (num_examples - 1),
         sample=measured.sample.of(of_gradients.num_examples),
         num_probes=measured.options.num_probes,
+        mean=None if of_gradients is not measured.objective else _flat_mean(measured),
         engine=moments.engine,  # the one that fits the model
         generator=generator,
         report=report,
     )
+
+
+def _flat_mean(measured: _Measured) -> Tensor:
+    """The mean gradient ḡ (P,)."""
+    return flatten(list(measured.moments.mean.values())).to(measured.objective.point)
 
 
 def _hessian_examples(measured: _Measured) -> int:

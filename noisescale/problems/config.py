@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from noisescale.errors import SettingError, check_choice, check_count
-from noisescale.statistics.display import one_line
+from noisescale.statistics.display import Settings
 
 DatasetName = Literal["mnist", "fashion-mnist", "digits"]
 PixelScale = Literal["unit", "raw"]
@@ -17,10 +17,8 @@ LossName = Literal["cross_entropy", "mse"]
 
 
 @dataclass(frozen=True, repr=False)
-class Config:
+class Config(Settings):
     """Reading and writing shared by the configurations."""
-
-    always_shown: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as they are stored in JSON."""
@@ -54,16 +52,6 @@ class Config:
         """The stored fields that differ from their defaults."""
         defaults = self.stored_defaults()
         return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
-
-    def __repr__(self) -> str:
-        """What makes it anew: the main fields, and those that differ from their defaults."""
-        told = (
-            f"{field.name}={value!r}"
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) != field.default
-            or field.name in self.always_shown
-        )
-        return one_line(self, *told)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -16,6 +16,7 @@ from noisescale.errors import Interrupted
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import SPLITS, Problem, Source, resident, source_of
+from noisescale.statistics.display import Settings
 from noisescale.training.config import TrainConfig
 from noisescale.training.console import DeferredInterrupts, Pace, RunReport, event_writer
 from noisescale.training.evaluation import Evaluation, evaluate
@@ -51,8 +52,8 @@ from noisescale.training.tracking.sharpness import SharpnessTracker
 from noisescale.training.trainer import Training
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RunOptions(Settings):
     """How a run is carried out; nothing here changes its result.
 
     Attributes:

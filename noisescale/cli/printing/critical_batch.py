@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from noisescale.cli.printing.recommend import print_advice
 from noisescale.cli.printing.tables import NumberTable, or_dash, plain_table, stdout_console
 from noisescale.statistics.estimate import Estimate, estimate_of, written_out as _number
 
@@ -50,8 +51,7 @@ def print_fits(result: CriticalBatchResult) -> None:
             "Best learning rate ε(B): laws fitted, and their error at a batch size left out"
         )
         console.print(_laws(laws, result))
-    for note in result.notes:
-        console.print(f"Note: {note}.")
+    print_advice(result.advice, result.notes)
 
 
 def _fits(result: CriticalBatchResult) -> NumberTable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from noisescale.cli.printing.recommend import print_advice
 from noisescale.cli.printing.tables import or_dash, plain_table, stdout_console
 from noisescale.statistics.estimate import jsonable
 
@@ -71,6 +72,7 @@ def print_sweep(result: SweepResult) -> None:
         console.print(_constants_text(constants))
         for note in constants["notes"]:
             console.print(f"Note: {note}.")
+    print_advice(result.advice)
 
 
 def sweep_record(result: SweepResult) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -223,30 +224,78 @@ class CurvatureProduct:
         sizes, forms = torch.tensor(sizes_and_forms, dtype=torch.float64).T
         return image, forms, sizes / self.objective.num_examples
 
+    def forms(self, vectors: Tensor, wanted: Tensor) -> Tensor:
+        """What chunks contribute to vᵀHv of K vectors, each chunk's graph recorded once for all.
+
+        Args:
+            vectors: v, (K, P).
+            wanted: with which of the J chunks each of them is multiplied, (K, J).
+
+        Returns:
+            vᵀH_jv of the chunks' mean losses (K, J), float64; nan where it is not wanted.
+
+        Raises:
+            MeasurementError: there are more chunks than J by now, as after the memory ran out.
+        """
+        split = [
+            list(self.objective.unflatten(v.to(self.objective.point)).values()) for v in vectors
+        ]
+        columns: list[list[float]] = []
+
+        def multiply(product: ChunkProduct, num_examples: int) -> None:
+            if len(columns) == wanted.shape[1]:
+                raise MeasurementError(
+                    f"{self.objective.name}: the memory ran out between products with the "
+                    "Hessian; give a smaller chunk size"
+                )
+            column = [math.nan] * len(split)
+            for number in wanted[:, len(columns)].nonzero().flatten().tolist():
+                image = flatten(product(split[number]))
+                if not image.isfinite().all():
+                    raise MeasurementError(self._say_not_finite(split[number]))
+                column[number] = float(vectors[number].double() @ image.double()) / num_examples
+            columns.append(column)
+
+        self._for_each_product(multiply)
+        return torch.tensor(columns, dtype=torch.float64).T
+
+    @property
+    def num_kept(self) -> int:
+        """On how many examples a product costs least, for their graphs are kept."""
+        return min(self._num_kept_chunks() * self.objective.chunk_size, self.objective.num_examples)
+
     def _apply(self, vector: Tensor, note: Callable[[int, Tensor], None]) -> Tensor:
         """The product, each chunk's size and its summed product (P,) told to `note`."""
-        self.objective.check_any_company()
         parts = list(self.objective.unflatten(vector.to(self.objective.point)).values())
         total = torch.zeros_like(self.objective.point)
+
+        def add(product: ChunkProduct, num_examples: int) -> None:
+            image = flatten(product(parts))
+            total.add_(image)
+            note(num_examples, image)
+
+        self._for_each_product(add)
+        if not total.isfinite().all():
+            raise MeasurementError(self._say_not_finite(parts))
+        return total / self.objective.num_examples
+
+    def _for_each_product(self, work: Callable[[ChunkProduct, int], None]) -> None:
+        """Calls a function with the product and the size of each chunk, one after the other."""
+        self.objective.check_any_company()
         may_keep = self._num_kept_chunks()
         recorded_for = self.objective.chunk_size
 
-        def add(chunk: Examples, start: int) -> None:
+        def visit(chunk: Examples, start: int) -> None:
             out_of_memory = self.objective.chunk_size != recorded_for
             if out_of_memory:  # give back what was kept
                 self._kept.clear()
             key = (start, chunk.num_examples)
             product = self._kept.get(key) or self._record(self.objective, self._params, chunk)
-            image = flatten(product(parts))
-            total.add_(image)
-            note(chunk.num_examples, image)
+            work(product, chunk.num_examples)
             if len(self._kept) < may_keep and not out_of_memory:
                 self._kept[key] = product
 
-        self.objective.for_each_chunk(add)
-        if not total.isfinite().all():
-            raise MeasurementError(self._say_not_finite(parts))
-        return total / self.objective.num_examples
+        self.objective.for_each_chunk(visit)
 
     def _say_not_finite(self, vector: Sequence[Tensor]) -> str:
         """What is not finite, in a sentence."""

@@ -24,7 +24,7 @@ from noisescale.statistics.critical_batch.branches import (
     branch_tolerances,
 )
 from noisescale.statistics.critical_batch.curves.rate_laws import POWERS
-from noisescale.statistics.display import Shown, Summary
+from noisescale.statistics.display import Settings, Shown, Summary
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_edge import LEFT
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, BRANCH_SETTINGS, GoalSplit
@@ -51,8 +51,8 @@ FEWEST_BATCHES = 4  # in an epoch: a short one at its end is then a fifth of the
 SHORTEST_BRANCH = 256  # batches of the checkpoint's, by default: B can be doubled five times
 
 
-@dataclass(frozen=True, kw_only=True)
-class BranchConfig:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BranchConfig(Settings):
     """Branches from one checkpoint.
 
     Attributes:
