@@ -239,7 +239,7 @@ def write_results(
         from noisescale.training.records.folder import write_atomically
 
         figure = recommendation_figure(
-            outcome.tried, noise, advice.sizes, best=outcome.best, title=title
+            outcome.tried, noise, advice.sizes, best=outcome.best.value, title=title
         )
         write_atomically(out / PICTURE, image(figure))
     write_json(out / SUMMARY, summary)
