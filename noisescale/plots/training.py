@@ -24,13 +24,16 @@ LABELS = {"loss": "mean loss", "accuracy": "accuracy", "f1": "macro F1"}
 
 
 def curves_figure(metrics: pd.DataFrame, *, title: str, remark: str | None = None) -> Figure:
-    """Loss and accuracy of every split against the epoch, from the rows of metrics.csv.
+    """Loss and, of classes, accuracy of each split against the epoch, from rows of metrics.csv.
 
     remark: written into the picture, such as where the run diverged.
     """
-    figure, (loss, accuracy) = panels(2, width=4.5, height=3.6, title=title)
-    plot_metric(loss, metrics, metric="loss")
-    plot_metric(accuracy, metrics, metric="accuracy")
+    # a model that gives no classes has no accuracy
+    shown = [name for name in ("loss", "accuracy") if metrics[name].notna().any()] or ["loss"]
+    figure, axes = panels(len(shown), width=4.5, height=3.6, title=title)
+    for each, name in zip(axes, shown, strict=True):
+        plot_metric(each, metrics, metric=name)
+    loss = axes[0]
     if remark:
         centre: Any = {"transform": loss.transAxes, "ha": "center", "va": "center"}
         loss.text(0.5, 0.5, remark, color=VERMILION, **centre)

@@ -56,6 +56,7 @@ class AdaptiveBatchSize:
         self.tradeoff = Tradeoff()  # over the updates at which B_simple was resolved
         self.num_resolved = 0
         self._first_scale: float | None = None  # 𝓑_0
+        self._counts = True  # whether each part of the batch so far counts for something
 
     def parts(self, indices: Tensor, *, largest: int) -> list[Tensor]:
         """The batch as the small batch, whose norm is taken by itself, and the rest in pieces.
@@ -67,6 +68,19 @@ class AdaptiveBatchSize:
         first = min(max(1, len(indices) // SMALL_PART), largest)
         rest = indices[first:]
         return [indices[:first], *(rest.split(largest) if len(rest) else ())]
+
+    def take(self, num_examples: int, *, weight: float | None) -> None:
+        """Takes note of a part of the batch, after its backward pass.
+
+        Args:
+            num_examples: in it.
+            weight: what its mean gradient counts for, such as its tokens; None: as many as the
+                examples are. Of a batch with a part that counts nothing no norms are taken.
+        """
+        if weight == 0:
+            self._counts = False
+        elif self._counts:
+            self.monitor.micro_batch(num_examples, weight=weight)
 
     @property
     def noise(self) -> GradientNoise | None:
@@ -80,6 +94,10 @@ class AdaptiveBatchSize:
             step: the number of that update, from 1.
         """
         used = sum(self.monitor.pending)
+        if not self._counts:
+            self._counts = True
+            self.monitor.discard()
+            return
         self.monitor.update()
         noise = self.noise
         if noise is None:

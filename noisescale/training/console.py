@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -66,14 +67,20 @@ class RunReport:
         """Reports an epoch's rows of metrics.csv, one row per split, in one line."""
         first = rows[0]
         position = f"epoch {first['epoch']:<6.4g} step {first['step']:<8,}"
+        classifies = not math.isnan(first["accuracy"])
         scores = "  ".join(
-            f"{row['split']} {row['loss']:.4f}/{row['accuracy']:.4f}" for row in rows
+            f"{row['split']} {row['loss']:.4f}" + (f"/{row['accuracy']:.4f}" if classifies else "")
+            for row in rows
         )
+        named = "loss/accuracy" if classifies else "loss"
         speed = f"  {first['seconds']:.1f} s" if first["seconds"] else ""
-        self.log(f"{self._title}  {position} loss/accuracy: {scores}{speed}")
+        self.log(f"{self._title}  {position} {named}: {scores}{speed}")
         for row in rows:
             self._add_events(
-                {f"{score}/{row['split']}": row[score] for score in ("loss", "accuracy", "f1")},
+                {
+                    f"{score}/{row['split']}": row[score]
+                    for score in (("loss", "accuracy", "f1") if classifies else ("loss",))
+                },
                 step=row["step"],
             )
 

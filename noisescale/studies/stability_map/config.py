@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from noisescale.errors import SettingError, check_count
-from noisescale.problems.config import ProblemConfig
+from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.training.config import BatchRule, TrainConfig, resolve_batch_size
 
 BatchSize = int | BatchRule
@@ -97,7 +97,7 @@ class SweepConfig:
             runs start from initialisation.
     """
 
-    problem: ProblemConfig
+    problem: ProblemConfig | FactoryConfig
     training: TrainConfig = field(default_factory=TrainConfig)
     batch_sizes: tuple[BatchSize, ...] = DEFAULT_BATCH_SIZES
     lr_min: float | None = None
@@ -117,7 +117,8 @@ class SweepConfig:
             raise SettingError(
                 f"batch sizes {', '.join(map(str, self.batch_sizes))}: give each once"
             )
-        if self.problem.norm == "batch" and 1 in self.batch_sizes:
+        norm = self.problem.norm if isinstance(self.problem, ProblemConfig) else None
+        if norm == "batch" and 1 in self.batch_sizes:
             raise SettingError(
                 "batch size 1 with batch norm, which has no variance: leave one of them out"
             )

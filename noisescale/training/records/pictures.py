@@ -51,7 +51,9 @@ def _figures(folder: Path) -> Iterator[tuple[str, Figure]]:
     if rows := read_metrics(folder):
         yield "curves", curves_figure(pd.DataFrame(rows), title=title, remark=remark)
     if rows := read_confusion(folder):
-        figure = confusion_figure(pd.DataFrame(rows), split="test", title=f"{title}, test")
+        splits = {row["split"] for row in rows}
+        split = next(name for name in ("test", "validation", "train") if name in splits)
+        figure = confusion_figure(pd.DataFrame(rows), split=split, title=f"{title}, {split}")
         yield "confusion", figure
     if rows := read_sharpness(folder):
         yield "sharpness", sharpness_figure(pd.DataFrame(rows), title=title)
