@@ -138,8 +138,8 @@ def where_from(config: AnyConfig | None) -> str:
 
     if config is None:
         return (
-            "does not say which model and data it belongs to: give --problem FILE.py:FACTORY, a "
-            "function of yours that returns them"
+            "does not say which model and data it belongs to: give --problem module:factory or "
+            "file.py:factory, a function of yours that returns them"
         )
     if isinstance(config, FactoryConfig):
         return (

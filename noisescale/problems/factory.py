@@ -110,6 +110,11 @@ def _arguments(name: str, factory: Callable[..., object], seed: int) -> dict[str
 
 def _factory(name: str) -> Callable[..., object]:
     """The user's function; SettingError where there is none."""
+    return _module_and_factory(name)[1]
+
+
+def _module_and_factory(name: str) -> tuple[ModuleType, Callable[..., object]]:
+    """The user's function and the module it is named in; SettingError where there is none."""
     module_name, _, factory_name = name.rpartition(":")
     if not module_name or not factory_name:
         raise SettingError(f"problem {name!r}: give module:factory or file.py:factory")
@@ -118,7 +123,7 @@ def _factory(name: str) -> Callable[..., object]:
     factory: object = getattr(module, factory_name, None)
     if not callable(factory):
         raise SettingError(f"problem {name!r}: {module.__file__} has no function {factory_name}")
-    return factory
+    return module, factory
 
 
 def factory_config(name: str) -> FactoryConfig:
@@ -126,11 +131,11 @@ def factory_config(name: str) -> FactoryConfig:
 
     SettingError as there, except that the function is not called.
     """
-    factory = _factory(name)
+    module, factory = _module_and_factory(name)
     try:
         source = inspect.getsourcefile(inspect.unwrap(factory))
     except TypeError:  # a callable that is no function
-        source = inspect.getsourcefile(type(factory))
+        source = module.__file__
     content = Path(source).read_bytes() if source is not None else b""
     return FactoryConfig(factory=name, source=hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH])
 

@@ -51,7 +51,8 @@ def print_fits(result: CriticalBatchResult) -> None:
             "Best learning rate ε(B): laws fitted, and their error at a batch size left out"
         )
         console.print(_laws(laws, result))
-    for note in result.notes:
+    # the study's own, such as what its seeds share, and the fits'
+    for note in dict.fromkeys([*(result.summary or {}).get("notes", ()), *result.notes]):
         console.print(f"Note: {note}.")
 
 

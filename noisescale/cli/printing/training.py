@@ -21,7 +21,9 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
     """A row per run: what it was, how it ended, what it scored; the run folders last."""
     # a problem of one's own may have no test split
     held_out = next((split for split in ("test", "validation") if split in summaries[0]), "test")
-    of_held_out = [f"{held_out} {score}" for score in ("loss", "acc", "F1")]
+    of_held_out = [
+        f"{held_out.replace('validation', 'val')} {score}" for score in ("loss", "acc", "F1")
+    ]
     scores = ("train loss", "train acc", *of_held_out)
     table = plain_table("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s")
     for run in summaries:

@@ -173,7 +173,7 @@ class CurvatureProduct:
 
     def __call__(self, vector: Tensor) -> Tensor:
         """The product (P,) with a vector (P,)."""
-        return self._apply(vector, lambda num_examples, part: None)
+        return self._apply(vector, lambda size, part: None)
 
     def on(self, examples: Source) -> CurvatureProduct:
         """The same matrix of other examples, at the same point.
@@ -190,20 +190,21 @@ class CurvatureProduct:
             vector: v, (P,).
 
         Returns:
-            Hv (P,), vᵀH_jv of each chunk's mean loss (J,), and its share of the examples (J,).
+            Hv (P,), vᵀH_jv of each chunk's mean loss (J,), and its share of the examples, by their
+            weights where they have some (J,).
         """
-        sizes_and_forms: list[tuple[int, float]] = []
+        sizes_and_forms: list[tuple[float, float]] = []
 
-        def note(num_examples: int, part: Tensor) -> None:
-            form = float(vector.double() @ part.double()) / num_examples
-            sizes_and_forms.append((num_examples, form))
+        def note(size: float, part: Tensor) -> None:
+            form = float(vector.double() @ part.double()) / size if size else 0.0
+            sizes_and_forms.append((size, form))
 
         image = self._apply(vector, note)
         sizes, forms = torch.tensor(sizes_and_forms, dtype=torch.float64).T
         return image, forms, sizes / self.objective.num_examples
 
-    def _apply(self, vector: Tensor, note: Callable[[int, Tensor], None]) -> Tensor:
-        """The product, each chunk's size and its summed product (P,) told to `note`."""
+    def _apply(self, vector: Tensor, note: Callable[[float, Tensor], None]) -> Tensor:
+        """The product, each chunk's size, by weight, and summed product (P,) told to `note`."""
         self.objective.check_any_company()
         parts = list(self.objective.unflatten(vector.to(self.objective.point)).values())
         total = torch.zeros_like(self.objective.point)
@@ -218,7 +219,7 @@ class CurvatureProduct:
             product = self._kept.get(key) or self._record(self.objective, self._params, chunk)
             image = flatten(product(parts))
             total.add_(image)
-            note(chunk.num_examples, image)
+            note(self.objective.total_relative(chunk), image)
             if len(self._kept) < may_keep and not out_of_memory:
                 self._kept[key] = product
 

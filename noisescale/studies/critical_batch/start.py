@@ -23,8 +23,9 @@ NUM_EXAMPLES = 2000  # of which ε_max and B_noise are measured: they need be ri
 
 def examples_for(problem: ProblemConfig | FactoryConfig, split: GoalSplit) -> int:
     """How many training examples the problem has; SettingError where it lacks the split."""
-    is_own = isinstance(problem, FactoryConfig)
-    if is_own and split == "test" and build_own_problem(problem).test is None:
+    if isinstance(problem, ProblemConfig):  # which has every split
+        return count_examples(problem)
+    if split == "test" and build_own_problem(problem).test is None:
         raise SettingError(f"{problem.factory} has no test examples: give --goal-split train")
     return count_examples(problem)
 
