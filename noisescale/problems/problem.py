@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from noisescale.errors import SettingError, first_line
@@ -26,6 +27,7 @@ from noisescale.problems.data.examples import (
 from noisescale.problems.data.loaders import Loader, parts_of
 from noisescale.problems.data.reader import Reader
 from noisescale.problems.data.stream import Source, Stream
+from noisescale.statistics.display import counted, one_line
 
 __all__ = [
     "SPLITS",
@@ -61,7 +63,7 @@ Data = Source | Dataset[Any] | DataLoader[Any] | list[Any]
 SPLITS = ("train", "validation", "test")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Problem:
     """What is trained and measured: a model, a loss for each example, and the examples.
 
@@ -104,6 +106,14 @@ class Problem:
             or more, such as its number of valid tokens; None: all alike. The loss of an example
             that counts nothing must be finite all the same.
         config: what the problem was built from, where that is known.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import Examples, Problem
+        >>> model = torch.nn.Linear(20, 3)
+        >>> examples = Examples(torch.randn(500, 20), torch.randint(0, 3, (500,)))
+        >>> Problem(model=model, loss=torch.nn.CrossEntropyLoss(reduction="none"), train=examples)
+        Problem(Linear of 63 parameters, loss CrossEntropyLoss, train 500)
     """
 
     model: nn.Module
@@ -133,6 +143,16 @@ class Problem:
                 "number of valid tokens: lambda labels: (labels != -100).sum(1)"
             )
 
+    def __repr__(self) -> str:
+        loss = getattr(self.loss, "__name__", type(self.loss).__name__)
+        splits = {name: getattr(self, name) for name in SPLITS}
+        return one_line(
+            self,
+            f"{type(self.model).__name__} of {_size_of(self.model)}",
+            f"loss {loss}",
+            *(f"{name} {_told(data)}" for name, data in splits.items() if data is not None),
+        )
+
 
 def weights_of(weights: WeightFn, targets: Tree) -> Tensor:
     """What each of B examples counts for in a batch, (B,), once it can be that.
@@ -160,6 +180,22 @@ def weights_of(weights: WeightFn, targets: Tree) -> Tensor:
             f"number per example, shape ({num_examples},), as (labels != -100).sum(1) does"
         )
     return values.detach()
+
+
+def _size_of(model: nn.Module) -> str:
+    """How many parameters a model has, in words."""
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        return "lazy parameters"
+    return counted(sum(parameter.numel() for parameter in model.parameters()), "parameter")
+
+
+def _told(data: Data) -> str:
+    """How many examples a split has and, of a data set, its type; nothing is read."""
+    if isinstance(data, Examples | Stream):
+        return f"{data.num_examples:,}"
+    dataset: object = data.dataset if isinstance(data, DataLoader) else data
+    size = f"{len(dataset):,} of " if isinstance(dataset, Sized) else ""
+    return f"{size}{type(dataset).__name__}"
 
 
 def source_of(data: Data, *, seed: int = 0, draws: int = 1) -> Source:

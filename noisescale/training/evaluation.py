@@ -23,6 +23,7 @@ from noisescale.problems.problem import (
     kind_of,
     weights_of,
 )
+from noisescale.statistics.display import counted, one_line
 
 # examples in a forward pass: activations stay near the cache, and memory is bounded
 CHUNK = 2048
@@ -30,7 +31,7 @@ CHUNK = 2048
 MOST_CLASSES = 1000
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """Scores of a model on N examples.
 
@@ -43,6 +44,15 @@ class Evaluation:
 
     loss: float
     confusion: np.ndarray | None
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"loss {self.loss:.4g}",
+            f"accuracy {self.accuracy:.4g}",
+            f"f1 {self.f1:.4g}",
+            counted(int(self.confusion.sum()), "example"),
+        )
 
     @property
     def accuracy(self) -> float:
@@ -107,6 +117,12 @@ def evaluate(
 
     Raises:
         SettingError: the model, the loss or the weights fail, or give other shapes.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, evaluate
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> evaluate(problem.model, problem.loss, problem.test)
+        Evaluation(loss 2.309, accuracy 0.132, f1 0.04619, 250 examples)
     """
     total = _Total(loss, weights)
     confusion: Tensor | None = None

@@ -11,7 +11,7 @@ import pytest
 from experiments.coverage import noise_scale as coverage
 from noisescale.errors import SettingError
 from noisescale.statistics.gradient_noise import mean_estimate, noise_scale
-from noisescale.statistics.hessian_noise import CurvatureNoise
+from noisescale.statistics.hessian_noise import CurvatureNoise, ProbeBlocks, curvature_noise
 from noisescale.statistics.sample import Sample
 
 VECTORS = np.array(
@@ -349,3 +349,100 @@ def test_an_outlier_out_of_the_sample_is_not_covered_and_in_it_is_warned_of():
     assert unseen["gradient_variance"] == unseen["warned"] < 0.25  # a tenth of the samples have it
     seen = coverage.simulate(cases["one outlier, in the sample", 200], 50)
     assert seen["warned"] == seen["gradient_variance"] == 1
+
+
+def test_the_histogram_counts_the_examples_and_shares_out_their_deviations():
+    """Against a plain loop over the examples and the bins."""
+    gradients = np.random.default_rng(5).standard_t(4, size=(300, 7))
+    mean = gradients.mean(0)
+    squared = (gradients**2).sum(1)
+    noise = noise_scale(
+        squared[:, None],
+        gradients @ mean,
+        np.array([mean @ mean]),
+        population="dataset",
+        population_size=900,
+    )
+    table = noise.gradient_norms
+    deviations = ((gradients - mean) ** 2).sum(1)
+    norms = np.sqrt(squared)
+    assert len(table) == 35  # 2√n
+    ratios = table["high"] / table["low"]
+    np.testing.assert_allclose(ratios, ratios[0])
+    np.testing.assert_allclose(
+        [table["low"].iloc[0], table["high"].iloc[-1]], [norms.min(), norms.max()]
+    )
+    for row in table.iloc[1:-1].to_dict("records"):
+        inside = (norms >= row["low"]) & (norms < row["high"])
+        assert row["examples"] == inside.sum()
+        share = deviations[inside].sum() / deviations.sum()
+        assert row["variance_share"] == pytest.approx(share, abs=1e-12)
+    assert table["examples"].sum() == 300
+    assert table["variance_share"].sum() == pytest.approx(1)
+
+
+def test_the_histogram_of_a_gradient_that_is_zero_or_one_alone_or_without_projections():
+    def of(squared, projections):
+        return noise_scale(
+            np.array(squared, dtype=float)[:, None],
+            None if projections is None else np.array(projections, dtype=float),
+            np.array([1.0]),
+            population="distribution",
+            population_size=9,
+        ).gradient_norms
+
+    zero = of([0.0, 1.0, 4.0], [0.0, 1.0, 2.0])
+    assert zero["examples"].iloc[0] == 1  # which has no logarithm
+    assert zero["low"].iloc[0] > 0
+    alike = of([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    assert alike["examples"].sum() == 3
+    assert alike["variance_share"].isna().all()  # no deviation to share out
+    assert of([1.0, 4.0, 9.0], None)["variance_share"].isna().all()
+    nothing = of([0.0, 0.0, 0.0], None)
+    assert nothing["examples"].sum() == 3
+
+
+@pytest.mark.parametrize("effects", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])
+def test_probes_taken_with_a_quarter_of_the_groups_have_their_own_error(effects):
+    """Forms with random effects of 32 blocks, 16 groups and pairs; what counts twice is known.
+
+    Blocks' means have 1/4 of the groups' effects' variance and groups' 1/8 of the blocks', pairs'
+    count in both.
+    """
+    generator = np.random.default_rng(0)
+    of_block, of_group, of_pair = effects
+    taken = (np.arange(32)[:, None] + np.arange(16)) % 4 == 0
+    values, variances = [], []
+    for _ in range(2000):
+        forms = (
+            10
+            + of_block * generator.standard_normal((32, 1))
+            + of_group * generator.standard_normal(16)
+            + of_pair * generator.standard_normal((32, 16))
+        )
+        found = curvature_noise(
+            ProbeBlocks(
+                shares=np.full(32, 1 / 32),
+                on_mean=np.zeros(32),
+                on_image=np.zeros(32),
+                deflated=np.zeros(32),
+                variances=np.zeros(32),
+                forms=np.where(taken, forms, np.nan),
+            ),
+            squared_norm=1.0,
+            mean_forms=np.ones(16),
+            group_shares=np.full(16, 1 / 16),
+            sample=Sample(num_examples=320, population_size=320, population="distribution"),
+            hessian_examples=160,
+            num_matvecs=9,
+        )
+        values.append(found.values[1])
+        variances.append(found.covariance[1, 1])
+    # of 32 blocks, of 16 groups, of 128 pairs
+    truth = of_block / 32 + of_group / 16 + of_pair / 128
+    assert np.mean(values) == pytest.approx(10, abs=4 * math.sqrt(truth / 2000))
+    assert np.var(values) == pytest.approx(truth, rel=0.15)
+    counted = (
+        of_block * (1 / 32 + 0.8 / 128) + of_group * (1 / 16 + 0.8 / 128)
+    ) + 2 * of_pair / 128
+    assert np.mean(variances) == pytest.approx(counted, rel=0.05)

@@ -11,6 +11,8 @@ from noisescale.cli.printing.noise import growth_text
 from noisescale.cli.printing.tables import plain_table, stdout_console
 from noisescale.errors import MeasurementError, RunFolderError
 
+# what may be left out, the least important first
+LESS = ("ex/s", "test F1", "train acc", "epochs", "train loss", "seconds", "steps")
 DIVERGED = (
     "A diverged model's outputs are nan, and argmax over nan returns class 0: every prediction is "
     "class 0, and the accuracy is that class's share."
@@ -25,7 +27,11 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
         f"{held_out.replace('validation', 'val')} {score}" for score in ("loss", "acc", "F1")
     ]
     scores = ("train loss", "train acc", *of_held_out)
-    table = plain_table("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s")
+    table = plain_table(
+        *("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s"),
+        less=LESS,
+        where="summary.json has them",
+    )
     for run in summaries:
         table.add_row(
             str(run["batch_size"]),
