@@ -22,7 +22,6 @@ from noisescale.plots.critical_batch import branch_figure
 from noisescale.plots.recommendation import recommendation_figure
 from noisescale.plots.stability_map import CURVES, map_figure
 from noisescale.statistics.critical_batch.branches import BRANCH_COLUMNS, branch_means
-from noisescale.statistics.estimate import jsonable
 from tests.helpers.command_line import run
 from tests.helpers.goal_tables import SIZES, synthetic
 from tests.helpers.pictures import faults, title_of
@@ -211,7 +210,7 @@ class Gallery:
         ]
         tracked = pd.read_csv("tracked/noise.csv")
         self.drawn["recommendation"] = recommendation_figure(
-            rates, tracked, jsonable(sizes), best=0.3, title="a title"
+            rates, tracked, [size._asdict() for size in sizes], best=0.3, title="a title"
         )
         self.drawn["branches"] = branch_figure(
             branches, branch_means(branches), summary, title="a title"
