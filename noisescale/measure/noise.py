@@ -70,7 +70,7 @@ class NoiseOptions(Settings):
         param_filter: names of parameters, or patterns as "head.*", whose gradients these are; the
             others are constants. None: all.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, NoiseOptions, measure_noise
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> options = NoiseOptions(split="test", per_layer=True)
@@ -144,7 +144,7 @@ def measure_noise(
         MeasurementError: the gradients are not defined or not finite there, as for
             `gradient_moments`.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, measure_noise
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> noise = measure_noise(problem, num_examples=500)

@@ -80,7 +80,7 @@ class SharpnessOptions(Settings):
         param_filter: names of parameters, or patterns as "head.*", whose curvature it is; the
             others are constants. None: all.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, SharpnessOptions, measure_sharpness
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> options = SharpnessOptions(batch_size=32, num_examples=500)
@@ -160,7 +160,7 @@ class Sharpness(Shown):
         pairs: the eigenpairs of each end, to start the next checkpoint's search from.
         notes: what a reader should know.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, measure_sharpness
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> sharpness = measure_sharpness(problem, seed=1)
@@ -347,7 +347,7 @@ def measure_sharpness(
         MeasurementError: parameters, loss or gradient that are not finite, or a loss without a
             second derivative.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, SharpnessOptions, measure_sharpness
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> measure_sharpness(problem)

@@ -93,7 +93,7 @@ def measure_stability(
         MeasurementError: λ cannot be found or is zero, or the model gives more than 128 numbers for
             an example.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, StabilityOptions, measure_stability
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> options = StabilityOptions(num_examples=100, descent=False)

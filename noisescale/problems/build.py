@@ -38,7 +38,7 @@ def build_problem(
         DataError: files of the data set are damaged or cannot be fetched.
         SettingError: a subset larger than the data set, or a model that its images do not fit.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> problem.train

@@ -74,7 +74,7 @@ class ProblemConfig(Config):
         loss: "cross_entropy", in nats; or "mse", ½ Σ_c (output_c − target_c)² with the class as a
             one-hot target.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem
         >>> config = ProblemConfig(dataset="digits", width=16)
         >>> config

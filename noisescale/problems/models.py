@@ -40,7 +40,7 @@ def mlp(
     Returns:
         A model of inputs (B, *input_shape) -> logits (B, C).
 
-    Example:
+    Examples:
         >>> from noisescale import mlp
         >>> model = mlp((1, 28, 28), 10, width=64)
         >>> sum(parameter.numel() for parameter in model.parameters())
@@ -81,7 +81,7 @@ def cnn(
     Raises:
         SettingError: more blocks than the image can be halved.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from noisescale import cnn
         >>> cnn((1, 28, 28), 10)(torch.zeros(5, 1, 28, 28)).shape

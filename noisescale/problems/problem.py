@@ -107,7 +107,7 @@ class Problem:
             that counts nothing must be finite all the same.
         config: what the problem was built from, where that is known.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from noisescale import Examples, Problem
         >>> model = torch.nn.Linear(20, 3)

@@ -81,7 +81,7 @@ def noisy_quadratic(
     Returns:
         The problem and its exact moments.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from noisescale import measure_noise, noisy_quadratic
         >>> quadratic = noisy_quadratic(

@@ -85,7 +85,7 @@ class Estimate:
         high: the upper end; infinite where the interval is open.
         num_samples: independent samples behind it.
 
-    Example:
+    Examples:
         >>> from noisescale import Estimate
         >>> b_simple = Estimate(value=71.94, stderr=3.07, low=66.39, high=78.54, num_samples=800)
         >>> print(b_simple)

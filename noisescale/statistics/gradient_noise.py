@@ -148,7 +148,7 @@ class NoiseScale(Shown):
             shares.
         notes: what a reader should know.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, measure_noise
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> noise = measure_noise(problem, num_examples=500)
@@ -345,7 +345,7 @@ def noise_scale(
     Raises:
         SettingError: shapes that do not fit, fewer than 2 examples, or more than N.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from noisescale import noise_scale
         >>> gradients = 1 + 2 * np.random.default_rng(0).standard_normal((400, 10))  # any (n, P)

@@ -36,7 +36,7 @@ def two_batch(
     Raises:
         SettingError: unless 0 < b < B.
 
-    Example:
+    Examples:
         >>> from noisescale import two_batch
         >>> squared_norm, variance = two_batch(9.0, 8, 5.0, 32)
         >>> round(squared_norm, 2), round(variance, 2), round(variance / squared_norm, 1)
@@ -80,7 +80,7 @@ class RunningNoise:
     Raises:
         SettingError: a memory that is no positive number.
 
-    Example:
+    Examples:
         >>> from noisescale import RunningNoise, two_batch
         >>> running = RunningNoise()
         >>> for small, big in [(9.1, 5.2), (8.7, 4.9), (9.4, 5.0), (8.9, 5.1)]:  # |g_b|², |g_B|²

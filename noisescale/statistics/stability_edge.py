@@ -108,7 +108,7 @@ def seed_threshold(outcomes: Iterable[tuple[float, bool]]) -> Threshold:
     Returns:
         The threshold.
 
-    Example:
+    Examples:
         >>> from noisescale import seed_threshold
         >>> seed_threshold([(0.1, False), (0.2, False), (0.4, True)])
         Threshold(low=0.2, high=0.4)
@@ -226,7 +226,7 @@ def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
         The edge. Where too many seeds are stable at every rate tried, or unstable at every one, the
         value is nan and the interval reaches to infinity or to 0. One seed gives no interval.
 
-    Example:
+    Examples:
         >>> from noisescale import Threshold, fit_edge
         >>> of_seeds = [(0.2, 0.25), (0.25, 0.35), (0.2, 0.3), (0.2, 0.25)]
         >>> fit_edge([Threshold(low=low, high=high) for low, high in of_seeds])

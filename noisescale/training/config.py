@@ -35,7 +35,7 @@ class AdaptiveConfig(Settings):
     Raises:
         SettingError: for a value out of its range.
 
-    Example:
+    Examples:
         >>> from noisescale import AdaptiveConfig, TrainConfig
         >>> adaptive = AdaptiveConfig(exchange_rate=300)
         >>> TrainConfig(batch_size="adaptive", adaptive=adaptive).batch_size
@@ -104,7 +104,7 @@ class TrainConfig(Config):
     Raises:
         SettingError: for a value out of its range, or settings that exclude each other.
 
-    Example:
+    Examples:
         >>> from noisescale import TrainConfig
         >>> TrainConfig(batch_size=64, learning_rate=0.05, epochs=2)
         TrainConfig(batch_size=64, learning_rate=0.05, epochs=2)
@@ -248,7 +248,7 @@ def stable_sharpness(config: TrainConfig) -> float | None:
         preconditioner the Hessian's eigenvalues leave out, and where the weight decay alone is
         beyond the limit.
 
-    Example:
+    Examples:
         >>> from noisescale import TrainConfig, stable_sharpness
         >>> stable_sharpness(TrainConfig(learning_rate=0.1))
         20.0

@@ -118,7 +118,7 @@ def evaluate(
     Raises:
         SettingError: the model, the loss or the weights fail, or give other shapes.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, evaluate
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> evaluate(problem.model, problem.loss, problem.test)

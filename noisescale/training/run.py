@@ -133,7 +133,7 @@ def run_training(
         Interrupted: once the run is saved, after SIGINT or SIGTERM.
         OSError: as the system reports it.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from noisescale import ProblemConfig, RunOptions, TrainConfig, run_training
         >>> problem = ProblemConfig(dataset="digits", width=16)

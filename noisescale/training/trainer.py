@@ -78,7 +78,7 @@ def train(
         SettingError: for a batch larger than the training set, or one that the model cannot take.
         CheckpointError: where `start` is of another configuration or model.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, TrainConfig, train
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> config = TrainConfig(batch_size=32, learning_rate=0.1, epochs=1)

@@ -40,7 +40,7 @@ def batch_sharpness(
         SettingError: a batch larger than the data, or fewer than 2 batches.
         MeasurementError: the gradient of every batch is exactly zero, or a product is not finite.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, Objective, batch_sharpness
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> batch_sharpness(Objective(problem), batch_size=16)
@@ -83,7 +83,7 @@ def gradient_noise_interaction(
         SettingError: a batch larger than the data, or fewer than 2 batches.
         MeasurementError: the gradient over all examples is zero, or a product is not finite.
 
-    Example:
+    Examples:
         >>> from noisescale import Objective, gradient_noise_interaction, hessian_matvec
         >>> from noisescale import ProblemConfig, build_problem
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))

@@ -136,7 +136,7 @@ def top_eigenpairs(
         MeasurementError: a product is not finite, or the products are not those of one symmetric
             matrix, as with an active dropout.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, hessian_matvec, top_eigenpairs
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> top_eigenpairs(hessian_matvec(problem), k=2).converged

@@ -108,7 +108,7 @@ def keskar_sharpness(
         SettingError: an objective that is not in float64, or another bad argument.
         MeasurementError: the loss is not finite somewhere on the way, or −1 or less at x.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from noisescale import ProblemConfig, build_problem, Objective, keskar_sharpness
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))

@@ -67,7 +67,7 @@ def hessian_matvec(
         SettingError: parameters that do not fit the model, or a bad chunk_size or dtype.
         MeasurementError: parameters that are not finite.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, hessian_matvec
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> hessian = hessian_matvec(problem)
@@ -124,7 +124,7 @@ def ggn_matvec(
         SettingError: parameters that do not fit the model, or a bad chunk_size or dtype.
         MeasurementError: parameters that are not finite.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, ggn_matvec, spectral_moments
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> spectral_moments(ggn_matvec(problem)).trace

@@ -69,7 +69,7 @@ def spectral_moments(
         MeasurementError: a product is not finite, or the products are not those of one symmetric
             matrix.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from noisescale import spectral_moments
         >>> matrix = torch.diag(torch.tensor([3.0, 1.0, -2.0]))
@@ -205,7 +205,7 @@ def spectral_density(
         MeasurementError: a product is not finite, or the products are not those of one symmetric
             matrix.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, ggn_matvec, spectral_density
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> spectral_density(ggn_matvec(problem)).nodes.shape

@@ -123,7 +123,7 @@ def gradient_moments(
         MeasurementError: parameters, losses or gradients that are not finite, losses that are
             reduced over the batch, and losses that are random.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, gradient_moments
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> moments = gradient_moments(problem, num_examples=500)

@@ -73,7 +73,7 @@ class NoiseScaleMonitor:
         SettingError: a DistributedDataParallel model, no parameter that requires a gradient,
             sharded parameters, or another reduction or memory than these.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from noisescale import NoiseScaleMonitor
         >>> generator = torch.Generator().manual_seed(0)

@@ -95,7 +95,7 @@ class Objective:
             dtype or chunk_size.
         MeasurementError: a parameter is not finite, or the model cannot be copied.
 
-    Example:
+    Examples:
         >>> from noisescale import ProblemConfig, build_problem, Objective
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> objective = Objective(problem)

@@ -29,7 +29,7 @@ class Examples(NamedTuple):
         targets: what the loss takes beside the model's outputs, such as classes (N,) or values
             (N, C).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from noisescale import Examples
         >>> examples = Examples(torch.randn(500, 20), torch.randint(0, 3, (500,)))

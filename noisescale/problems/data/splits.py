@@ -115,7 +115,7 @@ def load_splits(
         DataError: files are damaged, by their checksums, or cannot be downloaded.
         SettingError: num_train is larger than the data set.
 
-    Example:
+    Examples:
         >>> from noisescale import load_splits
         >>> load_splits("digits").test
         Examples(inputs (250, 1, 8, 8), targets (250,))

@@ -49,7 +49,7 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
         SettingError: fewer than three batch sizes, a tolerance that is no positive number, or a
             smallest batch size that diverged.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from noisescale import branch_critical_batch
         >>> rows = [

@@ -93,7 +93,7 @@ class CriticalBatchFit(Shown):
         definition: of B_crit, "pareto".
         runs: what was fitted, as `plot` draws it; None where that is not known.
 
-    Example:
+    Examples:
         >>> from noisescale import fit_critical_batch
         >>> fit = fit_critical_batch([1, 4, 16, 64, 256], [2120, 590, 228, 131, 111])
         >>> print(fit.critical_batch_size)
@@ -273,7 +273,7 @@ def fit_critical_batch(
         SettingError: fewer than four batch sizes, a seed with two runs at one of them, or what is
             no number of steps.
 
-    Example:
+    Examples:
         >>> from noisescale import fit_critical_batch
         >>> sizes, steps = [1, 4, 16, 64, 256], [2120, 590, 228, 131, 111]
         >>> fit = fit_critical_batch(sizes, steps)

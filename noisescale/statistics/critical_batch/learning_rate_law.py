@@ -37,7 +37,7 @@ class LearningRateLaw:
         held_out_error: root mean square of log(ε/prediction), each batch size predicted from the
             others alone, and weighted as in the fit.
 
-    Example:
+    Examples:
         >>> from noisescale import fit_learning_rate_laws
         >>> law = fit_learning_rate_laws([1, 4, 16, 64, 256], [0.06, 0.2, 0.45, 0.66, 0.77])[0]
         >>> round(law.rate(8), 2)
@@ -89,7 +89,7 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
         seed's best rate is the grid's own. Where some seeds give bounds, the median and all that
         the seeds span, open where a bound is; undefined where most do.
 
-    Example:
+    Examples:
         >>> from noisescale import best_rate
         >>> first, second = {0.1: 90, 0.2: 50, 0.4: 60}, {0.2: 55, 0.4: 52, 0.8: 70}  # rate: steps
         >>> best_rate([first, second])
@@ -172,7 +172,7 @@ def fit_learning_rate_laws(
     Raises:
         MeasurementError: fewer than four batch sizes.
 
-    Example:
+    Examples:
         >>> from noisescale import fit_learning_rate_laws
         >>> laws = fit_learning_rate_laws([1, 4, 16, 64, 256], [0.06, 0.2, 0.45, 0.66, 0.77])
         >>> laws[0].name, round(laws[0].rate(32), 2)

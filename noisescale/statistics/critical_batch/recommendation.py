@@ -286,7 +286,7 @@ def recommend(
         SettingError: what is given is neither such a table nor such a list, or a list comes without
             its batch size.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from noisescale import ProblemConfig, build_problem, measure_noise, recommend
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))

@@ -20,7 +20,7 @@ class Tradeoff:
         min_examples: E_min = ∫𝓑 ds, examples one at a time.
         root: R = ∫√𝓑 ds.
 
-    Example:
+    Examples:
         >>> from noisescale import Tradeoff
         >>> course = Tradeoff().after(20.0, batch_size=32, steps=100)  # a noise scale of 20
         >>> course = course.after(200.0, batch_size=32, steps=300)

@@ -60,7 +60,7 @@ class CriticalBatchConfig(Settings):
             along a run at a batch size near the critical one, H on a quarter as many; None: it is
             not.
 
-    Example:
+    Examples:
         >>> from noisescale import CriticalBatchConfig, ProblemConfig
         >>> problem = ProblemConfig(dataset="digits", width=64)
         >>> sizes = (1, 4, 16, 64)

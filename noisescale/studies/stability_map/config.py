@@ -97,7 +97,7 @@ class SweepConfig(Settings):
         start: digest of the checkpoint that every run starts from, see `file_digest`; None: the
             runs start from initialisation.
 
-    Example:
+    Examples:
         >>> from noisescale import Horizon, ProblemConfig, SweepConfig
         >>> problem = ProblemConfig(dataset="digits", width=64)
         >>> sizes = (1, 16, "full")

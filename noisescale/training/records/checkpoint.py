@@ -111,7 +111,7 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
     Raises:
         CheckpointError: where the file is absent, damaged, or not written by `save_checkpoint`.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from noisescale import ProblemConfig, TrainConfig, build_problem, train
         >>> from noisescale import load_checkpoint, save_checkpoint

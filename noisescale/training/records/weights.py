@@ -35,7 +35,7 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     Raises:
         CheckpointError: where the file cannot be read, or does not fit the model: names and shapes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from noisescale import load_weights
         >>> model = torch.nn.Linear(20, 3)
