@@ -80,13 +80,13 @@ from .statistics.gradient_noise import (
     noise_scale as noise_scale,
 )
 from .statistics.running_noise import RunningNoise as RunningNoise, two_batch as two_batch
+from .statistics.sample import Weighting as Weighting
 from .statistics.stability_curves import StabilityConstants as StabilityConstants
 from .statistics.stability_edge import (
     Threshold as Threshold,
     fit_edge as fit_edge,
     seed_threshold as seed_threshold,
 )
-from .statistics.weighted_mean import Weighting as Weighting
 from .studies.critical_batch.branches import (
     BranchConfig as BranchConfig,
     BranchResult as BranchResult,

@@ -27,8 +27,7 @@ from noisescale.statistics.gradient_noise import (
     table,
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
-from noisescale.statistics.sample import Population, Sample
-from noisescale.statistics.weighted_mean import excess, squared_deviations
+from noisescale.statistics.sample import Population, Sample, excess, squared_deviations
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -68,7 +68,7 @@ def probe_curvature(
             the former: disjoint examples of a distribution, or independent draws from a data set
             (so too all of it). H is taken on at most 1/16 of its examples at a time.
         excess: tr Σ̂ with 1/(n − 1), which |G|² = |ḡ|² − (1/n − 1/N)·tr Σ̂ takes; of a weighted mean
-            what takes its place, see `noisescale.statistics.weighted_mean.Excess`.
+            what takes its place, see `noisescale.statistics.sample.Excess`.
         sample: of the gradients; H's examples are from the same population.
         num_probes: K, at most half as many as there are gradients.
         mean: ḡ (P,), where it is known.

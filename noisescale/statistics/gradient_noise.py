@@ -29,14 +29,12 @@ from noisescale.statistics.sample import (
     Population,
     Sample,
     Spread,
-    reaches,
-    with_log_ratio,
-)
-from noisescale.statistics.weighted_mean import (
     Weighting,
     excess,
+    reaches,
     squared_deviations,
     weighted_influences,
+    with_log_ratio,
 )
 
 if TYPE_CHECKING:

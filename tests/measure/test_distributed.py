@@ -16,6 +16,7 @@ from tests.helpers.command_line import SMALL, run
 from tests.helpers.models import PROBLEMS
 from tests.helpers.problems import seeded
 from tests.helpers.processes import be_rank, free_port
+from tests.helpers.weighted import language_problem
 
 
 def test_one_process_has_it_all():
@@ -31,7 +32,7 @@ def as_rank(rank, port, size, name, path):
     """What one of `size` processes measures, saved by its rank."""
     be_rank(rank, port=port, size=size)
     with process_group(device="cpu"):
-        problem = PROBLEMS[name]()
+        problem = language_problem() if name == "weighted" else PROBLEMS[name]()
         found = gradient_moments(problem, num_examples=7, generator=seeded(1))
         few = gradient_moments(
             problem, num_examples=2, generator=seeded(1)
@@ -60,7 +61,7 @@ def close(one, other):
 
 @pytest.mark.processes
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cnn", "transformer"])
+@pytest.mark.parametrize("name", ["cnn", "transformer", "weighted"])
 def test_several_processes_give_the_numbers_of_one(name, tmp_path):
     multiprocessing.spawn(as_rank, (free_port(), 3, name, tmp_path), nprocs=3)
     first, *others = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3))

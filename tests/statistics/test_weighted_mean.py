@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from noisescale.statistics.gradient_noise import mean_estimate, noise_scale
-from noisescale.statistics.sample import Sample
-from noisescale.statistics.weighted_mean import Weighting, squared_deviations
+from noisescale.statistics.sample import Sample, Weighting, squared_deviations
 
 
 def population(size, dim=3, seed=0, spread=1.0):

@@ -110,4 +110,5 @@ def test_the_scores_are_token_means():
     scores = evaluate(problem.model, problem.loss, problem.train, problem.weights)
     assert scores.loss == pytest.approx(expected)
     assert scores.confusion is None
+    assert repr(scores) == f"Evaluation(loss {expected:.4g}, no classes)"
     assert scores.accuracy != scores.accuracy

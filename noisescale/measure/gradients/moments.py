@@ -17,7 +17,7 @@ from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params, Problem
 from noisescale.problems.sampling import select
 from noisescale.statistics.display import counted, one_line
-from noisescale.statistics.weighted_mean import Weighting
+from noisescale.statistics.sample import Weighting
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
