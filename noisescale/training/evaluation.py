@@ -46,6 +46,8 @@ class Evaluation:
     confusion: np.ndarray | None
 
     def __repr__(self) -> str:
+        if self.confusion is None:
+            return one_line(self, f"loss {self.loss:.4g}")
         return one_line(
             self,
             f"loss {self.loss:.4g}",
