@@ -138,6 +138,7 @@ def objects(tmp_path):
     yield noisescale.RunningNoise(memory=1e6)
     yield noisescale.AdaptiveBatchSize(config, problem.model, num_examples=12)
     yield noisescale.evaluate(problem.model, problem.loss, problem.train)
+    yield noisescale.Evaluation(loss=0.5, confusion=None)
     yield from noisescale.train(problem, config)
     yield noisescale.Outer(torch.ones(2, 1, 3, 4), torch.ones(2, 1, 3, 5), torch.Size((4, 5)))
 
