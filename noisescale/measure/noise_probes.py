@@ -42,7 +42,7 @@ def probe_curvature(
     mean: Tensor | None = None,
     engine: EngineName = "auto",
     generator: torch.Generator,
-    report: Callable[[str], None] = lambda activity: None,
+    report: Callable[[str], None],
 ) -> CurvatureNoise:
     """|G|², tr(HΣ) and GᵀHG with their joint covariance.
 

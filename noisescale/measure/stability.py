@@ -21,6 +21,7 @@ from noisescale.measure.objective import Objective
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.problems.problem import MatVec, Params, Problem, held, num_examples_of
 from noisescale.problems.sampling import select
+from noisescale.statistics.display import Settings
 from noisescale.statistics.estimate import Estimate, between, exact, undefined
 from noisescale.statistics.sample import Sample
 from noisescale.statistics.stability_curves import MADE_OF, StabilityConstants
@@ -39,8 +40,8 @@ FEWEST_STEPS, MOST_STEPS = 60, 500
 FEWEST_REPLICAS, MOST_REPLICAS = 2, 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class StabilityOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StabilityOptions(Settings):
     """What `measure_stability` measures, of which examples.
 
     Attributes:
@@ -91,6 +92,14 @@ def measure_stability(
         SettingError: an option is given twice.
         MeasurementError: λ cannot be found or is zero, or the model gives more than 128 numbers for
             an example.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, StabilityOptions, measure_stability
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> options = StabilityOptions(num_examples=100, descent=False)
+        >>> constants = measure_stability(problem, options=options)
+        >>> round(constants.rates(32, population_size=1297)["gaussian"], 1)
+        4.4
     """
     options = with_settings(options or StabilityOptions(), settings)
     report = report or (lambda activity: None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from noisescale.errors import SettingError, check_choice, check_count
+from noisescale.statistics.display import Settings
 
 DatasetName = Literal["mnist", "fashion-mnist", "digits"]
 PixelScale = Literal["unit", "raw"]
@@ -15,8 +16,8 @@ Norm = Literal["none", "layer", "batch"]
 LossName = Literal["cross_entropy", "mse"]
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, repr=False)
+class Config(Settings):
     """Reading and writing shared by the configurations."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class Config:
         return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ProblemConfig(Config):
     """Which data, which model and which loss.
 
@@ -72,7 +73,17 @@ class ProblemConfig(Config):
         norm: the normalisation before each activation: "none", "layer" or "batch".
         loss: "cross_entropy", in nats; or "mse", ½ Σ_c (output_c − target_c)² with the class as a
             one-hot target.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem
+        >>> config = ProblemConfig(dataset="digits", width=16)
+        >>> config
+        ProblemConfig(dataset='digits', model='mlp', width=16)
+        >>> build_problem(config).train.num_examples
+        1297
     """
+
+    always_shown = ("dataset", "model")
 
     dataset: DatasetName = "mnist"
     pixel_scale: PixelScale = "unit"
@@ -94,7 +105,7 @@ class ProblemConfig(Config):
                 check_count(name.replace("_", " "), getattr(self, name))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FactoryConfig(Config):
     """A problem of the user's own.
 

@@ -16,8 +16,9 @@ from noisescale.errors import Interrupted
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import SPLITS, Problem, Source, resident, source_of
+from noisescale.statistics.display import Settings
 from noisescale.training.config import TrainConfig
-from noisescale.training.console import DeferredInterrupts, RunReport, event_writer
+from noisescale.training.console import DeferredInterrupts, Pace, RunReport, event_writer
 from noisescale.training.evaluation import Evaluation, evaluate
 from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.training.records.environment import environment
@@ -34,16 +35,25 @@ from noisescale.training.records.folder import (
     write_json,
     write_table,
 )
-from noisescale.training.records.tables import CONFUSION, METRICS, NOISE, SHARPNESS, read_metrics
+from noisescale.training.records.tables import (
+    CONFUSION,
+    LOSS_COLUMNS,
+    LOSSES,
+    METRICS,
+    NOISE,
+    SHARPNESS,
+    read_metrics,
+)
 from noisescale.training.tracking.batch_size import BatchSizeTracker
+from noisescale.training.tracking.losses import ends_window
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.training.tracking.rows import Every, Tracker
 from noisescale.training.tracking.sharpness import SharpnessTracker
 from noisescale.training.trainer import Training
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RunOptions(Settings):
     """How a run is carried out; nothing here changes its result.
 
     Attributes:
@@ -108,6 +118,17 @@ def run_training(
         CheckpointError: for a checkpoint of another run in the folder.
         Interrupted: once the run is saved, after SIGINT or SIGTERM.
         OSError: as the system reports it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from noisescale import ProblemConfig, RunOptions, TrainConfig, run_training
+        >>> problem = ProblemConfig(dataset="digits", width=16)
+        >>> training = TrainConfig(batch_size=32, epochs=1)
+        >>> summary = run_training(problem, training, Path("my_run"), RunOptions(pictures=False))
+        >>> summary["steps"], round(summary["test"]["accuracy"], 1)
+        (41, 0.2)
+        >>> sorted(path.name for path in Path("my_run").glob("*.csv"))[-1]
+        'metrics.csv'
     """
     options = options or RunOptions()
     record = {
@@ -202,6 +223,7 @@ class _Run:
             self.trackers.append(NoiseTracker(training, path, options.noise))
         if training.schedule is not None:
             self.trackers.append(BatchSizeTracker(training, path, training.schedule))
+        self.pace = Pace()
 
     def complete(self, interrupts: DeferredInterrupts) -> dict[str, Any]:
         """Trains what is left and writes summary.json, whose content is returned.
@@ -213,7 +235,11 @@ class _Run:
         with (
             event_writer(options.log_dir, self.path.name, training.step) as events,
             RunReport(
-                options.console, events, title=title, total_epochs=training.last_epoch
+                options.console,
+                events,
+                title=title,
+                total_epochs=training.last_epoch,
+                step=training.step,
             ) as report,
         ):
             if training.step:
@@ -223,7 +249,11 @@ class _Run:
             self._track(report)
             said: tuple[str, ...] = ()
             for step in training:
-                report.update(epoch=training.epoch, step=step)
+                if report.is_due:
+                    left = self._seconds_left()
+                    report.update(epoch=training.epoch, step=step, seconds_left=left)
+                if ends_window(step):
+                    report.batch_losses(training.losses)
                 for note in training.notes:
                     if note not in said:
                         report.log(f"{title}  NOTE: {note}")
@@ -237,12 +267,28 @@ class _Run:
                         f"continue with noisescale train --resume {self.path}",
                         signal,
                     )
+            report.batch_losses(training.losses)  # up to the end, or to where it diverged
             if training.diverged_at_step is not None:
                 report.log(
                     f"{title}  diverged: the loss of step {training.diverged_at_step:,} is not "
                     "finite; the run ends there, and that is its result"
                 )
             return self._finish()
+
+    def _seconds_left(self) -> float | None:
+        """What updates, evaluations and measurements still take, each at its own mean cost."""
+        training = self.training
+        epochs = training.last_epoch - training.epoch
+        last_step = training.step + round(training.step / training.epoch * epochs)
+        others = self.pace.left(
+            {
+                "evaluations": math.ceil(epochs / self.options.evaluate_every),
+                **{
+                    type(tracker).__name__: tracker.num_left(last_step) for tracker in self.trackers
+                },
+            }
+        )
+        return None if others is None else others + training.seconds / training.epoch * epochs
 
     def _save_where_due(self, step: int, report: RunReport, *, stopping: bool) -> None:
         """Evaluates and saves the run where its options say so, at its end and where it stops."""
@@ -256,6 +302,8 @@ class _Run:
         if evaluated or training.finished:
             self._evaluate(report)
         checkpoint = training.checkpoint()
+        losses = pd.DataFrame(training.losses.rows, columns=list(LOSS_COLUMNS))
+        write_table(self.path / LOSSES, losses)
         if kept:
             save_checkpoint(checkpoint, self.path / STEP_CHECKPOINTS / f"step-{step}.pt")
         save_checkpoint(checkpoint, self.path / CHECKPOINT)
@@ -263,6 +311,7 @@ class _Run:
     def _evaluate(self, report: RunReport) -> None:
         """Appends a row per split to metrics.csv; the training row's seconds are of updates."""
         training = self.training
+        begun = time.perf_counter()
         rows = []
         for split, examples in self.splits.items():
             started = time.perf_counter()
@@ -286,6 +335,7 @@ class _Run:
             training.diverged_at_step = training.step
         self.rows += rows
         write_table(self.path / METRICS, pd.DataFrame(self.rows))
+        self.pace.spent("evaluations", time.perf_counter() - begun)
         report.epoch(rows)
 
     def _updates_since_last_row(self, num_examples: int) -> tuple[float, int]:
@@ -303,7 +353,9 @@ class _Run:
         """Measures what is due after the present step."""
         for tracker in self.trackers:
             if tracker.due:
+                begun = time.perf_counter()
                 row = tracker.measure()
+                self.pace.spent(type(tracker).__name__, time.perf_counter() - begun)
                 report.measurement(row, tracker.describe(row), tracker.scalars(row))
 
     def _finish(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from noisescale.cli.help import Command
 from noisescale.cli.options import (
     FOLDER,
     check_executor,
@@ -57,6 +58,7 @@ OF_RUNS = (
 
 @click.command(
     "critical-batch",
+    cls=Command,
     short_help="Measure the critical batch size, and hold the noise scale against it.",
     epilog="""\b
 Examples:

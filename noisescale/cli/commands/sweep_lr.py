@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from noisescale.cli.help import Command
 from noisescale.cli.options import (
     FOLDER,
     BatchSize,
@@ -44,6 +45,7 @@ GRID = ("lr_min", "lr_max", "num_lr", "factor", "num_seeds", "precision", "max_s
 
 
 @click.command(
+    cls=Command,
     short_help="Map which learning rates are stable at which batch size.",
     epilog="""\b
 Examples:

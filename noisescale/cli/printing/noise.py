@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from noisescale.cli.printing.tables import (
+    NumberTable,
     add_columns,
     examples_text,
     name_text,
@@ -22,6 +22,7 @@ from noisescale.cli.printing.tables import (
 )
 from noisescale.errors import MeasurementError, RunFolderError
 from noisescale.statistics.estimate import Estimate, estimate_of
+from noisescale.statistics.gradient_noise import QUANTITIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,16 +31,6 @@ if TYPE_CHECKING:
     from noisescale.statistics.critical_batch.recommendation import Recommendation
     from noisescale.statistics.gradient_noise import NoiseScale
 
-QUANTITIES = {
-    "loss": "mean loss",
-    "squared_gradient_norm": "|G|²",
-    "gradient_variance": "tr Σ",
-    "simple": "B_simple = tr Σ/|G|²",
-    "hessian_covariance_trace": "tr(HΣ)",
-    "gradient_curvature": "GᵀHG",
-    "full": "B_noise = tr(HΣ)/GᵀHG",
-    "max_learning_rate": "ε_max = |G|²/GᵀHG",
-}
 ALONG_TRAINING = {
     "squared_gradient_norm": "|G|²",
     "gradient_variance": "tr Σ",
@@ -48,10 +39,10 @@ ALONG_TRAINING = {
 }
 SCALES = ("simple", "full")  # whose intervals have a column of their own
 INTERVAL = "95 % interval"
-WIDE = 90  # columns of a console, below which a table of checkpoints has no room for n_eff
+LESS = ("n_eff", "tr Σ", "|G|²", "loss")  # of a table of checkpoints, what may be left out
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
-    *("effective_examples", "noisiest_share"),
+    *("effective_examples", "noisiest_share", "gradient_norms"),
     *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
     "optimal_learning_rates",
     *QUANTITIES,
@@ -82,6 +73,7 @@ class NoiseReport:
         entry: dict[str, Any] = {
             "checkpoint": loaded.file,
             "run": loaded.run,
+            "problem": loaded.problem_text,
             "step": loaded.step,
             "batch_size": training and training.batch_size,
             "learning_rate": training and training.learning_rate,
@@ -152,7 +144,7 @@ def _recommendation(loaded: Loaded) -> Recommendation | None:
 
 def print_noise(reports: list[NoiseReport]) -> None:
     """The table, those of layers and classes, a sentence on each checkpoint, and batch sizes."""
-    console = stdout_console(soft_wrap=True)
+    console = stdout_console()
     results = [noise for _, noise in _results(reports)]
     first = results[0]
     engines = ", ".join(sorted({str(noise.engine) for noise in results}))
@@ -163,7 +155,7 @@ def print_noise(reports: list[NoiseReport]) -> None:
     if len(reports) == 1:
         console.print(_quantities(reports[0]))
     else:
-        console.print(_along_training(reports, with_effective=console.width >= WIDE))
+        console.print(_along_training(reports))
     for report, noise in _results(reports):
         _print_parts(console, report, noise, reports)
     notes = [note for report, _ in _results(reports) for note in report.notes]
@@ -192,20 +184,12 @@ def _results(reports: list[NoiseReport]) -> Iterator[tuple[NoiseReport, NoiseSca
             yield report, report.measured.result
 
 
-def _estimate(noise: NoiseScale, name: str) -> Estimate | None:
-    """One of QUANTITIES, None where it was not measured."""
-    attribute = {"hessian_covariance_trace": "covariance_trace"}.get(name, name)
-    holder = noise if hasattr(noise, attribute) else noise.curvature
-    estimate: Estimate | None = getattr(holder, attribute, None)
-    return estimate
-
-
-def _quantities(report: NoiseReport) -> Table:
+def _quantities(report: NoiseReport) -> NumberTable:
     """One checkpoint: a row per quantity."""
-    table = plain_table("quantity", "value", "± stderr", INTERVAL, left=("quantity",))
+    table = plain_table("quantity", "value", "± stderr", INTERVAL, words=("quantity",))
     for _, noise in _results([report]):
         for name, label in QUANTITIES.items():
-            if (estimate := _estimate(noise, name)) is not None:
+            if (estimate := noise.estimates.get(name)) is not None:
                 table.add_row(label, *estimate.cells())
         for size, rate in report.rates.items():
             table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
@@ -215,26 +199,24 @@ def _quantities(report: NoiseReport) -> Table:
     return table
 
 
-def _along_training(reports: list[NoiseReport], *, with_effective: bool) -> Table:
-    """Several checkpoints: a row each, with n_eff or without."""
+def _along_training(reports: list[NoiseReport]) -> NumberTable:
+    """Several checkpoints: a row each."""
     with_runs = several_runs(report.measured for report in reports)
     results = [noise for _, noise in _results(reports)]
-    shown = [name for name in ALONG_TRAINING if any(_estimate(noise, name) for noise in results)]
-    table = plain_table()
+    shown = [name for name in ALONG_TRAINING if any(name in noise.estimates for noise in results)]
+    table = plain_table(less=LESS)
     if with_runs:
-        table.add_column("run", overflow="fold")
+        table.add_column("run", words=True)
     add_columns(table, "step", "loss")
     for name in shown:
         add_columns(table, ALONG_TRAINING[name], *((INTERVAL,) if name in SCALES else ()))
-    if with_effective:
-        add_columns(table, "n_eff")
+    add_columns(table, "n_eff")
     for report in reports:
         measured = report.measured
         row = [measured.loaded.run] if with_runs else []
         row.append(step_text(measured))
         row += _cells_along_training(measured.result, shown)
-        if with_effective:
-            row.append(_concentration(measured.result)[0] if measured.result else "")
+        row.append(_concentration(measured.result)[0] if measured.result else "")
         table.add_row(*row)
     return table
 
@@ -244,7 +226,7 @@ def _cells_along_training(noise: NoiseScale | None, shown: list[str]) -> list[st
     loss = noise and noise.loss
     cells = [f"{loss.value:.4g}" if loss else ""]
     for name in shown:
-        estimate = noise and _estimate(noise, name)
+        estimate = noise and noise.estimates.get(name)
         value, interval = _value_and_interval(estimate) if estimate else ("", "")
         cells.append(value)
         if name in SCALES:
@@ -280,10 +262,11 @@ def _print_parts(
         console.print(_noisiest(noise.top_examples))
 
 
-def _parts(key: str, rows: pd.DataFrame, *, whole: float) -> Table:
+def _parts(key: str, rows: pd.DataFrame, *, whole: float) -> NumberTable:
     """A row per parameter tensor or class; tensors with their share of tr Σ, `whole`."""
     middle = "share of tr Σ" if key == "parameter" else "examples"
-    table = plain_table(key, "|G|²", "tr Σ", middle, "B_simple", INTERVAL, left=(key,))
+    headings = (key, "|G|²", "tr Σ", middle, "B_simple", INTERVAL)
+    table = plain_table(*headings, words=(key,), less=(middle, "|G|²", "tr Σ"))
     for row in rows.to_dict("records"):
         norm, variance, simple = (
             _value_and_interval(estimate_of(row, name))
@@ -295,11 +278,9 @@ def _parts(key: str, rows: pd.DataFrame, *, whole: float) -> Table:
     return table
 
 
-def _noisiest(rows: pd.DataFrame) -> Table:
+def _noisiest(rows: pd.DataFrame) -> NumberTable:
     """The examples with the largest shares of tr Σ."""
-    table = plain_table(title="Largest shares of tr Σ")
-    for name in rows:
-        table.add_column(str(name), justify="right")
+    table = plain_table(*map(str, rows), title="Largest shares of tr Σ")
     for row in rows.to_dict("records"):
         cells = {**row, "share": f"{row['share']:.3%}", "loss": f"{row['loss']:.4g}"}
         table.add_row(*(str(cell) for cell in cells.values()))
@@ -392,13 +373,13 @@ def _print_recommendation(console: Console, run: str, recommendation: Recommenda
         console.print(f"Note: {warning}.")
 
 
-def _batch_sizes(recommendation: Recommendation) -> Table:
+def _batch_sizes(recommendation: Recommendation) -> NumberTable:
     """A row per aim: the batch size, and what it takes."""
-    headings = ("aim", "batch size", "steps S/S_min", "examples E/E_min")
-    table = plain_table(*headings, left=("aim",))
+    from noisescale.statistics.critical_batch.recommendation import SIZE_HEADINGS, size_cells
+
+    table = plain_table(*SIZE_HEADINGS, words=("aim",))
     for row in recommendation.sizes:
-        steps, examples = f"{row['steps']:.1f}", f"{row['examples']:.1f}"
-        table.add_row(str(row["aim"]), f"{row['batch_size']:,}", steps, examples)
+        table.add_row(*size_cells(row))
     return table
 
 

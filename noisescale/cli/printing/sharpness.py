@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from noisescale.cli.printing.tables import (
+    NumberTable,
     add_columns,
     examples_text,
     name_text,
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from noisescale.measure.sharpness import Eigenvalue, Sharpness
     from noisescale.training.config import TrainConfig
 
-NAMES = {"largest": "λ_max", "smallest": "λ_min"}
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
     "num_examples": None,
     "population_size": None,
@@ -75,7 +72,9 @@ class SharpnessReport:
         return {
             "checkpoint": loaded.file,
             "run": loaded.run,
+            "problem": loaded.problem_text,
             "step": loaded.step,
+            "trained_batch_size": training and training.batch_size,
             "learning_rate": training and training.learning_rate,
             "momentum": training and training.momentum,
             "weight_decay": training and training.weight_decay,
@@ -87,7 +86,7 @@ class SharpnessReport:
 
 def print_sharpness(reports: list[SharpnessReport]) -> None:
     """A table of all checkpoints' quantities, then a sentence on each λ_max against 2/η."""
-    console = stdout_console(soft_wrap=True)
+    console = stdout_console()
     every = [report.measured for report in reports]
     results = [measured.result for measured in every if measured.result is not None]
     matrix = "Gauss–Newton matrix" if results[0].matrix == "ggn" else "Hessian"
@@ -118,14 +117,15 @@ def print_sharpness(reports: list[SharpnessReport]) -> None:
         )
 
 
-def _table(every: list[Measured[Sharpness]]) -> Table:
+def _table(every: list[Measured[Sharpness]]) -> NumberTable:
     """A section per checkpoint, a row per quantity."""
     with_runs = several_runs(every)
-    table = plain_table()
+    table = plain_table(less=("loss", "± stderr", "residual"))
     if with_runs:
-        table.add_column("run", overflow="fold")
-    headings = ("step", "loss", "quantity", "value", "± stderr", "95 % interval", "residual")
-    add_columns(table, *headings, left=("quantity",))
+        table.add_column("run", words=True)
+    add_columns(table, "step", "loss")
+    table.add_column("quantity", words=True)
+    add_columns(table, "value", "± stderr", "95 % interval", "residual")
     for measured in every:
         if measured.result is None:
             continue
@@ -140,25 +140,18 @@ def _table(every: list[Measured[Sharpness]]) -> Table:
 
 def _quantities(sharpness: Sharpness) -> list[tuple[str, ...]]:
     """Name, value, stderr, interval and residual of everything that was measured."""
+    from noisescale.measure.sharpness import estimate_labels
+
     rows: list[tuple[str, ...]] = []
-    ranks: Counter[str] = Counter()
-    for eigenvalue in sharpness.eigenvalues:
-        ranks[eigenvalue.which] += 1
-        rank = ranks[eigenvalue.which]
-        name = NAMES[eigenvalue.which] + (f" ({rank})" if rank > 1 else "")
+    for name, eigenvalue in sharpness.labelled():
         residual = f"{eigenvalue.residual:.2g}" + ("" if eigenvalue.converged else " NOT CONVERGED")
         rows.append((name, *eigenvalue.value.cells(), residual))
-    moments, size = sharpness.moments, sharpness.batch_size
-    estimates = {
-        "trace": moments and moments.trace,
-        "squared Frobenius norm": moments and moments.squared_frobenius_norm,
-        f"batch sharpness, B = {size}": sharpness.batch_sharpness,
-        f"gradient-noise interaction, B = {size}": sharpness.gradient_noise_interaction,
-    }
-    rows += [(name, *estimate.cells(), "") for name, estimate in estimates.items() if estimate]
+    labels = estimate_labels(sharpness.batch_size)
+    for name, estimate in sharpness.estimates.items():
+        rows.append((labels[name], *estimate.cells(), ""))
     for phi in sharpness.phi:
-        name = f"φ (%), {phi.space} space, ε = {phi.epsilon:g}"
-        rows.append((name, f"{phi.value:.4g}", "", f"after {phi.iterations} iterations", ""))
+        after = f"after {phi.iterations} iterations"
+        rows.append((phi.label, f"{phi.value:.4g}", "", after, ""))
     return rows
 
 

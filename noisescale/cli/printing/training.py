@@ -11,6 +11,8 @@ from noisescale.cli.printing.noise import growth_text
 from noisescale.cli.printing.tables import plain_table, stdout_console
 from noisescale.errors import MeasurementError, RunFolderError
 
+# what may be left out, the least important first
+LESS = ("ex/s", "test F1", "train acc", "epochs", "train loss", "seconds", "steps")
 DIVERGED = (
     "A diverged model's outputs are nan, and argmax over nan returns class 0: every prediction is "
     "class 0, and the accuracy is that class's share."
@@ -20,7 +22,11 @@ DIVERGED = (
 def print_comparison(summaries: list[dict[str, Any]]) -> None:
     """A row per run: what it was, how it ended, what it scored; the run folders last."""
     scores = ("train loss", "train acc", "test loss", "test acc", "test F1")
-    table = plain_table("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s")
+    table = plain_table(
+        *("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s"),
+        less=LESS,
+        where="summary.json has them",
+    )
     for run in summaries:
         table.add_row(
             str(run["batch_size"]),

@@ -9,22 +9,27 @@ from typing import Any
 
 import pandas as pd
 
+from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
     fit_goals,
     fit_laws,
     fit_record,
+    fits_table,
     rises,
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
-from noisescale.statistics.estimate import jsonable
+from noisescale.statistics.display import Shown, Summary, counted
+from noisescale.statistics.estimate import jsonable, written_out
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.goal_run import GoalRun
 from noisescale.studies.critical_batch.noise_runs import PREDICTED_COLUMNS, predicted_rows
 from noisescale.studies.critical_batch.start import Start
 from noisescale.studies.jobs.folder import closing
 from noisescale.studies.jobs.options import StudyOptions
+from noisescale.studies.recommend.budget import duration_text
+from noisescale.studies.recommend.measured import advise_on_front
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, write_json, write_table
 from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
@@ -32,10 +37,27 @@ from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, 
 SHORT = 1.05  # times its mean: from here on a short last batch shows beside the error of a fit
 FLAT = 0.1  # of B_crit, below which examples depend on the batch size by a tenth at most
 FIT, NOISE = "fit.json", "noise.csv"
+FIT_HEADINGS = ("goal", "S_min", "E_min", "B_crit", "95 % interval", "20 % size", "sizes")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CriticalBatchResult:
+def fit_cells(goal: float, fit: CriticalBatchFit) -> tuple[str, ...]:
+    """A goal's fit under `FIT_HEADINGS`; a table has a goal of nan where it has one alone."""
+    reached = fit.num_batch_sizes - fit.num_censored
+    critical, overhead = fit.critical_batch_size, fit.overhead_batch_size
+    vague = math.isnan(overhead.value) and overhead.high < math.inf
+    return (
+        "–" if math.isnan(goal) else f"{goal:g}",
+        fit.min_steps.text("value", number=written_out),
+        fit.min_examples.text("value", number=written_out),
+        critical.text("value", number=written_out) if fit.resolved else "not resolved",
+        critical.text("interval", number=written_out),
+        "not resolved" if vague else overhead.text(number=written_out),
+        f"{reached} of {fit.num_batch_sizes}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CriticalBatchResult(Shown):
     """Steps to the goals, what is fitted to the fastest, and how the noise scale meets it.
 
     Attributes:
@@ -45,6 +67,7 @@ class CriticalBatchResult:
         laws: those fitted to the best learning rates, by goal; the best law first.
         predicted: the rows of predicted.csv: the noise scale beside the critical batch size.
         notes: what a reader should know.
+        advice: which batch size and learning rate follow from it.
         summary: the content of summary.json; None for a table of others.
     """
 
@@ -54,6 +77,7 @@ class CriticalBatchResult:
     laws: dict[float, list[LearningRateLaw]]
     predicted: pd.DataFrame
     notes: tuple[str, ...]
+    advice: Advice
     summary: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,36 +91,67 @@ class CriticalBatchResult:
             )
             rows = jsonable(predicted.drop(columns="goal", errors="ignore"))
             records.append(fit_record(goal, fit, self.laws[goal], predicted=rows))
-        return {"goals": records, "notes": list(self.notes)}
+        return {
+            "goals": records,
+            "recommendation": jsonable(self.advice.sizes),
+            "notes": list(self.notes),
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each goal: the goal, and the columns of `CriticalBatchFit.to_frame`."""
+        return fits_table(self.fits)
+
+    def _summary(self) -> Summary:
+        return Summary(
+            title=f"Critical batch size for {counted(len(self.fits), 'goal')}, from "
+            f"{len(self.table):,} runs at {self.table['batch_size'].nunique()} batch sizes",
+            headings=FIT_HEADINGS,
+            rows=[fit_cells(goal, fit) for goal, fit in self.fits.items()],
+            notes=self.notes,
+            numeric=True,
+        )
 
 
-def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> CriticalBatchResult:
-    """What follows from steps_to_goal.csv and the runs along which the noise was measured."""
+def analyse(
+    table: pd.DataFrame,
+    noise_runs: list[GoalRun] | None = None,
+    *,
+    num_examples: int | None = None,
+) -> CriticalBatchResult:
+    """What follows from steps_to_goal.csv and the runs along which the noise was measured.
+
+    num_examples: in the training set, where that is known.
+    """
     fits = fit_goals(table)
     rates = best_rates(table)
     notes = []
     for goal in fits:
+        # anybody's table may have one goal that it does not name
+        of_goal = "" if math.isnan(goal) else f"goal {goal:g}: "
         notes += [
-            f"goal {goal:g}: steps rise from B = {small:g} to {large:g} by a factor of "
+            f"{of_goal}steps rise from B = {small:g} to {large:g} by a factor of "
             f"{factor:.2f}: a badly tuned learning rate, or chance"
             for small, large, factor in rises(table, goal)
         ]
         smallest = float(table["batch_size"].min())
         if smallest > FLAT * fits[goal].critical_batch_size.value:
             notes.append(
-                f"goal {goal:g}: the smallest batch size is {smallest:g}, above a tenth of B_crit, "
+                f"{of_goal}the smallest batch size is {smallest:g}, above a tenth of B_crit, "
                 "so that the 20 % size counts from a level that is no plateau"
             )
     rows = [
         row for goal, fit in fits.items() for row in predicted_rows(goal, fit, noise_runs or [])
     ]
+    laws = {goal: fit_laws(rates, goal) for goal in fits}
+    predicted = pd.DataFrame(rows, columns=list(PREDICTED_COLUMNS))
     return CriticalBatchResult(
         table=table,
         fits=fits,
         rates=rates,
-        laws={goal: fit_laws(rates, goal) for goal in fits},
-        predicted=pd.DataFrame(rows, columns=list(PREDICTED_COLUMNS)),
+        laws=laws,
+        predicted=predicted,
         notes=tuple(notes),
+        advice=advise_on_front(table, fits, rates, laws, predicted, population_size=num_examples),
     )
 
 
@@ -125,13 +180,15 @@ def write_results(
 ) -> CriticalBatchResult:
     """Writes the files of a measurement: tables, fits, picture and, last, summary.json."""
     table = outcome.table
-    result = analyse(table, outcome.noise_runs)
+    result = analyse(table, outcome.noise_runs, num_examples=outcome.num_examples)
     notes = (
         *result.notes,
         *_short_batches(table, outcome.num_examples),
         *_unreached(result, outcome.best_losses),
     )
-    result = replace(result, notes=notes)
+    num_runs = len(table.groupby(["batch_size", "learning_rate", "seed"]))
+    cost = f"Cost: {num_runs} runs, {duration_text(outcome.seconds)} by this command."
+    result = replace(result, notes=notes, advice=replace(result.advice, cost=cost))
     summary = {
         **config.identity(),
         "goals": list(outcome.goals),
@@ -139,8 +196,9 @@ def write_results(
         "num_seeds": int(table["seed"].nunique()),
         "factor": config.factor,
         "start": jsonable(outcome.start),
-        "num_runs": len(table.groupby(["batch_size", "learning_rate", "seed"])),
+        "num_runs": num_runs,
         "failures": outcome.failures,
+        "recommendation": jsonable(result.advice.sizes),
         **closing(outcome.seconds, [*options.notes, *result.notes], environment(options.device)),
     }
     _write_noise(out, outcome.noise_runs, result.predicted)

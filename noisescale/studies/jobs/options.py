@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from noisescale.errors import SettingError
 from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.statistics.display import Settings
 from noisescale.studies.jobs.cell import Cell
 from noisescale.training.config import TrainConfig
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StudyOptions(Settings):
     """How a study is carried out; nothing here changes its results.
 
     Attributes:

@@ -6,6 +6,7 @@ What a study makes of it, a label or the steps to a goal, is a function of those
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -53,8 +54,10 @@ class LossCurve:
     points: (step, loss) at each look so far.
     """
 
-    def __init__(self, problem: Problem, split: str = "train") -> None:
-        size = min(EVALUATED, num_examples_of(split_data(problem, split)))
+    def __init__(
+        self, problem: Problem, split: str = "train", *, num_examples: int = EVALUATED
+    ) -> None:
+        size = min(num_examples, num_examples_of(split_data(problem, split)))
         self.examples = held(select(problem, split=split, num_examples=size).examples)
         self.points: list[tuple[int, float]] = []
         self._loss = problem.loss
@@ -67,7 +70,12 @@ class LossCurve:
 
 
 def short_run(
-    cell: Cell, course: Callable[[Training, LossCurve], dict[str, Any]], *, split: str = "train"
+    cell: Cell,
+    course: Callable[[Training, LossCurve], dict[str, Any]],
+    *,
+    split: str = "train",
+    num_evaluated: int = EVALUATED,
+    threads: AbstractContextManager[None] | None = None,
 ) -> None:
     """Sees to it that a run lies finished in its folder, computed there unless it is already.
 
@@ -78,6 +86,8 @@ def short_run(
         cell: which run, and where.
         course: trains, as a rule by `looks`, and returns the study's own part of summary.json.
         split: whose loss is looked at.
+        num_evaluated: examples of a look, at most.
+        threads: open while it computes; None: one thread alone.
 
     Raises:
         RunFolderError: the folder holds something else.
@@ -85,12 +95,12 @@ def short_run(
     record = cell_record(cell)
     if folder_state(cell.path, record) == "finished":
         return
-    with one_thread(), RunFolder(cell.path, record, wait=True) as folder:
+    with threads or one_thread(), RunFolder(cell.path, record, wait=True) as folder:
         if folder.state == "finished":
             return
         problem = cell_problem(cell)
         training = Training(problem, cell.training)
-        curve = LossCurve(problem, split)
+        curve = LossCurve(problem, split, num_examples=num_evaluated)
         numbers = course(training, curve)
         write_run(cell, curve, numbers, seconds=training.seconds, notes=training.notes)
 

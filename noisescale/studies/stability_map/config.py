@@ -8,6 +8,7 @@ from typing import Any
 
 from noisescale.errors import SettingError, check_count
 from noisescale.problems.config import ProblemConfig
+from noisescale.statistics.display import Settings
 from noisescale.training.config import BatchRule, TrainConfig, resolve_batch_size
 
 BatchSize = int | BatchRule
@@ -29,8 +30,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Horizon:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Horizon(Settings):
     """How long each run is: in epochs, updates or examples, exactly one of which is given.
 
     Attributes:
@@ -69,8 +70,8 @@ class Horizon:
         return math.ceil(steps / steps_an_epoch), steps
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SweepConfig(Settings):
     """A map of batch sizes and learning rates.
 
     Attributes:
@@ -95,6 +96,14 @@ class SweepConfig:
         horizon: how long each run is.
         start: digest of the checkpoint that every run starts from, see `file_digest`; None: the
             runs start from initialisation.
+
+    Example:
+        >>> from noisescale import Horizon, ProblemConfig, SweepConfig
+        >>> problem = ProblemConfig(dataset="digits", width=64)
+        >>> sizes = (1, 16, "full")
+        >>> config = SweepConfig(problem=problem, batch_sizes=sizes, horizon=Horizon(steps=500))
+        >>> config.batch_sizes
+        (1, 16, 'full')
     """
 
     problem: ProblemConfig

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from noisescale.statistics.estimate import jsonable
+from noisescale.statistics.critical_batch.advice import Advice
+from noisescale.statistics.display import Shown, Summary
+from noisescale.statistics.estimate import estimate_of, jsonable
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.statistics.stability_edge import LABELS
+from noisescale.studies.critical_batch.config import firmer_command
 from noisescale.studies.jobs.folder import closing
 from noisescale.studies.jobs.options import StudyOptions
+from noisescale.studies.recommend.budget import duration_text
+from noisescale.studies.recommend.measured import advise_on_map
 from noisescale.studies.stability_map.config import BatchSize, SweepConfig
 from noisescale.studies.stability_map.tables import (
     boundary_table,
@@ -25,9 +31,26 @@ from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, write_json, write_table
 from noisescale.training.records.tables import BOUNDARY, CELLS
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-@dataclass(frozen=True, kw_only=True)
-class SweepResult:
+EDGE_HEADINGS = ("batch size", "η_max", "95 % interval", "seeds", "not monotone")
+
+
+def edge_cells(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """A row of boundary.csv, its measured edge, under `EDGE_HEADINGS`."""
+    edge = estimate_of(row, "lr_max", num_samples=row["num_seeds"])
+    return (
+        str(row["batch_size"]),
+        edge.text("value", unknown="not found"),
+        edge.text("interval"),
+        str(row["num_seeds"]),
+        str(row["num_not_monotone"]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SweepResult(Shown):
     """What a sweep has come to.
 
     Attributes:
@@ -35,13 +58,49 @@ class SweepResult:
         cells: the rows of cells.csv, one for each run.
         boundary: the rows of boundary.csv: of each batch size the measured edge η_max with its
             95 % interval, and the predicted ones.
+        advice: which batch size and learning rate follow from it.
         summary: the content of summary.json.
     """
 
     config: SweepConfig
     cells: pd.DataFrame
     boundary: pd.DataFrame
+    advice: Advice
     summary: dict[str, Any]
+
+    @property
+    def verb(self) -> str:
+        """What runs above the edge do."""
+        return "diverge" if self.config.start is None else "leave the minimum"
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows of boundary.csv, one for each batch size: a copy of `boundary`."""
+        return self.boundary.copy()
+
+    def _summary(self) -> Summary:
+        counts = {label: count for label, count in self.summary["labels"].items() if count}
+        cells = ", ".join(f"{count} {label}" for label, count in counts.items())
+        return Summary(
+            title=f"η_max, the learning rate at which half of the seeds {self.verb}; "
+            f"{self.summary['num_cells']} cells: {cells or 'none finished'}",
+            headings=EDGE_HEADINGS,
+            rows=[edge_cells(row) for row in self.boundary.to_dict("records")],
+            numeric=True,
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the map: accuracy or loss by batch size and learning rate, and the edges over it.
+
+        Args:
+            ax: drawn on, beside which a colour bar takes its place; None: new ones, in a figure of
+                pyplot's.
+
+        Returns:
+            The Axes of the map.
+        """
+        from noisescale.plots.stability_map import draw_map  # matplotlib takes 0.8 s to load
+
+        return draw_map(self.cells, self.boundary, minimum=self.config.start is not None, axes=ax)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +135,7 @@ def write_results(
     prediction_scores = scores(distinct, boundary) if outcome.predictions else {}
     labels = cells["label"].value_counts()
     constants = outcome.constants
+    advice = _advice(config, cells, outcome)
     summary = {
         **config.identity(),
         "batch_sizes": boundary["batch_size"].tolist(),
@@ -91,6 +151,7 @@ def write_results(
         "failures": outcome.failures,
         "constants": constants and {**jsonable(constants), "notes": list(constants.notes)},
         "scores": jsonable(prediction_scores),
+        "recommendation": jsonable(advice.sizes),
         **closing(outcome.seconds, options.notes, environment(options.device)),
     }
     write_table(out / CELLS, cells)
@@ -100,4 +161,29 @@ def write_results(
 
         draw_pictures(out)
     write_json(out / SUMMARY, summary)
-    return SweepResult(config=config, cells=cells, boundary=boundary, summary=summary)
+    return SweepResult(
+        config=config, cells=cells, boundary=boundary, advice=advice, summary=summary
+    )
+
+
+def _advice(config: SweepConfig, cells: pd.DataFrame, outcome: Outcome) -> Advice:
+    """What the losses at the ends of the runs say of the batch size to use."""
+    cost = f"Cost: {len(cells)} runs, {duration_text(outcome.seconds)} by this command."
+    if config.start is not None:
+        return Advice(
+            heading="A batch size by the loss at the end of the runs:",
+            cost=cost,
+            reason=(
+                "they start in a minimum, where the loss tells what is stable and nothing of "
+                "training; leave out --from"
+            ),
+        )
+    ((unit, amount),) = ((name, n) for name, n in vars(config.horizon).items() if n is not None)
+    advice = advise_on_map(
+        cells,
+        horizon=f"{amount:,} {unit.removesuffix('s') if amount == 1 else unit}",
+        equal_steps=unit == "steps",
+        num_examples=outcome.num_examples,
+    )
+    firmer = firmer_command(config.problem, config.training)
+    return replace(advice, cost=cost, firmer=firmer)

@@ -54,7 +54,7 @@ SCAN_FACTOR = (
 CELLS_A_SEED = 3  # about, that another seed's search takes: the edge is near where seed 0 has it
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SweepOptions(StudyOptions):
     """How a sweep is carried out; nothing here changes its cells.
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from noisescale.statistics.estimate import estimate_row, two_digits
+from noisescale.statistics.gradient_noise import GRADIENT_NOISE
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.records.tables import (
     BATCH_SIZE,
     BATCH_SIZE_COLUMNS,
-    GRADIENT_NOISE,
     read_batch_size,
 )
 from noisescale.training.tracking.rows import Rows
@@ -37,6 +37,9 @@ class BatchSizeTracker:
     @property
     def due(self) -> bool:
         return self._rows.due(now=self._schedule.changed_at_step == self._training.step)
+
+    def num_left(self, last: int) -> int:
+        return 0  # a row is written in no time
 
     def measure(self) -> dict[str, Any]:
         training, schedule = self._training, self._schedule

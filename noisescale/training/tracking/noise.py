@@ -17,8 +17,7 @@ from noisescale.measure.noise import (
 )
 from noisescale.problems.models import copy_of
 from noisescale.problems.problem import Problem
-from noisescale.statistics.estimate import Estimate, estimate_of, estimate_row
-from noisescale.statistics.gradient_noise import NoiseScale
+from noisescale.statistics.estimate import estimate_of
 from noisescale.training.records.tables import (
     NOISE,
     NOISE_COLUMNS,
@@ -27,7 +26,7 @@ from noisescale.training.records.tables import (
     read_noise,
     read_noise_layers,
 )
-from noisescale.training.tracking.rows import Every, Rows, is_due
+from noisescale.training.tracking.rows import Every, Rows, is_due, num_due
 from noisescale.training.trainer import Training
 
 NUM_EXAMPLES = 10_000  # resolve B_simple along most of a run, in seconds for a measurement
@@ -153,6 +152,9 @@ class NoiseTracker:
     def due(self) -> bool:
         return self._rows.due(now=is_due(self._training.step, self._every))
 
+    def num_left(self, last: int) -> int:
+        return num_due(self._training.step, last, self._every)
+
     def measure(self) -> dict[str, Any]:
         training = self._training
         started = time.perf_counter()
@@ -176,7 +178,7 @@ class NoiseTracker:
             if noise.per_layer is not None:
                 layers = noise.per_layer.to_dict("records")
                 self._layers.add(*({**position, **layer} for layer in layers))
-            row |= _noise_numbers(noise)
+            row |= noise.to_row() | self._settings
         row["seconds"] = time.perf_counter() - started
         return self._rows.add(row)
 
@@ -190,12 +192,13 @@ class NoiseTracker:
         for name, label in scales.items():
             scale = estimate_of(row, name)
             if scale.kind == "bound":
-                texts.append(f"{label} > {scale.low:.3g}, not resolved")
+                text = f"> {scale.low:.3g}"
             elif scale.kind == "undefined":
-                texts.append(f"{label} not resolved")
+                text = "not resolved"
             else:
-                texts.append(f"{label} {scale.text('value ± stderr', number='{:.4g}'.format)}")
-        return f"{'  '.join(texts)}  (loss {row['loss']:.4g})  {row['seconds']:.1f} s"
+                text = scale.text("value ± stderr", number="{:.4g}".format)
+            texts.append(f"{label} {text:<12}")  # as wide as most, so that columns stay in line
+        return f"{'  '.join(texts)}  loss {row['loss']:.4f}  {row['seconds']:.1f} s"
 
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
         names = ("squared_gradient_norm", "gradient_variance", "simple", "full")
@@ -214,29 +217,3 @@ def _resolved(options: NoiseOptions, total: int) -> NoiseOptions:
         num_examples=min(options.num_examples or total, total),
         hessian_examples=hessian_examples,
     )
-
-
-def _noise_numbers(noise: NoiseScale) -> dict[str, Any]:
-    """The estimates as columns name, name_stderr, name_low and name_high."""
-    estimates: dict[str, Estimate | None] = {
-        "loss": noise.loss,
-        "squared_gradient_norm": noise.squared_gradient_norm,
-        "gradient_variance": noise.gradient_variance,
-        "simple": noise.simple,
-        "full": noise.full,
-    }
-    if (curvature := noise.curvature) is not None:
-        estimates["hessian_covariance_trace"] = curvature.covariance_trace
-        estimates["gradient_curvature"] = curvature.gradient_curvature
-        estimates["max_learning_rate"] = curvature.max_learning_rate
-    numbers: dict[str, Any] = {
-        name: math.nan if value is None else value
-        for name, value in (
-            ("effective_examples", noise.effective_examples),
-            ("noisiest_share", noise.noisiest_share),
-        )
-    }
-    for name, estimate in estimates.items():
-        if estimate is not None:
-            numbers |= estimate_row(name, estimate)
-    return numbers
