@@ -168,12 +168,6 @@ class NoiseScaleMonitor:
         self._is_left_out = False  # this update, by `backward`
 
     def __repr__(self) -> str:
-        return (
-            f"NoiseScaleMonitor({len(self._parameters)} parameters, reduction={self.reduction!r}, "
-            f"{self.num_updates} updates, {self.num_skipped} left out)"
-        )
-
-    def __repr__(self) -> str:
         # those on a GPU are counted unread, since reading them waits for it
         updates = self._running.num_updates + len(self._unread)
         return one_line(

@@ -491,13 +491,3 @@ def test_a_scale_of_which_one_call_alone_knows_is_refused(scaled_micro_batches):
     feed(monitor, model, inputs, targets, range(4), [2, 2], scale=scale)
     assert monitor.update(scale=scale)
     assert monitor.state_dict() == plain.state_dict()
-
-
-def test_its_repr_is_one_line():
-    model, inputs, targets, _ = regression()
-    monitor = NoiseScaleMonitor(model)
-    feed(monitor, model, inputs, targets, range(5), [2, 2])
-    monitor.update()
-    assert repr(monitor) == (
-        "NoiseScaleMonitor(1 parameters, reduction='mean', 1 updates, 0 left out)"
-    )
