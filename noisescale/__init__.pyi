@@ -86,6 +86,7 @@ from .statistics.stability_edge import (
     fit_edge as fit_edge,
     seed_threshold as seed_threshold,
 )
+from .statistics.weighted_mean import Weighting as Weighting
 from .studies.critical_batch.branches import (
     BranchConfig as BranchConfig,
     BranchResult as BranchResult,

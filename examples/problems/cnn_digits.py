@@ -1,4 +1,4 @@
-"""A small CNN on digits: noisescale recommend examples/problems/cnn_digits.py:make."""
+"""A CNN on scikit-learn's digits: noisescale recommend examples/problems/cnn_digits.py:make."""
 
 import torch
 from sklearn.datasets import load_digits

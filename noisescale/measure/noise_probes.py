@@ -36,7 +36,7 @@ def probe_curvature(
     gradients: Objective,
     hessian: Objective,
     *,
-    variance: float,
+    excess: float,
     sample: Sample,
     num_probes: int = 32,
     mean: Tensor | None = None,
@@ -51,7 +51,8 @@ def probe_curvature(
     top eigenvectors v_k serve as a control variate: what they contribute, Σ_k λ_k (u·v_k)², is
     exchanged for its mean over the signs, from the examples' own projections g_i·v_k; so
     unconverged vectors cost precision, not correctness. GᵀHG = ḡᵀHḡ − tr(HΣ)/n, for a data set with
-    1/n − 1/N.
+    1/n − 1/N. Of a problem with weights r_i, u is made of r_i·(g_i − G), and GᵀHG takes 2·E[r_i²
+    (g_i − G)]ᵀHG/n back, the bias of the weighted mean along HG.
 
     Where the memory does not hold the graphs of all of H's examples, the eigenvectors are those of
     an eighth, each u is multiplied by H on a quarter of their groups, and each group has a quarter
@@ -66,7 +67,8 @@ def probe_curvature(
         hessian: the objective whose examples give H. Unbiased if H does not depend on the choice of
             the former: disjoint examples of a distribution, or independent draws from a data set
             (so too all of it). H is taken on at most 1/16 of its examples at a time.
-        variance: tr Σ̂ with 1/(n − 1), which |G|² = |ḡ|² − (1/n − 1/N)·tr Σ̂ takes.
+        excess: tr Σ̂ with 1/(n − 1), which |G|² = |ḡ|² − (1/n − 1/N)·tr Σ̂ takes; of a weighted mean
+            what takes its place, see `noisescale.statistics.weighted_mean.Excess`.
         sample: of the gradients; H's examples are from the same population.
         num_probes: K, at most half as many as there are gradients.
         mean: ḡ (P,), where it is known.
@@ -94,7 +96,7 @@ def probe_curvature(
     blocks = _probe_blocks(probes, crossed, generator, report)
     return curvature_noise(
         blocks,
-        squared_norm=float(mean.double().square().sum()) - sample.mean_factor * variance,
+        squared_norm=float(mean.double().square().sum()) - sample.mean_factor * excess,
         mean_forms=mean_forms.numpy(),
         group_shares=group_shares.numpy(),
         sample=sample,
@@ -149,15 +151,16 @@ def _probe_blocks(
 
 
 def _gathered(parts: list[ProbeBlocks], share: Share) -> ProbeBlocks:
-    """The blocks of every process, in one message: a row for each, the forms last."""
-    rows = share.gather(np.concatenate([np.column_stack(part) for part in parts]))  # (K, 5 + J)
+    """The blocks of every process, in one message: a row for each."""
+    rows = share.gather(np.concatenate([np.column_stack(part) for part in parts]))  # (K, 6 + J)
     return ProbeBlocks(
         shares=rows[:, 0],
         on_mean=rows[:, 1],
         on_image=rows[:, 2],
         deflated=rows[:, 3],
         variances=rows[:, 4],
-        forms=rows[:, 5:],
+        forms=rows[:, 5:-1],
+        weight_bias=rows[:, -1],
     )
 
 
@@ -172,6 +175,8 @@ class _Probes:
     engine: Engine
     directions: list[Params]  # ḡ, Hḡ and the eigenvectors
     centres: np.ndarray  # (2 + k, 1): ḡ along each of them
+    relative: Tensor  # r_i (n,) of all gradients, ones where they have no weights
+    is_weighted: bool
 
     @classmethod
     def after(
@@ -194,6 +199,10 @@ class _Probes:
             engine=projector,
             directions=[gradients.unflatten(vector) for vector in vectors],
             centres=(vectors.double() @ mean.double()).cpu().numpy()[:, None],
+            relative=torch.ones(gradients.num_examples, dtype=torch.float64)
+            if (relative := gradients.relative_weights()) is None
+            else relative,
+            is_weighted=gradients.is_weighted,
         )
 
     def probe(self, blocks: Sequence[tuple[Tensor, Tensor]], crossed: Tensor) -> list[ProbeBlocks]:
@@ -214,10 +223,11 @@ class _Probes:
     def _signed_sum(self, indices: Tensor, signs: Tensor) -> Tensor:
         """The probe u (P,) of a block: of the gradients with these indices, under these signs."""
         num_examples = self.gradients.num_examples
-        block = self.gradients.on(self.gradients.examples.subset(indices))
+        block = self.gradients.part(self.gradients.examples.subset(indices))
         signs = signs.to(block.point)
         signed_sum = block.weighted_gradients(signs.unsqueeze(0))[1][0]  # Σ_i ξ_i g_i (P,)
-        centred = signed_sum - signs.sum() * self.mean
+        counts = signs.cpu().double() @ self.relative[indices]  # Σ_i ξ_i r_i
+        centred = signed_sum - counts.to(signs) * self.mean
         probe: Tensor = centred * (num_examples / (num_examples - 1) / len(indices)) ** 0.5
         return probe
 
@@ -225,10 +235,13 @@ class _Probes:
         """One block by its probe's forms (J,) and inner products with the eigenvectors."""
         num_examples, values = self.gradients.num_examples, self.pairs.values.numpy()
         unbiased = num_examples / (num_examples - 1)
-        block = self.gradients.on(self.gradients.examples.subset(indices))
+        block = self.gradients.part(self.gradients.examples.subset(indices))
         projections = _projections(block, self.engine, self.directions)  # (2 + k, n_b)
-        variances = unbiased * ((projections - self.centres) ** 2).mean(1)[2:]  # (k,)
-        on_mean, on_image = projections[:2].mean(1)
+        counts = self.relative[indices].numpy()  # of d_i = r_i·(g_i − G)
+        deviations = projections - counts * self.centres  # (2 + k, n_b)
+        variances = unbiased * (deviations**2).mean(1)[2:]  # (k,)
+        on_mean, on_image = deviations[:2].mean(1) + self.centres[:2, 0]
+        bias = unbiased * float((counts * deviations[1]).mean()) if self.is_weighted else 0.0
         return ProbeBlocks(
             shares=np.array([len(indices) / num_examples]),
             on_mean=np.array([on_mean]),
@@ -236,6 +249,7 @@ class _Probes:
             deflated=np.array([values @ along**2]),
             variances=np.array([values @ variances]),
             forms=forms[None],  # (1, J)
+            weight_bias=np.array([bias]),
         )
 
 

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from noisescale.plots.noise import plot_noise
-from noisescale.plots.style import BLACK, BLUE, GREEN, ORANGE, VERMILION, error_bars, panels
-from noisescale.statistics.critical_batch.advice import AimedSize
-from noisescale.statistics.estimate import Estimate
+from noisescale.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    LEGEND_SIZE,
+    ORANGE,
+    VERMILION,
+    error_bars,
+    finish,
+    panels,
+)
 
 COLOURS = (GREEN, BLACK, ORANGE)  # of the three aims
-SMALL = 8  # points
 
 
 def recommendation_figure(
     tried: pd.DataFrame,
     noise: pd.DataFrame,
-    sizes: Sequence[AimedSize],
+    sizes: Sequence[Mapping[str, Any]],
     *,
-    best: Estimate,
+    best: float,
     title: str,
 ) -> Figure:
     """The loss that each rate reached, the noise scale along the run, and a batch size per aim.
@@ -33,20 +40,18 @@ def recommendation_figure(
     Args:
         tried: the rows of learning_rates.csv.
         noise: the rows of the run's noise.csv.
-        sizes: the batch sizes; none where they are not resolved.
-        best: the best rate.
+        sizes: aim, batch_size, low, high and learning_rate of each; none where not resolved.
+        best: the best rate; nan where it is not known.
         title: of the whole.
     """
-    figure, (rates, scales, chosen) = panels(3, width=3.4, height=3.4, title=title)
+    figure, (rates, scales, chosen) = panels(3, width=3.6, height=3.8, title=title)
     _plot_rates(rates, tried, best)
     plot_noise(scales, noise)
-    scales.set_xlim(left=0)
-    scales.set_ylabel("noise scale (examples)")
     _plot_sizes(chosen, sizes)
     return figure
 
 
-def _plot_rates(axes: Axes, tried: pd.DataFrame, best: Estimate) -> None:
+def _plot_rates(axes: Axes, tried: pd.DataFrame, best: float) -> None:
     """The loss by rate, the best one as a line; what does not train stands at the upper edge."""
     trained = tried[np.isfinite(tried["loss"])]
     axes.plot(trained["learning_rate"], trained["loss"], "o-", color=BLUE, markersize=4)
@@ -60,42 +65,35 @@ def _plot_rates(axes: Axes, tried: pd.DataFrame, best: Estimate) -> None:
             transform=axes.get_xaxis_transform(),
             label="does not train",
         )
-    if not math.isnan(best.value):
-        axes.axvline(best.value, color=BLACK, linewidth=1, linestyle="--", label="best")
+    if not math.isnan(best):
+        axes.axvline(best, color=BLACK, linewidth=1, linestyle="--", label="best")
     axes.set_xscale("log")
     if len(trained) and (trained["loss"] > 0).all():
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("loss after as many steps")
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=SMALL, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    finish(axes, "learning rate", "loss after as many steps")
 
 
-def _plot_sizes(axes: Axes, sizes: Sequence[AimedSize]) -> None:
+def _plot_sizes(axes: Axes, sizes: Sequence[Mapping[str, Any]]) -> None:
     """Each aim's batch size with its interval, and the learning rate that goes with it."""
     axes.set_xscale("log")
-    axes.set_xlabel("batch size, with 95 % interval")
-    axes.grid(alpha=0.3)
-    axes.set_yticks(range(len(sizes)), [size.aim.replace(" ", "\n") for size in sizes])
+    axes.set_yticks(range(len(sizes)), [size["aim"].replace(" ", "\n") for size in sizes])
     axes.set_ylim(len(sizes) - 0.5, -0.5)
     if not sizes:
         axes.text(0.5, 0.5, "not resolved", ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
         return
     for row, (size, colour) in enumerate(zip(sizes, COLOURS, strict=True)):
-        high = math.inf if size.high is None else size.high
-        bars = error_bars(np.array([size.batch_size]), np.array([size.low]), np.array([high]))
-        axes.errorbar(size.batch_size, row, xerr=bars, fmt="o", color=colour, capsize=3)
-        rate = "" if size.learning_rate is None else f", lr {size.learning_rate:g}"
+        high = math.inf if size["high"] is None else size["high"]
+        bars = error_bars(np.array([size["batch_size"]]), np.array([size["low"]]), np.array([high]))
+        axes.errorbar(size["batch_size"], row, xerr=bars, fmt="o", color=colour, capsize=3)
+        rate = "" if size["learning_rate"] is None else f", lr {size['learning_rate']:g}"
         axes.annotate(
-            f"{size.batch_size:,}{rate}",
-            (size.batch_size, row),
+            f"{size['batch_size']:,}{rate}",
+            (size["batch_size"], row),
             xytext=(0, 8),
             textcoords="offset points",
             ha="center",
-            fontsize=SMALL,
+            fontsize=LEGEND_SIZE,
         )
-    axes.margins(x=0.25)
+    axes.margins(x=0.3)
+    finish(axes, "batch size (examples), with 95 % interval", "")

@@ -119,6 +119,41 @@ class FactoryConfig(Config):
     source: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ObjectConfig(Config):
+    """A problem that was given as an object in Python: what can be told of it without its code.
+
+    model: the class of its model. loss: the name of its loss. digest: of the initial parameters and
+        buffers and of the examples (of a Dataset's: how many there are, and the first few). What
+        the code of the model, the loss and the weights does is no part of it.
+    """
+
+    model: str
+    loss: str
+    digest: str
+
+
+AnyConfig = ProblemConfig | FactoryConfig | ObjectConfig
+
+
+def parse_problem(values: dict[str, Any]) -> AnyConfig:
+    """The configuration stored in `values`, of whichever kind it is.
+
+    Args:
+        values: as `to_dict` gives them; of a factory they name one, of an object they have a
+            digest.
+
+    Raises:
+        SettingError: a field this version does not know, or a value that is not allowed.
+    """
+    kind: type[AnyConfig] = ProblemConfig
+    if "factory" in values:
+        kind = FactoryConfig
+    elif "digest" in values:
+        kind = ObjectConfig
+    return kind.from_dict(values)
+
+
 def resolve_device(name: str) -> str:
     """The device that `name` means here; SettingError for a GPU that is not there."""
     import torch  # not needed to read a configuration

@@ -137,6 +137,7 @@ class ProbeBlocks(NamedTuple):
         variances: Σ_k λ_k Var(g·v_k) (K,), what it puts in instead.
         forms: uᵀH_j u (K, J), of each group's own Hessian H_j; nan where a probe was not taken with
             a group. Every block has as many groups, and every group as many blocks, or nearly.
+        weight_bias: E[r_i d_i·Hḡ] (K,) of a weighted mean, see `Excess`; 0 of a plain one.
     """
 
     shares: np.ndarray
@@ -145,6 +146,7 @@ class ProbeBlocks(NamedTuple):
     deflated: np.ndarray
     variances: np.ndarray
     forms: np.ndarray
+    weight_bias: np.ndarray | float = 0.0
 
 
 def curvature_noise(
@@ -181,7 +183,8 @@ def curvature_noise(
     remainder = _means(blocks.forms, group_shares) - blocks.deflated  # (K,)
     traces = remainder + blocks.variances  # (K,), each unbiased for tr(HΣ)
     trace = blocks.shares @ traces
-    curvature = mean_forms @ group_shares - mean_factor * trace
+    bias = float(blocks.shares @ np.broadcast_to(blocks.weight_bias, blocks.shares.shape))
+    curvature = mean_forms @ group_shares - mean_factor * (trace - 2 * bias)
 
     # each block's part in (|G|², tr(HΣ), GᵀHG), by gradients and signs, and by the signs alone
     drawn = np.stack(

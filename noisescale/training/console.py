@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import textwrap
 import threading
@@ -203,15 +204,23 @@ class RunReport:
     def epoch(self, rows: list[dict[str, Any]]) -> None:
         """Reports an epoch's rows of metrics.csv, one row per split, in one line."""
         first = rows[0]
+        classifies = not math.isnan(first["accuracy"])
         if not self._has_heading:
             self._has_heading = True
-            self.log(f"{self._title}: loss and accuracy, {', '.join(row['split'] for row in rows)}")
-        scores = "  ".join(f"{row['loss']:.4f} {row['accuracy']:6.2%}" for row in rows)
+            named = "loss and accuracy" if classifies else "loss"
+            self.log(f"{self._title}: {named}, {', '.join(row['split'] for row in rows)}")
+        scores = "  ".join(
+            f"{row['loss']:.4f}" + (f" {row['accuracy']:6.2%}" if classifies else "")
+            for row in rows
+        )
         speed = f"  {first['seconds']:.1f} s" if first["seconds"] else ""
         self.log(f"{self._position(first)}  {scores}{speed}")
         for row in rows:
             self._add_events(
-                {f"{score}/{row['split']}": row[score] for score in ("loss", "accuracy", "f1")},
+                {
+                    f"{score}/{row['split']}": row[score]
+                    for score in (("loss", "accuracy", "f1") if classifies else ("loss",))
+                },
                 step=row["step"],
             )
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from noisescale.studies.recommend import run as study
+from tests.helpers import own_problems as problems
 from tests.helpers.command_line import run, strict
 from tests.helpers.paths import ROOT
-from tests.studies.recommend import problems
 
 QUADRATIC = f"{Path(problems.__file__)}:quadratic"
 SMALL = ["recommend", QUADRATIC, "--bs", 64, "--epochs", 1]

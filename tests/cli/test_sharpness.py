@@ -94,6 +94,11 @@ def test_sharpness_measures_buffers_of_the_checkpoint():
         (["--num-examples", "5000"], "the train split has 1297; give 1 to 1297", 2),
         (["--batch-sharpness", "5000"], "batch size 5000: there are 1297 examples", 2),
         (["--plot", "picture.txt"], "picture.txt: give a file name that ends in .png", 2),
+        (
+            ["--top", "0", "--trace", "--plot", "picture.png"],
+            "--plot: one checkpoint's trace alone makes no picture; add --top",
+            2,
+        ),
         (["--rtol", "2"], "rtol 2.0: give a number between 0 and 1", 2),
         (["nowhere.pt"], "nowhere.pt: no such file", 1),
         (["--top", "0"], "nothing to measure", 2),

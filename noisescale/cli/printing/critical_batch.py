@@ -51,7 +51,9 @@ def print_fits(result: CriticalBatchResult) -> None:
             "Best learning rate ε(B): laws fitted, and their error at a batch size left out"
         )
         console.print(_laws(laws, result))
-    print_advice(result.advice, result.notes)
+    # the study's own, such as what its seeds share, and the fits'
+    notes = dict.fromkeys([*(result.summary or {}).get("notes", ()), *result.notes])
+    print_advice(result.advice, tuple(notes))
 
 
 def _fits(result: CriticalBatchResult) -> NumberTable:

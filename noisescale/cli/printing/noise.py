@@ -148,8 +148,10 @@ def print_noise(reports: list[NoiseReport]) -> None:
     results = [noise for _, noise in _results(reports)]
     first = results[0]
     engines = ", ".join(sorted({str(noise.engine) for noise in results}))
+    made = [report.measured.loaded for report in reports if report.measured.loaded.content is None]
+    of_model = f" of {made[0].title}," if made else ""
     console.print(
-        f"Gradient noise over {examples_text(results)} {first.split} examples, "
+        f"Gradient noise{of_model} over {examples_text(results)} {first.split} examples, "
         f"population: {first.population}, engine: {engines}"
     )
     if len(reports) == 1:

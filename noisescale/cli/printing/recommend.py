@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from noisescale.statistics.critical_batch.advice import Advice
 
 
-def print_advice(advice: Advice, notes: tuple[str, ...] = ()) -> None:
+def print_advice(advice: Advice | None, notes: tuple[str, ...] = ()) -> None:
     """The notes, and the block after them, at the width of the terminal."""
     width = min(stdout_console().width, WIDTH)
     for note in notes:
         print_folded(f"Note: {note}.", width)
-    for line in advice.block(width):
+    for line in [] if advice is None else advice.block(width):
         click.echo(line)
 
 

@@ -17,12 +17,11 @@ from noisescale.cli.printing.tables import (
     step_text,
 )
 from noisescale.statistics.stability_curves import side_of
-from noisescale.training.config import stable_sharpness
+from noisescale.training.config import TrainConfig, stable_sharpness
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Measured
     from noisescale.measure.sharpness import Eigenvalue, Sharpness
-    from noisescale.training.config import TrainConfig
 
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
     "num_examples": None,
@@ -46,18 +45,23 @@ class SharpnessReport:
 
     Attributes:
         measured: its sharpness, or why there is none.
+        learning_rate: of plain SGD, to hold the curvature against where the checkpoint does not say
+            how it was trained; None: against none.
         in_batches: whether the model normalises over batches; training then descends another loss
             than the one measured, in evaluation mode, and 2/η is no limit for this one.
     """
 
     measured: Measured[Sharpness]
     in_batches: bool
+    learning_rate: float | None = None
 
     @property
     def training(self) -> TrainConfig | None:
-        """What it was trained with, where that is known."""
-        checkpoint = self.measured.loaded.checkpoint
-        return None if checkpoint is None else checkpoint.training
+        """What it was trained with, or is to be, where that is known."""
+        checkpoint, rate = self.measured.loaded.checkpoint, self.learning_rate
+        if checkpoint is not None:
+            return checkpoint.training
+        return None if rate is None else TrainConfig(learning_rate=rate)
 
     @property
     def limit(self) -> float | None:

@@ -68,6 +68,8 @@ def print_sweep(result: SweepResult) -> None:
             "rate at which they were not; the intervals take each to have one threshold, and are "
             "too narrow for these."
         )
+    for note in summary["notes"]:
+        console.print(f"Note: {note}.")
     if constants := summary["constants"]:
         console.print(_constants_text(constants))
         for note in constants["notes"]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from noisescale.measure.sharpness import Sharpness
     from noisescale.statistics.gradient_noise import NoiseScale
 
+AS_MADE = "as made"  # a model without a checkpoint, as its factory makes it
 WIDTH = 120  # columns of output that is not to a terminal: every table fits
 BETWEEN = 3  # columns between two of a table's, as rich draws them; two more are at its edges
 LEAST_WORDS = 16  # columns that a path, which has no words to fold at, keeps
@@ -249,8 +250,10 @@ def several_runs(measured: Iterable[Measured[object]]) -> bool:
 
 
 def step_text(measured: Measured[object]) -> str:
-    """The step of a checkpoint, a dash where it is not known."""
+    """The step of a checkpoint, a dash where it is not known; of none, that it is as made."""
     step = measured.loaded.step
+    if measured.loaded.content is None:
+        return AS_MADE
     return "–" if step is None else f"{step:,}"
 
 
@@ -258,6 +261,6 @@ def name_text(measured: Measured[object], among: Iterable[Measured[object]]) -> 
     """What to call a checkpoint in a sentence among these."""
     loaded = measured.loaded
     if loaded.step is None:
-        return str(loaded.path)
+        return loaded.title
     step = f"step {loaded.step:,}"
     return f"{loaded.run}, {step}" if several_runs(among) else step.capitalize()

@@ -195,7 +195,7 @@ class CurvatureProduct:
 
     def __call__(self, vector: Tensor) -> Tensor:
         """The product (P,) with a vector (P,)."""
-        return self._apply(vector, lambda num_examples, part: None)
+        return self._apply(vector, lambda size, part: None)
 
     def on(self, examples: Source) -> CurvatureProduct:
         """The same matrix of other examples, at the same point.
@@ -212,13 +212,14 @@ class CurvatureProduct:
             vector: v, (P,).
 
         Returns:
-            Hv (P,), vᵀH_jv of each chunk's mean loss (J,), and its share of the examples (J,).
+            Hv (P,), vᵀH_jv of each chunk's mean loss (J,), and its share of the examples, by their
+            weights where they have some (J,).
         """
-        sizes_and_forms: list[tuple[int, float]] = []
+        sizes_and_forms: list[tuple[float, float]] = []
 
-        def note(num_examples: int, part: Tensor) -> None:
-            form = float(vector.double() @ part.double()) / num_examples
-            sizes_and_forms.append((num_examples, form))
+        def note(size: float, part: Tensor) -> None:
+            form = float(vector.double() @ part.double()) / size if size else 0.0
+            sizes_and_forms.append((size, form))
 
         image = self._apply(vector, note)
         sizes, forms = torch.tensor(sizes_and_forms, dtype=torch.float64).T
@@ -242,7 +243,7 @@ class CurvatureProduct:
         ]
         columns: list[list[float]] = []
 
-        def multiply(product: ChunkProduct, num_examples: int) -> None:
+        def multiply(product: ChunkProduct, size: float) -> None:
             if len(columns) == wanted.shape[1]:
                 raise MeasurementError(
                     f"{self.objective.name}: the memory ran out between products with the "
@@ -253,7 +254,8 @@ class CurvatureProduct:
                 image = flatten(product(split[number]))
                 if not image.isfinite().all():
                     raise MeasurementError(self._say_not_finite(split[number]))
-                column[number] = float(vectors[number].double() @ image.double()) / num_examples
+                form = float(vectors[number].double() @ image.double())
+                column[number] = form / size if size else 0.0
             columns.append(column)
 
         self._for_each_product(multiply)
@@ -264,23 +266,23 @@ class CurvatureProduct:
         """On how many examples a product costs least, for their graphs are kept."""
         return min(self._num_kept_chunks() * self.objective.chunk_size, self.objective.num_examples)
 
-    def _apply(self, vector: Tensor, note: Callable[[int, Tensor], None]) -> Tensor:
-        """The product, each chunk's size and its summed product (P,) told to `note`."""
+    def _apply(self, vector: Tensor, note: Callable[[float, Tensor], None]) -> Tensor:
+        """The product, each chunk's size, by weight, and its summed product (P,) told to `note`."""
         parts = list(self.objective.unflatten(vector.to(self.objective.point)).values())
         total = torch.zeros_like(self.objective.point)
 
-        def add(product: ChunkProduct, num_examples: int) -> None:
+        def add(product: ChunkProduct, size: float) -> None:
             image = flatten(product(parts))
             total.add_(image)
-            note(num_examples, image)
+            note(size, image)
 
         self._for_each_product(add)
         if not total.isfinite().all():
             raise MeasurementError(self._say_not_finite(parts))
         return total / self.objective.num_examples
 
-    def _for_each_product(self, work: Callable[[ChunkProduct, int], None]) -> None:
-        """Calls a function with the product and the size of each chunk, one after the other."""
+    def _for_each_product(self, work: Callable[[ChunkProduct, float], None]) -> None:
+        """Calls a function with the product and the size, by weight, of each chunk in turn."""
         self.objective.check_any_company()
         may_keep = self._num_kept_chunks()
         recorded_for = self.objective.chunk_size
@@ -291,7 +293,7 @@ class CurvatureProduct:
                 self._kept.clear()
             key = (start, chunk.num_examples)
             product = self._kept.get(key) or self._record(self.objective, self._params, chunk)
-            work(product, chunk.num_examples)
+            work(product, self.objective.total_relative(chunk))
             if len(self._kept) < may_keep and not out_of_memory:
                 self._kept[key] = product
 

@@ -67,8 +67,8 @@ class CriticalBatchResult(Shown):
         laws: those fitted to the best learning rates, by goal; the best law first.
         predicted: the rows of predicted.csv: the noise scale beside the critical batch size.
         notes: what a reader should know.
-        advice: which batch size and learning rate follow from it.
         summary: the content of summary.json; None for a table of others.
+        advice: which batch size and learning rate follow from it; None: not asked.
     """
 
     table: pd.DataFrame
@@ -77,8 +77,8 @@ class CriticalBatchResult(Shown):
     laws: dict[float, list[LearningRateLaw]]
     predicted: pd.DataFrame
     notes: tuple[str, ...]
-    advice: Advice
     summary: dict[str, Any] | None = None
+    advice: Advice | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of fit.json: a record for each goal, with its laws and predictions."""
@@ -93,7 +93,7 @@ class CriticalBatchResult(Shown):
             records.append(fit_record(goal, fit, self.laws[goal], predicted=rows))
         return {
             "goals": records,
-            "recommendation": jsonable(self.advice.sizes),
+            "recommendation": self.advice and jsonable(self.advice.sizes),
             "notes": list(self.notes),
         }
 
@@ -188,7 +188,8 @@ def write_results(
     )
     num_runs = len(table.groupby(["batch_size", "learning_rate", "seed"]))
     cost = f"Cost: {num_runs} runs, {duration_text(outcome.seconds)} by this command."
-    result = replace(result, notes=notes, advice=replace(result.advice, cost=cost))
+    advice = result.advice and replace(result.advice, cost=cost)
+    result = replace(result, notes=notes, advice=advice)
     summary = {
         **config.identity(),
         "goals": list(outcome.goals),
@@ -198,7 +199,7 @@ def write_results(
         "start": jsonable(outcome.start),
         "num_runs": num_runs,
         "failures": outcome.failures,
-        "recommendation": jsonable(result.advice.sizes),
+        "recommendation": advice and jsonable(advice.sizes),
         **closing(outcome.seconds, [*options.notes, *result.notes], environment(options.device)),
     }
     _write_noise(out, outcome.noise_runs, result.predicted)

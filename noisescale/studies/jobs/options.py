@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from noisescale.errors import SettingError
 from noisescale.problems.config import FactoryConfig, ProblemConfig
@@ -35,6 +35,9 @@ class StudyOptions(Settings):
     pictures: bool = True
 
 
+Options = TypeVar("Options", bound=StudyOptions)
+
+
 def common_options(options: StudyOptions | None) -> StudyOptions:
     """The options of a study without any of its own; SettingError for those of another study."""
     if options is None:
@@ -51,6 +54,19 @@ def common_options(options: StudyOptions | None) -> StudyOptions:
             "leave it out, or give StudyOptions"
         )
     return options
+
+
+def with_notes(options: Options, notes: tuple[str, ...]) -> Options:
+    """The options with further notes for the record, which are also said on the console.
+
+    Args:
+        options: of a study.
+        notes: sentences without a full stop.
+    """
+    if options.console is not None:
+        for note in notes:
+            options.console.print(f"NOTE: {note}", style="yellow", markup=False)
+    return replace(options, notes=(*options.notes, *notes))
 
 
 def make_cell(

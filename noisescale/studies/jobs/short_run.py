@@ -60,11 +60,11 @@ class LossCurve:
         size = min(num_examples, num_examples_of(split_data(problem, split)))
         self.examples = held(select(problem, split=split, num_examples=size).examples)
         self.points: list[tuple[int, float]] = []
-        self._loss = problem.loss
+        self._loss, self._weights = problem.loss, problem.weights
 
     def look(self, step: int, model: nn.Module) -> float:
         """The model's loss after this step, which is noted."""
-        loss = mean_loss(model, self._loss, self.examples)
+        loss = mean_loss(model, self._loss, self.examples, self._weights)
         self.points.append((step, loss))
         return loss
 

@@ -158,13 +158,14 @@ def advise_on_map(
     kept = {
         share: best[best["loss"] <= (1 + share) * least]["batch_size"] for share in (LITTLE, MORE)
     }
-    top = int(best.loc[best["loss"].idxmin(), "batch_size"])
+    top = int(best.sort_values("loss")["batch_size"].iloc[0])
     farther = "min" if equal_steps else "max"
     chosen = [top, *(int(getattr(kept[share], farther)()) for share in (LITTLE, MORE))]
     if equal_steps:
         chosen.reverse()
     sizes = best["batch_size"].tolist()
-    at_size = best.set_index("batch_size")
+    rates = dict(zip(sizes, best["learning_rate"].tolist(), strict=True))
+    losses = dict(zip(sizes, best["loss"].tolist(), strict=True))
     aimed = []
     for aim, size in zip(AIMS, chosen, strict=True):
         place = sizes.index(size)
@@ -175,8 +176,8 @@ def advise_on_map(
                 batch_size=size,
                 low=sizes[max(place - 1, 0)],
                 high=sizes[min(place + 1, len(sizes) - 1)],
-                learning_rate=float(at_size.loc[size, "learning_rate"]),
-                worth=f"loss {at_size.loc[size, 'loss']:.3g}{', an end' if is_end else ''}",
+                learning_rate=rates[size],
+                worth=f"loss {losses[size]:.3g}{', an end' if is_end else ''}",
             )
         )
     return Advice(

@@ -63,7 +63,7 @@ class RecommendResult(Shown):
             title=advice.heading,
             headings=HEADINGS,
             rows=[size.cells() for size in advice.sizes],
-            notes=[sentence.rstrip(".") for sentence in advice.sentences],
+            notes=tuple(sentence.rstrip(".") for sentence in advice.sentences),
             numeric=True,
         )
 
@@ -239,7 +239,11 @@ def write_results(
         from noisescale.training.records.folder import write_atomically
 
         figure = recommendation_figure(
-            outcome.tried, noise, advice.sizes, best=outcome.best, title=title
+            outcome.tried,
+            noise,
+            jsonable(advice.sizes),
+            best=outcome.best.value,
+            title=title,
         )
         write_atomically(out / PICTURE, image(figure))
     write_json(out / SUMMARY, summary)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from noisescale.errors import SettingError, check_count
-from noisescale.problems.config import ProblemConfig
+from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.display import Settings
 from noisescale.training.config import BatchRule, TrainConfig, resolve_batch_size
 
@@ -106,7 +106,7 @@ class SweepConfig(Settings):
         (1, 16, 'full')
     """
 
-    problem: ProblemConfig
+    problem: ProblemConfig | FactoryConfig
     training: TrainConfig = field(default_factory=TrainConfig)
     batch_sizes: tuple[BatchSize, ...] = DEFAULT_BATCH_SIZES
     lr_min: float | None = None
@@ -126,7 +126,8 @@ class SweepConfig(Settings):
             raise SettingError(
                 f"batch sizes {', '.join(map(str, self.batch_sizes))}: give each once"
             )
-        if self.problem.norm == "batch" and 1 in self.batch_sizes:
+        norm = self.problem.norm if isinstance(self.problem, ProblemConfig) else None
+        if norm == "batch" and 1 in self.batch_sizes:
             raise SettingError(
                 "batch size 1 with batch norm, which has no variance: leave one of them out"
             )

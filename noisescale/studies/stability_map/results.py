@@ -58,15 +58,15 @@ class SweepResult(Shown):
         cells: the rows of cells.csv, one for each run.
         boundary: the rows of boundary.csv: of each batch size the measured edge η_max with its
             95 % interval, and the predicted ones.
-        advice: which batch size and learning rate follow from it.
         summary: the content of summary.json.
+        advice: which batch size and learning rate follow from it; None: not asked.
     """
 
     config: SweepConfig
     cells: pd.DataFrame
     boundary: pd.DataFrame
-    advice: Advice
     summary: dict[str, Any]
+    advice: Advice | None = None
 
     @property
     def verb(self) -> str:

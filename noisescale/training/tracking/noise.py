@@ -169,6 +169,7 @@ class NoiseTracker:
             model=copy_of(training.model).eval(),
             loss=training.problem.loss,
             train=training.examples,
+            weights=training.problem.weights,
         )
         try:
             noise = measure_noise(problem, options=self._options, seed=self._seed)
