@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,8 @@ class NoiseScaleCallback(Callback):
         trainer = Trainer(accumulate_grad_batches=8, callbacks=[NoiseScaleCallback()])
 
     It needs two gradients to compare: accumulate_grad_batches of 2 or more, or
-    DistributedDataParallel; the loss must be a mean over the examples of a batch. The values go to
+    DistributedDataParallel, without which it gives a warning and the training goes on unmeasured;
+    the loss must be a mean over the examples of a batch. The values go to
     every logger as noise_scale/simple and so on, nan where unresolved, and the averages into
     checkpoints. Clipping and mixed precision do not disturb it.
 
@@ -30,11 +32,8 @@ class NoiseScaleCallback(Callback):
             in it.
 
     Attributes:
-        monitor: the NoiseScaleMonitor, from the start of a fit on; None before.
-
-    Raises:
-        SettingError: at the start of a fit that leaves nothing to compare, or whose gradients are
-            sharded or optimised by hand.
+        monitor: the NoiseScaleMonitor, from the start of a fit on, whose `noise` says why where
+            nothing is measured; None before, and where the parameters are sharded.
     """
 
     def __init__(
@@ -46,45 +45,43 @@ class NoiseScaleCallback(Callback):
         self._restored: dict[str, Any] | None = None
         self._count = 0
         self._reduced = False  # over processes, by DistributedDataParallel
+        self._measures = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not pl_module.automatic_optimization:
-            raise SettingError(
-                "manual optimization: the callback cannot know where an update ends; "
-                "use a NoiseScaleMonitor in training_step"
-            )
-        self.monitor = NoiseScaleMonitor(pl_module, memory=self._memory)
+        self.monitor, self._measures = None, True
+        try:
+            self.monitor = NoiseScaleMonitor(pl_module, memory=self._memory)
+        except SettingError as error:  # as of sharded parameters
+            self._give_up(str(error))
+            return
         if self._restored is not None:
             self.monitor.load_state_dict(self._restored)
         model = trainer.strategy.model
-        self._reduced = False
-        if isinstance(model, DistributedDataParallel) and trainer.world_size > 1:
-            self._reduced = True
+        self._reduced = isinstance(model, DistributedDataParallel) and trainer.world_size > 1
+        if reason := _obstacle(trainer, pl_module, is_reduced=self._reduced):
+            self._give_up(reason)
+        elif isinstance(model, DistributedDataParallel) and self._reduced:
             self.monitor.attach(model)
-        elif trainer.world_size > 1:
-            raise SettingError(
-                f"{trainer.world_size} processes by {type(trainer.strategy).__name__}: only "
-                "DistributedDataParallel is measured; give the Trainer strategy='ddp'"
-            )
-        elif trainer.accumulate_grad_batches < 2:
-            raise SettingError(
-                "one batch per update leaves nothing to compare it with: give the Trainer "
-                "accumulate_grad_batches of 2 or more, or several processes"
-            )
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._count = self._num_examples(batch)
+        if not self._measures:
+            return
+        try:
+            self._count = self._num_examples(batch)
+        except SettingError as error:
+            self._give_up(str(error))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.monitor is not None, "made in on_fit_start"
-        self.monitor.micro_batch(self._count, scale=_loss_scale(trainer))
+        if self._measures and self.monitor is not None:
+            self.monitor.micro_batch(self._count, scale=_loss_scale(trainer))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        assert self.monitor is not None, "made in on_fit_start"
+        if not self._measures or self.monitor is None:
+            return
         if not self.monitor.pending:  # training_step returned None throughout
             return
         # gradients are unscaled by now, but not when they were reduced
@@ -98,11 +95,39 @@ class NoiseScaleCallback(Callback):
             )
             pl_module.log_dict({f"noise_scale/{name}": value for name, value in scalars.items()})
 
+    def _give_up(self, reason: str) -> None:
+        """Leaves the training unmeasured, with a warning."""
+        self._measures = False
+        if self.monitor is not None:
+            self.monitor.discard()
+            self.monitor.unmeasured = reason
+        warnings.warn(f"the noise scale is not measured: {reason}", stacklevel=2)
+
     def state_dict(self) -> dict[str, Any]:
         return {} if self.monitor is None else self.monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
+
+
+def _obstacle(trainer: Trainer, pl_module: LightningModule, *, is_reduced: bool) -> str | None:
+    """Why a training cannot be measured, and what to do; None where it can."""
+    if not pl_module.automatic_optimization:
+        return (
+            "manual optimization: the callback cannot know where an update ends; "
+            "use a NoiseScaleMonitor in training_step"
+        )
+    if trainer.world_size > 1 and not is_reduced:
+        return (
+            f"{trainer.world_size} processes by {type(trainer.strategy).__name__}: only "
+            "DistributedDataParallel is measured; give the Trainer strategy='ddp'"
+        )
+    if trainer.accumulate_grad_batches < 2 and not is_reduced:
+        return (
+            "one batch per update leaves nothing to compare it with: give the Trainer "
+            "accumulate_grad_batches of 2 or more, of batches as much smaller, or several processes"
+        )
+    return None
 
 
 def _loss_scale(trainer: Trainer) -> float:

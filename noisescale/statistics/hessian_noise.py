@@ -28,7 +28,7 @@ class CurvatureNoise:
         dof: degrees of freedom of the t intervals.
         num_examples: gradients measured.
         hessian_examples: examples that H was taken on.
-        num_matvecs: Hessian products spent.
+        num_matvecs: Hessian products spent, in units of one on all of its examples.
         population_size: N of the data set that batches are drawn from, without replacement; None:
             batches of independent examples.
         spreads: of the three, over blocks of gradients and groups of H's examples, for intervals
@@ -173,7 +173,7 @@ def curvature_noise(
         group_shares: of the Hessian's examples, in each of J groups (J,); they sum to 1.
         sample: of the gradients.
         hessian_examples: from the same population, on which H is taken.
-        num_matvecs: Hessian products spent, to be noted.
+        num_matvecs: Hessian products spent, in units of one on all its examples, to be noted.
 
     Returns:
         |G|², tr(HΣ) and GᵀHG with their joint covariance.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from noisescale.errors import SettingError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.running_noise import two_batch
 from tests.helpers.micro_batches import BATCH, NAMES, assert_same, data, mean_gradient, replayed
 from tests.helpers.paths import ROOT
@@ -65,16 +65,33 @@ class Manual(Recorder):
         self.automatic_optimization = False
 
 
-def test_it_refuses_what_has_no_noise(tmp_path):
+def test_what_has_no_noise_is_trained_all_the_same(tmp_path):
     loader = DataLoader(data(), batch_size=BATCH)
-    with pytest.raises(SettingError, match="accumulate_grad_batches of 2 or more"):
-        lightning_trainer(tmp_path, NoiseScaleCallback(), accumulate_grad_batches=1).fit(
-            Recorder(), loader
+    for model, reason in (
+        (Recorder(), "accumulate_grad_batches of 2 or more"),
+        (Manual(), "manual optimization"),
+    ):
+        callback = NoiseScaleCallback()
+        trainer = lightning_trainer(
+            tmp_path, callback, accumulate_grad_batches=1, gradient_clip_val=None
         )
-    with pytest.raises(SettingError, match="manual optimization"):
-        lightning_trainer(
-            tmp_path, NoiseScaleCallback(), accumulate_grad_batches=1, gradient_clip_val=None
-        ).fit(Manual(), loader)
+        with pytest.warns(UserWarning, match=reason):
+            trainer.fit(model, loader)
+        assert trainer.current_epoch == 2
+        with pytest.raises(MeasurementError, match=f"no noise scale yet: .*{reason}"):
+            callback.monitor.noise()
+    callback = NoiseScaleCallback(num_examples=unknown_size)
+    with pytest.warns(UserWarning, match="not measured: a batch of nothing"):
+        lightning_trainer(tmp_path, callback).fit(Recorder(), loader)
+    assert callback.monitor.num_updates == 0
+
+
+def unknown_size(batch):
+    raise SettingError("a batch of nothing")
+
+
+def test_a_training_step_without_a_loss_leaves_nothing_out(tmp_path):
+    loader = DataLoader(data(), batch_size=BATCH)
     callback = NoiseScaleCallback(num_examples=lambda batch: len(batch[1]))
     with pytest.warns(UserWarning, match="returned `None`"):
         lightning_trainer(tmp_path, callback).fit(Silent(), loader)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.errors import SettingError
+from noisescale.errors import MeasurementError
 from noisescale.statistics.running_noise import RunningNoise, two_batch
 from tests.helpers.micro_batches import BATCH, STEPS, assert_same, data, mean_gradient, replayed
 
@@ -141,11 +141,17 @@ def test_it_goes_on_from_a_checkpoint(tmp_path):
     assert second.monitor.state_dict() == whole.monitor.state_dict()
 
 
-def test_it_refuses_what_has_no_noise(tmp_path):
-    trainer = trainer_of(tmp_path, Regression(), gradient_accumulation_steps=1)
-    NoiseScaleCallback().add_to(trainer)
-    with pytest.raises(SettingError, match="gradient_accumulation_steps to 2 or more"):
+def test_what_has_no_noise_is_trained_all_the_same(tmp_path):
+    model = Regression()
+    trainer = trainer_of(tmp_path, model, gradient_accumulation_steps=1)
+    callback = NoiseScaleCallback().add_to(trainer)
+    with pytest.warns(UserWarning, match="gradient_accumulation_steps to 2 or more") as given:
         trainer.train()
+    assert sum("not measured" in str(one.message) for one in given) == 1
+    assert trainer.state.global_step == len(model.seen) == 22
+    assert not any(name.startswith("noise_scale") for name in trainer.state.log_history[0])
+    with pytest.raises(MeasurementError, match="no noise scale yet: one batch per update"):
+        callback.monitor.noise()
 
 
 def test_an_update_of_one_micro_batch_is_left_out(tmp_path):

@@ -122,6 +122,13 @@ class Objective:
             raise SettingError(
                 f"{_name(problem.model)} has lazy parameters: run it on one batch first"
             )
+        if _is_sharded(problem.model):
+            raise SettingError(
+                f"{_name(problem.model)} is sharded (FSDP, fully_shard or DTensor), and only whole "
+                "models are measured: gather its weights, as get_model_state_dict(model, options="
+                "StateDictOptions(full_state_dict=True)) does, load them into a model that is not "
+                "sharded, and measure that"
+            )
         state = State.of(problem)
         params = state.values(params)
         trainable = [name for name, param in state.parameters.items() if param.requires_grad]
@@ -655,6 +662,14 @@ class Objective:
             return leaf.to(self.point if leaf.is_floating_point() else self.device)
 
         return tree_map(move, values)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether processes hold parts of a model's parameters each, by the names of what does so."""
+    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
+    return bool(kinds & {"FSDPModule", "FullyShardedDataParallel"}) or any(
+        hasattr(param, "full_tensor") for param in model.parameters()
+    )
 
 
 def _how_to_reduce(losses: object, num_examples: int) -> str:

@@ -379,3 +379,115 @@ def test_wrong_factors_are_refused(wrong):
         monitor.update(**wrong)
     with pytest.raises(SettingError, match="give a positive number"):
         monitor.micro_batch(2, weight="a")
+
+
+def losses_of(model, inputs, targets, order):
+    rows = torch.tensor(order)
+    return 0.5 * (model(inputs[rows])[:, 0] - targets[rows]) ** 2
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("size", [4, 5])
+def test_a_batch_that_is_not_accumulated_is_split(reduction, size):
+    """Unbiased over all orders of the examples, and the gradient is that of the mean."""
+    model, inputs, targets, gradients = regression()
+    monitor = NoiseScaleMonitor(model, reduction=reduction, memory=1e12)
+    for order in itertools.permutations(range(5)):
+        model.zero_grad()
+        losses_of(model, inputs, targets, order[:size]).mean().backward()
+        whole = model.weight.grad.clone()
+        model.zero_grad()
+        monitor.backward(losses_of(model, inputs, targets, order[:size]))
+        torch.testing.assert_close(model.weight.grad, whole, rtol=1e-14, atol=1e-14)
+        assert monitor.pending == (size - size // 2, size // 2)
+        assert monitor.update()
+    noise = monitor.noise()
+    assert (noise.squared_gradient_norm.value, noise.gradient_variance.value) == pytest.approx(
+        exact(gradients), rel=1e-9
+    )
+
+
+def test_one_update_in_so_many_is_split():
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    passes = []
+
+    def send(loss, *, retain_graph):
+        passes.append(retain_graph)
+        loss.backward(retain_graph=retain_graph)
+
+    taken = []
+    for _ in range(7):
+        model.zero_grad()
+        monitor.backward(losses_of(model, inputs, targets, range(5)), every=3, backward=send)
+        taken.append(monitor.update())
+    assert taken == [True, False, False, True, False, False, True]
+    assert passes == [True, False, False, False] * 2 + [True, False]
+    assert (monitor.num_updates, monitor.num_skipped) == (3, 0)
+    monitor.backward(losses_of(model, inputs, targets, [2]))  # one example: nothing to split
+    assert not monitor.update()
+
+
+def test_a_grad_scaler_divides_out_of_what_is_split():
+    model, inputs, targets, _ = regression()
+    plain, scaled = NoiseScaleMonitor(model), NoiseScaleMonitor(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for monitor, options in ((plain, {}), (scaled, {"scaler": scaler})):
+        model.zero_grad()
+        monitor.backward(losses_of(model, inputs, targets, range(5)), **options)
+        monitor.update()
+    assert plain.state_dict() == scaled.state_dict()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scaler.step(optimizer)  # which knows of the losses that it scaled
+    scaler.update()
+
+
+def test_what_cannot_be_split_is_refused():
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    losses = losses_of(model, inputs, targets, range(5))
+    with pytest.raises(SettingError, match="every 0: give a whole number"):
+        monitor.backward(losses, every=0)
+    for wrong in (losses.mean(), losses[:0], losses[:, None]):
+        with pytest.raises(SettingError, match="give one loss per example"):
+            monitor.backward(wrong)
+    feed(monitor, model, inputs, targets, range(5), [2])
+    with pytest.raises(SettingError, match="after a micro-batch of the same update"):
+        monitor.backward(losses)
+
+
+def test_a_loop_without_accumulation_is_told_once():
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    for _ in range(19):
+        feed(monitor, model, inputs, targets, range(5), [4])
+        monitor.update()
+    feed(monitor, model, inputs, targets, range(5), [4])
+    with pytest.warns(UserWarning, match=r"call monitor.backward\(losses\)"):
+        monitor.update()
+    feed(monitor, model, inputs, targets, range(5), [4])
+    assert not monitor.update()
+
+
+@pytest.mark.parametrize("scaled_micro_batches", [True, False])
+def test_a_scale_of_which_one_call_alone_knows_is_refused(scaled_micro_batches):
+    """|G|² would be 4e9 times too small or too large beside the micro-batch's."""
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    scale = 65536.0
+    model.zero_grad()
+    for part in ([0, 1], [2, 3]):
+        (scale * losses_of(model, inputs, targets, part).mean() / 2).backward()
+        monitor.micro_batch(2, **({"scale": scale} if scaled_micro_batches else {}))
+    if scaled_micro_batches:
+        with pytest.raises(SettingError, match=r"update\(scale=1\) after micro_batch\(scale=65536"):
+            monitor.update(scale=1.0)
+    else:
+        with pytest.raises(SettingError, match=r"give it to every micro_batch\(..., scale=65536\)"):
+            monitor.update(scale=scale)
+    plain = NoiseScaleMonitor(model)  # and the next update is a clean one
+    feed(plain, model, inputs, targets, range(4), [2, 2])
+    plain.update()
+    feed(monitor, model, inputs, targets, range(4), [2, 2], scale=scale)
+    assert monitor.update(scale=scale)
+    assert monitor.state_dict() == plain.state_dict()
