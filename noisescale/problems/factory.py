@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from noisescale.errors import SettingError
+from noisescale.errors import SettingError, own_words
 from noisescale.problems.config import FactoryConfig
 from noisescale.problems.models import copy_of
 from noisescale.problems.problem import SPLITS, Problem, resident, source_of
@@ -82,9 +82,7 @@ def _own_failures(name: str) -> Iterator[None]:
     except SettingError:
         raise
     except (Exception, SystemExit) as error:
-        raise SettingError(
-            f"problem {name!r} cannot be made: {type(error).__name__}: {error}"
-        ) from error
+        raise SettingError(f"problem {name!r} cannot be made: {own_words(error)}") from error
 
 
 def _import(name: str) -> ModuleType:

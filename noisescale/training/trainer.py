@@ -11,7 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from noisescale.errors import CheckpointError, NoisescaleError, SettingError, first_line
+from noisescale.errors import (
+    CheckpointError,
+    NoisescaleError,
+    SettingError,
+    is_out_of_memory,
+    own_words,
+)
 from noisescale.problems.data.stream import Stream
 from noisescale.problems.problem import Examples, Problem, Source, call_model, resident, source_of
 from noisescale.problems.sampling import Batches
@@ -192,11 +198,11 @@ class Training:
         except NoisescaleError:
             raise
         except FAILURES as error:
-            if "memory" in str(error):
+            if is_out_of_memory(error):
                 raise
             raise SettingError(
                 f"{type(self.model).__name__} cannot be trained: step {self.step + 1:,} fails with "
-                f"{type(error).__name__}: {first_line(error)}"
+                f"{own_words(error)}"
             ) from error
 
     def _eager_update(self, indices: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,11 +146,12 @@ def _measurements_figure(path: Path) -> Figure:
     """What `measure-noise --json` or `sharpness --json` printed, as a figure."""
     from noisescale.plots.noise import noise_figure
     from noisescale.plots.sharpness import has_picture, measurements_figure
+    from noisescale.training.records.folder import parse_json
 
     try:
-        entries = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise NoisescaleError(f"no valid JSON ({error}); {ALLOWED}") from error
+        entries = parse_json(path, NoisescaleError)
+    except NoisescaleError as error:
+        raise NoisescaleError(f"{error}; {ALLOWED}") from error
     measured = (
         isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)
     )

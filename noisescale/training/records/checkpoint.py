@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from noisescale.errors import CheckpointError
+from noisescale.errors import CheckpointError, check_file
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Params
 from noisescale.training.config import TrainConfig
@@ -113,6 +113,7 @@ def read_tensors(path: Path | str, *, device: torch.device | str = "cpu") -> tup
     path = Path(path)
     if path.is_dir():
         path = path / CHECKPOINT
+    check_file(path, CheckpointError)
     try:
         file = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
