@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from noisescale.cli.options import FOLDER, PICTURES
-from noisescale.errors import NoisescaleError, RunFolderError
+from noisescale.errors import NoisescaleError, RunFolderError, check_file, own_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,8 @@ TABLES = {
     "map": {"batch_size", "learning_rate", "seed", "label", "unstable", "test_accuracy", "error"},
     "pareto": {"batch_size", "steps", "censored"},
 }
+# what drawing raises where a file holds other things than it should
+DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 ALLOWED = (
     "give the folder of a run, a sweep, a critical batch size or branches, or a folder of such; "
     "a JSON file that measure-noise or sharpness printed with --json; or one of the tables "
@@ -91,7 +93,10 @@ def plot(paths: tuple[Path, ...], format: str, out: Path | None) -> None:
             for picture in _draw(source, out=target, format=format):
                 click.echo(picture)
         except NoisescaleError as error:
-            failures.append(f"{source}: {error}")
+            said = str(error)
+            failures.append(said if said.startswith(str(source)) else f"{source}: {said}")
+        except DAMAGED as error:
+            failures.append(f"{source}: damaged, it cannot be drawn ({own_words(error)})")
     if failures:
         raise NoisescaleError("\n".join(failures))
 
@@ -173,6 +178,7 @@ def _table_figure(path: Path) -> Figure:
     """A single table as a figure, which its columns choose."""
     import pandas as pd
 
+    check_file(path, NoisescaleError)
     try:
         table = pd.read_csv(path, keep_default_na=False, na_values=["nan"], dtype={"reason": str})
     except ValueError as error:  # no table, or no text at all

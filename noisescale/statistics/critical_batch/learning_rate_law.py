@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.critical_batch.curves.rate_laws import (
     FEWEST_RATES,
     BestRates,
@@ -82,7 +82,16 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
         next smaller to the next larger rate that was tried, and no narrower than that where some
         seed's best rate is the grid's own. Where some seeds give bounds, the median and all that
         the seeds span, open where a bound is; undefined where most do.
+
+    Raises:
+        SettingError: a rate that is not above 0, or steps that are not.
     """
+    for rate, num_steps in (run for steps in seeds for run in steps.items()):
+        if not (0 < rate < math.inf and num_steps > 0):
+            raise SettingError(
+                f"{num_steps} steps at the learning rate {rate}: give numbers above 0, and for a goal "
+                "that was not reached infinity"
+            )
     vertices, ends, bounds, parabolic = [], [], [], True
     for steps in seeds:
         rates = sorted(steps)

@@ -133,6 +133,8 @@ class SweepConfig:
             raise SettingError(f"factor {self.factor!r}: give a number above 1, such as 1.25")
         if self.precision is not None and not 1 < self.precision < math.inf:
             raise SettingError(f"precision {self.precision!r}: give a factor above 1, such as 1.25")
+        if self.max_seeds < 1:
+            raise SettingError(f"{self.max_seeds} seeds at most: give 1 or more")
         if self.precision is not None and self.max_seeds < self.num_seeds:
             raise SettingError(
                 f"{self.num_seeds} seeds, at most {self.max_seeds}: "

@@ -109,6 +109,13 @@ def leave_a_run(path):
             (path / name).write_text("{}")
 
 
+def begin_and_stop(path, config, written, error):
+    with RunFolder(path, config, force=True):
+        assert not (path / written).exists()
+        (path / written).write_text("new")
+        raise error
+
+
 def test_force_puts_the_runs_own_files_aside_and_then_removes_them_alone(tmp_path):
     leave_a_run(tmp_path)
     ours = {"config.json", "notes.txt", ".noisescale.lock", "checkpoints"}
@@ -124,9 +131,8 @@ def test_a_run_that_cannot_be_replaced_is_put_back(tmp_path):
     leave_a_run(tmp_path)
     before = contents(tmp_path)
     other = {"problem": CONFIG["problem"], "training": {"seed": 1}}
-    with pytest.raises(OSError, match="full"), RunFolder(tmp_path, other, force=True):
-        (tmp_path / "metrics.csv").write_text("new")
-        raise OSError("full")
+    with pytest.raises(OSError, match="full"):
+        begin_and_stop(tmp_path, other, "metrics.csv", OSError("full"))
     assert contents(tmp_path) == before
 
 
@@ -135,10 +141,8 @@ def test_the_replaced_run_stays_until_its_successor_is_finished(tmp_path):
     leave_a_run(tmp_path)
     other = {"problem": CONFIG["problem"], "training": {"seed": 1}}
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path, other, force=True):
-            assert not (tmp_path / "checkpoint.pt").exists()
-            (tmp_path / "checkpoint.pt").write_text("new")
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            begin_and_stop(tmp_path, other, "checkpoint.pt", KeyboardInterrupt())
         assert (tmp_path / ".replaced" / "summary.json").exists()
         assert (tmp_path / ".replaced" / "checkpoints" / "step-3.pt").exists()
     with RunFolder(tmp_path, other) as folder:
