@@ -37,6 +37,10 @@ class RunFolderBusyError(RunFolderError):
     """Another process is writing to this run folder."""
 
 
+class NotEnoughMemoryError(NoisescaleError):
+    """What is asked for is known to take more memory than there is."""
+
+
 class OwnCodeError(NoisescaleError):
     """A function or a file of the user's own has failed, other than where a message is nearer."""
 
@@ -114,7 +118,9 @@ NO_FILES = {
 }
 
 
-def check_memory(num_bytes: int, what: str, *, error: type[NoisescaleError] = SettingError) -> None:
+def check_memory(
+    num_bytes: int, what: str, *, error: type[NoisescaleError] = NotEnoughMemoryError
+) -> None:
     """Refuses what is known to take more memory than there is, before any of it is made.
 
     Args:
@@ -127,7 +133,7 @@ def check_memory(num_bytes: int, what: str, *, error: type[NoisescaleError] = Se
     """
     if (available := available_memory()) is not None and num_bytes > available:
         raise error(
-            f"{what}: that takes {num_bytes / 1e9:,.3g} GB of memory at least, and "
+            f"not enough memory: {what}, which take {num_bytes / 1e9:,.3g} GB at least, and "
             f"{available / 1e9:,.3g} GB are free; give a smaller one"
         )
 

@@ -42,7 +42,7 @@ def mlp(
         A model of inputs (B, *input_shape) -> logits (B, C).
 
     Raises:
-        SettingError: more weights than the memory holds.
+        NotEnoughMemoryError: more weights than the memory holds.
     """
     fan_in = math.prod(input_shape)
     weights = fan_in * width + (depth - 1) * width**2 + width * num_classes
@@ -79,8 +79,8 @@ def cnn(
         A model of inputs (B, channels, height, width) -> logits (B, C).
 
     Raises:
-        SettingError: more blocks than the image can be halved, or more weights than the memory
-            holds.
+        SettingError: more blocks than the image can be halved.
+        NotEnoughMemoryError: more weights than the memory holds.
     """
     channels, height, breadth = input_shape
     deepest = min(height, breadth).bit_length() - 1
@@ -102,7 +102,7 @@ def cnn(
 
 
 def _check_size(num_weights: int, what: str) -> None:
-    """SettingError for a model whose weights alone the memory does not hold."""
+    """NotEnoughMemoryError for a model whose weights alone the memory does not hold."""
     bytes_each = 4  # of float32
     check_memory(bytes_each * num_weights, f"{what} has {num_weights:,} weights or more")
 

@@ -89,8 +89,8 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
     for rate, num_steps in (run for steps in seeds for run in steps.items()):
         if not (0 < rate < math.inf and num_steps > 0):
             raise SettingError(
-                f"{num_steps} steps at the learning rate {rate}: give numbers above 0, and for a goal "
-                "that was not reached infinity"
+                f"{num_steps} steps at the learning rate {rate}: give numbers above 0, and "
+                "infinity for a goal that was not reached"
             )
     vertices, ends, bounds, parabolic = [], [], [], True
     for steps in seeds:
