@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.tables import Committed, Runs, analysis
-from noisescale.statistics.critical_batch.branches import at_base, branch_critical_batch
+from noisescale.statistics.critical_batch.branches import at_base, branch_tolerances
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
@@ -37,6 +37,11 @@ from noisescale.training.records.tables import (
 FRONTS = ("mnist", "quadratic")
 MEASURED = ("steps_to_goal", "predicted", "branches", "branch_losses")
 RATIOS = {"ratio": "average", "ratio_by_progress": "by_progress"}  # B_crit over each
+CHECKPOINT = (
+    *("goal", "seed", "step", "start_loss", "examples"),
+    *estimate_columns("simple", "full"),
+)  # what a row of branches.csv says of where they begin
+TOLERANCE = 0.05  # share of the loss, of the figure
 BRANCH = ("branch", "branch_low", "branch_high")
 
 
@@ -56,7 +61,6 @@ def branch_row(folder: Path) -> dict[str, Any]:
         "step": step,
         "start_loss": summary["start_loss"],
         "examples": summary["examples"],
-        "tolerance": summary["tolerance"],
         **{name: noise[name] for name in estimate_columns("simple", "full")},
     }
 
@@ -64,22 +68,23 @@ def branch_row(folder: Path) -> dict[str, Any]:
 def branches_table(
     branches: pd.DataFrame, losses: pd.DataFrame, fits: dict[float, CriticalBatchFit]
 ) -> pd.DataFrame:
-    """A row per checkpoint: the branches' critical size, beside B_crit of its goal.
+    """For each checkpoint and tolerance the branches' critical size, beside B_crit of its goal.
 
-    at_base: whether only the smallest batch size passes, so that it is a bound from above alone.
+    tolerance: a share of the loss at the smallest batch size. at_base: whether that alone passes,
+    so that the critical size is a bound from above.
     """
     rows = []
-    for row in branches.to_dict("records"):
+    for row in branches[list(CHECKPOINT)].drop_duplicates().to_dict("records"):
         own = losses[losses["branch"] == f"goal{row['goal']:g}-seed{row['seed']}"]
-        critical = branch_critical_batch(own, tolerance=row["tolerance"])
         of_goal = fits[row["goal"]].critical_batch_size
-        ratio = quotient(of_goal, critical)
-        rows.append(
-            row
-            | dict(zip(BRANCH, (critical.value, critical.low, critical.high), strict=True))
-            | {"at_base": int(at_base(critical)), "critical_batch_size": of_goal.value}
-            | {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-        )
+        for share, critical in branch_tolerances(own, tolerance=TOLERANCE).items():
+            ratio = quotient(of_goal, critical)
+            rows.append(
+                {**row, "tolerance": share}
+                | dict(zip(BRANCH, (critical.value, critical.low, critical.high), strict=True))
+                | {"at_base": int(at_base(critical)), "critical_batch_size": of_goal.value}
+                | {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
+            )
     return pd.DataFrame(rows)
 
 

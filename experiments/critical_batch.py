@@ -2,8 +2,8 @@
 
 The Pareto front: 784–256–256–10, SGD, 24 batch sizes from 1 to 4,096, each at its best learning
 rate, to six training losses. Branches: from runs at B = 16, where each loss is reached, batch sizes
-16 to 1,024 compared after equal examples. Beside them a noisy quadratic, of which everything is
-known in closed form.
+from 1 on, each at the rate that the front's law gives it, compared after equal examples. Beside
+them a noisy quadratic, of which everything is known in closed form.
 """
 
 from __future__ import annotations
@@ -29,21 +29,28 @@ from noisescale.problems.config import resolve_device
 from noisescale.problems.factory import factory_config
 from noisescale.problems.problem import Examples
 from noisescale.problems.synthetic import noisy_quadratic
-from noisescale.studies.critical_batch.branches import BranchConfig, default_examples, run_branches
+from noisescale.statistics.critical_batch.goal_table import best_rates, fit_laws, read_goal_table
+from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
+from noisescale.studies.critical_batch.branches import (
+    BranchConfig,
+    default_branch_sizes,
+    run_branches,
+)
 from noisescale.studies.critical_batch.config import DEFAULT_WIDTH, PRESETS
 from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.start import count_examples
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.local import LocalProcesses, default_processes
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import STEP_CHECKPOINTS, record_experiment
 from noisescale.training.records.names import file_digest
+from noisescale.training.records.tables import STEPS_TO_GOAL
 from noisescale.training.tracking.noise import NoiseTracking
 
 PROBLEM = ProblemConfig(dataset="mnist", width=DEFAULT_WIDTH)
-BASE = TrainConfig(
-    batch_size=16, learning_rate=0.1, epochs=40
-)  # of the runs that branches start from
-BRANCH_SIZES = tuple(16 * 2**power for power in range(7))
+# of the runs that branches start from
+BASE = TrainConfig(batch_size=16, learning_rate=0.1, epochs=40)
+SHORTEST_BRANCH = 1024  # examples: eight updates at B = 128
 DIM = 100  # of the quadratic
 SCALES: dict[str, dict[str, Any]] = {
     "quick": {
@@ -121,7 +128,8 @@ def critical_batch(
 
 
 def _branches(out: Path, goals: tuple[float, ...], seeds: range, options: StudyOptions) -> None:
-    """From each goal on the way of the base runs."""
+    """From each goal on the way of the base runs, at the rates of the front's law for it."""
+    rates = best_rates(read_goal_table(out / "mnist" / STEPS_TO_GOAL))
     pool = LocalProcesses(default_processes())
     try:
         bases = [
@@ -133,17 +141,9 @@ def _branches(out: Path, goals: tuple[float, ...], seeds: range, options: StudyO
             for goal in goals:
                 reached = run.losses["step"][run.losses["loss"] <= goal]
                 start = run.path / STEP_CHECKPOINTS / f"step-{reached.iloc[0]}.pt"
-                checkpoint = load_checkpoint(start)
-                config = BranchConfig(
-                    problem=PROBLEM,
-                    training=checkpoint.training,
-                    start=file_digest(start),
-                    examples=default_examples(16, checkpoint.examples_seen),
-                    batch_sizes=BRANCH_SIZES,
-                    num_seeds=6,
-                )
+                law = next(law for law in fit_laws(rates, goal) if law.name == "noise")
                 run_branches(
-                    config,
+                    branch_config(start, law),
                     start,
                     out / "branches" / f"goal{goal:g}-seed{seed}",
                     executor=pool,
@@ -151,6 +151,26 @@ def _branches(out: Path, goals: tuple[float, ...], seeds: range, options: StudyO
                 )
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def branch_config(start: Path, law: LearningRateLaw) -> BranchConfig:
+    """Branches of half the examples that led to a checkpoint, from B = 1 on in steps of √2."""
+    checkpoint = load_checkpoint(start)
+    base = checkpoint.training.batch_size
+    assert isinstance(base, int)
+    examples = max(checkpoint.examples_seen // 2, SHORTEST_BRANCH)
+    return BranchConfig(
+        problem=PROBLEM,
+        training=replace(checkpoint.training, learning_rate=law.rate(base)),
+        start=file_digest(start),
+        examples=examples,
+        batch_sizes=default_branch_sizes(
+            1, examples, count_examples(PROBLEM, "train"), per_doubling=2
+        ),
+        scaling="noise",
+        rate_bend=law.bend,
+        num_seeds=10,
+    )
 
 
 def _base(path: Path, goals: tuple[float, ...], seed: int, options: StudyOptions) -> GoalCell:

@@ -22,11 +22,13 @@ CAPTION = (
     "batch sizes from {smallest} to {largest:,}, {seeds} seeds, each size at the learning rate "
     "with the fewest steps; points are means of log S over seeds. Bars: 95 % intervals. "
     "Predictions from {noise_seeds} runs at B = {noise_size}, averaged by progress. Quadratic: "
-    "curvatures 1/k, k = 1 to 100. Branches begin at B = 16; triangles: bounds from above."
+    "curvatures 1/k, k = 1 to 100. Branches: from runs at B = 16, sizes from 1 on, at the rates of "
+    "the front's law; within {tolerance:.0%} of the loss at B = 1; triangles: bounds from above."
 )
 MARKERS = "osv^DP"  # one a goal
 CRITICAL = r"$B_{\mathrm{crit}}$"
 TICKS = [digit * 10.0**power for power in range(-2, 4) for digit in (1, 2, 5)]
+TOLERANCE = 0.05  # of the branches, a share of the loss at the smallest batch size
 SIDE_BY_SIDE = 1.03  # factor in the loss between two series at one loss
 
 
@@ -63,6 +65,7 @@ def figure(data: Path) -> Figure:
             seeds=front["seed"].nunique(),
             noise_seeds=predicted["num_seeds"].max(),
             noise_size=predicted["batch_size"].iloc[0],
+            tolerance=TOLERANCE,
         )
         drawn.supxlabel(fill(caption, 98), fontsize=7)
     return drawn
@@ -174,8 +177,9 @@ def _rates(axes: Axes, rates: pd.DataFrame, laws: pd.DataFrame) -> None:
 
 def _branches(axes: Axes, branches: pd.DataFrame, fits: pd.DataFrame) -> None:
     """The branches' critical size at each checkpoint, beside B_crit up to there."""
-    shift = 1 + 0.02 * (branches["seed"] - branches["seed"].mean())
-    rows = branches.assign(goal=branches["start_loss"] * shift)
+    drawn = branches[branches["tolerance"] == TOLERANCE]
+    shift = 1 + 0.02 * (drawn["seed"] - drawn["seed"].mean())
+    rows = drawn.assign(goal=drawn["start_loss"] * shift)
     _bars(axes, rows, "branch", marker="D", colour=GREEN, label="branches")
     axes.plot(fits["goal"], fits["critical_batch_size"], "k.-", label=f"{CRITICAL} up to there")
     _loss_axis(axes, fits["goal"], "batch size (examples)", x="loss at the checkpoint")

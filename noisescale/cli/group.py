@@ -85,8 +85,8 @@ class Commands(click.Group):
             ctx.exit(130)
         except Exception as error:
             _show_traceback(ctx, error)
-            if isinstance(error, BrokenPipeError) and _is_broken(sys.stdout):
-                ctx.exit(1)
+            if (unwritten := _unwritten(sys.stdout)) is not None:
+                raise unwritten from error
             raise click.ClickException(_message(error)) from error
 
 
@@ -112,13 +112,13 @@ def _message(error: Exception) -> str:
     )
 
 
-def _is_broken(stream: TextIO) -> bool:
-    """Whether nobody reads any more what is written to it."""
+def _unwritten(stream: TextIO) -> OSError | None:
+    """Why a stream does not take what was written to it; None where it does."""
     try:
         stream.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    except OSError as error:
+        return error
+    return None
 
 
 def _current_folder(ctx: click.Context) -> str:

@@ -43,6 +43,12 @@ def mlp(
 
     Raises:
         NotEnoughMemoryError: more weights than the memory holds.
+
+    Example:
+        >>> from noisescale import mlp
+        >>> model = mlp((1, 28, 28), 10, width=64)
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        55050
     """
     fan_in = math.prod(input_shape)
     weights = fan_in * width + (depth - 1) * width**2 + width * num_classes
@@ -81,6 +87,12 @@ def cnn(
     Raises:
         SettingError: more blocks than the image can be halved.
         NotEnoughMemoryError: more weights than the memory holds.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import cnn
+        >>> cnn((1, 28, 28), 10)(torch.zeros(5, 1, 28, 28)).shape
+        torch.Size([5, 10])
     """
     channels, height, breadth = input_shape
     deepest = min(height, breadth).bit_length() - 1

@@ -1,5 +1,6 @@
 """The critical batch size in small: from runs to tables to the picture, and the experiment."""
 
+import math
 import shutil
 
 import pandas as pd
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from analysis.__main__ import main as analysis
 from analysis.tables import DATA
 from experiments import critical_batch
+from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.studies.critical_batch.branches import BranchConfig, run_branches
 from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
 from noisescale.studies.jobs.cell import Cell
@@ -65,7 +67,8 @@ def test_runs_become_tables_and_the_tables_a_picture(runs, tmp_path):
     own = pd.read_csv(runs / "mnist" / "steps_to_goal.csv")
     committed = tables["steps_to_goal"].query("problem == 'mnist'").reset_index(drop=True)
     pd.testing.assert_frame_equal(committed[own.columns], own, rtol=1e-5, check_dtype=False)
-    assert tables["branches"]["goal"].tolist() == [1.8, 1.2]
+    of_tolerances = tables["branches"].groupby("tolerance")["goal"].apply(list).to_dict()
+    assert of_tolerances == {share: [1.8, 1.2] for share in (0.01, 0.02, 0.05, 0.1)}
     assert (tables["branches"]["start_loss"] <= tables["branches"]["goal"]).all()
     known = tables["branches"][tables["branches"]["ratio"].notna()]
     assert known["ratio"].tolist() == pytest.approx(
@@ -88,4 +91,17 @@ def test_the_experiment_asks_for_what_the_preset_says():
     assert full["num_seeds"] >= 5
     made = critical_batch.quadratic()
     assert made.test.inputs.abs().sum() == 0
+
+
+def test_branches_of_the_experiment_start_at_the_law_of_the_front(runs):
+    """ε(B) = ε_max/(1 + B_c/B) at every size, from one example on."""
+    start = next((runs / "base-0" / "checkpoints").glob("step-*.pt"))
+    law = LearningRateLaw(
+        name="noise", scale=0.4, bend=48.0, power=math.nan, batch_size=None, held_out_error=0.1
+    )
+    config = critical_batch.branch_config(start, law)
+    assert config.batch_sizes[:6] == (1, 2, 3, 4, 6, 8)
+    for size in (1, 16, 64):
+        training = config.run(size, 0, num_examples=60_000)
+        assert training.learning_rate == pytest.approx(0.4 / (1 + 48 / size), rel=1e-5)
     assert critical_batch.PROBLEM.width == 256

@@ -36,6 +36,12 @@ class LearningRateLaw:
             the interval is open; None for the others.
         held_out_error: root mean square of log(ε/prediction), each batch size predicted from the
             others alone, and weighted as in the fit.
+
+    Example:
+        >>> from noisescale import fit_learning_rate_laws
+        >>> law = fit_learning_rate_laws([1, 4, 16, 64, 256], [0.06, 0.2, 0.45, 0.66, 0.77])[0]
+        >>> round(law.rate(8), 2)
+        0.32
     """
 
     name: LawName
@@ -85,6 +91,12 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
 
     Raises:
         SettingError: a rate that is not above 0, or steps that are not.
+
+    Example:
+        >>> from noisescale import best_rate
+        >>> first, second = {0.1: 90, 0.2: 50, 0.4: 60}, {0.2: 55, 0.4: 52, 0.8: 70}  # rate: steps
+        >>> best_rate([first, second])
+        Estimate(0.275 ± 0.038 (0.048–1.571))
     """
     for rate, num_steps in (run for steps in seeds for run in steps.items()):
         if not (0 < rate < math.inf and num_steps > 0):
@@ -168,6 +180,12 @@ def fit_learning_rate_laws(
 
     Raises:
         MeasurementError: fewer than four batch sizes.
+
+    Example:
+        >>> from noisescale import fit_learning_rate_laws
+        >>> laws = fit_learning_rate_laws([1, 4, 16, 64, 256], [0.06, 0.2, 0.45, 0.66, 0.77])
+        >>> laws[0].name, round(laws[0].rate(32), 2)
+        ('noise', 0.58)
     """
     sizes, best = np.asarray(batch_sizes, dtype=float), np.asarray(rates, dtype=float)
     if len(sizes) < FEWEST_RATES:
