@@ -11,6 +11,8 @@ import traceback
 from pathlib import Path
 
 LARGEST = 3e38  # the largest number that float32 parameters can be multiplied by
+LARGEST_COUNT = 2**63 - 1  # the largest whole number that tensors hold
+MOST_RUNS = 10_000  # of a study at one batch size, in seeds or in rates: more is a slip of the hand
 
 
 class NoisescaleError(RuntimeError):
@@ -72,16 +74,20 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise SettingError(f"{name} {value!r}: choose one of {', '.join(allowed)}")
 
 
-def check_count(name: str, value: object, *, instead: str = "") -> None:
-    """SettingError unless `value` is a whole number of 1 or more.
+def check_count(name: str, value: object, *, instead: str = "", most: int = LARGEST_COUNT) -> None:
+    """SettingError unless `value` is a whole number of 1 or more, up to a largest one.
 
     Args:
         name: of the setting, for the message.
         value: what was given.
         instead: what else may be given, as it continues the message: ', "full" or "adaptive"'.
+        most: the largest that is allowed, by default what 64 bits hold.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise SettingError(f"{name} {value!r}: give a whole number of 1 or more{instead}")
+    if value > most:
+        said = f"{value:,}" if value < LARGEST_COUNT else "beyond 64 bits"
+        raise SettingError(f"{name} {said}: give {most:,} at most{instead}")
 
 
 def check_file(path: Path, error: type[NoisescaleError]) -> None:

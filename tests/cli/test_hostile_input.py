@@ -167,6 +167,8 @@ def names(parameter, value, message):
         return True
     with suppress(ValueError):
         spoken += [str(float(value)), f"{float(value):g}"]
+    if not value:  # as a path, the current folder
+        spoken += ["''", "checkpoint.pt"]
     return any(word and word[:40] in words for word in spoken) or "UTF-8" in words
 
 

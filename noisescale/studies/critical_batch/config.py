@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from noisescale.errors import SettingError, check_choice, check_count, is_real
+from noisescale.errors import MOST_RUNS, SettingError, check_choice, check_count, is_real
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.training.config import TrainConfig
 
@@ -83,7 +83,7 @@ class CriticalBatchConfig:
         if self.goals is not None:
             _check_goals(self.goals)
         check_choice("split", self.split, get_args(GoalSplit))
-        check_count("num seeds", self.num_seeds)
+        check_count("num seeds", self.num_seeds, most=MOST_RUNS)
         check_count("epochs", self.epochs)
         if self.noise_examples is not None and self.noise_examples < FEWEST_NOISE_EXAMPLES:
             raise SettingError(

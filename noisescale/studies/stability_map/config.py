@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from noisescale.errors import SettingError, check_count
+from noisescale.errors import MOST_RUNS, SettingError, check_count
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import BatchRule, TrainConfig, resolve_batch_size
 
@@ -137,12 +137,13 @@ class SweepConfig:
             raise SettingError(f"an empty grid: {self.num_lr} learning rates; give 1 or more")
         if self.num_seeds < 1:
             raise SettingError(f"an empty grid: {self.num_seeds} seeds; give 1 or more")
+        for name in ("num_lr", "num_seeds", "max_seeds"):
+            if getattr(self, name) is not None:
+                check_count(name.replace("_", " "), getattr(self, name), most=MOST_RUNS)
         if not 1 < self.factor < 100:
             raise SettingError(f"factor {self.factor!r}: give a number above 1, such as 1.25")
         if self.precision is not None and not 1 < self.precision < math.inf:
             raise SettingError(f"precision {self.precision!r}: give a factor above 1, such as 1.25")
-        if self.max_seeds < 1:
-            raise SettingError(f"{self.max_seeds} seeds at most: give 1 or more")
         if self.precision is not None and self.max_seeds < self.num_seeds:
             raise SettingError(
                 f"{self.num_seeds} seeds, at most {self.max_seeds}: "

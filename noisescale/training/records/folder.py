@@ -84,6 +84,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def may_write(folder: Path) -> bool:
+    """Whether files can be written there: a finished study can be shown where they cannot."""
+    return os.access(folder, os.W_OK)
+
+
 def write_json(path: Path, content: Any) -> None:
     """`content` as strict JSON: any nan or infinity in it is an error, see `nullable`."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
