@@ -195,11 +195,12 @@ def own_place(error: BaseException) -> str | None:
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename).absolute()
         if path.is_relative_to(_PACKAGE):
-            inside = True
+            inside |= path != _COMMANDS
         elif inside and path.is_file() and not any(map(path.is_relative_to, _LIBRARIES)):
             place = f"{path.name}, line {frame.lineno}, in {frame.name}"
     return place
 
 
 _PACKAGE = Path(__file__).parent.absolute()
+_COMMANDS = _PACKAGE / "cli" / "group.py"  # which calls commands of other programs too
 _LIBRARIES = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
