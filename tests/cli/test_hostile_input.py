@@ -21,7 +21,7 @@ from noisescale.studies.stability_map import pictures as stability_pictures, run
 from noisescale.training.records import pictures as records
 from tests.helpers.command_line import run
 from tests.helpers.damage import damaged, files_in
-from tests.helpers.folders import unchanged
+from tests.helpers.folders import contents, unchanged
 
 SECONDS = 20  # in which each of these commands ends, be the machine loaded
 VALUES = [
@@ -84,6 +84,7 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workplace")
     os.mkfifo(folder / "pipe")
     (folder / "folder").mkdir()
+    (folder / "folder" / "thesis.tex").write_text("years of work")
     for name, text in {"csv": TABLE, "json": "{}", "pt": "none", "png": "", "py": SOURCE}.items():
         (folder / f"text.{name}").write_text(text)
     assert run(*RUN, folder / "run").exit_code == 0
@@ -138,8 +139,8 @@ def options():
 @pytest.mark.usefixtures("no_runs")
 def test_every_option_takes_any_value_without_a_traceback_or_a_loss(name, there, tmp_path):
     chance = random.Random(name)
-    kept = [there / "run", there / "folder"]
-    with unchanged(kept[0]), unchanged(kept[1]):
+    before = contents(there / "folder")
+    with unchanged(there / "run"):
         for command, parameter in options():
             if command != name:
                 continue
@@ -157,6 +158,8 @@ def test_every_option_takes_any_value_without_a_traceback_or_a_loss(name, there,
                     arguments,
                     result.stderr,
                 )
+    # what --out names may be added to
+    assert before.items() <= contents(there / "folder").items()
 
 
 def names(parameter, value, message):
@@ -169,6 +172,9 @@ def names(parameter, value, message):
         spoken += [str(float(value)), f"{float(value):g}"]
     if not value:  # as a path, the current folder
         spoken += ["''", "checkpoint.pt"]
+    if value in ("text.py:make", "text.pt"):  # in which it is the other of the two that is wrong
+        spoken.append("run/checkpoint.pt")
+    spoken += ["batch size", "beyond 64 bits"]
     return any(word and word[:40] in words for word in spoken) or "UTF-8" in words
 
 

@@ -163,6 +163,7 @@ def test_what_the_model_calls_superfluous_is_left_out(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")
 @pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr"])
 def test_tensors_that_are_not_dense_are_refused(layout, tmp_path):
     model = nn.Linear(3, 2)
