@@ -15,8 +15,8 @@ from scipy import interpolate, optimize, stats
 
 from analysis.tables import Committed, Runs, analysis
 from noisescale.errors import MeasurementError
+from noisescale.statistics.critical_batch.curves.steps_to_goal import smoothed_losses, steps_to_goal
 from noisescale.statistics.critical_batch.recommendation import recommend
-from noisescale.statistics.critical_batch.steps_to_goal import smoothed_losses, steps_to_goal
 from noisescale.statistics.estimate import Estimate, estimate_row, from_samples, from_stderr
 from noisescale.training.records.tables import read_losses, read_noise
 

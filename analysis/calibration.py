@@ -11,8 +11,8 @@ import pandas as pd
 from analysis.tables import DATA, Runs, analysis
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.calibration.model import MEASURED
+from noisescale.statistics.critical_batch.curves.steps_to_goal import smoothed_losses, steps_to_goal
 from noisescale.statistics.critical_batch.recommendation import recommend
-from noisescale.statistics.critical_batch.steps_to_goal import smoothed_losses, steps_to_goal
 from noisescale.training.records.tables import read_losses, read_noise
 
 TASK = "mnist"  # of the fronts whose network the runs train

@@ -38,7 +38,7 @@ from noisescale.studies.critical_batch.branches import (
 )
 from noisescale.studies.critical_batch.config import DEFAULT_WIDTH, PRESETS
 from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
-from noisescale.studies.critical_batch.start import count_examples
+from noisescale.studies.critical_batch.start import examples_for
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.local import LocalProcesses, default_processes
 from noisescale.training.records.checkpoint import load_checkpoint
@@ -165,7 +165,7 @@ def branch_config(start: Path, law: LearningRateLaw) -> BranchConfig:
         start=file_digest(start),
         examples=examples,
         batch_sizes=default_branch_sizes(
-            1, examples, count_examples(PROBLEM, "train"), per_doubling=2
+            1, examples, examples_for(PROBLEM, "train"), per_doubling=2
         ),
         scaling="noise",
         rate_bend=law.bend,

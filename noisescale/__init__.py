@@ -22,6 +22,8 @@ Gradient noise along a training loop of one's own
     AdaptiveBatchSize: a batch size that follows the noise.
 
 Which batch size
+    run_recommend, RecommendConfig -> RecommendResult with its Advice, an
+        AimedSize for each aim: within minutes, by a few short runs.
     recommend -> Recommendation: from the noise scale along a run.
     run_critical_batch, CriticalBatchConfig -> CriticalBatchResult:
         measured, by many runs.

@@ -56,7 +56,9 @@ from .problems.synthetic import (
     linear_regression as linear_regression,
     noisy_quadratic as noisy_quadratic,
 )
+from .statistics.critical_batch.advice import Advice as Advice, AimedSize as AimedSize
 from .statistics.critical_batch.branches import branch_critical_batch as branch_critical_batch
+from .statistics.critical_batch.curves.steps_to_goal import steps_to_goal as steps_to_goal
 from .statistics.critical_batch.fit import (
     CriticalBatchFit as CriticalBatchFit,
     fit_critical_batch as fit_critical_batch,
@@ -70,7 +72,6 @@ from .statistics.critical_batch.recommendation import (
     Recommendation as Recommendation,
     recommend as recommend,
 )
-from .statistics.critical_batch.steps_to_goal import steps_to_goal as steps_to_goal
 from .statistics.critical_batch.steps_vs_examples import Tradeoff as Tradeoff
 from .statistics.estimate import Estimate as Estimate
 from .statistics.gradient_noise import (
@@ -85,6 +86,7 @@ from .statistics.stability_edge import (
     fit_edge as fit_edge,
     seed_threshold as seed_threshold,
 )
+from .statistics.weighted_mean import Weighting as Weighting
 from .studies.critical_batch.branches import (
     BranchConfig as BranchConfig,
     BranchResult as BranchResult,
@@ -94,6 +96,9 @@ from .studies.critical_batch.config import CriticalBatchConfig as CriticalBatchC
 from .studies.critical_batch.results import CriticalBatchResult as CriticalBatchResult
 from .studies.critical_batch.run import run_critical_batch as run_critical_batch
 from .studies.jobs.options import StudyOptions as StudyOptions
+from .studies.recommend.config import RecommendConfig as RecommendConfig
+from .studies.recommend.results import RecommendResult as RecommendResult
+from .studies.recommend.run import run_recommend as run_recommend
 from .studies.stability_map.config import Horizon as Horizon, SweepConfig as SweepConfig
 from .studies.stability_map.results import SweepResult as SweepResult
 from .studies.stability_map.run import SweepOptions as SweepOptions, run_sweep as run_sweep

@@ -135,6 +135,7 @@ def _measured(axes: Axes, fits: pd.DataFrame, data: Path) -> None:
     axes.axhspan(*ends, color="grey", alpha=0.2, linewidth=0, label=label)
     _bars(axes, fits, "critical_batch_size", marker="o", colour=BLACK, label=CRITICAL)
     _loss_axis(axes, fits["goal"], f"{CRITICAL} (examples)")
+    axes.set_ylim(top=4 * axes.get_ylim()[1])  # room for the legend above band and points
     axes.legend(loc="upper left")
 
 
@@ -149,7 +150,8 @@ def _ratios(axes: Axes, predicted: pd.DataFrame) -> None:
         )
     axes.axhline(1, color=BLACK, linewidth=0.8)
     _loss_axis(axes, predicted["goal"], "ratio")
-    axes.legend()
+    axes.set_ylim(top=3 * axes.get_ylim()[1])  # room for the legend above the bars
+    axes.legend(loc="upper left")
 
 
 def _rates(axes: Axes, rates: pd.DataFrame, laws: pd.DataFrame) -> None:

@@ -26,10 +26,11 @@ CAPTION = (
     "MNIST, ReLU. From initialisation: 784–256–256–10, one epoch; stars: where the study's runs "
     "lie, whose network is four times as wide. From a minimum: a random 1,000 images, "
     "784–200–200–10, 1,000 steps; a run has left it once the loss is ten times that at its start. "
-    "Colour: mean over the seeds tried at a rate, a single one in {single:.0f} % of the patches; "
-    "grey where not finite. Numbers above: seeds that locate each edge, by bisection; bars: 95 % "
+    "Shade: mean over the seeds tried at a rate, a single one in {single:.0f} % of the patches; "
+    "red: as much of a patch as the share of them that diverged, or left. "
+    "Numbers above: seeds that locate each edge, by bisection; bars: 95 % "
     "intervals, at a minimum over orders of the examples alone. At B = 1,000 all seeds are one "
-    "run. Bottom: the map at unit pixels; small points are seeds, hatched: between two "
+    "run. Bottom: the map at unit pixels; small points are seeds, paler: between two "
     "rates tried; a line ends where the next batch size was not run."
 )
 
@@ -39,8 +40,8 @@ def figure(data: Path) -> Figure:
     cells, boundary = (read_map(data, name) for name in ("cells", "boundary"))
     boundary = boundary[MEASURED]
     with plt.rc_context({**STYLE, "axes.grid": False, **COMPACT}):
-        drawn = Figure(figsize=(5.5, 8.4), layout="constrained")
-        parts: Any = drawn.subfigures(3, 1, height_ratios=(4.6, 2.6, 0.95))
+        drawn = Figure(figsize=(5.5, 8.7), layout="constrained")
+        parts: Any = drawn.subfigures(3, 1, height_ratios=(4.6, 2.7, 1.15))
         maps, cuts, below = parts
         handles: dict[str, Any] = {}
         for axes, (name, (title, minimum)) in zip(
@@ -104,7 +105,7 @@ def _draw_map(
         cases=name == "raw",
         legend=False,
     )
-    axes.tick_params(axis="x", labelrotation=90 if name == "raw" else 0)
+    axes.tick_params(axis="x", labelrotation=90)  # side by side they touch
     for size, num_seeds in zip(edges["batch_size"], edges["num_seeds"], strict=True):
         where: Any = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
         axes.text(size, 1.01, str(num_seeds), fontsize=7, **where)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from noisescale.plots.stability_map import CURVES
-from noisescale.plots.style import PURPLE
+from noisescale.plots.style import BLACK
 from paper_figures.stability_map import COMPACT, MAPS, read_map
 from paper_figures.style import STYLE
 
@@ -53,7 +53,7 @@ def _draw_ratios(axes: Axes, boundary: pd.DataFrame) -> None:
     sizes, measured = boundary["batch_size"], boundary["lr_max"]
     ends = (boundary["lr_max_low"] / measured, boundary["lr_max_high"] / measured)
     axes.fill_between(sizes, *ends, color="grey", alpha=0.35, linewidth=0, label="measured, 95 %")
-    axes.axhline(1, color=PURPLE, linewidth=1.2)
+    axes.axhline(1, color=BLACK, linewidth=1.2)
     for name, (colour, style, words) in CURVES.items():
         ratio = boundary[name] / measured
         label = LOWER if name == "lower" else words

@@ -159,6 +159,14 @@ def test_a_configuration_is_made_anew_from_its_repr():
         noisescale.ProblemConfig(),
         noisescale.ProblemConfig(dataset="digits", width=64, norm="layer"),
         noisescale.TrainConfig(batch_size="full", momentum=0.9, seed=3),
+        noisescale.NoiseOptions(hessian=True, dtype=None),
+        noisescale.SharpnessOptions(top=3),
+        noisescale.RunOptions(),
+        noisescale.SweepOptions(predict=False),
+        noisescale.SweepConfig(
+            problem=noisescale.ProblemConfig(), horizon=noisescale.Horizon(steps=50)
+        ),
+        noisescale.CriticalBatchConfig(problem=noisescale.ProblemConfig(), goals=(1.0, 0.5)),
         noisescale.TrainConfig(adaptive=noisescale.AdaptiveConfig(), batch_size="adaptive"),
     ):
         assert eval(repr(config), names) == config

@@ -16,7 +16,7 @@ from noisescale.errors import CheckpointError, MeasurementError
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from noisescale.problems.config import ProblemConfig
+    from noisescale.problems.config import AnyConfig, ProblemConfig
     from noisescale.problems.problem import Params, Problem
     from noisescale.training.records.checkpoint import Checkpoint
 
@@ -70,6 +70,8 @@ class Loaded(NamedTuple):
 
     @property
     def title(self) -> str:
+        if self.content is None:
+            return f"{self.path}, as made"
         return str(self.path) if self.step is None else f"{self.path}, step {self.step:,}"
 
 
@@ -113,9 +115,11 @@ def with_problems(
 
     problem: "module:factory", the problem of all; None: each checkpoint's own, in evaluation mode,
         built once per configuration. CheckpointError for weights that do not say which problem they
-        belong to.
+        belong to, or that belong to one of the user's own: no file is trusted to name code that is
+        run.
     """
     from noisescale.problems.build import build_problem
+    from noisescale.problems.config import ProblemConfig
     from noisescale.problems.factory import load_problem
     from noisescale.training.records.weights import apply_weights
 
@@ -126,11 +130,8 @@ def with_problems(
         config = None if ours is None else ours.problem
         if given is not None:
             current = given
-        elif config is None:
-            raise CheckpointError(
-                f"{checkpoint.path} does not say which model and data it belongs to: "
-                "give --problem module:factory"
-            )
+        elif not isinstance(config, ProblemConfig):
+            raise CheckpointError(f"{checkpoint.path} {where_from(config)}")
         else:
             if config not in built:
                 built[config] = build_problem(config, data_dir=data_dir, device=device)
@@ -140,6 +141,26 @@ def with_problems(
         if checkpoint.content is not None:
             apply_weights(current.model, checkpoint.content, path=checkpoint.path)
         yield checkpoint, current
+
+
+def where_from(config: AnyConfig | None) -> str:
+    """What is lacking where weights say no more than this of their problem, as a sentence's end."""
+    from noisescale.problems.config import FactoryConfig
+
+    if config is None:
+        return (
+            "does not say which model and data it belongs to: give --problem module:factory or "
+            "file.py:factory, a function of yours that returns them"
+        )
+    if isinstance(config, FactoryConfig):
+        return (
+            f"belongs to a problem of your own, {config.factory}, and no file is trusted to name "
+            f"code that is run: give --problem {config.factory}"
+        )
+    return (
+        "belongs to a problem that was given in Python: give --problem FILE.py:FACTORY, a function "
+        "of yours that returns it"
+    )
 
 
 def measure_all(

@@ -120,6 +120,30 @@ def problem_options(command: Command) -> Command:
     )(command)
 
 
+def own_problem_option(command: Command) -> Command:
+    """A problem of the user's own in the place of those of `problem_options`."""
+    return click.option(
+        "--problem",
+        metavar="FILE.py:FACTORY",
+        help="A function of your own (or MODULE:FACTORY) that returns a noisescale.Problem, in the "
+        "place of --dataset, --model and the like; one that takes an argument named seed is given "
+        "the run's.",
+    )(command)
+
+
+def refuse_beside_problem(ctx: click.Context, given: set[str], *others: str) -> None:
+    """SettingError for options that say what is trained, given beside --problem.
+
+    Args:
+        ctx: of the command.
+        given: the names of the options that were given.
+        *others: options beside the fields of ProblemConfig that do not go with it.
+    """
+    names = (*ProblemConfig.__dataclass_fields__, *others)
+    if refused := [flag(ctx, name) for name in names if name in given]:
+        raise SettingError(f"--problem says what is trained: leave out {', '.join(refused)}")
+
+
 def training_options(command: Command) -> Command:
     """The fields of TrainConfig except the batch size."""
     return together(
@@ -291,7 +315,7 @@ def measurement_options(command: Command) -> Command:
             metavar="MODULE:FACTORY",
             help="A function of your own (or FILE.py:FACTORY) that returns a noisescale.Problem; "
             "then any state dict will do, or a folder as save_pretrained leaves it, or no "
-            "CHECKPOINT for the model as it is made.",
+            "CHECKPOINT for the model as it is made (under seed 0).",
         ),
         machine_options,
         click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table."),

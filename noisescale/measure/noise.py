@@ -14,10 +14,11 @@ from noisescale.errors import SettingError
 from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_probes import probe_curvature
-from noisescale.measure.objective import Objective
+from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.data.stream import Stream
 from noisescale.problems.problem import Params, Problem, Source, held
 from noisescale.problems.sampling import Selection, select, split_source
+from noisescale.statistics.display import Settings
 from noisescale.statistics.gradient_noise import (
     NoiseScale,
     gradient_noise,
@@ -27,6 +28,7 @@ from noisescale.statistics.gradient_noise import (
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.statistics.sample import Population, Sample
+from noisescale.statistics.weighted_mean import excess, squared_deviations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +41,8 @@ TOP_EXAMPLES = 10  # fit on a screen
 NEGLIGIBLE = 100  # units of rounding in |g|², below which a tr Σ is nothing but that
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoiseOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NoiseOptions(Settings):
     """What to measure of the gradient noise, and on which examples.
 
     Attributes:
@@ -50,7 +52,7 @@ class NoiseOptions:
             distribution.
         num_examples: size of the random subset of the split; None: all of it.
         hessian: whether to measure tr(HΣ), GᵀHG, B_noise and ε_max as well.
-        num_probes: noise probes for these, of which each takes one Hessian product.
+        num_probes: noise probes for these, of which each takes a quarter of a Hessian product.
         hessian_examples: on which H is taken; None: 4,096, at most half of the split. For a data
             set these are drawn independently of the gradients' examples; for a distribution they
             are others, taken from the gradients' where the split has no more.
@@ -116,7 +118,10 @@ def measure_noise(
 ) -> NoiseScale:
     """|G|², tr Σ and B_simple = tr Σ/|G|² at one parameter vector, with their errors.
 
-    G is the gradient of the mean loss, Σ the covariance of the gradients of single examples.
+    G is the gradient of the mean loss, Σ the covariance of the gradients of single examples. Of a
+    problem with weights w_i, whose batches' gradients are Σ w_i g_i/Σ w_i, G is that of the whole,
+    and Σ the covariance of (w_i/w̄)(g_i − G): to first order in 1/B a batch of B examples has the
+    gradient's covariance Σ/B about G, so that B_simple is in examples, not tokens.
 
     McCandlish et al. 2018 (arXiv 1812.06162), (2.8) and (2.9). See `noise_scale` for the
     estimators.
@@ -172,6 +177,7 @@ def measure_noise(
         population=measured.sample.population,
         population_size=measured.sample.population_size,
         names=list(moments.mean) if options.per_layer else None,
+        weighting=moments.weighting,
     )
     notes = [*noise.notes, *moments.notes, *_notes(measured, noise)]
     notes += measured.objective.notes
@@ -187,7 +193,7 @@ def measure_noise(
         noise,
         split=options.split,
         engine=moments.engine,
-        loss=mean_estimate(moments.losses, measured.sample),
+        loss=mean_estimate(moments.losses, measured.sample, moments.weighting),
         curvature=curvature,
         per_class=per_class,
         top_examples=_top_examples(moments, measured.selected, options.augmentations),
@@ -277,7 +283,7 @@ def _curvature_noise(
     measured: _Measured, generator: torch.Generator, report: Callable[[str], None]
 ) -> CurvatureNoise:
     """B_noise and its parts, with H on examples that are independent of the gradients'."""
-    moments, num_examples = measured.moments, measured.sample.num_examples
+    moments = measured.moments
     wanted = _hessian_examples(measured)
     order = torch.randperm(measured.sample.population_size, generator=generator)
     of_gradients = measured.objective
@@ -285,17 +291,24 @@ def _curvature_noise(
         order = _unused_first(order, measured.selected.indices)
         of_gradients = _without(measured, order[:wanted])
     examples = _whole_split(measured, generator.initial_seed()).subset(order[:wanted])
-    spread = moments.squared_norms.sum(1).mean() - moments.mean_squares.sum()
     return probe_curvature(
         of_gradients,
         measured.objective.on(held(examples)),
-        variance=float(spread) * num_examples / (num_examples - 1),
+        excess=excess(
+            moments.squared_norms.sum(1), float(moments.mean_squares.sum()), moments.whole_weighting
+        ).of_norm,
         sample=measured.sample.of(of_gradients.num_examples),
         num_probes=measured.options.num_probes,
+        mean=None if of_gradients is not measured.objective else _flat_mean(measured),
         engine=moments.engine,  # the one that fits the model
         generator=generator,
         report=report,
     )
+
+
+def _flat_mean(measured: _Measured) -> Tensor:
+    """The mean gradient ḡ (P,)."""
+    return flatten(list(measured.moments.mean.values())).to(measured.objective.point)
 
 
 def _hessian_examples(measured: _Measured) -> int:
@@ -385,6 +398,7 @@ def _per_class(
             moments.total_projections,
             float(moments.mean_squares.sum()),
             replace(measured.sample, num_examples=len(rows), population_size=sizes[number]),
+            moments.whole_weighting,
         )
     return table("class", noises), left_out
 
@@ -407,13 +421,19 @@ def _top_examples(
 
     total = moments.total_projections
     assert total is not None
-    distances = moments.squared_norms.sum(1) - 2 * total + moments.mean_squares.sum()
+    distances = squared_deviations(
+        moments.squared_norms.sum(1), total, float(moments.mean_squares.sum()), moments.weighting
+    )
+    losses = moments.losses
+    if moments.weighting is not None:  # of the examples, without what they count for
+        relative = moments.weighting.relative
+        losses = np.divide(losses, relative, where=relative > 0, out=np.full_like(losses, np.nan))
     num_items = selected.population_size // augmentations  # behind which come their other draws
     first = np.argsort(-distances, kind="stable")[:TOP_EXAMPLES]
     rows = {
         "index": moments.indices[first] % num_items,
         "share": distances[first] / distances.sum() if distances.sum() else 0 * distances[first],
-        "loss": moments.losses[first],
+        "loss": losses[first],
     }
     targets = selected.examples.part(torch.from_numpy(first.copy())).targets
     if isinstance(targets, Tensor) and targets.ndim == 1:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import SettingError
 from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.measure.curvature.products import CurvatureProduct, record_hessian
 from noisescale.measure.distributed import Share
@@ -23,15 +23,23 @@ from noisescale.statistics.sample import Sample
 HESSIAN_GROUPS = 16  # whose spread is H's sampling error: 15 degrees of freedom, t = 2.13
 DEFLATED = 10  # eigenvectors taken out of the probes, which hold most of tr(HΣ) of a network
 PRODUCTS_PER_VECTOR = 2.5  # spent on them; a control variate need not have converged
+# Of H's examples one in so many has its part in the eigenvectors, but for those that cost little:
+# of a small GPT the vectors of 75 examples take as much out of the probes as those of 300
+DEFLATING = 8
+# A probe is taken with one in so many groups, and a group with one in so many probes, of which
+# this many remain at least: the error is of the signs and the examples, hardly of the pairs
+CROSSED, FEWEST_CROSSED = 4, 4
+PROBE_BYTES = 2**29  # of noise probes that are multiplied at a time, 512 MiB as kept graphs have
 
 
 def probe_curvature(
     gradients: Objective,
     hessian: Objective,
     *,
-    variance: float,
+    excess: float,
     sample: Sample,
     num_probes: int = 32,
+    mean: Tensor | None = None,
     engine: EngineName = "auto",
     generator: torch.Generator,
     report: Callable[[str], None],
@@ -43,20 +51,27 @@ def probe_curvature(
     top eigenvectors v_k serve as a control variate: what they contribute, Σ_k λ_k (u·v_k)², is
     exchanged for its mean over the signs, from the examples' own projections g_i·v_k; so
     unconverged vectors cost precision, not correctness. GᵀHG = ḡᵀHḡ − tr(HΣ)/n, for a data set with
-    1/n − 1/N.
+    1/n − 1/N. Of a problem with weights r_i, u is made of r_i·(g_i − G), and GᵀHG takes 2·E[r_i²
+    (g_i − G)]ᵀHG/n back, the bias of the weighted mean along HG.
 
-    Errors: the spread over blocks covers the signs and the sample of gradients, that over 16 groups
-    of its examples the sample of H. For a data set the former's share of sampling shrinks by 1 −
-    n/N, the latter's by 1 − m/N; what cannot be told apart counts in full.
+    Where the memory does not hold the graphs of all of H's examples, the eigenvectors are those of
+    an eighth, each u is multiplied by H on a quarter of their groups, and each group has a quarter
+    of the blocks: all would take several times as long for hardly less error.
+
+    Errors: the spread over blocks covers the signs and the sample of gradients, that over groups
+    the sample of H. For a data set the former's share of sampling shrinks by 1 − n/N, the latter's
+    by 1 − m/N; what cannot be told apart counts in full.
 
     Args:
         gradients: the objective whose examples give G and Σ.
         hessian: the objective whose examples give H. Unbiased if H does not depend on the choice of
             the former: disjoint examples of a distribution, or independent draws from a data set
             (so too all of it). H is taken on at most 1/16 of its examples at a time.
-        variance: tr Σ̂ with 1/(n − 1), which |G|² = |ḡ|² − (1/n − 1/N)·tr Σ̂ takes.
+        excess: tr Σ̂ with 1/(n − 1), which |G|² = |ḡ|² − (1/n − 1/N)·tr Σ̂ takes; of a weighted mean
+            what takes its place, see `noisescale.statistics.weighted_mean.Excess`.
         sample: of the gradients; H's examples are from the same population.
-        num_probes: K, of which each takes one product; at most half as many as there are gradients.
+        num_probes: K, at most half as many as there are gradients.
+        mean: ḡ (P,), where it is known.
         engine: of the projections g_i·v.
         generator: of every random choice, on the CPU.
         report: is told what is being computed.
@@ -69,25 +84,32 @@ def probe_curvature(
     hessian.cap_chunk_size(-(-hessian.num_examples // HESSIAN_GROUPS))
     product = CurvatureProduct(hessian, record_hessian)
     report("mean gradient")
-    mean = gradients.value_and_gradient()[1]
-    image, mean_forms, group_shares = product.with_forms(mean)
+    if mean is None:
+        mean = gradients.value_and_gradient()[1]
     report("eigenvectors")
-    pairs = _deflation(product, generator)
+    pairs, share = _deflation(product, generator)
+    image, mean_forms, group_shares = product.with_forms(mean)
+    crossed = torch.ones(num_blocks, len(group_shares), dtype=torch.bool)
+    if product.num_kept < hessian.num_examples:
+        crossed = _crossed(num_blocks, len(group_shares))
     probes = _Probes.after(gradients, product, mean, image, pairs, engine)
-    blocks = _probe_blocks(probes, num_blocks, generator, report)
-    if blocks.forms.shape[1] != len(group_shares):
-        raise MeasurementError(
-            "the memory ran out between noise probes: give fewer --hessian-examples"
-        )
+    blocks = _probe_blocks(probes, crossed, generator, report)
     return curvature_noise(
         blocks,
-        squared_norm=float(mean.double().square().sum()) - sample.mean_factor * variance,
+        squared_norm=float(mean.double().square().sum()) - sample.mean_factor * excess,
         mean_forms=mean_forms.numpy(),
         group_shares=group_shares.numpy(),
         sample=sample,
         hessian_examples=hessian.num_examples,
-        num_matvecs=1 + pairs.num_matvecs + num_blocks,
+        num_matvecs=1 + round(pairs.num_matvecs * share + float(crossed.sum()) / len(group_shares)),
     )
+
+
+def _crossed(num_blocks: int, num_groups: int) -> Tensor:
+    """Which of J groups of H's examples each of K blocks' probes is multiplied with, (K, J)."""
+    apart = max(min(CROSSED, num_blocks // FEWEST_CROSSED, num_groups // FEWEST_CROSSED), 1)
+    numbers = torch.arange(num_blocks)[:, None] + torch.arange(num_groups)
+    return numbers % apart == 0
 
 
 def _num_blocks(gradients: Objective, num_probes: int) -> int:
@@ -102,33 +124,43 @@ def _num_blocks(gradients: Objective, num_probes: int) -> int:
 
 def _probe_blocks(
     probes: _Probes,
-    num_blocks: int,
+    crossed: Tensor,
     generator: torch.Generator,
     report: Callable[[str], None],
 ) -> ProbeBlocks:
-    """A probe of each of K random blocks of the gradients, divided over the processes."""
-    num_examples = probes.gradients.num_examples
+    """A probe of each of K random blocks of the gradients, divided over the processes.
+
+    crossed: which of H's groups each is multiplied with, (K, J).
+    """
+    num_examples, num_blocks = probes.gradients.num_examples, len(crossed)
     order = torch.randperm(num_examples, generator=generator)
     signs = torch.randint(0, 2, (num_examples,), generator=generator) * 2.0 - 1.0
     share = Share(num_blocks)
     rows_of_blocks = list(torch.arange(num_examples).tensor_split(num_blocks))[share.rows]
+    step = max(PROBE_BYTES // probes.mean.nbytes, 1)
     parts = []
-    for number, rows in enumerate(rows_of_blocks):
-        report(f"noise probe {number + 1} of {len(rows_of_blocks)}")
-        parts.append(probes.probe(order[rows], signs[rows]))
+    for start in range(0, len(rows_of_blocks), step):
+        some = slice(start, start + step)
+        last = min(start + step, len(rows_of_blocks))
+        report(f"noise probes {start + 1} to {last} of {len(rows_of_blocks)}")
+        parts += probes.probe(
+            [(order[rows], signs[rows]) for rows in rows_of_blocks[some]],
+            crossed[share.rows][some],
+        )
     return _gathered(parts, share)
 
 
 def _gathered(parts: list[ProbeBlocks], share: Share) -> ProbeBlocks:
-    """The blocks of every process, in one message: a row for each, the forms last."""
-    rows = share.gather(np.concatenate([np.column_stack(part) for part in parts]))  # (K, 5 + J)
+    """The blocks of every process, in one message: a row for each."""
+    rows = share.gather(np.concatenate([np.column_stack(part) for part in parts]))  # (K, 6 + J)
     return ProbeBlocks(
         shares=rows[:, 0],
         on_mean=rows[:, 1],
         on_image=rows[:, 2],
         deflated=rows[:, 3],
         variances=rows[:, 4],
-        forms=rows[:, 5:],
+        forms=rows[:, 5:-1],
+        weight_bias=rows[:, -1],
     )
 
 
@@ -143,6 +175,8 @@ class _Probes:
     engine: Engine
     directions: list[Params]  # ḡ, Hḡ and the eigenvectors
     centres: np.ndarray  # (2 + k, 1): ḡ along each of them
+    relative: Tensor  # r_i (n,) of all gradients, ones where they have no weights
+    is_weighted: bool
 
     @classmethod
     def after(
@@ -165,22 +199,49 @@ class _Probes:
             engine=projector,
             directions=[gradients.unflatten(vector) for vector in vectors],
             centres=(vectors.double() @ mean.double()).cpu().numpy()[:, None],
+            relative=torch.ones(gradients.num_examples, dtype=torch.float64)
+            if (relative := gradients.relative_weights()) is None
+            else relative,
+            is_weighted=gradients.is_weighted,
         )
 
-    def probe(self, indices: Tensor, signs: Tensor) -> ProbeBlocks:
-        """One block (K = 1): the gradients with these indices (n_b,), under these signs (n_b,)."""
-        num_examples, values = self.gradients.num_examples, self.pairs.values.numpy()
-        unbiased = num_examples / (num_examples - 1)
-        block = self.gradients.on(self.gradients.examples.subset(indices))
+    def probe(self, blocks: Sequence[tuple[Tensor, Tensor]], crossed: Tensor) -> list[ProbeBlocks]:
+        """Of each of k blocks what it gives (K = 1).
+
+        Args:
+            blocks: the indices of its gradients (n_b,) and their signs (n_b,).
+            crossed: which of H's groups each is multiplied with, (k, J).
+        """
+        vectors = torch.stack([self._signed_sum(*block) for block in blocks])  # (k, P)
+        forms = self.product.forms(vectors, crossed).numpy()  # (k, J)
+        along = (vectors @ self.pairs.vectors.mT).double().cpu().numpy()  # (k, eigenvectors)
+        return [
+            self._of_block(indices, forms[row], along[row])
+            for row, (indices, _) in enumerate(blocks)
+        ]
+
+    def _signed_sum(self, indices: Tensor, signs: Tensor) -> Tensor:
+        """The probe u (P,) of a block: of the gradients with these indices, under these signs."""
+        num_examples = self.gradients.num_examples
+        block = self.gradients.part(self.gradients.examples.subset(indices))
         signs = signs.to(block.point)
         signed_sum = block.weighted_gradients(signs.unsqueeze(0))[1][0]  # Σ_i ξ_i g_i (P,)
-        centred = signed_sum - signs.sum() * self.mean
-        probe = centred * (unbiased / len(indices)) ** 0.5
-        forms = self.product.with_forms(probe)[1].numpy()  # (J,)
-        along = (self.pairs.vectors @ probe).double().cpu().numpy()  # (k,)
+        counts = signs.cpu().double() @ self.relative[indices]  # Σ_i ξ_i r_i
+        centred = signed_sum - counts.to(signs) * self.mean
+        probe: Tensor = centred * (num_examples / (num_examples - 1) / len(indices)) ** 0.5
+        return probe
+
+    def _of_block(self, indices: Tensor, forms: np.ndarray, along: np.ndarray) -> ProbeBlocks:
+        """One block by its probe's forms (J,) and inner products with the eigenvectors."""
+        num_examples, values = self.gradients.num_examples, self.pairs.values.numpy()
+        unbiased = num_examples / (num_examples - 1)
+        block = self.gradients.part(self.gradients.examples.subset(indices))
         projections = _projections(block, self.engine, self.directions)  # (2 + k, n_b)
-        variances = unbiased * ((projections - self.centres) ** 2).mean(1)[2:]  # (k,)
-        on_mean, on_image = projections[:2].mean(1)
+        counts = self.relative[indices].numpy()  # of d_i = r_i·(g_i − G)
+        deviations = projections - counts * self.centres  # (2 + k, n_b)
+        variances = unbiased * (deviations**2).mean(1)[2:]  # (k,)
+        on_mean, on_image = deviations[:2].mean(1) + self.centres[:2, 0]
+        bias = unbiased * float((counts * deviations[1]).mean()) if self.is_weighted else 0.0
         return ProbeBlocks(
             shares=np.array([len(indices) / num_examples]),
             on_mean=np.array([on_mean]),
@@ -188,6 +249,7 @@ class _Probes:
             deflated=np.array([values @ along**2]),
             variances=np.array([values @ variances]),
             forms=forms[None],  # (1, J)
+            weight_bias=np.array([bias]),
         )
 
 
@@ -203,18 +265,22 @@ def _projections(objective: Objective, engine: Engine, directions: list[Params])
     return projections
 
 
-def _deflation(product: CurvatureProduct, generator: torch.Generator) -> EigenPairs:
-    """The eigenvectors of H with the largest |λ|, roughly."""
-    objective = product.objective
-    k = min(DEFLATED, objective.dim)
-    return top_eigenpairs(
-        product,
-        dim=objective.dim,
+def _deflation(product: CurvatureProduct, generator: torch.Generator) -> tuple[EigenPairs, float]:
+    """The eigenvectors of H with the largest |λ|, roughly; on which share of its examples."""
+    whole = product.objective
+    k = min(DEFLATED, whole.dim)
+    num_examples = whole.num_examples
+    if product.num_kept < num_examples:
+        num_examples = -(-num_examples // DEFLATING)
+    pairs = top_eigenpairs(
+        product.on(whole.examples.part(slice(num_examples))),
+        dim=whole.dim,
         k=k,
         which="magnitude",
         rtol=0.1,  # of a control variate: a tenth off costs a hundredth of what it saves
-        max_matvecs=min(round(PRODUCTS_PER_VECTOR * k), objective.dim) + 1,
-        dtype=objective.dtype,
-        device=objective.device,
+        max_matvecs=min(round(PRODUCTS_PER_VECTOR * k), whole.dim) + 1,
+        dtype=whole.dtype,
+        device=whole.device,
         generator=generator,
     )
+    return pairs, num_examples / whole.num_examples

@@ -28,7 +28,7 @@ from noisescale.measure.objective import Objective
 from noisescale.measure.objective.gradient_field import check_one_function
 from noisescale.problems.problem import Examples, Params, Problem, held
 from noisescale.problems.sampling import select
-from noisescale.statistics.display import Shown, Summary, share
+from noisescale.statistics.display import Settings, Shown, Summary, share
 from noisescale.statistics.estimate import Estimate, between, estimate_row, exact, from_stderr
 from noisescale.statistics.sample import Sample
 
@@ -53,8 +53,8 @@ MOST_BATCHES = 256  # beyond which small batches, each a pass of its own, take t
 KESKAR_EPSILONS = (1e-3, 5e-4)  # the two of the paper
 
 
-@dataclass(frozen=True, kw_only=True)
-class SharpnessOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SharpnessOptions(Settings):
     """What to measure, of which examples.
 
     Attributes:

@@ -21,6 +21,7 @@ from noisescale.measure.objective import Objective
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.problems.problem import MatVec, Params, Problem, held, num_examples_of
 from noisescale.problems.sampling import select
+from noisescale.statistics.display import Settings
 from noisescale.statistics.estimate import Estimate, between, exact, undefined
 from noisescale.statistics.sample import Sample
 from noisescale.statistics.stability_curves import MADE_OF, StabilityConstants
@@ -39,8 +40,8 @@ FEWEST_STEPS, MOST_STEPS = 60, 500
 FEWEST_REPLICAS, MOST_REPLICAS = 2, 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class StabilityOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StabilityOptions(Settings):
     """What `measure_stability` measures, of which examples.
 
     Attributes:

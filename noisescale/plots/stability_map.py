@@ -31,6 +31,7 @@ from noisescale.plots.style import (
     error_bars,
     finish,
     legend_below,
+    plain_log_axis,
     power_axis,
     series_colours,
 )
@@ -143,7 +144,8 @@ def plot_map(
     if np.isfinite(boundary["lr_max"]).any():
         top = min(top, HEADROOM * boundary["lr_max"].max())
     axes.set_ylim(bottom, top)
-    axes.figure.colorbar(shades, ax=axes, label=QUANTITIES[quantity], pad=0.01)
+    bar = axes.figure.colorbar(shades, ax=axes, label=QUANTITIES[quantity], pad=0.01)
+    plain_log_axis(bar.ax.yaxis)
     if (drawn := axes.get_legend()) is not None:
         drawn.remove()
     if legend:
@@ -168,8 +170,12 @@ def map_handles(axes: Axes, *, unstable: str) -> list[Any]:
 
 
 def _norm(table: pd.DataFrame, quantity: str) -> Any:
-    """Accuracy from 0 to 1; a loss on a logarithmic scale, as far as it is finite."""
-    values = table[quantity].to_numpy()
+    """Accuracy from 0 to 1; a loss on a logarithmic scale, that of cells where all are stable.
+
+    The others' losses are larger by any factor, and their patches red.
+    """
+    stable = table[table["unstable"] == 0]
+    values = (stable if len(stable) else table)[quantity].to_numpy()
     values = values[np.isfinite(values) & (values > 0)]
     if quantity == "test_accuracy" or not len(values):
         return colors.Normalize(0, 1)

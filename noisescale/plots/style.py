@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
@@ -110,11 +111,16 @@ def finish(axes: Axes, x: str, y: str, *, legend_size: float = LEGEND_SIZE) -> N
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
     for axis in (axes.xaxis, axes.yaxis):
-        if axis.get_scale() == "log" and not isinstance(axis.get_major_locator(), FixedLocator):
-            axis.set_major_locator(PlainLogLocator())
-            axis.set_major_formatter(FuncFormatter(number_text))
-            axis.set_minor_locator(NullLocator())
+        plain_log_axis(axis)
     legend_below(axes, size=legend_size)
+
+
+def plain_log_axis(axis: Axis) -> None:
+    """Few and plain ticks, where the axis is logarithmic and its ticks are not given one by one."""
+    if axis.get_scale() == "log" and not isinstance(axis.get_major_locator(), FixedLocator):
+        axis.set_major_locator(PlainLogLocator())
+        axis.set_major_formatter(FuncFormatter(number_text))
+        axis.set_minor_locator(NullLocator())
 
 
 def legend_below(

@@ -57,7 +57,7 @@ def curves_figure(
     losses: pd.DataFrame | None = None,
     diverged_at_step: int | None = None,
 ) -> Figure:
-    """Loss and accuracy along a run, against the epoch or, within the first one, the step.
+    """Loss, and accuracy of classes, along a run against the epoch or, within the first, the step.
 
     Args:
         metrics: the rows of metrics.csv.
@@ -65,22 +65,26 @@ def curves_figure(
         losses: the rows of losses.csv; None: they were not kept.
         diverged_at_step: where the loss was not finite any more; None: nowhere.
     """
-    figure, (loss, accuracy) = panels(2, width=4.5, height=3.9, title=title)
+    # a model that gives no classes has no accuracy
+    classifies = bool(metrics["accuracy"].notna().any())
+    figure, (loss, *others) = panels(1 + classifies, width=4.5, height=3.9, title=title)
     against: Against = "epoch" if metrics["epoch"].max() >= 1 else "step"
     if losses is not None and len(losses):
         plot_losses(loss, losses, against=against)
     plot_metric(loss, metrics, metric="loss", against=against)
-    plot_metric(accuracy, metrics, metric="accuracy", against=against)
+    for accuracy in others:
+        plot_metric(accuracy, metrics, metric="accuracy", against=against)
     if diverged_at_step is not None:
         place = _position(metrics, losses, step=diverged_at_step, against=against)
-        for axes in (loss, accuracy):
+        for axes in (loss, *others):
             label = f"diverged at step {diverged_at_step:,}"
             axes.axvline(place, color=VERMILION, linestyle="--", linewidth=1.2, label=label)
     _limit_losses(loss, metrics, losses, diverged=diverged_at_step is not None)
-    low, high = accuracy.get_ylim()
-    spread = max(0.0, LEAST_SPAN - (high - low)) / 2
-    accuracy.set_ylim(max(-0.02, low - spread), min(1.02, high + spread))
-    accuracy.set_xlim(loss.get_xlim())
+    for accuracy in others:
+        low, high = accuracy.get_ylim()
+        spread = max(0.0, LEAST_SPAN - (high - low)) / 2
+        accuracy.set_ylim(max(-0.02, low - spread), min(1.02, high + spread))
+        accuracy.set_xlim(loss.get_xlim())
     one_legend(figure)
     return figure
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from noisescale.errors import SettingError, check_choice, check_count
-from noisescale.statistics.display import one_line
+from noisescale.statistics.display import Settings
 
 DatasetName = Literal["mnist", "fashion-mnist", "digits"]
 PixelScale = Literal["unit", "raw"]
@@ -18,10 +18,8 @@ DEEPEST = 10_000  # layers, which take a second to make; far beyond any that can
 
 
 @dataclass(frozen=True, repr=False)
-class Config:
+class Config(Settings):
     """Reading and writing shared by the configurations."""
-
-    always_shown: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as they are stored in JSON."""
@@ -55,16 +53,6 @@ class Config:
         """The stored fields that differ from their defaults."""
         defaults = self.stored_defaults()
         return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
-
-    def __repr__(self) -> str:
-        """What makes it anew: the main fields, and those that differ from their defaults."""
-        told = (
-            f"{field.name}={value!r}"
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) != field.default
-            or field.name in self.always_shown
-        )
-        return one_line(self, *told)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -132,6 +120,41 @@ class FactoryConfig(Config):
 
     factory: str
     source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectConfig(Config):
+    """A problem that was given as an object in Python: what can be told of it without its code.
+
+    model: the class of its model. loss: the name of its loss. digest: of the initial parameters and
+        buffers and of the examples (of a Dataset's: how many there are, and the first few). What
+        the code of the model, the loss and the weights does is no part of it.
+    """
+
+    model: str
+    loss: str
+    digest: str
+
+
+AnyConfig = ProblemConfig | FactoryConfig | ObjectConfig
+
+
+def parse_problem(values: dict[str, Any]) -> AnyConfig:
+    """The configuration stored in `values`, of whichever kind it is.
+
+    Args:
+        values: as `to_dict` gives them; of a factory they name one, of an object they have a
+            digest.
+
+    Raises:
+        SettingError: a field this version does not know, or a value that is not allowed.
+    """
+    kind: type[AnyConfig] = ProblemConfig
+    if "factory" in values:
+        kind = FactoryConfig
+    elif "digest" in values:
+        kind = ObjectConfig
+    return kind.from_dict(values)
 
 
 def resolve_device(name: str) -> str:

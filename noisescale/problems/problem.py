@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from noisescale.errors import SettingError
-from noisescale.problems.config import ProblemConfig
+from noisescale.errors import SettingError, first_line
+from noisescale.problems.config import AnyConfig
 from noisescale.problems.data.examples import (
     Examples,
     Tree,
@@ -39,6 +39,7 @@ __all__ = [
     "Problem",
     "Source",
     "Tree",
+    "WeightFn",
     "arguments_of",
     "as_examples",
     "call_model",
@@ -49,10 +50,12 @@ __all__ = [
     "resident",
     "shapes",
     "source_of",
+    "weights_of",
 ]
 
 Params = dict[str, Tensor]  # by name, as model.named_parameters() gives them
 LossFn = Callable[[Any, Any], Tensor]  # what the model returns, targets -> (B,)
+WeightFn = Callable[[Any], Tensor]  # targets -> (B,)
 MatVec = Callable[[Tensor], Tensor]  # v -> Hv, (P,) -> (P,)
 # A split: tensors, or what is read item by item
 Data = Source | Dataset[Any] | DataLoader[Any] | list[Any]
@@ -76,7 +79,21 @@ class Problem:
     lengths, and its workers; its batch size and its order are not used, and a sampler that draws
     some examples more often than others is refused.
 
-    A model or a loss of another kind raises SettingError.
+    The loss of a batch is the mean of its examples' losses, (1/B) Σ ℓ_i; with `weights` it is Σ w_i
+    ℓ_i/Σ w_i, of a batch, a subset and a whole split alike. So a language model whose loss is a
+    mean over all tokens but the padding gives each sequence's mean as its loss, and the number of
+    its tokens as its weight:
+
+        def count(labels):  # (B, T) -> (B,)
+            return (labels != -100).sum(1)
+
+        def loss(logits, labels):  # (B, T, V), (B, T) -> (B,)
+            each = cross_entropy(logits.mT, labels, ignore_index=-100, reduction="none")
+            return each.sum(1) / count(labels).clamp(min=1)
+
+        Problem(model=model, loss=loss, weights=count, train=Examples(tokens, labels))
+
+    A model, a loss or weights of another kind raise SettingError.
 
     Attributes:
         model: a torch.nn.Module, called with the inputs (see `Examples`), B examples at a time,
@@ -86,7 +103,10 @@ class Problem:
         train: the training examples.
         validation: the same for the validation split; None: there is none.
         test: the same for the test split; None: there is none.
-        config: how the problem was built, where it was built from a ProblemConfig.
+        weights: the targets -> (B,): what each example's loss counts for in that of a batch, zero
+            or more, such as its number of valid tokens; None: all alike. The loss of an example
+            that counts nothing must be finite all the same.
+        config: what the problem was built from, where that is known.
 
     Example:
         >>> import torch
@@ -102,7 +122,8 @@ class Problem:
     train: Data
     validation: Data | None = None
     test: Data | None = None
-    config: ProblemConfig | None = None
+    weights: WeightFn | None = None
+    config: AnyConfig | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -116,6 +137,12 @@ class Problem:
                 "outputs and targets that gives one loss for each example, as "
                 'torch.nn.CrossEntropyLoss(reduction="none")'
             )
+        if self.weights is not None and not callable(self.weights):
+            raise SettingError(
+                f"a Problem with {kind_of(self.weights)} as weights: its weights must be a "
+                "function of the targets that gives one number for each example, such as its "
+                "number of valid tokens: lambda labels: (labels != -100).sum(1)"
+            )
 
     def __repr__(self) -> str:
         loss = getattr(self.loss, "__name__", type(self.loss).__name__)
@@ -126,6 +153,34 @@ class Problem:
             f"loss {loss}",
             *(f"{name} {_told(data)}" for name, data in splits.items() if data is not None),
         )
+
+
+def weights_of(weights: WeightFn, targets: Tree) -> Tensor:
+    """What each of B examples counts for in a batch, (B,), once it can be that.
+
+    Args:
+        weights: of a Problem.
+        targets: of the examples.
+
+    Raises:
+        SettingError: the function fails, or gives other than a finite number of 0 or more for each
+            example.
+    """
+    num_examples = first_size(targets)
+    try:
+        values = weights(targets)
+    except Exception as error:  # whatever the user's own function raises
+        raise SettingError(
+            f"the weights of the Problem fail on targets of shape {shapes(targets)}: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(values, Tensor) or values.shape != (num_examples,) or values.is_complex():
+        form = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else kind_of(values)
+        raise SettingError(
+            f"the weights of the Problem give {form} for {num_examples} examples: return one "
+            f"number per example, shape ({num_examples},), as (labels != -100).sum(1) does"
+        )
+    return values.detach()
 
 
 def _size_of(model: nn.Module) -> str:

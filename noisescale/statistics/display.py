@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 WIDTH = 80  # columns of text, those of a terminal that nobody has widened
 MOST_LINES = 12  # what is taken in at a glance
@@ -99,6 +101,25 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return self._summary().html()
+
+
+@dataclass(frozen=True, repr=False)
+class Settings:
+    """A dataclass of settings, whose repr makes it anew: what differs from the defaults.
+
+    One that builds on it is made with repr=False.
+    """
+
+    always_shown: ClassVar[tuple[str, ...]] = ()  # fields that are told at their defaults too
+
+    def __repr__(self) -> str:
+        told = (
+            f"{field.name}={value!r}"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+            or field.name in self.always_shown
+        )
+        return one_line(self, *told)
 
 
 def one_line(thing: object, *parts: str) -> str:

@@ -32,6 +32,12 @@ from noisescale.statistics.sample import (
     reaches,
     with_log_ratio,
 )
+from noisescale.statistics.weighted_mean import (
+    Weighting,
+    excess,
+    squared_deviations,
+    weighted_influences,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -305,6 +311,7 @@ def noise_scale(
     population: Population,
     population_size: int,
     names: Sequence[str] | None = None,
+    weighting: Weighting | None = None,
 ) -> NoiseScale:
     """|G|², tr Σ and B_simple from statistics of n per-example gradients g_i with mean ḡ.
 
@@ -328,6 +335,9 @@ def noise_scale(
         population_size: N of the data set that the examples are a random subset of.
         names: of the tensors; with them the result has `per_layer`, whose errors take projections
             (n, L).
+        weighting: of a weighted mean: what examples count for, whose `squared_norms` and
+            `projections` are then of ĝ_i = r_i g_i, see `Weighting`. tr Σ is that of r_i (g_i − G),
+            |G|² is free of bias up to 1/n², tr Σ up to 1/n. None: all count alike.
 
     Returns:
         The noise scale.
@@ -358,7 +368,8 @@ def noise_scale(
     _check(squared_norms, projections, mean_squares, sample)
     by_tensor = projections if projections is not None and projections.ndim == 2 else None
     total = projections if by_tensor is None else by_tensor.sum(1)
-    noise = gradient_noise(squared_norms.sum(1), total, float(mean_squares.sum()), sample)
+    whole = None if weighting is None else weighting.total
+    noise = gradient_noise(squared_norms.sum(1), total, float(mean_squares.sum()), sample, whole)
     per_layer = None
     if names is not None:
         per_layer = table(
@@ -369,6 +380,7 @@ def noise_scale(
                     None if by_tensor is None else by_tensor[:, index],
                     float(mean_squares[index]),
                     sample,
+                    None if weighting is None else weighting.of_tensor(index),
                 )
                 for index, name in enumerate(names)
             },
@@ -381,7 +393,9 @@ def noise_scale(
             "that they say nothing of fresh ones; take the population dataset, or examples held "
             "out",
         )
-    effective, noisiest = _concentration(squared_norms.sum(1), total, float(mean_squares.sum()))
+    effective, noisiest = _concentration(
+        squared_norms.sum(1), total, float(mean_squares.sum()), whole
+    )
     if (
         effective is not None
         and sample.remaining
@@ -409,15 +423,19 @@ def noise_scale(
 
 
 def gradient_noise(
-    squared_norms: np.ndarray, projections: np.ndarray | None, mean_square: float, sample: Sample
+    squared_norms: np.ndarray,
+    projections: np.ndarray | None,
+    mean_square: float,
+    sample: Sample,
+    weighting: Weighting | None = None,
 ) -> GradientNoise:
     """The estimates of `noise_scale` from |g_i|² (n,), g_i·ḡ (n,) and |ḡ|²."""
     n = sample.num_examples
-    unbiased = (float(squared_norms.mean()) - mean_square) * n / (n - 1)  # tr Σ̂, with 1/(n − 1)
+    unbiased, on_norm = excess(squared_norms, mean_square, weighting)
     variance = sample.variance_factor * unbiased
     # |ḡ|² − (1/n − 1/N)·tr Σ̂, term by term: committed tables keep their last digit
-    squared_norm = mean_square - unbiased / n + unbiased / sample.size_of_population
-    spread = _spread(squared_norms, projections, sample)
+    squared_norm = mean_square - on_norm / n + on_norm / sample.size_of_population
+    spread = _spread(squared_norms, projections, mean_square, sample, weighting)
     covariance = np.full((2, 2), math.nan)
     reach: Sequence[Reach | None] = (None, None, None)
     if sample.remaining == 0:
@@ -446,12 +464,15 @@ def gradient_noise(
 
 
 def _concentration(
-    squared_norms: np.ndarray, projections: np.ndarray | None, mean_square: float
+    squared_norms: np.ndarray,
+    projections: np.ndarray | None,
+    mean_square: float,
+    weighting: Weighting | None,
 ) -> tuple[float | None, float | None]:
     """n_eff and the share of the noisiest hundredth, of the examples' squared deviations."""
     if projections is None:
         return None, None
-    deviations = squared_norms - 2 * projections + mean_square  # (n,)
+    deviations = squared_deviations(squared_norms, projections, mean_square, weighting)  # (n,)
     total = float(deviations.sum())
     if not total > 0:
         return None, None
@@ -487,24 +508,34 @@ def _histogram(
 
 
 def _spread(
-    squared_norms: np.ndarray, projections: np.ndarray | None, sample: Sample
+    squared_norms: np.ndarray,
+    projections: np.ndarray | None,
+    mean_square: float,
+    sample: Sample,
+    weighting: Weighting | None,
 ) -> Spread | None:
     """The examples' influences on tr Σ and |G|² (2, n); None where they are not known."""
     n = sample.num_examples
     # of two examples, the projection of either on the other is the same, which tells nothing
     if projections is None or n <= 2:
         return None
+    if weighting is not None:
+        weighted = weighted_influences(squared_norms, projections, mean_square, weighting)
+        return None if weighted is None else Spread(values=weighted, share=sample.remaining)
     on_others = (n * projections - squared_norms) / (n - 1)  # (n,)
     influences = np.stack([squared_norms - 2 * on_others, 2 * on_others])  # (2, n)
     return Spread(values=influences, share=sample.remaining)
 
 
-def mean_estimate(values: np.ndarray, sample: Sample) -> Estimate:
-    """The mean of a quantity over the population, from the sample's values (n,)."""
+def mean_estimate(
+    values: np.ndarray, sample: Sample, weighting: Weighting | None = None
+) -> Estimate:
+    """The mean of a quantity over the population, from the sample's values (n,), times r_i."""
     mean, n = float(values.mean()), sample.num_examples
     if sample.remaining == 0:
         return exact(mean, num_samples=n)
-    stderr = float(values.std(ddof=1)) * math.sqrt(sample.remaining / n)
+    deviations = values if weighting is None else values - weighting.relative * mean
+    stderr = float(deviations.std(ddof=1)) * math.sqrt(sample.remaining / n)
     return from_stderr(mean, stderr, num_samples=n)
 
 

@@ -135,7 +135,9 @@ class ProbeBlocks(NamedTuple):
         on_image: ḡ_b·Hḡ (K,).
         deflated: Σ_k λ_k (u·v_k)² (K,), what the control variate takes out of the probe.
         variances: Σ_k λ_k Var(g·v_k) (K,), what it puts in instead.
-        forms: uᵀH_j u (K, J), of each group's own Hessian H_j.
+        forms: uᵀH_j u (K, J), of each group's own Hessian H_j; nan where a probe was not taken with
+            a group. Every block has as many groups, and every group as many blocks, or nearly.
+        weight_bias: E[r_i d_i·Hḡ] (K,) of a weighted mean, see `Excess`; 0 of a plain one.
     """
 
     shares: np.ndarray
@@ -144,6 +146,7 @@ class ProbeBlocks(NamedTuple):
     deflated: np.ndarray
     variances: np.ndarray
     forms: np.ndarray
+    weight_bias: np.ndarray | float = 0.0
 
 
 def curvature_noise(
@@ -157,6 +160,11 @@ def curvature_noise(
     num_matvecs: int,
 ) -> CurvatureNoise:
     """The estimates from blocks of gradients; `measure.noise_probes` says what they estimate.
+
+    A form errs by its block, its group and for itself. The spread of blocks' means and that of
+    groups' add up to the error, each with a little of the other, for a block has a part of the
+    groups and a group a part of the blocks: of a block's variance 1/S counts twice, S groups to a
+    block.
 
     Args:
         blocks: of the gradients, K of them.
@@ -172,10 +180,11 @@ def curvature_noise(
     """
     num_blocks, num_groups = blocks.forms.shape
     mean_factor, variance_factor = sample.mean_factor, sample.variance_factor
-    remainder = blocks.forms @ group_shares - blocks.deflated  # (K,)
+    remainder = _means(blocks.forms, group_shares) - blocks.deflated  # (K,)
     traces = remainder + blocks.variances  # (K,), each unbiased for tr(HΣ)
     trace = blocks.shares @ traces
-    curvature = mean_forms @ group_shares - mean_factor * trace
+    bias = float(blocks.shares @ np.broadcast_to(blocks.weight_bias, blocks.shares.shape))
+    curvature = mean_forms @ group_shares - mean_factor * (trace - 2 * bias)
 
     # each block's part in (|G|², tr(HΣ), GᵀHG), by gradients and signs, and by the signs alone
     drawn = np.stack(
@@ -186,7 +195,8 @@ def curvature_noise(
     covariance += (1 - sample.remaining) * _covariance_of_mean(signs, blocks.shares)
 
     # and each group's, with the Hessian's examples drawn
-    group_traces = blocks.shares @ (blocks.forms - (blocks.deflated - blocks.variances)[:, None])
+    exchanged = (blocks.deflated - blocks.variances)[:, None]
+    group_traces = _means((blocks.forms - exchanged).T, blocks.shares)  # (J,)
     groups = np.stack(
         [
             0 * group_traces,
@@ -212,6 +222,13 @@ def curvature_noise(
         spreads=spreads,
         notes=_notes(group_traces * group_shares) if hessian_remaining else (),
     )
+
+
+def _means(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Of rows (K, J) with these shares (J,), of what is not nan: (K,)."""
+    taken = ~np.isnan(values)
+    means: np.ndarray = (np.where(taken, values, 0.0) @ shares) / (taken @ shares)
+    return means
 
 
 def _notes(parts: np.ndarray) -> tuple[str, ...]:

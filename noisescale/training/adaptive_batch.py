@@ -57,6 +57,7 @@ class AdaptiveBatchSize:
         self.tradeoff = Tradeoff()  # over the updates at which B_simple was resolved
         self.num_resolved = 0
         self._first_scale: float | None = None  # 𝓑_0
+        self._counts = True  # whether each part of the batch so far counts for something
 
     def __repr__(self) -> str:
         return one_line(
@@ -76,6 +77,19 @@ class AdaptiveBatchSize:
         rest = indices[first:]
         return [indices[:first], *(rest.split(largest) if len(rest) else ())]
 
+    def take(self, num_examples: int, *, weight: float | None) -> None:
+        """Takes note of a part of the batch, after its backward pass.
+
+        Args:
+            num_examples: in it.
+            weight: what its mean gradient counts for, such as its tokens; None: as many as the
+                examples are. Of a batch with a part that counts nothing no norms are taken.
+        """
+        if weight == 0:
+            self._counts = False
+        elif self._counts:
+            self.monitor.micro_batch(num_examples, weight=weight)
+
     @property
     def noise(self) -> GradientNoise | None:
         """The running estimates; None before there are any."""
@@ -88,6 +102,10 @@ class AdaptiveBatchSize:
             step: the number of that update, from 1.
         """
         used = sum(self.monitor.pending)
+        if not self._counts:
+            self._counts = True
+            self.monitor.discard()
+            return
         self.monitor.update()
         noise = self.noise
         if noise is None:

@@ -9,14 +9,15 @@ from typing import Any, Literal, Self, get_args
 
 from noisescale.errors import LARGEST, SettingError, check_choice, check_count, is_real
 from noisescale.problems.config import Config
+from noisescale.statistics.display import Settings
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 BatchRule = Literal["full", "adaptive"]
 LrScaling = Literal["none", "sqrt", "linear", "noise"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdaptiveConfig:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AdaptiveConfig(Settings):
     """How a batch size follows the noise scale: B = √(r·B_simple), see `AdaptiveBatchSize`.
 
     Attributes:

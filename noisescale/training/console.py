@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import textwrap
 import threading
 import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from noisescale.errors import SettingError
 from noisescale.training.tracking.losses import LossHistory, mean_loss
@@ -19,15 +22,124 @@ from noisescale.training.tracking.losses import LossHistory, mean_loss
 # seconds between two moves of the bar: a step may be a hundred times shorter, and drawing is not
 # free
 REDRAW_EVERY = 0.1
+SAY_EVERY = 30.0  # seconds between two lines where there is no terminal for a bar
+LOG_WIDTH = 80  # columns of a line there: of a log that is looked at in a terminal of any width
+
+
+def log_line(console: Console, text: str, *, indent: str = "  ") -> None:
+    """Writes a line of a log, folded between words where the terminal, or a log, is narrower.
+
+    Args:
+        console: where to write.
+        text: the line; a word longer than the width, such as a path, stays whole.
+        indent: of what does not fit the first line.
+    """
+    folded = textwrap.wrap(
+        text,
+        console.width if console.is_terminal else LOG_WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for line in folded or [""]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def duration_text(seconds: float) -> str:
+    """A time in hours and minutes, minutes and seconds, or seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class Heartbeat:
+    """While open, says every 30 seconds what is being done, where no terminal shows it.
+
+    Args:
+        console: where to write; a terminal, or a quiet console, gets nothing.
+        text: what to say then; it is called in another thread, and should only read.
+        every: seconds between two lines.
+    """
+
+    def __init__(
+        self, console: Console, text: Callable[[], str], *, every: float = SAY_EVERY
+    ) -> None:
+        self._console = console
+        self._text = text
+        self._every = every
+        self._last = time.monotonic()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if not (self._console.is_terminal or self._console.quiet):
+            self._thread = threading.Thread(target=self._beat, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def said(self) -> None:
+        """Notes that a line has just been written, so that the next is due later."""
+        self._last = time.monotonic()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(max(0.0, self._last + self._every - time.monotonic())):
+            if time.monotonic() >= self._last + self._every:
+                self.said()
+                log_line(self._console, self._text())
+
+
+class Pace:
+    """How long work still takes whose parts differ in cost: each part's mean, times those left.
+
+    A measurement may cost as much as a thousand updates, and most of those in logarithms of the
+    step come early: no share of the steps tells how long the rest takes.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._done: dict[str, float] = {}
+
+    def spent(self, part: str, seconds: float, *, amount: float = 1.0) -> None:
+        """Notes that so much of a part took so long.
+
+        Args:
+            part: what kind of work.
+            seconds: that it took.
+            amount: how much of it was done, in any unit.
+        """
+        self._seconds[part] = self._seconds.get(part, 0.0) + seconds
+        self._done[part] = self._done.get(part, 0.0) + amount
+
+    def left(self, amounts: Mapping[str, float]) -> float | None:
+        """Seconds until so much of each part is done; None where a part is not known yet.
+
+        Args:
+            amounts: of each part, what is left of it.
+        """
+        seconds = 0.0
+        for part, amount in amounts.items():
+            if amount <= 0:
+                continue
+            if not self._done.get(part):
+                return None
+            seconds += self._seconds[part] / self._done[part] * amount
+        return seconds
 
 
 class RunReport:
     """What a run tells of itself: a progress bar, log lines above it, and TensorBoard events.
 
     Args:
-        console: where bar and lines go; None: nowhere. Only a terminal gets the bar.
+        console: where bar and lines go; None: nowhere. A terminal gets the bar, others a line at
+            least every 30 seconds.
         events: a TensorBoard SummaryWriter, which the caller closes; None for none.
-        title: what every line begins with.
+        title: of the run.
         total_epochs: the length of the bar.
         step: that the run goes on from.
     """
@@ -44,51 +156,77 @@ class RunReport:
         self._console = console or Console(quiet=True)
         self._events = events
         self._title = title
+        self._total_epochs = total_epochs
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("epoch {task.completed:.2f}/{task.total:g}"),
+            BarColumn(bar_width=None),
             TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            expand=True,
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=total_epochs, detail="")
+        self._status = "starting"
+        self._heartbeat = Heartbeat(self._console, lambda: f"{title}: {self._status}")
         self._drawn = 0.0
         self._last_loss = step  # the last step whose loss is among the events
+        self._has_heading = False
 
     def __enter__(self) -> Self:
         self._bar.start()
+        self._heartbeat.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._heartbeat.__exit__(*exception)
         self._bar.stop()
 
-    def update(self, *, epoch: float, step: int) -> None:
-        """Moves the bar, at most ten times a second."""
-        if (now := time.monotonic()) - self._drawn >= REDRAW_EVERY:
-            self._drawn = now
-            self._bar.update(self._task, completed=epoch, detail=f"step {step:,}")
+    @property
+    def is_due(self) -> bool:
+        """Whether the bar may move again, which it does at most ten times a second."""
+        return time.monotonic() - self._drawn >= REDRAW_EVERY
+
+    def update(self, *, epoch: float, step: int, seconds_left: float | None) -> None:
+        """Moves the bar.
+
+        Args:
+            epoch: up to where the run is.
+            step: likewise.
+            seconds_left: about; None where it is not known yet.
+        """
+        self._drawn = time.monotonic()
+        left = "" if seconds_left is None else f", {duration_text(seconds_left)} left"
+        detail = f"epoch {epoch:.2f} of {self._total_epochs:.4g}, step {step:,}{left}"
+        self._status = detail
+        self._bar.update(self._task, completed=epoch, detail=detail)
 
     def epoch(self, rows: list[dict[str, Any]]) -> None:
         """Reports an epoch's rows of metrics.csv, one row per split, in one line."""
         first = rows[0]
-        position = f"epoch {first['epoch']:<6.4g} step {first['step']:<8,}"
+        classifies = not math.isnan(first["accuracy"])
+        if not self._has_heading:
+            self._has_heading = True
+            named = "loss and accuracy" if classifies else "loss"
+            self.log(f"{self._title}: {named}, {', '.join(row['split'] for row in rows)}")
         scores = "  ".join(
-            f"{row['split']} {row['loss']:.4f}/{row['accuracy']:.4f}" for row in rows
+            f"{row['loss']:.4f}" + (f" {row['accuracy']:6.2%}" if classifies else "")
+            for row in rows
         )
         speed = f"  {first['seconds']:.1f} s" if first["seconds"] else ""
-        self.log(f"{self._title}  {position} loss/accuracy: {scores}{speed}")
+        self.log(f"{self._position(first)}  {scores}{speed}")
         for row in rows:
             self._add_events(
-                {f"{score}/{row['split']}": row[score] for score in ("loss", "accuracy", "f1")},
+                {
+                    f"{score}/{row['split']}": row[score]
+                    for score in (("loss", "accuracy", "f1") if classifies else ("loss",))
+                },
                 step=row["step"],
             )
 
     def measurement(self, row: dict[str, Any], text: str, scalars: dict[str, float]) -> None:
         """Reports what was measured between two steps: `text` in a line, `scalars` as events."""
-        self.log(f"{self._title}  epoch {row['epoch']:<6.3g} step {row['step']:<8,} {text}")
+        self.log(f"{self._position(row)}  {text}")
         self._add_events(scalars, step=row["step"])
 
     def batch_losses(self, losses: LossHistory) -> None:
@@ -98,9 +236,15 @@ class RunReport:
         self._last_loss = steps[-1].step
         self._add_events({"loss/batch": mean_loss(steps)}, step=self._last_loss)
 
+    @staticmethod
+    def _position(row: dict[str, Any]) -> str:
+        """Where in the run a row is, always as wide."""
+        return f"epoch {row['epoch']:>7.3g}  step {row['step']:>7,}"
+
     def log(self, text: str) -> None:
-        """Writes a line above the bar."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """Writes a line above the bar, folded where it is too long."""
+        self._heartbeat.said()
+        log_line(self._console, text)
 
     def _add_events(self, scalars: dict[str, float], *, step: int) -> None:
         if self._events is not None:

@@ -1,33 +1,49 @@
-"""Loss, accuracy and macro F1 of a classifier on a set of examples."""
+"""The mean loss on a set of examples and, of a classifier, accuracy and macro F1."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from noisescale.problems.problem import Examples, LossFn, Source, call_model
+from noisescale.errors import NoisescaleError, SettingError, first_line
+from noisescale.problems.problem import (
+    Examples,
+    LossFn,
+    Source,
+    Tree,
+    WeightFn,
+    call_model,
+    kind_of,
+    weights_of,
+)
 from noisescale.statistics.display import counted, one_line
 
 # examples in a forward pass: activations stay near the cache, and memory is bounded
 CHUNK = 2048
+# Classes of a confusion matrix, whose cells are their square: a vocabulary has none
+MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
-    """Scores of a classifier on N examples.
+    """Scores of a model on N examples.
 
     Attributes:
-        loss: the mean over the examples; nan or inf where an output is not finite.
+        loss: the mean over the examples, by their weights where they have some; nan or inf where an
+            output is not finite.
         confusion: counts (C, C), rows the true class, columns the predicted one; they sum to N.
+            None where the outputs are no (B, C) with a class for each example as target.
     """
 
     loss: float
-    confusion: np.ndarray
+    confusion: np.ndarray | None
 
     def __repr__(self) -> str:
         return one_line(
@@ -40,7 +56,9 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """The share of the examples whose largest output is that of their class."""
+        """The share of the examples whose largest output is that of their class; nan of none."""
+        if self.confusion is None:
+            return math.nan
         return float(np.trace(self.confusion) / self.confusion.sum())
 
     @property
@@ -48,8 +66,10 @@ class Evaluation:
         """Macro F1: the mean over classes of 2·TP/(2·TP + FP + FN).
 
         Classes neither present nor predicted are left out, and a class never hit counts as 0, as in
-        `sklearn.metrics.f1_score(average="macro", zero_division=0)`.
+        `sklearn.metrics.f1_score(average="macro", zero_division=0)`; nan without classes.
         """
+        if self.confusion is None:
+            return math.nan
         hits = np.diag(self.confusion)  # (C,)
         present_and_predicted = self.confusion.sum(0) + self.confusion.sum(1)  # 2·TP + FP + FN
         counted = present_and_predicted > 0
@@ -57,28 +77,46 @@ class Evaluation:
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, loss: LossFn, examples: Source) -> float:
-    """The mean loss of `model` in evaluation mode (restored afterwards) over `examples`."""
+def mean_loss(
+    model: nn.Module, loss: LossFn, examples: Source, weights: WeightFn | None = None
+) -> float:
+    """The mean loss of `model` in evaluation mode (restored afterwards) over `examples`.
+
+    Args:
+        model: called with the examples' inputs.
+        loss: outputs, targets -> (B,), one loss per example.
+        examples: N of them.
+        weights: targets -> (B,), what each counts for in the mean; None: all alike.
+
+    Raises:
+        SettingError: the model, the loss or the weights fail, or give other shapes.
+    """
+    total = _Total(loss, weights)
     with _evaluation_mode(model):
-        sums = [
-            loss(call_model(model, chunk.inputs), chunk.targets).sum(dtype=torch.float64)
-            for chunk in _chunks(model, examples)
-        ]
-    return float(torch.stack(sums).sum()) / examples.num_examples
+        for chunk in _chunks(model, examples):
+            total.add(model, chunk)
+    return total.mean(examples.num_examples)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loss: LossFn, examples: Source) -> Evaluation:
-    """Loss and confusion counts of a classifier in evaluation mode, chunk by chunk.
+def evaluate(
+    model: nn.Module, loss: LossFn, examples: Source, weights: WeightFn | None = None
+) -> Evaluation:
+    """The mean loss, and a classifier's confusion counts, in evaluation mode, chunk by chunk.
 
-    The loss is summed in float64 and divided by N, so that a short last chunk carries its own
+    The loss is summed in float64 and divided once, so that a short last chunk carries its own
     weight. Argmax over outputs that are nan returns class 0: a diverged model "predicts" class 0
     throughout.
 
     Args:
-        model: maps inputs (B, *F) to outputs (B, C); its mode is restored afterwards.
-        loss: outputs (B, C), targets (B,) -> (B,), one loss per example.
-        examples: N of them, with class indices as targets.
+        model: maps inputs to outputs; its mode is restored afterwards. It counts as a classifier
+            where outputs are (B, C), of 1,000 classes at most, and targets class indices (B,).
+        loss: outputs, targets -> (B,), one loss per example.
+        examples: N of them.
+        weights: targets -> (B,), what each counts for in the mean loss; None: all alike.
+
+    Raises:
+        SettingError: the model, the loss or the weights fail, or give other shapes.
 
     Example:
         >>> from noisescale import ProblemConfig, build_problem, evaluate
@@ -86,20 +124,93 @@ def evaluate(model: nn.Module, loss: LossFn, examples: Source) -> Evaluation:
         >>> evaluate(problem.model, problem.loss, problem.test)
         Evaluation(loss 2.309, accuracy 0.132, f1 0.04619, 250 examples)
     """
-    sums: list[torch.Tensor] = []
-    confusion: torch.Tensor | None = None
+    total = _Total(loss, weights)
+    confusion: Tensor | None = None
+    classifies = True
     with _evaluation_mode(model):
         for chunk in _chunks(model, examples):
-            outputs = call_model(model, chunk.inputs)  # (B, C)
-            sums.append(loss(outputs, chunk.targets).sum(dtype=torch.float64))
-            num_classes = outputs.shape[1]
-            cells = chunk.targets * num_classes + outputs.argmax(1)  # (B,), of the matrix laid flat
-            counts = torch.bincount(cells, minlength=num_classes**2)
-            counts = counts.reshape(num_classes, num_classes)  # (C·C,) -> (C, C)
-            confusion = counts if confusion is None else confusion + counts
-    assert confusion is not None, "examples are never empty"
-    total = torch.stack(sums).sum().item()
-    return Evaluation(loss=total / examples.num_examples, confusion=confusion.cpu().numpy())
+            outputs = total.add(model, chunk)
+            classifies = classifies and _are_classes(outputs, chunk.targets)
+            if classifies:
+                num_classes = outputs.shape[1]
+                # (B,), of the matrix laid flat
+                cells = chunk.targets * num_classes + outputs.argmax(1)
+                counts = torch.bincount(cells, minlength=num_classes**2)
+                counts = counts.reshape(num_classes, num_classes)  # (C·C,) -> (C, C)
+                confusion = counts if confusion is None else confusion + counts
+    counted = confusion.cpu().numpy() if classifies and confusion is not None else None
+    return Evaluation(loss=total.mean(examples.num_examples), confusion=counted)
+
+
+class _Total:
+    """The sum of the losses of some examples and of what these count for, chunk by chunk."""
+
+    def __init__(self, loss: LossFn, weights: WeightFn | None) -> None:
+        self._loss = loss
+        self._weights = weights
+        self._losses: list[Tensor] = []
+        self._counts: list[Tensor] = []
+
+    def add(self, model: nn.Module, chunk: Examples) -> Any:
+        """Takes in a chunk, whose outputs are returned; SettingError where they cannot be had."""
+        try:
+            outputs = call_model(model, chunk.inputs)
+            losses = self._loss(outputs, chunk.targets)
+        except NoisescaleError:
+            raise
+        except Exception as error:  # whatever a model or a loss of the user's own raises
+            if "memory" in str(error):
+                raise
+            raise SettingError(
+                f"{type(model).__name__} or its loss fails on {chunk.num_examples} examples: "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
+        check_losses(losses, chunk.num_examples)
+        if self._weights is not None:
+            counts = weights_of(self._weights, chunk.targets).to(torch.float64)
+            self._counts.append(counts.sum())
+            losses = losses * counts
+        self._losses.append(losses.sum(dtype=torch.float64))
+        return outputs
+
+    def mean(self, num_examples: int) -> float:
+        """The mean over the N examples; nan where all of them count nothing."""
+        total = float(torch.stack(self._losses).sum())
+        if self._weights is None:
+            return total / num_examples
+        count = float(torch.stack(self._counts).sum())
+        return total / count if count else math.nan
+
+
+def check_losses(losses: object, num_examples: int) -> None:
+    """SettingError unless this is one real loss for each example, (B,).
+
+    Args:
+        losses: what the loss has returned.
+        num_examples: B.
+    """
+    is_complex = isinstance(losses, Tensor) and losses.is_complex()
+    if not isinstance(losses, Tensor) or losses.shape != (num_examples,) or is_complex:
+        form = kind_of(losses)
+        if isinstance(losses, Tensor):
+            form = f"{'complex numbers of ' * is_complex}shape {tuple(losses.shape)}"
+        raise SettingError(
+            f"the loss gives {form} for {num_examples} examples: return one real loss per example, "
+            f'shape ({num_examples},), as reduction="none" does'
+        )
+
+
+def _are_classes(outputs: Any, targets: Tree) -> bool:
+    """Whether each example has a class (B,), and an output for every class there is (B, C)."""
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        return False
+    is_table = outputs.ndim == 2 and outputs.is_floating_point()
+    if not is_table or targets.ndim != 1 or targets.dtype.is_floating_point or targets.is_complex():
+        return False
+    num_classes = outputs.shape[1]
+    if targets.dtype == torch.bool or not 1 < num_classes <= MOST_CLASSES:
+        return False
+    return bool((targets.min() >= 0) & (targets.max() < num_classes))
 
 
 def _chunks(model: nn.Module, examples: Source) -> Iterator[Examples]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,18 @@ from rich.console import Console
 
 from noisescale.errors import Interrupted
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import ProblemConfig
+from noisescale.problems.config import AnyConfig, FactoryConfig, ProblemConfig
+from noisescale.problems.factory import (
+    build_own_problem,
+    object_config,
+    seeding_notes,
+    with_data_on,
+)
+from noisescale.problems.models import copy_of
 from noisescale.problems.problem import SPLITS, Problem, Source, resident, source_of
+from noisescale.statistics.display import Settings
 from noisescale.training.config import TrainConfig
-from noisescale.training.console import DeferredInterrupts, RunReport, event_writer
+from noisescale.training.console import DeferredInterrupts, Pace, RunReport, event_writer
 from noisescale.training.evaluation import Evaluation, evaluate
 from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.training.records.environment import environment
@@ -51,8 +59,8 @@ from noisescale.training.tracking.sharpness import SharpnessTracker
 from noisescale.training.trainer import Training
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RunOptions(Settings):
     """How a run is carried out; nothing here changes its result.
 
     Attributes:
@@ -89,7 +97,7 @@ class RunOptions:
 
 
 def run_training(
-    problem_config: ProblemConfig,
+    problem: ProblemConfig | FactoryConfig | Problem,
     training_config: TrainConfig,
     path: Path,
     options: RunOptions | None = None,
@@ -101,14 +109,21 @@ def run_training(
     valid whatever is raised.
 
     Args:
-        problem_config: model, loss and data.
+        problem: model, loss and data. As a configuration of ours, or of a factory of your own (see
+            `noisescale.problems.factory.factory_config`), it is built here, its initial parameters
+            drawn under the seed. As a Problem it is trained from the parameters that its model has,
+            whatever the seed, which then orders the examples alone; the model is left as it is. A
+            Problem is known again by the names of its model's class, its loss and its weights, and
+            by a digest of the parameters, buffers and examples (of a Dataset how many there are,
+            and the first 32): not by what its code does, so that a folder of an older version of
+            that code is taken for the same run.
         training_config: optimizer, batch size, length and seed.
         path: the run's folder, made where it is missing.
         options: how the run is carried out; None: as RunOptions' defaults say.
 
     Returns:
-        Settings, final scores of every split (mean loss, accuracy, macro F1), seconds and
-        environment; a number that is not finite is None, with the reason beside it.
+        Settings, final scores of every split (mean loss and, of classes, accuracy and macro F1),
+        seconds and environment; a number that is not finite is None, with the reason beside it.
 
     Raises:
         RunFolderError: where the folder holds something else, or a damaged file.
@@ -130,33 +145,50 @@ def run_training(
         'metrics.csv'
     """
     options = options or RunOptions()
+    config = object_config(problem) if isinstance(problem, Problem) else problem
+    # 1 + seed: with seed 0 alone there is nothing to tell apart
+    notes = (*options.notes, *seeding_notes(config, num_seeds=1 + training_config.seed))
     record = {
-        "problem": problem_config.to_dict(),
+        "problem": config.to_dict(),
         "training": training_config.to_dict(),
-        "notes": list(options.notes),
+        "notes": list(notes),
         "environment": environment(options.device),
     }
     if not options.force and folder_state(path, record) == "finished":
         _note_unmeasured(path, options)
         return read_summary(path)
-    problem = build_problem(
-        problem_config, seed=training_config.seed, data_dir=options.data_dir, device=options.device
-    )
+    built = _built(problem, config, training_config.seed, options)
     # before the folder is made, so that settings which cannot work leave none behind
-    training = Training(problem, training_config)
+    training = Training(built, training_config)
+    del problem, built  # nothing that is drawn needs the data
     with RunFolder(path, record, force=options.force) as folder:
         if folder.state == "finished":  # by another process, while the data were loaded
             return read_summary(path)
         if (path / CHECKPOINT).exists():
             training.restore(load_checkpoint(path))
         with DeferredInterrupts() as interrupts:
-            summary = _Run(problem, training, path, options).complete(interrupts)
-            del problem, training  # nothing that is drawn needs the data
+            summary = _Run(config, training, path, options).complete(interrupts)
+            del training
             if options.pictures:
                 _draw(path)
         if interrupts.received is not None:  # this run is whole, but no other is to be begun
             raise Interrupted(f"stopped; {path} is finished", interrupts.received)
     return summary
+
+
+def _built(
+    problem: ProblemConfig | FactoryConfig | Problem,
+    config: AnyConfig,
+    seed: int,
+    options: RunOptions,
+) -> Problem:
+    """The problem on the options' device, with `config` for what it is known by."""
+    if isinstance(problem, ProblemConfig):
+        return build_problem(problem, seed=seed, data_dir=options.data_dir, device=options.device)
+    if isinstance(problem, FactoryConfig):
+        return build_own_problem(problem, seed=seed, device=options.device)
+    model = copy_of(problem.model).to(options.device)
+    return replace(with_data_on(options.device, problem), model=model, config=config)
 
 
 def _draw(path: Path) -> None:
@@ -191,11 +223,10 @@ class _Run:
     """A run and its folder, which has been checked and locked."""
 
     def __init__(
-        self, problem: Problem, training: Training, path: Path, options: RunOptions
+        self, config: AnyConfig, training: Training, path: Path, options: RunOptions
     ) -> None:
-        assert problem.config is not None, "build_problem says how it built"
-        self.config = problem.config
-        self.loss = problem.loss
+        problem = training.problem
+        self.config = config
         self.splits: dict[str, Source] = {
             split: resident(source_of(examples), training.device)
             for split in SPLITS
@@ -222,6 +253,7 @@ class _Run:
             self.trackers.append(NoiseTracker(training, path, options.noise))
         if training.schedule is not None:
             self.trackers.append(BatchSizeTracker(training, path, training.schedule))
+        self.pace = Pace()
 
     def complete(self, interrupts: DeferredInterrupts) -> dict[str, Any]:
         """Trains what is left and writes summary.json, whose content is returned.
@@ -247,7 +279,9 @@ class _Run:
             self._track(report)
             said: tuple[str, ...] = ()
             for step in training:
-                report.update(epoch=training.epoch, step=step)
+                if report.is_due:
+                    left = self._seconds_left()
+                    report.update(epoch=training.epoch, step=step, seconds_left=left)
                 if ends_window(step):
                     report.batch_losses(training.losses)
                 for note in training.notes:
@@ -271,6 +305,21 @@ class _Run:
                 )
             return self._finish()
 
+    def _seconds_left(self) -> float | None:
+        """What updates, evaluations and measurements still take, each at its own mean cost."""
+        training = self.training
+        epochs = training.last_epoch - training.epoch
+        last_step = training.step + round(training.step / training.epoch * epochs)
+        others = self.pace.left(
+            {
+                "evaluations": math.ceil(epochs / self.options.evaluate_every),
+                **{
+                    type(tracker).__name__: tracker.num_left(last_step) for tracker in self.trackers
+                },
+            }
+        )
+        return None if others is None else others + training.seconds / training.epoch * epochs
+
     def _save_where_due(self, step: int, report: RunReport, *, stopping: bool) -> None:
         """Evaluates and saves the run where its options say so, at its end and where it stops."""
         training, options = self.training, self.options
@@ -292,10 +341,11 @@ class _Run:
     def _evaluate(self, report: RunReport) -> None:
         """Appends a row per split to metrics.csv; the training row's seconds are of updates."""
         training = self.training
+        begun = time.perf_counter()
         rows = []
         for split, examples in self.splits.items():
             started = time.perf_counter()
-            evaluation = evaluate(training.model, self.loss, examples)
+            evaluation = self._evaluation(examples)
             seconds, num_examples = time.perf_counter() - started, examples.num_examples
             if split == "train":
                 seconds, num_examples = self._updates_since_last_row(num_examples)
@@ -315,7 +365,13 @@ class _Run:
             training.diverged_at_step = training.step
         self.rows += rows
         write_table(self.path / METRICS, pd.DataFrame(self.rows))
+        self.pace.spent("evaluations", time.perf_counter() - begun)
         report.epoch(rows)
+
+    def _evaluation(self, examples: Source) -> Evaluation:
+        """The scores on these examples as the model is now."""
+        problem = self.training.problem
+        return evaluate(self.training.model, problem.loss, examples, problem.weights)
 
     def _updates_since_last_row(self, num_examples: int) -> tuple[float, int]:
         """Seconds spent in updates since the last evaluation, and the examples they used.
@@ -332,15 +388,18 @@ class _Run:
         """Measures what is due after the present step."""
         for tracker in self.trackers:
             if tracker.due:
+                begun = time.perf_counter()
                 row = tracker.measure()
+                self.pace.spent(type(tracker).__name__, time.perf_counter() - begun)
                 report.measurement(row, tracker.describe(row), tracker.scalars(row))
 
     def _finish(self) -> dict[str, Any]:
         """Writes confusion counts and, last, the summary whose presence means finished."""
         if not self.evaluations:  # resumed after its last step
             for split, examples in self.splits.items():
-                self.evaluations[split] = evaluate(self.training.model, self.loss, examples)
-        write_table(self.path / CONFUSION, _confusion_table(self.evaluations))
+                self.evaluations[split] = self._evaluation(examples)
+        if any(evaluation.confusion is not None for evaluation in self.evaluations.values()):
+            write_table(self.path / CONFUSION, _confusion_table(self.evaluations))
         summary = self._summary()
         write_json(self.path / SUMMARY, summary)
         return summary
@@ -350,16 +409,14 @@ class _Run:
         record = read_json(self.path / CONFIG) or {}  # as the run began
         schedule = training.schedule
         return {
-            "dataset": self.config.dataset,
-            "pixel_scale": self.config.pixel_scale,
-            "model": self.config.model,
+            **what_is_trained(self.config),
             "batch_size": config.batch_size,
             "learning_rate": config.learning_rate,
             "seed": config.seed,
             "steps": training.step,
             "epochs": training.epoch,
             "diverged_at_step": training.diverged_at_step,
-            **{name: nullable(_scores(each)) for name, each in self.evaluations.items()},
+            **{name: _stored(each) for name, each in self.evaluations.items()},
             **({} if schedule is None else schedule.summary(training.step)),
             "seconds": training.seconds,
             "examples_per_second": training.examples_seen / training.seconds,
@@ -373,10 +430,28 @@ def _scores(evaluation: Evaluation) -> dict[str, float]:
     return {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "f1": evaluation.f1}
 
 
+def _stored(evaluation: Evaluation) -> dict[str, Any]:
+    """The scores for strict JSON, each that is None with the reason beside it."""
+    scores = nullable(_scores(evaluation))
+    if evaluation.confusion is None:
+        why = "the outputs are no table (B, C) with a class as target for each example"
+        scores |= {f"{name}_null_because": why for name in ("accuracy", "f1")}
+    return scores
+
+
+def what_is_trained(config: AnyConfig) -> dict[str, Any]:
+    """What a summary says of the problem: data set and model, or the name of one's own."""
+    if isinstance(config, ProblemConfig):
+        return {name: getattr(config, name) for name in ("dataset", "pixel_scale", "model")}
+    return {"problem": config.factory if isinstance(config, FactoryConfig) else config.model}
+
+
 def _confusion_table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
     """Every split's confusion counts, tidy, zero counts included."""
     tables = []
     for split, evaluation in evaluations.items():
+        if evaluation.confusion is None:
+            continue
         # (C, C) counts as C² rows
         target, predicted = np.indices(evaluation.confusion.shape).reshape(2, -1)
         counts = {"target": target, "predicted": predicted, "count": evaluation.confusion.ravel()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,10 +21,19 @@ from noisescale.errors import (
     own_words,
 )
 from noisescale.problems.data.stream import Stream
-from noisescale.problems.problem import Examples, Problem, Source, call_model, resident, source_of
+from noisescale.problems.problem import (
+    Examples,
+    Problem,
+    Source,
+    call_model,
+    resident,
+    source_of,
+    weights_of,
+)
 from noisescale.problems.sampling import Batches
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.config import TrainConfig, resolve_batch_size
+from noisescale.training.evaluation import check_losses
 from noisescale.training.records.checkpoint import Checkpoint
 from noisescale.training.tracking.losses import LossHistory
 from noisescale.training.updates.cuda_graph import CudaGraphUpdate
@@ -40,6 +50,7 @@ CHUNK = 4096
 # updates on a GPU between two looks at their losses, each of which waits for it: little beside 64
 # steps
 UNCHECKED_LOSSES = 64
+LEAST_WEIGHT = 1e-30  # of a batch: below any number of tokens, and no zero to divide by
 # between the draws of two seeds, so that no run meets another's
 MOST_EPOCHS = 2**32
 
@@ -53,7 +64,8 @@ def train(
 ) -> Iterator[Checkpoint]:
     """Checkpoints after each epoch and each of `checkpoint_steps`, and at the end.
 
-    Minimises the mean loss over the training examples, batches drawn without replacement. Ends
+    Minimises the mean loss over the training examples, batches drawn without replacement; where the
+    problem has weights, that of a batch is Σ w_i ℓ_i/Σ w_i over its examples. Ends
     early, with `diverged_at_step` set in the last checkpoint, when a batch's loss is not finite.
     Batch normalisation sees at most 4,096 examples at once: a larger batch is accumulated in
     chunks.
@@ -226,24 +238,20 @@ class Training:
 
     def _eager_update(self, indices: Tensor) -> Tensor:
         """One step on the mean loss of the examples at `indices` (B,); returns that loss."""
-        batch_size = len(indices)
         # accumulating over chunks takes a stored gradient
-        if self.in_place is not None and batch_size <= CHUNK:
-            return self.in_place.update(
-                partial(self._losses_of, examples=self._examples_at(indices)),
-                partial(_summed, size=batch_size, divisor=batch_size),
-            )
+        if self.in_place is not None and len(indices) <= CHUNK:
+            ((examples, part),) = self._with_shares([indices], len(indices))
+            return self.in_place.update(partial(self._losses_of, examples=examples), part)
         schedule = self.schedule
         chunk_losses = []
         chunks = schedule.parts(indices, largest=CHUNK) if schedule else indices.split(CHUNK)
-        for chunk in chunks:
-            losses = self._losses_of(self.model, self._examples_at(chunk))
-            loss = _summed(losses, size=len(chunk), divisor=batch_size)
+        for examples, part in self._with_shares(chunks, len(indices)):
+            loss = part(self._losses_of(self.model, examples))
             loss.backward()
             make_gradients_dense(self.model)
             chunk_losses.append(loss.detach())
             if schedule:
-                schedule.monitor.micro_batch(len(chunk))
+                schedule.take(examples.num_examples, weight=part.weight)
         if schedule:
             schedule.update(self.step + 1)
         self.optimizer.step()
@@ -251,6 +259,25 @@ class Training:
         if schedule:
             self._follow(schedule)
         return chunk_losses[0] if len(chunk_losses) == 1 else torch.stack(chunk_losses).sum()
+
+    def _with_shares(
+        self, chunks: Sequence[Tensor], batch_size: int
+    ) -> Iterator[tuple[Examples, _Share]]:
+        """The examples of a batch's chunks, one after the other, each with its share of the loss.
+
+        With weights all are read first: what a chunk counts for is said by the whole batch.
+        """
+        weights = self.problem.weights
+        if weights is None:
+            for chunk in chunks:
+                yield self._examples_at(chunk), _Share(size=len(chunk), divisor=batch_size)
+            return
+        parts = [self._examples_at(chunk) for chunk in chunks]
+        counts = [weights_of(weights, part.targets) for part in parts]
+        # of a batch that counts nothing at all the loss is zero, and so is its gradient
+        whole = torch.cat(counts).sum(dtype=torch.float64).clamp(min=LEAST_WEIGHT)
+        for part, count in zip(parts, counts, strict=True):
+            yield part, _Share(size=part.num_examples, divisor=whole, counts=count)
 
     def _losses_of(self, model: nn.Module, examples: Examples) -> Tensor:
         """The losses of examples (n,)."""
@@ -355,12 +382,26 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def _summed(losses: Tensor, *, size: int, divisor: int) -> Tensor:
-    """The sum () of the losses of `size` examples, divided; SettingError where they are others."""
-    if losses.shape != (size,) or losses.is_complex():
-        kind = "complex numbers of " if losses.is_complex() else ""
-        raise SettingError(
-            f"the loss gives {kind}shape {tuple(losses.shape)} for {size} examples: "
-            f'return one real loss per example, shape ({size},), as reduction="none" does'
-        )
-    return losses.sum() / divisor
+@dataclass(frozen=True)
+class _Share:
+    """What some of a batch's examples add to its mean loss: called with their losses.
+
+    size: how many they are. divisor: B, or the weights of the whole batch. counts: their weights
+    (size,); None: one each.
+    """
+
+    size: int
+    divisor: int | Tensor
+    counts: Tensor | None = None
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        """The sum () of the losses, divided; SettingError where they are others."""
+        check_losses(losses, self.size)
+        if self.counts is None:
+            return losses.sum() / self.divisor
+        return (losses * (self.counts / self.divisor).to(losses)).sum()
+
+    @property
+    def weight(self) -> float | None:
+        """What their mean gradient counts for beside the others'; None: as they are many."""
+        return None if self.counts is None else float(self.counts.sum())

@@ -95,8 +95,8 @@ def test_sharpness_measures_buffers_of_the_checkpoint():
         (["--batch-sharpness", "5000"], "batch size 5000: there are 1297 examples", 2),
         (["--plot", "picture.txt"], "picture.txt: give a file name that ends in .png", 2),
         (
-            ["--plot", "picture.png"],
-            "--plot: one checkpoint alone gives a picture with --density or --phi",
+            ["--top", "0", "--trace", "--plot", "picture.png"],
+            "--plot: one checkpoint's trace alone makes no picture; add --top",
             2,
         ),
         (["--rtol", "2"], "rtol 2.0: give a number between 0 and 1", 2),

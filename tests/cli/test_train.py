@@ -26,7 +26,7 @@ def test_a_run_prints_its_table_and_last_of_all_its_folder(tmp_path):
     assert folder.startswith("runs/digits-mlp-bs64-lr0.01-")
     assert (tmp_path / folder / "summary.json").exists()
     assert "test acc" in result.stdout
-    assert "epoch 1" in result.stderr
+    assert "epoch       1  step      21" in result.stderr
     assert "test acc" not in result.stderr
 
 

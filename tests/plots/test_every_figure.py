@@ -1,5 +1,6 @@
 """Every figure the tool can make, drawn from a small run and looked at by rule."""
 
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,14 @@ from noisescale import (
     recommend,
 )
 from noisescale.plots.critical_batch import branch_figure
+from noisescale.plots.recommendation import recommendation_figure
 from noisescale.plots.stability_map import CURVES, map_figure
 from noisescale.statistics.critical_batch.branches import BRANCH_COLUMNS, branch_means
 from tests.helpers.command_line import run
 from tests.helpers.goal_tables import SIZES, synthetic
 from tests.helpers.pictures import faults, title_of
+
+AimedSize = namedtuple("AimedSize", "aim batch_size low high learning_rate")
 
 pytestmark = [pytest.mark.pictures, pytest.mark.slow]
 
@@ -73,6 +77,7 @@ FIGURES = {
     "steps without a goal": ("steps.csv",),
     "steps to two goals": ("goals.csv",),
     "branches": ("a title",),
+    "recommendation": ("a title",),
     "NoiseScale.plot": (r"B_{\mathrm{simple}}", "60 of 60 examples"),
     "Sharpness.plot": ("60 of 60 train examples",),
     "CriticalBatchFit.plot": (r"B_{\mathrm{crit}}",),
@@ -197,6 +202,16 @@ class Gallery:
         branches = pd.DataFrame(rows, columns=list(BRANCH_COLUMNS))
         critical_size = {"value": 20.0, "low": 12.0, "high": 30.0}
         summary = {"tolerance": 0.05, "critical_batch_size": critical_size}
+        rates = pd.DataFrame({"learning_rate": [0.1, 0.3, 1.0], "loss": [2.0, 1.2, np.inf]})
+        sizes = [
+            AimedSize("fewest examples", 4, 2.0, 9.0, 0.1),
+            AimedSize("balanced", 40, 20.0, 90.0, 0.5),
+            AimedSize("fewest steps", 400, 200.0, None, None),
+        ]
+        tracked = pd.read_csv("tracked/noise.csv")
+        self.drawn["recommendation"] = recommendation_figure(
+            rates, tracked, [size._asdict() for size in sizes], best=0.3, title="a title"
+        )
         self.drawn["branches"] = branch_figure(
             branches, branch_means(branches), summary, title="a title"
         )

@@ -56,7 +56,7 @@ def test_a_factory_is_found_by_module_or_file(here, name):
         ("a_problem:absent", "has no function absent"),
         ("a_problem:constant", "has no function constant"),
         ("a_problem:fails", "cannot be made: FileNotFoundError: no data in /nowhere"),
-        ("a_problem:takes_arguments", "cannot be made: TypeError"),
+        ("a_problem:takes_arguments", "takes path, which nobody gives it: give it a default"),
         ("a_problem:returns_a_model", "gives a Linear: return noisescale.Problem"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from experiments.coverage import noise_scale as coverage
 from noisescale.errors import SettingError
 from noisescale.statistics.gradient_noise import mean_estimate, noise_scale
-from noisescale.statistics.hessian_noise import CurvatureNoise
+from noisescale.statistics.hessian_noise import CurvatureNoise, ProbeBlocks, curvature_noise
 from noisescale.statistics.sample import Sample
 
 VECTORS = np.array(
@@ -400,3 +400,49 @@ def test_the_histogram_of_a_gradient_that_is_zero_or_one_alone_or_without_projec
     assert of([1.0, 4.0, 9.0], None)["variance_share"].isna().all()
     nothing = of([0.0, 0.0, 0.0], None)
     assert nothing["examples"].sum() == 3
+
+
+@pytest.mark.parametrize("effects", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])
+def test_probes_taken_with_a_quarter_of_the_groups_have_their_own_error(effects):
+    """Forms with random effects of 32 blocks, 16 groups and pairs; what counts twice is known.
+
+    Blocks' means have 1/4 of the groups' effects' variance and groups' 1/8 of the blocks', pairs'
+    count in both.
+    """
+    generator = np.random.default_rng(0)
+    of_block, of_group, of_pair = effects
+    taken = (np.arange(32)[:, None] + np.arange(16)) % 4 == 0
+    values, variances = [], []
+    for _ in range(2000):
+        forms = (
+            10
+            + of_block * generator.standard_normal((32, 1))
+            + of_group * generator.standard_normal(16)
+            + of_pair * generator.standard_normal((32, 16))
+        )
+        found = curvature_noise(
+            ProbeBlocks(
+                shares=np.full(32, 1 / 32),
+                on_mean=np.zeros(32),
+                on_image=np.zeros(32),
+                deflated=np.zeros(32),
+                variances=np.zeros(32),
+                forms=np.where(taken, forms, np.nan),
+            ),
+            squared_norm=1.0,
+            mean_forms=np.ones(16),
+            group_shares=np.full(16, 1 / 16),
+            sample=Sample(num_examples=320, population_size=320, population="distribution"),
+            hessian_examples=160,
+            num_matvecs=9,
+        )
+        values.append(found.values[1])
+        variances.append(found.covariance[1, 1])
+    # of 32 blocks, of 16 groups, of 128 pairs
+    truth = of_block / 32 + of_group / 16 + of_pair / 128
+    assert np.mean(values) == pytest.approx(10, abs=4 * math.sqrt(truth / 2000))
+    assert np.var(values) == pytest.approx(truth, rel=0.15)
+    counted = (
+        of_block * (1 / 32 + 0.8 / 128) + of_group * (1 / 16 + 0.8 / 128)
+    ) + 2 * of_pair / 128
+    assert np.mean(variances) == pytest.approx(counted, rel=0.05)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from noisescale.cli.help import Command
 from noisescale.cli.options import (
     FOLDER,
     check_executor,
@@ -19,7 +20,9 @@ from noisescale.cli.options import (
     machine_options,
     open_executor,
     optimizer_options,
+    own_problem_option,
     problem_options,
+    refuse_beside_problem,
 )
 from noisescale.errors import SettingError
 from noisescale.problems.config import FactoryConfig, ProblemConfig, resolve_device
@@ -57,6 +60,7 @@ OF_RUNS = (
 
 @click.command(
     "critical-batch",
+    cls=Command,
     short_help="Measure the critical batch size, and hold the noise scale against it.",
     epilog="""\b
 Examples:
@@ -195,11 +199,7 @@ Examples:
     help="branch: how the rate follows the batch size; noise: as 1/(1 + B_c/B), B_c by --lr-bend, "
     "and batch sizes from 1 on in steps of √2 unless given.  [default: linear; adam: sqrt]",
 )
-@click.option(
-    "--problem",
-    metavar="MODULE:FACTORY",
-    help="A function of your own (or FILE.py:FACTORY) that returns a noisescale.Problem.",
-)
+@own_problem_option
 @optimizer_options
 @problem_options
 @machine_options
@@ -285,7 +285,7 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
             raise SettingError(f"{options['checkpoint']}: a checkpoint goes with --method branch")
         refuse(OF_BRANCH, "--method pareto starts from initialisation and tunes the learning rate")
         if options["problem"] is not None:
-            refuse((*OF_PROBLEM, "preset"), "--problem says what is trained")
+            refuse_beside_problem(ctx, given, "preset")
 
 
 def _from_csv(options: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from noisescale.cli.help import Command
 from noisescale.cli.options import measurement_options
 from noisescale.problems.config import resolve_device
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=Command,
     short_help="Gradient noise scale at one or several checkpoints.",
     epilog="""\b
 Examples:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from noisescale.cli.help import Command
 from noisescale.cli.options import FOLDER, PICTURES
 from noisescale.errors import NoisescaleError, RunFolderError, check_file, own_words
 
@@ -45,6 +46,7 @@ ALLOWED = (
 
 
 @click.command(
+    cls=Command,
     short_help="Draw the pictures of runs, studies, measurements and tables.",
     epilog="""\b
 Examples:

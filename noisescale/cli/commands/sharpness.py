@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from noisescale.cli.help import Command
 from noisescale.cli.options import measurement_options
 from noisescale.errors import SettingError
 from noisescale.problems.config import resolve_device
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=Command,
     short_help="Curvature of the loss at one or several checkpoints.",
     epilog="""\b
 Examples:
@@ -27,6 +29,7 @@ Examples:
   noisescale sharpness checkpoint.pt --batch-sharpness 32
   noisescale sharpness checkpoint.pt --density --phi --plot sharpness.png
   noisescale sharpness --problem my_file.py:make_problem    the model as it is made
+  noisescale sharpness weights.pt --problem my_file.py:make_problem --lr 0.1    against 2/η
 """,
 )
 @click.option(
@@ -48,6 +51,13 @@ Examples:
     type=click.IntRange(min=1),
     metavar="B",
     help="Batch sharpness and gradient-noise interaction at batch size B.",
+)
+@click.option(
+    "--lr",
+    "learning_rate",
+    type=float,
+    metavar="RATE",
+    help="Hold λ_max against 2/η of this rate of plain SGD, for weights that do not say theirs.",
 )
 @click.option("--ggn", is_flag=True, help="The Gauss-Newton matrix instead of the Hessian.")
 @click.option(
@@ -79,6 +89,7 @@ def sharpness(
     data_dir: Path | None,
     as_json: bool,
     plot: Path | None,
+    learning_rate: float | None,
     **options: Any,
 ) -> None:
     """Curvature of the loss at checkpoints of `noisescale train`, or of all in a run folder.
@@ -96,6 +107,7 @@ def sharpness(
     from noisescale.cli.checkpoints import load_all, measure_all
     from noisescale.cli.printing.sharpness import SharpnessReport, print_sharpness
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
+    from noisescale.training.config import TrainConfig
     from noisescale.training.trainer import has_batch_norm
 
     wanted = ("top", "bottom", "trace", "density", "phi", "batch_size")
@@ -106,7 +118,15 @@ def sharpness(
     dtype = options.pop("dtype")
     chosen = SharpnessOptions(**options, dtype=dtype and getattr(torch, dtype))
     device = resolve_device(device)
+    if learning_rate is not None:
+        TrainConfig(learning_rate=learning_rate)  # refuses what is no rate
     loaded = load_all(checkpoints, device=device, problem=problem)
+    ours = next((each for each in loaded if each.checkpoint is not None), None)
+    if learning_rate is not None and ours is not None:
+        raise SettingError(
+            f"--lr {learning_rate:g}: {ours.path} says the learning rate it was trained with; "
+            "leave --lr out"
+        )
     drawn = ("top", "bottom", "density", "phi", "batch_size")
     if plot is not None and len(loaded) == 1 and not any(options[name] for name in drawn):
         raise SettingError(
@@ -124,7 +144,11 @@ def sharpness(
 
     measured = measure_all(loaded, measure, problem=problem, data_dir=data_dir, device=device)
     reports = [
-        SharpnessReport(measured=one, in_batches=has_batch_norm(one.problem.model))
+        SharpnessReport(
+            measured=one,
+            in_batches=has_batch_norm(one.problem.model),
+            learning_rate=learning_rate,
+        )
         for one in measured
     ]
     entries = [report.to_dict() for report in reports]

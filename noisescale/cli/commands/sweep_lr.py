@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from noisescale.cli.help import Command
 from noisescale.cli.options import (
     FOLDER,
     BatchSize,
@@ -21,10 +22,12 @@ from noisescale.cli.options import (
     machine_options,
     open_executor,
     optimizer_options,
+    own_problem_option,
     problem_options,
+    refuse_beside_problem,
 )
 from noisescale.errors import SettingError
-from noisescale.problems.config import ProblemConfig, resolve_device
+from noisescale.problems.config import FactoryConfig, ProblemConfig, resolve_device
 from noisescale.studies.stability_map.config import (
     DEFAULT_BATCH_SIZES,
     DEFAULT_WIDTH,
@@ -34,7 +37,7 @@ from noisescale.studies.stability_map.config import (
     SweepConfig,
 )
 from noisescale.training.config import TrainConfig
-from noisescale.training.records.names import digest
+from noisescale.training.records.names import digest, problem_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,12 +47,14 @@ GRID = ("lr_min", "lr_max", "num_lr", "factor", "num_seeds", "precision", "max_s
 
 
 @click.command(
+    cls=Command,
     short_help="Map which learning rates are stable at which batch size.",
     epilog="""\b
 Examples:
   noisescale sweep-lr                                     the map, in minutes
   noisescale sweep-lr --pixel-scale raw --seeds 8
   noisescale sweep-lr --bs 1 --bs 32 --num-lr 12 --lr-min 1e-3 --lr-max 1
+  noisescale sweep-lr --problem my_file.py:make_problem --bs 8 --bs 64
   noisescale sweep-lr --from runs/NAME-KEY/checkpoint.pt --steps 2000
   noisescale sweep-lr --executor dask --scheduler tcp://HOST:8786
 """,
@@ -127,6 +132,7 @@ Examples:
     help="three-cases: MNIST at raw pixels, width 1024, B = 1, 32 and 1024. An option given beside "
     "it overrides it.",
 )
+@own_problem_option
 @optimizer_options
 @problem_options
 @machine_options
@@ -209,7 +215,8 @@ def sweep_name(config: SweepConfig) -> str:
     problem = config.problem
     kind = "sweep" if config.start is None else "sweep-from"
     key = digest(config.identity())
-    return f"{kind}-{problem.dataset}-{problem.model}-{problem.pixel_scale}-{key}"
+    pixels = f"-{problem.pixel_scale}" if isinstance(problem, ProblemConfig) else ""
+    return f"{kind}-{problem_name(problem)}{pixels}-{key}"
 
 
 def _config(
@@ -219,12 +226,20 @@ def _config(
 
     `options` get the data set that "auto" means, the default width, and the file that --from means.
     """
-    from noisescale.problems.data.splits import num_training_examples
+    from noisescale.cli.checkpoints import where_from
+    from noisescale.problems.factory import factory_config
+    from noisescale.studies.jobs.cell import count_examples
     from noisescale.training.records.names import file_digest
 
+    problem: ProblemConfig | FactoryConfig
+    own = None if options["problem"] is None else factory_config(options["problem"])
+    if own is not None:
+        refuse_beside_problem(ctx, given, "preset")
     notes: tuple[str, ...] = ()
     start, start_digest = options["start"], None
-    if start is None:
+    if start is None and own is not None:
+        problem = own
+    elif start is None:
         if options["width"] is None and options["model"] == "mlp":
             options["width"] = DEFAULT_WIDTH
         options["dataset"], notes = choose_dataset(options, console)
@@ -240,17 +255,19 @@ def _config(
             )
         options["start"] = start = start / CHECKPOINT if start.is_dir() else start
         stored = load_checkpoint(start).problem
-        if stored is None:
-            raise SettingError(
-                f"{start} does not say which model and data it belongs to: give one of ours"
-            )
-        problem, start_digest = stored, file_digest(start)
+        if own is not None:
+            problem = own
+        elif isinstance(stored, ProblemConfig):
+            problem = stored
+        else:
+            raise SettingError(f"{start} {where_from(stored)}")
+        start_digest = file_digest(start)
     lengths = {name: options[name] for name in HORIZONS if options[name] is not None}
     if len(lengths) > 1:
         names = " and ".join(f"--{name}" for name in lengths)
         raise SettingError(f"{names}: give one length of the runs")
     default = {"epochs": 1} if start is None else {"steps": MINIMUM_STEPS}
-    num_examples = num_training_examples(problem.dataset, problem.num_train)
+    num_examples = count_examples(problem)
     sizes = tuple(dict.fromkeys(options["batch_sizes"]))
     config = SweepConfig(
         problem=problem,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from noisescale.cli.help import Command
 from noisescale.cli.options import (
     FOLDER,
     BatchSize,
@@ -18,17 +19,25 @@ from noisescale.cli.options import (
     fill,
     flag,
     machine_options,
+    own_problem_option,
     problem_options,
+    refuse_beside_problem,
     training_options,
 )
 from noisescale.errors import RunFolderError, SettingError
-from noisescale.problems.config import ProblemConfig, resolve_device
+from noisescale.problems.config import (
+    FactoryConfig,
+    ObjectConfig,
+    ProblemConfig,
+    resolve_device,
+)
 from noisescale.training.config import ADAPTIVE_DEFAULTS, TrainConfig
 from noisescale.training.records.names import run_name
 
 if TYPE_CHECKING:
     from noisescale.training.tracking.noise import NoiseTracking
 
+Case = tuple[Path, ProblemConfig | FactoryConfig, TrainConfig]
 NOISE_EXAMPLES = 10_000  # as NoiseTracking has it, without importing torch
 # The three-case study, which the README describes
 PRESETS: dict[str, dict[str, Any]] = {
@@ -47,6 +56,7 @@ CARRYING_OUT = {"resume", "device", "data_dir", "log_dir", "as_json", *MEASURING
 
 
 @click.command(
+    cls=Command,
     short_help="Train at one or several batch sizes.",
     epilog="""\b
 Examples:
@@ -55,6 +65,7 @@ Examples:
   noisescale train --bs full --lr 0.5 --epochs 100        true gradient descent
   noisescale train --bs 128 --epochs 1 --measure-noise-every log
   noisescale train --bs adaptive --bs 128 --lr 0.05 --lr-scaling noise
+  noisescale train --problem my_file.py:make_problem --bs 16 --bs 128 --lr 0.1
   noisescale train --preset three-cases --epochs 2
   noisescale train --resume runs/NAME-KEY                 go on after a kill
 """,
@@ -78,6 +89,7 @@ Examples:
 )
 @training_options
 @adaptive_options
+@own_problem_option
 @problem_options
 @machine_options
 @click.option(
@@ -154,14 +166,16 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     """Train at one or several batch sizes and see what the batch size does.
 
     Each run leaves its configuration, metrics per epoch, checkpoint, confusion matrix and curves in
-    a folder of its own. The same command again prints what is stored; a run that was killed is
-    continued by the same command or by --resume. A loss that is no longer finite ends its run and
-    is recorded as the result. Several batch sizes also leave comparison.csv, a row for each run,
-    and a picture of their losses against steps and against examples.
+    a folder of its own; --problem trains a model of your own. The same command again prints what is
+    stored; a run that was killed is continued by the same command or by --resume. A loss that is no
+    longer finite ends its run and is recorded as the result. Several batch sizes also leave
+    comparison.csv, a row for each run, and a picture of their losses against steps and against
+    examples.
     """
     from rich.console import Console
 
     from noisescale.cli.printing.training import print_comparison
+    from noisescale.problems.factory import seeding_notes
     from noisescale.training.run import RunOptions, run_training
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -175,9 +189,15 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     else:
         preset = PRESETS.get(options["preset"], {})
         options |= {name: value for name, value in preset.items() if name not in given}
-        options["dataset"], notes = choose_dataset(options, console)
+        if options["problem"] is None:
+            options["dataset"], notes = choose_dataset(options, console)
+        else:
+            refuse_beside_problem(ctx, given, "preset")
         cases = _cases(options)
     _check(cases, force=options["force"])
+    _, problem, training = cases[0]
+    for note in seeding_notes(problem, num_seeds=1 + training.seed):  # which the runs record
+        console.print(f"NOTE: {note}", style="yellow", markup=False)
     run_options = RunOptions(
         device=resolve_device(options["device"]),
         data_dir=options["data_dir"],
@@ -238,9 +258,12 @@ def _noise_tracking(options: dict[str, Any]) -> NoiseTracking | None:
     )
 
 
-def _cases(options: dict[str, Any]) -> list[tuple[Path, ProblemConfig, TrainConfig]]:
+def _cases(options: dict[str, Any]) -> list[Case]:
     """A folder and the configurations for each batch size; a repeated one counts once."""
-    problem = fill(ProblemConfig, options)
+    from noisescale.problems.factory import factory_config
+
+    own = options["problem"]
+    problem = fill(ProblemConfig, options) if own is None else factory_config(own)
     batch_sizes = list(dict.fromkeys(options["batch_sizes"]))
     out: Path | None = options["out"]
     cases = []
@@ -258,10 +281,9 @@ def _cases(options: dict[str, Any]) -> list[tuple[Path, ProblemConfig, TrainConf
     return cases
 
 
-def _stored_case(
-    ctx: click.Context, path: Path, given: set[str]
-) -> tuple[Path, ProblemConfig, TrainConfig]:
+def _stored_case(ctx: click.Context, path: Path, given: set[str]) -> Case:
     """The configurations in a run folder that is to be continued."""
+    from noisescale.problems.factory import factory_config
     from noisescale.training.records.folder import CONFIG, parse_config, read_json
 
     if others := [flag(ctx, name) for name in sorted(given - CARRYING_OUT)]:
@@ -274,18 +296,26 @@ def _stored_case(
             f"{path} has no {CONFIG}: give the folder of a run of noisescale train"
         )
     problem, training = parse_config(path, stored)
-    if not isinstance(problem, ProblemConfig):
-        raise RunFolderError(f"{path} is no run of noisescale train: it trains {problem.factory}")
+    if isinstance(problem, ObjectConfig):
+        raise RunFolderError(
+            f"{path} trains a Problem that was given in Python ({problem.model}): continue it "
+            "there, by the same call of run_training"
+        )
+    if isinstance(problem, FactoryConfig) and factory_config(problem.factory) != problem:
+        raise RunFolderError(
+            f"{path} trains {problem.factory}, whose file has changed since: put it back as it "
+            "was, or train the new one in another folder"
+        )
     return path, problem, training
 
 
-def _check(cases: list[tuple[Path, ProblemConfig, TrainConfig]], *, force: bool) -> None:
+def _check(cases: list[Case], *, force: bool) -> None:
     """Raises what would stop a later case, before an earlier one has trained for an hour."""
-    from noisescale.problems.data.splits import num_training_examples
+    from noisescale.studies.jobs.cell import count_examples
     from noisescale.training.config import resolve_batch_size
     from noisescale.training.records.folder import folder_state
 
     for path, problem, training in cases:
-        resolve_batch_size(training, num_training_examples(problem.dataset, problem.num_train))
+        resolve_batch_size(training, count_examples(problem))
         if not force:
             folder_state(path, {"problem": problem.to_dict(), "training": training.to_dict()})

@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from noisescale.cli.printing.tables import or_dash, plain_table, stdout_console
+from noisescale.cli.printing.recommend import print_advice
+from noisescale.cli.printing.tables import NumberTable, or_dash, plain_table, stdout_console
 from noisescale.statistics.estimate import Estimate, estimate_of, written_out as _number
 
 if TYPE_CHECKING:
@@ -51,24 +51,25 @@ def print_fits(result: CriticalBatchResult) -> None:
             "Best learning rate ε(B): laws fitted, and their error at a batch size left out"
         )
         console.print(_laws(laws, result))
-    for note in result.notes:
-        console.print(f"Note: {note}.")
+    # the study's own, such as what its seeds share, and the fits'
+    notes = dict.fromkeys([*(result.summary or {}).get("notes", ()), *result.notes])
+    print_advice(result.advice, tuple(notes))
 
 
-def _fits(result: CriticalBatchResult) -> Table:
+def _fits(result: CriticalBatchResult) -> NumberTable:
     """A row per goal."""
     from noisescale.studies.critical_batch.results import FIT_HEADINGS, fit_cells
 
-    table = plain_table(*FIT_HEADINGS)
+    table = plain_table(*FIT_HEADINGS, less=("sizes", "S_min", "E_min"), where="fit.json has them")
     for goal, fit in result.fits.items():
         table.add_row(*fit_cells(goal, fit))
     return table
 
 
-def _goodness(result: CriticalBatchResult) -> Table:
+def _goodness(result: CriticalBatchResult) -> NumberTable:
     """A row per goal: how the points lie about the curve, and which curve predicts better."""
     headings = ("scatter", "misfit p", "corr.", "held out", "with a", "a")
-    table = plain_table("goal", *headings)
+    table = plain_table("goal", *headings, less=("corr.", "scatter"), where="fit.json has them")
     for goal, fit in result.fits.items():
         table.add_row(
             _goal(goal),
@@ -92,7 +93,9 @@ def _print_predicted(console: Console, result: CriticalBatchResult) -> None:
         "progress"
     )
     headings = ("at the start", "mean over steps", "at the goal", "by progress", "ratio")
-    table = plain_table("goal", "", *headings, left=("",))
+    table = plain_table(
+        *("goal", "", *headings), left=("",), less=headings[:3], where="predicted.csv has them"
+    )
     for row in rows:
         mark = "" if row["covered"] >= MOSTLY else "*"
         table.add_row(
@@ -112,10 +115,10 @@ def _print_predicted(console: Console, result: CriticalBatchResult) -> None:
         console.print("One run: the intervals are of the measurements along it, not between runs.")
 
 
-def _laws(laws: dict[float, list[LearningRateLaw]], result: CriticalBatchResult) -> Table:
+def _laws(laws: dict[float, list[LearningRateLaw]], result: CriticalBatchResult) -> NumberTable:
     """A row per goal and law."""
     headings = ("ε_max", "B_c", "95 % interval", "B_noise", "held out")
-    table = plain_table("goal", "law", *headings, left=("law",))
+    table = plain_table("goal", "law", *headings, words=("law",), less=("B_noise",))
     full = result.predicted[result.predicted["quantity"] == "full"]
     predicted = full.set_index("goal")["by_progress"]
     for goal, of_goal in laws.items():
@@ -147,7 +150,7 @@ def print_branches(result: BranchResult) -> None:
         f"Branches of {summary['examples']:,} examples from a loss of {summary['start_loss']:.4g}; "
         f"learning rate scaled: {summary['scaling']}"
     )
-    table = plain_table(*BRANCH_HEADINGS)
+    table = plain_table(*BRANCH_HEADINGS, less=("seeds",), where="branches.csv has them")
     for row in result.to_frame().to_dict("records"):
         table.add_row(*branch_cells(row))
     console.print(table)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from noisescale.cli.printing.tables import (
+    NumberTable,
     add_columns,
     examples_text,
     name_text,
@@ -39,7 +39,7 @@ ALONG_TRAINING = {
 }
 SCALES = ("simple", "full")  # whose intervals have a column of their own
 INTERVAL = "95 % interval"
-WIDE = 90  # columns of a console, below which a table of checkpoints has no room for n_eff
+LESS = ("n_eff", "tr Σ", "|G|²", "loss")  # of a table of checkpoints, what may be left out
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
     *("effective_examples", "noisiest_share", "gradient_norms"),
@@ -144,18 +144,20 @@ def _recommendation(loaded: Loaded) -> Recommendation | None:
 
 def print_noise(reports: list[NoiseReport]) -> None:
     """The table, those of layers and classes, a sentence on each checkpoint, and batch sizes."""
-    console = stdout_console(soft_wrap=True)
+    console = stdout_console()
     results = [noise for _, noise in _results(reports)]
     first = results[0]
     engines = ", ".join(sorted({str(noise.engine) for noise in results}))
+    made = [report.measured.loaded for report in reports if report.measured.loaded.content is None]
+    of_model = f" of {made[0].title}," if made else ""
     console.print(
-        f"Gradient noise over {examples_text(results)} {first.split} examples, "
+        f"Gradient noise{of_model} over {examples_text(results)} {first.split} examples, "
         f"population: {first.population}, engine: {engines}"
     )
     if len(reports) == 1:
         console.print(_quantities(reports[0]))
     else:
-        console.print(_along_training(reports, with_effective=console.width >= WIDE))
+        console.print(_along_training(reports))
     for report, noise in _results(reports):
         _print_parts(console, report, noise, reports)
     notes = [note for report, _ in _results(reports) for note in report.notes]
@@ -184,9 +186,9 @@ def _results(reports: list[NoiseReport]) -> Iterator[tuple[NoiseReport, NoiseSca
             yield report, report.measured.result
 
 
-def _quantities(report: NoiseReport) -> Table:
+def _quantities(report: NoiseReport) -> NumberTable:
     """One checkpoint: a row per quantity."""
-    table = plain_table("quantity", "value", "± stderr", INTERVAL, left=("quantity",))
+    table = plain_table("quantity", "value", "± stderr", INTERVAL, words=("quantity",))
     for _, noise in _results([report]):
         for name, label in QUANTITIES.items():
             if (estimate := noise.estimates.get(name)) is not None:
@@ -199,26 +201,24 @@ def _quantities(report: NoiseReport) -> Table:
     return table
 
 
-def _along_training(reports: list[NoiseReport], *, with_effective: bool) -> Table:
-    """Several checkpoints: a row each, with n_eff or without."""
+def _along_training(reports: list[NoiseReport]) -> NumberTable:
+    """Several checkpoints: a row each."""
     with_runs = several_runs(report.measured for report in reports)
     results = [noise for _, noise in _results(reports)]
     shown = [name for name in ALONG_TRAINING if any(name in noise.estimates for noise in results)]
-    table = plain_table()
+    table = plain_table(less=LESS)
     if with_runs:
-        table.add_column("run", overflow="fold")
+        table.add_column("run", words=True)
     add_columns(table, "step", "loss")
     for name in shown:
         add_columns(table, ALONG_TRAINING[name], *((INTERVAL,) if name in SCALES else ()))
-    if with_effective:
-        add_columns(table, "n_eff")
+    add_columns(table, "n_eff")
     for report in reports:
         measured = report.measured
         row = [measured.loaded.run] if with_runs else []
         row.append(step_text(measured))
         row += _cells_along_training(measured.result, shown)
-        if with_effective:
-            row.append(_concentration(measured.result)[0] if measured.result else "")
+        row.append(_concentration(measured.result)[0] if measured.result else "")
         table.add_row(*row)
     return table
 
@@ -264,10 +264,11 @@ def _print_parts(
         console.print(_noisiest(noise.top_examples))
 
 
-def _parts(key: str, rows: pd.DataFrame, *, whole: float) -> Table:
+def _parts(key: str, rows: pd.DataFrame, *, whole: float) -> NumberTable:
     """A row per parameter tensor or class; tensors with their share of tr Σ, `whole`."""
     middle = "share of tr Σ" if key == "parameter" else "examples"
-    table = plain_table(key, "|G|²", "tr Σ", middle, "B_simple", INTERVAL, left=(key,))
+    headings = (key, "|G|²", "tr Σ", middle, "B_simple", INTERVAL)
+    table = plain_table(*headings, words=(key,), less=(middle, "|G|²", "tr Σ"))
     for row in rows.to_dict("records"):
         norm, variance, simple = (
             _value_and_interval(estimate_of(row, name))
@@ -279,11 +280,9 @@ def _parts(key: str, rows: pd.DataFrame, *, whole: float) -> Table:
     return table
 
 
-def _noisiest(rows: pd.DataFrame) -> Table:
+def _noisiest(rows: pd.DataFrame) -> NumberTable:
     """The examples with the largest shares of tr Σ."""
-    table = plain_table(title="Largest shares of tr Σ")
-    for name in rows:
-        table.add_column(str(name), justify="right")
+    table = plain_table(*map(str, rows), title="Largest shares of tr Σ")
     for row in rows.to_dict("records"):
         cells = {**row, "share": f"{row['share']:.3%}", "loss": f"{row['loss']:.4g}"}
         table.add_row(*(str(cell) for cell in cells.values()))
@@ -376,11 +375,11 @@ def _print_recommendation(console: Console, run: str, recommendation: Recommenda
         console.print(f"Note: {warning}.")
 
 
-def _batch_sizes(recommendation: Recommendation) -> Table:
+def _batch_sizes(recommendation: Recommendation) -> NumberTable:
     """A row per aim: the batch size, and what it takes."""
     from noisescale.statistics.critical_batch.recommendation import SIZE_HEADINGS, size_cells
 
-    table = plain_table(*SIZE_HEADINGS, left=("aim",))
+    table = plain_table(*SIZE_HEADINGS, words=("aim",))
     for row in recommendation.sizes:
         table.add_row(*size_cells(row))
     return table

@@ -6,9 +6,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from noisescale.cli.printing.tables import (
+    NumberTable,
     add_columns,
     examples_text,
     name_text,
@@ -18,12 +17,11 @@ from noisescale.cli.printing.tables import (
     step_text,
 )
 from noisescale.statistics.stability_curves import side_of
-from noisescale.training.config import stable_sharpness
+from noisescale.training.config import TrainConfig, stable_sharpness
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Measured
     from noisescale.measure.sharpness import Eigenvalue, Sharpness
-    from noisescale.training.config import TrainConfig
 
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
     "num_examples": None,
@@ -47,18 +45,23 @@ class SharpnessReport:
 
     Attributes:
         measured: its sharpness, or why there is none.
+        learning_rate: of plain SGD, to hold the curvature against where the checkpoint does not say
+            how it was trained; None: against none.
         in_batches: whether the model normalises over batches; training then descends another loss
             than the one measured, in evaluation mode, and 2/η is no limit for this one.
     """
 
     measured: Measured[Sharpness]
     in_batches: bool
+    learning_rate: float | None = None
 
     @property
     def training(self) -> TrainConfig | None:
-        """What it was trained with, where that is known."""
-        checkpoint = self.measured.loaded.checkpoint
-        return None if checkpoint is None else checkpoint.training
+        """What it was trained with, or is to be, where that is known."""
+        checkpoint, rate = self.measured.loaded.checkpoint, self.learning_rate
+        if checkpoint is not None:
+            return checkpoint.training
+        return None if rate is None else TrainConfig(learning_rate=rate)
 
     @property
     def limit(self) -> float | None:
@@ -87,7 +90,7 @@ class SharpnessReport:
 
 def print_sharpness(reports: list[SharpnessReport]) -> None:
     """A table of all checkpoints' quantities, then a sentence on each λ_max against 2/η."""
-    console = stdout_console(soft_wrap=True)
+    console = stdout_console()
     every = [report.measured for report in reports]
     results = [measured.result for measured in every if measured.result is not None]
     matrix = "Gauss–Newton matrix" if results[0].matrix == "ggn" else "Hessian"
@@ -118,14 +121,15 @@ def print_sharpness(reports: list[SharpnessReport]) -> None:
         )
 
 
-def _table(every: list[Measured[Sharpness]]) -> Table:
+def _table(every: list[Measured[Sharpness]]) -> NumberTable:
     """A section per checkpoint, a row per quantity."""
     with_runs = several_runs(every)
-    table = plain_table()
+    table = plain_table(less=("loss", "± stderr", "residual"))
     if with_runs:
-        table.add_column("run", overflow="fold")
-    headings = ("step", "loss", "quantity", "value", "± stderr", "95 % interval", "residual")
-    add_columns(table, *headings, left=("quantity",))
+        table.add_column("run", words=True)
+    add_columns(table, "step", "loss")
+    table.add_column("quantity", words=True)
+    add_columns(table, "value", "± stderr", "95 % interval", "residual")
     for measured in every:
         if measured.result is None:
             continue

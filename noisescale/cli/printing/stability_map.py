@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from noisescale.cli.printing.recommend import print_advice
 from noisescale.cli.printing.tables import or_dash, plain_table, stdout_console
 from noisescale.statistics.estimate import jsonable
 
@@ -18,6 +19,8 @@ NAMES = {
     "lyapunov": "Lyapunov",
     "descent": "descent",
 }
+# what may be left out, the least important first: of the curves, the loosest bounds
+LESS = ("not monotone", "descent", "Wu", "Gaussian", "seeds", "lower", "upper")
 SYMBOLS = {"sharpness": "λ_max", "concentration": "κ", "largest_example": "β", "trace": "tr H"}
 
 
@@ -28,7 +31,12 @@ def print_sweep(result: SweepResult) -> None:
     console = stdout_console()
     summary, boundary = result.summary, result.boundary
     curves = [name for name in NAMES if name in boundary]
-    table = plain_table(*EDGE_HEADINGS, *(NAMES[name] for name in curves))
+    table = plain_table(
+        *EDGE_HEADINGS,
+        *(NAMES[name] for name in curves),
+        less=LESS,
+        where="boundary.csv has them",
+    )
     for row in boundary.to_dict("records"):
         table.add_row(*edge_cells(row), *(or_dash(row[name]) for name in curves))
     if scores := summary["scores"]:
@@ -60,10 +68,13 @@ def print_sweep(result: SweepResult) -> None:
             "rate at which they were not; the intervals take each to have one threshold, and are "
             "too narrow for these."
         )
+    for note in summary["notes"]:
+        console.print(f"Note: {note}.")
     if constants := summary["constants"]:
         console.print(_constants_text(constants))
         for note in constants["notes"]:
             console.print(f"Note: {note}.")
+    print_advice(result.advice)
 
 
 def sweep_record(result: SweepResult) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from noisescale.cli.printing.noise import growth_text
 from noisescale.cli.printing.tables import plain_table, stdout_console
 from noisescale.errors import MeasurementError, RunFolderError
 
+# what may be left out, the least important first
+LESS = ("ex/s", "test F1", "train acc", "epochs", "train loss", "seconds", "steps")
 DIVERGED = (
     "A diverged model's outputs are nan, and argmax over nan returns class 0: every prediction is "
     "class 0, and the accuracy is that class's share."
@@ -19,32 +21,39 @@ DIVERGED = (
 
 def print_comparison(summaries: list[dict[str, Any]]) -> None:
     """A row per run: what it was, how it ended, what it scored; the run folders last."""
-    scores = ("train loss", "train acc", "test loss", "test acc", "test F1")
-    table = plain_table("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s")
+    # a problem of one's own may have no test split
+    held_out = next((split for split in ("test", "validation") if split in summaries[0]), "test")
+    of_held_out = [
+        f"{held_out.replace('validation', 'val')} {score}" for score in ("loss", "acc", "F1")
+    ]
+    scores = ("train loss", "train acc", *of_held_out)
+    table = plain_table(
+        *("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s"),
+        less=LESS,
+        where="summary.json has them",
+    )
     for run in summaries:
         table.add_row(
             str(run["batch_size"]),
             f"{run['learning_rate']:g}",
             f"{run['steps']:,}",
             f"{run['epochs']:.3g}",
-            _score(run["train"]["loss"]),
-            _score(run["train"]["accuracy"]),
-            _score(run["test"]["loss"]),
-            _score(run["test"]["accuracy"]),
-            _score(run["test"]["f1"]),
+            *(_score(run["train"], name) for name in ("loss", "accuracy")),
+            *(_score(run.get(held_out), name) for name in ("loss", "accuracy", "f1")),
             f"{run['seconds']:.1f}",
             f"{run['examples_per_second']:,.0f}",
         )
     console = stdout_console()
     first = summaries[0]
-    console.print(
-        f"{first['dataset']}, {first['pixel_scale']} pixels, {first['model']}, seed {first['seed']}"
-    )
+    named = first.get("problem")
+    if named is None:
+        named = f"{first['dataset']}, {first['pixel_scale']} pixels, {first['model']}"
+    console.print(f"{named}, seed {first['seed']}")
     console.print(table)
     diverged = [run for run in summaries if run["diverged_at_step"] is not None]
     for run in diverged:
         console.print(f"B = {run['batch_size']} diverged at step {run['diverged_at_step']:,}.")
-    if diverged:
+    if any(run["train"]["accuracy"] is not None for run in diverged):
         console.print(DIVERGED)
     for run in summaries:
         if "final_batch_size" in run:
@@ -83,5 +92,8 @@ def _adaptive(run: dict[str, Any]) -> str:
     )
 
 
-def _score(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"
+def _score(scores: dict[str, Any] | None, name: str) -> str:
+    """A score; a dash where there is no such split, or no class to score."""
+    if scores is None or (scores[name] is None and name != "loss"):
+        return "–"
+    return "not finite" if scores[name] is None else f"{scores[name]:.4f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -194,7 +195,7 @@ class CurvatureProduct:
 
     def __call__(self, vector: Tensor) -> Tensor:
         """The product (P,) with a vector (P,)."""
-        return self._apply(vector, lambda num_examples, part: None)
+        return self._apply(vector, lambda size, part: None)
 
     def on(self, examples: Source) -> CurvatureProduct:
         """The same matrix of other examples, at the same point.
@@ -211,42 +212,92 @@ class CurvatureProduct:
             vector: v, (P,).
 
         Returns:
-            Hv (P,), vᵀH_jv of each chunk's mean loss (J,), and its share of the examples (J,).
+            Hv (P,), vᵀH_jv of each chunk's mean loss (J,), and its share of the examples, by their
+            weights where they have some (J,).
         """
-        sizes_and_forms: list[tuple[int, float]] = []
+        sizes_and_forms: list[tuple[float, float]] = []
 
-        def note(num_examples: int, part: Tensor) -> None:
-            form = float(vector.double() @ part.double()) / num_examples
-            sizes_and_forms.append((num_examples, form))
+        def note(size: float, part: Tensor) -> None:
+            form = float(vector.double() @ part.double()) / size if size else 0.0
+            sizes_and_forms.append((size, form))
 
         image = self._apply(vector, note)
         sizes, forms = torch.tensor(sizes_and_forms, dtype=torch.float64).T
         return image, forms, sizes / self.objective.num_examples
 
-    def _apply(self, vector: Tensor, note: Callable[[int, Tensor], None]) -> Tensor:
-        """The product, each chunk's size and its summed product (P,) told to `note`."""
-        self.objective.check_any_company()
+    def forms(self, vectors: Tensor, wanted: Tensor) -> Tensor:
+        """What chunks contribute to vᵀHv of K vectors, each chunk's graph recorded once for all.
+
+        Args:
+            vectors: v, (K, P).
+            wanted: with which of the J chunks each of them is multiplied, (K, J).
+
+        Returns:
+            vᵀH_jv of the chunks' mean losses (K, J), float64; nan where it is not wanted.
+
+        Raises:
+            MeasurementError: there are more chunks than J by now, as after the memory ran out.
+        """
+        split = [
+            list(self.objective.unflatten(v.to(self.objective.point)).values()) for v in vectors
+        ]
+        columns: list[list[float]] = []
+
+        def multiply(product: ChunkProduct, size: float) -> None:
+            if len(columns) == wanted.shape[1]:
+                raise MeasurementError(
+                    f"{self.objective.name}: the memory ran out between products with the "
+                    "Hessian; give a smaller chunk size"
+                )
+            column = [math.nan] * len(split)
+            for number in wanted[:, len(columns)].nonzero().flatten().tolist():
+                image = flatten(product(split[number]))
+                if not image.isfinite().all():
+                    raise MeasurementError(self._say_not_finite(split[number]))
+                form = float(vectors[number].double() @ image.double())
+                column[number] = form / size if size else 0.0
+            columns.append(column)
+
+        self._for_each_product(multiply)
+        return torch.tensor(columns, dtype=torch.float64).T
+
+    @property
+    def num_kept(self) -> int:
+        """On how many examples a product costs least, for their graphs are kept."""
+        return min(self._num_kept_chunks() * self.objective.chunk_size, self.objective.num_examples)
+
+    def _apply(self, vector: Tensor, note: Callable[[float, Tensor], None]) -> Tensor:
+        """The product, each chunk's size, by weight, and its summed product (P,) told to `note`."""
         parts = list(self.objective.unflatten(vector.to(self.objective.point)).values())
         total = torch.zeros_like(self.objective.point)
+
+        def add(product: ChunkProduct, size: float) -> None:
+            image = flatten(product(parts))
+            total.add_(image)
+            note(size, image)
+
+        self._for_each_product(add)
+        if not total.isfinite().all():
+            raise MeasurementError(self._say_not_finite(parts))
+        return total / self.objective.num_examples
+
+    def _for_each_product(self, work: Callable[[ChunkProduct, float], None]) -> None:
+        """Calls a function with the product and the size, by weight, of each chunk in turn."""
+        self.objective.check_any_company()
         may_keep = self._num_kept_chunks()
         recorded_for = self.objective.chunk_size
 
-        def add(chunk: Examples, start: int) -> None:
+        def visit(chunk: Examples, start: int) -> None:
             out_of_memory = self.objective.chunk_size != recorded_for
             if out_of_memory:  # give back what was kept
                 self._kept.clear()
             key = (start, chunk.num_examples)
             product = self._kept.get(key) or self._record(self.objective, self._params, chunk)
-            image = flatten(product(parts))
-            total.add_(image)
-            note(chunk.num_examples, image)
+            work(product, self.objective.total_relative(chunk))
             if len(self._kept) < may_keep and not out_of_memory:
                 self._kept[key] = product
 
-        self.objective.for_each_chunk(add)
-        if not total.isfinite().all():
-            raise MeasurementError(self._say_not_finite(parts))
-        return total / self.objective.num_examples
+        self.objective.for_each_chunk(visit)
 
     def _say_not_finite(self, vector: Sequence[Tensor]) -> str:
         """What is not finite, in a sentence."""

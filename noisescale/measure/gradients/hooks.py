@@ -24,6 +24,7 @@ from noisescale.measure.gradients.layers.factors import (
     Outer,
     Pulled,
     Summary,
+    project_all,
     summarise,
 )
 from noisescale.measure.gradients.layers.modules import rules_of_modules
@@ -89,7 +90,11 @@ class LayerEngine:
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         reasons = "; ".join(sorted(set(self.unreached.values())))
         way = "one by one" if isinstance(self._rest, LoopEngine) else "through vmap"
-        return (f"{listed}: {reasons}; by gradients of the whole model, {way}",)
+        return (
+            f"{listed}: {reasons} (sums, products, matrix products, nn.Linear and nn.Embedding "
+            "have one, and `gradient_rule` gives a module its own), so many times slower by "
+            f"gradients of the whole model, {way}",
+        )
 
     def statistics(self, chunk: Examples) -> ChunkStatistics:
         return self._once_foreseen(lambda: self._statistics(chunk))
@@ -165,8 +170,8 @@ class LayerEngine:
         held: Pieces = defaultdict(list)
 
         def add(name: str, pieces: ExampleGradients) -> None:
-            for of_direction, direction in zip(along, directions, strict=True):
-                of_direction[:, columns[name]] += pieces.project(direction[name])
+            of_parameter = [direction[name] for direction in directions]
+            along[:, :, columns[name]] += project_all(pieces, of_parameter)
 
         def receive(use: Use, gradient: Tensor) -> None:
             for source, pieces in _by_source(use, gradient):
@@ -279,6 +284,12 @@ def _by_source(use: Use, gradient: Tensor) -> Iterator[tuple[Source, ExampleGrad
 
 def _pull(made: Tensor, leaf: Tensor, gradients: Tensor) -> Tensor:
     """Gradients with respect to `made` (B, *its shape) as such with respect to a leaf of its."""
+    if _is_part(made, leaf):  # as of a slice of a table of positions
+        whole = gradients.new_zeros(len(gradients), *leaf.shape)
+        offset = made.storage_offset() - leaf.storage_offset()
+        strides = (leaf.numel(), *made.stride())
+        whole.as_strided(gradients.shape, strides, offset).copy_(gradients)
+        return whole
 
     def pull(gradient: Tensor) -> Tensor:
         (pulled,) = torch.autograd.grad(
@@ -293,3 +304,18 @@ def _pull(made: Tensor, leaf: Tensor, gradients: Tensor) -> Tensor:
         except RuntimeError:  # an operation that vmap does not cover
             return torch.stack([pull(gradient) for gradient in gradients])
     return by_vmap
+
+
+def _is_part(made: Tensor, leaf: Tensor) -> bool:
+    """Whether a tensor is a view of some of a leaf's numbers, each of them once."""
+    is_view = made._is_view() and made.data_ptr() != 0 and leaf.is_contiguous()
+    if not is_view or made.dtype != leaf.dtype or made.is_complex() or made.is_neg():
+        return False
+    if made.untyped_storage().data_ptr() != leaf.untyped_storage().data_ptr():
+        return False
+    reached = 0  # of the numbers before the next dimension's second entry
+    for stride, size in sorted(zip(made.stride(), made.shape, strict=True)):
+        if size > 1 and stride <= reached:
+            return False
+        reached += (size - 1) * stride
+    return True

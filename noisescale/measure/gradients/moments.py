@@ -17,6 +17,7 @@ from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params, Problem
 from noisescale.problems.sampling import select
 from noisescale.statistics.display import counted, one_line
+from noisescale.statistics.weighted_mean import Weighting
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -34,6 +35,9 @@ class GradientMoments:
         indices: of the examples in their split (n,).
         engine: what computed them.
         notes: what a reader should know of how they were computed.
+        weighting: of a problem with weights, the examples' relative weights r_i = w_i/w̄. The
+            gradients g_i and losses ℓ_i are then those of r_i ℓ_i, whose plain means are Σ w g/Σ w
+            and Σ w ℓ/Σ w. None: all count alike.
     """
 
     num_examples: int
@@ -45,6 +49,7 @@ class GradientMoments:
     indices: np.ndarray
     engine: EngineName
     notes: tuple[str, ...] = ()
+    weighting: Weighting | None = None
 
     def __repr__(self) -> str:
         return one_line(
@@ -63,6 +68,11 @@ class GradientMoments:
             return projections
         total: np.ndarray = projections.sum(1)
         return total
+
+    @property
+    def whole_weighting(self) -> Weighting | None:
+        """The weighting for all parameters together, None where all count alike."""
+        return None if self.weighting is None else self.weighting.total
 
     @property
     def mean_squares(self) -> np.ndarray:
@@ -154,7 +164,10 @@ def moments_on(
     choice = EngineChoice(engine, objective)
     objective.check_separate()
     share = Share(num_examples)
-    of_share = objective.differentiated_once().on(objective.examples.subset(share.rows))
+    of_share = objective.differentiated_once().part(objective.examples.subset(share.rows))
+    relative = objective.relative_weights()
+    weighting: Weighting | None = None
+    on_examples: list[np.ndarray] = []
     while True:
         sums, projections, failure = None, None, None
         try:
@@ -169,20 +182,32 @@ def moments_on(
         mean = share.sum(sums.total) / num_examples
         losses, squared_norms = share.gather(sums.losses), share.gather(sums.squared_norms)
         _check_finite(objective, losses, squared_norms, indices)
+        directions = [mean]
+        if relative is not None:  # and q, for the errors of their covariance
+            own = relative[share.rows].to(of_share.point).unsqueeze(0)
+            doubled = share.sum(of_share.weighted_gradients(own)[1][0].double()) / num_examples
+            directions.append(doubled)
+            products = objective.unflatten(doubled * mean).values()
+            on_mean = np.array([part.sum().item() for part in products])
+            weighting = Weighting(relative.numpy(), on_mean)
         if not standard_errors:
             break
         try:
-            projections = _projections(chosen, objective.unflatten(mean.to(objective.dtype)))
+            projections, *others = _projections(chosen, directions)
         except EngineError as error:
             failure = error
         if not choice.all_did(failure, share):
             continue
         assert projections is not None
         projections = share.gather(projections)
+        on_examples = [share.gather(along) for along in others]
         if choice.all_did(_gap(objective, projections, mean), share):
             break
     if projections is not None and projections.shape != squared_norms.shape:  # (n, 1), in all
         projections = projections[:, 0]
+        on_examples = [along[:, 0] for along in on_examples]
+    if weighting is not None and on_examples:
+        weighting = weighting._replace(on_examples=on_examples[0])
     return GradientMoments(
         num_examples=num_examples,
         population_size=population_size,
@@ -193,6 +218,7 @@ def moments_on(
         indices=indices.numpy(),
         engine=chosen.name,
         notes=(*choice.notes, *chosen.notes),
+        weighting=weighting,
     )
 
 
@@ -255,15 +281,17 @@ def _statistics(engine: Engine) -> _Sums:
     return _Sums(torch.cat(losses).numpy(), torch.cat(squared_norms).numpy(), total)
 
 
-def _projections(engine: Engine, direction: Params) -> np.ndarray:
-    """g_i·direction, (n, L) or (n, 1), of this process's share."""
+def _projections(engine: Engine, directions: list[Tensor]) -> list[np.ndarray]:
+    """g_i·v for each of K directions v (P,), (n, L) or (n, 1), of this process's share."""
+    objective = engine.objective
+    by_name = [objective.unflatten(vector.to(objective.dtype)) for vector in directions]
     projections: list[Tensor] = []
 
     def add(chunk: Examples, start: int) -> None:
-        projections.append(engine.projections(chunk, [direction])[0].cpu())
+        projections.append(engine.projections(chunk, by_name).cpu())  # (K, B, L)
 
-    engine.objective.for_each_chunk(add)
-    return torch.cat(projections).numpy()
+    objective.for_each_chunk(add)
+    return list(torch.cat(projections, 1).numpy())
 
 
 def _gap(objective: Objective, projections: np.ndarray, mean: Tensor) -> EngineError | None:

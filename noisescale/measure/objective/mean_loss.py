@@ -52,6 +52,7 @@ from noisescale.problems.problem import (
     kind_of,
     shapes,
     source_of,
+    weights_of,
 )
 from noisescale.statistics.display import counted, one_line
 
@@ -62,11 +63,16 @@ CHUNK_BYTES = 2**27
 CHUNK_GPU_SHARE = 8
 LARGEST_CHUNK, LARGEST_CHUNK_ON_GPU = 2048, 65_536  # examples; a larger chunk is no faster
 MEASURED_ONCE = 2  # for a first derivative: a forward pass alone, of which little is shared
+WEIGHED = 4096  # examples whose targets are read at a time to weigh them
 MEASURED_EXAMPLES = 8  # whose graph is measured: enough that what all share hardly counts
 
 
 class Objective:
     """The mean loss L(θ) = (1/N) Σ_i ℓ_i(θ) over examples, the model in evaluation mode.
+
+    Of a problem with weights it is Σ_i w_i ℓ_i/Σ_i w_i: the loss of an example is then taken as r_i
+    ℓ_i, with r_i = w_i/w̄ its weight in units of the examples' mean weight w̄, so that everything
+    that is a mean over examples is one by weight.
 
     The model is only read: its mode, gradients and random state stay as they are. In evaluation
     mode batch norm uses its running statistics, so that L is a mean over examples. Parameters that
@@ -146,6 +152,8 @@ class Objective:
         }
         self._model = ModelCopy(problem.model, state.names)
         self._loss = problem.loss
+        self._weights = problem.weights
+        self._mean_weight: float | None = None  # not yet known
         self._loss_copy = (
             ModelCopy(problem.loss, state.names) if isinstance(problem.loss, nn.Module) else None
         )
@@ -198,8 +206,20 @@ class Objective:
         """The mean loss over other examples, at the same point.
 
         Args:
-            examples: what it is the mean over.
+            examples: what it is the mean over, by their own mean weight where they have weights.
         """
+        other = self.part(examples)
+        other._mean_weight = None
+        return other
+
+    def part(self, examples: Source) -> Objective:
+        """Some of the same examples, whose losses stay what they are in the whole's mean.
+
+        Args:
+            examples: the part; with weights its own mean of r_i need not be one.
+        """
+        if self.is_weighted:
+            _ = self.mean_weight  # of the whole
         other = copy.copy(self)
         other.examples = examples
         other._chunk_size = self.chunk_size  # measured once, not for every batch
@@ -265,7 +285,7 @@ class Objective:
             return call_model(model, self.cast(inputs))
 
     def losses(self, outputs: Any, targets: Tree, params: Params | None = None) -> Tensor:
-        """One loss per example (B,).
+        """One loss per example (B,), times r_i where examples have weights.
 
         Args:
             outputs: what the model returned.
@@ -296,7 +316,60 @@ class Objective:
                 f"return one loss per example, shape ({num_examples},), "
                 + _how_to_reduce(losses, num_examples)
             )
-        return losses
+        if self._weights is None:
+            return losses
+        return losses * (weights_of(self._weights, targets) / self.mean_weight).to(losses)
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether examples count by weights."""
+        return self._weights is not None
+
+    @property
+    def mean_weight(self) -> float:
+        """w̄, of the examples; of a part that of the whole.
+
+        Raises:
+            SettingError: weights that are not finite, below zero, or all zero.
+        """
+        if self._mean_weight is None:
+            total = float(self._all_weights().sum())
+            if total <= 0:
+                raise SettingError(
+                    f"the weights of the Problem are zero for all of {self.num_examples} examples: "
+                    "no mean is defined"
+                )
+            self._mean_weight = total / self.num_examples
+        return self._mean_weight
+
+    def relative_weights(self) -> Tensor | None:
+        """r_i = w_i/w̄ of every example (N,), float64, on the CPU; None: all of them one."""
+        return self._all_weights() / self.mean_weight if self.is_weighted else None
+
+    def _all_weights(self) -> Tensor:
+        """w_i of every example (N,), float64, on the CPU."""
+        assert self._weights is not None
+        parts = []
+        for start in range(0, self.num_examples, WEIGHED):
+            targets = self.examples.part(slice(start, start + WEIGHED)).targets
+            parts.append(weights_of(self._weights, targets).double().cpu())
+        weights = torch.cat(parts)
+        if not (weights.isfinite().all() and (weights >= 0).all()):
+            raise SettingError(
+                "the weights of the Problem are below zero or not finite for some examples: give "
+                "each a number of 0 or more"
+            )
+        return weights
+
+    def total_relative(self, chunk: Examples) -> float:
+        """Σ r_i over a chunk, which counts for as many examples of mean weight.
+
+        Args:
+            chunk: of the examples.
+        """
+        if self._weights is None:
+            return float(chunk.num_examples)
+        return float(weights_of(self._weights, chunk.targets).double().sum()) / self.mean_weight
 
     def _loss_at(self, params: Params | None) -> contextlib.AbstractContextManager[LossFn]:
         """The loss, with these values of the parameters that it may have."""
@@ -369,7 +442,7 @@ class Objective:
         """
         try:
             return self.losses(self.outputs(params, chunk.inputs), chunk.targets, params)
-        except MeasurementError:
+        except (MeasurementError, SettingError):
             raise
         except Exception as error:  # whatever a model or a loss of the user's own raises
             if is_out_of_memory(error):

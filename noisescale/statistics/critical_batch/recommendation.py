@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, SettingError, check_count
 from noisescale.statistics.critical_batch.calibration.model import (
     Calibration,
     Scale,
@@ -19,6 +20,7 @@ from noisescale.statistics.critical_batch.calibration.model import (
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, estimate_columns, jsonable
+from noisescale.statistics.gradient_noise import NoiseScale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 AIMS = {"fewest examples": 0.1, "balanced": 1.0, "fewest steps": 10.0}
 LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be given: what is left out is then little
 FAR = 3.0  # times the best rate, or a third of it: there 𝓑 and B_crit part by more than their error
+NEEDED = ("step", "batch_size", "num_examples", "population_size", "simple", "full")
 SIZE_HEADINGS = ("aim", "batch size", "steps S/S_min", "examples E/E_min")
 PARTS = ("value", "stderr", "low", "high")
 # what 1/𝓑 is the ratio of, where 𝓑 itself is not resolved
@@ -57,6 +60,7 @@ class Recommendation(Shown):
         num_unresolved: of these.
         relative_decrease: what the run knows of its rate, see `calibration.model`; None where it
             does not know it.
+        rate_over_best: the run's rate over the best one that a search has found; None: no search.
         negative_curvature: the share of the steps that begin where GᵀHG lies significantly below
             zero; None where it was not measured.
         full_by_progress: beside B_simple, B_noise averaged by progress, where it was tracked and is
@@ -75,6 +79,7 @@ class Recommendation(Shown):
     num_measurements: int
     num_unresolved: int
     relative_decrease: float | None = None
+    rate_over_best: float | None = None
     negative_curvature: float | None = None
     full_by_progress: Estimate | None = None
 
@@ -93,13 +98,14 @@ class Recommendation(Shown):
     @property
     def critical_batch_size(self) -> Estimate:
         """B_crit of another run like it, its interval that of the calibration: for a new run."""
-        return self._calibration.critical_batch_size(self.by_progress, self.relative_decrease)
+        x = self.relative_decrease if self.rate_over_best is None else self.rate_over_best
+        return self._calibration.critical_batch_size(self.by_progress, x)
 
     @property
     def relative_rate(self) -> float | None:
         """The run's rate in units of about the best for its batch size; None where not known."""
-        if self.relative_decrease is None:
-            return None
+        if self.rate_over_best is not None or self.relative_decrease is None:
+            return self.rate_over_best
         return self.relative_decrease / self._calibration.unit
 
     @property
@@ -125,6 +131,8 @@ class Recommendation(Shown):
 
     @property
     def _calibration(self) -> Calibration:
+        if self.rate_over_best is not None:
+            return calibration(self.quantity, with_rate=True, regressor="rate_over_best")
         return calibration(self.quantity, with_rate=self.relative_decrease is not None)
 
     def batch_size(self, aim: str) -> int:
@@ -138,19 +146,20 @@ class Recommendation(Shown):
         Returns:
             Examples per update, two significant digits, at most all training examples.
         """
-        size = AIMS[aim] * self.critical_batch_size.value
-        if not size < self.population_size:
-            return self.population_size
-        return min(max(1, round(float(f"{size:.2g}"))), self.population_size)
+        value = self.critical_batch_size.value
+        return size_for(aim, value, largest=self.population_size) or self.population_size
 
     @property
     def sizes(self) -> list[dict[str, Any]]:
-        """For each aim its batch size, and the S/S_min and E/E_min that this takes."""
-        critical = self.critical_batch_size.value
+        """For each aim its batch size with its ends, and the S/S_min and E/E_min that it takes."""
+        interval = self.critical_batch_size
+        critical = interval.value
         return [
             {
                 "aim": aim,
                 "batch_size": self.batch_size(aim),
+                "low": size_for(aim, interval.low, largest=self.population_size),
+                "high": size_for(aim, interval.high, largest=self.population_size),
                 "steps": 1 + critical / self.batch_size(aim),
                 "examples": 1 + self.batch_size(aim) / critical,
             }
@@ -224,10 +233,30 @@ def size_cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (str(row["aim"]), f"{row['batch_size']:,}", *ratios)
 
 
+def size_for(aim: str, critical: float, *, largest: float = math.inf) -> int | None:
+    """The batch size for an aim where B_crit is this, in two digits; None where nothing bounds it.
+
+    Args:
+        aim: one of AIMS.
+        critical: B_crit, or an end of its interval.
+        largest: that a batch can be.
+    """
+    size = AIMS[aim] * critical
+    if not size < largest:
+        return None if math.isinf(largest) else int(largest)
+    return int(min(max(1, round(float(f"{size:.2g}"))), largest))
+
+
 def recommend(
-    table: pd.DataFrame, *, quantity: Scale | None = None, learning_rate: float | None = None
+    measured: pd.DataFrame | Sequence[NoiseScale],
+    *,
+    quantity: Scale | None = None,
+    learning_rate: float | None = None,
+    rate_over_best: float | None = None,
+    steps: Sequence[int] | None = None,
+    batch_size: int | None = None,
 ) -> Recommendation:
-    """The recommendation from the rows of a run's noise.csv.
+    """The recommendation from the rows of a run's noise.csv, or from noise scales along a run.
 
     𝓑 is averaged by progress as 1/𝓑, of which noise in |G|² or GᵀHG makes no outliers, and which
     takes in measurements that do not resolve 𝓑: leaving those out, as the ones where the noise is
@@ -235,12 +264,18 @@ def recommend(
     zero is B_noise not defined at all; across that the mean of the ends stands.
 
     Args:
-        table: the rows, by ascending step.
+        measured: the rows, by ascending step; or what `measure_noise` gave at points along a run,
+            two or more, in their order.
         quantity: which noise scale to take; None: "simple", and B_noise beside it. Over runs at
             many rates, what B_simple says of B_crit is off by a factor of e^0.4 or so, what B_noise
             says by e: far below the best rate GᵀHG is small and B_noise large without bound.
         learning_rate: ε of the run, where it was constant, of SGD without momentum; None: not
             known.
+        rate_over_best: the run's rate over the best one that a search has found, 1 where it is that
+            one; of SGD, with momentum or without. None: not known.
+        steps: of a list: the updates after which each was measured; None: at equal distances, which
+            leaves out how the run's rate compares with the best.
+        batch_size: of a list: that of the run.
 
     Returns:
         The recommendation.
@@ -248,6 +283,8 @@ def recommend(
     Raises:
         MeasurementError: fewer than two rows have a noise scale, no two neighbours do, or their
             steps do not increase.
+        SettingError: what is given is neither such a table nor such a list, or a list comes without
+            its batch size.
 
     Example:
         >>> import pandas as pd
@@ -258,8 +295,9 @@ def recommend(
         >>> recommend(table).batch_size("balanced")
         47
     """
-    steps = table["step"].to_numpy(dtype=float)
-    if (np.diff(steps) <= 0).any() or (table["batch_size"] < 1).any():
+    table = _table(measured, steps=steps, batch_size=batch_size)
+    at_steps = table["step"].to_numpy(dtype=float)
+    if (np.diff(at_steps) <= 0).any() or (table["batch_size"] < 1).any():
         raise MeasurementError(
             "the table's steps do not increase, or a batch size in it is below 1"
         )
@@ -277,19 +315,19 @@ def recommend(
     columns = _parts(rows, quantity)
     num_samples = int(rows["num_examples"].iloc[0])
 
-    def measured(index: int) -> Estimate:
+    def estimate(index: int) -> Estimate:
         parts = {part: float(column[index]) for part, column in columns.items()}
         return Estimate(**parts, num_samples=num_samples)
 
-    at_steps = rows["step"].to_numpy(dtype=float)
+    resolved_at = rows["step"].to_numpy(dtype=float)
     means = {
-        part: float(np.trapezoid(column, at_steps) / (at_steps[-1] - at_steps[0]))
+        part: float(np.trapezoid(column, resolved_at) / (resolved_at[-1] - resolved_at[0]))
         for part, column in columns.items()
     }
     inverse = _inverse(table, quantity)
     high = _course(table, inverse["low"])  # of 𝓑, from the lower ends of 1/𝓑
     decrease = None
-    if learning_rate is not None:
+    if learning_rate is not None and (steps is not None or isinstance(measured, pd.DataFrame)):
         decrease = relative_decrease(table, learning_rate=learning_rate)
     return Recommendation(
         quantity=quantity,
@@ -297,16 +335,53 @@ def recommend(
         course=_course(table, inverse["value"]),
         low=_course(table, inverse["high"]),
         high=high if high.min_steps > 0 else None,
-        start=measured(0),
-        end=measured(-1),
+        start=estimate(0),
+        end=estimate(-1),
         average=Estimate(**means, num_samples=num_samples),
         population_size=int(table["population_size"].max()),
         num_measurements=len(table),
         num_unresolved=len(table) - len(rows),
         relative_decrease=decrease,
+        rate_over_best=rate_over_best,
         negative_curvature=_negative_curvature(table),
         full_by_progress=full,
     )
+
+
+def _table(
+    measured: pd.DataFrame | Sequence[NoiseScale],
+    *,
+    steps: Sequence[int] | None,
+    batch_size: int | None,
+) -> pd.DataFrame:
+    """The rows, made from the list where it is one; SettingError for what is neither."""
+    if isinstance(measured, pd.DataFrame):
+        if missing := [name for name in NEEDED if name not in measured]:
+            raise SettingError(
+                f"the table has no column {', '.join(missing)}: give the rows of a run's noise.csv "
+                "(read_noise), or a list of what measure_noise gives"
+            )
+        if steps is not None or batch_size is not None:
+            raise SettingError("steps and batch size go with a list: a table has them, leave out")
+        return measured
+    scales = list(measured)
+    if strangers := {type(each).__name__ for each in scales if not isinstance(each, NoiseScale)}:
+        raise SettingError(
+            f"a list of {', '.join(sorted(strangers))}: give what measure_noise returns, or the "
+            "rows of a run's noise.csv as a table"
+        )
+    if batch_size is None:
+        raise SettingError(
+            "a list of noise scales without a batch size: give the batch_size of its run"
+        )
+    check_count("batch size", batch_size)
+    if steps is not None and len(steps) != len(scales):
+        raise SettingError(f"{len(steps)} steps for {len(scales)} noise scales: give one for each")
+    rows = [
+        {"step": step, "batch_size": batch_size, **scale.to_row()}
+        for step, scale in zip(range(len(scales)) if steps is None else steps, scales, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=None if rows else list(NEEDED))
 
 
 def _resolved(table: pd.DataFrame, quantity: Scale) -> np.ndarray:

@@ -31,12 +31,12 @@ from noisescale.statistics.critical_batch.branches import (
     branch_tolerances,
 )
 from noisescale.statistics.critical_batch.curves.rate_laws import POWERS
-from noisescale.statistics.display import Shown, Summary
+from noisescale.statistics.display import Settings, Shown, Summary
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_edge import LEFT
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, BRANCH_SETTINGS, GoalSplit
 from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
-from noisescale.studies.critical_batch.start import count_examples
+from noisescale.studies.critical_batch.start import examples_for
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim, closing, ordered
 from noisescale.studies.jobs.local import given_or_local
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
@@ -58,8 +58,8 @@ FEWEST_BATCHES = 4  # in an epoch: a short one at its end is then a fifth of the
 SHORTEST_BRANCH = 256  # batches of the checkpoint's, by default: B can be doubled five times
 
 
-@dataclass(frozen=True, kw_only=True)
-class BranchConfig:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BranchConfig(Settings):
     """Branches from one checkpoint.
 
     Attributes:
@@ -170,7 +170,8 @@ class BranchConfig:
         path, content = read_weights(path)
         stored = content if isinstance(content, Checkpoint) else None
         if problem is None:
-            problem = None if stored is None else stored.problem
+            kept = None if stored is None else stored.problem
+            problem = kept if isinstance(kept, ProblemConfig) else None
         if problem is None:
             raise SettingError(
                 f"{path} does not say which model and data it belongs to: "
@@ -182,7 +183,7 @@ class BranchConfig:
         if isinstance(base, int):  # else it is refused, with the reason
             seen = 0 if stored is None else stored.examples_seen
             examples = default_examples(base, seen) if examples is None else examples
-            num_examples = 0 if sizes else count_examples(problem, split)
+            num_examples = 0 if sizes else examples_for(problem, split)
             smallest, per_doubling = (1, 2) if scaling == "noise" else (base, 1)
             sizes = sizes or default_branch_sizes(
                 smallest, examples, num_examples, per_doubling=per_doubling
@@ -369,7 +370,7 @@ def run_branches(
     """
     options = common_options(options)
     start = start / CHECKPOINT if start.is_dir() else start
-    num_examples = count_examples(config.problem, config.split)
+    num_examples = examples_for(config.problem, config.split)
     if (largest := max(config.batch_sizes)) > num_examples // FEWEST_BATCHES:
         raise SettingError(
             f"batch size {largest}: there are {num_examples} training examples, and the last, "

@@ -8,11 +8,14 @@ from typing import Any, Literal, get_args
 
 from noisescale.errors import MOST_RUNS, SettingError, check_choice, check_count, is_real
 from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.statistics.display import Settings
+from noisescale.statistics.estimate import Estimate
 from noisescale.training.config import TrainConfig
 
 GoalSplit = Literal["train", "test"]
 SETTINGS = "critical_batch.json"  # what all runs of a measurement's folder have in common
 BRANCH_SETTINGS, BRANCH_RESULT = "branches.json", "branch.json"
+FIRMER_SIZES = 6  # about a B_crit that is to be measured: a factor of five on either side of it
 DEFAULT_WIDTH = 256  # of the command line's network: with it a measurement takes minutes
 LARGEST_SIZE = 2048  # of the default ones: beyond B_crit each doubling doubles the examples taken
 LEAST_FACTOR = 1.05  # between rates: at less, the span that is searched takes over 86 of them
@@ -32,8 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class CriticalBatchConfig:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CriticalBatchConfig(Settings):
     """Runs at several batch sizes, each at its best learning rate, to several goals.
 
     Attributes:
@@ -176,3 +179,43 @@ def default_batch_sizes(num_examples: int) -> tuple[int, ...]:
 def default_goals(start_loss: float) -> tuple[float, ...]:
     """The default shares of the loss at the start, to two digits."""
     return tuple(float(f"{share * start_loss:.2g}") for share in SHARES)
+
+
+def firmer_command(
+    problem: ProblemConfig | FactoryConfig,
+    training: TrainConfig,
+    *,
+    critical: Estimate | None = None,
+    num_examples: int = 1,
+) -> str:
+    """The `critical-batch` that measures B_crit, at batch sizes about the one expected.
+
+    Args:
+        problem: what is trained.
+        training: its optimizer, momentum and weight decay count.
+        critical: B_crit as far as it is known; None: the command chooses the sizes.
+        num_examples: in the training set.
+    """
+    words = ["noisescale critical-batch"]
+    if isinstance(problem, FactoryConfig):
+        words.append(f"--problem {problem.factory}")
+    else:
+        options = {"dataset": problem.dataset} | problem.changed()
+        words += [_option(name, value) for name, value in options.items()]
+    defaults = TrainConfig().optimizer_settings()
+    words += [
+        _option(name, value)
+        for name, value in training.optimizer_settings().items()
+        if value != defaults[name]
+    ]
+    if critical is not None:
+        near = sorted(
+            default_batch_sizes(num_examples),
+            key=lambda size: abs(math.log(size / critical.value)),
+        )
+        words += [f"--bs {size}" for size in sorted(near[:FIRMER_SIZES])]
+    return " ".join(words)
+
+
+def _option(name: str, value: object) -> str:
+    return f"--{name.replace('_', '-')} {value}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from noisescale.statistics.critical_batch.steps_to_goal import smoothed_losses, steps_to_goal
+from noisescale.statistics.critical_batch.curves.steps_to_goal import smoothed_losses, steps_to_goal
 from noisescale.studies.critical_batch.config import GoalSplit
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve, ShortRun, looks, read_run, short_run

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from noisescale.plots.critical_batch import branch_figure, critical_figure
 from noisescale.plots.style import image
+from noisescale.problems.config import parse_problem
 from noisescale.statistics.critical_batch.branches import branch_means
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
@@ -20,7 +21,6 @@ from noisescale.statistics.critical_batch.goal_table import (
 )
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, SETTINGS
 from noisescale.training.records.folder import (
-    parse_problem,
     read_json,
     write_atomically,
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
@@ -27,6 +28,8 @@ from noisescale.studies.critical_batch.noise_runs import PREDICTED_COLUMNS, pred
 from noisescale.studies.critical_batch.start import Start
 from noisescale.studies.jobs.folder import closing
 from noisescale.studies.jobs.options import StudyOptions
+from noisescale.studies.recommend.budget import duration_text
+from noisescale.studies.recommend.measured import advise_on_front
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, may_write, write_json, write_table
 from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
@@ -65,6 +68,7 @@ class CriticalBatchResult(Shown):
         predicted: the rows of predicted.csv: the noise scale beside the critical batch size.
         notes: what a reader should know.
         summary: the content of summary.json; None for a table of others.
+        advice: which batch size and learning rate follow from it; None: not asked.
     """
 
     table: pd.DataFrame
@@ -74,6 +78,7 @@ class CriticalBatchResult(Shown):
     predicted: pd.DataFrame
     notes: tuple[str, ...]
     summary: dict[str, Any] | None = None
+    advice: Advice | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of fit.json: a record for each goal, with its laws and predictions."""
@@ -86,7 +91,11 @@ class CriticalBatchResult(Shown):
             )
             rows = jsonable(predicted.drop(columns="goal", errors="ignore"))
             records.append(fit_record(goal, fit, self.laws[goal], predicted=rows))
-        return {"goals": records, "notes": list(self.notes)}
+        return {
+            "goals": records,
+            "recommendation": self.advice and jsonable(self.advice.sizes),
+            "notes": list(self.notes),
+        }
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each goal: the goal, and the columns of `CriticalBatchFit.to_frame`."""
@@ -103,8 +112,16 @@ class CriticalBatchResult(Shown):
         )
 
 
-def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> CriticalBatchResult:
-    """What follows from steps_to_goal.csv and the runs along which the noise was measured."""
+def analyse(
+    table: pd.DataFrame,
+    noise_runs: list[GoalRun] | None = None,
+    *,
+    num_examples: int | None = None,
+) -> CriticalBatchResult:
+    """What follows from steps_to_goal.csv and the runs along which the noise was measured.
+
+    num_examples: in the training set, where that is known.
+    """
     fits = fit_goals(table)
     rates = best_rates(table)
     notes = []
@@ -125,13 +142,16 @@ def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> Cri
     rows = [
         row for goal, fit in fits.items() for row in predicted_rows(goal, fit, noise_runs or [])
     ]
+    laws = {goal: fit_laws(rates, goal) for goal in fits}
+    predicted = pd.DataFrame(rows, columns=list(PREDICTED_COLUMNS))
     return CriticalBatchResult(
         table=table,
         fits=fits,
         rates=rates,
-        laws={goal: fit_laws(rates, goal) for goal in fits},
-        predicted=pd.DataFrame(rows, columns=list(PREDICTED_COLUMNS)),
+        laws=laws,
+        predicted=predicted,
         notes=tuple(notes),
+        advice=advise_on_front(table, fits, rates, laws, predicted, population_size=num_examples),
     )
 
 
@@ -160,13 +180,16 @@ def write_results(
 ) -> CriticalBatchResult:
     """Writes the files of a measurement: tables, fits, picture and, last, summary.json."""
     table = outcome.table
-    result = analyse(table, outcome.noise_runs)
+    result = analyse(table, outcome.noise_runs, num_examples=outcome.num_examples)
     notes = (
         *result.notes,
         *_short_batches(table, outcome.num_examples),
         *_unreached(result, outcome.best_losses),
     )
-    result = replace(result, notes=notes)
+    num_runs = len(table.groupby(["batch_size", "learning_rate", "seed"]))
+    cost = f"Cost: {num_runs} runs, {duration_text(outcome.seconds)} by this command."
+    advice = result.advice and replace(result.advice, cost=cost)
+    result = replace(result, notes=notes, advice=advice)
     summary = {
         **config.identity(),
         "goals": list(outcome.goals),
@@ -174,8 +197,9 @@ def write_results(
         "num_seeds": int(table["seed"].nunique()),
         "factor": config.factor,
         "start": jsonable(outcome.start),
-        "num_runs": len(table.groupby(["batch_size", "learning_rate", "seed"])),
+        "num_runs": num_runs,
         "failures": outcome.failures,
+        "recommendation": advice and jsonable(advice.sizes),
         **closing(outcome.seconds, [*options.notes, *result.notes], environment(options.device)),
     }
     if not may_write(out):

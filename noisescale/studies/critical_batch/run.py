@@ -11,17 +11,23 @@ from pathlib import Path
 import pandas as pd
 
 from noisescale.errors import NoisescaleError, SettingError
+from noisescale.problems.factory import seeding_notes
 from noisescale.statistics.critical_batch.goal_table import COLUMNS
 from noisescale.studies.critical_batch.config import SETTINGS, CriticalBatchConfig, default_goals
 from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
 from noisescale.studies.critical_batch.noise_runs import choose_noise_runs, make_noise_runs
 from noisescale.studies.critical_batch.results import CriticalBatchResult, Outcome, write_results
-from noisescale.studies.critical_batch.start import Start, count_examples, start_at
+from noisescale.studies.critical_batch.start import Start, examples_for, start_at
 from noisescale.studies.critical_batch.tuning import Steps, Trial, Tuned, best_indices, tune
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.folder import CELL_FOLDER, Orders, claim, ordered
 from noisescale.studies.jobs.local import given_or_local
-from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
+from noisescale.studies.jobs.options import (
+    StudyOptions,
+    common_options,
+    make_cell,
+    with_notes,
+)
 from noisescale.studies.jobs.search_loop import (
     Failure,
     Job,
@@ -75,8 +81,9 @@ def run_critical_batch(
         RunFolderError: `out` holds something else.
         Interrupted: a SIGINT or SIGTERM came; what is finished is kept.
     """
-    options = common_options(options)
-    num_examples = count_examples(config.problem, config.split)
+    notes = seeding_notes(config.problem, num_seeds=config.num_seeds)
+    options = with_notes(common_options(options), notes)
+    num_examples = examples_for(config.problem, config.split)
     config = config.resolved(num_examples=num_examples)
     for size in config.batch_sizes or ():
         resolve_batch_size(config.run(size, 1.0, 0, max_steps=1), num_examples)

@@ -9,12 +9,11 @@ from typing import NamedTuple
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.config import FactoryConfig, ProblemConfig
-from noisescale.problems.data.splits import num_training_examples
 from noisescale.problems.factory import build_own_problem
 from noisescale.problems.problem import num_examples_of
 from noisescale.statistics.estimate import jsonable
 from noisescale.studies.critical_batch.config import GoalSplit
-from noisescale.studies.jobs.cell import Cell, cell_problem, one_thread
+from noisescale.studies.jobs.cell import Cell, cell_problem, count_examples, one_thread
 from noisescale.studies.jobs.short_run import LossCurve
 from noisescale.training.records.folder import read_json, write_json
 
@@ -22,14 +21,13 @@ START = "start.json"
 NUM_EXAMPLES = 2000  # of which ε_max and B_noise are measured: they need be right to a factor
 
 
-def count_examples(problem: ProblemConfig | FactoryConfig, split: GoalSplit) -> int:
+def examples_for(problem: ProblemConfig | FactoryConfig, split: GoalSplit) -> int:
     """How many training examples the problem has; SettingError where it lacks the split."""
-    if not isinstance(problem, FactoryConfig):
-        return num_training_examples(problem.dataset, problem.num_train)
-    built = build_own_problem(problem)
-    if split == "test" and built.test is None:
+    if isinstance(problem, ProblemConfig):  # which has every split
+        return count_examples(problem)
+    if split == "test" and build_own_problem(problem).test is None:
         raise SettingError(f"{problem.factory} has no test examples: give --goal-split train")
-    return num_examples_of(built.train)
+    return count_examples(problem)
 
 
 class Start(NamedTuple):

@@ -13,9 +13,9 @@ import torch
 
 from noisescale.problems.build import assemble_problem
 from noisescale.problems.config import FactoryConfig, ProblemConfig
-from noisescale.problems.data.splits import Splits, load_splits
+from noisescale.problems.data.splits import Splits, load_splits, num_training_examples
 from noisescale.problems.factory import build_own_problem
-from noisescale.problems.problem import Problem
+from noisescale.problems.problem import Problem, num_examples_of
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.weight_files import read_weights
 from noisescale.training.records.weights import apply_weights
@@ -58,6 +58,17 @@ def cell_problem(cell: Cell) -> Problem:
         path, content = read_weights(cell.start, device=cell.device)
         apply_weights(problem.model, content, path=path)
     return problem
+
+
+def count_examples(problem: ProblemConfig | FactoryConfig) -> int:
+    """How many training examples a problem has.
+
+    Args:
+        problem: of ours, whose data need not be there; or the user's own, which is made for it.
+    """
+    if isinstance(problem, ProblemConfig):
+        return num_training_examples(problem.dataset, problem.num_train)
+    return num_examples_of(build_own_problem(problem).train)
 
 
 @lru_cache(maxsize=1)

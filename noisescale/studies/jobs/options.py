@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from noisescale.errors import SettingError
 from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.statistics.display import Settings
 from noisescale.studies.jobs.cell import Cell
 from noisescale.training.config import TrainConfig
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StudyOptions(Settings):
     """How a study is carried out; nothing here changes its results.
 
     Attributes:
@@ -32,6 +33,9 @@ class StudyOptions:
     console: Console | None = None
     notes: tuple[str, ...] = ()
     pictures: bool = True
+
+
+Options = TypeVar("Options", bound=StudyOptions)
 
 
 def common_options(options: StudyOptions | None) -> StudyOptions:
@@ -50,6 +54,19 @@ def common_options(options: StudyOptions | None) -> StudyOptions:
             "leave it out, or give StudyOptions"
         )
     return options
+
+
+def with_notes(options: Options, notes: tuple[str, ...]) -> Options:
+    """The options with further notes for the record, which are also said on the console.
+
+    Args:
+        options: of a study.
+        notes: sentences without a full stop.
+    """
+    if options.console is not None:
+        for note in notes:
+            options.console.print(f"NOTE: {note}", style="yellow", markup=False)
+    return replace(options, notes=(*options.notes, *notes))
 
 
 def make_cell(

@@ -6,6 +6,7 @@ What a study makes of it, a label or the steps to a goal, is a function of those
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -55,21 +56,28 @@ class LossCurve:
     points: (step, loss) at each look so far.
     """
 
-    def __init__(self, problem: Problem, split: str = "train") -> None:
-        size = min(EVALUATED, num_examples_of(split_data(problem, split)))
+    def __init__(
+        self, problem: Problem, split: str = "train", *, num_examples: int = EVALUATED
+    ) -> None:
+        size = min(num_examples, num_examples_of(split_data(problem, split)))
         self.examples = held(select(problem, split=split, num_examples=size).examples)
         self.points: list[tuple[int, float]] = []
-        self._loss = problem.loss
+        self._loss, self._weights = problem.loss, problem.weights
 
     def look(self, step: int, model: nn.Module) -> float:
         """The model's loss after this step, which is noted."""
-        loss = mean_loss(model, self._loss, self.examples)
+        loss = mean_loss(model, self._loss, self.examples, self._weights)
         self.points.append((step, loss))
         return loss
 
 
 def short_run(
-    cell: Cell, course: Callable[[Training, LossCurve], dict[str, Any]], *, split: str = "train"
+    cell: Cell,
+    course: Callable[[Training, LossCurve], dict[str, Any]],
+    *,
+    split: str = "train",
+    num_evaluated: int = EVALUATED,
+    threads: AbstractContextManager[None] | None = None,
 ) -> None:
     """Sees to it that a run lies finished in its folder, computed there unless it is already.
 
@@ -80,6 +88,8 @@ def short_run(
         cell: which run, and where.
         course: trains, as a rule by `looks`, and returns the study's own part of summary.json.
         split: whose loss is looked at.
+        num_evaluated: examples of a look, at most.
+        threads: open while it computes; None: one thread alone.
 
     Raises:
         RunFolderError: the folder holds something else.
@@ -87,12 +97,12 @@ def short_run(
     record = cell_record(cell)
     if folder_state(cell.path, record) == "finished":
         return
-    with one_thread(), RunFolder(cell.path, record, wait=True) as folder:
+    with threads or one_thread(), RunFolder(cell.path, record, wait=True) as folder:
         if folder.state == "finished":
             return
         problem = cell_problem(cell)
         training = Training(problem, cell.training)
-        curve = LossCurve(problem, split)
+        curve = LossCurve(problem, split, num_examples=num_evaluated)
         numbers = course(training, curve)
         write_run(cell, curve, numbers, seconds=training.seconds, notes=training.notes)
 

@@ -10,13 +10,15 @@ from typing import Any
 from torch import nn
 
 from noisescale.problems.config import ProblemConfig
+from noisescale.problems.factory import build_own_problem
 from noisescale.problems.models import chance_loss
-from noisescale.problems.problem import Problem, as_examples
+from noisescale.problems.problem import Problem, held, source_of
 from noisescale.statistics.stability_edge import Trajectory
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve, ShortRun, looks, read_run, short_run
-from noisescale.training.evaluation import Evaluation, evaluate
+from noisescale.training.evaluation import Evaluation, evaluate, mean_loss
 from noisescale.training.records.folder import nullable
+from noisescale.training.run import what_is_trained
 from noisescale.training.tracking.rows import is_due
 from noisescale.training.trainer import Training
 
@@ -69,22 +71,22 @@ def cell_summary(
     diverged_at_step: int | None,
 ) -> dict[str, Any]:
     """A cell's own part of its summary, from the losses on the way and the model at the end."""
-    assert isinstance(cell.problem, ProblemConfig), "maps are of problems of ours"
-    assert problem.test is not None
-    final = evaluate(model, problem.loss, curve.examples)
-    test = evaluate(model, problem.loss, as_examples(problem.test))
+    final = evaluate(model, problem.loss, curve.examples, problem.weights)
+    test = None
+    if problem.test is not None:
+        test = evaluate(model, problem.loss, held(source_of(problem.test)), problem.weights)
     losses = [loss for _, loss in curve.points]
     largest = max(losses, key=lambda loss: math.inf if math.isnan(loss) else loss)
     numbers = {
         "start_loss": losses[0],
         "largest_loss": largest,
-        "chance_loss": chance_loss(cell.problem.loss, curve.examples.part(slice(None)).targets),
-        "largest_share": float(final.confusion.sum(0).max() / final.confusion.sum()),
+        "chance_loss": _chance(cell, curve),
+        "largest_share": math.nan,
     }
+    if final.confusion is not None:
+        numbers["largest_share"] = float(final.confusion.sum(0).max() / final.confusion.sum())
     return {
-        "dataset": cell.problem.dataset,
-        "pixel_scale": cell.problem.pixel_scale,
-        "model": cell.problem.model,
+        **what_is_trained(cell.problem),
         "batch_size": cell.training.batch_size,
         "learning_rate": cell.training.learning_rate,
         "seed": cell.training.seed,
@@ -93,8 +95,22 @@ def cell_summary(
         "diverged_at_step": diverged_at_step,
         **nullable(numbers),
         "train": _scores(final),
-        "test": _scores(test),
+        "test": None if test is None else _scores(test),
     }
+
+
+def _chance(cell: Cell, curve: LossCurve) -> float:
+    """The loss of the best constant output; of the user's own problem, of its model as made.
+
+    No constant output is known of a model and a loss of any kind; an initialised model comes near
+    one.
+    """
+    if isinstance(cell.problem, ProblemConfig):
+        return chance_loss(cell.problem.loss, curve.examples.part(slice(None)).targets)
+    if cell.start is None:
+        return curve.points[0][1]
+    made = build_own_problem(cell.problem, device=cell.device)
+    return mean_loss(made.model, made.loss, curve.examples, made.weights)
 
 
 def _scores(evaluation: Evaluation) -> dict[str, Any]:
@@ -113,6 +129,7 @@ def trajectory(summary: dict[str, Any]) -> Trajectory:
         largest=number(summary["largest_loss"]),
         final=number(summary["train"]["loss"]),
         chance=number(summary["chance_loss"]),
-        largest_share=summary["largest_share"],
+        # of a model without classes no share is known, and it is never called dead
+        largest_share=math.nan if (share := summary["largest_share"]) is None else share,
         diverged_at_step=summary["diverged_at_step"],
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from noisescale.errors import MOST_RUNS, SettingError, check_count
-from noisescale.problems.config import ProblemConfig
+from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.statistics.display import Settings
 from noisescale.training.config import BatchRule, TrainConfig, resolve_batch_size
 
 BatchSize = int | BatchRule
@@ -29,8 +30,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Horizon:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Horizon(Settings):
     """How long each run is: in epochs, updates or examples, exactly one of which is given.
 
     Attributes:
@@ -69,8 +70,8 @@ class Horizon:
         return math.ceil(steps / steps_an_epoch), steps
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SweepConfig(Settings):
     """A map of batch sizes and learning rates.
 
     Attributes:
@@ -105,7 +106,7 @@ class SweepConfig:
         (1, 16, 'full')
     """
 
-    problem: ProblemConfig
+    problem: ProblemConfig | FactoryConfig
     training: TrainConfig = field(default_factory=TrainConfig)
     batch_sizes: tuple[BatchSize, ...] = DEFAULT_BATCH_SIZES
     lr_min: float | None = None
@@ -125,7 +126,8 @@ class SweepConfig:
             raise SettingError(
                 f"batch sizes {', '.join(map(str, self.batch_sizes))}: give each once"
             )
-        if self.problem.norm == "batch" and 1 in self.batch_sizes:
+        norm = self.problem.norm if isinstance(self.problem, ProblemConfig) else None
+        if norm == "batch" and 1 in self.batch_sizes:
             raise SettingError(
                 "batch size 1 with batch norm, which has no variance: leave one of them out"
             )

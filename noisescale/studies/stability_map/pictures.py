@@ -6,9 +6,9 @@ from pathlib import Path
 
 from noisescale.plots.stability_map import map_figure
 from noisescale.plots.style import image
-from noisescale.problems.config import ProblemConfig
+from noisescale.problems.config import ProblemConfig, parse_problem
 from noisescale.studies.stability_map.config import SETTINGS
-from noisescale.training.records.folder import parse_problem, read_json, write_atomically
+from noisescale.training.records.folder import read_json, write_atomically
 from noisescale.training.records.names import describe_problem
 from noisescale.training.records.tables import BOUNDARY, CELLS, read_boundary, read_cells
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import estimate_of, jsonable
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.statistics.stability_edge import LABELS
+from noisescale.studies.critical_batch.config import firmer_command
 from noisescale.studies.jobs.folder import closing
 from noisescale.studies.jobs.options import StudyOptions
+from noisescale.studies.recommend.budget import duration_text
+from noisescale.studies.recommend.measured import advise_on_map
 from noisescale.studies.stability_map.config import BatchSize, SweepConfig
 from noisescale.studies.stability_map.tables import (
     boundary_table,
@@ -55,12 +59,14 @@ class SweepResult(Shown):
         boundary: the rows of boundary.csv: of each batch size the measured edge η_max with its
             95 % interval, and the predicted ones.
         summary: the content of summary.json.
+        advice: which batch size and learning rate follow from it; None: not asked.
     """
 
     config: SweepConfig
     cells: pd.DataFrame
     boundary: pd.DataFrame
     summary: dict[str, Any]
+    advice: Advice | None = None
 
     @property
     def verb(self) -> str:
@@ -129,6 +135,7 @@ def write_results(
     prediction_scores = scores(distinct, boundary) if outcome.predictions else {}
     labels = cells["label"].value_counts()
     constants = outcome.constants
+    advice = _advice(config, cells, outcome)
     summary = {
         **config.identity(),
         "batch_sizes": boundary["batch_size"].tolist(),
@@ -144,9 +151,12 @@ def write_results(
         "failures": outcome.failures,
         "constants": constants and {**jsonable(constants), "notes": list(constants.notes)},
         "scores": jsonable(prediction_scores),
+        "recommendation": jsonable(advice.sizes),
         **closing(outcome.seconds, options.notes, environment(options.device)),
     }
-    result = SweepResult(config=config, cells=cells, boundary=boundary, summary=summary)
+    result = SweepResult(
+        config=config, cells=cells, boundary=boundary, advice=advice, summary=summary
+    )
     if not may_write(out):
         return result
     write_table(out / CELLS, cells)
@@ -157,3 +167,26 @@ def write_results(
         draw_pictures(out)
     write_json(out / SUMMARY, summary)
     return result
+
+
+def _advice(config: SweepConfig, cells: pd.DataFrame, outcome: Outcome) -> Advice:
+    """What the losses at the ends of the runs say of the batch size to use."""
+    cost = f"Cost: {len(cells)} runs, {duration_text(outcome.seconds)} by this command."
+    if config.start is not None:
+        return Advice(
+            heading="A batch size by the loss at the end of the runs:",
+            cost=cost,
+            reason=(
+                "they start in a minimum, where the loss tells what is stable and nothing of "
+                "training; leave out --from"
+            ),
+        )
+    ((unit, amount),) = ((name, n) for name, n in vars(config.horizon).items() if n is not None)
+    advice = advise_on_map(
+        cells,
+        horizon=f"{amount:,} {unit.removesuffix('s') if amount == 1 else unit}",
+        equal_steps=unit == "steps",
+        num_examples=outcome.num_examples,
+    )
+    firmer = firmer_command(config.problem, config.training)
+    return replace(advice, cost=cost, firmer=firmer)

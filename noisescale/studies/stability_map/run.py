@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from noisescale.errors import NoisescaleError, SettingError
-from noisescale.problems.data.splits import num_training_examples
+from noisescale.problems.factory import seeding_notes
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.studies.jobs.cell import Cell
+from noisescale.studies.jobs.cell import Cell, count_examples
 from noisescale.studies.jobs.folder import CELL_FOLDER, Orders, claim, ordered
 from noisescale.studies.jobs.local import given_or_local
-from noisescale.studies.jobs.options import StudyOptions, make_cell
+from noisescale.studies.jobs.options import StudyOptions, make_cell, with_notes
 from noisescale.studies.jobs.search_loop import (
     Failure,
     Job,
@@ -54,7 +54,7 @@ SCAN_FACTOR = (
 CELLS_A_SEED = 3  # about, that another seed's search takes: the edge is near where seed 0 has it
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SweepOptions(StudyOptions):
     """How a sweep is carried out; nothing here changes its cells.
 
@@ -111,7 +111,10 @@ def run_sweep(
     """
     if not isinstance(options, SweepOptions):
         options = SweepOptions(**vars(options or StudyOptions()))
-    num_examples = num_training_examples(config.problem.dataset, config.problem.num_train)
+    num_examples = count_examples(config.problem)
+    # of runs from a checkpoint no seed draws the start
+    several = config.num_seeds if config.start is None else 1
+    options = with_notes(options, seeding_notes(config.problem, num_seeds=several))
     for size in config.batch_sizes:
         config.run(size, 1.0, 0, num_examples=num_examples)
     digest = None if options.start is None else file_digest(options.start)

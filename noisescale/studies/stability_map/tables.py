@@ -42,6 +42,7 @@ def cell_row(summary: dict[str, Any], *, from_checkpoint: bool) -> dict[str, Any
     minimum.
     """
     course = trajectory(summary)
+    accuracy = (summary["test"] or {}).get("accuracy")  # neither has every problem of one's own
     return {
         "batch_size": summary["batch_size"],
         "learning_rate": summary["learning_rate"],
@@ -49,7 +50,7 @@ def cell_row(summary: dict[str, Any], *, from_checkpoint: bool) -> dict[str, Any
         "start_loss": course.start,
         "final_loss": course.final,
         "max_loss": course.largest,
-        "test_accuracy": summary["test"]["accuracy"],
+        "test_accuracy": math.nan if accuracy is None else accuracy,
         "steps": summary["steps"],
         "diverged_at_step": summary["diverged_at_step"],
         "label": course.label,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from noisescale.errors import CheckpointError, check_file
-from noisescale.problems.config import ProblemConfig
+from noisescale.problems.config import AnyConfig, parse_problem
 from noisescale.problems.problem import Params
 from noisescale.statistics.display import counted, one_line
 from noisescale.training.config import TrainConfig
@@ -42,7 +42,8 @@ class Checkpoint:
     """A run after `step` updates.
 
     Attributes:
-        problem: the configuration its problem was built from; None for a problem of the user's own.
+        problem: what is known of its problem: the configuration it was built from, a factory's
+            name, or a digest of an object; None: nothing.
         training: how it is trained.
         step: updates made.
         examples_seen: examples used in them.
@@ -58,7 +59,7 @@ class Checkpoint:
         carried: what the measurements along the run go on from; None for nothing.
     """
 
-    problem: ProblemConfig | None
+    problem: AnyConfig | None
     training: TrainConfig
     step: int
     examples_seen: int
@@ -186,7 +187,7 @@ def parse_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
         problem = content.pop("problem")
         training = content.pop("training")
         checkpoint = Checkpoint(
-            problem=None if problem is None else ProblemConfig.from_dict(problem),
+            problem=None if problem is None else parse_problem(problem),
             training=TrainConfig.from_dict(training),
             **content,
         )

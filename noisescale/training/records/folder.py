@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from filelock import FileLock, Timeout
 
 from noisescale.errors import NoisescaleError, RunFolderBusyError, RunFolderError, check_file
-from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.problems.config import AnyConfig, parse_problem
 from noisescale.statistics.estimate import jsonable
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.tables import MOVE_AWAY, TABLES
@@ -195,20 +195,12 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
     return "finished" if (path / SUMMARY).exists() else "unfinished"
 
 
-def parse_config(
-    path: Path, content: dict[str, Any]
-) -> tuple[ProblemConfig | FactoryConfig, TrainConfig]:
+def parse_config(path: Path, content: dict[str, Any]) -> tuple[AnyConfig, TrainConfig]:
     """The configurations in a config.json's content, fields it lacks at their defaults."""
     try:
         return parse_problem(content["problem"]), TrainConfig.from_dict(content["training"])
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{path / CONFIG} is not a run's configuration: {error}") from error
-
-
-def parse_problem(values: dict[str, Any]) -> ProblemConfig | FactoryConfig:
-    """The configuration of a problem of ours or, where it names a factory, the user's own."""
-    kind = FactoryConfig if "factory" in values else ProblemConfig
-    return kind.from_dict(values)
 
 
 def _put_aside(path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from noisescale.errors import CheckpointError, check_file
-from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.problems.config import AnyConfig, FactoryConfig, ObjectConfig
 from noisescale.training.config import TrainConfig
 
 
-def run_key(*configs: ProblemConfig | FactoryConfig | TrainConfig) -> str:
+def run_key(*configs: AnyConfig | TrainConfig) -> str:
     """Eight hex digits that name a run: a hash of every field that differs from its default.
 
     Fields at their defaults are left out, so that a field added later renames no run made before
@@ -41,7 +41,7 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def run_name(problem: ProblemConfig | FactoryConfig, training: TrainConfig) -> str:
+def run_name(problem: AnyConfig, training: TrainConfig) -> str:
     """A run's default folder name, readable and unique: mnist-mlp-bs32-lr0.01-0123abcd."""
     return (
         f"{problem_name(problem)}-bs{training.batch_size}-lr{training.learning_rate:g}"
@@ -49,17 +49,21 @@ def run_name(problem: ProblemConfig | FactoryConfig, training: TrainConfig) -> s
     )
 
 
-def problem_name(problem: ProblemConfig | FactoryConfig) -> str:
+def problem_name(problem: AnyConfig) -> str:
     """A problem's name in that of a folder: data set and model, or the factory's own."""
     if isinstance(problem, FactoryConfig):
         return problem.factory.rpartition(":")[2]
+    if isinstance(problem, ObjectConfig):
+        return problem.model
     return f"{problem.dataset}-{problem.model}"
 
 
-def describe_problem(problem: ProblemConfig | FactoryConfig) -> str:
+def describe_problem(problem: AnyConfig) -> str:
     """What is trained, in words: "mnist at raw pixels, MLP of width 128"."""
     if isinstance(problem, FactoryConfig):
         return problem.factory
+    if isinstance(problem, ObjectConfig):
+        return problem.model
     data, model = str(problem.dataset), []
     if problem.pixel_scale == "raw":
         data += " at raw pixels"

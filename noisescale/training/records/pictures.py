@@ -66,7 +66,11 @@ def _figures(folder: Path) -> Iterator[tuple[str, Figure]]:
         )
         yield "curves", figure
     if rows := read_confusion(folder):
-        figure = confusion_figure(pd.DataFrame(rows), split="test", title=f"{title}, test examples")
+        splits = {row["split"] for row in rows}
+        split = next(name for name in ("test", "validation", "train") if name in splits)
+        figure = confusion_figure(
+            pd.DataFrame(rows), split=split, title=f"{title}, {split} examples"
+        )
         yield "confusion", figure
     if rows := read_sharpness(folder):
         yield "sharpness", sharpness_figure(pd.DataFrame(rows), title=title)

@@ -26,7 +26,7 @@ from noisescale.training.records.tables import (
     read_noise,
     read_noise_layers,
 )
-from noisescale.training.tracking.rows import Every, Rows, is_due
+from noisescale.training.tracking.rows import Every, Rows, is_due, num_due
 from noisescale.training.trainer import Training
 
 NUM_EXAMPLES = 10_000  # resolve B_simple along most of a run, in seconds for a measurement
@@ -152,6 +152,9 @@ class NoiseTracker:
     def due(self) -> bool:
         return self._rows.due(now=is_due(self._training.step, self._every))
 
+    def num_left(self, last: int) -> int:
+        return num_due(self._training.step, last, self._every)
+
     def measure(self) -> dict[str, Any]:
         training = self._training
         started = time.perf_counter()
@@ -166,6 +169,7 @@ class NoiseTracker:
             model=copy_of(training.model).eval(),
             loss=training.problem.loss,
             train=training.examples,
+            weights=training.problem.weights,
         )
         try:
             noise = measure_noise(problem, options=self._options, seed=self._seed)
@@ -189,12 +193,13 @@ class NoiseTracker:
         for name, label in scales.items():
             scale = estimate_of(row, name)
             if scale.kind == "bound":
-                texts.append(f"{label} > {scale.low:.3g}, not resolved")
+                text = f"> {scale.low:.3g}"
             elif scale.kind == "undefined":
-                texts.append(f"{label} not resolved")
+                text = "not resolved"
             else:
-                texts.append(f"{label} {scale.text('value ± stderr', number='{:.4g}'.format)}")
-        return f"{'  '.join(texts)}  (loss {row['loss']:.4g})  {row['seconds']:.1f} s"
+                text = scale.text("value ± stderr", number="{:.4g}".format)
+            texts.append(f"{label} {text:<12}")  # as wide as most, so that columns stay in line
+        return f"{'  '.join(texts)}  loss {row['loss']:.4f}  {row['seconds']:.1f} s"
 
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
         names = ("squared_gradient_norm", "gradient_variance", "simple", "full")

@@ -27,12 +27,26 @@ def is_due(step: int, every: Every, *, per_decade: int = PER_DECADE) -> bool:
     return step == 0 or step == round(10 ** (round(per_decade * math.log10(step)) / per_decade))
 
 
+def num_due(step: int, last: int, every: Every, *, per_decade: int = PER_DECADE) -> int:
+    """How many measurements come after `step` up to `last`, which has one too, see `is_due`."""
+    if last <= step:
+        return 0
+    if every != "log":
+        return math.ceil(last / every) - step // every
+    num_powers = math.ceil(per_decade * math.log10(last)) + 1
+    due = {round(10 ** (power / per_decade)) for power in range(num_powers)} | {last}
+    return sum(step < each <= last for each in due)
+
+
 class Tracker(Protocol):
     """What a run measures between its updates, which it does not influence."""
 
     @property
     def due(self) -> bool:
         """Whether the step just made is to be measured and has not been yet."""
+
+    def num_left(self, last: int) -> int:
+        """How many measurements are still to come up to the step `last`, about."""
 
     def measure(self) -> dict[str, Any]:
         """Appends a row for the present step and returns it; without a value, the reason."""

@@ -12,7 +12,7 @@ from noisescale.errors import MeasurementError
 from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
 from noisescale.training.config import stable_sharpness
 from noisescale.training.records.tables import SHARPNESS, SHARPNESS_COLUMNS, read_sharpness
-from noisescale.training.tracking.rows import Every, Rows, is_due
+from noisescale.training.tracking.rows import Every, Rows, is_due, num_due
 from noisescale.training.trainer import Training, has_batch_norm
 
 CARRIED = "sharpness"  # the name of what the next measurement goes on from
@@ -50,6 +50,9 @@ class SharpnessTracker:
     def due(self) -> bool:
         return self._rows.due(now=is_due(self._training.step, self._every))
 
+    def num_left(self, last: int) -> int:
+        return num_due(self._training.step, last, self._every)
+
     def measure(self) -> dict[str, Any]:
         training = self._training
         fits = training.batch_size <= (self._options.num_examples or 0)
@@ -77,14 +80,15 @@ class SharpnessTracker:
     def describe(self, row: dict[str, Any]) -> str:
         if math.isnan(row["largest_eigenvalue"]):
             return f"sharpness not measured: {row['reason']}"
-        text = f"λ_max {row['largest_eigenvalue']:.4g}"
+        largest = f"{row['largest_eigenvalue']:.4g}"
         if row["largest_eigenvalue_stderr"]:
-            text += f" ± {row['largest_eigenvalue_stderr']:.2g}"
+            largest += f" ± {row['largest_eigenvalue_stderr']:.2g}"
+        text = f"λ_max {largest:<8}"  # as wide as most, so that columns stay in line
         if not row["converged"]:
             text += f" (not converged, residual {row['residual']:.2g})"
         if not math.isnan(row["batch_sharpness"]):
-            stderr = row["batch_sharpness_stderr"]
-            text += f"  batch sharpness {row['batch_sharpness']:.4g} ± {stderr:.2g}"
+            batch = f"{row['batch_sharpness']:.4g} ± {row['batch_sharpness_stderr']:.2g}"
+            text += f"  batch {batch:<16}"
         if row["stable_sharpness"] is not None:
             text += f"  limit {row['stable_sharpness']:.4g}"
         return f"{text}  {row['seconds']:.1f} s"

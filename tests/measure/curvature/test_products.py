@@ -235,3 +235,23 @@ def test_out_of_memory_while_graphs_are_kept_gives_them_back(monkeypatch):
     expected = hessian_matvec(plain, dict(problem.model.named_parameters()))(vector)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(matvec(vector), expected)
+
+
+def test_forms_of_chunks_are_those_of_their_own_matrices(monkeypatch):
+    """30 examples of a regression in chunks of 8; H of each is the mean of its x xᵀ."""
+    problem = regression().problem
+    inputs = problem.train.inputs
+    vectors = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = torch.tensor([[True, False, True, True], [False] * 4, [True] * 4])
+    for kept_bytes in (0, 2**20):
+        monkeypatch.setattr(curvature, "KEPT_BYTES", kept_bytes)
+        product = hessian_matvec(problem, chunk_size=8)
+        assert product.num_kept == (0 if kept_bytes == 0 else 30)
+        found = product.forms(vectors, wanted)
+        assert torch.equal(~found.isnan(), wanted)
+        for row, column in wanted.nonzero().tolist():
+            part = inputs[8 * column : 8 * column + 8]
+            expected = ((part @ vectors[row]) ** 2).mean()
+            torch.testing.assert_close(found[row, column], expected)
+    with pytest.raises(MeasurementError, match="the memory ran out between products"):
+        hessian_matvec(problem, chunk_size=7).forms(vectors, wanted)

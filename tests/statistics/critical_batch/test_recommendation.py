@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.critical_batch.calibration.model import Calibration, measured
 from noisescale.statistics.critical_batch.recommendation import recommend
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
-from noisescale.statistics.estimate import exact
+from noisescale.statistics.estimate import Estimate, exact
+from noisescale.statistics.gradient_noise import NoiseScale
 
 
 def tracked(steps, simple, *, batch_size=64, full=None, spread=0.1):
@@ -254,3 +255,73 @@ def test_the_interval_is_that_of_a_regression():
     ends = (found.low, found.value, found.high)
     assert np.log(ends) == pytest.approx((middle - half, middle, middle + half))
     assert model.unit == pytest.approx(1)
+
+
+def noise_scales(values, *, num_examples=500, spread=0.1):
+    """What measure_noise gives at points along a run, as far as a recommendation reads it."""
+    return [
+        NoiseScale(
+            squared_gradient_norm=exact(1.0),
+            gradient_variance=exact(value),
+            simple=Estimate(
+                value=value,
+                stderr=spread / 2 * value,
+                low=(1 - spread) * value,
+                high=(1 + spread) * value,
+                num_samples=num_examples,
+            ),
+            population="dataset",
+            num_examples=num_examples,
+            population_size=2000,
+            resolved=True,
+            loss=exact(2.3),
+        )
+        for value in values
+    ]
+
+
+def test_a_list_of_noise_scales_is_the_table_it_makes():
+    values, steps = [100.0, 300.0, 900.0], [0, 10, 100]
+    of_list = recommend(noise_scales(values), steps=steps, batch_size=64)
+    assert of_list.by_progress == recommend(tracked(steps, values)).by_progress
+    assert of_list.population_size == 2000
+    # B_crit does not depend on the unit of steps, so that equal distances need none
+    even = recommend(noise_scales(values), batch_size=64)
+    assert even.by_progress.value == pytest.approx(
+        recommend(tracked([0, 50, 100], values)).by_progress.value
+    )
+    with_rate = recommend(noise_scales(values), steps=steps, batch_size=64, learning_rate=0.1)
+    assert with_rate.relative_decrease == pytest.approx(0.1 * (1 + 100 / 64) / 2.3)
+
+
+def test_a_rate_that_a_search_found_narrows_the_interval():
+    table = tracked([0, 10, 100], [300.0] * 3)
+    unknown, best, low = (
+        recommend(table, rate_over_best=rate).critical_batch_size for rate in (None, 1.0, 0.1)
+    )
+    assert best.high / best.low < unknown.high / unknown.low
+    assert low.value < best.value  # far below the best rate the noise scale comes out larger
+    assert recommend(table, rate_over_best=1.0).warnings == ()
+    assert recommend(table, rate_over_best=0.1).warnings
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "says"),
+    [
+        (pd.DataFrame({"step": [0], "simple": [1.0]}), {}, "has no column batch_size"),
+        (tracked([0, 10], [3.0, 3.0]), {"batch_size": 3}, "go with a list"),
+        ([{"simple": 3.0}], {"batch_size": 3}, "a list of dict: give what measure_noise returns"),
+        (noise_scales([3.0, 4.0]), {}, "give the batch_size"),
+        (noise_scales([3.0, 4.0]), {"batch_size": 0}, "batch size 0"),
+        (noise_scales([3.0, 4.0]), {"batch_size": 3, "steps": [1]}, "1 steps for 2 noise scales"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_one_message(given, options, says):
+    with pytest.raises(SettingError, match=says):
+        recommend(given, **options)
+
+
+@pytest.mark.parametrize("values", [[], [5.0]])
+def test_a_list_too_short_has_no_recommendation(values):
+    with pytest.raises(MeasurementError, match="it takes 2 neighbours"):
+        recommend(noise_scales(values), batch_size=8)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from noisescale.statistics.critical_batch.steps_to_goal import smoothed_losses, steps_to_goal
+from noisescale.statistics.critical_batch.curves.steps_to_goal import smoothed_losses, steps_to_goal
 
 
 def test_steps_to_a_goal_are_interpolated():

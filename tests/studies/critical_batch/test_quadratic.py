@@ -11,9 +11,9 @@ import torch
 from noisescale.problems.factory import factory_config
 from noisescale.problems.problem import Examples
 from noisescale.problems.synthetic import noisy_quadratic
+from noisescale.statistics.critical_batch.curves.steps_to_goal import steps_to_goal
 from noisescale.statistics.critical_batch.fit import fit_critical_batch
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
-from noisescale.statistics.critical_batch.steps_to_goal import steps_to_goal
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
 from noisescale.studies.critical_batch.run import run_critical_batch

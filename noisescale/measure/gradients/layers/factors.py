@@ -314,6 +314,24 @@ class Pulled:
         return torch.cat([_row_sums(group.dense() * direction) for (group,) in groups])
 
 
+def project_all(pieces: ExampleGradients, directions: Sequence[Tensor]) -> Tensor:
+    """The inner products of B gradients with K directions of the tensor's shape: (K, B), float64.
+
+    Outer products at several places are written out for more than two: once for all directions,
+    where each direction by itself would cost as much as writing out.
+
+    Args:
+        pieces: the gradients.
+        directions: K of the tensor's shape.
+    """
+    is_sum = isinstance(pieces, Convolved) or (isinstance(pieces, Outer) and pieces.places > 1)
+    if not is_sum or len(directions) <= 2:
+        return torch.stack([pieces.project(direction) for direction in directions])
+    matrix = torch.stack([direction.flatten() for direction in directions], 1)  # (P, K)
+    parts = [group.dense().flatten(1) @ matrix for (group,) in _groups([pieces], pieces.written)]
+    return torch.cat(parts).mT.double()
+
+
 class Summary(NamedTuple):
     """What is kept of B per-example gradients with respect to one tensor.
 

@@ -1,4 +1,4 @@
-"""Operations taken apart into such as have rules: recurrence, attention, bags of embeddings."""
+"""Operations taken apart into such as have rules: recurrence, attention, bags, broadcasting."""
 
 from __future__ import annotations
 
@@ -154,6 +154,55 @@ def attention(
     return scores.softmax(-1) @ value
 
 
+def left_product(input: Tensor, other: Tensor) -> Tensor:
+    """What `matmul` returns of a matrix and a batch of such, as queries that are parameters."""
+    if input.ndim != 2 or other.ndim < 3 or not input.requires_grad:
+        raise NotPlainError
+    return input.expand(*other.shape[:-2], *input.shape) @ other
+
+
+def rows(input: Tensor, index: Any) -> Tensor:
+    """What `input[index]` returns of a matrix and whole numbers, as a table that is looked up."""
+    is_list = isinstance(index, Tensor) and index.dtype == torch.int64 and index.ndim > 0
+    if not is_list or input.ndim != 2:
+        raise NotPlainError
+    return F.embedding(index % len(input), input)
+
+
+def broadcast_to(input: Tensor, size: Sequence[int]) -> Tensor:
+    """What `torch.broadcast_to` returns."""
+    return input.expand(size)
+
+
+def _spread(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """What an operation on corresponding entries returns, its arguments expanded to one shape.
+
+    To expand has a rule, which is all that a parameter among the arguments needs.
+    """
+    given = [*args, *kwargs.values()]
+    shapes = [value.shape for value in given if isinstance(value, Tensor)]
+    whole = torch.broadcast_shapes(*shapes)
+    if all(shape == whole for shape in shapes):
+        raise NotPlainError
+
+    def expanded(value: Any) -> Any:
+        is_smaller = isinstance(value, Tensor) and value.shape != whole
+        return value.expand(whole) if is_smaller and value.requires_grad else value
+
+    return function(
+        *(expanded(value) for value in args),
+        **{name: expanded(value) for name, value in kwargs.items()},
+    )
+
+
+# Operations on corresponding entries, by the name of the tensor's method or of the function, that
+# have no rule of their own
+ENTRYWISE: dict[str, Callable[..., Tensor]] = {
+    **{name: getattr(torch, name) for name in ("addcdiv", "addcmul", "atan2", "clamp", "div")},
+    **{name: getattr(torch, name) for name in ("lerp", "max", "maximum", "min", "minimum", "pow")},
+    **{name: getattr(Tensor, name) for name in ("div_", "mul_", "sub_")},
+    "true_divide": torch.div,
+}
 # Of those that go step by step, by name
 RECURRENT: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "lstm": lstm,
@@ -165,4 +214,9 @@ RECURRENT: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 TAKEN_APART: dict[str, Callable[..., Any]] = RECURRENT | {
     "scaled_dot_product_attention": attention,
     "embedding_bag": embedding_bag,
+    "matmul": left_product,
+    "__matmul__": left_product,
+    "__getitem__": rows,
+    "broadcast_to": broadcast_to,
+    **{name: partial(_spread, function) for name, function in ENTRYWISE.items()},
 }

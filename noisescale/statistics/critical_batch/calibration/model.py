@@ -21,11 +21,15 @@ from noisescale.statistics.estimate import Estimate, student_t
 
 MEASURED = Path(__file__).with_name("measured.csv")
 Scale = Literal["simple", "full"]
+Regressor = Literal["relative_decrease", "rate_over_best"]  # x: what is known of the run's rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """log(𝓑/B_crit) = offset + slope·(log x − centre), x the run's `relative_decrease`.
+    """log(𝓑/B_crit) = offset + slope·(log x − centre), x the run's rate in units of the best.
+
+    x is `relative_decrease` or, where a search has found the best rate, the rate over it: that of
+    MNIST's runs at their best rates is another on other tasks.
 
     The rows of one task and goal share the error of its measured B_crit and much else; so the
     blocks, not the rows, count as independent: a prediction for another has the rows' scatter, that
@@ -51,15 +55,22 @@ class Calibration:
     unit: float
 
     @classmethod
-    def fitted(cls, rows: pd.DataFrame, *, with_rate: bool) -> Calibration:
+    def fitted(
+        cls,
+        rows: pd.DataFrame,
+        *,
+        with_rate: bool,
+        regressor: Regressor = "relative_decrease",
+    ) -> Calibration:
         """By least squares.
 
         Args:
             rows: of measured.csv, of one quantity.
             with_rate: whether x is known of the run that is to be predicted.
+            regressor: what x is.
         """
         logs = np.log((rows["noise_scale"] / rows["critical_batch_size"]).to_numpy())
-        x = np.log(rows["relative_decrease"].to_numpy())
+        x = np.log(rows[regressor].to_numpy())
         distance = x - x.mean()
         slope = float(distance @ logs / (distance @ distance)) if with_rate else 0.0
         residuals = logs - logs.mean() - slope * distance
@@ -73,18 +84,16 @@ class Calibration:
             unit=float(np.exp(np.mean(x - np.log(rows["rate_over_best"].to_numpy())))),
         )
 
-    def critical_batch_size(
-        self, noise_scale: Estimate, relative_decrease: float | None
-    ) -> Estimate:
+    def critical_batch_size(self, noise_scale: Estimate, x: float | None) -> Estimate:
         """B_crit of a run with this noise scale, with a 95 % interval for another such run.
 
         Args:
             noise_scale: 𝓑 averaged by progress, with its error of measurement.
-            relative_decrease: x; None, or nan, with a calibration that does without.
+            x: of the run; None, or nan, with a calibration that does without.
         """
         widths = 0.0  # from the centre
-        if self.slope and relative_decrease is not None:
-            widths = (math.log(relative_decrease) - self.centre) / self.width
+        if self.slope and x is not None:
+            widths = (math.log(x) - self.centre) / self.width
         log_factor = -self.offset - self.slope * widths * self.width
         fitted = 1 + bool(self.slope)  # parameters
         leverage = (1 + widths**2) / self.num_blocks
@@ -105,15 +114,19 @@ class Calibration:
         )
 
 
-def calibration(quantity: Scale, *, with_rate: bool) -> Calibration:
+def calibration(
+    quantity: Scale, *, with_rate: bool, regressor: Regressor = "relative_decrease"
+) -> Calibration:
     """The calibration from the table that comes with the package.
 
     Args:
         quantity: "simple", B_simple, or "full", B_noise.
-        with_rate: whether the `relative_decrease` of the run is known.
+        with_rate: whether x of the run is known.
+        regressor: what x is.
     """
     rows = measured()
-    return Calibration.fitted(rows[rows["quantity"] == quantity], with_rate=with_rate)
+    rows = rows[rows["quantity"] == quantity]
+    return Calibration.fitted(rows, with_rate=with_rate, regressor=regressor)
 
 
 @lru_cache(maxsize=1)

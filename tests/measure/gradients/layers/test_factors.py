@@ -13,6 +13,7 @@ from noisescale.measure.gradients.layers.factors import (
     Outer,
     Pulled,
     Rows,
+    project_all,
     summarise,
 )
 
@@ -90,6 +91,21 @@ def test_norms_sums_and_projections_are_those_of_the_whole(name, written, writin
     for piece in pieces:
         torch.testing.assert_close(piece.dense(), by_hand(piece))
         torch.testing.assert_close(piece.total(), by_hand(piece).sum(0))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("num_directions", [1, 2, 5])
+@pytest.mark.parametrize("written", [2**22, 1])
+def test_several_directions_give_the_projections_on_each(
+    name, num_directions, written, monkeypatch
+):
+    monkeypatch.setattr(factors, "WRITTEN", written)
+    for piece in CASES[name]:
+        gradients = by_hand(piece)
+        directions = torch.randn(num_directions, *gradients.shape[1:], dtype=torch.float64)
+        found = project_all(piece, list(directions))
+        wanted = torch.einsum("bij,kij->kb", gradients, directions)
+        torch.testing.assert_close(found, wanted)
 
 
 def test_gradients_of_a_transpose_are_those_of_the_matrix():

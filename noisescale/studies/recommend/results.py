@@ -1,0 +1,276 @@
+"""What a recommendation leaves: its advice, tables, report, picture and, last, its summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from noisescale.errors import MeasurementError, RunFolderError
+from noisescale.statistics.critical_batch.advice import (
+    HEADINGS,
+    Advice,
+    aimed_sizes,
+    in_use_text,
+    interval_text,
+    number_text,
+    rate_law,
+)
+from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
+from noisescale.statistics.display import Shown, Summary
+from noisescale.statistics.estimate import Estimate, jsonable
+from noisescale.studies.critical_batch.config import firmer_command
+from noisescale.studies.jobs.short_run import ShortRun
+from noisescale.studies.recommend.budget import duration_text
+from noisescale.studies.recommend.config import RecommendConfig
+from noisescale.studies.recommend.look import Look, Plan
+from noisescale.training.records.folder import SUMMARY, read_json, write_json, write_table
+from noisescale.training.records.tables import LOSSES, NOISE, read_noise
+
+REPORT, PICTURE, TRIED = "report.md", "recommendation.png", "learning_rates.csv"
+ROSE = 1.5  # times its average, from which on B_simple at the end says that it goes on to rise
+DEEPEST = 0.04  # of the loss at the start, to which the calibration's runs go
+FAR = 8.0  # times B_crit, or a fraction of it: the run's course may then be another
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RecommendResult(Shown):
+    """A batch size and a learning rate for each aim, and what they follow from.
+
+    Attributes:
+        advice: the answer: sizes with intervals and rates, what they are worth, what it cost.
+        summary: the content of summary.json: `recommendation`, a list of aim, batch_size, low, high
+            and learning_rate, and the measurements.
+    """
+
+    advice: Advice
+    summary: dict[str, Any]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know."""
+        return tuple(self.summary["notes"])
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each aim: batch size, its interval and the learning rate."""
+        return pd.DataFrame(self.summary["recommendation"])
+
+    def _summary(self) -> Summary:
+        advice = self.advice
+        return Summary(
+            title=advice.heading,
+            headings=HEADINGS,
+            rows=[size.cells() for size in advice.sizes],
+            notes=tuple(sentence.rstrip(".") for sentence in advice.sentences),
+            numeric=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the phases have come to.
+
+    tried: the rates, with the loss reached and the steps. best: of them. best_rate: its
+    value or, where that lies beyond those tried, the best of them. run: the tracked one.
+    seconds: that all of it took.
+    """
+
+    config: RecommendConfig
+    look: Look
+    plan: Plan
+    tried: pd.DataFrame
+    best: Estimate
+    best_rate: float
+    run: ShortRun
+    seconds: float
+
+
+def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
+    """The advice, and the recommendation that its sizes follow from; None where there is none."""
+    config, look, run = outcome.config, outcome.look, outcome.run
+    size, rate = look.batch_size, run.summary["learning_rate"]
+    cost = _cost(outcome)
+    where = f"a run at B = {size:,}, lr {rate:g}"
+    is_sgd = config.training.optimizer == "sgd"
+    try:
+        found = recommend(
+            pd.DataFrame(read_noise(run.path)),
+            rate_over_best=rate / outcome.best_rate if is_sgd else None,
+        )
+    except MeasurementError:
+        advice = Advice(
+            heading=f"B_crit by the noise scale of {where}:",
+            cost=cost,
+            worth=(f"Best learning rate at B = {size:,}: {rate:g}.",),
+            firmer=firmer_command(config.problem, config.training),
+            reason=(
+                f"|G|² along the run cannot be told from zero on {outcome.plan.noise_examples:,} "
+                "examples; give more --minutes, or measure more examples where the data set has "
+                "them"
+            ),
+        )
+        return advice, None
+    critical = found.critical_batch_size
+    law = rate_law(
+        config.training.optimizer,
+        batch_size=size,
+        learning_rate=rate,
+        critical=critical.value,
+    )
+    advice = Advice(
+        heading=(
+            f"B_crit ≈ {number_text(critical.value)} ({interval_text(critical)}), by the noise "
+            f"scale of {where}:"
+        ),
+        sizes=aimed_sizes(
+            critical, population_size=look.num_examples, rate=law.rate, measured_at=[size]
+        ),
+        in_use=None if config.batch_size is None else in_use_text(config.batch_size, critical),
+        worth=_worth(outcome),
+        cost=cost,
+        firmer=firmer_command(
+            config.problem, config.training, critical=critical, num_examples=look.num_examples
+        ),
+    )
+    return advice, found
+
+
+def _worth(outcome: Outcome) -> tuple[str, ...]:
+    """What the numbers are worth: the error of the model, and the law of the rates."""
+    size = outcome.look.batch_size
+    if outcome.config.training.optimizer == "sgd":
+        known, law = "on MNIST", "1/(1+B_crit/B)"
+    else:
+        known, law = "for SGD, not Adam", "√B, a rule"
+    return (f"Sizes: calibrated {known}. Rates: tried at B = {size:,}, else ∝ {law}.",)
+
+
+def _notes(found: Recommendation, size: int, losses: pd.Series[float]) -> list[str]:
+    """What the recommendation itself warns of, and what the way of the noise scale tells."""
+    notes = list(found.warnings)
+    if found.end.value > ROSE * found.average.value:
+        notes.append(
+            f"B_simple still rose, from {number_text(found.average.value)} on the average step to "
+            f"{number_text(found.end.value)} at the end: for longer training larger sizes pay"
+        )
+    start, end = losses.iloc[0], losses.iloc[-1]
+    if 0 < end < DEEPEST * start:
+        notes.append(
+            f"the run ends at {100 * end / start:.2g} % of its first loss, below those on which "
+            "the intervals are calibrated: B_crit of training so far may lie above them; --epochs "
+            "makes it shorter"
+        )
+    critical = found.critical_batch_size.value
+    if max(critical / size, size / critical) > FAR:
+        notes.append(
+            f"the run is at B = {size:,}, far from B_crit: give --bs "
+            f"{number_text(critical).replace(',', '')} for one near it"
+        )
+    return notes
+
+
+def _cost(outcome: Outcome) -> str:
+    run = outcome.run.summary
+    loss = outcome.run.losses["loss"].iloc[-1]
+    return (
+        f"Cost: {duration_text(outcome.seconds)} of {outcome.config.minutes:g} min: "
+        f"{len(outcome.tried)} rates, and {run['steps']:,} steps to loss {loss:.3g}."
+    )
+
+
+def read_result(out: Path) -> RecommendResult | None:
+    """The finished result in a folder, None where there is none."""
+    summary = read_json(out / SUMMARY)
+    if summary is None:
+        return None
+    try:
+        return RecommendResult(advice=Advice.from_dict(summary["advice"]), summary=summary)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(
+            f"{out / SUMMARY} is no recommendation's summary ({error}): delete it and run again"
+        ) from error
+
+
+def write_results(
+    out: Path, outcome: Outcome, closing: dict[str, Any], *, title: str, pictures: bool
+) -> RecommendResult:
+    """Writes tables, report, picture and, last, summary.json.
+
+    closing: what every summary ends in. title: of the report and the picture.
+    """
+    advice, found = advise(outcome)
+    noise = pd.DataFrame(read_noise(outcome.run.path))
+    if found is not None:
+        closing = {
+            **closing,
+            "notes": [
+                *closing["notes"],
+                *_notes(found, outcome.look.batch_size, outcome.run.losses["loss"]),
+            ],
+        }
+    summary = {
+        **outcome.config.identity(),
+        "recommendation": jsonable(advice.sizes),
+        "reason": advice.reason,
+        "measurements": jsonable(
+            {
+                "critical_batch_size": found and found.critical_batch_size,
+                "noise": found,
+                "learning_rate": outcome.best,
+                "learning_rates": outcome.tried,
+                "start": outcome.look,
+                "plan": outcome.plan.to_dict(),
+                "run": outcome.run.summary,
+            }
+        ),
+        "advice": advice.to_dict(),
+        "minutes": outcome.config.minutes,
+        **closing,
+    }
+    write_table(out / TRIED, outcome.tried)
+    write_table(out / NOISE, noise)
+    write_table(out / LOSSES, outcome.run.losses)
+    _write_report(out / REPORT, title, advice, summary["notes"], outcome.tried)
+    if pictures:
+        from noisescale.plots.recommendation import recommendation_figure
+        from noisescale.plots.style import image
+        from noisescale.training.records.folder import write_atomically
+
+        figure = recommendation_figure(
+            outcome.tried,
+            noise,
+            jsonable(advice.sizes),
+            best=outcome.best.value,
+            title=title,
+        )
+        write_atomically(out / PICTURE, image(figure))
+    write_json(out / SUMMARY, summary)
+    return RecommendResult(advice=advice, summary=summary)
+
+
+def _write_report(
+    path: Path, title: str, advice: Advice, notes: list[str], tried: pd.DataFrame
+) -> None:
+    """The block, the notes and the tables as Markdown."""
+    from noisescale.training.records.folder import write_atomically
+
+    rates = "\n".join(
+        f"| {row['learning_rate']:g} | {row['steps']:,} | {row['loss']:.4g} |"
+        for row in tried.to_dict("records")
+    )
+    sections = [
+        f"# {title}",
+        "```\n" + "\n".join(advice.block()) + "\n```",
+        *advice.worth,
+        "\n".join(f"- {note}." for note in notes),
+        f"![Learning rates, the noise scale and the sizes]({PICTURE})",
+        "## Learning rates tried",
+        "The loss of each after as many steps as all have in common; inf: it diverged, or did not "
+        "train.",
+        f"| learning rate | steps | loss |\n|---:|---:|---:|\n{rates}",
+        f"The noise scale along the run is in {NOISE}, its losses in {LOSSES}.",
+    ]
+    text = "\n\n".join(section for section in sections if section)
+    write_atomically(path, f"{text}\n".encode())

@@ -1,0 +1,39 @@
+"""Which learning rates are tried, on losses that a formula gives."""
+
+import math
+
+import pytest
+
+from noisescale.studies.recommend.search import MOST_DIVERGED, MOST_TRIED, best_index, next_index
+
+
+def searched(loss):
+    """The indices tried, in order, and the losses."""
+    losses, order = {}, []
+    while (index := next_index(losses)) is not None:
+        assert index not in losses
+        losses[index] = loss(index)
+        order.append(index)
+    return order, losses
+
+
+@pytest.mark.parametrize("best", [-9, -4, -1, 0, 1, 2, 3, 8])
+def test_the_best_of_the_grid_is_found_and_lies_between_neighbours(best):
+    order, losses = searched(lambda index: 1 + (index - best) ** 2)
+    assert best_index(losses) == best
+    assert {best - 1, best, best + 1} <= set(order)
+    assert len(order) <= 5 + abs(best)
+
+
+def test_rates_that_diverge_are_left_by_factors_of_four():
+    order, losses = searched(lambda index: math.inf if index > -5 else 1 + (index + 6) ** 2)
+    assert order[:4] == [0, -2, -4, -6]
+    assert best_index(losses) == -6
+    assert {-7, -5} <= set(order)
+
+
+def test_a_search_that_finds_nothing_ends():
+    order, _ = searched(lambda index: math.inf)
+    assert len(order) == MOST_DIVERGED
+    order, _ = searched(lambda index: -float(index))
+    assert len(order) == MOST_TRIED
