@@ -17,6 +17,7 @@ from noisescale.errors import NoisescaleError
 from noisescale.plots import style
 from noisescale.studies.critical_batch import pictures as critical_pictures, run as critical_batch
 from noisescale.studies.jobs.search_loop import read_finished
+from noisescale.studies.recommend import run as recommend
 from noisescale.studies.stability_map import pictures as stability_pictures, run as stability_map
 from noisescale.training.records import pictures as records
 from tests.helpers.command_line import run
@@ -110,6 +111,7 @@ def no_runs(monkeypatch):
 
     monkeypatch.setattr(stability_map._Sweep, "complete", stopped)
     monkeypatch.setattr(critical_batch._Measurement, "complete", stopped)
+    monkeypatch.setattr(recommend, "run_recommend", lambda *arguments, **options: stopped(None))
 
 
 # What makes each command short, with a place for the option; others are run as they stand
