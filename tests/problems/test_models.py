@@ -57,9 +57,9 @@ def test_a_model_larger_than_the_memory_is_refused_before_a_layer_is_made(monkey
         with pytest.raises(NotEnoughMemoryError, match=r"width 1[0,]+ and depth 2 has .* GB"):
             make((1, 28, 28), 10, width=10**20)
     assert made == []
-    monkeypatch.undo()
     # one byte less than its weights take, and as many
     for make in (mlp, cnn):
+        monkeypatch.undo()
         model = make((1, 8, 8), 10, width=5)
         weights = sum(param.numel() for param in model.parameters() if param.dim() > 1)
         if make is cnn:  # whose last layer, linear, is left out of the bound
