@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Config = TypeVar("Config", ProblemConfig, TrainConfig)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+MOST_PROCESSES = 1024  # local ones, each with a torch of its own
 DTYPES = ("float32", "float64")
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -352,7 +353,7 @@ def executor_options(*names: str, help: str) -> Callable[[Command], Command]:
         ),
         click.option(
             "--processes",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, MOST_PROCESSES),
             help="Local processes.  [default: one a core]",
         ),
         click.option(

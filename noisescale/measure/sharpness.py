@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -189,6 +189,11 @@ class Sharpness(Shown):
     notes: tuple[str, ...] = ()
 
     @property
+    def starts(self) -> dict[str, Tensor]:
+        """What the next checkpoint's search for the eigenpairs of each end starts from, (K, P)."""
+        return {which: pairs.warm_start for which, pairs in self.pairs.items()}
+
+    @property
     def largest(self) -> Eigenvalue | None:
         """λ_max, None where it was not measured."""
         return next(
@@ -323,7 +328,7 @@ def measure_sharpness(
     options: SharpnessOptions | None = None,
     *,
     seed: int | None = None,
-    start: Sharpness | None = None,
+    start: Sharpness | Mapping[str, Tensor] | None = None,
     report: Report | None = None,
 ) -> Sharpness:
     """The curvature of the mean loss at `params`, the model in evaluation mode, as one record.
@@ -335,7 +340,8 @@ def measure_sharpness(
             over the training examples.
         seed: of the subset and of every random start, batch and probe. None: that of the options,
             which is 0 by default.
-        start: an earlier checkpoint's measurement, whose eigenvectors the searches start from.
+        start: an earlier checkpoint's measurement, whose eigenvectors the searches start from; or
+            its `starts` alone.
         report: is told what is being computed, at every product.
 
     Returns:
@@ -513,12 +519,12 @@ class _Counted:
 def _eigenpairs(
     operator: CurvatureProduct,
     options: SharpnessOptions,
-    start: Sharpness | None,
+    start: Sharpness | Mapping[str, Tensor] | None,
     tally: _Tally,
 ) -> dict[End, EigenPairs]:
     """The eigenpairs of each end that the options want, from those of `start` where it has them."""
     ends: tuple[tuple[End, int], ...] = (("largest", options.top), ("smallest", options.bottom))
-    earlier = {} if start is None else start.pairs
+    earlier = start.starts if isinstance(start, Sharpness) else start or {}
     return {
         which: top_eigenpairs(
             _Counted(operator, f"{which} eigenvalue", tally),
@@ -527,7 +533,7 @@ def _eigenpairs(
             method=options.method,
             rtol=options.rtol,
             max_matvecs=options.max_matvecs,
-            start=earlier[which].warm_start if which in earlier else None,
+            start=earlier.get(which),
             generator=_generator(options),
         )
         for which, k in ends

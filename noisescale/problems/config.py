@@ -14,6 +14,7 @@ PixelScale = Literal["unit", "raw"]
 ModelName = Literal["mlp", "cnn"]
 Norm = Literal["none", "layer", "batch"]
 LossName = Literal["cross_entropy", "mse"]
+DEEPEST = 10_000  # layers, which take a second to make; far beyond any that can be trained
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,6 +104,8 @@ class ProblemConfig(Config):
         for name in ("num_train", "width", "depth"):
             if getattr(self, name) is not None:
                 check_count(name.replace("_", " "), getattr(self, name))
+        if self.depth is not None and self.depth > DEEPEST:
+            raise SettingError(f"depth {self.depth}: give {DEEPEST:,} layers at most")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

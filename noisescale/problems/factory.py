@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from noisescale.errors import SettingError
+from noisescale.errors import SettingError, own_words
 from noisescale.problems.config import AnyConfig, FactoryConfig, ObjectConfig
 from noisescale.problems.models import copy_of
 from noisescale.problems.problem import (
@@ -148,9 +148,7 @@ def _own_failures(name: str) -> Iterator[None]:
     except SettingError:
         raise
     except (Exception, SystemExit) as error:
-        raise SettingError(
-            f"problem {name!r} cannot be made: {type(error).__name__}: {error}"
-        ) from error
+        raise SettingError(f"problem {name!r} cannot be made: {own_words(error)}") from error
 
 
 def _import(name: str) -> ModuleType:

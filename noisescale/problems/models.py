@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from types import CellType, FunctionType
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from noisescale.errors import SettingError
+from noisescale.errors import SettingError, check_memory
 from noisescale.problems.config import LossName, Norm, ProblemConfig
 from noisescale.problems.problem import LossFn
 
@@ -40,14 +41,19 @@ def mlp(
     Returns:
         A model of inputs (B, *input_shape) -> logits (B, C).
 
+    Raises:
+        NotEnoughMemoryError: more weights than the memory holds.
+
     Examples:
         >>> from noisescale import mlp
         >>> model = mlp((1, 28, 28), 10, width=64)
         >>> sum(parameter.numel() for parameter in model.parameters())
         55050
     """
-    layers: list[nn.Module] = [nn.Flatten()]
     fan_in = math.prod(input_shape)
+    weights = fan_in * width + (depth - 1) * width**2 + width * num_classes
+    _check_size(weights, f"an mlp of width {width:,} and depth {depth:,}")
+    layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(depth):
         layers += [nn.Linear(fan_in, width), *_norm_1d(norm, width), nn.ReLU()]
         fan_in = width
@@ -80,6 +86,7 @@ def cnn(
 
     Raises:
         SettingError: more blocks than the image can be halved.
+        NotEnoughMemoryError: more weights than the memory holds.
 
     Examples:
         >>> import torch
@@ -94,6 +101,9 @@ def cnn(
             f"depth {depth} halves a {height}×{breadth} image away: "
             f"give a depth of at most {deepest}"
         )
+    widths = [channels, *(width * 2**block for block in range(depth))]
+    weights = sum(9 * inputs * outputs for inputs, outputs in pairwise(widths))
+    _check_size(weights, f"a cnn of width {width:,} and depth {depth:,}")
     layers: list[nn.Module] = []
     for block in range(depth):
         outputs = width * 2**block
@@ -101,6 +111,12 @@ def cnn(
         layers.append(nn.MaxPool2d(2))
         channels, height, breadth = outputs, height // 2, breadth // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * breadth, num_classes))
+
+
+def _check_size(num_weights: int, what: str) -> None:
+    """NotEnoughMemoryError for a model whose weights alone the memory does not hold."""
+    bytes_each = 4  # of float32
+    check_memory(bytes_each * num_weights, f"{what} has {num_weights:,} weights or more")
 
 
 def build_model(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,7 @@ MatVec = Callable[[Tensor], Tensor]  # v -> Hv, (P,) -> (P,)
 Data = Source | Dataset[Any] | DataLoader[Any] | list[Any]
 
 SPLITS = ("train", "validation", "test")
+SomeSource = TypeVar("SomeSource", Examples, Stream)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -207,13 +208,13 @@ def source_of(data: Data, *, seed: int = 0, draws: int = 1) -> Source:
         draws: how many of each item there are; more than one of items that change.
 
     Raises:
-        SettingError: none of what a split may be, or Examples that hold other things than tensors
-            of one first dimension.
+        SettingError: none of what a split may be, Examples that hold other things than tensors of
+            one first dimension, or no example at all.
     """
     if isinstance(data, Examples):
         examples = Examples(with_dicts(data.inputs), with_dicts(data.targets))
         check_examples(examples)
-        return examples
+        return _some(examples)
     if isinstance(data, Stream):
         return data.with_draws(draws) if draws > 1 else data
     dataset, collate_fn, num_workers = (
@@ -221,9 +222,9 @@ def source_of(data: Data, *, seed: int = 0, draws: int = 1) -> Source:
     )
     if type(dataset) is TensorDataset and collate_fn is None and len(dataset.tensors) > 1:
         *inputs, targets = dataset.tensors
-        return Examples(inputs[0] if len(inputs) == 1 else tuple(inputs), targets)
+        return _some(Examples(inputs[0] if len(inputs) == 1 else tuple(inputs), targets))
     _check_map_style(dataset)
-    stream = Stream(Reader(dataset, collate_fn, seed=seed), num_workers=num_workers)
+    stream = _some(Stream(Reader(dataset, collate_fn, seed=seed), num_workers=num_workers))
     return stream.with_draws(draws) if draws > 1 else stream
 
 
@@ -273,6 +274,13 @@ def num_examples_of(data: Data) -> int:
         SettingError: as `source_of`.
     """
     return source_of(data).num_examples
+
+
+def _some(source: SomeSource) -> SomeSource:
+    """The examples, of which there is one at least; else SettingError."""
+    if source.num_examples == 0:
+        raise SettingError("a split of 0 examples: give one at least, or None where there is none")
+    return source
 
 
 def _check_map_style(data: object) -> None:

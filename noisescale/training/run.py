@@ -421,8 +421,8 @@ class _Run:
             "seconds": training.seconds,
             "examples_per_second": training.examples_seen / training.seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "notes": [*record["notes"], *training.notes],
-            "environment": record["environment"],
+            "notes": [*record.get("notes", []), *training.notes],
+            "environment": record.get("environment", {}),
         }
 
 

@@ -8,11 +8,18 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from noisescale.errors import CheckpointError, NoisescaleError, SettingError, first_line
+from noisescale.errors import (
+    CheckpointError,
+    NoisescaleError,
+    SettingError,
+    is_out_of_memory,
+    own_words,
+)
 from noisescale.problems.data.stream import Stream
 from noisescale.problems.problem import (
     Examples,
@@ -107,6 +114,7 @@ class Training:
         examples_seen: examples used in them.
         seconds: time spent in them.
         losses: of the steps so far, thinned; on a GPU, of those that have been looked at.
+        carried: what measurements along the run keep for the next one, a part of each checkpoint.
         diverged_at_step: the first update (from 1) whose loss was not finite; may also be set from
             outside, after an update that left the model with no finite loss, and ends the run. On a
             GPU the losses are looked at every 64 updates and before each checkpoint, so that a few
@@ -133,6 +141,7 @@ class Training:
         self.seconds = 0.0
         self.diverged_at_step: int | None = None
         self.losses = LossHistory()
+        self.carried: dict[str, Any] = {}
         # epoch and loss of the latest updates, not yet looked at
         self._unseen: list[tuple[float, Tensor]] = []
         # not given a method of this object, which would then hold itself, and its data, in a cycle
@@ -199,6 +208,7 @@ class Training:
             diverged_at_step=self.diverged_at_step,
             schedule=None if self.schedule is None else self.schedule.state_dict(),
             losses=self.losses.state(),
+            carried=copy.deepcopy(self.carried),
         )
 
     @property
@@ -219,11 +229,11 @@ class Training:
         except NoisescaleError:
             raise
         except FAILURES as error:
-            if "memory" in str(error):
+            if is_out_of_memory(error):
                 raise
             raise SettingError(
                 f"{type(self.model).__name__} cannot be trained: step {self.step + 1:,} fails with "
-                f"{type(error).__name__}: {first_line(error)}"
+                f"{own_words(error)}"
             ) from error
 
     def _eager_update(self, indices: Tensor) -> Tensor:
@@ -346,6 +356,7 @@ class Training:
         self.seconds = start.seconds
         self.diverged_at_step = start.diverged_at_step
         self.losses = LossHistory.restored(start.losses)
+        self.carried = start.carried or {}
 
     def _check_batch_norm(self) -> None:
         """SettingError where batch norm would meet a batch of one, which has no variance."""

@@ -213,7 +213,7 @@ def test_steps_to_goals_alone_are_drawn_as_fronts():
         ("metrics.csv", "epoch,step,split,loss,accuracy\n", "it has no rows"),
         ("metrics.csv", "epoch,split,loss,accuracy\n1,test,low,0.5\n", "damaged"),
         ("summary.json", "{}", "no measurements of measure-noise or sharpness; give the folder"),
-        ("cut.json", "[{", "no valid JSON"),
+        ("cut.json", "[{", "is not valid JSON"),
         (
             "one.json",
             json.dumps([sharpness_entries()[0] | {"eigenvalues": [], "batch_sharpness": None}]),

@@ -78,6 +78,9 @@ def test_files_of_one_name_are_told_apart(here):
     ("data", "message"),
     [
         (Examples(torch.zeros(20, 3), torch.zeros(10)), "20 inputs but 10 targets"),
+        (Examples(torch.zeros(0, 3), torch.zeros(0)), "a split of 0 examples"),
+        (torch.utils.data.TensorDataset(torch.zeros(0, 3), torch.zeros(0)), "split of 0 examples"),
+        (Items([]), "a split of 0 examples"),
         (torch.utils.data.DataLoader([1]), "holds an input and no target"),
         ((torch.zeros(2, 3), torch.zeros(2)), r"tuple: give noisescale.Examples\(inputs, targets"),
         (Items([(torch.zeros(2), 0), (torch.zeros(3), 0)]), "of equal shapes throughout"),

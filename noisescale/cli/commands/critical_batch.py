@@ -84,11 +84,11 @@ Examples:
 )
 @click.option(
     "--from-csv",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     metavar="FILE",
-    help="Fit runs that are there already: columns batch_size and steps; goal, learning_rate, "
-    "seed, censored and diverged if you have them. With seeds the intervals hold how far they "
-    "differ.",
+    help="Fit runs that are there already (- for stdin): columns batch_size and steps; goal, "
+    "learning_rate, seed, censored and diverged if you have them. With seeds the intervals hold "
+    "how far they differ.",
 )
 @click.option(
     "--bs",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from noisescale.cli.help import Command
 from noisescale.cli.options import FOLDER, PICTURES
-from noisescale.errors import NoisescaleError, RunFolderError
+from noisescale.errors import NoisescaleError, RunFolderError, check_file, own_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +35,8 @@ TABLES = {
     "map": {"batch_size", "learning_rate", "seed", "label", "unstable", "test_accuracy", "error"},
     "pareto": {"batch_size", "steps"},
 }
+# what drawing raises where a file holds other things than it should
+DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 ALLOWED = (
     "give the folder of a run, a sweep, a critical batch size or branches, or a folder of such; "
     "a JSON file that measure-noise or sharpness printed with --json; or one of the tables "
@@ -97,7 +98,10 @@ def plot(paths: tuple[Path, ...], format: str, out: Path | None) -> None:
             for picture in _draw(source, out=target, format=format):
                 click.echo(picture)
         except NoisescaleError as error:
-            failures.append(f"{source}: {error}")
+            said = str(error)
+            failures.append(said if said.startswith(str(source)) else f"{source}: {said}")
+        except DAMAGED as error:
+            failures.append(f"{source}: damaged, it cannot be drawn ({own_words(error)})")
     if failures:
         raise NoisescaleError("\n".join(failures))
 
@@ -157,11 +161,12 @@ def _measurements_figure(path: Path) -> Figure:
     """What `measure-noise --json` or `sharpness --json` printed, as a figure."""
     from noisescale.plots.noise import noise_figure
     from noisescale.plots.sharpness import has_picture, measurements_figure
+    from noisescale.training.records.folder import parse_json
 
     try:
-        entries = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise NoisescaleError(f"no valid JSON ({error}); {ALLOWED}") from error
+        entries = parse_json(path, NoisescaleError)
+    except NoisescaleError as error:
+        raise NoisescaleError(f"{error}; {ALLOWED}") from error
     measured = (
         isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)
     )
@@ -183,6 +188,7 @@ def _measurements_figure(path: Path) -> Figure:
 def _read_table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
+    check_file(path, NoisescaleError)
     try:
         return pd.read_csv(path, keep_default_na=False, na_values=["nan"], dtype={"reason": str})
     except ValueError as error:  # no table, or no text at all

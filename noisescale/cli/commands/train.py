@@ -103,7 +103,10 @@ Examples:
     help="Continue the run in this folder, with its own settings.",
 )
 @click.option(
-    "--force", is_flag=True, help="Recompute a finished run, or replace another's folder."
+    "--force",
+    is_flag=True,
+    help="Recompute a finished run, or replace another's, which stays in .replaced in its folder "
+    "until the new one is finished.",
 )
 @click.option(
     "--checkpoint-every",

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from noisescale.errors import MeasurementError, first_line
+from noisescale.errors import MeasurementError, own_words
 from noisescale.measure.objective import Objective, is_out_of_memory
 from noisescale.problems.problem import Examples, Params
 
@@ -69,6 +69,5 @@ def whatever_fails(name: EngineName, objective: Objective) -> Iterator[None]:
         if is_out_of_memory(error) or type(error).__module__.startswith("noisescale."):
             raise
         raise EngineError(
-            f"the engine {name} does not work on {objective.name}: "
-            f"{type(error).__name__}: {first_line(error, limit=120)}"
+            f"the engine {name} does not work on {objective.name}: {own_words(error, limit=120)}"
         ) from error

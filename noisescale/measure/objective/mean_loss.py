@@ -14,7 +14,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_map
 
-from noisescale.errors import MeasurementError, SettingError, check_count, first_line
+from noisescale.errors import (
+    MeasurementError,
+    SettingError,
+    check_count,
+    first_line,
+    is_out_of_memory,
+    own_words,
+)
 from noisescale.measure.objective.checks import (
     check_any_company,
     check_separate,
@@ -29,7 +36,7 @@ from noisescale.measure.objective.parameters import (
     named,
     precise_dtype,
 )
-from noisescale.measure.objective.passes import as_measured, is_out_of_memory
+from noisescale.measure.objective.passes import as_measured
 from noisescale.problems.problem import (
     Data,
     Examples,
@@ -306,7 +313,7 @@ class Objective:
                 raise
             raise MeasurementError(
                 f"{self.name} fails on what the model returns, {kind_of(outputs)}: "
-                f"{type(error).__name__}: {first_line(error)}; the loss is given it as it is: take "
+                f"{own_words(error)}; the loss is given it as it is: take "
                 "from it what it needs, as outputs.logits"
             ) from error
         num_examples = first_size(targets)
@@ -450,7 +457,7 @@ class Objective:
             raise MeasurementError(
                 f"{self.name} fails on {chunk.num_examples} examples with inputs of shape "
                 f"{shapes(chunk.inputs)} and targets of shape {shapes(chunk.targets)}: "
-                f"{type(error).__name__}: {error}{self._advice(str(error))}"
+                f"{own_words(error)}{self._advice(str(error))}"
             ) from error
 
     def _advice(self, message: str) -> str:
@@ -599,7 +606,7 @@ class Objective:
             if is_out_of_memory(error):
                 raise
             raise MeasurementError(
-                f"{self.name} cannot be differentiated: {type(error).__name__}: {first_line(error)}"
+                f"{self.name} cannot be differentiated: {own_words(error)}"
             ) from error
 
     def for_each_chunk(self, work: Callable[[Examples, int], None]) -> None:

@@ -58,13 +58,6 @@ def _plainly(attention: contextlib.AbstractContextManager[None]) -> Iterator[Non
         yield
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory, for which a CPU has no exception of its own."""
-    return isinstance(
-        error, torch.OutOfMemoryError | MemoryError
-    ) or "can't allocate memory" in str(error)
-
-
 def _nothing_compiled() -> contextlib.AbstractContextManager[Any]:
     """Compiled functions run as they were written."""
     if "torch._dynamo" not in sys.modules:  # which takes a second to import; nothing is compiled

@@ -17,7 +17,7 @@ from torch.utils._pytree import (
 )
 from torch.utils.data import default_collate
 
-from noisescale.errors import DataError, first_line
+from noisescale.errors import DataError, own_words
 from noisescale.problems.data.examples import Examples, Tree, kind_of, shapes, with_dicts
 
 Collate = Callable[[list[Any]], Any]
@@ -170,4 +170,4 @@ def _place(path: Any) -> str:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
+    return own_words(error)

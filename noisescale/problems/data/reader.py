@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from noisescale.errors import DataError, first_line
+from noisescale.errors import DataError, own_words
 from noisescale.problems.data.examples import Examples
 from noisescale.problems.data.items import Collate, are_same, collated, concatenated
 from noisescale.problems.random_state import (
@@ -107,7 +107,7 @@ class Reader:
         except Exception as error:
             raise DataError(
                 f"item {index} of the {type(self.dataset).__name__} cannot be read: "
-                f"{type(error).__name__}: {first_line(error)}"
+                f"{own_words(error)}"
             ) from error
 
     def _collated_singly(self, items: list[Any], rows: Sequence[int]) -> Examples:
@@ -136,6 +136,5 @@ def _length(dataset: Any) -> int:
         return len(dataset)
     except Exception as error:
         raise DataError(
-            f"the {type(dataset).__name__} does not tell how many items it has: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"the {type(dataset).__name__} does not tell how many items it has: {own_words(error)}"
         ) from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from noisescale.errors import DataError, first_line
+from noisescale.errors import DataError, own_words
 from noisescale.problems.data.examples import Examples
 from noisescale.problems.data.items import concatenated, num_bytes
 from noisescale.problems.data.reader import Reader
@@ -231,8 +231,8 @@ class Stream:
             raise
         except Exception as error:  # a worker that died, or a data set that cannot be sent to one
             raise DataError(
-                f"the {self._num_workers} workers that read the data fail: "
-                f"{type(error).__name__}: {first_line(error)}; give the DataLoader num_workers=0"
+                f"the {self._num_workers} workers that read the data fail: {own_words(error)}; "
+                "give the DataLoader num_workers=0"
             ) from error
 
 

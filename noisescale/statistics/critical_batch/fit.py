@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy import special
 
+from noisescale.errors import SettingError, is_real
 from noisescale.statistics.critical_batch.curves.exponent import sharper_bend
 from noisescale.statistics.critical_batch.curves.hyperbola import FEWEST, Curve, Quantity
 from noisescale.statistics.critical_batch.curves.overhead import overhead_batch_size
@@ -270,8 +271,8 @@ def fit_critical_batch(
         everything unresolved.
 
     Raises:
-        SettingError: fewer than four batch sizes, a seed with two runs at one of them, or what is
-            no number of steps.
+        SettingError: fewer than four batch sizes, a seed with two runs at one of them, what is no
+            number of steps, or a confidence that is not between 0 and 1.
 
     Examples:
         >>> from noisescale import fit_critical_batch
@@ -286,6 +287,10 @@ def fit_critical_batch(
         >>> round(fit.steps(32))
         164
     """
+    if not (is_real(confidence) and 0 < confidence < 1):
+        raise SettingError(
+            f"confidence {confidence!r}: give a number between 0 and 1, such as 0.95"
+        )
     runs = runs_of(batch_sizes, steps, seeds, censored)
     reached = runs.reached
     num_seeds = len(runs.log_steps) if runs.crossed else 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 import warnings
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from noisescale.errors import SettingError
+from noisescale.errors import SettingError, check_file
 from noisescale.statistics.critical_batch.curves.runs import FEWEST_SIZES, few_sizes
 from noisescale.statistics.critical_batch.fit import (
     CriticalBatchFit,
@@ -27,6 +30,8 @@ from noisescale.statistics.estimate import student_t
 
 COLUMNS = ("goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged")
 REQUIRED = ("batch_size", "steps")
+STDIN = Path("-")
+LARGEST_FILE = 2**28  # bytes of a table: millions of runs
 RUN = ["batch_size", "learning_rate", "seed"]  # what one run is known by
 SMALLEST, LARGEST = 1e-9, 1e18  # batch size or steps: products of two stay finite
 RISE = 1.1  # times the steps of a smaller batch size, more than interpolation explains
@@ -40,17 +45,17 @@ def read_goal_table(path: Path) -> pd.DataFrame:
     `diverged` may be. A row is a run and goal. SettingError, with the row, for anything that cannot
     be.
     """
+    text = _text(path)
+    _check_header(text, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "error", pd.errors.ParserWarning
             )  # rows with more fields than the header
-            table = pd.read_csv(path, comment="#", skipinitialspace=True, index_col=False)
-    except (
-        OSError,
-        ValueError,
-        pd.errors.ParserWarning,
-    ) as error:  # pandas' errors are ValueErrors
+            table = pd.read_csv(
+                io.StringIO(text), comment="#", skipinitialspace=True, index_col=False
+            )
+    except (ValueError, pd.errors.ParserWarning) as error:  # pandas' errors are ValueErrors
         raise SettingError(f"{path} cannot be read as CSV: {error}") from error
     missing = [name for name in REQUIRED if name not in table]
     if missing:
@@ -78,7 +83,43 @@ def read_goal_table(path: Path) -> pd.DataFrame:
             "each row"
         )
     check_goal_table(runs, name=str(path))
+    if ((runs["diverged"] == 1) & (runs["censored"] == 1)).all():
+        raise SettingError(
+            f"{path}: every run diverged before its goal, so that there is nothing to fit; give "
+            "runs at smaller learning rates"
+        )
     return runs
+
+
+def _text(path: Path) -> str:
+    """What a file holds, or stdin for "-"; SettingError where it is no text, or too much of it.
+
+    A pipe that the shell made, as by <(command), is read like a file; a device is not.
+    """
+    is_pipe = path == STDIN or path.is_relative_to("/dev/fd")
+    try:
+        if not is_pipe:
+            check_file(path, SettingError)
+        with nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise SettingError(f"{path} cannot be read as CSV: {error.strerror}") from error
+    if len(content) > LARGEST_FILE:
+        raise SettingError(f"{path} has more than {LARGEST_FILE:,} bytes: give a table of runs")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path} cannot be read as CSV: it is not UTF-8 ({error})") from error
+
+
+def _check_header(text: str, path: Path) -> None:
+    """SettingError for two columns of one name, of which pandas would take the first alone."""
+    lines = (line for line in text.splitlines() if line.split("#")[0].strip())
+    names = [name.strip().strip('"') for name in next(lines, "").split("#")[0].split(",")]
+    if repeated := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+        raise SettingError(
+            f"{path} has more than one column {', '.join(repeated)}: leave one of each"
+        )
 
 
 def _numbers(column: pd.Series[Any], path: Path) -> pd.Series[Any]:

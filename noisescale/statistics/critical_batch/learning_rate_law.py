@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.critical_batch.curves.rate_laws import (
     FEWEST_RATES,
     BestRates,
@@ -89,12 +89,21 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
         seed's best rate is the grid's own. Where some seeds give bounds, the median and all that
         the seeds span, open where a bound is; undefined where most do.
 
+    Raises:
+        SettingError: a rate that is not above 0, or steps that are not.
+
     Examples:
         >>> from noisescale import best_rate
         >>> first, second = {0.1: 90, 0.2: 50, 0.4: 60}, {0.2: 55, 0.4: 52, 0.8: 70}  # rate: steps
         >>> best_rate([first, second])
         Estimate(0.275 ± 0.038 (0.048–1.571))
     """
+    for rate, num_steps in (run for steps in seeds for run in steps.items()):
+        if not (0 < rate < math.inf and num_steps > 0):
+            raise SettingError(
+                f"{num_steps} steps at the learning rate {rate}: give numbers above 0, and "
+                "infinity for a goal that was not reached"
+            )
     vertices, ends, bounds, parabolic = [], [], [], True
     for steps in seeds:
         rates = sorted(steps)

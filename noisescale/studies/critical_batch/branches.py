@@ -11,7 +11,14 @@ from typing import Any, Literal, Self, get_args
 
 import pandas as pd
 
-from noisescale.errors import NoisescaleError, RunFolderError, SettingError, check_count, is_real
+from noisescale.errors import (
+    MOST_RUNS,
+    NoisescaleError,
+    RunFolderError,
+    SettingError,
+    check_count,
+    is_real,
+)
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.critical_batch.branches import (
     BRANCH_COLUMNS,
@@ -91,7 +98,7 @@ class BranchConfig(Settings):
                 "a fixed one"
             )
         check_count("examples", self.examples)
-        check_count("num seeds", self.num_seeds)
+        check_count("num seeds", self.num_seeds, most=MOST_RUNS)
         num_sizes = len(set(self.batch_sizes))
         if num_sizes < FEWEST_BRANCHES:
             raise SettingError(

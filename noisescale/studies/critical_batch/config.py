@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from noisescale.errors import SettingError, check_choice, check_count, is_real
+from noisescale.errors import MOST_RUNS, SettingError, check_choice, check_count, is_real
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.display import Settings
 from noisescale.statistics.estimate import Estimate
@@ -86,7 +86,7 @@ class CriticalBatchConfig(Settings):
         if self.goals is not None:
             _check_goals(self.goals)
         check_choice("split", self.split, get_args(GoalSplit))
-        check_count("num seeds", self.num_seeds)
+        check_count("num seeds", self.num_seeds, most=MOST_RUNS)
         check_count("epochs", self.epochs)
         if self.noise_examples is not None and self.noise_examples < FEWEST_NOISE_EXAMPLES:
             raise SettingError(

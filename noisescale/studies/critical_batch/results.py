@@ -31,7 +31,7 @@ from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend.budget import duration_text
 from noisescale.studies.recommend.measured import advise_on_front
 from noisescale.training.records.environment import environment
-from noisescale.training.records.folder import SUMMARY, write_json, write_table
+from noisescale.training.records.folder import SUMMARY, may_write, write_json, write_table
 from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
 
 SHORT = 1.05  # times its mean: from here on a short last batch shows beside the error of a fit
@@ -202,6 +202,8 @@ def write_results(
         "recommendation": advice and jsonable(advice.sizes),
         **closing(outcome.seconds, [*options.notes, *result.notes], environment(options.device)),
     }
+    if not may_write(out):
+        return replace(result, summary=summary)
     _write_noise(out, outcome.noise_runs, result.predicted)
     write_table(out / RATES, result.rates)
     write_fits(out, result)

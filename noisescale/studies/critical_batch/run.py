@@ -38,7 +38,7 @@ from noisescale.studies.jobs.search_loop import (
 )
 from noisescale.studies.jobs.tasks import Tasks
 from noisescale.training.config import resolve_batch_size
-from noisescale.training.records.folder import write_table
+from noisescale.training.records.folder import may_write, write_table
 from noisescale.training.records.names import run_name
 from noisescale.training.records.tables import STEPS_TO_GOAL
 
@@ -131,7 +131,8 @@ class _Measurement:
             self.loop.run()
             self._take_others()
             table = self.table()
-            write_table(self.out / STEPS_TO_GOAL, table)  # whatever becomes of the fits
+            if may_write(self.out):
+                write_table(self.out / STEPS_TO_GOAL, table)  # whatever becomes of the fits
             noise_runs = self._noise_runs(table)
         outcome = Outcome(
             table=table,

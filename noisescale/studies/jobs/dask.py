@@ -7,6 +7,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from noisescale.errors import SettingError
+from noisescale.studies.jobs.local import with_own_words
 
 CONNECT_SECONDS = 5  # a scheduler that is there answers within one
 
@@ -42,7 +43,7 @@ class DaskExecutor(Executor):
         return bool(self._client.scheduler_info()["workers"])
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = self._executor.submit(function, *args, **kwargs)
+        future: Future[Any] = self._executor.submit(with_own_words, function, *args, **kwargs)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

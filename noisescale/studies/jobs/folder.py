@@ -44,13 +44,15 @@ def claim(out: Path, identity: dict[str, Any], *, settings: str) -> Orders:
             f"{out} holds {', '.join(strangers[:3])} but no {settings}, so it is no folder of such "
             "runs: choose an empty or new folder with --out"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    # of two studies that begin at once, one sees the other's settings
-    with FileLock(out / LOCK):
-        stored = read_json(out / settings)
-        if stored is None:
-            write_json(out / settings, {**identity, "orders": INDEPENDENT})
-            return INDEPENDENT
+    stored = read_json(out / settings)
+    if stored is None:
+        out.mkdir(parents=True, exist_ok=True)
+        # of two studies that begin at once, one sees the other's settings
+        with FileLock(out / LOCK):
+            stored = read_json(out / settings)
+            if stored is None:
+                write_json(out / settings, {**identity, "orders": INDEPENDENT})
+                return INDEPENDENT
     differences = [
         f"{name} is {old!r} there, {new!r} here"
         for name, old, new in _differences(stored, identity)

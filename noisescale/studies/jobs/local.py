@@ -22,6 +22,8 @@ from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
+from noisescale.errors import NoisescaleError, OwnCodeError, own_place, own_words
+
 # of a task alone whose process dies: memory may be short for a while, a bug stays; the first time,
 # in company, another's may have been the fault
 ATTEMPTS = 3
@@ -54,7 +56,9 @@ class LocalProcesses(Executor):
         future: Future[Any] = Future()
         with self._lock:
             self._waiting.append(
-                _Task(future, lambda pool: pool.submit(function, *args, **kwargs), 0)
+                _Task(
+                    future, lambda pool: pool.submit(with_own_words, function, *args, **kwargs), 0
+                )
             )
             self._start()
         return future
@@ -124,6 +128,21 @@ class LocalProcesses(Executor):
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
         )
+
+
+def with_own_words(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """What the function returns; what the user's own code raises in it is named with its line.
+
+    In the process where it happens, since an exception is sent to another without its traceback.
+    """
+    try:
+        return function(*args, **kwargs)
+    except NoisescaleError:
+        raise
+    except Exception as error:
+        if own_place(error) is None:
+            raise
+        raise OwnCodeError(own_words(error)) from None
 
 
 def default_processes() -> int:

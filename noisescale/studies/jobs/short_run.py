@@ -26,8 +26,10 @@ from noisescale.training.records.folder import (
     RunFolder,
     folder_state,
     read_json,
+    what_to_do,
     write_json,
     write_table,
+    wrong_fields,
 )
 from noisescale.training.records.tables import LOSSES, read_losses
 from noisescale.training.trainer import Training
@@ -141,10 +143,10 @@ def write_run(
 def read_run(path: Path, *, needed: set[str], what: str) -> ShortRun:
     """The finished run in a folder; RunFolderError where its summary lacks what `what` needs."""
     summary = read_json(path / SUMMARY) or {}
-    if missing := sorted((needed | ALWAYS) - set(summary)):
+    if wrong := wrong_fields(summary, sorted(needed | ALWAYS)):
         raise RunFolderError(
-            f"{path / SUMMARY} lacks {', '.join(missing)}, so it is no {what}: "
-            "delete it and run again"
+            f"{path / SUMMARY} lacks {', '.join(wrong)}, or holds something else there, so it is "
+            f"no {what}: {what_to_do(path / SUMMARY)}"
         )
     return ShortRun(summary, read_losses(path), path)
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from noisescale.errors import Interrupted, NoisescaleError, first_line
+from noisescale.errors import Interrupted, NoisescaleError, OwnCodeError, own_words
 from noisescale.studies.jobs.progress import StudyProgress
 from noisescale.training.console import DeferredInterrupts
 
@@ -73,7 +73,7 @@ class Tasks:
 
     def failed(self, name: str, error: BaseException) -> str:
         """Notes a failure, for the summary and on the console; returns why, in a line."""
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = str(error) if isinstance(error, OwnCodeError) else own_words(error)
         self.failures.append(f"{name}: {reason}")
         self.progress.log(f"{name} failed: {reason}")
         return reason

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from noisescale.errors import SettingError, check_count
+from noisescale.errors import MOST_RUNS, SettingError, check_count
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.display import Settings
 from noisescale.training.config import BatchRule, TrainConfig, resolve_batch_size
@@ -139,6 +139,9 @@ class SweepConfig(Settings):
             raise SettingError(f"an empty grid: {self.num_lr} learning rates; give 1 or more")
         if self.num_seeds < 1:
             raise SettingError(f"an empty grid: {self.num_seeds} seeds; give 1 or more")
+        for name in ("num_lr", "num_seeds", "max_seeds"):
+            if getattr(self, name) is not None:
+                check_count(name.replace("_", " "), getattr(self, name), most=MOST_RUNS)
         if not 1 < self.factor < 100:
             raise SettingError(f"factor {self.factor!r}: give a number above 1, such as 1.25")
         if self.precision is not None and not 1 < self.precision < math.inf:

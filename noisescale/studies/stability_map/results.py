@@ -28,7 +28,7 @@ from noisescale.studies.stability_map.tables import (
     scores,
 )
 from noisescale.training.records.environment import environment
-from noisescale.training.records.folder import SUMMARY, write_json, write_table
+from noisescale.training.records.folder import SUMMARY, may_write, write_json, write_table
 from noisescale.training.records.tables import BOUNDARY, CELLS
 
 if TYPE_CHECKING:
@@ -154,6 +154,11 @@ def write_results(
         "recommendation": jsonable(advice.sizes),
         **closing(outcome.seconds, options.notes, environment(options.device)),
     }
+    result = SweepResult(
+        config=config, cells=cells, boundary=boundary, advice=advice, summary=summary
+    )
+    if not may_write(out):
+        return result
     write_table(out / CELLS, cells)
     write_table(out / BOUNDARY, boundary)
     if options.pictures:
@@ -161,9 +166,7 @@ def write_results(
 
         draw_pictures(out)
     write_json(out / SUMMARY, summary)
-    return SweepResult(
-        config=config, cells=cells, boundary=boundary, advice=advice, summary=summary
-    )
+    return result
 
 
 def _advice(config: SweepConfig, cells: pd.DataFrame, outcome: Outcome) -> Advice:

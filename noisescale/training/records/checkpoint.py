@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from noisescale.errors import CheckpointError
+from noisescale.errors import CheckpointError, check_file
 from noisescale.problems.config import AnyConfig, parse_problem
 from noisescale.problems.problem import Params
 from noisescale.statistics.display import counted, one_line
@@ -56,6 +56,7 @@ class Checkpoint:
         schedule: the state of an adaptive batch size; None for a fixed one.
         losses: of the steps, the rows of losses.csv (n, 6); None in checkpoints written before
             they were kept.
+        carried: what the measurements along the run go on from; None for nothing.
     """
 
     problem: AnyConfig | None
@@ -70,6 +71,7 @@ class Checkpoint:
     diverged_at_step: int | None = None
     schedule: dict[str, Any] | None = None
     losses: torch.Tensor | None = None
+    carried: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         diverged = self.diverged_at_step
@@ -139,6 +141,7 @@ def read_tensors(path: Path | str, *, device: torch.device | str = "cpu") -> tup
     path = Path(path)
     if path.is_dir():
         path = path / CHECKPOINT
+    check_file(path, CheckpointError)
     try:
         file = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
@@ -197,6 +200,8 @@ def parse_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
                 isinstance(tensor, torch.Tensor) for tensor in tensors.values()
             ):
                 raise TypeError("its params and buffers are not tensors by name")
+        if not isinstance(checkpoint.carried or {}, dict):
+            raise TypeError("what its measurements carried on is no dictionary")
         losses = checkpoint.losses
         if losses is not None and not (isinstance(losses, torch.Tensor) and losses.ndim == 2):
             raise TypeError("its losses are not a table of numbers")

@@ -6,16 +6,18 @@ import json
 import math
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from filelock import FileLock, Timeout
 
-from noisescale.errors import RunFolderBusyError, RunFolderError
+from noisescale.errors import NoisescaleError, RunFolderBusyError, RunFolderError, check_file
 from noisescale.problems.config import AnyConfig, parse_problem
 from noisescale.statistics.estimate import jsonable
 from noisescale.training.config import TrainConfig
-from noisescale.training.records.tables import TABLES
+from noisescale.training.records.tables import MOVE_AWAY, TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +35,27 @@ _RESULTS = (
     CHECKPOINT,
 )
 _LOCK = ".noisescale.lock"
+ASIDE = ".replaced"  # the folder, within its own, of a run that is being replaced
+_NUMBER: tuple[type, ...] = (int, float)
+_NUMBER_OR_NULL = (*_NUMBER, NoneType)  # null where it is not finite
+SPLITS, SCORES = ("train", "validation", "test"), ("loss", "accuracy", "f1")
+# What a summary holds under these names, where it has them
+FIELDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("dataset", "pixel_scale", "model"), (str,)),
+    **dict.fromkeys(("learning_rate", "epochs", "seconds", "examples_per_second"), _NUMBER),
+    **dict.fromkeys(("seed", "steps", "examples_seen"), (int,)),
+    **dict.fromkeys(("best_loss", "start_loss", "largest_loss", "chance_loss"), _NUMBER_OR_NULL),
+    **dict.fromkeys(("environment", *SPLITS), (dict,)),
+    "largest_share": _NUMBER,
+    "batch_size": (int, str),
+    "diverged_at_step": (int, NoneType),
+    "notes": (list,),
+}
+OF_RUN = (
+    *("batch_size", "learning_rate", "seed", "steps", "epochs", "seconds", "examples_per_second"),
+    *("diverged_at_step", "train", "environment"),
+)
+OF_OUR_PROBLEM = ("dataset", "pixel_scale", "model", "test")
 
 State = Literal["new", "unfinished", "finished"]
 
@@ -59,6 +82,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def may_write(folder: Path) -> bool:
+    """Whether files can be written there: a finished study can be shown where they cannot."""
+    return os.access(folder, os.W_OK)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -90,7 +118,8 @@ class RunFolder:
         config: what config.json is to hold; its "problem" and "training" identify the run. A folder
             that holds another run's config.json, or files but no config.json, is refused with
             RunFolderError; one that another process holds, with RunFolderBusyError.
-        force: empty a folder of the results in it first, whatever run they are of.
+        force: put aside the results in the folder, whatever run they are of. They are deleted once
+            this run is finished, and put back where it fails before its first checkpoint.
         wait: until another process has let go of the folder, instead of refusing it.
     """
 
@@ -114,17 +143,19 @@ class RunFolder:
             ) from None
         try:
             if self.force and (self.path / CONFIG).exists():
-                remove_results(self.path)
+                _put_aside(self.path)
                 write_json(self.path / CONFIG, self.config)
             elif self.state == "new":
                 write_json(self.path / CONFIG, self.config)
             _remove_litter(self.path)
-        except BaseException:
-            self.__exit__()
+        except BaseException as error:
+            self.__exit__(error)
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if (self.path / ASIDE).exists():
+            _settle(self.path, failed=exception[0] is not None)
         # its file stays: unlinked, it would let a third writer in beside a second
         self._lock.release()
 
@@ -172,35 +203,135 @@ def parse_config(path: Path, content: dict[str, Any]) -> tuple[AnyConfig, TrainC
         raise RunFolderError(f"{path / CONFIG} is not a run's configuration: {error}") from error
 
 
-def remove_results(path: Path) -> None:
-    """Deletes what a run has left in its folder, its summary first, but for config.json."""
-    for name in _RESULTS:
-        (path / name).unlink(missing_ok=True)
-    for step_checkpoint in (path / STEP_CHECKPOINTS).glob("step-*.pt"):
-        step_checkpoint.unlink()
+def _put_aside(path: Path) -> None:
+    """Moves what a run has left in its folder into one within, but for what has been there longer.
+
+    That is a run that another, which did not finish, was to replace: of the latter nothing stays.
+    """
+    if (path / ASIDE).exists():
+        _remove(path)
+        return
+    (path / ASIDE).mkdir()
+    for file in _files_of_run(path):
+        target = path / ASIDE / file.relative_to(path)
+        target.parent.mkdir(exist_ok=True)
+        file.replace(target)
+
+
+def _settle(path: Path, *, failed: bool) -> None:
+    """Deletes the run that was put aside, once its successor has not failed or is finished.
+
+    It is put back where that has failed and left nothing to go on from, no checkpoint; else both
+    stay.
+    """
+    aside = path / ASIDE
+    if not failed or (path / SUMMARY).exists():
+        _remove(aside)
+    elif not (path / CHECKPOINT).exists():
+        _remove(path)
+        for file in _files_of_run(aside):
+            target = path / file.relative_to(aside)
+            target.parent.mkdir(exist_ok=True)
+            file.replace(target)
+    else:
+        return
+    if (aside / STEP_CHECKPOINTS).exists():
+        (aside / STEP_CHECKPOINTS).rmdir()
+    aside.rmdir()
+
+
+def _remove(path: Path) -> None:
+    """Deletes what a run has left in its folder."""
+    for file in _files_of_run(path):
+        file.unlink()
+
+
+def _files_of_run(path: Path) -> list[Path]:
+    """What a run has left in its folder, its summary first, since that means finished."""
+    files = [path / name for name in (*_RESULTS, CONFIG)]
+    return [
+        *(file for file in files if file.exists()),
+        *(path / STEP_CHECKPOINTS).glob("step-*.pt"),
+    ]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, None where there is none; RunFolderError where it is damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path, RunFolderError)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise RunFolderError(
-            f"{path} is not valid JSON ({error}): delete the folder and run again"
-        ) from error
+    except RunFolderError as error:
+        raise RunFolderError(f"{error}: {what_to_do(path)}") from error
     if not isinstance(content, dict):
-        raise RunFolderError(f"{path} holds no JSON object: delete the folder and run again")
+        raise RunFolderError(f"{path} holds no JSON object: {what_to_do(path)}")
     return content
 
 
+def parse_json(path: Path, error: type[NoisescaleError]) -> Any:
+    """What a JSON file holds.
+
+    Raises FileNotFoundError where it is absent and `error`, with the reason, where it cannot be
+    read, be it for lists within lists by the ten thousand.
+    """
+    check_file(path, error)
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as reason:
+        raise error(f"{path} is not valid JSON (nested too deep)") from reason
+    except ValueError as reason:
+        raise error(f"{path} is not valid JSON ({reason})") from reason
+
+
+def what_to_do(path: Path) -> str:
+    """What a user does about a damaged file of ours, without losing what lies beside it."""
+    if path.name == CONFIG:
+        return (
+            "put back what it was, or choose another --out; the checkpoints beside it can be "
+            "measured as they are"
+        )
+    if path.name == SUMMARY:
+        return MOVE_AWAY
+    return "put back what it was, or choose another --out"
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
-    """A finished run's summary; RunFolderError where it is damaged."""
-    summary = read_json(folder / SUMMARY)
-    if summary is None or not {"batch_size", "steps", "train", "environment"} <= set(summary):
-        raise RunFolderError(f"{folder / SUMMARY} is no run's summary: delete it and run again")
+    """A finished run's summary; RunFolderError where a field is missing or of another kind."""
+    path = folder / SUMMARY
+    summary = read_json(path)
+    if summary is None:
+        raise RunFolderError(f"{path} is missing, so that this is no finished run")
+    needed = OF_RUN if "problem" in summary else (*OF_RUN, *OF_OUR_PROBLEM)
+    if wrong := wrong_fields(summary, needed):
+        raise RunFolderError(
+            f"{path} is no run's summary ({', '.join(wrong)} missing or damaged): "
+            f"{what_to_do(path)}"
+        )
     return summary
+
+
+def wrong_fields(record: dict[str, Any], needed: Iterable[str]) -> list[str]:
+    """What a summary lacks of the fields needed, and what it holds of another kind than it should.
+
+    A score within a split is named as "train.loss".
+    """
+    wrong = [name for name in needed if name not in record]
+    wrong += [
+        name for name, kinds in FIELDS.items() if name in record and not _is_of(record[name], kinds)
+    ]
+    for split in SPLITS:
+        scores = record.get(split)
+        if isinstance(scores, dict):
+            wrong += [
+                f"{split}.{name}"
+                for name in SCORES
+                if name not in scores or not _is_of(scores[name], _NUMBER_OR_NULL)
+            ]
+    return wrong
+
+
+def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def record_experiment(root: Path, *, command: str) -> None:
@@ -219,7 +350,8 @@ def experiment_command(root: Path) -> str:
 
 def finished_runs(root: Path) -> list[Path]:
     """Folders of finished runs at or below `root`, sorted by name."""
-    return sorted(summary.parent for summary in root.rglob(SUMMARY))
+    folders = {summary.parent for summary in root.rglob(SUMMARY)}
+    return sorted(folder for folder in folders if folder.name != ASIDE)
 
 
 def _temporary(name: str, writer: str) -> str:

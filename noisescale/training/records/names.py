@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from noisescale.errors import CheckpointError, check_file
 from noisescale.problems.config import AnyConfig, FactoryConfig, ObjectConfig
 from noisescale.training.config import TrainConfig
 
@@ -36,6 +37,7 @@ def file_digest(path: Path) -> str:
     Args:
         path: the file, such as a checkpoint that a study starts from.
     """
+    check_file(path, CheckpointError)
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 

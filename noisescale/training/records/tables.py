@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisescale.errors import RunFolderError
+from noisescale.errors import RunFolderError, check_file, first_line
 from noisescale.statistics.estimate import estimate_columns
 from noisescale.statistics.gradient_noise import CURVATURE_NOISE, GRADIENT_NOISE
 
@@ -68,6 +68,8 @@ BATCH_SIZE_COLUMNS = (
     *estimate_columns(*GRADIENT_NOISE),
     "population",
 )
+COUNTS = ("population_size", "num_matvecs")
+MOVE_AWAY = "move that file away and run the same command again; the checkpoints beside it are used"
 LOSS_COLUMNS = ("step", "epoch", "num_steps", "loss", "smallest", "largest")
 # what tables written before these columns were there read as
 ADDED: dict[str, float | str] = {
@@ -229,10 +231,13 @@ def read_boundary(sweep: Path) -> pd.DataFrame:
 def _read_sweep_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
     import pandas as pd
 
+    check_file(path, RunFolderError)
     try:
         return pd.read_csv(path, keep_default_na=False, na_values=["nan"], dtype=types)
     except FileNotFoundError:
         raise RunFolderError(f"{path} is missing: the sweep has not finished") from None
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged ({error}): {MOVE_AWAY}") from error
 
 
 def _types(columns: tuple[str, ...]) -> dict[str, Any]:
@@ -247,6 +252,7 @@ def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[di
 
     if not path.exists():
         return []
+    check_file(path, RunFolderError)
     try:
         table = pd.read_csv(path, dtype={"reason": str})
         for name, value in ADDED.items():
@@ -254,10 +260,9 @@ def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[di
                 table[name] = value
         table = table[columns].astype(types)
         table = table.fillna({"reason": ""} if "reason" in table else {})
-        if "population_size" in table and table["population_size"].notna().all():
-            table = table.astype({"population_size": int})
+        # of counts that are missing where nothing was measured
+        whole = [name for name in COUNTS if name in table and table[name].notna().all()]
+        table = table.astype(dict.fromkeys(whole, int))
     except (KeyError, ValueError) as error:
-        raise RunFolderError(
-            f"{path} is damaged ({error}): delete the folder and run again"
-        ) from error
+        raise RunFolderError(f"{path} is damaged ({first_line(error)}): {MOVE_AWAY}") from error
     return table.to_dict("records")

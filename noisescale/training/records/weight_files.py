@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisescale.errors import CheckpointError
+from noisescale.errors import CheckpointError, check_file
 from noisescale.problems.problem import Params
 from noisescale.training.records.checkpoint import is_checkpoint, parse_checkpoint, read_tensors
-from noisescale.training.records.folder import CHECKPOINT
+from noisescale.training.records.folder import CHECKPOINT, parse_json
 
 WRAPPED = ("state_dict", "model_state_dict", "model")  # where Lightning and others keep theirs
 INDEX = ".index.json"  # the end of the name of a file that says which shard holds which tensor
@@ -88,7 +87,7 @@ def _read_file(path: Path, device: torch.device | str) -> Any:
 def _read_shards(path: Path, device: torch.device | str) -> Params:
     """The tensors of all the files that an index names."""
     try:
-        shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        shards = sorted(set(parse_json(path, CheckpointError)["weight_map"].values()))
         names = [Path(shard).name for shard in shards]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
@@ -140,6 +139,7 @@ def _read_safetensors(path: Path, device: torch.device | str) -> Params:
         ) from None
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
+    check_file(path, CheckpointError)
     try:
         tensors: Params = load_file(path, device=str(device))
     except SafetensorError as error:

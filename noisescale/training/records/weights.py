@@ -67,7 +67,11 @@ def apply_weights(model: nn.Module, content: Any, *, path: Path) -> None:
             problems += _misfits(name, given[name], tensor)
         elif name in required:
             problems.append(f"{name} {tuple(tensor.shape)} is missing")
-        if name == same[0] and any(not _equal(sources[0], other) for other in sources[1:]):
+        if (
+            name == same[0]
+            and not problems
+            and any(not _equal(sources[0], other) for other in sources[1:])
+        ):
             tied = " and ".join(other for other in same if other in stored)
             problems.append(f"{tied} are one tensor of the model and differ there")
     problems += [
@@ -87,6 +91,9 @@ def apply_weights(model: nn.Module, content: Any, *, path: Path) -> None:
 
 def _misfits(name: str, stored: Tensor, current: Tensor) -> Iterator[str]:
     """Why a stored tensor cannot be the model's."""
+    if stored.layout != torch.strided or stored.is_quantized:
+        kind = "quantised" if stored.is_quantized else str(stored.layout).removeprefix("torch.")
+        yield f"{name} is a {kind} tensor: save it dense, as by to_dense()"
     if stored.shape != current.shape:
         yield f"{name} has shape {tuple(stored.shape)} instead of {tuple(current.shape)}"
     if stored.is_complex() and not current.is_complex():

@@ -15,6 +15,8 @@ from noisescale.training.records.tables import SHARPNESS, SHARPNESS_COLUMNS, rea
 from noisescale.training.tracking.rows import Every, Rows, is_due, num_due
 from noisescale.training.trainer import Training, has_batch_norm
 
+CARRIED = "sharpness"  # the name of what the next measurement goes on from
+
 
 class SharpnessTracker:
     """A run's λ_max and batch sharpness, in sharpness.csv.
@@ -43,7 +45,6 @@ class SharpnessTracker:
             columns=SHARPNESS_COLUMNS,
             rows=rows if same_subset else [],
         )
-        self._latest: Sharpness | None = None
 
     @property
     def due(self) -> bool:
@@ -61,11 +62,12 @@ class SharpnessTracker:
             sharpness = measure_sharpness(
                 replace(training.problem, model=training.model, train=training.examples),
                 options=replace(self._options, batch_size=training.batch_size if fits else None),
-                start=self._latest,
+                start=training.carried.get(CARRIED),
             )
             reason = "" if fits else "batch sharpness takes a subset of at least a batch"
             row |= _sharpness_numbers(sharpness) | {"reason": reason}
-            self._latest = sharpness
+            # the eigenvectors, which a run that is continued starts the next search from too
+            training.carried[CARRIED] = sharpness.starts
         except MeasurementError as error:
             row |= {"reason": str(error)}
         row["stable_sharpness"] = (

@@ -440,3 +440,9 @@ def test_the_bootstrap_does_not_depend_on_when_it_is_called():
     first = fit_critical_batch(SIZES, noisy)
     np.random.default_rng().random(3)
     assert fit_critical_batch(SIZES, noisy).overhead_batch_size == first.overhead_batch_size
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 2, -0.5, math.nan, True, "95 %"])
+def test_a_confidence_is_between_0_and_1(confidence):
+    with pytest.raises(SettingError, match=r"confidence .*give a number between 0 and 1"):
+        fit_critical_batch(SIZES, steps(SIZES), confidence=confidence)

@@ -1,7 +1,10 @@
 """Tables of runs to goals: what is read, what is refused, which runs count, what is fitted."""
 
+import io
 import json
 import math
+import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -81,6 +84,11 @@ def test_words_for_truth_are_understood(tmp_path):
         ("batch_size,steps,learning_rate\n1,10,inf\n", "learning_rate is inf"),
         ("batch_size,steps\n1e-320,10\n", "batch_size is"),
         ("batch_size,steps\n1,10,5\n", "cannot be read as CSV"),
+        ("batch_size,steps, steps\n1,10,5\n", "more than one column steps: leave one of each"),
+        (
+            "batch_size,steps,censored,diverged\n1,10,1,1\n2,5,1,1\n4,3,1,1\n8,2,1,1\n",
+            "every run diverged before its goal",
+        ),
         (
             "batch_size,steps,goal,censored\n1,100,0.5,1\n1,50,0.2,0\n",
             "goal 0.2 after 50 steps and 0.5 only",
@@ -98,6 +106,21 @@ def test_words_for_truth_are_understood(tmp_path):
 def test_what_cannot_be_is_refused_with_its_row(tmp_path, text, message):
     with pytest.raises(SettingError, match=message):
         read_goal_table(written(tmp_path, text))
+
+
+def test_stdin_and_the_shells_pipes_are_read_and_other_pipes_are_not(tmp_path, monkeypatch):
+    text = "batch_size,steps\n1,100\n2,55\n4,30\n8,20\n"
+    expected = read_goal_table(written(tmp_path, text))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    pd.testing.assert_frame_equal(read_goal_table(Path("-")), expected)
+    reader, writer = os.pipe()
+    os.write(writer, text.encode())
+    os.close(writer)
+    pd.testing.assert_frame_equal(read_goal_table(Path(f"/dev/fd/{reader}")), expected)
+    os.close(reader)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingError, match="is a pipe: give a regular file"):
+        read_goal_table(tmp_path / "pipe")
 
 
 def test_a_file_that_is_not_there_or_no_text(tmp_path):

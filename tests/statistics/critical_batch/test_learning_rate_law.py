@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.critical_batch.learning_rate_law import best_rate, fit_learning_rate_laws
 
 SIZES = 2.0 ** np.arange(10)
@@ -169,3 +169,11 @@ def test_a_best_rate_at_an_end_is_none(steps):
     found = best_rate([steps])
     assert math.isnan(found.value)
     assert found.num_samples == 0
+
+
+@pytest.mark.parametrize(
+    "seed", [{0.0: 3, 1.0: 2}, {-1.0: 3, 1.0: 2}, {math.inf: 3, 1.0: 2}, {0.1: 0, 1.0: 2}]
+)
+def test_a_rate_and_its_steps_are_above_0(seed):
+    with pytest.raises(SettingError, match="give numbers above 0"):
+        best_rate([course(0.5, [0.25, 0.5, 1.0]), seed])

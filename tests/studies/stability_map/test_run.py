@@ -608,3 +608,20 @@ def test_without_rates_a_curvature_that_cannot_be_measured_names_them(tmp_path, 
     given = run_sweep(CONFIG, tmp_path / "given", executor=Here())
     assert "no curvature" in given.summary["failures"][0]
     assert given.summary["num_cells"] > 0
+
+
+def test_a_finished_sweep_in_a_folder_that_cannot_be_written_is_shown(serial, monkeypatch):
+    """Root may write anywhere, so that the answers of a read-only disk are given in its place."""
+
+    def refused(*arguments, **options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr("pathlib.Path.mkdir", refused)
+    monkeypatch.setattr("filelock.FileLock.acquire", refused)
+    for module in ("stability_map.results", "stability_map.predictions", "jobs.short_run"):
+        monkeypatch.setattr(f"noisescale.studies.{module}.write_json", refused)
+    monkeypatch.setattr("noisescale.studies.stability_map.results.write_table", refused)
+    result = run_sweep(CONFIG, serial.out, executor=Here(), options=QUIET)
+    pd.testing.assert_frame_equal(result.cells, serial.result.cells)
+    assert result.summary["failures"] == []

@@ -16,11 +16,13 @@ from noisescale.training.records.folder import (
     finished_runs,
     folder_state,
     nullable,
+    read_json,
     read_summary,
     write_atomically,
     write_json,
 )
 from noisescale.training.records.tables import read_metrics
+from tests.helpers.folders import contents
 
 CONFIG = {"problem": {"dataset": "digits"}, "training": {"seed": 0}}
 
@@ -100,17 +102,53 @@ def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(tmp_path):
     ]
 
 
-def test_force_removes_the_runs_own_files_alone(tmp_path):
-    with RunFolder(tmp_path, CONFIG):
-        for name in ("summary.json", "metrics.csv", "notes.txt"):
-            (tmp_path / name).write_text("{}")
+def leave_a_run(path):
+    with RunFolder(path, CONFIG):
+        (path / "checkpoints").mkdir()
+        for name in ("summary.json", "metrics.csv", "notes.txt", "checkpoints/step-3.pt"):
+            (path / name).write_text("{}")
+
+
+def begin_and_stop(path, config, written, error):
+    with RunFolder(path, config, force=True):
+        assert not (path / written).exists()
+        (path / written).write_text("new")
+        raise error
+
+
+def test_force_puts_the_runs_own_files_aside_and_then_removes_them_alone(tmp_path):
+    leave_a_run(tmp_path)
+    ours = {"config.json", "notes.txt", ".noisescale.lock", "checkpoints"}
     with RunFolder(tmp_path, CONFIG, force=True) as folder:
         assert folder.state == "unfinished"
-        assert {entry.name for entry in tmp_path.iterdir()} == {
-            "config.json",
-            "notes.txt",
-            ".noisescale.lock",
-        }
+        assert {entry.name for entry in tmp_path.iterdir()} == ours | {".replaced"}
+        assert finished_runs(tmp_path) == []  # what is put aside is none
+    assert {entry.name for entry in tmp_path.iterdir()} == ours
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_run_that_cannot_be_replaced_is_put_back(tmp_path):
+    leave_a_run(tmp_path)
+    before = contents(tmp_path)
+    other = {"problem": CONFIG["problem"], "training": {"seed": 1}}
+    with pytest.raises(OSError, match="full"):
+        begin_and_stop(tmp_path, other, "metrics.csv", OSError("full"))
+    assert contents(tmp_path) == before
+
+
+def test_the_replaced_run_stays_until_its_successor_is_finished(tmp_path):
+    """Which is stopped with a checkpoint, begun anew by force, stopped again, and continued."""
+    leave_a_run(tmp_path)
+    other = {"problem": CONFIG["problem"], "training": {"seed": 1}}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            begin_and_stop(tmp_path, other, "checkpoint.pt", KeyboardInterrupt())
+        assert (tmp_path / ".replaced" / "summary.json").exists()
+        assert (tmp_path / ".replaced" / "checkpoints" / "step-3.pt").exists()
+    with RunFolder(tmp_path, other) as folder:
+        write_json(folder.path / "summary.json", {})
+    assert not (tmp_path / ".replaced").exists()
+    assert (tmp_path / "checkpoint.pt").read_text() == "new"
 
 
 @pytest.mark.processes
@@ -133,6 +171,43 @@ def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path):
         holder.kill()
     with RunFolder(tmp_path, CONFIG) as folder:
         assert folder.state == "unfinished"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, None) for name in ("learning_rate", "seconds", "steps", "train", "batch_size")],
+        *[("steps", True), ("epochs", "5"), ("test", []), ("test.loss", "low"), ("notes", None)],
+    ],
+)
+def test_a_summary_with_a_field_of_another_kind_or_none_is_named(tmp_path, name, value):
+    scores = {"loss": None, "accuracy": 0.5, "f1": 0.5}
+    numbers = dict.fromkeys(("learning_rate", "epochs", "seconds", "examples_per_second"), 1.0)
+    words = dict.fromkeys(("dataset", "pixel_scale", "model"), "a")
+    summary = {
+        **{**numbers, **words, "batch_size": 8, "seed": 0, "steps": 3, "diverged_at_step": None},
+        **{"train": scores, "test": dict(scores), "environment": {}, "notes": []},
+    }
+    write_json(tmp_path / "summary.json", summary)
+    assert read_summary(tmp_path) == summary  # a loss that is null was not finite
+    within, _, last = name.rpartition(".")
+    (summary[within] if within else summary)[last] = value
+    write_json(tmp_path / "summary.json", summary)
+    with pytest.raises(RunFolderError, match=f"{name}.*move that file away"):
+        read_summary(tmp_path)
+    if name != "notes":  # of which older runs have none
+        del (summary[within] if within else summary)[last]
+        write_json(tmp_path / "summary.json", summary)
+        with pytest.raises(RunFolderError, match=f"{name}.*move that file away"):
+            read_summary(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_json_nested_too_deep_is_named_and_no_folder_said_to_be_deleted(tmp_path, name):
+    (tmp_path / name).write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(RunFolderError, match="nested too deep") as failure:
+        read_json(tmp_path / name)
+    assert "delete" not in str(failure.value)
 
 
 def test_a_damaged_configuration_is_named(tmp_path):

@@ -162,6 +162,17 @@ def test_what_the_model_calls_superfluous_is_left_out(tmp_path):
         load_weights(Net(), tmp_path / "old.pt")
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr"])
+def test_tensors_that_are_not_dense_are_refused(layout, tmp_path):
+    model = nn.Linear(3, 2)
+    weight = model.weight.detach().to_sparse(layout=getattr(torch, layout))
+    torch.save({"weight": weight, "bias": torch.zeros(2)}, tmp_path / "sparse.pt")
+    with pytest.raises(CheckpointError, match=rf"weight is a {layout} tensor: save it dense"):
+        load_weights(model, tmp_path / "sparse.pt")
+
+
 def test_numbers_that_the_model_cannot_hold_are_refused(tmp_path):
     state = random_state()
     for change, message in (
