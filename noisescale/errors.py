@@ -41,11 +41,30 @@ class Interrupted(BaseException):
 
     Attributes:
         exit_code: the shell's 128 + signal.
+        found: what is known so far, as the work would have returned it; None for nothing.
     """
 
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+    def __init__(self, kept: str, signal_number: int, *, found: object = None) -> None:
+        """One wording for all that can be interrupted.
+
+        Args:
+            kept: what is kept, and how to go on.
+            signal_number: of the signal.
+            found: as the attribute.
+        """
+        super().__init__(f"Stopped: {kept}.")
         self.exit_code = 128 + signal_number
+        self.found = found
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as "1 run" or "2 runs".
+
+    Args:
+        number: of the things.
+        noun: what one of them is called; an s makes it several.
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def is_real(value: object) -> bool:

@@ -43,7 +43,8 @@ class Screen(Console):
             *objects: what to print.
             **settings: rich's own.
         """
-        super().print(*objects, **({"overflow": "ignore", "crop": False} | settings))
+        whole: dict[str, Any] = {"overflow": "ignore", "crop": False}
+        super().print(*objects, **(whole | settings))
 
 
 def stdout_console() -> Screen:

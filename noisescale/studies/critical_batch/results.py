@@ -23,7 +23,7 @@ from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.goal_run import GoalRun
 from noisescale.studies.critical_batch.noise_runs import PREDICTED_COLUMNS, predicted_rows
 from noisescale.studies.critical_batch.start import Start
-from noisescale.studies.jobs.folder import closing
+from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, write_json, write_table
@@ -143,10 +143,11 @@ def write_results(
         "failures": outcome.failures,
         **closing(outcome.seconds, [*options.notes, *result.notes], environment(options.device)),
     }
+    has_changed = changes(out, RATES, FIT, NOISE, PREDICTED)
     _write_noise(out, outcome.noise_runs, result.predicted)
     write_table(out / RATES, result.rates)
     write_fits(out, result)
-    if options.pictures:
+    if options.pictures and (has_changed() or not any(out.glob("*.png"))):
         from noisescale.studies.critical_batch.pictures import draw_pictures
 
         draw_pictures(out)

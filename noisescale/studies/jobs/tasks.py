@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from noisescale.errors import Interrupted, NoisescaleError, first_line
+from noisescale.errors import Interrupted, NoisescaleError, counted, first_line
 from noisescale.studies.jobs.progress import StudyProgress
 from noisescale.training.console import DeferredInterrupts
 
@@ -43,6 +43,11 @@ class Tasks:
         self.progress.__exit__(kind, error, trace)
         self._interrupts.__exit__(kind, error, trace)
 
+    @property
+    def num_at_once(self) -> int:
+        """How many tasks are carried out at once, 1 where the executor does not say."""
+        return getattr(self._pool, "num_processes", 1)
+
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = self._pool.submit(function, *args, **kwargs)
         self._submitted.add(future)
@@ -57,7 +62,7 @@ class Tasks:
             if self._interrupts.received is not None:
                 for future in self._submitted:
                     future.cancel()
-                raise Interrupted(f"stopped; {self._kept()}", self._interrupts.received)
+                raise Interrupted(self._kept(), self._interrupts.received)
             if done:
                 return done
 
@@ -79,7 +84,6 @@ class Tasks:
         return reason
 
     def _kept(self) -> str:
-        return (
-            f"{self.progress.num_finished} cells are finished and kept: the same command runs "
-            "the rest"
-        )
+        number = self.progress.num_finished
+        verb = "is" if number == 1 else "are"
+        return f"{counted(number, 'run')} {verb} finished and kept; the same command runs the rest"

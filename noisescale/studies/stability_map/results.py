@@ -11,7 +11,7 @@ import pandas as pd
 from noisescale.statistics.estimate import jsonable
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.statistics.stability_edge import LABELS
-from noisescale.studies.jobs.folder import closing
+from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.stability_map.config import BatchSize, SweepConfig
 from noisescale.studies.stability_map.tables import (
@@ -93,9 +93,10 @@ def write_results(
         "scores": jsonable(prediction_scores),
         **closing(outcome.seconds, options.notes, environment(options.device)),
     }
+    has_changed = changes(out, CELLS, BOUNDARY)
     write_table(out / CELLS, cells)
     write_table(out / BOUNDARY, boundary)
-    if options.pictures:
+    if options.pictures and (has_changed() or not any(out.glob("*.png"))):
         from noisescale.studies.stability_map.pictures import draw_pictures
 
         draw_pictures(out)
