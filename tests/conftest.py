@@ -13,11 +13,12 @@ from noisescale.problems.data.mnist_files import FILES
 from noisescale.problems.data.splits import default_data_dir
 from noisescale.studies.critical_batch import pictures as critical_batch
 from noisescale.studies.stability_map import pictures as stability_map
-from noisescale.training.records import pictures as run
+from noisescale.training.records import comparison, pictures as run
 from tests.helpers.folders import unchanged
 
 torch.set_num_threads(1)
 DRAW_PICTURES = {module: module.draw_pictures for module in (run, stability_map, critical_batch)}
+DRAW_COMPARISON = comparison.draw_comparison
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,19 +39,30 @@ def _no_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in DRAW_PICTURES:
             patch.setattr(module, "draw_pictures", lambda folder, **options: [])
+        patch.setattr(comparison, "draw_comparison", lambda table, **options: table)
         yield
 
 
 @pytest.fixture(autouse=True)
 def _pictures_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "pictures" in request.keywords:
+    # request.keywords has the names of the folders above as well, such as that of a checkout
+    if request.node.get_closest_marker("pictures") is not None:
         draw_again(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def drawing() -> Iterator[None]:
+    """Runs and studies draw their pictures throughout a module that asks for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_again(patch)
+        yield
 
 
 def draw_again(patch: pytest.MonkeyPatch) -> None:
     """Runs and studies draw their pictures as they do outside the tests."""
     for module, draw_pictures in DRAW_PICTURES.items():
         patch.setattr(module, "draw_pictures", draw_pictures)
+    patch.setattr(comparison, "draw_comparison", DRAW_COMPARISON)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ import noisescale
 from tests.helpers.paths import ROOT
 
 PACKAGE = ROOT / "noisescale"
-FLOW = ("errors", "statistics", "plots", "problems", "measure", "training", "studies", "cli")
+# plots below statistics: they draw tables and plain numbers, and results draw themselves by them
+FLOW = ("errors", "plots", "statistics", "problems", "measure", "training", "studies", "cli")
 BELOW = {wing: set(FLOW[:place]) for place, wing in enumerate(FLOW)}
 BELOW["integrations"] = BELOW["measure"] | {"measure"}
 BESIDE = {"__init__", "__main__", "_version"}  # of the wings

@@ -10,8 +10,7 @@ import re
 import pytest
 
 import noisescale
-
-TYPES = {"LossFn", "MatVec", "Params", "Population", "__version__"}  # aliases, and a string
+from tests.helpers.public_names import DOCUMENTED
 
 
 def section(docstring, title):
@@ -35,7 +34,7 @@ def parameters(function):
 
 def documented():
     """Each public function, class and method: docstring, the section it owes, the names in it."""
-    for name in sorted(set(noisescale.__all__) - TYPES):
+    for name in DOCUMENTED:
         value = getattr(noisescale, name)
         if not inspect.isclass(value):
             yield pytest.param(value.__doc__, "Args", parameters(value), id=name)

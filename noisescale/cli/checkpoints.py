@@ -58,6 +58,17 @@ class Loaded(NamedTuple):
         return str(folder.parent if folder.name == STEP_CHECKPOINTS else folder)
 
     @property
+    def problem_text(self) -> str | None:
+        """What is trained, in words, where the checkpoint says so."""
+        from noisescale.training.records.names import describe_problem
+
+        if self.content is None:
+            return str(self.path)
+        if self.checkpoint is None or self.checkpoint.problem is None:
+            return None
+        return describe_problem(self.checkpoint.problem)
+
+    @property
     def title(self) -> str:
         return str(self.path) if self.step is None else f"{self.path}, step {self.step:,}"
 

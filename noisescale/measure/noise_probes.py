@@ -34,7 +34,7 @@ def probe_curvature(
     num_probes: int = 32,
     engine: EngineName = "auto",
     generator: torch.Generator,
-    report: Callable[[str], None] = lambda activity: None,
+    report: Callable[[str], None],
 ) -> CurvatureNoise:
     """|G|², tr(HΣ) and GᵀHG with their joint covariance.
 

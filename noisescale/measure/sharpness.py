@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,12 +28,18 @@ from noisescale.measure.objective import Objective
 from noisescale.measure.objective.gradient_field import check_one_function
 from noisescale.problems.problem import Examples, Params, Problem, held
 from noisescale.problems.sampling import select
-from noisescale.statistics.estimate import Estimate, between, exact, from_stderr
+from noisescale.statistics.display import Shown, Summary, share
+from noisescale.statistics.estimate import Estimate, between, estimate_row, exact, from_stderr
 from noisescale.statistics.sample import Sample
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 End = Literal["largest", "smallest"]
 Report = Callable[[str], None]
 
+NAMES: dict[End, str] = {"largest": "λ_max", "smallest": "λ_min"}
 # Groups of a subset's examples, whose spread gives an eigenvalue its sampling error: as few as
 # leave Student's t (15 degrees of freedom, 2.13) near the normal's 1.96, since each costs products
 # of its own
@@ -73,6 +79,13 @@ class SharpnessOptions:
         seed: of the subset and of every random start, batch and probe.
         param_filter: names of parameters, or patterns as "head.*", whose curvature it is; the
             others are constants. None: all.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, SharpnessOptions, measure_sharpness
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> options = SharpnessOptions(batch_size=32, num_examples=500)
+        >>> measure_sharpness(problem, options=options).batch_sharpness
+        Estimate(0.215 ± 0.011 (0.194–0.235))
     """
 
     split: str = "train"
@@ -124,8 +137,8 @@ class Eigenvalue:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sharpness:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Sharpness(Shown):
     """What `measure_sharpness` measured; what was not wanted is None or empty.
 
     Attributes:
@@ -146,6 +159,16 @@ class Sharpness:
             interaction.
         pairs: the eigenpairs of each end, to start the next checkpoint's search from.
         notes: what a reader should know.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, measure_sharpness
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> sharpness = measure_sharpness(problem, seed=1)
+        >>> sharpness.largest.converged, round(float(sharpness.largest.value), 1)
+        (True, 0.5)
+        >>> sharpness.to_frame()[["loss", "largest_eigenvalue", "converged"]].round(1)
+           loss  largest_eigenvalue  converged
+        0   2.3                 0.5       True
     """
 
     split: str
@@ -172,6 +195,21 @@ class Sharpness:
             (eigenvalue for eigenvalue in self.eigenvalues if eigenvalue.which == "largest"), None
         )
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the eigenvalues with their 95 % intervals, and the batch sharpness beside them.
+
+        Where neither was measured, the spectral density or the course of Keskar's φ.
+
+        Args:
+            ax: drawn on; None: new ones, in a figure of pyplot's.
+
+        Returns:
+            The Axes.
+        """
+        from noisescale.plots.sharpness import draw_sharpness  # matplotlib takes 0.8 s to load
+
+        return draw_sharpness(self.to_dict(), ax)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for strict JSON: the format of `noisescale sharpness --json`."""
         moments = self.moments
@@ -194,6 +232,89 @@ class Sharpness:
             "num_matvecs": self.num_matvecs,
             "notes": list(self.notes),
         }
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """What was measured beside eigenvalues, density and φ, by name."""
+        measured = {}
+        if self.moments is not None:
+            measured["trace"] = self.moments.trace
+            measured["frobenius"] = self.moments.squared_frobenius_norm
+        if self.batch_sharpness is not None:
+            measured["batch_sharpness"] = self.batch_sharpness
+        if self.gradient_noise_interaction is not None:
+            measured["gradient_noise_interaction"] = self.gradient_noise_interaction
+        return measured
+
+    def labelled(self) -> list[tuple[str, Eigenvalue]]:
+        """The eigenvalues with what they are called: λ_max, λ_max (2), …, λ_min and so on."""
+        ranks = dict.fromkeys(NAMES, 0)
+        named = []
+        for eigenvalue in self.eigenvalues:
+            ranks[eigenvalue.which] += 1
+            rank = ranks[eigenvalue.which]
+            name = NAMES[eigenvalue.which] + (f" ({rank})" if rank > 1 else "")
+            named.append((name, eigenvalue))
+        return named
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row, with the columns of sharpness.csv that a measurement fills, and what is beside.
+
+        loss, gradient_norm, largest_eigenvalue with its residual and whether it has converged,
+        batch_sharpness and num_matvecs are those of sharpness.csv; further eigenvalues are
+        largest_eigenvalue_2 and so on. Estimates have a standard error (_stderr) and a 95 %
+        interval (_low, _high). The rows of several checkpoints make one table by `pandas.concat`.
+        """
+        import pandas as pd
+
+        row: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("num_examples", "population_size", "loss", "gradient_norm")
+        }
+        ranks = dict.fromkeys(NAMES, 0)
+        for eigenvalue in self.eigenvalues:
+            ranks[eigenvalue.which] += 1
+            rank = ranks[eigenvalue.which]
+            name = f"{eigenvalue.which}_eigenvalue" + (f"_{rank}" if rank > 1 else "")
+            row |= estimate_row(name, eigenvalue.value)
+            prefix = "" if name == "largest_eigenvalue" else f"{name}_"
+            row[f"{prefix}residual"] = eigenvalue.residual
+            row[f"{prefix}converged"] = eigenvalue.converged
+        for name, estimate in self.estimates.items():
+            row |= estimate_row(name, estimate)
+        return pd.DataFrame([row | {"num_matvecs": self.num_matvecs}])
+
+    def _summary(self) -> Summary:
+        count = share(self.num_examples, self.population_size)
+        matrix = "Gauss–Newton matrix" if self.matrix == "ggn" else "Hessian"
+        rows = [
+            (name, f"{eigenvalue.value}" + ("" if eigenvalue.converged else " NOT CONVERGED"))
+            for name, eigenvalue in self.labelled()
+        ]
+        labels = estimate_labels(self.batch_size)
+        rows += [(labels[name], str(estimate)) for name, estimate in self.estimates.items()]
+        beside = ["Keskar's φ in .phi"] if self.phi else []
+        beside += [] if self.density is None else ["the spectral density in .density"]
+        return Summary(
+            title=f"{matrix} of the mean loss over {count} {self.split} examples, "
+            f"loss {self.loss:.4g}",
+            rows=rows,
+            notes=(*self.notes, *([f"also measured: {' and '.join(beside)}"] if beside else [])),
+        )
+
+
+def estimate_labels(batch_size: int | None) -> dict[str, str]:
+    """What the estimates of a `Sharpness` are called.
+
+    Args:
+        batch_size: of the two quantities of batches.
+    """
+    return {
+        "trace": "trace",
+        "frobenius": "squared Frobenius norm",
+        "batch_sharpness": f"batch sharpness, B = {batch_size}",
+        "gradient_noise_interaction": f"gradient-noise interaction, B = {batch_size}",
+    }
 
 
 def measure_sharpness(
@@ -225,6 +346,20 @@ def measure_sharpness(
             parameters, or another bad option; a seed that is not the one the options give.
         MeasurementError: parameters, loss or gradient that are not finite, or a loss without a
             second derivative.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, SharpnessOptions, measure_sharpness
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> measure_sharpness(problem)
+        Hessian of the mean loss over all 1,297 train examples, loss 2.311
+          λ_max  0.50099 (exact)
+        >>> options = SharpnessOptions(top=2, trace=True, num_examples=500)
+        >>> measure_sharpness(problem, options=options)
+        Hessian of the mean loss over 500 of 1,297 train examples, loss 2.31
+          λ_max                   0.534 ± 0.050 (0.437–0.652)
+          λ_max (2)               0.463 ± 0.047 (0.372–0.572)
+          trace                   2.94 ± 0.74 (1.27–4.62)
+          squared Frobenius norm  5.51 ± 0.21 (5.04–5.97)
     """
     options = _with_seed(options or SharpnessOptions(), seed)
     report = report or (lambda activity: None)

@@ -91,6 +91,14 @@ def measure_stability(
         SettingError: an option is given twice.
         MeasurementError: λ cannot be found or is zero, or the model gives more than 128 numbers for
             an example.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, StabilityOptions, measure_stability
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> options = StabilityOptions(num_examples=100, descent=False)
+        >>> constants = measure_stability(problem, options=options)
+        >>> round(constants.rates(32, population_size=1297)["gaussian"], 1)
+        4.4
     """
     options = with_settings(options or StabilityOptions(), settings)
     report = report or (lambda activity: None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,12 +13,20 @@ from noisescale.plots.style import (
     BLACK,
     BLUE,
     GREEN,
+    LEGEND_SIZE,
+    SMALL,
     VERMILION,
+    axes_or_new,
     by_run,
     checkpoint_positions,
+    error_bars,
     finish,
+    measured_title,
+    name_figure,
     panels,
     plot_band,
+    series_colours,
+    whole_steps,
 )
 
 QUANTITIES = {  # label and colour of each column, and the column that says whether it has converged
@@ -27,7 +35,9 @@ QUANTITIES = {  # label and colour of each column, and the column that says whet
     "batch_sharpness": ("batch sharpness", VERMILION, None),
 }
 LEAST_DENSITY = 1e-8  # of the axis: below it are the tails of the smoothing kernel
-SMALL = 7  # points of a legend that names runs and steps
+ENDS = {"largest": (BLUE, "largest eigenvalues"), "smallest": (GREEN, "smallest eigenvalues")}
+CURVATURE = "curvature (loss/parameter²)"
+FAR = 4.0  # times the largest curvature: a limit of stability beyond it is named, but not drawn
 
 
 def sharpness_figure(table: pd.DataFrame, *, title: str) -> Figure:
@@ -38,29 +48,133 @@ def sharpness_figure(table: pd.DataFrame, *, title: str) -> Figure:
 
 
 def measurements_figure(entries: list[dict[str, Any]]) -> Figure:
-    """What `noisescale sharpness --json` gave: along training, the densities, φ by iteration.
+    """What `noisescale sharpness --json` gave.
 
-    entries: such that `has_picture`.
+    Of several checkpoints the sharpness along training, of a single one its eigenvalues; then the
+    densities and φ by iteration, as far as there are any.
+
+    Args:
+        entries: such that `has_picture`.
     """
     drawn = []
     if len(entries) > 1:
         drawn.append(_plot_along_training)
+    elif _has_spectrum(entries[0]):
+        drawn.append(lambda axes, entries: plot_eigenvalues(axes, entries[0]))
     if any(entry["density"] for entry in entries):
         drawn.append(_plot_densities)
     if any(entry["phi"] for entry in entries):
         drawn.append(_plot_phi)
-    figure, panel_axes = panels(len(drawn), width=5, height=3.8)
+    figure, panel_axes = panels(len(drawn), width=4.8, height=4.2)
+    name_figure(figure, measured_title(entries))
     for plot, axes in zip(drawn, panel_axes, strict=True):
         plot(axes, entries)
     return figure
 
 
 def has_picture(entries: list[dict[str, Any]]) -> bool:
-    """Whether there are several checkpoints, a density or φ: one number makes no picture."""
-    return len(entries) > 1 or any(entry["density"] or entry["phi"] for entry in entries)
+    """Whether there is anything to draw: a trace alone, one number, makes no picture."""
+    return len(entries) > 1 or any(
+        _has_spectrum(entry) or entry["density"] or entry["phi"] for entry in entries
+    )
 
 
-def plot_sharpness(axes: Axes, table: pd.DataFrame, *, legend_size: float | None = None) -> None:
+def _has_spectrum(entry: dict[str, Any]) -> bool:
+    return bool(entry["eigenvalues"] or entry["batch_sharpness"])
+
+
+def draw_sharpness(sharpness: dict[str, Any], axes: Axes | None = None) -> Axes:
+    """The Axes, new ones for None, with the eigenvalues or, without any, density or φ.
+
+    sharpness: what `Sharpness.to_dict` gives.
+    """
+    axes = axes_or_new(axes)
+    entry = {"checkpoint": None, "step": None, "run": "", **sharpness}
+    if _has_spectrum(entry):
+        plot_eigenvalues(axes, entry)
+    elif entry["density"]:
+        _plot_densities(axes, [entry])
+    elif entry["phi"]:
+        _plot_phi(axes, [entry])
+    of = f"{entry['num_examples']:,} of {entry['population_size']:,} {entry['split']} examples"
+    axes.set_title(of, fontsize=10)
+    return axes
+
+
+def plot_eigenvalues(axes: Axes, entry: dict[str, Any]) -> None:
+    """The eigenvalues by rank with 95 % intervals, beside batch sharpness and 2/η.
+
+    Open markers have not converged.
+
+    Args:
+        axes: drawn on.
+        entry: of `noisescale sharpness --json`.
+    """
+    place = 0
+    names = []
+    for end, (colour, label) in ENDS.items():
+        rows = [row for row in entry["eigenvalues"] if row["which"] == end]
+        for rank, row in enumerate(rows, start=1):
+            look: Any = {"color": colour, "markersize": 5, "capsize": 3}
+            if not row["converged"]:
+                look["fillstyle"] = "none"
+            name = label if rank == 1 else None
+            if len(rows) == 1:
+                name = label.removesuffix("s")
+            axes.errorbar(place, row["value"], yerr=_bars(row), fmt="o", label=name, **look)
+            names.append(rf"$\lambda_{{{rank}}}$" if end == "largest" else _from_below(rank))
+            place += 1
+    if batch := entry["batch_sharpness"]:
+        look = {"color": VERMILION, "markersize": 6, "capsize": 3}
+        label = "batch sharpness"
+        if entry.get("batch_size") is not None:
+            label += f" at B = {entry['batch_size']}"
+        axes.errorbar(place, batch["value"], yerr=_bars(batch), fmt="D", label=label, **look)
+        names.append("batch")
+    if any(not row["converged"] for row in entry["eigenvalues"]):
+        look = {"color": BLACK, "fillstyle": "none"}
+        axes.plot([], [], "o", label="open: not converged", **look)
+    _mark_limit(axes, entry.get("stable_sharpness"), along="y")
+    axes.set_xticks(range(len(names)), names)
+    axes.margins(x=0.5 / max(len(names), 1))
+    low, high = axes.get_ylim()
+    if low > 0:  # a curvature is read from zero, as its bar would be
+        axes.set_ylim(0, high)
+    axes.axhline(0, color=BLACK, linewidth=0.6)
+    finish(axes, "", CURVATURE)
+
+
+def _from_below(rank: int) -> str:
+    """The name of an eigenvalue counted from the smallest one."""
+    return r"$\lambda_{\min}$" if rank == 1 else rf"$\lambda_{{\min,{rank}}}$"
+
+
+def _bars(row: dict[str, Any]) -> np.ndarray | None:
+    """Down and up to the ends of an interval (2, 1); None where there is none."""
+    if row.get("low") is None and row.get("high") is None:
+        return None
+    low, high = (np.nan if row[end] is None else row[end] for end in ("low", "high"))
+    return error_bars(np.array([row["value"]]), np.array([low]), np.array([high]))
+
+
+def _mark_limit(axes: Axes, limit: float | None, *, along: Literal["x", "y"]) -> None:
+    """The limit of stability where it is known; far beyond what is drawn, its name alone.
+
+    Else it would press all that was measured into a corner.
+    """
+    if limit is None or not np.isfinite(limit):
+        return
+    axis, line = (axes.yaxis, axes.axhline) if along == "y" else (axes.xaxis, axes.axvline)
+    look: Any = {"color": BLACK, "linestyle": "--", "linewidth": 1}
+    label = f"limit of stability, {limit:.4g}"
+    largest = float(max(axis.get_data_interval()))
+    if np.isfinite(largest) and limit > FAR * largest > 0:
+        axes.plot([], [], label=f"{label}: beyond the panel", **look)
+    else:
+        line(limit, label=label, **look)
+
+
+def plot_sharpness(axes: Axes, table: pd.DataFrame, *, legend_size: float = LEGEND_SIZE) -> None:
     """λ_max, λ_min and batch sharpness ± 2 standard errors, and the limit of stability, by step.
 
     table: rows of sharpness.csv; those of `QUANTITIES` that it has, in a line style for each of its
@@ -81,9 +195,9 @@ def plot_sharpness(axes: Axes, table: pd.DataFrame, *, legend_size: float | None
                 loose = rows[rows[converged] != 1]
                 axes.plot(loose["step"], loose[name], "o", color=colour, fillstyle="none")
     for limit in table["stable_sharpness"].dropna().unique():
-        label = f"limit of stability, {limit:.4g}"
-        axes.axhline(limit, color=BLACK, linestyle="--", linewidth=1, label=label)
-    finish(axes, "step", "curvature (loss per squared unit of parameters)", legend_size=legend_size)
+        _mark_limit(axes, limit, along="y")
+    axes.xaxis.set_major_locator(whole_steps(integer=True))
+    finish(axes, "step", CURVATURE, legend_size=legend_size)
 
 
 def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
@@ -111,9 +225,14 @@ def _measurement(entry: dict[str, Any]) -> dict[str, float]:
 
 def _plot_densities(axes: Axes, entries: list[dict[str, Any]]) -> None:
     """Spectral densities on a logarithmic axis."""
-    for entry in entries:
-        if density := entry["density"]:
-            axes.plot(density["grid"], density["density"], linewidth=1, label=_name(entry))
+    with_density = [entry for entry in entries if entry["density"]]
+    for entry, colour in zip(with_density, series_colours(len(with_density)), strict=True):
+        density = entry["density"]
+        look: Any = {"color": colour, "linewidth": 1, "label": _name(entry)}
+        axes.plot(density["grid"], density["density"], **look)
+    limits = {entry.get("stable_sharpness") for entry in entries}
+    if len(limits) == 1:
+        _mark_limit(axes, limits.pop(), along="x")
     axes.set_yscale("log")
     axes.set_ylim(bottom=LEAST_DENSITY)
     finish(axes, "eigenvalue", "spectral density (share per unit)", legend_size=SMALL)
@@ -121,20 +240,20 @@ def _plot_densities(axes: Axes, entries: list[dict[str, Any]]) -> None:
 
 def _plot_phi(axes: Axes, entries: list[dict[str, Any]]) -> None:
     """Keskar's φ after each iteration of its search."""
-    for entry in entries:
-        for phi in entry["phi"]:
-            label = f"{_name(entry)}, {phi['space']}, ε = {phi['epsilon']:g}"
-            after_start = phi["history"][1:]
-            style = ".-" if phi["space"] == "full" else ".:"
-            axes.plot(range(1, len(after_start) + 1), after_start, style, label=label)
+    searches = [(entry, phi) for entry in entries for phi in entry["phi"]]
+    for (entry, phi), colour in zip(searches, series_colours(len(searches)), strict=True):
+        label = f"{_name(entry)}, {phi['space']}, ε = {phi['epsilon']:g}"
+        after_start = phi["history"][1:]
+        look: Any = {"color": colour, "label": label, "marker": "."}
+        style = "-" if phi["space"] == "full" else ":"
+        axes.plot(range(1, len(after_start) + 1), after_start, linestyle=style, **look)
     axes.set_yscale("log")
+    axes.xaxis.set_major_locator(whole_steps(integer=True))
     finish(axes, "iteration of L-BFGS-B", "Keskar's φ (%)", legend_size=SMALL)
 
 
 def _name(entry: dict[str, Any]) -> str:
     """The checkpoint by its step or, where that is not known, by its file."""
-    return (
-        str(entry["checkpoint"] or entry["run"])
-        if entry["step"] is None
-        else f"step {entry['step']:,}"
-    )
+    if entry["step"] is not None:
+        return f"step {entry['step']:,}"
+    return str(entry["checkpoint"] or entry["run"] or "as it is")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, colors
+from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
@@ -23,11 +23,16 @@ from noisescale.plots.style import (
     ORANGE,
     PURPLE,
     SKY,
+    SMALL,
     TITLE_SIZE,
     VERMILION,
     YELLOW,
+    axes_or_new,
     error_bars,
     finish,
+    legend_below,
+    power_axis,
+    series_colours,
 )
 
 # colour and line of each prediction, and what it is a prediction of
@@ -37,13 +42,14 @@ CURVES: dict[str, tuple[str, str, str]] = {
     "lower": (ORANGE, "-.", "lower, mean square"),
     "lyapunov": (VERMILION, "-", "linearised SGD, almost surely"),
     "descent": (GREEN, "--", "descent in one step"),
-    "wu": (BLACK, ":", "Wu's rectangle"),
+    "wu": (PURPLE, ":", "Wu's rectangle"),
 }
+MEASURED = BLACK  # edges
+# greys, so that the curves' colours are seen on it; from light to dark, and never black
+SHADES = colors.LinearSegmentedColormap.from_list("shades", ["#FFFFFF", "#8C8C8C"])
+UNSTABLE = "#F3C9B0"  # a light vermilion: no shade of grey
 OF_A_SUBSET = "lower, β of a subset: no bound"  # its label where β is a lower estimate
 HEADROOM = 8.0  # times the largest edge, up to which a map is shown: beyond it all runs diverge
-# the least share of seeds, its hatching, and what it is called
-HATCHES = ((1.0, "xxxx", "all"), (0.5, "///", "half or more"), (0.0, "/", "some"))
-NO_NUMBER = (0.85, 0.85, 0.85, 1.0)  # light grey: no colour of viridis
 LARGEST_LOSS = 1e3  # of the colours: losses beyond it would leave those that trained all one shade
 USABLE = ("converged", "catapult")
 QUANTITIES = {"test_accuracy": "test accuracy", "final_loss": "final training loss"}
@@ -51,7 +57,6 @@ THREE_CASES = ((1024, 1e-3), (32, 1e-3), (1, 1e-3))  # batch size and rate of th
 # Rates this close count as one in a cut: bisection tries rates anywhere, hardly ever the same one
 # twice, and 15 % of a rate is little beside the factor of 2 between the batch sizes
 MATCH = 1.15
-SMALL = 6.5  # points of the legends, which share a third of a figure's height
 
 
 def map_figure(
@@ -64,6 +69,8 @@ def map_figure(
 ) -> Figure:
     """The map, the usable rates, and the accuracy at fixed rates and at fixed rate over batch size.
 
+    A cut that has no value tried at three batch sizes is left out.
+
     Args:
         cells: rows of cells.csv.
         boundary: rows of boundary.csv.
@@ -75,15 +82,16 @@ def map_figure(
         figure = Figure(figsize=(5, 2))
         figure.text(0.5, 0.5, f"{title}\nno cell has finished", ha="center", va="center")
         return figure
-    figure = Figure(figsize=(12, 7.4), layout="constrained")
+    figure = Figure(figsize=(12, 8), layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(1.4, 1))
     left, right = parts
     quantity, unstable = ("final_loss", "left") if minimum else ("test_accuracy", "diverged")
     plot_map(left.subplots(), cells, boundary, quantity=quantity, unstable=unstable, cases=cases)
-    above, middle, below = right.subplots(3, 1)
+    cuts = [along for along in ("learning_rate", "rate_over_batch") if _cut(cells, along)]
+    above, *others = np.ravel(right.subplots(1 + len(cuts), 1))
     plot_usable(above, cells, boundary)
-    plot_cut(middle, cells, along="learning_rate")
-    plot_cut(below, cells, along="rate_over_batch")
+    for axes, along in zip(others, cuts, strict=True):
+        plot_cut(axes, cells, along=along)
     figure.suptitle(title, fontsize=TITLE_SIZE)
     return figure
 
@@ -98,23 +106,24 @@ def plot_map(
     cases: bool = False,
     legend: bool = True,
 ) -> None:
-    """The mean of `quantity` over seeds at every rate, P(unstable) as hatching, and the edges.
+    """The mean of `quantity` over seeds at every rate, the share that is unstable, and the edges.
 
-    A rate's patch reaches half-way to the next one tried.
+    A rate's patch reaches half-way to the next one tried; a light red strip takes as much of its
+    width as the share of its seeds that diverged, or left the minimum.
 
     Args:
         axes: drawn on.
         cells: rows of cells.csv.
         boundary: rows of boundary.csv.
-        quantity: the column of `QUANTITIES` that the colour shows.
-        unstable: what the hatching says the runs did.
+        quantity: the column of `QUANTITIES` that the shade shows.
+        unstable: what the red strip says the runs did.
         cases: whether to mark the three-case study.
-        legend: whether to explain lines and hatching below.
+        legend: whether to explain lines and strips below.
     """
     table = _seed_means(cells)
     sizes = _numeric_sizes(cells)
     columns = _edges(np.log2(list(sizes.values())))
-    shades = ScalarMappable(_norm(table, quantity), colormaps["viridis"])
+    shades = ScalarMappable(_norm(table, quantity), SHADES)
     for column, name in enumerate(sizes):
         rows = table[table["batch_size"] == name].sort_values("learning_rate")
         _draw_column(axes, rows, quantity, shades, 2.0 ** columns[column : column + 2])
@@ -125,33 +134,37 @@ def plot_map(
         style: Any = {"markersize": 12, "color": YELLOW, "markeredgecolor": "black", "zorder": 6}
         label = "the study's three cases"
         axes.plot(sizes_of_cases, rates_of_cases, "*", label=label, linestyle="none", **style)
-    axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    power_axis(axes, sizes.values(), map(str, sizes))
+    finish(axes, "batch size B (examples)", r"learning rate $\eta$")
+    axes.grid(visible=False)
     axes.set_xlim(2.0 ** columns[0], 2.0 ** columns[-1])
     bottom, *_, top = 10.0 ** _edges(np.log10(rates))
     if np.isfinite(boundary["lr_max"]).any():
         top = min(top, HEADROOM * boundary["lr_max"].max())
     axes.set_ylim(bottom, top)
-    axes.set_xticks(list(sizes.values()), [str(size) for size in sizes])
-    axes.minorticks_off()
-    axes.set_xlabel("batch size B (examples)")
-    axes.set_ylabel(r"learning rate $\eta$")
     axes.figure.colorbar(shades, ax=axes, label=QUANTITIES[quantity], pad=0.01)
+    if (drawn := axes.get_legend()) is not None:
+        drawn.remove()
     if legend:
-        below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.09), "ncols": 3}
-        axes.legend(
-            handles=map_handles(axes, unstable=unstable), fontsize=SMALL, frameon=False, **below
-        )
+        legend_below(axes, handles=map_handles(axes, unstable=unstable))
+
+
+def draw_map(
+    cells: pd.DataFrame, boundary: pd.DataFrame, *, minimum: bool = False, axes: Axes | None = None
+) -> Axes:
+    """The Axes, new ones for None, with the map alone, see `map_figure`."""
+    axes = axes_or_new(axes, width=6.5, height=6)
+    quantity, unstable = ("final_loss", "left") if minimum else ("test_accuracy", "diverged")
+    plot_map(axes, cells, boundary, quantity=quantity, unstable=unstable)
+    return axes
 
 
 def map_handles(axes: Axes, *, unstable: str) -> list[Any]:
-    """What a legend of `plot_map` has to explain: its lines and points, and the hatching."""
+    """What a legend of `plot_map` has to explain: its lines and points, and the red strips."""
     handles, _ = axes.get_legend_handles_labels()
-    grey: Any = {"facecolor": "#D9D9D9", "edgecolor": "white"}
-    return [
-        *handles,
-        *(Patch(hatch=mark, label=f"{words} {unstable}", **grey) for _, mark, words in HATCHES),
-    ]
+    words = "left the minimum" if unstable == "left" else unstable
+    return [*handles, Patch(facecolor=UNSTABLE, edgecolor="white", label=f"share that {words}")]
 
 
 def _norm(table: pd.DataFrame, quantity: str) -> Any:
@@ -169,11 +182,13 @@ def _draw_column(
     """The patches of one batch size's rates, between these sides."""
     bounds = 10.0 ** _edges(np.log10(rows["learning_rate"].to_numpy()))
     for row, low, high in zip(rows.to_dict("records"), bounds[:-1], bounds[1:], strict=True):
-        shade: Any = shades.to_rgba(row[quantity]) if math.isfinite(row[quantity]) else NO_NUMBER
-        share = row["unstable"]
-        hatch = next((mark for least, mark, _ in HATCHES if share and share >= least), None)
-        look: Any = {"facecolor": shade, "edgecolor": "white", "linewidth": 0.3, "hatch": hatch}
-        axes.add_patch(Rectangle((sides[0], low), sides[1] - sides[0], high - low, **look))
+        shade: Any = shades.to_rgba(row[quantity]) if math.isfinite(row[quantity]) else UNSTABLE
+        split = sides[0] + (sides[1] - sides[0]) * row["unstable"]
+        look: Any = {"edgecolor": "white", "linewidth": 0.3}
+        for left, right, colour in ((sides[0], split, UNSTABLE), (split, sides[1], shade)):
+            if right > left:
+                patch = Rectangle((left, low), right - left, high - low, facecolor=colour, **look)
+                axes.add_patch(patch)
 
 
 def _draw_edges(axes: Axes, boundary: pd.DataFrame, sizes: dict[Any, float]) -> None:
@@ -186,12 +201,14 @@ def _draw_edges(axes: Axes, boundary: pd.DataFrame, sizes: dict[Any, float]) -> 
             look: Any = {"color": colour, "linewidth": 1.4, "path_effects": outline}
             axes.plot(numbers, boundary[name], style, label=curve_label(boundary, name), **look)
             if f"{name}_low" in boundary:
-                ends = (boundary[f"{name}_low"], boundary[f"{name}_high"])
-                axes.fill_between(numbers, *ends, color=colour, alpha=0.3, linewidth=0)
+                low, high = boundary[f"{name}_low"], boundary[f"{name}_high"]
+                # an interval that is open below would hide all of the map under it
+                look = {"color": colour, "alpha": 0.3, "linewidth": 0}
+                axes.fill_between(numbers, low.where(low > 0), high, **look)
     measured = np.isfinite(boundary["lr_max"])
     edges = boundary[measured]
     bars = error_bars(edges["lr_max"], edges["lr_max_low"], edges["lr_max_high"])
-    points: Any = {"color": PURPLE, "markeredgecolor": "white", "capsize": 3, "zorder": 5}
+    points: Any = {"color": MEASURED, "markeredgecolor": "white", "capsize": 3, "zorder": 5}
     label = r"measured $\eta_{\max}$, 95 %"
     axes.errorbar(numbers[measured], edges["lr_max"], yerr=bars, fmt="o", label=label, **points)
 
@@ -207,13 +224,13 @@ def plot_usable(
 ) -> None:
     """The rates at which half of the seeds or more train, and where they diverge, against B.
 
-    Hatched: from the last rate that trains to the next one tried, somewhere between which it ends.
+    Paler: from the last rate that trains to the next one tried, somewhere between which it ends.
 
     Args:
         axes: drawn on.
         cells: rows of cells.csv.
         boundary: rows of boundary.csv.
-        legend: whether to explain the marks, beside the panel.
+        legend: whether to explain the marks, below the panel.
     """
     table = _seed_means(cells)
     sizes = _numeric_sizes(cells)
@@ -226,7 +243,8 @@ def plot_usable(
         axes.plot([size] * len(rates), rates, ".", color="black", markersize=2, zorder=3)
     numbers = boundary["batch_size"].map(sizes).to_numpy(dtype=float)
     edges = boundary["lr_max"]
-    axes.plot(numbers, edges, "o", color=PURPLE, markersize=4, label=r"$\eta_{\max}$")
+    label = r"measured $\eta_{\max}$"
+    axes.plot(numbers, edges, "o", color=MEASURED, markersize=5, label=label)
     axes.plot([], [], ".", color="black", markersize=2, label="tried")
     axes.set_yscale("log")
     if np.isfinite(edges).any():  # beyond it there is little to see
@@ -235,15 +253,15 @@ def plot_usable(
 
 
 def _draw_range(axes: Axes, size: float, low: float, high: float, rates: np.ndarray) -> None:
-    """A bar over the rates that train, hatched on to the next rates tried on either side."""
+    """A bar over the rates that train, paler on to the next rates tried on either side."""
     left, right = size * 2**-0.4, size * 2**0.4
     ends = [*rates[rates < low][-1:], low, high, *rates[rates > high][:1]]
-    first = not any(patch.get_label() == "trains" for patch in axes.patches)
     for below, above in itertools.pairwise(ends):
         certain = (below, above) == (low, high)
-        label = "trains" if certain else "uncertain: between two rates tried"
-        look: Any = {"color": GREEN} if certain else {"hatch": "////", "edgecolor": GREEN}
-        look |= {"linewidth": 0, "fill": certain, "label": label if first else None}
+        label = "trains" if certain else "between two rates tried"
+        named = {patch.get_label() for patch in axes.patches}
+        look: Any = {"color": GREEN, "alpha": 0.6 if certain else 0.25, "linewidth": 0}
+        look["label"] = None if label in named else label
         axes.add_patch(Rectangle((left, below), right - left, above - below, **look))
 
 
@@ -259,18 +277,14 @@ def plot_cut(
         cells: rows of cells.csv.
         along: "learning_rate" for η, "rate_over_batch" for η/B.
         most: values drawn, at most.
-        legend: whether to name the values, beside the panel.
+        legend: whether to name the values, below the panel.
     """
     sizes = _numeric_sizes(cells)
-    table = cells[cells["error"] == ""]
-    table = table.assign(size=table["batch_size"].map(sizes).astype(float))
-    divisor = table["size"] if along == "rate_over_batch" else 1.0
-    table = table.assign(value=table["learning_rate"] / divisor)
-    if not (groups := _matching(table)):
+    if not (groups := _cut(cells, along)):
         centre: Any = {"transform": axes.transAxes, "ha": "center", "va": "center", "fontsize": 7}
         axes.text(0.5, 0.5, "no value was tried at three batch sizes", **centre)
     best = sorted(groups, key=lambda group: group[1]["test_accuracy"].max())[-most:]
-    shades = colormaps["viridis"](np.linspace(0, 0.9, most))
+    shades = series_colours(most)
     name = r"$\eta/B$" if along == "rate_over_batch" else r"$\eta$"
     ascending = sorted(best, key=itemgetter(0))
     for shade, (value, rows), marker in zip(shades, ascending, "osv^D", strict=False):
@@ -279,6 +293,14 @@ def plot_cut(
         axes.plot(means.index, means, f"{marker}-", label=f"{name} = {value:.2g}", **look)
         axes.plot(rows["size"], rows["test_accuracy"], ".", color=shade, markersize=2)
     _finish(axes, sizes, "test accuracy", legend=legend)
+
+
+def _cut(cells: pd.DataFrame, along: str) -> list[tuple[float, pd.DataFrame]]:
+    """The values of η or η/B tried at three batch sizes or more, each with its cells."""
+    table = cells[cells["error"] == ""]
+    table = table.assign(size=table["batch_size"].map(_numeric_sizes(cells)).astype(float))
+    divisor = table["size"] if along == "rate_over_batch" else 1.0
+    return _matching(table.assign(value=table["learning_rate"] / divisor))
 
 
 def _matching(table: pd.DataFrame) -> list[tuple[float, pd.DataFrame]]:
@@ -330,13 +352,7 @@ def _edges(centres: np.ndarray) -> np.ndarray:
 
 
 def _finish(axes: Axes, sizes: dict[Any, float], label: str, *, legend: bool) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(sizes.values()), [str(size) for size in sizes])
-    axes.minorticks_off()
+    power_axis(axes, sizes.values(), map(str, sizes))
     finish(axes, "batch size B (examples)", label, legend_size=SMALL)
-    drawn = axes.get_legend()
-    if drawn is not None and legend:
-        off_the_data: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
-        axes.legend(frameon=False, fontsize=SMALL, **off_the_data)
-    elif drawn is not None:
+    if not legend and (drawn := axes.get_legend()) is not None:
         drawn.remove()

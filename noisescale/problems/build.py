@@ -37,6 +37,12 @@ def build_problem(
     Raises:
         DataError: files of the data set are damaged or cannot be fetched.
         SettingError: a subset larger than the data set, or a model that its images do not fit.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> problem.train
+        Examples(inputs (1297, 1, 8, 8), targets (1297,))
     """
     splits = load_splits(
         config.dataset,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from noisescale.errors import SettingError, check_choice, check_count
+from noisescale.statistics.display import one_line
 
 DatasetName = Literal["mnist", "fashion-mnist", "digits"]
 PixelScale = Literal["unit", "raw"]
@@ -15,9 +16,11 @@ Norm = Literal["none", "layer", "batch"]
 LossName = Literal["cross_entropy", "mse"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Config:
     """Reading and writing shared by the configurations."""
+
+    always_shown: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as they are stored in JSON."""
@@ -52,8 +55,18 @@ class Config:
         defaults = self.stored_defaults()
         return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
 
+    def __repr__(self) -> str:
+        """What makes it anew: the main fields, and those that differ from their defaults."""
+        told = (
+            f"{field.name}={value!r}"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+            or field.name in self.always_shown
+        )
+        return one_line(self, *told)
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ProblemConfig(Config):
     """Which data, which model and which loss.
 
@@ -72,7 +85,17 @@ class ProblemConfig(Config):
         norm: the normalisation before each activation: "none", "layer" or "batch".
         loss: "cross_entropy", in nats; or "mse", ½ Σ_c (output_c − target_c)² with the class as a
             one-hot target.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem
+        >>> config = ProblemConfig(dataset="digits", width=16)
+        >>> config
+        ProblemConfig(dataset='digits', model='mlp', width=16)
+        >>> build_problem(config).train.num_examples
+        1297
     """
+
+    always_shown = ("dataset", "model")
 
     dataset: DatasetName = "mnist"
     pixel_scale: PixelScale = "unit"
@@ -94,7 +117,7 @@ class ProblemConfig(Config):
                 check_count(name.replace("_", " "), getattr(self, name))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FactoryConfig(Config):
     """A problem of the user's own.
 

@@ -39,6 +39,12 @@ def mlp(
 
     Returns:
         A model of inputs (B, *input_shape) -> logits (B, C).
+
+    Example:
+        >>> from noisescale import mlp
+        >>> model = mlp((1, 28, 28), 10, width=64)
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        55050
     """
     layers: list[nn.Module] = [nn.Flatten()]
     fan_in = math.prod(input_shape)
@@ -74,6 +80,12 @@ def cnn(
 
     Raises:
         SettingError: more blocks than the image can be halved.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import cnn
+        >>> cnn((1, 28, 28), 10)(torch.zeros(5, 1, 28, 28)).shape
+        torch.Size([5, 10])
     """
     channels, height, breadth = input_shape
     deepest = min(height, breadth).bit_length() - 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from noisescale.errors import SettingError
@@ -26,6 +27,7 @@ from noisescale.problems.data.examples import (
 from noisescale.problems.data.loaders import Loader, parts_of
 from noisescale.problems.data.reader import Reader
 from noisescale.problems.data.stream import Source, Stream
+from noisescale.statistics.display import counted, one_line
 
 __all__ = [
     "SPLITS",
@@ -58,7 +60,7 @@ Data = Source | Dataset[Any] | DataLoader[Any] | list[Any]
 SPLITS = ("train", "validation", "test")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Problem:
     """What is trained and measured: a model, a loss for each example, and the examples.
 
@@ -84,6 +86,14 @@ class Problem:
         validation: the same for the validation split; None: there is none.
         test: the same for the test split; None: there is none.
         config: how the problem was built, where it was built from a ProblemConfig.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import Examples, Problem
+        >>> model = torch.nn.Linear(20, 3)
+        >>> examples = Examples(torch.randn(500, 20), torch.randint(0, 3, (500,)))
+        >>> Problem(model=model, loss=torch.nn.CrossEntropyLoss(reduction="none"), train=examples)
+        Problem(Linear of 63 parameters, loss CrossEntropyLoss, train 500)
     """
 
     model: nn.Module
@@ -105,6 +115,32 @@ class Problem:
                 "outputs and targets that gives one loss for each example, as "
                 'torch.nn.CrossEntropyLoss(reduction="none")'
             )
+
+    def __repr__(self) -> str:
+        loss = getattr(self.loss, "__name__", type(self.loss).__name__)
+        splits = {name: getattr(self, name) for name in SPLITS}
+        return one_line(
+            self,
+            f"{type(self.model).__name__} of {_size_of(self.model)}",
+            f"loss {loss}",
+            *(f"{name} {_told(data)}" for name, data in splits.items() if data is not None),
+        )
+
+
+def _size_of(model: nn.Module) -> str:
+    """How many parameters a model has, in words."""
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        return "lazy parameters"
+    return counted(sum(parameter.numel() for parameter in model.parameters()), "parameter")
+
+
+def _told(data: Data) -> str:
+    """How many examples a split has and, of a data set, its type; nothing is read."""
+    if isinstance(data, Examples | Stream):
+        return f"{data.num_examples:,}"
+    dataset: object = data.dataset if isinstance(data, DataLoader) else data
+    size = f"{len(dataset):,} of " if isinstance(dataset, Sized) else ""
+    return f"{size}{type(dataset).__name__}"
 
 
 def source_of(data: Data, *, seed: int = 0, draws: int = 1) -> Source:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from noisescale.problems.problem import Examples, Problem
+from noisescale.statistics.display import one_line
 from noisescale.statistics.sample import Population
 
 
@@ -29,7 +30,7 @@ class ExactMoments:
     hessian: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SyntheticProblem:
     """A problem with P parameters in one tensor, and its exact moments.
 
@@ -39,6 +40,9 @@ class SyntheticProblem:
 
     problem: Problem
     moments: Callable[[Tensor, Population], ExactMoments]
+
+    def __repr__(self) -> str:
+        return one_line(self, repr(self.problem))
 
 
 class _Quadratic(nn.Module):
@@ -76,6 +80,22 @@ def noisy_quadratic(
 
     Returns:
         The problem and its exact moments.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import measure_noise, noisy_quadratic
+        >>> quadratic = noisy_quadratic(
+        ...     hessian=torch.diag(torch.tensor([1.0, 4.0])),
+        ...     covariance=torch.eye(2),
+        ...     start=torch.ones(2),
+        ...     num_examples=1000,
+        ...     generator=torch.Generator().manual_seed(0),
+        ... )
+        >>> exact = quadratic.moments(torch.ones(2), "distribution")
+        >>> float(exact.covariance.trace() / exact.gradient.square().sum())
+        0.11764705926179886
+        >>> measure_noise(quadratic.problem, population="distribution").simple
+        Estimate(0.1208 ± 0.0046 (0.1119–0.1300))
     """
     root = torch.linalg.cholesky(covariance)
     draws = torch.randn(num_examples, len(hessian), generator=generator, dtype=hessian.dtype)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +13,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from noisescale.errors import SettingError
+
 CONFIDENCE = 0.95  # of every interval, the field's convention
-MOST_DECIMALS = 6  # of a table's cells; smaller errors are printed in significant digits
+MOST_DECIMALS = 6  # of a printed number; with smaller errors it has significant digits
+LARGEST_WRITTEN_OUT = 1e7  # beyond which a number is printed with an exponent
+# of a format specification: what lays the text out (fill, alignment, width), and what is left for
+# its numbers (sign, comma, precision, type)
+FORMAT = re.compile(
+    r"(?P<align>(?:.?[<>^])?)(?P<sign>[-+ ]?)(?P<width>\d*)(?P<number>.*)", re.DOTALL
+)
 
 Kind = Literal["exact", "interval", "point", "bound", "undefined"]
 Style = Literal["value", "interval", "value (interval)", "value ± stderr"]
@@ -36,9 +46,37 @@ def two_digits(value: float) -> str:
     return f"{float(f'{value:.2g}'):g}"
 
 
-@dataclass(frozen=True, kw_only=True)
+class Printed(NamedTuple):
+    """An estimate's numbers as they are printed together."""
+
+    value: str
+    stderr: str
+    low: str
+    high: str
+
+    @property
+    def interval(self) -> str:
+        """From low to high; in words where a minus sign would be taken for a dash."""
+        is_signed = "-" in (self.low[:1], self.high[:1])
+        return f"{self.low} to {self.high}" if is_signed else f"{self.low}–{self.high}"
+
+
+def written_out(value: float) -> str:
+    """Three significant digits, all digits from 1,000 on; a dash for nan."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Estimate:
     """A number with its error: value ± stderr, and a 95 % interval from `low` to `high`.
+
+    Printed, it has the decimals of its standard error's two digits. A format specification such as
+    `.3g` is one for a number, and goes for value, stderr and interval alike; fill, alignment and
+    width are of the whole text. `float()` gives the value, nan where there is none.
 
     Attributes:
         value: the estimate; nan where there is none, as of a ratio whose denominator may be zero.
@@ -46,6 +84,16 @@ class Estimate:
         low: the lower end of the interval; nan where it is not known.
         high: the upper end; infinite where the interval is open.
         num_samples: independent samples behind it.
+
+    Example:
+        >>> from noisescale import Estimate
+        >>> b_simple = Estimate(value=71.94, stderr=3.07, low=66.39, high=78.54, num_samples=800)
+        >>> print(b_simple)
+        71.9 ± 3.1 (66.4–78.5)
+        >>> f"{b_simple:.2f}"
+        '71.94 ± 3.07 (66.39–78.54)'
+        >>> round(float(b_simple))
+        72
     """
 
     value: float
@@ -122,7 +170,7 @@ class Estimate:
         self,
         style: Style = "value (interval)",
         *,
-        number: Number = three_digits,
+        number: Number | None = None,
         unknown: str = "–",
     ) -> str:
         """The estimate in words for a screen.
@@ -132,16 +180,18 @@ class Estimate:
                 "10–15". "value (interval)": the value, with its interval where there is one.
                 "value ± stderr": the value, with its standard error in two significant digits where
                 that is known and not zero.
-            number: how the value and the ends are printed.
+            number: how the value and the ends are printed; None: in three significant digits.
             unknown: what stands for a value or an interval of which nothing is known.
 
         Returns:
             The text, such as "12.3 (10–15)".
         """
+        number = number or three_digits
         if style == "interval":
             if math.isnan(self.low) or (self.low == 0 and math.isinf(self.high)):
                 return unknown
-            return f"{number(self.low)}–{number(self.high)}"
+            low, high = number(self.low), number(self.high)
+            return Printed(value="", stderr="", low=low, high=high).interval
         if self.kind == "undefined":
             return unknown
         if self.kind == "bound":
@@ -158,20 +208,91 @@ class Estimate:
 
         An exact value has neither of the latter, a bound no value.
         """
+        printed = self._printed()
+        interval = f"{printed.low} – {printed.high}"
+        if self.kind == "undefined":
+            return "not resolved", "", ""
+        if self.kind == "bound":
+            return "not resolved", "", interval if self._has_two_ends else self._bound(printed)
+        if self.kind == "exact":
+            return printed.value, "", ""
+        stderr = printed.stderr if math.isfinite(self.stderr) else "unknown"
+        return printed.value, stderr, "" if math.isnan(self.low) else interval
+
+    def __str__(self) -> str:
+        return self._in_words(self._printed())
+
+    def __repr__(self) -> str:
+        return f"Estimate({self})"
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __format__(self, spec: str) -> str:
+        """The text of `str`, or with its numbers by `spec`, such as ".3g" or ">30"."""
+        parts = FORMAT.fullmatch(spec)
+        assert parts is not None, "the pattern takes every text"
+        numbers = parts["sign"] + parts["number"].removesuffix("s")
+        text = str(self)
+        if numbers:
+            try:
+                text = self._in_words(_printed(self._numbers, numbers, numbers))
+            except ValueError:
+                raise SettingError(
+                    f"format {spec!r} of an estimate: give one of a number, such as .3g or .2f, "
+                    "which goes for value, error and interval alike; or an alignment and a width "
+                    "of the whole, such as >30"
+                ) from None
+        width = parts["width"].lstrip("0")
+        return format(text, (parts["align"] or ">") + width) if width else text
+
+    def _repr_html_(self) -> str:
+        return html.escape(str(self))
+
+    @property
+    def _numbers(self) -> tuple[float, float, float, float]:
+        return self.value, self.stderr, self.low, self.high
+
+    @property
+    def _has_two_ends(self) -> bool:
+        return self.low != 0 and math.isfinite(self.low) and math.isfinite(self.high)
+
+    def _printed(self) -> Printed:
+        """The numbers with the decimals of the error's two digits.
+
+        Where the stderr is not known, a quarter of the interval stands in for it. What has no error
+        has five digits, a bound four.
+        """
         if math.isnan(self.value):
-            return "not resolved", "", self.text("value", number="{:,.4g}".format, unknown="")
-        if self.stderr == 0:
-            return f"{self.value:,.5g}", "", ""
-        if not math.isfinite(self.stderr):
-            return f"{self.value:,.5g}", "unknown", ""
-        decimals = max(0, 1 - math.floor(math.log10(self.stderr)))
-        if decimals > MOST_DECIMALS:
-            interval = f"{self.low:.5g} – {self.high:.5g}"
-            return f"{self.value:.5g}", f"{self.stderr:.2g}", interval
-        value, stderr, low, high = (
-            f"{part:,.{decimals}f}" for part in (self.value, self.stderr, self.low, self.high)
-        )
-        return value, stderr, f"{low} – {high}"
+            return _printed(self._numbers, ",.4g", ".2g")
+        error = self.stderr if math.isfinite(self.stderr) else (self.high - self.low) / 4
+        if not 0 < error < math.inf:
+            return _printed(self._numbers, ",.5g", ".2g")
+        decimals = max(0, 1 - math.floor(math.log10(error)))
+        largest = max(abs(part) for part in self._numbers if math.isfinite(part))
+        if decimals > MOST_DECIMALS or largest >= LARGEST_WRITTEN_OUT:
+            return _printed(self._numbers, ",.5g", ".2g")
+        return _printed(self._numbers, f",.{decimals}f", f",.{decimals}f")
+
+    def _in_words(self, printed: Printed) -> str:
+        """All that is known, and that no more is."""
+        if self.kind == "undefined":
+            return "undefined"
+        if self.kind == "bound":
+            bound = self._bound(printed)
+            return f"not resolved ({bound})" if self._has_two_ends else bound
+        if self.kind == "exact":
+            return f"{printed.value} (exact)"
+        if self.kind == "point":
+            return f"{printed.value} (error unknown)"
+        error = f" ± {printed.stderr}" if math.isfinite(self.stderr) else ""
+        return f"{printed.value}{error} ({printed.interval})"
+
+    def _bound(self, printed: Printed) -> str:
+        """The ends of what has no value."""
+        if self._has_two_ends:
+            return printed.interval
+        return f"> {printed.low}" if self.low > 0 else f"< {printed.high}"
 
     def to_dict(self) -> dict[str, float | None]:
         """value, stderr, low and high for strict JSON: None where not finite."""
@@ -196,6 +317,13 @@ class Estimate:
             high=factor * self.high,
             num_samples=self.num_samples,
         )
+
+
+def _printed(numbers: Sequence[float], spec: str, of_stderr: str) -> Printed:
+    """Value, stderr, low and high by these format specifications."""
+    specs = (spec, of_stderr, spec, spec)
+    texts = (format(part, form) for part, form in zip(numbers, specs, strict=True))
+    return Printed(*(text.replace("inf", "∞") for text in texts))
 
 
 def jsonable(record: Any) -> Any:

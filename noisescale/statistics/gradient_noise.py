@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from noisescale.errors import SettingError
+from noisescale.statistics.display import Shown, Summary, share
 from noisescale.statistics.estimate import (
     Estimate,
     Reach,
+    estimate_columns,
     estimate_row,
     exact,
     from_stderr,
@@ -33,9 +35,27 @@ from noisescale.statistics.sample import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
+# what is measured, by its name in tables and records, and what it is called
+QUANTITIES = {
+    "loss": "mean loss",
+    "squared_gradient_norm": "|G|²",
+    "gradient_variance": "tr Σ",
+    "simple": "B_simple = tr Σ/|G|²",
+    "hessian_covariance_trace": "tr(HΣ)",
+    "gradient_curvature": "GᵀHG",
+    "full": "B_noise = tr(HΣ)/GᵀHG",
+    "max_learning_rate": "ε_max = |G|²/GᵀHG",
+}
+GRADIENT_NOISE = ("squared_gradient_norm", "gradient_variance", "simple")
+CURVATURE_NOISE = ("hessian_covariance_trace", "gradient_curvature", "full", "max_learning_rate")
+FIRST = ("simple", "full")  # of what is shown: the rest is what they are made of
 FEW = 20  # effective examples, below which coverage was measured to fall short
 HALF = 0.5  # of the examples: a small n is not a heavy tail
+BINS = 40  # of the histogram of norms: finer than what it is read for, coarse enough for JSON
+SMALLEST_NORM = 1e-6  # of the largest: smaller ones would stretch the bins
+NARROW = 1.01  # the least that the bins span, where all norms are one
 FITTED = 5  # standard errors below zero, which no fresh examples give
 
 
@@ -62,9 +82,34 @@ class GradientNoise(NamedTuple):
         """Whether |G|² is significantly above zero, so that `simple` has an interval."""
         return not math.isnan(self.simple.value) and not math.isnan(self.simple.low)
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row: each estimate with its _stderr, _low and _high, as in batch_size.csv."""
+        import pandas as pd
 
-@dataclass(frozen=True, kw_only=True)
-class NoiseScale:
+        row: dict[str, Any] = {}
+        for name in GRADIENT_NOISE:
+            row |= estimate_row(name, getattr(self, name))
+        return pd.DataFrame([row | {"population": self.population}])
+
+    def __repr__(self) -> str:
+        return self._summary().text()
+
+    def _repr_html_(self) -> str:
+        return self._summary().html()
+
+    def _summary(self) -> Summary:
+        estimates = {name: getattr(self, name) for name in GRADIENT_NOISE}
+        samples = self.simple.num_samples
+        unit = "updates" if self.population == "training" else "examples"
+        return Summary(
+            title=f"Gradient noise over {samples:,} {unit} (population: {self.population})",
+            rows=_rows(estimates),
+            notes=_unresolved(self.resolved, self.examples_to_resolve),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NoiseScale(Shown):
     """The noise of the gradient of the mean loss at one parameter vector.
 
     Attributes:
@@ -83,6 +128,10 @@ class NoiseScale:
             √(1/n_eff − 1/n). None without projections, and without any deviation.
         noisiest_share: of Σq, that of the hundredth of the examples with the largest q, of one
             example at least.
+        gradient_norms: how |g_i| is distributed: bins from low to high that are equally wide in
+            logarithms, 2√n of them and 40 at most; of each the examples in it, and the
+            variance_share, of Σq, that they hold (nan without projections). Norms below a millionth
+            of the largest are in the first bin.
         split: of the problem's examples; None where it is not known.
         loss: the mean over the examples.
         engine: what computed the gradients.
@@ -92,6 +141,16 @@ class NoiseScale:
         top_examples: index in the split, share of tr Σ and loss of the examples with the largest
             shares.
         notes: what a reader should know.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, measure_noise
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> noise = measure_noise(problem, num_examples=500)
+        >>> noise.resolved, f"{noise.simple:.3g}"
+        (True, '102 ± 11.6 (83.3–132)')
+        >>> noise.to_frame()[["simple", "simple_low", "simple_high"]].round()
+           simple  simple_low  simple_high
+        0   102.0        83.0        132.0
     """
 
     squared_gradient_norm: Estimate
@@ -104,6 +163,7 @@ class NoiseScale:
     examples_to_resolve: int | None = None
     effective_examples: float | None = None
     noisiest_share: float | None = None
+    gradient_norms: pd.DataFrame | None = field(default=None, compare=False, repr=False)
     split: str | None = None
     loss: Estimate | None = None
     engine: str | None = None
@@ -117,6 +177,34 @@ class NoiseScale:
     def full(self) -> Estimate | None:
         """B_noise = tr(HΣ)/GᵀHG in examples; undefined unless GᵀHG is significantly above zero."""
         return self.curvature.full if self.curvature is not None else None
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """What was measured, by name: the loss, |G|², tr Σ and B_simple, then those of H."""
+        measured = {} if self.loss is None else {"loss": self.loss}
+        measured |= {name: getattr(self, name) for name in GRADIENT_NOISE}
+        if (curvature := self.curvature) is not None:
+            measured["hessian_covariance_trace"] = curvature.covariance_trace
+            measured["gradient_curvature"] = curvature.gradient_curvature
+            measured["full"] = curvature.full
+            measured["max_learning_rate"] = curvature.max_learning_rate
+        return measured
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws how signal and noise of a batch's gradient depend on its size, and B_simple.
+
+        |G|² and tr Σ/B against the batch size B, each with its 95 % interval; they meet at
+        B_simple, whose interval is shaded.
+
+        Args:
+            ax: drawn on; None: new ones, in a figure of pyplot's.
+
+        Returns:
+            The Axes.
+        """
+        from noisescale.plots.noise import draw_noise  # matplotlib takes 0.8 s to load
+
+        return draw_noise(self.to_dict(), ax)
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: an entry of `noisescale measure-noise --json`, less the checkpoint."""
@@ -135,6 +223,7 @@ class NoiseScale:
             "examples_to_resolve": self.examples_to_resolve,
             "effective_examples": self.effective_examples,
             "noisiest_share": self.noisiest_share,
+            "gradient_norms": self.gradient_norms,
             "full": curvature and curvature.full,
             "hessian_covariance_trace": curvature and curvature.covariance_trace,
             "gradient_curvature": curvature and curvature.gradient_curvature,
@@ -148,6 +237,64 @@ class NoiseScale:
         }
         stored: dict[str, Any] = jsonable(record)
         return stored
+
+    def to_row(self) -> dict[str, Any]:
+        """The columns of noise.csv that a measurement fills, nan for what was not measured."""
+        curvature = self.curvature
+        row: dict[str, Any] = {
+            "num_examples": self.num_examples,
+            "population_size": self.population_size,
+            "hessian_examples": 0 if curvature is None else curvature.hessian_examples,
+        }
+        row |= dict.fromkeys(estimate_columns("loss", *GRADIENT_NOISE, *CURVATURE_NOISE), math.nan)
+        for name, estimate in self.estimates.items():
+            row |= estimate_row(name, estimate)
+        for name in ("effective_examples", "noisiest_share"):
+            value = getattr(self, name)
+            row[name] = math.nan if value is None else value
+        return row
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row, of the columns of noise.csv that a measurement fills.
+
+        Each estimate with its standard error (_stderr) and 95 % interval (_low, _high), nan for
+        what was not measured. The rows of several checkpoints make one table by `pandas.concat`.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([self.to_row()])
+
+    def _summary(self) -> Summary:
+        count = share(self.num_examples, self.population_size)
+        split = f" {self.split}" if self.split else ""
+        tables = [
+            f".{name} ({len(rows)} rows)"
+            for name in ("per_layer", "per_class")
+            if (rows := getattr(self, name)) is not None
+        ]
+        return Summary(
+            title=f"Gradient noise over {count}{split} examples (population: {self.population})",
+            rows=_rows(self.estimates),
+            notes=(
+                *_unresolved(self.resolved, self.examples_to_resolve),
+                *self.notes,
+                *((f"also measured: {', '.join(tables)}",) if tables else ()),
+            ),
+        )
+
+
+def _rows(estimates: dict[str, Estimate]) -> list[tuple[str, str]]:
+    """The noise scales, then what they are made of."""
+    names = sorted(estimates, key=lambda name: name not in FIRST)
+    return [(QUANTITIES[name], str(estimates[name])) for name in names]
+
+
+def _unresolved(resolved: bool, examples_to_resolve: int | None) -> tuple[str, ...]:
+    """Why B_simple has no interval, and what it would take."""
+    if resolved:
+        return ()
+    needed = "" if examples_to_resolve is None else f"; {examples_to_resolve:,} examples may do"
+    return (f"B_simple is not resolved: |G|² cannot be told from zero{needed}",)
 
 
 def noise_scale(
@@ -187,6 +334,23 @@ def noise_scale(
 
     Raises:
         SettingError: shapes that do not fit, fewer than 2 examples, or more than N.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisescale import noise_scale
+        >>> gradients = 1 + 2 * np.random.default_rng(0).standard_normal((400, 10))  # any (n, P)
+        >>> mean = gradients.mean(0)
+        >>> noise_scale(
+        ...     (gradients**2).sum(1, keepdims=True),
+        ...     gradients @ mean,
+        ...     np.array([mean @ mean]),
+        ...     population="distribution",
+        ...     population_size=400,
+        ... )
+        Gradient noise over all 400 examples (population: distribution)
+          B_simple = tr Σ/|G|²  4.22 ± 0.30 (3.70–4.88)
+          |G|²                  9.45 ± 0.63 (8.22–10.67)
+          tr Σ                  39.82 ± 0.90 (38.06–41.59)
     """
     sample = Sample(
         num_examples=len(squared_norms), population_size=population_size, population=population
@@ -231,6 +395,7 @@ def noise_scale(
         notes=notes,
         effective_examples=effective,
         noisiest_share=noisiest,
+        gradient_norms=_histogram(squared_norms.sum(1), total, float(mean_squares.sum())),
         squared_gradient_norm=norm,
         gradient_variance=noise.gradient_variance,
         simple=noise.simple,
@@ -292,6 +457,33 @@ def _concentration(
         return None, None
     noisiest = np.sort(deviations)[-math.ceil(len(deviations) / 100) :]
     return total**2 / float((deviations**2).sum()), float(noisiest.sum()) / total
+
+
+def _histogram(
+    squared_norms: np.ndarray, projections: np.ndarray | None, mean_square: float
+) -> pd.DataFrame:
+    """The table `gradient_norms` of `NoiseScale`."""
+    import pandas as pd
+
+    norms = np.sqrt(squared_norms)  # (n,)
+    largest = float(norms.max()) or 1.0
+    smallest = max(float(norms.min()), SMALLEST_NORM * largest)
+    num_bins = min(BINS, math.ceil(2 * math.sqrt(len(norms))))
+    edges = np.geomspace(smallest, max(largest, smallest * NARROW), num_bins + 1)
+    bins = np.clip(np.searchsorted(edges, norms, side="right") - 1, 0, num_bins - 1)  # (n,)
+    shares = np.full(num_bins, math.nan)
+    if projections is not None:
+        deviations = squared_norms - 2 * projections + mean_square  # (n,)
+        if (total := float(deviations.sum())) > 0:
+            shares = np.bincount(bins, deviations, minlength=num_bins) / total
+    return pd.DataFrame(
+        {
+            "low": edges[:-1],
+            "high": edges[1:],
+            "examples": np.bincount(bins, minlength=num_bins),
+            "variance_share": shares,
+        }
+    )
 
 
 def _spread(

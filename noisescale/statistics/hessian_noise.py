@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from noisescale.statistics.display import one_line
 from noisescale.statistics.estimate import Estimate, Reach, from_stderr, ratio, stretched, undefined
 from noisescale.statistics.sample import Sample, Spread, reaches
 from noisescale.statistics.stability_curves import batch_noise_factor
@@ -17,7 +18,7 @@ from noisescale.statistics.stability_curves import batch_noise_factor
 CONCENTRATED = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CurvatureNoise:
     """|G|², tr(HΣ) and GᵀHG by one sample, and what McCandlish et al. 2018 predict from them.
 
@@ -44,6 +45,14 @@ class CurvatureNoise:
     population_size: int | None = None
     spreads: tuple[Spread, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"tr(HΣ) {self.covariance_trace}",
+            f"GᵀHG {self.gradient_curvature}",
+            f"B_noise {self.full}",
+        )
 
     @property
     def covariance_trace(self) -> Estimate:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from noisescale.errors import LARGEST, SettingError
+from noisescale.statistics.display import counted, one_line
 from noisescale.statistics.estimate import from_stderr, ratio, student_t
 from noisescale.statistics.gradient_noise import GradientNoise
 
@@ -34,6 +35,12 @@ def two_batch(
 
     Raises:
         SettingError: unless 0 < b < B.
+
+    Example:
+        >>> from noisescale import two_batch
+        >>> squared_norm, variance = two_batch(9.0, 8, 5.0, 32)
+        >>> round(squared_norm, 2), round(variance, 2), round(variance / squared_norm, 1)
+        (3.67, 42.67, 11.6)
     """
     if not 0 < small_size < big_size:
         raise SettingError(
@@ -72,6 +79,17 @@ class RunningNoise:
 
     Raises:
         SettingError: a memory that is no positive number.
+
+    Example:
+        >>> from noisescale import RunningNoise, two_batch
+        >>> running = RunningNoise()
+        >>> for small, big in [(9.1, 5.2), (8.7, 4.9), (9.4, 5.0), (8.9, 5.1)]:  # |g_b|², |g_B|²
+        ...     running.add(*two_batch(small, 8, big, 32), num_examples=32)
+        >>> running.noise
+        Gradient noise over 4 updates (population: training)
+          B_simple = tr Σ/|G|²  11.38 ± 0.62 (9.54–13.48)
+          |G|²                  3.725 ± 0.085 (3.453–3.997)
+          tr Σ                  42.4 ± 1.5 (37.5–47.3)
     """
 
     def __init__(self, *, memory: float | None = None) -> None:
@@ -84,6 +102,10 @@ class RunningNoise:
         self._squared_weight = 0.0  # Σ w²
         self._squared_sums = np.zeros(2)  # Σ w² x
         self._squares = np.zeros((2, 2))  # Σ w² x xᵀ
+
+    def __repr__(self) -> str:
+        memory = "" if self.memory is None else f"memory {self.memory:,.6g} examples"
+        return one_line(self, counted(self.num_updates, "update"), memory)
 
     def add(self, squared_norm: float, variance: float, *, num_examples: float) -> None:
         """Takes in one update's estimates.

@@ -6,10 +6,14 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noisescale.errors import SettingError
-from noisescale.statistics.estimate import Estimate, undefined
+from noisescale.statistics.display import Shown, Summary, share
+from noisescale.statistics.estimate import Estimate, estimate_row, from_stderr, undefined
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # the constants that each prediction is made of
 MADE_OF = {
@@ -18,6 +22,18 @@ MADE_OF = {
     "gaussian": ("sharpness", "trace"),
     "descent": ("best_rate", "noise_batch_size"),
     "wu": ("sharpness", "square_deviation"),
+}
+
+
+# the constants, by their names in records, and what they are called
+SYMBOLS = {
+    "sharpness": "λ_max",
+    "concentration": "κ",
+    "largest_example": "β",
+    "trace": "tr H",
+    "square_deviation": "s²",
+    "best_rate": "ε_max",
+    "noise_batch_size": "B_noise",
 }
 
 
@@ -65,8 +81,8 @@ class StabilityCurve:
         return self.largest_rate / (1 + factor * self.critical_batch_size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StabilityConstants:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StabilityConstants(Shown):
     """What the predictions of plain SGD's stability at one point need to know of its curvature.
 
     H = (1/N) Σ H_i, where H_i is an example's Gauss–Newton matrix, positive semi-definite.
@@ -119,6 +135,38 @@ class StabilityConstants:
             name: Estimate.from_dict(parts) for name, parts in values.get("estimates", {}).items()
         }
         return cls(**numbers, estimates=estimates)
+
+    def estimate(self, name: str) -> Estimate:
+        """A constant with its error, which is unknown where it was not kept.
+
+        Args:
+            name: such as "sharpness".
+        """
+        value = float(getattr(self, name))
+        unknown = from_stderr(value, math.nan, num_samples=1)
+        return self.estimates.get(name, unknown)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row: each constant with its _stderr, _low and _high, and how many examples."""
+        import pandas as pd
+
+        row: dict[str, Any] = {}
+        for name in SYMBOLS:
+            row |= estimate_row(name, self.estimate(name))
+        total = math.nan if self.population_size is None else self.population_size
+        row |= {"num_examples": self.num_examples, "population_size": total}
+        return pd.DataFrame([row])
+
+    def _summary(self) -> Summary:
+        count = share(self.num_examples, self.population_size)
+        return Summary(
+            title=f"Constants of stability at one point, by {count} examples",
+            rows=[
+                *((symbol, str(self.estimate(name))) for name, symbol in SYMBOLS.items()),
+                ("2/λ_max", f"{2 / self.sharpness:.3g}"),
+            ],
+            notes=self.notes,
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from noisescale.statistics.display import Shown, Summary, counted
 from noisescale.statistics.estimate import Estimate, student_t
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Label = Literal["converged", "slow", "catapult", "dead", "diverged"]
 LABELS: tuple[Label, ...] = ("converged", "slow", "catapult", "dead", "diverged")
@@ -103,6 +107,11 @@ def seed_threshold(outcomes: Iterable[tuple[float, bool]]) -> Threshold:
 
     Returns:
         The threshold.
+
+    Example:
+        >>> from noisescale import seed_threshold
+        >>> seed_threshold([(0.1, False), (0.2, False), (0.4, True)])
+        Threshold(low=0.2, high=0.4)
     """
     pairs = sorted(outcomes)
     unstable = np.array([outcome for _, outcome in pairs], dtype=int)
@@ -115,8 +124,8 @@ def seed_threshold(outcomes: Iterable[tuple[float, bool]]) -> Threshold:
     return Threshold(low=rates[best[0]], high=rates[best[-1] + 1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Edge:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Edge(Shown):
     """The measured edge of one batch size.
 
     Attributes:
@@ -137,6 +146,18 @@ class Edge:
             "num_seeds": self.rate.num_samples,
             "num_not_monotone": self.num_not_monotone,
         }
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row, of the columns of boundary.csv that hold it."""
+        import pandas as pd
+
+        return pd.DataFrame([self.to_row()])
+
+    def _summary(self) -> Summary:
+        return Summary(
+            title=f"Edge of stability, by {counted(self.rate.num_samples, 'seed')}",
+            rows=[("η_max", str(self.rate)), ("not monotone", str(self.num_not_monotone))],
+        )
 
 
 def edge_of(outcomes: Iterable[tuple[int, float, bool]], *, seeds_alike: bool = False) -> Edge:
@@ -204,6 +225,12 @@ def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
     Returns:
         The edge. Where too many seeds are stable at every rate tried, or unstable at every one, the
         value is nan and the interval reaches to infinity or to 0. One seed gives no interval.
+
+    Example:
+        >>> from noisescale import Threshold, fit_edge
+        >>> of_seeds = [(0.2, 0.25), (0.25, 0.35), (0.2, 0.3), (0.2, 0.25)]
+        >>> fit_edge([Threshold(low=low, high=high) for low, high in of_seeds])
+        Estimate(0.247 ± 0.025 (0.200–0.298))
     """
     informative = [seed for seed in thresholds if seed.low > 0 or seed.high < math.inf]
     num_seeds = len(informative)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
+from noisescale.statistics.display import one_line
 from noisescale.statistics.gradient_noise import GradientNoise
 from noisescale.training.config import AdaptiveConfig, TrainConfig
 
@@ -56,6 +57,13 @@ class AdaptiveBatchSize:
         self.tradeoff = Tradeoff()  # over the updates at which B_simple was resolved
         self.num_resolved = 0
         self._first_scale: float | None = None  # 𝓑_0
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"batch size {self.batch_size:,} since step {self.changed_at_step:,}",
+            f"learning rate {self.learning_rate:.4g}",
+        )
 
     def parts(self, indices: Tensor, *, largest: int) -> list[Tensor]:
         """The batch as the small batch, whose norm is taken by itself, and the rest in pieces.

@@ -24,7 +24,7 @@ class AdaptiveConfig:
         initial_batch_size: where it starts, in examples; the learning rate is the one for it.
         min_batch_size: its lower bound, 2 or more.
         max_batch_size: its upper bound; None: 4,096, or all training examples where there are
-        fewer.
+            fewer.
         hysteresis: the factor, above 1, by which the batch size must be wrong before it changes.
         noise_memory: the number of examples after which an update's weight in the running B_simple
             has fallen to 1/e.
@@ -33,6 +33,12 @@ class AdaptiveConfig:
 
     Raises:
         SettingError: for a value out of its range.
+
+    Example:
+        >>> from noisescale import AdaptiveConfig, TrainConfig
+        >>> adaptive = AdaptiveConfig(exchange_rate=300)
+        >>> TrainConfig(batch_size="adaptive", adaptive=adaptive).batch_size
+        'adaptive'
     """
 
     exchange_rate: float = 1000.0
@@ -73,7 +79,7 @@ class AdaptiveConfig:
 ADAPTIVE_DEFAULTS = {field.name: field.default for field in dataclasses.fields(AdaptiveConfig)}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainConfig(Config):
     """How to train.
 
@@ -96,7 +102,14 @@ class TrainConfig(Config):
 
     Raises:
         SettingError: for a value out of its range, or settings that exclude each other.
+
+    Example:
+        >>> from noisescale import TrainConfig
+        >>> TrainConfig(batch_size=64, learning_rate=0.05, epochs=2)
+        TrainConfig(batch_size=64, learning_rate=0.05, epochs=2)
     """
+
+    always_shown = ("batch_size", "learning_rate")
 
     batch_size: int | BatchRule = 32
     learning_rate: float = 0.01
@@ -233,6 +246,11 @@ def stable_sharpness(config: TrainConfig) -> float | None:
         The limit, in units of loss per squared unit of parameters. None for Adam and AdamW, whose
         preconditioner the Hessian's eigenvalues leave out, and where the weight decay alone is
         beyond the limit.
+
+    Example:
+        >>> from noisescale import TrainConfig, stable_sharpness
+        >>> stable_sharpness(TrainConfig(learning_rate=0.1))
+        20.0
     """
     limit = 2 * (1 + config.momentum) / config.learning_rate - config.weight_decay
     return limit if config.optimizer == "sgd" and limit > 0 else None

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from noisescale.errors import SettingError
+from noisescale.training.tracking.losses import LossHistory, mean_loss
 
 # seconds between two moves of the bar: a step may be a hundred times shorter, and drawing is not
 # free
@@ -139,10 +140,17 @@ class RunReport:
         events: a TensorBoard SummaryWriter, which the caller closes; None for none.
         title: of the run.
         total_epochs: the length of the bar.
+        step: that the run goes on from.
     """
 
     def __init__(
-        self, console: Console | None, events: Any = None, *, title: str, total_epochs: float
+        self,
+        console: Console | None,
+        events: Any = None,
+        *,
+        title: str,
+        total_epochs: float,
+        step: int = 0,
     ) -> None:
         self._console = console or Console(quiet=True)
         self._events = events
@@ -161,6 +169,7 @@ class RunReport:
         self._status = "starting"
         self._heartbeat = Heartbeat(self._console, lambda: f"{title}: {self._status}")
         self._drawn = 0.0
+        self._last_loss = step  # the last step whose loss is among the events
         self._has_heading = False
 
     def __enter__(self) -> Self:
@@ -210,6 +219,13 @@ class RunReport:
         """Reports what was measured between two steps: `text` in a line, `scalars` as events."""
         self.log(f"{self._position(row)}  {text}")
         self._add_events(scalars, step=row["step"])
+
+    def batch_losses(self, losses: LossHistory) -> None:
+        """Adds an event: the mean loss of the steps since the last one, at most the last 100."""
+        if self._events is None or not (steps := losses.since(self._last_loss)):
+            return
+        self._last_loss = steps[-1].step
+        self._add_events({"loss/batch": mean_loss(steps)}, step=self._last_loss)
 
     @staticmethod
     def _position(row: dict[str, Any]) -> str:

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from noisescale.problems.problem import Examples, LossFn, Source, call_model
+from noisescale.statistics.display import counted, one_line
 
 # examples in a forward pass: activations stay near the cache, and memory is bounded
 CHUNK = 2048
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """Scores of a classifier on N examples.
 
@@ -27,6 +28,15 @@ class Evaluation:
 
     loss: float
     confusion: np.ndarray
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"loss {self.loss:.4g}",
+            f"accuracy {self.accuracy:.4g}",
+            f"f1 {self.f1:.4g}",
+            counted(int(self.confusion.sum()), "example"),
+        )
 
     @property
     def accuracy(self) -> float:
@@ -69,6 +79,12 @@ def evaluate(model: nn.Module, loss: LossFn, examples: Source) -> Evaluation:
         model: maps inputs (B, *F) to outputs (B, C); its mode is restored afterwards.
         loss: outputs (B, C), targets (B,) -> (B,), one loss per example.
         examples: N of them, with class indices as targets.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, evaluate
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> evaluate(problem.model, problem.loss, problem.test)
+        Evaluation(loss 2.309, accuracy 0.132, f1 0.04619, 250 examples)
     """
     sums: list[torch.Tensor] = []
     confusion: torch.Tensor | None = None

@@ -34,8 +34,17 @@ from noisescale.training.records.folder import (
     write_json,
     write_table,
 )
-from noisescale.training.records.tables import CONFUSION, METRICS, NOISE, SHARPNESS, read_metrics
+from noisescale.training.records.tables import (
+    CONFUSION,
+    LOSS_COLUMNS,
+    LOSSES,
+    METRICS,
+    NOISE,
+    SHARPNESS,
+    read_metrics,
+)
 from noisescale.training.tracking.batch_size import BatchSizeTracker
+from noisescale.training.tracking.losses import ends_window
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.training.tracking.rows import Every, Tracker
 from noisescale.training.tracking.sharpness import SharpnessTracker
@@ -108,6 +117,17 @@ def run_training(
         CheckpointError: for a checkpoint of another run in the folder.
         Interrupted: once the run is saved, after SIGINT or SIGTERM.
         OSError: as the system reports it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from noisescale import ProblemConfig, RunOptions, TrainConfig, run_training
+        >>> problem = ProblemConfig(dataset="digits", width=16)
+        >>> training = TrainConfig(batch_size=32, epochs=1)
+        >>> summary = run_training(problem, training, Path("my_run"), RunOptions(pictures=False))
+        >>> summary["steps"], round(summary["test"]["accuracy"], 1)
+        (41, 0.2)
+        >>> sorted(path.name for path in Path("my_run").glob("*.csv"))[-1]
+        'metrics.csv'
     """
     options = options or RunOptions()
     record = {
@@ -214,7 +234,11 @@ class _Run:
         with (
             event_writer(options.log_dir, self.path.name, training.step) as events,
             RunReport(
-                options.console, events, title=title, total_epochs=training.last_epoch
+                options.console,
+                events,
+                title=title,
+                total_epochs=training.last_epoch,
+                step=training.step,
             ) as report,
         ):
             if training.step:
@@ -227,6 +251,8 @@ class _Run:
                 if report.is_due:
                     left = self._seconds_left()
                     report.update(epoch=training.epoch, step=step, seconds_left=left)
+                if ends_window(step):
+                    report.batch_losses(training.losses)
                 for note in training.notes:
                     if note not in said:
                         report.log(f"{title}  NOTE: {note}")
@@ -240,6 +266,7 @@ class _Run:
                         f"noisescale train --resume {self.path}",
                         signal,
                     )
+            report.batch_losses(training.losses)  # up to the end, or to where it diverged
             if training.diverged_at_step is not None:
                 report.log(
                     f"{title}  diverged: the loss of step {training.diverged_at_step:,} is not "
@@ -274,6 +301,8 @@ class _Run:
         if evaluated or training.finished:
             self._evaluate(report)
         checkpoint = training.checkpoint()
+        losses = pd.DataFrame(training.losses.rows, columns=list(LOSS_COLUMNS))
+        write_table(self.path / LOSSES, losses)
         if kept:
             save_checkpoint(checkpoint, self.path / STEP_CHECKPOINTS / f"step-{step}.pt")
         save_checkpoint(checkpoint, self.path / CHECKPOINT)

@@ -18,6 +18,7 @@ from noisescale.problems.sampling import Batches
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.config import TrainConfig, resolve_batch_size
 from noisescale.training.records.checkpoint import Checkpoint
+from noisescale.training.tracking.losses import LossHistory
 from noisescale.training.updates.cuda_graph import CudaGraphUpdate
 from noisescale.training.updates.preparation import (
     build_optimizer,
@@ -64,6 +65,15 @@ def train(
     Raises:
         SettingError: for a batch larger than the training set, or one that the model cannot take.
         CheckpointError: where `start` is of another configuration or model.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, TrainConfig, train
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> config = TrainConfig(batch_size=32, learning_rate=0.1, epochs=1)
+        >>> for checkpoint in train(problem, config, checkpoint_steps=[10]):
+        ...     print(checkpoint.step, checkpoint.examples_seen)
+        10 320
+        41 1297
     """
     training = Training(problem, config)
     if start is not None:
@@ -84,6 +94,7 @@ class Training:
         step: updates made.
         examples_seen: examples used in them.
         seconds: time spent in them.
+        losses: of the steps so far, thinned; on a GPU, of those that have been looked at.
         diverged_at_step: the first update (from 1) whose loss was not finite; may also be set from
             outside, after an update that left the model with no finite loss, and ends the run. On a
             GPU the losses are looked at every 64 updates and before each checkpoint, so that a few
@@ -109,7 +120,9 @@ class Training:
         self.examples_seen = 0
         self.seconds = 0.0
         self.diverged_at_step: int | None = None
-        self._losses: list[Tensor] = []  # of the latest updates, not yet looked at
+        self.losses = LossHistory()
+        # epoch and loss of the latest updates, not yet looked at
+        self._unseen: list[tuple[float, Tensor]] = []
         # not given a method of this object, which would then hold itself, and its data, in a cycle
         self._graphs: CudaGraphUpdate | None = None
         is_resident = isinstance(self.examples, Examples)  # what is read anew is no part of a graph
@@ -148,10 +161,11 @@ class Training:
         while not self.finished:
             started = time.perf_counter()
             indices = self.batches.take(self.batch_size)
-            self._losses.append(self._update(indices))
+            loss = self._update(indices)
             self.step += 1
             self.examples_seen += len(indices)
-            due = self.device.type == "cpu" or len(self._losses) >= UNCHECKED_LOSSES
+            self._unseen.append((self.epoch, loss))
+            due = self.device.type == "cpu" or len(self._unseen) >= UNCHECKED_LOSSES
             if due or self.epoch_ended or self.finished:
                 self.check_losses()
             self.seconds += time.perf_counter() - started
@@ -172,6 +186,7 @@ class Training:
             batches=self.batches.state_dict(),
             diverged_at_step=self.diverged_at_step,
             schedule=None if self.schedule is None else self.schedule.state_dict(),
+            losses=self.losses.state(),
         )
 
     @property
@@ -246,13 +261,20 @@ class Training:
             group["lr"] = schedule.learning_rate
 
     def check_losses(self) -> None:
-        """Notes a divergence among the losses since the last look; waits for the device."""
-        losses = torch.stack(self._losses).tolist() if self._losses else []
+        """Keeps the losses since the last look, up to a divergence; waits for the device."""
+        if not self._unseen:
+            return
+        epochs, losses = zip(*self._unseen, strict=True)
+        self._unseen.clear()
         first = self.step - len(losses) + 1
-        self._losses.clear()
-        if self.diverged_at_step is None:
-            diverged = (step for step, loss in enumerate(losses, first) if not math.isfinite(loss))
-            self.diverged_at_step = next(diverged, None)
+        for step, (epoch, loss) in enumerate(
+            zip(epochs, torch.stack(losses).tolist(), strict=True), first
+        ):
+            if self.diverged_at_step is not None:
+                break
+            self.losses.add(step, epoch=epoch, loss=loss)
+            if not math.isfinite(loss):
+                self.diverged_at_step = step
 
     def _in_place_sgd(self) -> ProvedInPlaceSGD | None:
         """The in-place update of linear layers, where the optimizer is SGD without momentum."""
@@ -296,6 +318,7 @@ class Training:
         self.examples_seen = start.examples_seen
         self.seconds = start.seconds
         self.diverged_at_step = start.diverged_at_step
+        self.losses = LossHistory.restored(start.losses)
 
     def _check_batch_norm(self) -> None:
         """SettingError where batch norm would meet a batch of one, which has no variance."""

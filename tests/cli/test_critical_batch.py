@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from noisescale.cli import main
 from noisescale.plots.critical_batch import plot_branches, plot_critical_sizes, plot_fronts
-from noisescale.statistics.critical_batch.branches import BRANCH_COLUMNS
+from noisescale.statistics.critical_batch.branches import BRANCH_COLUMNS, branch_means
 from noisescale.statistics.critical_batch.goal_table import fastest_runs, fit_goals, fits_table
 from tests.helpers.executors import Here
 from tests.helpers.goal_tables import SIZES, synthetic
@@ -319,7 +319,8 @@ def test_the_front_shows_every_run_and_the_fit():
     plot_fronts(axes, fastest, fits_table(fits))
     points = sum(len(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "None")
     stars = sum(line.get_marker() == "*" and len(line.get_xdata()) == 1 for line in axes.lines)
-    assert points == len(fastest) + stars
+    means = fastest.groupby(["goal", "batch_size"]).ngroups  # beside them, each single seed
+    assert points == len(fastest) + means + stars
     assert stars == sum(fit.resolved for fit in fits.values())
     curve = next(line for line in axes.lines if line.get_linestyle() == "-")
     steps, examples = curve.get_data()
@@ -363,6 +364,7 @@ def test_branches_that_diverged_are_marked():
     table = pd.DataFrame(rows, columns=list(BRANCH_COLUMNS))
     axes = Figure().subplots()
     empty = {"value": None, "low": None, "high": None}
-    plot_branches(axes, table, {"tolerance": 0.05, "critical_batch_size": empty})
+    summary = {"tolerance": 0.05, "critical_batch_size": empty}
+    plot_branches(axes, table, branch_means(table), summary)
     (crosses,) = [line for line in axes.lines if line.get_marker() == "x"]
     assert list(crosses.get_xdata()) == [32]

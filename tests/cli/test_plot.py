@@ -21,7 +21,10 @@ pytestmark = pytest.mark.pictures
 
 PROBLEM = ProblemConfig(dataset="digits", width=4)
 TRAINING = TrainConfig(batch_size="adaptive", learning_rate=0.1, epochs=1)
-RUN_TABLES = ("metrics.csv", "confusion.csv", "sharpness.csv", "noise.csv", "batch_size.csv")
+RUN_TABLES = (
+    *("metrics.csv", "losses.csv", "confusion.csv", "sharpness.csv"),
+    *("noise.csv", "batch_size.csv"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +114,10 @@ def test_a_single_table_gives_a_picture_of_its_name(folder, table):
     assert result.exit_code == 0, result.output
     stem = table.removesuffix(".csv")
     assert result.stdout.split() == [f"run/{stem}.svg", "alone.svg"]
-    assert f"run, {table}" in (folder / f"{stem}.svg").read_text()
+    drawn = (folder / f"{stem}.svg").read_text()
+    assert "digits, MLP of width 4, B = adaptive, learning rate 0.1" in drawn
+    assert table in drawn
+    assert "alone.csv" in Path("alone.svg").read_text()
 
 
 def test_the_noise_of_several_runs_in_one_table_is_drawn_seed_by_seed():
@@ -208,7 +214,11 @@ def test_steps_to_goals_alone_are_drawn_as_fronts():
         ("metrics.csv", "epoch,split,loss,accuracy\n1,test,low,0.5\n", "damaged"),
         ("summary.json", "{}", "no measurements of measure-noise or sharpness; give the folder"),
         ("cut.json", "[{", "no valid JSON"),
-        ("one.json", json.dumps(sharpness_entries()[:1]), "with --density or --phi"),
+        (
+            "one.json",
+            json.dumps([sharpness_entries()[0] | {"eigenvalues": [], "batch_sharpness": None}]),
+            "trace alone makes no picture: measure it with --top",
+        ),
         ("none.json", json.dumps([noise_entries()[0] | {"reason": "not finite"}]), "not finite"),
     ],
 )

@@ -4,11 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from noisescale.problems.data import mnist_files
 from noisescale.problems.data.mnist_files import FILES
+from noisescale.training.records.tables import read_losses
 from tests.helpers.command_line import SMALL, run
 
 
@@ -213,6 +215,10 @@ def test_events_for_tensorboard_hold_the_metrics(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert events.Scalars("accuracy/test")[-1].value == pytest.approx(summary["test"]["accuracy"])
     assert [event.step for event in events.Scalars("loss/train")] == [0, summary["steps"]]
+    batches, losses = events.Scalars("loss/batch"), read_losses(tmp_path / "run")
+    # of so few steps each is there by itself
+    assert [event.step for event in batches] == losses["step"].tolist()
+    assert [event.value for event in batches] == pytest.approx(losses["loss"].tolist())
 
 
 def test_without_tensorboard_log_dir_says_what_to_install(monkeypatch):
@@ -241,3 +247,40 @@ def test_python_dash_m_is_the_same_command():
         check=True,
     )
     assert done.stdout.startswith("noisescale, version ")
+
+
+@pytest.mark.pictures
+def test_several_batch_sizes_leave_a_table_and_a_picture_beside_their_folders():
+    result = run(*SMALL, "--bs", 64, "--bs", "full", "--out", "cases", "--json")
+    summaries = json.loads(result.stdout)
+    table = pd.read_csv("cases/comparison.csv")
+    assert table["run"].tolist() == ["bs64", "bsfull"]
+    assert table["batch_size"].tolist() == ["64", "full"]
+    assert table["steps"].tolist() == [summary["steps"] for summary in summaries]
+    for split in ("train", "validation", "test"):
+        losses = [summary[split]["loss"] for summary in summaries]
+        assert table[f"{split}_loss"].tolist() == pytest.approx(losses)
+    assert table["diverged_at_step"].isna().all()
+    assert Path("cases/comparison.png").read_bytes().startswith(b"\x89PNG")
+    before = Path("cases/comparison.csv").read_bytes()
+    assert run(*SMALL, "--bs", 64, "--bs", "full", "--out", "cases").exit_code == 0
+    assert Path("cases/comparison.csv").read_bytes() == before
+    Path("cases").rename("moved")  # the table names its runs as seen from where it lies
+    drawn = run("plot", "moved/comparison.csv", "--format", "svg")
+    assert drawn.stdout.split() == ["moved/comparison.svg"]
+    assert "B = full" in Path("moved/comparison.svg").read_text()
+    Path("moved/bs64/config.json").unlink()
+    lost = run("plot", "moved/comparison.csv")
+    assert lost.exit_code == 1
+    assert "moved/bs64 is no run's folder any more" in " ".join(lost.stderr.split())
+
+
+def test_comparisons_in_one_folder_have_names_of_their_own():
+    pair = ("--bs", 64, "--bs", "full")
+    for sizes in (pair, ("--bs", 32, "--bs", 64), pair):
+        assert run(*SMALL, *sizes).exit_code == 0
+    first, second = sorted(Path("runs").glob("comparison*.csv"))
+    runs = {tuple(pd.read_csv(path)["batch_size"].astype(str)) for path in (first, second)}
+    assert runs == {("64", "full"), ("32", "64")}
+    assert run(*SMALL, "--bs", 16).exit_code == 0  # one run is no comparison
+    assert len(list(Path("runs").glob("comparison*.csv"))) == 2

@@ -3,7 +3,7 @@
 A file claims.toml beside the tables lists them:
 
     [[claim]]
-    text = "Test accuracy was [.953] at B = 1024"    # as README has it, its numbers in brackets
+    text = "Test accuracy was [.953] at B = 1024"    # as a page has it, its numbers in brackets
     table = "final"                                  # final.csv, or a JSON file by its whole name
     where = {pixel_scale = "raw", batch_size = 1024} # rows of a table; all where it is left out
     values = ["test_accuracy"]                       # an expression for each number in brackets

@@ -71,6 +71,8 @@ def noise_entries(run="run"):
             "step": row["step"],
             "reason": None,
             "population": "dataset",
+            "squared_gradient_norm": estimate(0.2, low=0.15, high=0.25),
+            "gradient_variance": estimate(2.0, low=1.9, high=2.1),
             "simple": estimate(
                 None if np.isnan(row["simple"]) else row["simple"],
                 low=row["simple_low"],

@@ -1,4 +1,4 @@
-"""Every number that README rests on a committed table is the number of that table."""
+"""Every number that README or the site rests on a committed table is the number of that table."""
 
 import pytest
 

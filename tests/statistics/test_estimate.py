@@ -1,6 +1,6 @@
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from noisescale.errors import SettingError
 from noisescale.statistics.estimate import (
     Estimate,
     between,
@@ -22,6 +23,7 @@ from noisescale.statistics.estimate import (
     ratio,
     undefined,
 )
+from tests.helpers.markup import cells_of
 
 
 def test_mean_stderr_and_interval_are_scipys():
@@ -183,6 +185,63 @@ def test_words_take_another_number_format_and_another_word_for_nothing():
     assert UNDEFINED.text("value", unknown="not found") == "not found"
     tiny = from_stderr(1.0, 1e-9, num_samples=50)
     assert tiny.cells()[1] == "1e-09"
+
+
+BETWEEN = Estimate(value=math.nan, stderr=math.nan, low=10.0, high=100.0, num_samples=4)
+OPEN = Estimate(value=5.0, stderr=math.nan, low=4.0, high=math.inf, num_samples=4)
+SIGNED = Estimate(value=-3.0, stderr=1.0, low=-5.0, high=-1.0, num_samples=4)
+LOGS = Estimate(value=1e-9, stderr=1e-10, low=8e-10, high=1.2e-9, num_samples=4)
+HUGE = Estimate(value=3e11, stderr=2e10, low=1e11, high=5e11, num_samples=4)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "printed", "formatted", "cells"),
+    [
+        (
+            Estimate(value=71.938, stderr=3.072, low=66.388, high=78.542, num_samples=9),
+            "71.9 ± 3.1 (66.4–78.5)",
+            "71.938 ± 3.072 (66.388–78.542)",
+            ("71.9", "3.1", "66.4 – 78.5"),
+        ),
+        (INTERVAL, "1,234 ± 20 (1,190–1,280)", "1234.500 ± 20.400 (1190.000–1280.000)", None),
+        (exact(3.0), "3 (exact)", "3.000 (exact)", ("3", "", "")),
+        (POINT, "7 (error unknown)", "7.000 (error unknown)", ("7", "unknown", "")),
+        (BOUND, "> 12.35", "> 12.346", None),
+        (ABOVE, "< 5", "< 5.000", None),
+        (BETWEEN, "not resolved (10–100)", "not resolved (10.000–100.000)", None),
+        (UNDEFINED, "undefined", "undefined", ("not resolved", "", "")),
+        (OPEN, "5 (4–∞)", "5.000 (4.000–∞)", ("5", "unknown", "4 – ∞")),
+        (SIGNED, "-3.0 ± 1.0 (-5.0 to -1.0)", "-3.000 ± 1.000 (-5.000 to -1.000)", None),
+        (LOGS, "1e-09 ± 1e-10 (8e-10–1.2e-09)", "0.000 ± 0.000 (0.000–0.000)", None),
+        (HUGE, "3e+11 ± 2e+10 (1e+11–5e+11)", None, None),
+    ],
+)
+def test_an_estimate_is_printed_with_what_is_known_and_no_more(estimate, printed, formatted, cells):
+    assert str(estimate) == f"{estimate}" == f"{estimate:s}" == printed
+    assert repr(estimate) == f"Estimate({printed})"
+    assert f"{estimate:.3f}" == formatted or formatted is None
+    assert estimate.cells() == cells or cells is None
+    assert cells_of(f"<p>{estimate._repr_html_()}</p>") == [("p", printed)]
+
+
+def test_a_format_is_of_the_numbers_and_a_width_of_the_whole():
+    estimate = Estimate(value=71.938, stderr=3.072, low=66.388, high=78.542, num_samples=9)
+    assert f"{estimate:.2g}" == "72 ± 3.1 (66–79)"
+    assert f"{estimate:30}" == f"{estimate:>30}" == "        71.9 ± 3.1 (66.4–78.5)"
+    assert f"{estimate:*<25}" == "71.9 ± 3.1 (66.4–78.5)***"
+    assert f"{estimate:^20.0f}" == "   72 ± 3 (66–79)   "
+    assert f"{INTERVAL:,.1f}" == "1,234.5 ± 20.4 (1,190.0–1,280.0)"
+    assert f"{estimate.scaled(0.01):.1%}" == "71.9% ± 3.1% (66.4%–78.5%)"
+    with pytest.raises(SettingError, match=r"format 'q' of an estimate: give one of a number"):
+        f"{estimate:q}"
+
+
+def test_an_estimate_is_its_value_where_a_number_is_wanted():
+    assert float(INTERVAL) == 1234.5
+    assert isinstance(float(exact(np.float64(3))), float)
+    assert math.isnan(float(BOUND))
+    assert replace(INTERVAL) == INTERVAL
+    assert exact(3.0) != 3.0  # it compares as before: with estimates alone
 
 
 def test_a_stderr_from_an_interval_is_its_length_in_logs_or_plainly():

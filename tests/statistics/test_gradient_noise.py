@@ -349,3 +349,54 @@ def test_an_outlier_out_of_the_sample_is_not_covered_and_in_it_is_warned_of():
     assert unseen["gradient_variance"] == unseen["warned"] < 0.25  # a tenth of the samples have it
     seen = coverage.simulate(cases["one outlier, in the sample", 200], 50)
     assert seen["warned"] == seen["gradient_variance"] == 1
+
+
+def test_the_histogram_counts_the_examples_and_shares_out_their_deviations():
+    """Against a plain loop over the examples and the bins."""
+    gradients = np.random.default_rng(5).standard_t(4, size=(300, 7))
+    mean = gradients.mean(0)
+    squared = (gradients**2).sum(1)
+    noise = noise_scale(
+        squared[:, None],
+        gradients @ mean,
+        np.array([mean @ mean]),
+        population="dataset",
+        population_size=900,
+    )
+    table = noise.gradient_norms
+    deviations = ((gradients - mean) ** 2).sum(1)
+    norms = np.sqrt(squared)
+    assert len(table) == 35  # 2√n
+    ratios = table["high"] / table["low"]
+    np.testing.assert_allclose(ratios, ratios[0])
+    np.testing.assert_allclose(
+        [table["low"].iloc[0], table["high"].iloc[-1]], [norms.min(), norms.max()]
+    )
+    for row in table.iloc[1:-1].to_dict("records"):
+        inside = (norms >= row["low"]) & (norms < row["high"])
+        assert row["examples"] == inside.sum()
+        share = deviations[inside].sum() / deviations.sum()
+        assert row["variance_share"] == pytest.approx(share, abs=1e-12)
+    assert table["examples"].sum() == 300
+    assert table["variance_share"].sum() == pytest.approx(1)
+
+
+def test_the_histogram_of_a_gradient_that_is_zero_or_one_alone_or_without_projections():
+    def of(squared, projections):
+        return noise_scale(
+            np.array(squared, dtype=float)[:, None],
+            None if projections is None else np.array(projections, dtype=float),
+            np.array([1.0]),
+            population="distribution",
+            population_size=9,
+        ).gradient_norms
+
+    zero = of([0.0, 1.0, 4.0], [0.0, 1.0, 2.0])
+    assert zero["examples"].iloc[0] == 1  # which has no logarithm
+    assert zero["low"].iloc[0] > 0
+    alike = of([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    assert alike["examples"].sum() == 3
+    assert alike["variance_share"].isna().all()  # no deviation to share out
+    assert of([1.0, 4.0, 9.0], None)["variance_share"].isna().all()
+    nothing = of([0.0, 0.0, 0.0], None)
+    assert nothing["examples"].sum() == 3

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,12 @@ from sklearn.metrics import f1_score
 from noisescale.errors import CheckpointError, RunFolderBusyError, RunFolderError, SettingError
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
+from noisescale.problems.sampling import Batches
 from noisescale.training import run as module
 from noisescale.training.config import TrainConfig
-from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.training.records.folder import folder_state
+from noisescale.training.records.tables import read_losses
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
 from noisescale.training.trainer import train
@@ -42,6 +45,7 @@ def test_a_run_leaves_every_file_and_its_numbers_agree(tmp_path):
     names = {
         "config.json",
         "metrics.csv",
+        "losses.csv",
         "confusion.csv",
         "checkpoint.pt",
         "confusion.png",
@@ -124,6 +128,43 @@ def test_divergence_is_a_result(tmp_path):
     assert confusion[confusion["predicted"] > 0]["count"].sum() == 0  # argmax over nan is class 0
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert load_checkpoint(tmp_path).diverged_at_step == summary["steps"]
+    losses = read_losses(tmp_path)
+    assert losses["step"].tolist() == list(range(1, summary["steps"] + 1))
+    assert np.isfinite(losses["loss"]).tolist() == [True] * (len(losses) - 1) + [False]
+
+
+def test_the_losses_of_the_batches_are_kept(tmp_path):
+    """Of each step the mean over its batch before the update, by a plain loop over the batches."""
+    run_training(PROBLEM, TRAINING, tmp_path)
+    problem = build_problem(PROBLEM, seed=0)
+    batches = Batches(problem.train.num_examples, seed=TRAINING.seed_of_order)
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=TRAINING.learning_rate)
+    expected, epochs, seen = [], [], 0
+    while seen < TRAINING.epochs * problem.train.num_examples:
+        part = problem.train.part(batches.take(TRAINING.batch_size))
+        loss = problem.loss(problem.model(part.inputs), part.targets).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+        seen += len(part.targets)
+        epochs.append(seen / problem.train.num_examples)
+    losses = read_losses(tmp_path)
+    assert losses["step"].tolist() == list(range(1, len(expected) + 1))
+    np.testing.assert_allclose(losses["loss"], expected, rtol=1e-5)  # float32
+    np.testing.assert_allclose(losses["epoch"], epochs)
+    assert (losses["num_steps"] == 1).all()
+    assert (losses["smallest"] == losses["largest"]).all()
+
+
+def test_a_run_of_before_they_were_kept_goes_on(tmp_path):
+    run_training(PROBLEM, TRAINING, tmp_path, RunOptions(checkpoint_every=20))
+    earlier = replace(load_checkpoint(tmp_path / "checkpoints" / "step-20.pt"), losses=None)
+    save_checkpoint(earlier, tmp_path / "checkpoint.pt")
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "losses.csv").unlink()
+    run_training(PROBLEM, TRAINING, tmp_path)
+    assert read_losses(tmp_path)["step"].iloc[0] == 21
 
 
 def test_a_checkpoint_of_another_run_in_the_folder_is_refused(tmp_path):
@@ -160,6 +201,7 @@ def test_metrics_after_the_checkpoint_resumed_from_are_written_once(tmp_path):
     for name, content in {
         "config.json": (whole / "config.json").read_bytes(),
         "metrics.csv": (whole / "metrics.csv").read_bytes(),
+        "losses.csv": (whole / "losses.csv").read_bytes(),
         "checkpoint.pt": (whole / "checkpoints" / "step-20.pt").read_bytes(),
     }.items():
         (broken / name).write_bytes(content)
@@ -168,6 +210,7 @@ def test_metrics_after_the_checkpoint_resumed_from_are_written_once(tmp_path):
     one, other = (pd.read_csv(folder / "metrics.csv") for folder in (whole, broken))
     columns = ["epoch", "step", "split", "loss", "accuracy", "f1"]
     pd.testing.assert_frame_equal(one[columns], other[columns])
+    assert (whole / "losses.csv").read_bytes() == (broken / "losses.csv").read_bytes()
 
 
 OPTIONS = "--dataset digits --width 64 --bs 2 --epochs 6 --lr 0.001 --checkpoint-every 100"

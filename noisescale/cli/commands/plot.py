@@ -23,21 +23,24 @@ FORMATS = tuple(suffix.removeprefix(".") for suffix in PICTURES)
 STABILITY_MAP = ("sweep.json", "cells.csv")
 CRITICAL_BATCH = ("critical_batch.json", "steps_to_goal.csv", "branches.json", "branches.csv")
 RUN = ("config.json", "metrics.csv")
+COMPARISON = "comparison*.csv"  # beside the runs that it compares
 # The columns by which a table is known whatever its file is called; the first that fits
 TABLES = {
+    "comparison": {"run", "batch_size", "learning_rate", "steps", "diverged_at_step"},
+    "losses": {"step", "epoch", "num_steps", "loss", "smallest", "largest"},
     "curves": {"epoch", "split", "loss", "accuracy"},
     "confusion": {"split", "target", "predicted", "count"},
     "sharpness": {"step", "largest_eigenvalue", "converged", "batch_sharpness", "stable_sharpness"},
     "noise": {"step", "loss", "simple", "simple_low", "simple_high", "full"},
     "batch_size": {"epoch", "batch_size", "learning_rate", "simple", "simple_low", "simple_high"},
     "map": {"batch_size", "learning_rate", "seed", "label", "unstable", "test_accuracy", "error"},
-    "pareto": {"batch_size", "steps", "censored"},
+    "pareto": {"batch_size", "steps"},
 }
 ALLOWED = (
     "give the folder of a run, a sweep, a critical batch size or branches, or a folder of such; "
     "a JSON file that measure-noise or sharpness printed with --json; or one of the tables "
-    "metrics.csv, confusion.csv, sharpness.csv, noise.csv, batch_size.csv, cells.csv and "
-    "steps_to_goal.csv"
+    "metrics.csv, losses.csv, confusion.csv, sharpness.csv, noise.csv, batch_size.csv, "
+    "comparison.csv, cells.csv and steps_to_goal.csv"
 )
 
 
@@ -104,6 +107,7 @@ def _sources(path: Path) -> Iterator[Path]:
     if not path.is_dir() or _holds(path, *STABILITY_MAP, *CRITICAL_BATCH, *RUN):
         yield path
         return
+    yield from sorted(path.glob(COMPARISON))
     for entry in sorted(path.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
             yield from _sources(entry)
@@ -127,6 +131,10 @@ def _draw(source: Path, *, out: Path | None, format: str) -> list[Path]:
 
     if source.is_dir():
         return _draw_folder(source, out=out, format=format)
+    if source.suffix == ".csv" and _kind(_read_table(source)) == "comparison":
+        from noisescale.training.records.comparison import draw_comparison
+
+        return [draw_comparison(source, out=out, format=format)]
     figure = _measurements_figure(source) if source.suffix == ".json" else _table_figure(source)
     path = (out or source.parent) / f"{source.stem}.{format}"
     write_atomically(path, image(figure, format))
@@ -161,7 +169,8 @@ def _measurements_figure(path: Path) -> Figure:
     if {"run", "step", "reason", "eigenvalues", "density", "phi"} <= keys:
         if not has_picture(entries):
             raise NoisescaleError(
-                "one checkpoint alone gives a picture with --density or --phi: measure it so"
+                "one checkpoint's trace alone makes no picture: measure it with --top, --bottom, "
+                "--density, --phi or --batch-sharpness"
             )
         return measurements_figure(entries)
     if {"run", "step", "reason", "simple", "full", "top_examples"} <= keys:
@@ -171,15 +180,24 @@ def _measurements_figure(path: Path) -> Figure:
     raise NoisescaleError(f"no measurements of measure-noise or sharpness; {ALLOWED}")
 
 
-def _table_figure(path: Path) -> Figure:
-    """A single table as a figure, which its columns choose."""
+def _read_table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, keep_default_na=False, na_values=["nan"], dtype={"reason": str})
+        return pd.read_csv(path, keep_default_na=False, na_values=["nan"], dtype={"reason": str})
     except ValueError as error:  # no table, or no text at all
         raise NoisescaleError(f"no table ({error}); {ALLOWED}") from error
-    kind = next((kind for kind, columns in TABLES.items() if columns <= set(table.columns)), None)
+
+
+def _kind(table: pd.DataFrame) -> str | None:
+    """Which picture a table makes, by its columns; None: none."""
+    return next((kind for kind, columns in TABLES.items() if columns <= set(table.columns)), None)
+
+
+def _table_figure(path: Path) -> Figure:
+    """A single table as a figure, which its columns choose."""
+    table = _read_table(path)
+    kind = _kind(table)
     if kind is None:
         raise NoisescaleError(f"there is no picture of a table with these columns; {ALLOWED}")
     if table.empty:
@@ -190,19 +208,37 @@ def _table_figure(path: Path) -> Figure:
         raise NoisescaleError(f"damaged ({error}): it cannot be drawn as {kind}") from error
 
 
+def _title(path: Path) -> str:
+    """What a table is of, by the settings beside it, and its name."""
+    from noisescale.training.records.pictures import run_title
+
+    folder = path.absolute().parent
+    if _holds(folder, STABILITY_MAP[0]):
+        from noisescale.studies.stability_map.pictures import sweep_title
+
+        return f"{sweep_title(folder)}\n{path.name}"
+    if _holds(folder, CRITICAL_BATCH[0]):
+        from noisescale.studies.critical_batch.pictures import study_title
+
+        return f"{study_title(folder)}\n{path.name}"
+    return f"{run_title(folder)}\n{path.name}" if _holds(folder, RUN[0]) else path.name
+
+
 def _figure(kind: str, path: Path, table: pd.DataFrame) -> Figure:
     from noisescale.plots.noise import batch_size_figure, noise_growth_figure
     from noisescale.plots.sharpness import sharpness_figure
-    from noisescale.plots.training import confusion_figure, curves_figure
+    from noisescale.plots.training import confusion_figure, curves_figure, losses_figure
 
-    title = f"{path.absolute().parent.name}, {path.name}"
+    title = _title(path)
     match kind:
         case "curves":
             return curves_figure(table, title=title)
+        case "losses":
+            return losses_figure(table, title=title)
         case "confusion":
             splits = list(table["split"])
             split = "test" if "test" in splits else splits[-1]
-            return confusion_figure(table, split=split, title=f"{title}, {split}")
+            return confusion_figure(table, split=split, title=f"{title}, {split} examples")
         case "sharpness":
             return sharpness_figure(table, title=title)
         case "noise":

@@ -109,9 +109,11 @@ def sharpness(
     chosen = SharpnessOptions(**options, dtype=dtype and getattr(torch, dtype))
     device = resolve_device(device)
     loaded = load_all(checkpoints, device=device, problem=problem)
-    if plot is not None and len(loaded) == 1 and not (chosen.density or chosen.phi):
+    drawn = ("top", "bottom", "density", "phi", "batch_size")
+    if plot is not None and len(loaded) == 1 and not any(options[name] for name in drawn):
         raise SettingError(
-            "--plot: one checkpoint alone gives a picture with --density or --phi; add one of them"
+            "--plot: one checkpoint's trace alone makes no picture; add --top, --bottom, "
+            "--density, --phi or --batch-sharpness"
         )
     previous: tuple[Problem, Sharpness] | None = None
 

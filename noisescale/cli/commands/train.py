@@ -155,7 +155,8 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     Each run leaves its configuration, metrics per epoch, checkpoint, confusion matrix and curves in
     a folder of its own. The same command again prints what is stored; a run that was killed is
     continued by the same command or by --resume. A loss that is no longer finite ends its run and
-    is recorded as the result.
+    is recorded as the result. Several batch sizes also leave comparison.csv, a row for each run,
+    and a picture of their losses against steps and against examples.
     """
     from rich.console import Console
 
@@ -190,10 +191,27 @@ def train(ctx: click.Context, /, **options: Any) -> None:
         {"run": str(path), **run_training(problem, training, path, run_options)}
         for path, problem, training in cases
     ]
+    if len(cases) > 1:
+        _compare([path for path, _, _ in cases], out=options["out"])
     if options["as_json"]:
         click.echo(json.dumps(summaries, indent=2, allow_nan=False))
     else:
         print_comparison(summaries)
+
+
+def _compare(folders: list[Path], *, out: Path | None) -> None:
+    """Leaves a table of the runs and a picture of their losses beside their folders."""
+    from noisescale.training.records.comparison import (
+        COMPARISON,
+        comparison_name,
+        draw_comparison,
+        write_comparison,
+    )
+
+    name = COMPARISON if out is not None else comparison_name(folders)
+    table = folders[0].parent / name
+    write_comparison(folders, table)
+    draw_comparison(table)
 
 
 def _check_tracking(ctx: click.Context, options: dict[str, Any]) -> None:

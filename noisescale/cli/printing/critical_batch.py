@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from noisescale.cli.printing.tables import NumberTable, or_dash, plain_table, stdout_console
-from noisescale.statistics.estimate import Estimate, estimate_of
+from noisescale.statistics.estimate import Estimate, estimate_of, written_out as _number
 
 if TYPE_CHECKING:
     from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
@@ -56,24 +56,11 @@ def print_fits(result: CriticalBatchResult) -> None:
 
 def _fits(result: CriticalBatchResult) -> NumberTable:
     """A row per goal."""
-    table = plain_table(
-        *("goal", "S_min", "E_min", "B_crit", "95 % interval", "20 % size", "sizes"),
-        less=("sizes", "S_min", "E_min"),
-        where="fit.json has them",
-    )
+    from noisescale.studies.critical_batch.results import FIT_HEADINGS, fit_cells
+
+    table = plain_table(*FIT_HEADINGS, less=("sizes", "S_min", "E_min"), where="fit.json has them")
     for goal, fit in result.fits.items():
-        reached = fit.num_batch_sizes - fit.num_censored
-        critical, overhead = fit.critical_batch_size, fit.overhead_batch_size
-        vague = math.isnan(overhead.value) and overhead.high < math.inf
-        table.add_row(
-            _goal(goal),
-            fit.min_steps.text("value", number=_number),
-            fit.min_examples.text("value", number=_number),
-            critical.text("value", number=_number) if fit.resolved else "not resolved",
-            critical.text("interval", number=_number),
-            "not resolved" if vague else overhead.text(number=_number),
-            f"{reached} of {fit.num_batch_sizes}",
-        )
+        table.add_row(*fit_cells(goal, fit))
     return table
 
 
@@ -153,7 +140,7 @@ def _laws(laws: dict[float, list[LearningRateLaw]], result: CriticalBatchResult)
 
 def print_branches(result: BranchResult) -> None:
     """Each batch size's loss after equal examples, and the critical one."""
-    from noisescale.statistics.critical_batch.branches import branch_means
+    from noisescale.statistics.critical_batch.branches import BRANCH_HEADINGS, branch_cells
 
     console = stdout_console()
     summary, critical = result.summary, result.critical_batch_size
@@ -161,16 +148,9 @@ def print_branches(result: BranchResult) -> None:
         f"Branches of {summary['examples']:,} examples from a loss of {summary['start_loss']:.4g}; "
         f"learning rate scaled: {summary['scaling']}"
     )
-    headings = ("batch size", "learning rate", "loss", "± stderr", "seeds")
-    table = plain_table(*headings, less=("seeds",), where="branches.csv has them")
-    for row in branch_means(result.table).to_dict("records"):
-        table.add_row(
-            f"{row['batch_size']:,}",
-            f"{row['learning_rate']:.3g}",
-            "diverged" if math.isnan(row["loss"]) else f"{row['loss']:.4g}",
-            or_dash(row["loss_stderr"], "{:.2g}".format),
-            str(row["num_seeds"]),
-        )
+    table = plain_table(*BRANCH_HEADINGS, less=("seeds",), where="branches.csv has them")
+    for row in result.to_frame().to_dict("records"):
+        table.add_row(*branch_cells(row))
     console.print(table)
     for note in summary["notes"]:
         console.print(f"Note: {note}.")
@@ -217,15 +197,6 @@ def _with_interval(row: dict[Any, Any], name: str) -> str:
     if estimate.kind not in ("exact", "interval"):
         return estimate.text("value", number=_number)
     return f"{_number(estimate.value)} ({estimate.text('interval', number=_number)})"
-
-
-def _number(value: float) -> str:
-    """Three significant digits, all of them from 1,000 on."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _per_cent(log_error: float) -> str:

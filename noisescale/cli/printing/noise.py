@@ -22,6 +22,7 @@ from noisescale.cli.printing.tables import (
 )
 from noisescale.errors import MeasurementError, RunFolderError
 from noisescale.statistics.estimate import Estimate, estimate_of
+from noisescale.statistics.gradient_noise import QUANTITIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,16 +31,6 @@ if TYPE_CHECKING:
     from noisescale.statistics.critical_batch.recommendation import Recommendation
     from noisescale.statistics.gradient_noise import NoiseScale
 
-QUANTITIES = {
-    "loss": "mean loss",
-    "squared_gradient_norm": "|G|²",
-    "gradient_variance": "tr Σ",
-    "simple": "B_simple = tr Σ/|G|²",
-    "hessian_covariance_trace": "tr(HΣ)",
-    "gradient_curvature": "GᵀHG",
-    "full": "B_noise = tr(HΣ)/GᵀHG",
-    "max_learning_rate": "ε_max = |G|²/GᵀHG",
-}
 ALONG_TRAINING = {
     "squared_gradient_norm": "|G|²",
     "gradient_variance": "tr Σ",
@@ -51,7 +42,7 @@ INTERVAL = "95 % interval"
 LESS = ("n_eff", "tr Σ", "|G|²", "loss")  # of a table of checkpoints, what may be left out
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
-    *("effective_examples", "noisiest_share"),
+    *("effective_examples", "noisiest_share", "gradient_norms"),
     *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
     "optimal_learning_rates",
     *QUANTITIES,
@@ -82,6 +73,7 @@ class NoiseReport:
         entry: dict[str, Any] = {
             "checkpoint": loaded.file,
             "run": loaded.run,
+            "problem": loaded.problem_text,
             "step": loaded.step,
             "batch_size": training and training.batch_size,
             "learning_rate": training and training.learning_rate,
@@ -192,20 +184,12 @@ def _results(reports: list[NoiseReport]) -> Iterator[tuple[NoiseReport, NoiseSca
             yield report, report.measured.result
 
 
-def _estimate(noise: NoiseScale, name: str) -> Estimate | None:
-    """One of QUANTITIES, None where it was not measured."""
-    attribute = {"hessian_covariance_trace": "covariance_trace"}.get(name, name)
-    holder = noise if hasattr(noise, attribute) else noise.curvature
-    estimate: Estimate | None = getattr(holder, attribute, None)
-    return estimate
-
-
 def _quantities(report: NoiseReport) -> NumberTable:
     """One checkpoint: a row per quantity."""
     table = plain_table("quantity", "value", "± stderr", INTERVAL, words=("quantity",))
     for _, noise in _results([report]):
         for name, label in QUANTITIES.items():
-            if (estimate := _estimate(noise, name)) is not None:
+            if (estimate := noise.estimates.get(name)) is not None:
                 table.add_row(label, *estimate.cells())
         for size, rate in report.rates.items():
             table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
@@ -219,7 +203,7 @@ def _along_training(reports: list[NoiseReport]) -> NumberTable:
     """Several checkpoints: a row each."""
     with_runs = several_runs(report.measured for report in reports)
     results = [noise for _, noise in _results(reports)]
-    shown = [name for name in ALONG_TRAINING if any(_estimate(noise, name) for noise in results)]
+    shown = [name for name in ALONG_TRAINING if any(name in noise.estimates for noise in results)]
     table = plain_table(less=LESS)
     if with_runs:
         table.add_column("run", words=True)
@@ -242,7 +226,7 @@ def _cells_along_training(noise: NoiseScale | None, shown: list[str]) -> list[st
     loss = noise and noise.loss
     cells = [f"{loss.value:.4g}" if loss else ""]
     for name in shown:
-        estimate = noise and _estimate(noise, name)
+        estimate = noise and noise.estimates.get(name)
         value, interval = _value_and_interval(estimate) if estimate else ("", "")
         cells.append(value)
         if name in SCALES:
@@ -391,11 +375,11 @@ def _print_recommendation(console: Console, run: str, recommendation: Recommenda
 
 def _batch_sizes(recommendation: Recommendation) -> NumberTable:
     """A row per aim: the batch size, and what it takes."""
-    headings = ("aim", "batch size", "steps S/S_min", "examples E/E_min")
-    table = plain_table(*headings, words=("aim",))
+    from noisescale.statistics.critical_batch.recommendation import SIZE_HEADINGS, size_cells
+
+    table = plain_table(*SIZE_HEADINGS, words=("aim",))
     for row in recommendation.sizes:
-        steps, examples = f"{row['steps']:.1f}", f"{row['examples']:.1f}"
-        table.add_row(str(row["aim"]), f"{row['batch_size']:,}", steps, examples)
+        table.add_row(*size_cells(row))
     return table
 
 

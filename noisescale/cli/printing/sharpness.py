@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from noisescale.measure.sharpness import Eigenvalue, Sharpness
     from noisescale.training.config import TrainConfig
 
-NAMES = {"largest": "λ_max", "smallest": "λ_min"}
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
     "num_examples": None,
     "population_size": None,
@@ -74,7 +72,9 @@ class SharpnessReport:
         return {
             "checkpoint": loaded.file,
             "run": loaded.run,
+            "problem": loaded.problem_text,
             "step": loaded.step,
+            "trained_batch_size": training and training.batch_size,
             "learning_rate": training and training.learning_rate,
             "momentum": training and training.momentum,
             "weight_decay": training and training.weight_decay,
@@ -140,25 +140,18 @@ def _table(every: list[Measured[Sharpness]]) -> NumberTable:
 
 def _quantities(sharpness: Sharpness) -> list[tuple[str, ...]]:
     """Name, value, stderr, interval and residual of everything that was measured."""
+    from noisescale.measure.sharpness import estimate_labels
+
     rows: list[tuple[str, ...]] = []
-    ranks: Counter[str] = Counter()
-    for eigenvalue in sharpness.eigenvalues:
-        ranks[eigenvalue.which] += 1
-        rank = ranks[eigenvalue.which]
-        name = NAMES[eigenvalue.which] + (f" ({rank})" if rank > 1 else "")
+    for name, eigenvalue in sharpness.labelled():
         residual = f"{eigenvalue.residual:.2g}" + ("" if eigenvalue.converged else " NOT CONVERGED")
         rows.append((name, *eigenvalue.value.cells(), residual))
-    moments, size = sharpness.moments, sharpness.batch_size
-    estimates = {
-        "trace": moments and moments.trace,
-        "squared Frobenius norm": moments and moments.squared_frobenius_norm,
-        f"batch sharpness, B = {size}": sharpness.batch_sharpness,
-        f"gradient-noise interaction, B = {size}": sharpness.gradient_noise_interaction,
-    }
-    rows += [(name, *estimate.cells(), "") for name, estimate in estimates.items() if estimate]
+    labels = estimate_labels(sharpness.batch_size)
+    for name, estimate in sharpness.estimates.items():
+        rows.append((labels[name], *estimate.cells(), ""))
     for phi in sharpness.phi:
-        name = f"φ (%), {phi.space} space, ε = {phi.epsilon:g}"
-        rows.append((name, f"{phi.value:.4g}", "", f"after {phi.iterations} iterations", ""))
+        after = f"after {phi.iterations} iterations"
+        rows.append((phi.label, f"{phi.value:.4g}", "", after, ""))
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from noisescale.cli.printing.tables import or_dash, plain_table, stdout_console
-from noisescale.statistics.estimate import estimate_of, jsonable
+from noisescale.statistics.estimate import jsonable
 
 if TYPE_CHECKING:
     from noisescale.studies.stability_map.results import SweepResult
@@ -25,35 +25,27 @@ SYMBOLS = {"sharpness": "λ_max", "concentration": "κ", "largest_example": "β"
 
 def print_sweep(result: SweepResult) -> None:
     """The measured edge beside the predictions, how well these meet it, and what the cells were."""
+    from noisescale.studies.stability_map.results import EDGE_HEADINGS, edge_cells
+
     console = stdout_console()
     summary, boundary = result.summary, result.boundary
     curves = [name for name in NAMES if name in boundary]
-    headings = ("batch size", "η_max", "95 % interval", "seeds", "not monotone")
     table = plain_table(
-        *headings,
+        *EDGE_HEADINGS,
         *(NAMES[name] for name in curves),
         less=LESS,
         where="boundary.csv has them",
     )
     for row in boundary.to_dict("records"):
-        edge = estimate_of(row, "lr_max", num_samples=row["num_seeds"])
-        table.add_row(
-            str(row["batch_size"]),
-            edge.text("value", unknown="not found"),
-            edge.text("interval"),
-            str(row["num_seeds"]),
-            str(row["num_not_monotone"]),
-            *(or_dash(row[name]) for name in curves),
-        )
+        table.add_row(*edge_cells(row), *(or_dash(row[name]) for name in curves))
     if scores := summary["scores"]:
         table.add_section()
         shares = [or_dash(scores[name]["cells_right"], _per_cent) for name in curves]
         errors = [or_dash(scores[name]["log2_error"]) for name in curves]
         table.add_row("cells right", "", "", "", "", *shares)
         table.add_row("|log₂ error|", "", "", "", "", *errors)
-    verb = "diverge" if result.config.start is None else "leave the minimum"
     console.print(
-        f"η_max, the learning rate at which half of the seeds {verb}, and its predictions"
+        f"η_max, the learning rate at which half of the seeds {result.verb}, and its predictions"
     )
     console.print(table)
     labels = ", ".join(f"{count} {label}" for label, count in summary["labels"].items() if count)

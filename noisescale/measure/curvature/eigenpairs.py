@@ -13,6 +13,7 @@ from noisescale.errors import SettingError
 from noisescale.measure.curvature.krylov import Krylov, length, product, rounding
 from noisescale.measure.curvature.operators import space_of
 from noisescale.problems.problem import MatVec
+from noisescale.statistics.display import counted, listed, one_line
 
 Which = Literal["largest", "smallest", "magnitude"]
 Method = Literal["lanczos", "power"]
@@ -37,7 +38,7 @@ SETTLING = 1.01
 COMPETING = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EigenPairs:
     """K eigenpairs of a symmetric matrix, the most wanted first.
 
@@ -57,6 +58,17 @@ class EigenPairs:
     tolerances: Tensor
     companions: Tensor
     num_matvecs: int
+
+    def __repr__(self) -> str:
+        values = listed(f"{value:.4g}" for value in self.values.tolist())
+        largest = max(self.residuals.tolist(), default=0.0)
+        return one_line(
+            self,
+            f"λ = {values}",
+            f"residuals up to {largest:.2g}" + ("" if self.converged else " NOT CONVERGED"),
+            f"P = {self.vectors.shape[-1]:,}",
+            counted(self.num_matvecs, "product"),
+        )
 
     @property
     def converged_each(self) -> Tensor:
@@ -123,6 +135,16 @@ def top_eigenpairs(
             dtype or device that is not the operator's.
         MeasurementError: a product is not finite, or the products are not those of one symmetric
             matrix, as with an active dropout.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, hessian_matvec, top_eigenpairs
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> top_eigenpairs(hessian_matvec(problem), k=2).converged
+        True
+        >>> import torch
+        >>> matrix = torch.diag(torch.tensor([3.0, 1.0, -2.0]))
+        >>> top_eigenpairs(lambda v: matrix @ v, dim=3, which="smallest").values
+        tensor([-2.0000], dtype=torch.float64)
     """
     space = space_of(matvec, dim=dim, dtype=dtype, device=device)
     if not 1 <= k <= space.dim:

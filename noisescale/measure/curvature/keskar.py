@@ -14,6 +14,7 @@ from torch import Tensor
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.objective import Objective
+from noisescale.statistics.display import counted, one_line
 
 Space = Literal["full", "random"]
 # Of the loss along its gradient, in units of 1 + loss: a rise this small is rounding in float64,
@@ -24,7 +25,7 @@ BLOCK_ROWS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class KeskarSharpness:
     """Keskar's φ in per cent, and how its search went.
 
@@ -47,6 +48,15 @@ class KeskarSharpness:
     def value(self) -> float:
         """φ as far as the search has come."""
         return self.history[-1]
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return f"φ (%), {self.space} space, ε = {self.epsilon:g}"
+
+    def __repr__(self) -> str:
+        after = counted(self.iterations, "iteration")
+        return one_line(self, f"{self.label}: {self.value:.4g} after {after}")
 
     @property
     def iterations(self) -> int:
@@ -97,6 +107,13 @@ def keskar_sharpness(
     Raises:
         SettingError: an objective that is not in float64, or another bad argument.
         MeasurementError: the loss is not finite somewhere on the way, or −1 or less at x.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import ProblemConfig, build_problem, Objective, keskar_sharpness
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> keskar_sharpness(Objective(problem, dtype=torch.float64))
+        KeskarSharpness(φ (%), full space, ε = 0.001: 0.1551 after 10 iterations)
     """
     if objective.dtype != torch.float64:
         raise SettingError(

@@ -13,6 +13,7 @@ from noisescale.errors import SettingError
 from noisescale.measure.curvature.krylov import Krylov, product
 from noisescale.measure.curvature.operators import space_of
 from noisescale.problems.problem import MatVec
+from noisescale.statistics.display import counted, one_line
 from noisescale.statistics.estimate import Estimate, from_samples
 
 
@@ -67,6 +68,13 @@ def spectral_moments(
             that is not the operator's.
         MeasurementError: a product is not finite, or the products are not those of one symmetric
             matrix.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import spectral_moments
+        >>> matrix = torch.diag(torch.tensor([3.0, 1.0, -2.0]))
+        >>> spectral_moments(lambda v: matrix @ v, dim=3).squared_frobenius_norm
+        Estimate(14 (exact))
     """
     if num_matvecs < 6:
         raise SettingError(
@@ -105,7 +113,7 @@ def spectral_moments(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SpectralDensity:
     """A quadrature of the density of eigenvalues, one for each of R probes.
 
@@ -118,6 +126,14 @@ class SpectralDensity:
     nodes: np.ndarray
     weights: np.ndarray
     num_matvecs: int
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"from {self.nodes.min():.4g} to {self.nodes.max():.4g}",
+            counted(len(self.nodes), "probe"),
+            counted(self.num_matvecs, "product"),
+        )
 
     def smoothed(self, grid: np.ndarray, *, width: float) -> np.ndarray:
         """The density per unit of eigenvalue (G,), each node smoothed into a Gaussian.
@@ -188,6 +204,12 @@ def spectral_density(
             device that is not the operator's.
         MeasurementError: a product is not finite, or the products are not those of one symmetric
             matrix.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, ggn_matvec, spectral_density
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> spectral_density(ggn_matvec(problem)).nodes.shape
+        (4, 30)
     """
     if num_probes < 1 or num_steps < 1:
         raise SettingError(

@@ -16,9 +16,10 @@ from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
 from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Params, Problem
 from noisescale.problems.sampling import select
+from noisescale.statistics.display import counted, one_line
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class GradientMoments:
     """Statistics of n per-example gradients g_i, out of which |G|² and tr Σ are estimated.
 
@@ -44,6 +45,15 @@ class GradientMoments:
     indices: np.ndarray
     engine: EngineName
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"{self.num_examples:,} of {counted(self.population_size, 'example')}",
+            counted(len(self.mean), "parameter tensor"),
+            f"engine {self.engine}",
+            "" if self.projections is not None else "without standard errors",
+        )
 
     @property
     def total_projections(self) -> np.ndarray | None:
@@ -102,6 +112,15 @@ def gradient_moments(
             argument.
         MeasurementError: parameters, losses or gradients that are not finite, losses that are
             reduced over the batch, and losses that are random.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, gradient_moments
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> moments = gradient_moments(problem, num_examples=500)
+        >>> moments
+        GradientMoments(500 of 1,297 examples, 6 parameter tensors, engine hooks)
+        >>> moments.squared_norms.shape
+        (500, 6)
     """
     check_modes(problem.model)
     selected = select(problem, split=split, num_examples=num_examples, generator=generator)

@@ -14,6 +14,7 @@ from noisescale.errors import MeasurementError, SettingError, is_real
 from noisescale.measure.distributed import rank_and_size
 from noisescale.measure.monitor.ddp_norms import CommHook, ReplicaNorms, squared_norm
 from noisescale.measure.monitor.micro_batches import MicroBatch, across, nested
+from noisescale.statistics.display import counted, one_line
 from noisescale.statistics.gradient_noise import GradientNoise
 from noisescale.statistics.running_noise import RunningNoise, two_batch
 
@@ -71,6 +72,25 @@ class NoiseScaleMonitor:
     Raises:
         SettingError: a DistributedDataParallel model, no parameter that requires a gradient,
             sharded parameters, or another reduction or memory than these.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import NoiseScaleMonitor
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> model = torch.nn.Linear(20, 1)
+        >>> monitor = NoiseScaleMonitor(model)
+        >>> for _ in range(50):
+        ...     for _ in range(2):
+        ...         inputs = torch.randn(16, 20, generator=generator)
+        ...         loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        ...         (loss / 2).backward()
+        ...         monitor.micro_batch(len(inputs))
+        ...     _ = monitor.update()
+        ...     model.zero_grad()
+        >>> monitor
+        NoiseScaleMonitor(2 parameter tensors, reduction mean, 50 updates)
+        >>> monitor.noise().resolved
+        True
     """
 
     population: Literal["training"] = "training"
@@ -110,6 +130,17 @@ class NoiseScaleMonitor:
         # of each update, the (small, big) squared norms and sizes
         self._unread: list[tuple[Tensor, Tensor]] = []
         self._replicas: ReplicaNorms | None = None
+
+    def __repr__(self) -> str:
+        # those on a GPU are counted unread, since reading them waits for it
+        updates = self._running.num_updates + len(self._unread)
+        return one_line(
+            self,
+            counted(len(self._parameters), "parameter tensor"),
+            f"reduction {self.reduction}",
+            counted(updates, "update"),
+            f"{self.num_skipped:,} left out" if self.num_skipped else "",
+        )
 
     @property
     def memory(self) -> float | None:

@@ -46,6 +46,7 @@ from noisescale.problems.problem import (
     shapes,
     source_of,
 )
+from noisescale.statistics.display import counted, one_line
 
 # What one chunk's graph may take on a CPU: 128 MiB, modest beside what is kept between products
 CHUNK_BYTES = 2**27
@@ -87,6 +88,14 @@ class Objective:
         SettingError: parameters that do not fit the model, none that requires a gradient, or a bad
             dtype or chunk_size.
         MeasurementError: a parameter is not finite, or the model cannot be copied.
+
+    Example:
+        >>> from noisescale import ProblemConfig, build_problem, Objective
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> objective = Objective(problem)
+        >>> loss, gradient = objective.value_and_gradient()
+        >>> round(loss, 2), gradient.shape
+        (2.31, torch.Size([1482]))
     """
 
     def __init__(
@@ -137,6 +146,15 @@ class Objective:
         self._given = problem.model
         self._coarsest: torch.dtype | None = None  # not yet known
         self._is_separate = False  # not yet looked at in a whole chunk
+
+    def __repr__(self) -> str:
+        return one_line(self, self.name, *self.told())
+
+    def told(self) -> tuple[str, ...]:
+        """How many examples and parameters it is of, and in which dtype, in words."""
+        device = "" if self.device.type == "cpu" else f" on {self.device}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return counted(self.num_examples, "example"), f"P = {self.dim:,}", f"{dtype}{device}"
 
     @property
     def model(self) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from noisescale.errors import SettingError
+from noisescale.statistics.display import one_line
 
 # A tensor (B, ...), or a dict, tuple or list, nested as one likes, of tensors with one first
 # dimension
@@ -27,10 +28,22 @@ class Examples(NamedTuple):
             `model(*inputs)` where it is a tuple or list, `model(**inputs)` where it is a dict.
         targets: what the loss takes beside the model's outputs, such as classes (N,) or values
             (N, C).
+
+    Example:
+        >>> import torch
+        >>> from noisescale import Examples
+        >>> examples = Examples(torch.randn(500, 20), torch.randint(0, 3, (500,)))
+        >>> examples
+        Examples(inputs (500, 20), targets (500,))
+        >>> examples.part(slice(10)).num_examples
+        10
     """
 
     inputs: Tree
     targets: Tree
+
+    def __repr__(self) -> str:
+        return one_line(self, f"inputs {shapes(self.inputs)}", f"targets {shapes(self.targets)}")
 
     @property
     def num_examples(self) -> int:

@@ -114,6 +114,11 @@ def load_splits(
     Raises:
         DataError: files are damaged, by their checksums, or cannot be downloaded.
         SettingError: num_train is larger than the data set.
+
+    Example:
+        >>> from noisescale import load_splits
+        >>> load_splits("digits").test
+        Examples(inputs (250, 1, 8, 8), targets (250,))
     """
     num_training_examples(name, num_train)
     if name == "digits":

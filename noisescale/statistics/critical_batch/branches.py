@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from noisescale.errors import SettingError
 from noisescale.statistics.estimate import CONFIDENCE, Estimate, from_stderr, undefined
 
 BRANCH_COLUMNS = ("batch_size", "learning_rate", "seed", "examples", "loss", "diverged")
+BRANCH_HEADINGS = ("batch size", "learning rate", "loss", "± stderr", "seeds")
 FEWEST_BRANCHES = 3  # batch sizes: two leave open whether a loss rises or scatters
 TOLERANCES = (0.01, 0.02, 0.05, 0.1)  # shares of the loss, for each of which there is an answer
 RESAMPLES = 1000  # leave the ends of the interval a few per cent of its width of noise
@@ -46,6 +48,18 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
     Raises:
         SettingError: fewer than three batch sizes, a tolerance that is no positive number, or a
             smallest batch size that diverged.
+
+    Example:
+        >>> import pandas as pd
+        >>> from noisescale import branch_critical_batch
+        >>> rows = [
+        ...     (size, 0.01 * size, seed, 4096, 0.5 + 0.001 * size + 0.002 * seed, 0)
+        ...     for size in (16, 32, 64, 128)
+        ...     for seed in range(3)
+        ... ]
+        >>> columns = ["batch_size", "learning_rate", "seed", "examples", "loss", "diverged"]
+        >>> branch_critical_batch(pd.DataFrame(rows, columns=columns), tolerance=0.05)
+        Estimate(65.4 ± 3.0 (58.4–70.3))
     """
     if not (isinstance(tolerance, int | float) and 0 < tolerance < math.inf):
         raise SettingError(f"tolerance {tolerance!r}: give a loss above 0")
@@ -166,3 +180,15 @@ def branch_means(table: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def branch_cells(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """A row of `branch_means` under `BRANCH_HEADINGS`."""
+    loss, stderr = row["loss"], row["loss_stderr"]
+    return (
+        f"{row['batch_size']:,}",
+        f"{row['learning_rate']:.3g}",
+        "diverged" if math.isnan(loss) else f"{loss:.4g}",
+        "–" if math.isnan(stderr) else f"{stderr:.2g}",
+        str(row["num_seeds"]),
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import special
@@ -15,8 +15,26 @@ from noisescale.statistics.critical_batch.curves.hyperbola import FEWEST, Curve,
 from noisescale.statistics.critical_batch.curves.overhead import overhead_batch_size
 from noisescale.statistics.critical_batch.curves.runs import Runs, left_over, runs_of
 from noisescale.statistics.critical_batch.curves.seeds import seed_spread
-from noisescale.statistics.estimate import CONFIDENCE, Estimate, jsonable, undefined
+from noisescale.statistics.display import Shown, Summary, counted
+from noisescale.statistics.estimate import (
+    CONFIDENCE,
+    Estimate,
+    estimate_row,
+    jsonable,
+    undefined,
+)
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# what is fitted, by its name in records, and what it is called
+QUANTITIES = {
+    "critical_batch_size": "B_crit = E_min/S_min",
+    "min_steps": "S_min",
+    "min_examples": "E_min",
+    "overhead_batch_size": "20 % size",
+}
 POOR_FIT = 0.01  # chance of as bad a fit, below which it deserves a word
 GOOD_FIT = 0.975  # and above which it is suspicious: one fit in 40 is as good by chance
 CORRELATED = 2.0  # standard errors of uncorrelated residuals' correlation, 1/√n, that are notable
@@ -33,8 +51,8 @@ STORED = (  # of a fit in fit.json, in this order
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CriticalBatchFit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CriticalBatchFit(Shown):
     """(S/S_min − 1)(E/E_min − 1) = 1 fitted to the steps S and examples E = B·S that reach a goal.
 
     McCandlish et al. 2018 (arXiv 1812.06162), (2.11) and (2.12). Beside it stands the curve with a
@@ -73,6 +91,15 @@ class CriticalBatchFit:
         exponent_held_out_error: that of the curve with a free exponent.
         assumes: what the intervals assume, in words.
         definition: of B_crit, "pareto".
+        runs: what was fitted, as `plot` draws it; None where that is not known.
+
+    Example:
+        >>> from noisescale import fit_critical_batch
+        >>> fit = fit_critical_batch([1, 4, 16, 64, 256], [2120, 590, 228, 131, 111])
+        >>> print(fit.critical_batch_size)
+        19.53 ± 0.44 (18.18–20.97)
+        >>> fit.to_frame()["min_steps"].round().item()
+        102.0
     """
 
     min_steps: Estimate
@@ -93,6 +120,7 @@ class CriticalBatchFit:
     exponent_held_out_error: float
     assumes: str
     definition: str = "pareto"
+    runs: Runs | None = field(default=None, compare=False, repr=False)
 
     @property
     def better(self) -> Literal["hyperbola", "exponent"]:
@@ -149,11 +177,57 @@ class CriticalBatchFit:
             remarks.append(f"the 20 % size is not resolved: {overhead.text('interval')}")
         return remarks
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws examples against steps: the runs, the fitted curve, and B_crit upon it as a star.
+
+        Args:
+            ax: drawn on, both axes made logarithmic; None: new ones, in a figure of pyplot's.
+
+        Returns:
+            The Axes.
+        """
+        from noisescale.plots.critical_batch import draw_fit  # matplotlib takes 0.8 s to load
+
+        points: dict[str, list[float]] = {"batch_sizes": [], "steps": [], "censored": []}
+        if self.runs is not None:
+            there = np.isfinite(self.runs.log_steps)  # (R, n)
+            sizes = np.broadcast_to(self.runs.sizes, there.shape)
+            points["batch_sizes"] = sizes[there].tolist()
+            points["steps"] = np.exp(self.runs.log_steps[there]).tolist()
+            points["censored"] = self.runs.bounds[there].astype(int).tolist()
+        return draw_fit(self.to_dict() | points, ax)
+
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: None for what is not finite."""
         values = {name: getattr(self, name) for name in STORED}
         record: dict[str, Any] = jsonable(values | {"remarks": self.remarks()})
         return record
+
+    def to_row(self) -> dict[str, Any]:
+        """The fields in the order of fit.json, each estimate as four columns."""
+        row: dict[str, Any] = {}
+        for name in STORED:
+            value = getattr(self, name)
+            row |= estimate_row(name, value) if isinstance(value, Estimate) else {name: value}
+        return row
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row, of the fields of fit.json: each estimate with its _stderr, _low and _high."""
+        import pandas as pd
+
+        return pd.DataFrame([self.to_row()])
+
+    def _summary(self) -> Summary:
+        reached = self.num_batch_sizes - self.num_censored
+        seeds = f", {counted(self.num_seeds, 'seed')}" if self.num_seeds > 1 else ""
+        reason = () if self.resolved else (f"B_crit is not resolved: {self.reason}",)
+        return Summary(
+            title=f"Critical batch size, by {reached} of {self.num_batch_sizes} batch sizes that "
+            f"reach the goal{seeds}",
+            rows=[(label, str(getattr(self, name))) for name, label in QUANTITIES.items()],
+            notes=(*reason, *self.remarks()),
+            notes_at=".remarks()",
+        )
 
 
 def fit_critical_batch(
@@ -198,6 +272,19 @@ def fit_critical_batch(
     Raises:
         SettingError: fewer than four batch sizes, a seed with two runs at one of them, or what is
             no number of steps.
+
+    Example:
+        >>> from noisescale import fit_critical_batch
+        >>> sizes, steps = [1, 4, 16, 64, 256], [2120, 590, 228, 131, 111]
+        >>> fit = fit_critical_batch(sizes, steps)
+        >>> fit
+        Critical batch size, by 5 of 5 batch sizes that reach the goal
+          B_crit = E_min/S_min  19.53 ± 0.44 (18.18–20.97)
+          S_min                 101.9 ± 1.4 (97.5–106.6)
+          E_min                 1,991 ± 26 (1,910–2,075)
+          20 % size             5.08 ± 0.82 (3.24–6.20)
+        >>> round(fit.steps(32))
+        164
     """
     runs = runs_of(batch_sizes, steps, seeds, censored)
     reached = runs.reached
@@ -211,6 +298,7 @@ def fit_critical_batch(
             num_batch_sizes=len(reached),
             num_censored=int((~reached).sum()),
             num_seeds=num_seeds,
+            runs=runs,
         )
     hyperbola = runs.hyperbola()
     curve = hyperbola.fit()
@@ -251,11 +339,17 @@ def fit_critical_batch(
         held_out_error=bend.hyperbola_error,
         exponent_held_out_error=bend.held_out_error,
         assumes=SEEDS if spread else UNTOLD if runs.crossed else ALONE,
+        runs=runs,
     )
 
 
 def unresolved(
-    reason: str, *, num_batch_sizes: int, num_censored: int, num_seeds: int = 1
+    reason: str,
+    *,
+    num_batch_sizes: int,
+    num_censored: int,
+    num_seeds: int = 1,
+    runs: Runs | None = None,
 ) -> CriticalBatchFit:
     """A fit of which nothing is known."""
     missing = undefined(num_samples=num_batch_sizes - num_censored)
@@ -277,6 +371,7 @@ def unresolved(
         held_out_error=math.nan,
         exponent_held_out_error=math.nan,
         assumes="",
+        runs=runs,
     )
 
 

@@ -23,7 +23,7 @@ from noisescale.statistics.critical_batch.learning_rate_law import (
     best_rate,
     fit_learning_rate_laws,
 )
-from noisescale.statistics.estimate import estimate_row, student_t
+from noisescale.statistics.estimate import student_t
 
 COLUMNS = ("goal", "batch_size", "learning_rate", "seed", "steps", "censored", "diverged")
 REQUIRED = ("batch_size", "steps")
@@ -268,21 +268,8 @@ def _log_error(low: float, high: float, num_seeds: int) -> float:
 
 
 def fits_table(fits: dict[float, CriticalBatchFit]) -> pd.DataFrame:
-    """A row per goal: the fit's estimates with their errors, and how good it is."""
-    names = ("min_steps", "min_examples", "critical_batch_size", "overhead_batch_size", "exponent")
-    others = (
-        *("resolved", "num_batch_sizes", "num_censored", "num_seeds", "scatter", "lack_of_fit"),
-        *("residual_correlation", "exponent_critical_batch_size"),
-        *("held_out_error", "exponent_held_out_error", "better"),
-    )
-    rows = []
-    for goal, fit in fits.items():
-        row: dict[str, Any] = {"goal": goal}
-        for name in names:
-            row |= estimate_row(name, getattr(fit, name))
-        row |= {name: getattr(fit, name) for name in others}
-        rows.append(row | {"resolved": int(fit.resolved)})
-    return pd.DataFrame(rows)
+    """A row per goal: the goal, and the fit as `CriticalBatchFit.to_frame` gives it."""
+    return pd.DataFrame([{"goal": goal, **fit.to_row()} for goal, fit in fits.items()])
 
 
 def laws_table(laws: dict[float, list[LearningRateLaw]]) -> pd.DataFrame:

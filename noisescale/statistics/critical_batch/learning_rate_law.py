@@ -36,6 +36,12 @@ class LearningRateLaw:
             the interval is open; None for the others.
         held_out_error: root mean square of log(ε/prediction), each batch size predicted from the
             others alone, and weighted as in the fit.
+
+    Example:
+        >>> from noisescale import fit_learning_rate_laws
+        >>> law = fit_learning_rate_laws([1, 4, 16, 64, 256], [0.06, 0.2, 0.45, 0.66, 0.77])[0]
+        >>> round(law.rate(8), 2)
+        0.32
     """
 
     name: LawName
@@ -82,6 +88,12 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
         next smaller to the next larger rate that was tried, and no narrower than that where some
         seed's best rate is the grid's own. Where some seeds give bounds, the median and all that
         the seeds span, open where a bound is; undefined where most do.
+
+    Example:
+        >>> from noisescale import best_rate
+        >>> first, second = {0.1: 90, 0.2: 50, 0.4: 60}, {0.2: 55, 0.4: 52, 0.8: 70}  # rate: steps
+        >>> best_rate([first, second])
+        Estimate(0.275 ± 0.038 (0.048–1.571))
     """
     vertices, ends, bounds, parabolic = [], [], [], True
     for steps in seeds:
@@ -159,6 +171,12 @@ def fit_learning_rate_laws(
 
     Raises:
         MeasurementError: fewer than four batch sizes.
+
+    Example:
+        >>> from noisescale import fit_learning_rate_laws
+        >>> laws = fit_learning_rate_laws([1, 4, 16, 64, 256], [0.06, 0.2, 0.45, 0.66, 0.77])
+        >>> laws[0].name, round(laws[0].rate(32), 2)
+        ('noise', 0.58)
     """
     sizes, best = np.asarray(batch_sizes, dtype=float), np.asarray(rates, dtype=float)
     if len(sizes) < FEWEST_RATES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,12 +17,17 @@ from noisescale.statistics.critical_batch.calibration.model import (
     relative_decrease,
 )
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
+from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, estimate_columns, jsonable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # batch size in units of B_crit: steps or examples at 1.1 times their least, or both at twice it
 AIMS = {"fewest examples": 0.1, "balanced": 1.0, "fewest steps": 10.0}
 LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be given: what is left out is then little
 FAR = 3.0  # times the best rate, or a third of it: there 𝓑 and B_crit part by more than their error
+SIZE_HEADINGS = ("aim", "batch size", "steps S/S_min", "examples E/E_min")
 PARTS = ("value", "stderr", "low", "high")
 # what 1/𝓑 is the ratio of, where 𝓑 itself is not resolved
 INVERSE = {
@@ -31,8 +36,8 @@ INVERSE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recommendation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Recommendation(Shown):
     """What the noise scale 𝓑 along a run says about the batch size of another like it.
 
     Attributes:
@@ -152,6 +157,21 @@ class Recommendation:
             for aim in AIMS
         ]
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws what a batch size costs in steps and in examples, and the size for each aim.
+
+        Costs are in units of the least ones, as bands where B_crit has an interval.
+
+        Args:
+            ax: drawn on, both axes made logarithmic; None: new ones, in a figure of pyplot's.
+
+        Returns:
+            The Axes.
+        """
+        from noisescale.plots.critical_batch import draw_recommendation  # loads matplotlib
+
+        return draw_recommendation(self.sizes, self.critical_batch_size.to_dict(), ax)
+
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: the key `recommendation` of `noisescale measure-noise --json`."""
         critical = self.critical_batch_size
@@ -181,6 +201,28 @@ class Recommendation:
         stored: dict[str, Any] = jsonable(record)
         return stored
 
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each aim: its batch size, and the steps S/S_min and examples E/E_min."""
+        return pd.DataFrame(self.sizes)
+
+    def _summary(self) -> Summary:
+        critical = self.critical_batch_size
+        return Summary(
+            title=f"Batch sizes for another run like it: B_crit ≈ {critical.text()}, by "
+            f"{self.num_measurements} measurements",
+            headings=SIZE_HEADINGS,
+            rows=[size_cells(row) for row in self.sizes],
+            notes=self.warnings,
+            notes_at=".warnings",
+            numeric=True,
+        )
+
+
+def size_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of `sizes` under `SIZE_HEADINGS`."""
+    ratios = (f"{row[name]:.1f}" for name in ("steps", "examples"))
+    return (str(row["aim"]), f"{row['batch_size']:,}", *ratios)
+
 
 def recommend(
     table: pd.DataFrame, *, quantity: Scale | None = None, learning_rate: float | None = None
@@ -206,6 +248,15 @@ def recommend(
     Raises:
         MeasurementError: fewer than two rows have a noise scale, no two neighbours do, or their
             steps do not increase.
+
+    Example:
+        >>> import pandas as pd
+        >>> from noisescale import ProblemConfig, build_problem, measure_noise, recommend
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> rows = measure_noise(problem).to_frame()  # of each checkpoint, with its step
+        >>> table = pd.concat([rows.assign(step=step, batch_size=32) for step in (0, 100)])
+        >>> recommend(table).batch_size("balanced")
+        47
     """
     steps = table["step"].to_numpy(dtype=float)
     if (np.diff(steps) <= 0).any() or (table["batch_size"] < 1).any():

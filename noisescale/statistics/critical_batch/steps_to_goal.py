@@ -58,6 +58,11 @@ def steps_to_goal(
 
     Returns:
         The number of updates, or None.
+
+    Example:
+        >>> from noisescale import steps_to_goal
+        >>> steps_to_goal([0, 10, 20, 40], [2.3, 1.2, 0.8, 0.5], 1.0)
+        15.0
     """
     looked_at, values = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
     reached = np.flatnonzero(values <= goal)

@@ -19,6 +19,15 @@ class Tradeoff:
         min_steps: S_min = ∫ds, updates with the noiseless gradient.
         min_examples: E_min = ∫𝓑 ds, examples one at a time.
         root: R = ∫√𝓑 ds.
+
+    Example:
+        >>> from noisescale import Tradeoff
+        >>> course = Tradeoff().after(20.0, batch_size=32, steps=100)  # a noise scale of 20
+        >>> course = course.after(200.0, batch_size=32, steps=300)
+        >>> round(course.critical_batch_size)
+        92
+        >>> [round(ratio, 2) for ratio in course.fixed(64)]  # S/S_min and E/E_min
+        [2.44, 1.69]
     """
 
     min_steps: float = 0.0

@@ -15,12 +15,16 @@ from noisescale.errors import NoisescaleError, RunFolderError, SettingError, che
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.critical_batch.branches import (
     BRANCH_COLUMNS,
+    BRANCH_HEADINGS,
     FEWEST_BRANCHES,
     at_base,
+    branch_cells,
     branch_critical_batch,
+    branch_means,
     branch_tolerances,
 )
 from noisescale.statistics.critical_batch.curves.rate_laws import POWERS
+from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_edge import LEFT
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, BRANCH_SETTINGS, GoalSplit
@@ -243,8 +247,8 @@ class BranchConfig:
         return f"branches-{digest(self.identity())}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class BranchResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BranchResult(Shown):
     """What branches have come to.
 
     Attributes:
@@ -261,6 +265,22 @@ class BranchResult:
     by_tolerance: dict[float, Estimate]
     at_base: bool
     summary: dict[str, Any]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each batch size: its learning rate, mean loss, loss_stderr and num_seeds."""
+        return branch_means(self.table)
+
+    def _summary(self) -> Summary:
+        return Summary(
+            title=f"Critical batch size: {self.critical_batch_size}; branches of "
+            f"{self.summary['examples']:,} examples from a loss of "
+            f"{self.summary['start_loss']:.4g}",
+            headings=BRANCH_HEADINGS,
+            rows=[branch_cells(row) for row in self.to_frame().to_dict("records")],
+            notes=tuple(self.summary["notes"]),
+            notes_at='.summary["notes"]',
+            numeric=True,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,13 @@ class CriticalBatchConfig:
         noise_examples: of a random subset for each seed, on which the noise scale is measured
             along a run at a batch size near the critical one, H on a quarter as many; None: it is
             not.
+
+    Example:
+        >>> from noisescale import CriticalBatchConfig, ProblemConfig
+        >>> problem = ProblemConfig(dataset="digits", width=64)
+        >>> sizes = (1, 4, 16, 64)
+        >>> CriticalBatchConfig(problem=problem, batch_sizes=sizes, goals=(1.0, 0.5)).num_seeds
+        3
     """
 
     problem: ProblemConfig | FactoryConfig

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from noisescale.plots.critical_batch import branch_figure, critical_figure
 from noisescale.plots.style import image
+from noisescale.statistics.critical_batch.branches import branch_means
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
     fastest_runs,
@@ -23,7 +24,7 @@ from noisescale.training.records.folder import (
     read_json,
     write_atomically,
 )
-from noisescale.training.records.names import problem_name
+from noisescale.training.records.names import describe_problem
 from noisescale.training.records.tables import BRANCHES, PREDICTED, STEPS_TO_GOAL
 
 
@@ -47,7 +48,8 @@ def draw_pictures(folder: Path, *, out: Path | None = None, format: str = "png")
     if (folder / BRANCHES).exists() and (summary := read_json(folder / BRANCH_RESULT)) is not None:
         examples, loss = summary["examples"], summary["start_loss"]
         title = f"Branches from a loss of {loss:.3g}, {examples:,} examples each"
-        figure = branch_figure(pd.read_csv(folder / BRANCHES), summary, title=title)
+        table = pd.read_csv(folder / BRANCHES)
+        figure = branch_figure(table, branch_means(table), summary, title=title)
         paths.append(_save(figure, out or folder, f"branches.{format}"))
     return paths
 
@@ -68,17 +70,18 @@ def draw_front(
         rates,
         laws_table({goal: fit_laws(rates, goal) for goal in fits}),
         pd.read_csv(folder / PREDICTED) if has_prediction else pd.DataFrame(),
-        title=title or _title(folder),
+        title=title or study_title(folder),
     )
     return _save(figure, out or folder, f"pareto.{format}")
 
 
-def _title(folder: Path) -> str:
+def study_title(folder: Path) -> str:
+    """What was measured of which problem; the folder's name where it does not say."""
     settings = read_json(folder / SETTINGS)
     if settings is None:
         return folder.absolute().name
-    name = problem_name(parse_problem(settings["problem"]))
-    return f"{name}, {settings['training']['optimizer']}, {settings['split']} loss"
+    problem = describe_problem(parse_problem(settings["problem"]))
+    return f"{problem}, {settings['training']['optimizer']}, {settings['split']} loss"
 
 
 def _save(figure: Figure, folder: Path, name: str) -> Path:

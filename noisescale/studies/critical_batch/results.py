@@ -15,10 +15,12 @@ from noisescale.statistics.critical_batch.goal_table import (
     fit_goals,
     fit_laws,
     fit_record,
+    fits_table,
     rises,
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
-from noisescale.statistics.estimate import jsonable
+from noisescale.statistics.display import Shown, Summary, counted
+from noisescale.statistics.estimate import jsonable, written_out
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.goal_run import GoalRun
 from noisescale.studies.critical_batch.noise_runs import PREDICTED_COLUMNS, predicted_rows
@@ -32,10 +34,27 @@ from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, 
 SHORT = 1.05  # times its mean: from here on a short last batch shows beside the error of a fit
 FLAT = 0.1  # of B_crit, below which examples depend on the batch size by a tenth at most
 FIT, NOISE = "fit.json", "noise.csv"
+FIT_HEADINGS = ("goal", "S_min", "E_min", "B_crit", "95 % interval", "20 % size", "sizes")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CriticalBatchResult:
+def fit_cells(goal: float, fit: CriticalBatchFit) -> tuple[str, ...]:
+    """A goal's fit under `FIT_HEADINGS`; a table has a goal of nan where it has one alone."""
+    reached = fit.num_batch_sizes - fit.num_censored
+    critical, overhead = fit.critical_batch_size, fit.overhead_batch_size
+    vague = math.isnan(overhead.value) and overhead.high < math.inf
+    return (
+        "–" if math.isnan(goal) else f"{goal:g}",
+        fit.min_steps.text("value", number=written_out),
+        fit.min_examples.text("value", number=written_out),
+        critical.text("value", number=written_out) if fit.resolved else "not resolved",
+        critical.text("interval", number=written_out),
+        "not resolved" if vague else overhead.text(number=written_out),
+        f"{reached} of {fit.num_batch_sizes}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CriticalBatchResult(Shown):
     """Steps to the goals, what is fitted to the fastest, and how the noise scale meets it.
 
     Attributes:
@@ -69,6 +88,20 @@ class CriticalBatchResult:
             records.append(fit_record(goal, fit, self.laws[goal], predicted=rows))
         return {"goals": records, "notes": list(self.notes)}
 
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each goal: the goal, and the columns of `CriticalBatchFit.to_frame`."""
+        return fits_table(self.fits)
+
+    def _summary(self) -> Summary:
+        return Summary(
+            title=f"Critical batch size for {counted(len(self.fits), 'goal')}, from "
+            f"{len(self.table):,} runs at {self.table['batch_size'].nunique()} batch sizes",
+            headings=FIT_HEADINGS,
+            rows=[fit_cells(goal, fit) for goal, fit in self.fits.items()],
+            notes=self.notes,
+            numeric=True,
+        )
+
 
 def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> CriticalBatchResult:
     """What follows from steps_to_goal.csv and the runs along which the noise was measured."""
@@ -76,15 +109,17 @@ def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> Cri
     rates = best_rates(table)
     notes = []
     for goal in fits:
+        # anybody's table may have one goal that it does not name
+        of_goal = "" if math.isnan(goal) else f"goal {goal:g}: "
         notes += [
-            f"goal {goal:g}: steps rise from B = {small:g} to {large:g} by a factor of "
+            f"{of_goal}steps rise from B = {small:g} to {large:g} by a factor of "
             f"{factor:.2f}: a badly tuned learning rate, or chance"
             for small, large, factor in rises(table, goal)
         ]
         smallest = float(table["batch_size"].min())
         if smallest > FLAT * fits[goal].critical_batch_size.value:
             notes.append(
-                f"goal {goal:g}: the smallest batch size is {smallest:g}, above a tenth of B_crit, "
+                f"{of_goal}the smallest batch size is {smallest:g}, above a tenth of B_crit, "
                 "so that the 20 % size counts from a level that is no plateau"
             )
     rows = [

@@ -95,6 +95,14 @@ class SweepConfig:
         horizon: how long each run is.
         start: digest of the checkpoint that every run starts from, see `file_digest`; None: the
             runs start from initialisation.
+
+    Example:
+        >>> from noisescale import Horizon, ProblemConfig, SweepConfig
+        >>> problem = ProblemConfig(dataset="digits", width=64)
+        >>> sizes = (1, 16, "full")
+        >>> config = SweepConfig(problem=problem, batch_sizes=sizes, horizon=Horizon(steps=500))
+        >>> config.batch_sizes
+        (1, 16, 'full')
     """
 
     problem: ProblemConfig

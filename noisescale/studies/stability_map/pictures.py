@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from noisescale.plots.stability_map import map_figure
 from noisescale.plots.style import image
 from noisescale.problems.config import ProblemConfig
 from noisescale.studies.stability_map.config import SETTINGS
-from noisescale.training.records.folder import read_json, write_atomically
+from noisescale.training.records.folder import parse_problem, read_json, write_atomically
+from noisescale.training.records.names import describe_problem
 from noisescale.training.records.tables import BOUNDARY, CELLS, read_boundary, read_cells
 
 STUDY_WIDTHS = (None, 1024)  # of the three-case study's network; None: the default, which is its
@@ -32,14 +32,14 @@ def draw_pictures(folder: Path, *, out: Path | None = None, format: str = "png")
     if not all((folder / name).exists() for name in (CELLS, BOUNDARY)):
         return []
     settings = read_json(folder / SETTINGS)
-    problem = None if settings is None else ProblemConfig.from_dict(settings["problem"])
+    problem = None if settings is None else parse_problem(settings["problem"])
     minimum = settings is not None and settings["start"] is not None
     figure = map_figure(
         read_cells(folder),
         read_boundary(folder),
-        title=folder.absolute().name if settings is None else _title(settings),
+        title=sweep_title(folder),
         minimum=minimum,
-        cases=problem is not None and _is_the_study(problem) and not minimum,
+        cases=isinstance(problem, ProblemConfig) and _is_the_study(problem) and not minimum,
     )
     path = (out or folder) / f"map.{format}"
     write_atomically(path, image(figure, format))
@@ -51,15 +51,14 @@ def _is_the_study(problem: ProblemConfig) -> bool:
     return problem.pixel_scale == "raw" and problem.width in STUDY_WIDTHS
 
 
-def _title(settings: dict[str, Any]) -> str:
-    """What is trained, from where and for how long, from the content of sweep.json."""
-    problem = ProblemConfig.from_dict(settings["problem"])
-    size = "" if problem.width is None else f" of width {problem.width}"
+def sweep_title(folder: Path) -> str:
+    """What a sweep trains, from where and how long; the folder's name where it does not say."""
+    settings = read_json(folder / SETTINGS)
+    if settings is None:
+        return folder.absolute().name
     start = "from initialisation" if settings["start"] is None else "from a checkpoint"
     unit, amount = next(
         (unit, amount) for unit, amount in settings["horizon"].items() if amount is not None
     )
     length = f"{amount:,} {unit if amount > 1 else unit.removesuffix('s')}"
-    return (
-        f"{problem.dataset}, {problem.pixel_scale} pixels, {problem.model}{size}, {start}, {length}"
-    )
+    return f"{describe_problem(parse_problem(settings['problem']))}, {start}, {length}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from noisescale.statistics.estimate import jsonable
+from noisescale.statistics.display import Shown, Summary
+from noisescale.statistics.estimate import estimate_of, jsonable
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.statistics.stability_edge import LABELS
 from noisescale.studies.jobs.folder import changes, closing
@@ -25,9 +27,26 @@ from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, write_json, write_table
 from noisescale.training.records.tables import BOUNDARY, CELLS
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-@dataclass(frozen=True, kw_only=True)
-class SweepResult:
+EDGE_HEADINGS = ("batch size", "η_max", "95 % interval", "seeds", "not monotone")
+
+
+def edge_cells(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """A row of boundary.csv, its measured edge, under `EDGE_HEADINGS`."""
+    edge = estimate_of(row, "lr_max", num_samples=row["num_seeds"])
+    return (
+        str(row["batch_size"]),
+        edge.text("value", unknown="not found"),
+        edge.text("interval"),
+        str(row["num_seeds"]),
+        str(row["num_not_monotone"]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SweepResult(Shown):
     """What a sweep has come to.
 
     Attributes:
@@ -42,6 +61,40 @@ class SweepResult:
     cells: pd.DataFrame
     boundary: pd.DataFrame
     summary: dict[str, Any]
+
+    @property
+    def verb(self) -> str:
+        """What runs above the edge do."""
+        return "diverge" if self.config.start is None else "leave the minimum"
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows of boundary.csv, one for each batch size: a copy of `boundary`."""
+        return self.boundary.copy()
+
+    def _summary(self) -> Summary:
+        counts = {label: count for label, count in self.summary["labels"].items() if count}
+        cells = ", ".join(f"{count} {label}" for label, count in counts.items())
+        return Summary(
+            title=f"η_max, the learning rate at which half of the seeds {self.verb}; "
+            f"{self.summary['num_cells']} cells: {cells or 'none finished'}",
+            headings=EDGE_HEADINGS,
+            rows=[edge_cells(row) for row in self.boundary.to_dict("records")],
+            numeric=True,
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the map: accuracy or loss by batch size and learning rate, and the edges over it.
+
+        Args:
+            ax: drawn on, beside which a colour bar takes its place; None: new ones, in a figure of
+                pyplot's.
+
+        Returns:
+            The Axes of the map.
+        """
+        from noisescale.plots.stability_map import draw_map  # matplotlib takes 0.8 s to load
+
+        return draw_map(self.cells, self.boundary, minimum=self.config.start is not None, axes=ax)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import torch
 from noisescale.errors import CheckpointError
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Params
+from noisescale.statistics.display import counted, one_line
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import CHECKPOINT, write_atomically
 
@@ -36,7 +37,7 @@ FORMAT = "noisescale checkpoint"
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Checkpoint:
     """A run after `step` updates.
 
@@ -52,6 +53,8 @@ class Checkpoint:
         batches: the state of the order of the examples.
         diverged_at_step: the first update (from 1) whose loss was not finite; None while all were.
         schedule: the state of an adaptive batch size; None for a fixed one.
+        losses: of the steps, the rows of losses.csv (n, 6); None in checkpoints written before
+            they were kept.
     """
 
     problem: ProblemConfig | None
@@ -65,6 +68,18 @@ class Checkpoint:
     batches: dict[str, Any]
     diverged_at_step: int | None = None
     schedule: dict[str, Any] | None = None
+    losses: torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        diverged = self.diverged_at_step
+        return one_line(
+            self,
+            f"step {self.step:,}",
+            f"{counted(self.examples_seen, 'example')} seen",
+            "" if diverged is None else f"diverged at step {diverged:,}",
+            counted(sum(part.numel() for part in self.params.values()), "parameter"),
+            repr(self.training),
+        )
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -94,6 +109,16 @@ def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> 
 
     Raises:
         CheckpointError: where the file is absent, damaged, or not written by `save_checkpoint`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from noisescale import ProblemConfig, TrainConfig, build_problem, train
+        >>> from noisescale import load_checkpoint, save_checkpoint
+        >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
+        >>> checkpoint = list(train(problem, TrainConfig(max_steps=5)))[-1]
+        >>> save_checkpoint(checkpoint, Path("five_steps.pt"))
+        >>> load_checkpoint("five_steps.pt").step
+        5
     """
     path, content = read_tensors(path, device=device)
     if not is_checkpoint(content):
@@ -171,6 +196,9 @@ def parse_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
                 isinstance(tensor, torch.Tensor) for tensor in tensors.values()
             ):
                 raise TypeError("its params and buffers are not tensors by name")
+        losses = checkpoint.losses
+        if losses is not None and not (isinstance(losses, torch.Tensor) and losses.ndim == 2):
+            raise TypeError("its losses are not a table of numbers")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} lacks or adds fields of a checkpoint: {error}") from error
     return checkpoint

@@ -52,3 +52,36 @@ def problem_name(problem: ProblemConfig | FactoryConfig) -> str:
     if isinstance(problem, FactoryConfig):
         return problem.factory.rpartition(":")[2]
     return f"{problem.dataset}-{problem.model}"
+
+
+def describe_problem(problem: ProblemConfig | FactoryConfig) -> str:
+    """What is trained, in words: "mnist at raw pixels, MLP of width 128"."""
+    if isinstance(problem, FactoryConfig):
+        return problem.factory
+    data, model = str(problem.dataset), []
+    if problem.pixel_scale == "raw":
+        data += " at raw pixels"
+    if problem.num_train is not None:
+        data += f" ({problem.num_train:,} examples)"
+    if problem.width is not None:
+        model.append(f"width {problem.width}")
+    if problem.depth is not None:
+        model.append(f"depth {problem.depth}")
+    described = f"{data}, {problem.model.upper()}"
+    if model:
+        described += f" of {' and '.join(model)}"
+    if problem.norm != "none":
+        described += f" with {problem.norm} norm"
+    return described if problem.loss == "cross_entropy" else f"{described}, squared error"
+
+
+def describe_training(training: TrainConfig) -> str:
+    """How it is trained, in words: "B = 32, learning rate 0.05, adam"."""
+    described = f"B = {training.batch_size}, learning rate {training.learning_rate:g}"
+    if training.optimizer != "sgd":
+        described += f", {training.optimizer}"
+    if training.momentum:
+        described += f", momentum {training.momentum:g}"
+    if training.weight_decay:
+        described += f", weight decay {training.weight_decay:g}"
+    return described if training.seed == 0 else f"{described}, seed {training.seed}"

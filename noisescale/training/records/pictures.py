@@ -12,10 +12,19 @@ from noisescale.plots.noise import batch_size_figure, noise_growth_figure
 from noisescale.plots.sharpness import sharpness_figure
 from noisescale.plots.style import image
 from noisescale.plots.training import confusion_figure, curves_figure
-from noisescale.training.records.folder import SUMMARY, read_summary, write_atomically
+from noisescale.training.records.folder import (
+    CONFIG,
+    SUMMARY,
+    parse_config,
+    read_json,
+    read_summary,
+    write_atomically,
+)
+from noisescale.training.records.names import describe_problem, describe_training
 from noisescale.training.records.tables import (
     read_batch_size,
     read_confusion,
+    read_losses,
     read_metrics,
     read_noise,
     read_sharpness,
@@ -47,11 +56,17 @@ def draw_pictures(folder: Path, *, out: Path | None = None, format: str = "png")
 
 def _figures(folder: Path) -> Iterator[tuple[str, Figure]]:
     """Each picture's name and the picture, one of `PICTURES` for every table there is."""
-    title, remark = _title_and_remark(folder)
+    title, diverged = _title_and_divergence(folder)
     if rows := read_metrics(folder):
-        yield "curves", curves_figure(pd.DataFrame(rows), title=title, remark=remark)
+        figure = curves_figure(
+            pd.DataFrame(rows),
+            title=title,
+            losses=read_losses(folder),
+            diverged_at_step=diverged,
+        )
+        yield "curves", figure
     if rows := read_confusion(folder):
-        figure = confusion_figure(pd.DataFrame(rows), split="test", title=f"{title}, test")
+        figure = confusion_figure(pd.DataFrame(rows), split="test", title=f"{title}, test examples")
         yield "confusion", figure
     if rows := read_sharpness(folder):
         yield "sharpness", sharpness_figure(pd.DataFrame(rows), title=title)
@@ -61,14 +76,23 @@ def _figures(folder: Path) -> Iterator[tuple[str, Figure]]:
         yield "batch_size", batch_size_figure(pd.DataFrame(rows), title=title)
 
 
-def _title_and_remark(folder: Path) -> tuple[str, str | None]:
-    """The run's name and length, and where it diverged, None where it did not."""
-    name = folder.absolute().name
+def _title_and_divergence(folder: Path) -> tuple[str, int | None]:
+    """What is trained and how, and for how long; the step at which it diverged, None for none."""
+    name = run_title(folder)
     if not (folder / SUMMARY).exists():
         return f"{name}\nunfinished", None
     summary = read_summary(folder)
-    title = f"{name}\n{summary['steps']:,} steps"
-    if summary["diverged_at_step"] is None:
-        return title, None
-    remark = f"diverged at step {summary['diverged_at_step']:,}"
-    return f"{title}, {remark}", remark
+    length = f"{summary['steps']:,} steps"
+    if (epochs := summary.get("epochs")) is not None:
+        length += f", {epochs:.3g} {'epoch' if epochs == 1 else 'epochs'}"
+    diverged = summary["diverged_at_step"]
+    return f"{name}\n{length}", diverged
+
+
+def run_title(folder: Path) -> str:
+    """What is trained in a run's folder and how; the folder's name where it does not say."""
+    config = read_json(folder / CONFIG)
+    if config is None:
+        return folder.absolute().name
+    problem, training = parse_config(folder, config)
+    return f"{describe_problem(problem)}, {describe_training(training)}"

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from noisescale.errors import RunFolderError
 from noisescale.statistics.estimate import estimate_columns
+from noisescale.statistics.gradient_noise import CURVATURE_NOISE, GRADIENT_NOISE
 
 if TYPE_CHECKING:
     import pandas as pd
 
 METRICS, CONFUSION, SHARPNESS = "metrics.csv", "confusion.csv", "sharpness.csv"
 NOISE, NOISE_LAYERS, BATCH_SIZE = "noise.csv", "noise_layers.csv", "batch_size.csv"
-LOSSES = "losses.csv"  # of a cell of a sweep
+LOSSES = "losses.csv"  # of a run's batches; in a study's cell, of its fixed subset
 CELLS, BOUNDARY = "cells.csv", "boundary.csv"  # of a sweep
 # of a measurement of the critical batch size
 STEPS_TO_GOAL, RATES, PREDICTED, BRANCHES = (
@@ -42,8 +43,6 @@ SHARPNESS_COLUMNS = (
     "seconds",
     "reason",
 )
-GRADIENT_NOISE = ("squared_gradient_norm", "gradient_variance", "simple")
-CURVATURE_NOISE = ("hessian_covariance_trace", "gradient_curvature", "full", "max_learning_rate")
 NOISE_COLUMNS = (
     *(
         "step",
@@ -69,6 +68,7 @@ BATCH_SIZE_COLUMNS = (
     *estimate_columns(*GRADIENT_NOISE),
     "population",
 )
+LOSS_COLUMNS = ("step", "epoch", "num_steps", "loss", "smallest", "largest")
 # what tables written before these columns were there read as
 ADDED: dict[str, float | str] = {
     "effective_examples": math.nan,
@@ -169,17 +169,34 @@ def read_batch_size(folder: Path) -> list[dict[Any, Any]]:
 
 
 def read_losses(folder: Path) -> pd.DataFrame:
-    """The losses.csv of a study's run: columns step and loss, the mean over its fixed subset.
+    """The losses.csv of a run, a row for each window of its steps, or of a run of a study.
+
+    Of a run, the loss of a step is the mean over its batch, of before the update; the first 256
+    steps have a row each, those up to 512 one for two steps, up to 1,024 for four and so on, and
+    the last 100 one each. Of a run under a study's cells/, it is the mean over a fixed subset.
 
     Args:
-        folder: of the run, one of those under a study's cells/.
+        folder: of the run, finished or not.
+
+    Returns:
+        Columns step, the last of its window, and loss, the mean over it; of a run also the epoch
+        after it, num_steps in it, and the smallest and largest loss. No column where nothing is
+        written yet.
 
     Raises:
         RunFolderError: where the table is damaged.
     """
     import pandas as pd
 
-    return pd.DataFrame(_read_rows(folder / LOSSES, ["step", "loss"], {"step": int, "loss": float}))
+    path = folder / LOSSES
+    if not path.exists():
+        return pd.DataFrame()
+    columns = ["step", "loss"]
+    with path.open() as file:
+        if "num_steps" in file.readline():
+            columns = list(LOSS_COLUMNS)
+    types = {name: int if name in ("step", "num_steps") else float for name in columns}
+    return pd.DataFrame(_read_rows(path, columns, types))
 
 
 def read_cells(sweep: Path) -> pd.DataFrame:

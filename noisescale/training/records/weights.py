@@ -34,6 +34,13 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
 
     Raises:
         CheckpointError: where the file cannot be read, or does not fit the model: names and shapes.
+
+    Example:
+        >>> import torch
+        >>> from noisescale import load_weights
+        >>> model = torch.nn.Linear(20, 3)
+        >>> torch.save(model.state_dict(), "weights.pt")
+        >>> load_weights(torch.nn.Linear(20, 3), "weights.pt")
     """
     path, content = read_weights(path)
     apply_weights(model, content, path=path)

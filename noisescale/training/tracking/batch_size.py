@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from noisescale.statistics.estimate import estimate_row, two_digits
+from noisescale.statistics.gradient_noise import GRADIENT_NOISE
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.records.tables import (
     BATCH_SIZE,
     BATCH_SIZE_COLUMNS,
-    GRADIENT_NOISE,
     read_batch_size,
 )
 from noisescale.training.tracking.rows import Rows

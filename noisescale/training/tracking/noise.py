@@ -17,8 +17,7 @@ from noisescale.measure.noise import (
 )
 from noisescale.problems.models import copy_of
 from noisescale.problems.problem import Problem
-from noisescale.statistics.estimate import Estimate, estimate_of, estimate_row
-from noisescale.statistics.gradient_noise import NoiseScale
+from noisescale.statistics.estimate import estimate_of
 from noisescale.training.records.tables import (
     NOISE,
     NOISE_COLUMNS,
@@ -179,7 +178,7 @@ class NoiseTracker:
             if noise.per_layer is not None:
                 layers = noise.per_layer.to_dict("records")
                 self._layers.add(*({**position, **layer} for layer in layers))
-            row |= _noise_numbers(noise)
+            row |= noise.to_row() | self._settings
         row["seconds"] = time.perf_counter() - started
         return self._rows.add(row)
 
@@ -218,29 +217,3 @@ def _resolved(options: NoiseOptions, total: int) -> NoiseOptions:
         num_examples=min(options.num_examples or total, total),
         hessian_examples=hessian_examples,
     )
-
-
-def _noise_numbers(noise: NoiseScale) -> dict[str, Any]:
-    """The estimates as columns name, name_stderr, name_low and name_high."""
-    estimates: dict[str, Estimate | None] = {
-        "loss": noise.loss,
-        "squared_gradient_norm": noise.squared_gradient_norm,
-        "gradient_variance": noise.gradient_variance,
-        "simple": noise.simple,
-        "full": noise.full,
-    }
-    if (curvature := noise.curvature) is not None:
-        estimates["hessian_covariance_trace"] = curvature.covariance_trace
-        estimates["gradient_curvature"] = curvature.gradient_curvature
-        estimates["max_learning_rate"] = curvature.max_learning_rate
-    numbers: dict[str, Any] = {
-        name: math.nan if value is None else value
-        for name, value in (
-            ("effective_examples", noise.effective_examples),
-            ("noisiest_share", noise.noisiest_share),
-        )
-    }
-    for name, estimate in estimates.items():
-        if estimate is not None:
-            numbers |= estimate_row(name, estimate)
-    return numbers

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -18,6 +19,11 @@ from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import train
 from tests.helpers.closed_forms import exact, regression
+
+
+def every_digit(noise):
+    """The estimates as text, in which nan equals nan; that of `str` is rounded."""
+    return str([*map(astuple, noise[:3]), *noise[3:]])
 
 
 def feed(monitor, model, inputs, targets, order, sizes, *, scale=1.0):
@@ -189,7 +195,7 @@ def test_what_is_not_finite_is_left_out():
         feed(monitor, model, spoilt, targets, range(5), [2, 2])
         assert not monitor.update()
     assert monitor.num_skipped == 2
-    assert str(monitor.noise()) == str(noise)
+    assert every_digit(monitor.noise()) == every_digit(noise)
 
 
 def test_one_micro_batch_has_no_noise():

@@ -25,11 +25,12 @@ def test_what_is_loaded_is_what_was_saved(checkpoint, tmp_path):
     save_checkpoint(saved, tmp_path / "checkpoint.pt")
     loaded = load_checkpoint(tmp_path)  # the folder stands for its checkpoint.pt
     for field in dataclasses.fields(saved):
-        if field.name not in ("params", "buffers", "optimizer", "batches"):
+        if field.name not in ("params", "buffers", "optimizer", "batches", "losses"):
             assert getattr(loaded, field.name) == getattr(saved, field.name)
     for name, value in saved.params.items():
         assert torch.equal(loaded.params[name], value)
     assert torch.equal(loaded.batches["generator"], saved.batches["generator"])
+    assert torch.equal(loaded.losses, saved.losses)
     assert torch.equal(
         loaded.optimizer["state"][0]["momentum_buffer"],
         saved.optimizer["state"][0]["momentum_buffer"],

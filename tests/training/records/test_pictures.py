@@ -18,6 +18,7 @@ from noisescale.training.run import RunOptions, run_training
 
 PROBLEM = ProblemConfig(dataset="digits", width=4)
 TRAINING = TrainConfig(batch_size=200, learning_rate=0.1, epochs=1)
+WHAT = "digits, MLP of width 4, B = 200, learning rate 0.1"
 NAMES = ["curves.png", "confusion.png"]
 
 pytestmark = pytest.mark.pictures
@@ -75,15 +76,15 @@ def test_an_interrupt_while_they_are_drawn_waits_for_them(tmp_path, monkeypatch)
     assert all((tmp_path / name).exists() for name in NAMES)
 
 
-def test_titles_say_how_far_the_run_came(tmp_path, monkeypatch):
+def test_titles_say_what_was_trained_and_how_far_it_came(tmp_path, monkeypatch):
     run = tmp_path / "name"
     run_training(PROBLEM, TRAINING, run, RunOptions(pictures=False))
-    assert titles(run, tmp_path, monkeypatch) == "name\n7 steps"
+    assert titles(run, tmp_path, monkeypatch) == f"{WHAT}\n7 steps, 1 epoch"
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"diverged_at_step": 7}))
-    assert titles(run, tmp_path, monkeypatch) == "name\n7 steps, diverged at step 7"
+    assert titles(run, tmp_path, monkeypatch) == f"{WHAT}\n7 steps, 1 epoch"
     (run / "summary.json").unlink()
-    assert titles(run, tmp_path, monkeypatch) == "name\nunfinished"
+    assert titles(run, tmp_path, monkeypatch) == f"{WHAT}\nunfinished"
 
 
 def test_a_folder_without_tables_has_none_and_a_damaged_one_is_said_so(tmp_path):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisescale.statistics.display import one_line
+
 # Numbers that are written out at a time: 16 MiB in float32 on a CPU, which its allocator hands out
 # again without new page faults; 256 MiB on a GPU, enough that a kernel fills it
 WRITTEN, WRITTEN_ON_GPU = 2**22, 2**26
@@ -80,7 +82,7 @@ class Dense:
         return _row_sums(self.values * direction)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outer:
     """Gradients as sums of outer products, g_i = Σ_s left_is ⊗ right_is.
 
@@ -98,6 +100,10 @@ class Outer:
     left: Tensor
     right: Tensor
     shape: torch.Size
+
+    def __repr__(self) -> str:
+        parts = {"left": self.left.shape, "right": self.right.shape, "shape": self.shape}
+        return one_line(self, *(f"{name} {tuple(size)}" for name, size in parts.items()))
 
     def __len__(self) -> int:
         return len(self.right)
