@@ -11,7 +11,7 @@ import pandas as pd
 from noisescale.errors import Interrupted, MeasurementError, counted
 from noisescale.statistics.critical_batch.calibration.model import Scale
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
-from noisescale.statistics.critical_batch.goal_table import fastest_runs, fit_goals, of_goal
+from noisescale.statistics.critical_batch.goal_table import fastest_runs, of_goal
 from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
 from noisescale.statistics.estimate import (
     Estimate,
@@ -78,7 +78,10 @@ class NoiseRuns(NamedTuple):
 
 
 def choose_noise_runs(
-    config: CriticalBatchConfig, table: pd.DataFrame, num_examples: int
+    config: CriticalBatchConfig,
+    table: pd.DataFrame,
+    fits: dict[float, CriticalBatchFit],
+    num_examples: int,
 ) -> NoiseRuns | None:
     """Runs at the batch size tried that is nearest to B_crit of the lowest goal reached.
 
@@ -87,6 +90,7 @@ def choose_noise_runs(
     Args:
         config: of the measurement.
         table: the rows of steps_to_goal.csv, whose fastest rate the runs take.
+        fits: to it, by goal.
         num_examples: of the training set.
     """
     examples = min(config.noise_examples or 0, num_examples)
@@ -95,7 +99,7 @@ def choose_noise_runs(
     if examples < LEAST_EXAMPLES or fastest.empty:
         return None
     goal = float(fastest["goal"].min())
-    fit = fit_goals(table)[goal]
+    fit = fits[goal]
     runs = of_goal(fastest, goal)
     wanted = fit.critical_batch_size.value if fit.resolved else runs["batch_size"].median()
     size = min(runs["batch_size"], key=lambda size: abs(math.log(size / wanted)))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from noisescale._version import __version__
+from noisescale.statistics.critical_batch.curves.runs import Runs
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
@@ -20,7 +26,7 @@ from noisescale.statistics.critical_batch.goal_table import (
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.statistics.display import Shown, Summary, counted
-from noisescale.statistics.estimate import jsonable, written_out
+from noisescale.statistics.estimate import Estimate, jsonable, written_out
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.goal_run import GoalRun
 from noisescale.studies.critical_batch.noise_runs import PREDICTED_COLUMNS, predicted_rows
@@ -28,12 +34,13 @@ from noisescale.studies.critical_batch.start import Start
 from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.training.records.environment import environment
-from noisescale.training.records.folder import SUMMARY, write_json, write_table
+from noisescale.training.records.folder import SUMMARY, write_atomically, write_json, write_table
 from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
 
 SHORT = 1.05  # times its mean: from here on a short last batch shows beside the error of a fit
 FLAT = 0.1  # of B_crit, below which examples depend on the batch size by a tenth at most
 FIT, NOISE = "fit.json", "noise.csv"
+FITS = ".fits.json"  # what is remembered of the fits
 FIT_HEADINGS = ("goal", "S_min", "E_min", "B_crit", "95 % interval", "20 % size", "sizes")
 
 
@@ -103,9 +110,52 @@ class CriticalBatchResult(Shown):
         )
 
 
-def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> CriticalBatchResult:
-    """What follows from steps_to_goal.csv and the runs along which the noise was measured."""
+def remembered_fits(out: Path, table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
+    """The fits to steps_to_goal.csv, computed unless the folder `out` has those of this table.
+
+    Their intervals take seconds, of which a finished measurement is to be shown in none.
+    """
+    path = out / FITS
+    key = hashlib.sha256(f"{__version__} {table.to_csv(index=False)}".encode()).hexdigest()
+    try:
+        stored = json.loads(path.read_text())
+        if stored["key"] == key:
+            return {float(goal): _fit_of(values) for goal, values in stored["fits"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # absent, or of another release, or damaged: they can be had again
     fits = fit_goals(table)
+    # with NaN and Infinity, which are no strict JSON: for this release alone
+    values = [(goal, dataclasses.asdict(fit)) for goal, fit in fits.items()]
+    text = json.dumps({"key": key, "fits": values}, default=np.ndarray.tolist)
+    write_atomically(path, text.encode())
+    return fits
+
+
+def _fit_of(values: dict[str, Any]) -> CriticalBatchFit:
+    """A fit from its fields, estimates and runs as theirs."""
+    fields: dict[str, Any] = {
+        name: Estimate(**value) if isinstance(value, dict) and name != "runs" else value
+        for name, value in values.items()
+    }
+    if (runs := values["runs"]) is not None:
+        arrays: dict[str, Any] = {
+            name: np.array(value) if isinstance(value, list) else value
+            for name, value in runs.items()
+        }
+        fields["runs"] = Runs(**arrays)
+    return CriticalBatchFit(**fields)
+
+
+def analyse(
+    table: pd.DataFrame,
+    noise_runs: list[GoalRun] | None = None,
+    fits: dict[float, CriticalBatchFit] | None = None,
+) -> CriticalBatchResult:
+    """What follows from steps_to_goal.csv and the runs along which the noise was measured.
+
+    fits: to the table; None: they are computed.
+    """
+    fits = fit_goals(table) if fits is None else fits
     rates = best_rates(table)
     notes = []
     for goal in fits:
@@ -139,13 +189,14 @@ def analyse(table: pd.DataFrame, noise_runs: list[GoalRun] | None = None) -> Cri
 class Outcome:
     """What a measurement has come to.
 
-    table: the rows of steps_to_goal.csv. num_examples: in the training set. best_losses: of the
-    runs, each with its batch size and rate. goals: descending. start: what is known where the runs
-    start. noise_runs: those along which the noise was measured. failures: a line for each.
-    seconds: that the measurement took.
+    table: the rows of steps_to_goal.csv. fits: to it, by goal. num_examples: in the training set.
+    best_losses: of the runs, each with its batch size and rate. goals: descending. start: what is
+    known where the runs start. noise_runs: those along which the noise was measured. failures: a
+    line for each. seconds: that the measurement took.
     """
 
     table: pd.DataFrame
+    fits: dict[float, CriticalBatchFit]
     num_examples: int
     best_losses: list[tuple[float, int, float]]
     goals: tuple[float, ...]
@@ -160,7 +211,7 @@ def write_results(
 ) -> CriticalBatchResult:
     """Writes the files of a measurement: tables, fits, picture and, last, summary.json."""
     table = outcome.table
-    result = analyse(table, outcome.noise_runs)
+    result = analyse(table, outcome.noise_runs, outcome.fits)
     notes = (
         *result.notes,
         *_short_batches(table, outcome.num_examples),

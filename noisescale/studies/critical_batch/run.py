@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from noisescale.errors import Interrupted, NoisescaleError, SettingError
+from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import COLUMNS
 from noisescale.studies.critical_batch.config import SETTINGS, CriticalBatchConfig, default_goals
 from noisescale.studies.critical_batch.goal_run import (
@@ -21,7 +22,12 @@ from noisescale.studies.critical_batch.goal_run import (
     stored_goal_run,
 )
 from noisescale.studies.critical_batch.noise_runs import choose_noise_runs, make_noise_runs
-from noisescale.studies.critical_batch.results import CriticalBatchResult, Outcome, write_results
+from noisescale.studies.critical_batch.results import (
+    CriticalBatchResult,
+    Outcome,
+    remembered_fits,
+    write_results,
+)
 from noisescale.studies.critical_batch.start import Start, count_examples, start_at, stored_start
 from noisescale.studies.critical_batch.tuning import Steps, Trial, Tuned, best_indices, tune
 from noisescale.studies.jobs.cell import Cell
@@ -132,9 +138,11 @@ class _Measurement:
             self._take_others()
             table = self.table()
             write_table(self.out / STEPS_TO_GOAL, table)  # whatever becomes of the fits
-            noise_runs, stopped = self._noise_runs(table)
+            fits = remembered_fits(self.out, table)
+            noise_runs, stopped = self._noise_runs(table, fits)
         outcome = Outcome(
             table=table,
+            fits=fits,
             num_examples=self.num_examples,
             best_losses=self._best_losses(),
             goals=self.goals,
@@ -257,12 +265,14 @@ class _Measurement:
         bend = self._bend()
         return rate * ((1 + bend / tuned_size) / (1 + bend / size))
 
-    def _noise_runs(self, table: pd.DataFrame) -> tuple[list[GoalRun], Interrupted | None]:
+    def _noise_runs(
+        self, table: pd.DataFrame, fits: dict[float, CriticalBatchFit]
+    ) -> tuple[list[GoalRun], Interrupted | None]:
         """Runs near the critical batch size with the noise scale measured along them, if wanted.
 
         And the signal that ended them early, if one did.
         """
-        runs = choose_noise_runs(self.config, table, self.num_examples)
+        runs = choose_noise_runs(self.config, table, fits, self.num_examples)
         if runs is None:
             return [], None
 
