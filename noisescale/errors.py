@@ -57,14 +57,16 @@ class Interrupted(BaseException):
         self.found = found
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things, such as "1 run" or "2 runs".
+class StoppedEarly(KeyboardInterrupt):
+    """Ctrl-C in the middle of a measurement of several parts: still a KeyboardInterrupt.
 
-    Args:
-        number: of the things.
-        noun: what one of them is called; an s makes it several.
+    Attributes:
+        found: the result without the parts that were still to come, which its notes name.
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+    def __init__(self, found: object) -> None:
+        super().__init__("stopped before the last part of a measurement")
+        self.found = found
 
 
 def is_real(value: object) -> bool:

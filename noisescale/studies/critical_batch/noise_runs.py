@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from noisescale.errors import Interrupted, MeasurementError, counted
+from noisescale.errors import Interrupted, MeasurementError
 from noisescale.statistics.critical_batch.calibration.model import Scale
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import fastest_runs, of_goal
 from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
+from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import (
     Estimate,
     estimate_columns,

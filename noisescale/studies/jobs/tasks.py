@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from noisescale.errors import Interrupted, NoisescaleError, counted, first_line
+from noisescale.errors import Interrupted, NoisescaleError, first_line
+from noisescale.statistics.display import counted
 from noisescale.studies.jobs.progress import StudyProgress
 from noisescale.training.console import DeferredInterrupts
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noisescale.errors import Interrupted, NoisescaleError, RunFolderError, SettingError, counted
+from noisescale.errors import Interrupted, NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.data.splits import num_training_examples
+from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell
