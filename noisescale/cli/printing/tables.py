@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,22 @@ class Screen(Console):
             *objects: what to print.
             **settings: rich's own.
         """
-        whole: dict[str, Any] = {"overflow": "ignore", "crop": False}
-        super().print(*objects, **(whole | settings))
+        whole: dict[str, Any] = {"overflow": "ignore", "crop": False}  # which folds nothing itself
+        folded = [fold(each, self.width) if isinstance(each, str) else each for each in objects]
+        super().print(*folded, **(whole | settings))
+
+
+def fold(text: str, width: int) -> str:
+    """The text with lines no longer than the width, but for single words that are.
+
+    Args:
+        text: its own line ends stay.
+        width: in columns.
+    """
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
 def stdout_console() -> Screen:
@@ -127,7 +142,7 @@ class NumberTable:
         width = options.max_width
         shown = self._shown(width)
         if self.title is not None:
-            yield Text(self.title, style="italic")
+            yield Text(fold(self.title, width), style="italic")
         if shown is None:
             yield from self._blocks()
             return
@@ -136,7 +151,8 @@ class NumberTable:
             names = [
                 column.heading for index, column in enumerate(self.columns) if index not in shown
             ]
-            yield Text(f"Left out for want of room: {', '.join(names)} ({self.where}).")
+            text = f"Left out for want of room: {', '.join(names)} ({self.where})."
+            yield Text(fold(text, width))
 
     def _shown(self, width: int) -> list[int] | None:
         """The columns that are shown, by index; None where even the most important do not fit."""

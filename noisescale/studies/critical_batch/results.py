@@ -272,6 +272,11 @@ def _short_batches(table: pd.DataFrame, num_examples: int) -> list[str]:
     return notes
 
 
+def _named(goal: float) -> str:
+    """The goal in a sentence; a table of others may have one alone, without its loss."""
+    return "the goal" if math.isnan(goal) else f"goal {goal:g}"
+
+
 def _unreached(
     result: CriticalBatchResult, best_losses: list[tuple[float, int, float]]
 ) -> list[str]:
@@ -280,7 +285,7 @@ def _unreached(
         return []
     loss, size, rate = min(best_losses)
     return [
-        f"goal {goal:g} is reached by no run: the best loss seen is {loss:.4g}, at B = {size} and "
+        f"{_named(goal)} is reached by no run: the best loss seen is {loss:.4g}, at B = {size} and "
         f"lr {rate:g}"
         for goal, fit in result.fits.items()
         if fit.num_censored == fit.num_batch_sizes

@@ -18,16 +18,17 @@ OVERHEAD = 0.3  # seconds of a run outside its updates, as measured: data, looks
 # of a run's seconds against its batch size, in logarithms, where one batch size alone is known:
 # between that of runs of equal steps, 0, and of equal examples, -1
 SLOPE = -0.5
+FIRST_RUNS = 8  # after which how fast they go counts for half: those on their way matter no more
 
 
 class StudyProgress:
     """A progress bar over a study's runs; their number is not known beforehand, but estimated.
 
     console: where to write; None writes nothing. A terminal gets the bar, others a line every 30
-    seconds.
+    seconds. num_at_once: runs that are made at the same time.
     """
 
-    def __init__(self, console: Console | None) -> None:
+    def __init__(self, console: Console | None, *, num_at_once: int = 1) -> None:
         self.console = console or Console(quiet=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -44,6 +45,8 @@ class StudyProgress:
         self._activity = "starting"
         self._began = self._reported = time.monotonic()
         self._worked = 0.0  # seconds of the runs that this study itself has made
+        self._num_made = 0  # how many these are
+        self._num_at_once = num_at_once
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -77,6 +80,7 @@ class StudyProgress:
         if not self._worked:  # what came before it was no run
             self._began = time.monotonic() - seconds - OVERHEAD
         self._worked += seconds + OVERHEAD
+        self._num_made += 1
         self._seconds[kind].append(seconds + OVERHEAD)
 
     def update(self) -> None:
@@ -102,8 +106,16 @@ class StudyProgress:
 
     @property
     def _per_second(self) -> float:
-        """Seconds that pass for each that a run takes: half of one where two are made at once."""
-        return (time.monotonic() - self._began) / self._worked if self._worked else 1.0
+        """Seconds that pass for each that a run takes: half of one where two are made at once.
+
+        As they have passed so far; at first, while others are on their way that are not counted
+        yet, rather as they should.
+        """
+        expected = 1 / self._num_at_once
+        if not self._worked:
+            return expected
+        seen = (time.monotonic() - self._began) / self._worked
+        return (self._num_made * seen + FIRST_RUNS * expected) / (self._num_made + FIRST_RUNS)
 
     def log(self, text: str) -> None:
         """Writes a line above the bar."""
@@ -118,16 +130,19 @@ class StudyProgress:
     def _cost(self, kind: Hashable) -> float:
         """Seconds of a run of this kind; of a batch size not seen yet, by those of the others."""
         if kind in self._seconds:
-            return float(np.mean(self._seconds[kind]))
+            return _typical(self._seconds[kind])
         sizes = [size for size in self._seconds if isinstance(size, int)]
         if not sizes or not isinstance(kind, int):
-            return float(
-                np.mean([second for of_kind in self._seconds.values() for second in of_kind])
-            )
+            return _typical([second for of_kind in self._seconds.values() for second in of_kind])
         nearest = sorted(sizes, key=lambda size: abs(math.log(size / kind)))[:2]
-        logs = [math.log(float(np.mean(self._seconds[size]))) for size in nearest]
+        logs = [math.log(_typical(self._seconds[size])) for size in nearest]
         slope = SLOPE
         if len(nearest) == 2:
             slope = (logs[1] - logs[0]) / math.log(nearest[1] / nearest[0])
         # steps fall and examples rise with the batch size, so that it lies between these
         return math.exp(logs[0] + float(np.clip(slope, -1, 0)) * math.log(kind / nearest[0]))
+
+
+def _typical(seconds: list[float]) -> float:
+    """The geometric mean, which a single run that met a busy machine moves little."""
+    return float(np.exp(np.mean(np.log(seconds))))

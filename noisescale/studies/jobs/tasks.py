@@ -27,7 +27,7 @@ class Tasks:
         self._pool = pool
         self._submitted: set[Future[Any]] = set()
         self._interrupts = DeferredInterrupts()
-        self.progress = StudyProgress(console)
+        self.progress = StudyProgress(console, num_at_once=self.num_at_once)
         self.failures: list[str] = []
 
     def __enter__(self) -> Self:
