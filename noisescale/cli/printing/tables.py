@@ -144,7 +144,7 @@ class NumberTable:
         if self.title is not None:
             yield Text(fold(self.title, width), style="italic")
         if shown is None:
-            yield from self._blocks()
+            yield from self._blocks(width)
             return
         yield self._table(shown, width)
         if len(shown) < len(self.columns):
@@ -198,15 +198,19 @@ class NumberTable:
                 table.add_section()
         return table
 
-    def _blocks(self) -> Iterable[Text]:
-        """Each row as lines of a heading and a value, without those that have none."""
+    def _blocks(self, width: int) -> Iterable[Text]:
+        """Each row as lines of a heading and a value, without those that have none.
+
+        A value that does not fit beside its heading, such as a path, has a line of its own.
+        """
         indent = max(cell_len(column.heading) for column in self.columns)
         for row in self.rows:
             yield Text("")
             for column, cell in zip(self.columns, row, strict=True):
                 if cell:
                     heading = column.heading + " " * (indent - cell_len(column.heading))
-                    yield Text(f"{heading}  {cell}")
+                    fits = cell_len(f"{heading}  {cell}") <= width
+                    yield Text(f"{heading}  {cell}" if fits else f"{column.heading}\n{cell}")
         yield Text("")
 
 
