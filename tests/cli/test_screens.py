@@ -157,7 +157,7 @@ def test_what_goes_first_and_what_comes_at_last():
     assert "seconds (x.csv has" in " ".join(narrow.split())
     assert "batch" in narrow.splitlines()[1]  # a heading folds before a column goes
     blocks = [line for line in shown(table, 16).splitlines() if line.strip()]
-    assert blocks == ["batch size  1,024", "loss        0.12345678", "seconds     12.3"]
+    assert blocks == ["batch size", "1,024", "loss", "0.12345678", "seconds     12.3"]
 
 
 def test_a_sentence_breaks_between_words_and_keeps_its_brackets():
