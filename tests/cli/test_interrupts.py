@@ -78,6 +78,7 @@ def test_nothing_measured_yet_is_said(checkpoint, monkeypatch):
     assert result.stderr.splitlines()[-1] == "Stopped: nothing was measured yet."
 
 
+@pytest.mark.pictures
 def test_a_critical_batch_size_without_the_rest_of_its_noise(tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
