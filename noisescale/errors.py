@@ -56,11 +56,32 @@ class Interrupted(BaseException):
 
     Attributes:
         exit_code: the shell's 128 + signal.
+        found: what is known so far, as the work would have returned it; None for nothing.
     """
 
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+    def __init__(self, kept: str, signal_number: int, *, found: object = None) -> None:
+        """One wording for all that can be interrupted.
+
+        Args:
+            kept: what is kept, and how to go on.
+            signal_number: of the signal.
+            found: as the attribute.
+        """
+        super().__init__(f"Stopped: {kept}.")
         self.exit_code = 128 + signal_number
+        self.found = found
+
+
+class StoppedEarly(KeyboardInterrupt):
+    """Ctrl-C in the middle of a measurement of several parts: still a KeyboardInterrupt.
+
+    Attributes:
+        found: the result without the parts that were still to come, which its notes name.
+    """
+
+    def __init__(self, found: object) -> None:
+        super().__init__("stopped before the last part of a measurement")
+        self.found = found
 
 
 def is_real(value: object) -> bool:

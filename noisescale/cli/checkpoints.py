@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import click
 from rich.console import Console
 
-from noisescale.errors import CheckpointError, MeasurementError
+from noisescale.errors import (
+    CheckpointError,
+    Interrupted,
+    MeasurementError,
+    StoppedEarly,
+)
+from noisescale.statistics.display import counted
+from noisescale.training.console import Heartbeat, duration_text, log_line
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from noisescale.problems.config import AnyConfig, ProblemConfig
     from noisescale.problems.problem import Params, Problem
     from noisescale.training.records.checkpoint import Checkpoint
@@ -180,25 +187,84 @@ def measure_all(
 
     Raises:
         MeasurementError: none of them can be measured.
+        Interrupted: after Ctrl-C; `found` is what was measured until then.
     """
     every: list[Measured[Result]] = []
     console = Console(stderr=True, highlight=False, quiet=quiet)
-    with console.status("reading") as status:
-        for checkpoint, problem in with_problems(loaded, **where):
-            try:
-                result = measure(problem, partial(_show, status, checkpoint.title))
-                every.append(Measured(checkpoint, problem, result))
-            except MeasurementError as error:
-                if len(loaded) == 1:
-                    raise MeasurementError(f"{checkpoint.title}: {error}") from error
-                every.append(Measured(checkpoint, problem, None, str(error)))
+    current: Loaded | None = None
+    try:
+        with Activity(console, total=len(loaded)) as activity:
+            for current, problem in with_problems(loaded, **where):
+                activity.begin(current.title)
+                try:
+                    result = measure(problem, activity.show)
+                    every.append(Measured(current, problem, result))
+                except MeasurementError as error:
+                    if len(loaded) == 1:
+                        raise MeasurementError(f"{current.title}: {error}") from error
+                    every.append(Measured(current, problem, None, str(error)))
+    except KeyboardInterrupt as interrupt:
+        if isinstance(interrupt, StoppedEarly) and current is not None:
+            every.append(Measured(current, problem, cast(Result, interrupt.found)))
+        known = [measured for measured in every if measured.result is not None]
+        kept = f"{counted(len(known), 'checkpoint')} of {len(loaded)} measured"
+        raise Interrupted(
+            f"{kept}, as far as is printed" if known else "nothing was measured yet",
+            signal.SIGINT,
+            found=every if known else None,
+        ) from interrupt
     if all(measured.reason for measured in every):
         raise MeasurementError(f"none of the checkpoints can be measured: {every[0].reason}")
     return every
 
 
-def _show(status: Status, title: str, activity: str) -> None:
-    status.update(f"{title}: {activity}")
+class Activity:
+    """What is being measured: a moving line on a terminal, elsewhere a line every 30 seconds.
+
+    Args:
+        console: where to say it.
+        total: how many checkpoints there are.
+    """
+
+    def __init__(self, console: Console, *, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._number = 0
+        self._title = ""
+        self._text = "reading"
+        self._part, self._began = "", time.monotonic()
+        self._status = console.status("reading")
+        self._heartbeat = Heartbeat(console, lambda: self._text)
+
+    def __enter__(self) -> Self:
+        self._status.__enter__()
+        self._heartbeat.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._heartbeat.__exit__(*exception)
+        self._status.stop()
+
+    def begin(self, title: str) -> None:
+        """Notes that the next checkpoint is being measured."""
+        self._number += 1
+        self._title = title if self._total == 1 else f"{title} ({self._number} of {self._total})"
+
+    def show(self, activity: str) -> None:
+        """Says what is being done; with the time left where it counts itself, "probe 3 of 32"."""
+        if activity.startswith("Optional"):  # to be read at leisure
+            log_line(self._console, activity)
+            return
+        counts = re.search(r"(\d+) of (\d+)$", activity)
+        part = activity[: counts.start()] if counts else activity
+        if part != self._part:
+            self._part, self._began = part, time.monotonic()
+        left = ""
+        if counts and (done := int(counts[1]) - 1) > 0:
+            seconds = (time.monotonic() - self._began) / done * (int(counts[2]) - done)
+            left = f", {duration_text(seconds)} left"
+        self._text = f"{self._title}: {activity}{left}"
+        self._status.update(self._text)
 
 
 def _files(path: Path) -> list[Path]:

@@ -81,7 +81,7 @@ class Commands(click.Group):
             click.echo(str(interruption), err=True)
             ctx.exit(interruption.exit_code)
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            click.echo("Stopped: nothing was kept.", err=True)
             ctx.exit(130)
         except Exception as error:
             _show_traceback(ctx, error)

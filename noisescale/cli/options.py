@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from noisescale.errors import SettingError
+from noisescale.errors import Interrupted, SettingError
 from noisescale.problems.config import (
     DatasetName,
     LossName,
@@ -424,6 +424,17 @@ def choose_dataset(
         return name, ()
     console.print(f"NOTE: {substitution}", style="bold yellow", markup=False)
     return name, (substitution,)
+
+
+@contextmanager
+def showing_what_is_found(show: Callable[[Any], None]) -> Iterator[None]:
+    """Shows what an interruption within has found so far, before it goes on its way."""
+    try:
+        yield
+    except Interrupted as stop:
+        if stop.found is not None:
+            show(stop.found)
+        raise
 
 
 def flag(ctx: click.Context, name: str) -> str:

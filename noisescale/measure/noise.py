@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisescale.errors import SettingError
+from noisescale.errors import SettingError, StoppedEarly
 from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_probes import probe_curvature
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="DataclassInstance")  # of a measurement, all with defaults
 
 HESSIAN_EXAMPLES = 4096  # a compromise: each probe and eigenvector costs a product on all of them
+DEFLATION_PRODUCTS = 15  # about, that the largest eigenvectors take beside the probes
 TOP_EXAMPLES = 10  # fit on a screen
 NEGLIGIBLE = 100  # units of rounding in |g|², below which a tr Σ is nothing but that
 
@@ -167,7 +169,9 @@ def measure_noise(
     elif seed != 0:
         raise SettingError(f"seed {seed} beside a generator: give one of them")
     report = report or _silent
+    begun = time.perf_counter()
     measured = _measure_gradients(problem, params, options, generator, report)
+    seconds = time.perf_counter() - begun
     moments = measured.moments
     noise = noise_scale(
         moments.squared_norms,
@@ -180,23 +184,44 @@ def measure_noise(
     )
     notes = [*noise.notes, *moments.notes, *_notes(measured, noise)]
     notes += measured.objective.notes
-    curvature = _curvature_noise(measured, generator, report) if options.hessian else None
-    notes += curvature.notes if curvature is not None else ()
-    per_class = None
-    if options.per_class:
-        per_class, left_out = _per_class(measured, report)
-        if left_out:
-            names = ", ".join(map(str, left_out))
-            notes.append(f"classes with fewer than 2 examples are left out: {names}")
-    return replace(
+    noise = replace(
         noise,
         split=options.split,
         engine=moments.engine,
         loss=mean_estimate(moments.losses, measured.sample, moments.weighting),
-        curvature=curvature,
-        per_class=per_class,
         top_examples=_top_examples(moments, measured.selected, options.augmentations),
         notes=tuple(notes),
+    )
+    try:
+        if options.hessian:
+            report(_announcement(measured, seconds))
+            curvature = _curvature_noise(measured, generator, report)
+            noise = replace(noise, curvature=curvature, notes=(*noise.notes, *curvature.notes))
+        if options.per_class:
+            per_class, left_out = _per_class(measured, report)
+            noise = replace(noise, per_class=per_class)
+            if left_out:
+                names = ", ".join(map(str, left_out))
+                note = f"classes with fewer than 2 examples are left out: {names}"
+                noise = replace(noise, notes=(*noise.notes, note))
+    except KeyboardInterrupt as interrupt:
+        note = "stopped by Ctrl-C: what --hessian and --per-class add is missing, or a part of it"
+        raise StoppedEarly(replace(noise, notes=(*noise.notes, note))) from interrupt
+    return noise
+
+
+def _announcement(measured: _Measured, seconds: float) -> str:
+    """What B_noise will cost, by the seconds that the gradients took.
+
+    A Hessian product takes about as long as the moments of the gradients of as many examples: two
+    passes forwards and two backwards, against per-example gradients and their projections.
+    """
+    products = measured.options.num_probes + DEFLATION_PRODUCTS
+    share = _hessian_examples(measured) / measured.sample.num_examples
+    to_come = seconds * products * share
+    return (
+        f"Optional, --hessian: {products} or so Hessian products, about {to_come:.0f} s, "
+        f"{to_come / (to_come + seconds):.0%} of the whole. Ctrl-C prints the result without them."
     )
 
 

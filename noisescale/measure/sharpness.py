@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import MeasurementError, SettingError, StoppedEarly
 from noisescale.measure.curvature.batch_sharpness import (
     batch_sharpness,
     gradient_noise_interaction,
@@ -51,6 +52,10 @@ COMPARED = 4  # examples whose gradient's derivative is compared with its differ
 FEWEST_BATCHES = 16  # below which their spread would say little of their mean's error
 MOST_BATCHES = 256  # beyond which small batches, each a pass of its own, take too long
 KESKAR_EPSILONS = (1e-3, 5e-4)  # the two of the paper
+# about, for what they cost: of the density 4 probes of 30 steps; of φ four maximisations of some
+# 15 gradients in float64, each half as long as a product and twice as long as one in float32
+DENSITY_MATVECS = 120
+PHI_MATVECS = 60
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -393,9 +398,7 @@ def measure_sharpness(
     if not options.ggn:
         _check_one_function(problem, params, objective, options)
     pairs = _eigenpairs(operator, options, start, tally)
-    moments, density = _spectrum(operator, options, tally)
-    batch, interaction = _batch_quantities(operator, options, tally)
-    return Sharpness(
+    sharpness = Sharpness(
         split=options.split,
         num_examples=objective.num_examples,
         population_size=population_size,
@@ -403,15 +406,48 @@ def measure_sharpness(
         loss=loss,
         gradient_norm=float(gradient.double().norm()),
         eigenvalues=_eigenvalues(pairs, operator, population_size, options, report),
-        moments=moments,
-        density=density,
-        phi=_keskar(problem, params, objective, options, report) if options.phi else (),
+        moments=None,
+        density=None,
+        phi=(),
         batch_size=options.batch_size,
-        batch_sharpness=batch,
-        gradient_noise_interaction=interaction,
+        batch_sharpness=None,
+        gradient_noise_interaction=None,
         num_matvecs=tally.num_matvecs,
         pairs=pairs,
         notes=objective.notes,
+    )
+    try:
+        batch, interaction = _batch_quantities(operator, options, tally)
+        sharpness = replace(
+            sharpness, batch_sharpness=batch, gradient_noise_interaction=interaction
+        )
+        _announce(options, tally)
+        moments, density = _spectrum(operator, options, tally)
+        sharpness = replace(sharpness, moments=moments, density=density)
+        if options.phi:
+            sharpness = replace(sharpness, phi=_keskar(problem, params, objective, options, report))
+    except KeyboardInterrupt as interrupt:
+        note = "stopped by Ctrl-C: what was still to be measured is missing"
+        raise StoppedEarly(replace(sharpness, notes=(*sharpness.notes, note))) from interrupt
+    return replace(sharpness, num_matvecs=tally.num_matvecs)
+
+
+def _announce(options: SharpnessOptions, tally: _Tally) -> None:
+    """Says what the spectrum and φ will cost, by what the products so far have taken."""
+    products = {
+        "the trace": options.trace * options.trace_matvecs,
+        "the density": options.density * DENSITY_MATVECS,
+        "φ": options.phi * PHI_MATVECS,
+    }
+    wanted = [name for name, number in products.items() if number]
+    if not (wanted and tally.num_matvecs):
+        return
+    spent = time.perf_counter() - tally.begun
+    to_come = spent / tally.num_matvecs * sum(products.values())
+    tally.report(
+        f"Optional, {' and '.join(wanted)}: about {to_come:.0f} s, "
+        f"{to_come / (to_come + spent):.0%} of the whole. Ctrl-C prints the result without the "
+        "rest of it."
     )
 
 
@@ -481,6 +517,7 @@ class _Tally:
     def __init__(self, report: Report) -> None:
         self.report = report
         self.num_matvecs = 0
+        self.begun = time.perf_counter()
 
     def add(self, activity: str) -> None:
         self.num_matvecs += 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from noisescale.errors import SettingError
-from noisescale.statistics.display import Shown, Summary, share
+from noisescale.statistics.display import Shown, Summary, counted, share
 from noisescale.statistics.estimate import (
     Estimate,
     Reach,
@@ -575,7 +575,7 @@ def _check(
     if sample.population not in ("dataset", "distribution"):
         raise SettingError(f"population {sample.population!r}: give dataset or distribution")
     if n < 2:
-        raise SettingError(f"{n} example(s): a variance takes at least 2")
+        raise SettingError(f"{counted(n, 'example')}: a variance takes at least 2")
     if n > sample.population_size:
         raise SettingError(f"{n} examples out of a population of {sample.population_size}")
     if squared_norms.ndim != 2 or mean_squares.shape != squared_norms.shape[1:]:

@@ -172,7 +172,7 @@ def run_training(
             if options.pictures:
                 _draw(path)
         if interrupts.received is not None:  # this run is whole, but no other is to be begun
-            raise Interrupted(f"stopped; {path} is finished", interrupts.received)
+            raise Interrupted(f"{path} is finished", interrupts.received)
     return summary
 
 
@@ -293,8 +293,8 @@ class _Run:
                 self._save_where_due(step, report, stopping=signal is not None)
                 if signal is not None and not training.finished:
                     raise Interrupted(
-                        f"stopped and saved at step {step:,}: "
-                        f"continue with noisescale train --resume {self.path}",
+                        f"saved at step {step:,}; the same command goes on from there, or "
+                        f"noisescale train --resume {self.path}",
                         signal,
                     )
             report.batch_losses(training.losses)  # up to the end, or to where it diverged

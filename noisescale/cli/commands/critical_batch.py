@@ -23,6 +23,7 @@ from noisescale.cli.options import (
     own_problem_option,
     problem_options,
     refuse_beside_problem,
+    showing_what_is_found,
 )
 from noisescale.errors import SettingError
 from noisescale.problems.config import FactoryConfig, ProblemConfig, resolve_device
@@ -32,6 +33,8 @@ from noisescale.training.records.names import digest, problem_name
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from noisescale.studies.critical_batch.results import CriticalBatchResult
 
 OF_PROBLEM = tuple(ProblemConfig.__dataclass_fields__)
 OF_FRONT = (
@@ -320,13 +323,17 @@ def _pareto(options: dict[str, Any], console: Console) -> None:
     study_options = StudyOptions(
         device=options["device"], data_dir=options["data_dir"], console=console, notes=notes
     )
-    with open_executor(options, console) as executor:
+
+    def show(result: CriticalBatchResult) -> None:
+        if options["as_json"]:
+            click.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
+        else:
+            print_fits(result)
+        click.echo(out, err=options["as_json"])
+
+    with showing_what_is_found(show), open_executor(options, console) as executor:
         result = run_critical_batch(config, out, executor=executor, options=study_options)
-    if options["as_json"]:
-        click.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
-    else:
-        print_fits(result)
-    click.echo(out, err=options["as_json"])
+    show(result)
     _report_failures((result.summary or {})["failures"], out)
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from noisescale.cli.help import Command
-from noisescale.cli.options import measurement_options
+from noisescale.cli.options import measurement_options, showing_what_is_found
 from noisescale.problems.config import resolve_device
 
 if TYPE_CHECKING:
+    from noisescale.cli.checkpoints import Measured
     from noisescale.problems.problem import Problem
     from noisescale.statistics.gradient_noise import NoiseScale
 
@@ -114,7 +115,25 @@ def measure_noise(
         # one seed: the same examples for every checkpoint
         return measure_noise(problem, options=chosen, seed=seed, report=report)
 
-    with process_group(device=resolve_device(device)) as own_device:
+    def show(measured: list[Measured[NoiseScale]]) -> None:
+        reports = noise_reports(measured, batch_sizes)
+        entries = [report.to_dict() for report in reports]
+        if as_json:
+            click.echo(json.dumps(entries, indent=2, allow_nan=False))
+        else:
+            print_noise(reports)
+        if plot is not None:
+            from noisescale.plots.noise import noise_figure
+            from noisescale.plots.style import image
+            from noisescale.training.records.folder import write_atomically
+
+            write_atomically(plot, image(noise_figure(entries), plot.suffix[1:]))
+            click.echo(plot, err=as_json)
+
+    with (
+        showing_what_is_found(show),
+        process_group(device=resolve_device(device)) as own_device,
+    ):
         loaded = load_all(checkpoints, device=own_device, problem=problem)
         is_first = rank_and_size()[0] == 0
         measured = measure_all(
@@ -125,18 +144,5 @@ def measure_noise(
             device=own_device,
             quiet=not is_first,
         )
-    if not is_first:
-        return
-    reports = noise_reports(measured, batch_sizes)
-    entries = [report.to_dict() for report in reports]
-    if as_json:
-        click.echo(json.dumps(entries, indent=2, allow_nan=False))
-    else:
-        print_noise(reports)
-    if plot is not None:
-        from noisescale.plots.noise import noise_figure
-        from noisescale.plots.style import image
-        from noisescale.training.records.folder import write_atomically
-
-        write_atomically(plot, image(noise_figure(entries), plot.suffix[1:]))
-        click.echo(plot, err=as_json)
+    if is_first:
+        show(measured)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from noisescale.cli.help import Command
-from noisescale.cli.options import measurement_options
+from noisescale.cli.options import measurement_options, showing_what_is_found
 from noisescale.errors import SettingError
 from noisescale.problems.config import resolve_device
 
 if TYPE_CHECKING:
+    from noisescale.cli.checkpoints import Measured
     from noisescale.problems.problem import Problem
 
 
@@ -142,24 +143,28 @@ def sharpness(
         previous = problem, sharpness
         return sharpness
 
-    measured = measure_all(loaded, measure, problem=problem, data_dir=data_dir, device=device)
-    reports = [
-        SharpnessReport(
-            measured=one,
-            in_batches=has_batch_norm(one.problem.model),
-            learning_rate=learning_rate,
-        )
-        for one in measured
-    ]
-    entries = [report.to_dict() for report in reports]
-    if as_json:
-        click.echo(json.dumps(entries, indent=2, allow_nan=False))
-    else:
-        print_sharpness(reports)
-    if plot is not None:
-        from noisescale.plots.sharpness import measurements_figure
-        from noisescale.plots.style import image
-        from noisescale.training.records.folder import write_atomically
+    def show(measured: list[Measured[Sharpness]]) -> None:
+        reports = [
+            SharpnessReport(
+                measured=one,
+                in_batches=has_batch_norm(one.problem.model),
+                learning_rate=learning_rate,
+            )
+            for one in measured
+        ]
+        entries = [report.to_dict() for report in reports]
+        if as_json:
+            click.echo(json.dumps(entries, indent=2, allow_nan=False))
+        else:
+            print_sharpness(reports)
+        if plot is not None:
+            from noisescale.plots.sharpness import measurements_figure
+            from noisescale.plots.style import image
+            from noisescale.training.records.folder import write_atomically
 
-        write_atomically(plot, image(measurements_figure(entries), plot.suffix[1:]))
-        click.echo(plot, err=as_json)
+            write_atomically(plot, image(measurements_figure(entries), plot.suffix[1:]))
+            click.echo(plot, err=as_json)
+
+    with showing_what_is_found(show):
+        measured = measure_all(loaded, measure, problem=problem, data_dir=data_dir, device=device)
+    show(measured)

@@ -25,6 +25,7 @@ from noisescale.cli.options import (
     own_problem_option,
     problem_options,
     refuse_beside_problem,
+    showing_what_is_found,
 )
 from noisescale.errors import SettingError
 from noisescale.problems.config import FactoryConfig, ProblemConfig, resolve_device
@@ -41,6 +42,8 @@ from noisescale.training.records.names import digest, problem_name
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from noisescale.studies.stability_map.results import SweepResult
 
 HORIZONS = ("epochs", "steps", "examples")
 GRID = ("lr_min", "lr_max", "num_lr", "factor", "num_seeds", "precision", "max_seeds")
@@ -195,13 +198,17 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
         console=console,
         notes=notes,
     )
-    with open_executor(options, console) as executor:
+
+    def show(result: SweepResult) -> None:
+        if options["as_json"]:
+            click.echo(json.dumps(sweep_record(result), indent=2, allow_nan=False))
+        else:
+            print_sweep(result)
+        click.echo(out, err=options["as_json"])
+
+    with showing_what_is_found(show), open_executor(options, console) as executor:
         result = run_sweep(config, out, executor=executor, options=sweep_options)
-    if options["as_json"]:
-        click.echo(json.dumps(sweep_record(result), indent=2, allow_nan=False))
-    else:
-        print_sweep(result)
-    click.echo(out, err=options["as_json"])
+    show(result)
     if result.summary["failures"]:
         count = len(result.summary["failures"])
         raise click.ClickException(

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from noisescale.cli.printing.recommend import print_advice
 from noisescale.cli.printing.tables import NumberTable, or_dash, plain_table, stdout_console
+from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import Estimate, estimate_of, written_out as _number
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _print_predicted(console: Console, result: CriticalBatchResult) -> None:
     rows = result.predicted.to_dict("records")
     num_runs = max(row["num_seeds"] for row in rows)
     console.print(
-        f"Predicted: noise scales along {num_runs} run(s) at B = {rows[0]['batch_size']}, "
+        f"Predicted: noise scales along {counted(num_runs, 'run')} at B = {rows[0]['batch_size']}, "
         f"lr {rows[0]['learning_rate']:.3g}, averaged up to the goal; ratio: B_crit over that by "
         "progress"
     )

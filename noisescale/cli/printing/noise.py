@@ -160,6 +160,8 @@ def print_noise(reports: list[NoiseReport]) -> None:
         console.print(_along_training(reports))
     for report, noise in _results(reports):
         _print_parts(console, report, noise, reports)
+    if all(noise.simple.kind == "exact" for noise in results):
+        console.print("Exact, of all examples there are: no standard errors and no intervals.")
     notes = [note for report, _ in _results(reports) for note in report.notes]
     for note in dict.fromkeys(notes):
         console.print(f"Note: {note}.")
@@ -301,19 +303,28 @@ def _print_sentences(console: Console, reports: list[NoiseReport]) -> None:
         if noise is None:
             console.print(f"{name}not measured. {measured.reason}")
         elif report is last_measured or not noise.resolved:
-            console.print(name + _sentence(noise))
+            checkpoint = measured.loaded.checkpoint
+            batch_size = None if checkpoint is None else checkpoint.training.batch_size
+            console.print(name + _sentence(noise, batch_size))
             if noise.full is not None:
                 console.print(_prediction(report, noise, noise.full))
 
 
-def _sentence(noise: NoiseScale) -> str:
-    """What B_simple means for the choice of a batch size."""
+def _beside(batch_size: object, simple: float) -> str:
+    """The batch size that was trained with, where it is a number, beside B_simple."""
+    if not isinstance(batch_size, int):
+        return ""
+    return f" Trained with B = {batch_size:,}, {batch_size / simple:.2g} times it."
+
+
+def _sentence(noise: NoiseScale, batch_size: object) -> str:
+    """What B_simple means for the choice of a batch size, and for the one in use."""
     simple = noise.simple
     if noise.resolved:
         value = f"{_rounded(simple.value)} ({_before(simple)}{noise.population})"
         return (
             f"B_simple ≈ {value}: below it, doubling the batch about halves the steps; far above "
-            "it, it buys little."
+            f"it, it buys little.{_beside(batch_size, simple.value)}"
         )
     bound = f" > {_rounded(simple.low)}, but" if simple.kind == "bound" else ""
     needed = noise.examples_to_resolve

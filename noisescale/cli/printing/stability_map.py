@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisescale.cli.printing.recommend import print_advice
 from noisescale.cli.printing.tables import or_dash, plain_table, stdout_console
+from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import jsonable
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def print_sweep(result: SweepResult) -> None:
     )
     console.print(table)
     labels = ", ".join(f"{count} {label}" for label, count in summary["labels"].items() if count)
-    console.print(f"{summary['num_cells']} cells: {labels or 'none finished'}.")
+    console.print(f"{counted(summary['num_cells'], 'cell')}: {labels or 'none finished'}.")
     training = result.config.training
     if training.optimizer != "sgd" or training.momentum or training.weight_decay:
         console.print(

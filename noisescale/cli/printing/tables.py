@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,22 @@ class Screen(Console):
             *objects: what to print.
             **settings: rich's own.
         """
-        super().print(*objects, **({"overflow": "ignore", "crop": False} | settings))
+        whole: dict[str, Any] = {"overflow": "ignore", "crop": False}  # which folds nothing itself
+        folded = [fold(each, self.width) if isinstance(each, str) else each for each in objects]
+        super().print(*folded, **(whole | settings))
+
+
+def fold(text: str, width: int) -> str:
+    """The text with lines no longer than the width, but for single words that are.
+
+    Args:
+        text: its own line ends stay.
+        width: in columns.
+    """
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
 def stdout_console() -> Screen:
@@ -127,16 +143,17 @@ class NumberTable:
         width = options.max_width
         shown = self._shown(width)
         if self.title is not None:
-            yield Text(self.title, style="italic")
+            yield Text(fold(self.title, width), style="italic")
         if shown is None:
-            yield from self._blocks()
+            yield from self._blocks(width)
             return
         yield self._table(shown, width)
         if len(shown) < len(self.columns):
             names = [
                 column.heading for index, column in enumerate(self.columns) if index not in shown
             ]
-            yield Text(f"Left out for want of room: {', '.join(names)} ({self.where}).")
+            text = f"Left out for want of room: {', '.join(names)} ({self.where})."
+            yield Text(fold(text, width))
 
     def _shown(self, width: int) -> list[int] | None:
         """The columns that are shown, by index; None where even the most important do not fit."""
@@ -182,15 +199,19 @@ class NumberTable:
                 table.add_section()
         return table
 
-    def _blocks(self) -> Iterable[Text]:
-        """Each row as lines of a heading and a value, without those that have none."""
+    def _blocks(self, width: int) -> Iterable[Text]:
+        """Each row as lines of a heading and a value, without those that have none.
+
+        A value that does not fit beside its heading, such as a path, has a line of its own.
+        """
         indent = max(cell_len(column.heading) for column in self.columns)
         for row in self.rows:
             yield Text("")
             for column, cell in zip(self.columns, row, strict=True):
                 if cell:
                     heading = column.heading + " " * (indent - cell_len(column.heading))
-                    yield Text(f"{heading}  {cell}")
+                    fits = cell_len(f"{heading}  {cell}") <= width
+                    yield Text(f"{heading}  {cell}" if fits else f"{column.heading}\n{cell}")
         yield Text("")
 
 

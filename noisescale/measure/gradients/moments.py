@@ -159,7 +159,7 @@ def moments_on(
     num_examples = objective.num_examples
     if num_examples < 2:
         raise SettingError(
-            f"{num_examples} example(s): the covariance of gradients takes at least 2"
+            f"{counted(num_examples, 'example')}: the covariance of gradients takes at least 2"
         )
     choice = EngineChoice(engine, objective)
     objective.check_separate()

@@ -35,9 +35,15 @@ from noisescale.statistics.display import Settings, Shown, Summary
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_edge import LEFT
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, BRANCH_SETTINGS, GoalSplit
-from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
+from noisescale.studies.critical_batch.goal_run import (
+    GoalCell,
+    GoalRun,
+    read_goal_run,
+    run_to_goal,
+    stored_goal_run,
+)
 from noisescale.studies.critical_batch.start import examples_for
-from noisescale.studies.jobs.folder import CELL_FOLDER, claim, closing, ordered
+from noisescale.studies.jobs.folder import CELL_FOLDER, changes, claim, closing, ordered
 from noisescale.studies.jobs.local import given_or_local
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
 from noisescale.studies.jobs.search_loop import Job, Search, SearchLoop
@@ -387,7 +393,8 @@ def run_branches(
         path = out / CELL_FOLDER / run_name(config.problem, training)
         cell = make_cell(options, path, config.problem, training, start=start)
         goal_cell = GoalCell(cell=cell, goals=(), split=config.split)
-        return Job(run_to_goal, goal_cell, name=f"B = {size}, seed {seed}", kind=size)
+        name = f"B = {size}, seed {seed}"
+        return Job(run_to_goal, goal_cell, name=name, kind=size, stored=stored_goal_run)
 
     def branches() -> Search[GoalRun, None]:
         sizes, seeds = sorted(config.batch_sizes), range(config.num_seeds)
@@ -455,9 +462,10 @@ def _write(
         "failures": outcome.failures,
         **closing(outcome.seconds, notes, environment(options.device)),
     }
+    has_changed = changes(out, BRANCHES)
     write_table(out / BRANCHES, table)
     write_json(out / BRANCH_RESULT, summary)
-    if options.pictures:
+    if options.pictures and (has_changed() or not any(out.glob("*.png"))):
         from noisescale.studies.critical_batch.pictures import draw_pictures
 
         draw_pictures(out)  # which shows the tolerance, that branch.json alone has

@@ -14,7 +14,14 @@ import numpy as np
 from noisescale.statistics.critical_batch.curves.steps_to_goal import smoothed_losses, steps_to_goal
 from noisescale.studies.critical_batch.config import GoalSplit
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.short_run import LossCurve, ShortRun, looks, read_run, short_run
+from noisescale.studies.jobs.short_run import (
+    LossCurve,
+    ShortRun,
+    is_stored,
+    looks,
+    read_run,
+    short_run,
+)
 from noisescale.training.records.checkpoint import Checkpoint, save_checkpoint
 from noisescale.training.records.folder import STEP_CHECKPOINTS
 from noisescale.training.records.weight_files import read_weights
@@ -63,6 +70,12 @@ def run_to_goal(goal_cell: GoalCell) -> GoalRun:
     """The run, computed in its folder unless it is there already; see `short_run`."""
     short_run(goal_cell.cell, partial(_course, goal_cell), split=goal_cell.split)
     return read_goal_run(goal_cell.cell.path)
+
+
+def stored_goal_run(goal_cell: GoalCell) -> GoalRun | None:
+    """The run where it lies finished in its folder."""
+    cell = goal_cell.cell
+    return read_goal_run(cell.path) if is_stored(cell) else None
 
 
 def read_goal_run(path: Path) -> GoalRun:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import Interrupted, MeasurementError
 from noisescale.statistics.critical_batch.calibration.model import Scale
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
-from noisescale.statistics.critical_batch.goal_table import fastest_runs, fit_goals, of_goal
+from noisescale.statistics.critical_batch.goal_table import fastest_runs, of_goal
 from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
+from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import (
     Estimate,
     estimate_columns,
@@ -23,11 +23,18 @@ from noisescale.statistics.estimate import (
     undefined,
 )
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
-from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, run_to_goal
+from noisescale.studies.critical_batch.goal_run import (
+    GoalCell,
+    GoalRun,
+    run_to_goal,
+    stored_goal_run,
+)
 from noisescale.studies.critical_batch.tuning import SLACK
 from noisescale.studies.jobs.tasks import Tasks
+from noisescale.training.console import duration_text
 from noisescale.training.records.tables import read_noise
 from noisescale.training.tracking.noise import NoiseTracking
+from noisescale.training.tracking.rows import num_due
 
 NOISE_FOLDER = "noise"
 NUM_PROBES = 16  # of B_noise: their error, 1/√16 of a probe's, is below that of the examples
@@ -72,7 +79,10 @@ class NoiseRuns(NamedTuple):
 
 
 def choose_noise_runs(
-    config: CriticalBatchConfig, table: pd.DataFrame, num_examples: int
+    config: CriticalBatchConfig,
+    table: pd.DataFrame,
+    fits: dict[float, CriticalBatchFit],
+    num_examples: int,
 ) -> NoiseRuns | None:
     """Runs at the batch size tried that is nearest to B_crit of the lowest goal reached.
 
@@ -81,6 +91,7 @@ def choose_noise_runs(
     Args:
         config: of the measurement.
         table: the rows of steps_to_goal.csv, whose fastest rate the runs take.
+        fits: to it, by goal.
         num_examples: of the training set.
     """
     examples = min(config.noise_examples or 0, num_examples)
@@ -89,7 +100,7 @@ def choose_noise_runs(
     if examples < LEAST_EXAMPLES or fastest.empty:
         return None
     goal = float(fastest["goal"].min())
-    fit = fit_goals(table)[goal]
+    fit = fits[goal]
     runs = of_goal(fastest, goal)
     wanted = fit.critical_batch_size.value if fit.resolved else runs["batch_size"].median()
     size = min(runs["batch_size"], key=lambda size: abs(math.log(size / wanted)))
@@ -103,22 +114,48 @@ def choose_noise_runs(
 
 
 def make_noise_runs(
-    tasks: Tasks, runs: NoiseRuns, num_seeds: int, goal_cell: Callable[[int], GoalCell]
-) -> list[GoalRun]:
-    """The runs that could be made, by seed; goal_cell: the run of a seed."""
-    waiting = {tasks.submit(run_to_goal, goal_cell(seed)) for seed in range(num_seeds)}
-    finished: list[GoalRun] = []
-    what = f"noise scale along runs at B = {runs.batch_size}, lr {runs.learning_rate:g}"
-    while waiting:
-        tasks.progress.activity(f"{what}: {len(finished)} of {num_seeds} done")
-        done = tasks.wait(waiting)
-        waiting -= done
-        for future in done:
-            if (error := tasks.error(future)) is not None:
-                tasks.failed("a run with the noise scale along it", error)
-            else:
-                finished.append(future.result())
-    return sorted(finished, key=lambda run: run.summary["seed"])
+    tasks: Tasks, runs: NoiseRuns, cells: list[GoalCell], seconds_an_example: float
+) -> tuple[list[GoalRun], Interrupted | None]:
+    """The runs that could be made, by seed, and the signal that ended them early, if one did.
+
+    cells: the runs, one for each seed. seconds_an_example: that one measurement takes, about; nan
+    where it is not known.
+    """
+    stored = [stored_goal_run(cell) for cell in cells]
+    finished = [run for run in stored if run is not None]
+    to_make = [cell for cell, run in zip(cells, stored, strict=True) if run is None]
+    if to_make:
+        tasks.progress.log(_announcement(tasks, runs, len(to_make), seconds_an_example))
+    waiting = {tasks.submit(run_to_goal, cell) for cell in to_make}
+    stopped = None
+    try:
+        while waiting:
+            tasks.progress.activity(f"noise runs: {len(finished)} of {len(cells)} done")
+            done = tasks.wait(waiting)
+            waiting -= done
+            for future in done:
+                if (error := tasks.error(future)) is not None:
+                    tasks.failed("a run with the noise scale along it", error)
+                else:
+                    finished.append(future.result())
+    except Interrupted as signal:
+        stopped = signal
+    return sorted(finished, key=lambda run: run.summary["seed"]), stopped
+
+
+def _announcement(tasks: Tasks, runs: NoiseRuns, num_runs: int, seconds_an_example: float) -> str:
+    """What the noise runs are, what they will cost, and how to do without."""
+    measurements = num_runs * (1 + num_due(0, runs.max_steps, "log"))
+    cost = f"{measurements} measurements"
+    if math.isfinite(seconds_an_example):
+        seconds = measurements * runs.num_examples * seconds_an_example / tasks.num_at_once
+        share = seconds / (seconds + tasks.progress.seconds_so_far)
+        cost += f", about {duration_text(seconds)}, {share:.0%} of the whole"
+    return (
+        f"Optional, the noise scale along {counted(num_runs, 'run')} at B = {runs.batch_size}, "
+        f"lr {runs.learning_rate:g}: {cost}. Ctrl-C prints the result without the rest of it; "
+        "--no-noise leaves it out."
+    )
 
 
 def predicted_rows(goal: float, fit: CriticalBatchFit, runs: list[GoalRun]) -> list[dict[str, Any]]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from noisescale._version import __version__
 from noisescale.statistics.critical_batch.advice import Advice
+from noisescale.statistics.critical_batch.curves.runs import Runs
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
@@ -21,22 +27,29 @@ from noisescale.statistics.critical_batch.goal_table import (
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.statistics.display import Shown, Summary, counted
-from noisescale.statistics.estimate import jsonable, written_out
+from noisescale.statistics.estimate import Estimate, jsonable, written_out
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.goal_run import GoalRun
 from noisescale.studies.critical_batch.noise_runs import PREDICTED_COLUMNS, predicted_rows
 from noisescale.studies.critical_batch.start import Start
-from noisescale.studies.jobs.folder import closing
+from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend.budget import duration_text
 from noisescale.studies.recommend.measured import advise_on_front
 from noisescale.training.records.environment import environment
-from noisescale.training.records.folder import SUMMARY, may_write, write_json, write_table
+from noisescale.training.records.folder import (
+    SUMMARY,
+    may_write,
+    write_atomically,
+    write_json,
+    write_table,
+)
 from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
 
 SHORT = 1.05  # times its mean: from here on a short last batch shows beside the error of a fit
 FLAT = 0.1  # of B_crit, below which examples depend on the batch size by a tenth at most
 FIT, NOISE = "fit.json", "noise.csv"
+FITS = ".fits.json"  # what is remembered of the fits
 FIT_HEADINGS = ("goal", "S_min", "E_min", "B_crit", "95 % interval", "20 % size", "sizes")
 
 
@@ -112,17 +125,56 @@ class CriticalBatchResult(Shown):
         )
 
 
+def remembered_fits(out: Path, table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
+    """The fits to steps_to_goal.csv, computed unless the folder `out` has those of this table.
+
+    Their intervals take seconds, of which a finished measurement is to be shown in none.
+    """
+    path = out / FITS
+    key = hashlib.sha256(f"{__version__} {table.to_csv(index=False)}".encode()).hexdigest()
+    try:
+        stored = json.loads(path.read_text())
+        if stored["key"] == key:
+            return {float(goal): _fit_of(values) for goal, values in stored["fits"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # absent, or of another release, or damaged: they can be had again
+    fits = fit_goals(table)
+    # with NaN and Infinity, which are no strict JSON: for this release alone
+    values = [(goal, dataclasses.asdict(fit)) for goal, fit in fits.items()]
+    text = json.dumps({"key": key, "fits": values}, default=np.ndarray.tolist)
+    if may_write(out):
+        write_atomically(path, text.encode())
+    return fits
+
+
+def _fit_of(values: dict[str, Any]) -> CriticalBatchFit:
+    """A fit from its fields, estimates and runs as theirs."""
+    fields: dict[str, Any] = {
+        name: Estimate(**value) if isinstance(value, dict) and name != "runs" else value
+        for name, value in values.items()
+    }
+    if (runs := values["runs"]) is not None:
+        arrays: dict[str, Any] = {
+            name: np.array(value) if isinstance(value, list) else value
+            for name, value in runs.items()
+        }
+        fields["runs"] = Runs(**arrays)
+    return CriticalBatchFit(**fields)
+
+
 def analyse(
     table: pd.DataFrame,
     noise_runs: list[GoalRun] | None = None,
+    fits: dict[float, CriticalBatchFit] | None = None,
     *,
     num_examples: int | None = None,
 ) -> CriticalBatchResult:
     """What follows from steps_to_goal.csv and the runs along which the noise was measured.
 
-    num_examples: in the training set, where that is known.
+    fits: to the table; None: they are computed. num_examples: in the training set, where that is
+    known.
     """
-    fits = fit_goals(table)
+    fits = fit_goals(table) if fits is None else fits
     rates = best_rates(table)
     notes = []
     for goal in fits:
@@ -159,13 +211,14 @@ def analyse(
 class Outcome:
     """What a measurement has come to.
 
-    table: the rows of steps_to_goal.csv. num_examples: in the training set. best_losses: of the
-    runs, each with its batch size and rate. goals: descending. start: what is known where the runs
-    start. noise_runs: those along which the noise was measured. failures: a line for each.
-    seconds: that the measurement took.
+    table: the rows of steps_to_goal.csv. fits: to it, by goal. num_examples: in the training set.
+    best_losses: of the runs, each with its batch size and rate. goals: descending. start: what is
+    known where the runs start. noise_runs: those along which the noise was measured. failures: a
+    line for each. seconds: that the measurement took.
     """
 
     table: pd.DataFrame
+    fits: dict[float, CriticalBatchFit]
     num_examples: int
     best_losses: list[tuple[float, int, float]]
     goals: tuple[float, ...]
@@ -180,7 +233,7 @@ def write_results(
 ) -> CriticalBatchResult:
     """Writes the files of a measurement: tables, fits, picture and, last, summary.json."""
     table = outcome.table
-    result = analyse(table, outcome.noise_runs, num_examples=outcome.num_examples)
+    result = analyse(table, outcome.noise_runs, outcome.fits, num_examples=outcome.num_examples)
     notes = (
         *result.notes,
         *_short_batches(table, outcome.num_examples),
@@ -204,10 +257,11 @@ def write_results(
     }
     if not may_write(out):
         return replace(result, summary=summary)
+    has_changed = changes(out, RATES, FIT, NOISE, PREDICTED)
     _write_noise(out, outcome.noise_runs, result.predicted)
     write_table(out / RATES, result.rates)
     write_fits(out, result)
-    if options.pictures:
+    if options.pictures and (has_changed() or not any(out.glob("*.png"))):
         from noisescale.studies.critical_batch.pictures import draw_pictures
 
         draw_pictures(out)
@@ -246,6 +300,11 @@ def _short_batches(table: pd.DataFrame, num_examples: int) -> list[str]:
     return notes
 
 
+def _named(goal: float) -> str:
+    """The goal in a sentence; a table of others may have one alone, without its loss."""
+    return "the goal" if math.isnan(goal) else f"goal {goal:g}"
+
+
 def _unreached(
     result: CriticalBatchResult, best_losses: list[tuple[float, int, float]]
 ) -> list[str]:
@@ -254,7 +313,7 @@ def _unreached(
         return []
     loss, size, rate = min(best_losses)
     return [
-        f"goal {goal:g} is reached by no run: the best loss seen is {loss:.4g}, at B = {size} and "
+        f"{_named(goal)} is reached by no run: the best loss seen is {loss:.4g}, at B = {size} and "
         f"lr {rate:g}"
         for goal, fit in result.fits.items()
         if fit.num_censored == fit.num_batch_sizes

@@ -10,14 +10,26 @@ from pathlib import Path
 
 import pandas as pd
 
-from noisescale.errors import NoisescaleError, SettingError
+from noisescale.errors import Interrupted, NoisescaleError, SettingError
 from noisescale.problems.factory import seeding_notes
+from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import COLUMNS
 from noisescale.studies.critical_batch.config import SETTINGS, CriticalBatchConfig, default_goals
-from noisescale.studies.critical_batch.goal_run import GoalCell, GoalRun, read_goal_run, run_to_goal
+from noisescale.studies.critical_batch.goal_run import (
+    GoalCell,
+    GoalRun,
+    read_goal_run,
+    run_to_goal,
+    stored_goal_run,
+)
 from noisescale.studies.critical_batch.noise_runs import choose_noise_runs, make_noise_runs
-from noisescale.studies.critical_batch.results import CriticalBatchResult, Outcome, write_results
-from noisescale.studies.critical_batch.start import Start, examples_for, start_at
+from noisescale.studies.critical_batch.results import (
+    CriticalBatchResult,
+    Outcome,
+    remembered_fits,
+    write_results,
+)
+from noisescale.studies.critical_batch.start import Start, examples_for, start_at, stored_start
 from noisescale.studies.critical_batch.tuning import Steps, Trial, Tuned, best_indices, tune
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.folder import CELL_FOLDER, Orders, claim, ordered
@@ -79,7 +91,8 @@ def run_critical_batch(
             learning rate to begin with, or options of another study.
         NoisescaleError: no run at the first batch size reaches a goal; with the best loss seen.
         RunFolderError: `out` holds something else.
-        Interrupted: a SIGINT or SIGTERM came; what is finished is kept.
+        Interrupted: a SIGINT or SIGTERM came; what is finished is kept. While the noise scale was
+            measured along runs, `found` is the result without the rest of it.
     """
     notes = seeding_notes(config.problem, num_seeds=config.num_seeds)
     options = with_notes(common_options(options), notes)
@@ -133,9 +146,11 @@ class _Measurement:
             table = self.table()
             if may_write(self.out):
                 write_table(self.out / STEPS_TO_GOAL, table)  # whatever becomes of the fits
-            noise_runs = self._noise_runs(table)
+            fits = remembered_fits(self.out, table)
+            noise_runs, stopped = self._noise_runs(table, fits)
         outcome = Outcome(
             table=table,
+            fits=fits,
             num_examples=self.num_examples,
             best_losses=self._best_losses(),
             goals=self.goals,
@@ -144,18 +159,17 @@ class _Measurement:
             failures=self.tasks.failures,
             seconds=time.monotonic() - started,
         )
-        return write_results(self.config, self.out, outcome, self.options)
+        result = write_results(self.config, self.out, outcome, self.options)
+        if stopped is not None:
+            stopped.found = result
+            raise stopped
+        return result
 
     def _look_at_start(self) -> None:
         """The loss and the curvature where seed 0 starts, and from the loss the default goals."""
         config = self.config
         curvature = config.training.optimizer == "sgd" and config.max_rate is None
-        self.tasks.progress.activity("where the runs start")
-        cell = self._cell(self.sizes[0], 1.0, 0, 1)
-        future = self.tasks.submit(start_at, cell, self.out, config.split, curvature=curvature)
-        if (error := self.tasks.error(future)) is not None:
-            raise NoisescaleError(f"the start of the runs cannot be evaluated: {error}") from error
-        self.start = future.result()
+        self.start = stored_start(self.out, curvature=curvature) or self._measure_start(curvature)
         goals = config.goals
         if goals is None:
             if not self.start.loss > 0:
@@ -170,6 +184,15 @@ class _Measurement:
                 f"the goal {self.goals[0]:g} is not below the loss at the start, "
                 f"{self.start.loss:.4g}: give lower ones"
             )
+
+    def _measure_start(self, curvature: bool) -> Start:
+        self.tasks.progress.activity("measuring where the runs start")
+        cell = self._cell(self.sizes[0], 1.0, 0, 1)
+        future = self.tasks.submit(start_at, cell, self.out, self.config.split, curvature=curvature)
+        if (error := self.tasks.error(future)) is not None:
+            raise NoisescaleError(f"the start of the runs cannot be evaluated: {error}") from error
+        start: Start = future.result()
+        return start
 
     def _first_rate(self) -> float:
         """ε*/(1 + B*/B) at the first batch size."""
@@ -202,7 +225,7 @@ class _Measurement:
             cell = self._cell(size, rate, seed, trial.max_steps)
             goal_cell = GoalCell(cell=cell, goals=self.goals, split=self.config.split)
             name = f"B = {size}, lr {rate:g}, seed {seed}"
-            return Job(run_to_goal, goal_cell, name=name, kind=size)
+            return Job(run_to_goal, goal_cell, name=name, kind=size, stored=stored_goal_run)
 
         def steps(trial: Trial, run: GoalRun | Failure) -> Steps:
             key = (size, self._rate(trial.grid_index), seed)
@@ -250,11 +273,16 @@ class _Measurement:
         bend = self._bend()
         return rate * ((1 + bend / tuned_size) / (1 + bend / size))
 
-    def _noise_runs(self, table: pd.DataFrame) -> list[GoalRun]:
-        """Runs near the critical batch size with the noise scale measured along them, if wanted."""
-        runs = choose_noise_runs(self.config, table, self.num_examples)
+    def _noise_runs(
+        self, table: pd.DataFrame, fits: dict[float, CriticalBatchFit]
+    ) -> tuple[list[GoalRun], Interrupted | None]:
+        """Runs near the critical batch size with the noise scale measured along them, if wanted.
+
+        And the signal that ended them early, if one did.
+        """
+        runs = choose_noise_runs(self.config, table, fits, self.num_examples)
         if runs is None:
-            return []
+            return [], None
 
         def goal_cell(seed: int) -> GoalCell:
             size, rate, max_steps, _ = runs
@@ -262,7 +290,8 @@ class _Measurement:
             noise = runs.tracking(seed)
             return GoalCell(cell=cell, goals=self.goals, split=self.config.split, noise=noise)
 
-        return make_noise_runs(self.tasks, runs, self.config.num_seeds, goal_cell)
+        cells = [goal_cell(seed) for seed in range(self.config.num_seeds)]
+        return make_noise_runs(self.tasks, runs, cells, self.start.seconds_an_example)
 
     def _cell(
         self, size: int, rate: float, seed: int, max_steps: int, *, folder: str = CELL_FOLDER
@@ -298,7 +327,8 @@ class _Measurement:
     def _take_others(self) -> None:
         """Adds the runs that others have finished in this folder, so that no table loses them."""
         root = self.out / CELL_FOLDER / f"to-{self.goals[-1]:g}"
-        for run in read_finished(root, read_goal_run, self.tasks.failed):
+        known = {run.path for run in self.runs.values() if run is not None}
+        for run in read_finished(root, read_goal_run, self.tasks.failed, known=known):
             key = (run.summary["batch_size"], run.summary["learning_rate"], run.summary["seed"])
             ours = self.runs.get(key)
             if ours is None or ours.summary["steps"] < run.summary["steps"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,11 +32,24 @@ def examples_for(problem: ProblemConfig | FactoryConfig, split: GoalSplit) -> in
 
 
 class Start(NamedTuple):
-    """The loss on the fixed subset, ε_max and B_noise; nan where the curvature gives none."""
+    """The loss on the fixed subset, ε_max and B_noise; nan where the curvature gives none.
+
+    seconds_an_example: that measuring B_noise took; nan where it is not known.
+    """
 
     loss: float
     max_rate: float
     rate_bend: float
+    seconds_an_example: float = math.nan
+
+
+def stored_start(out: Path, *, curvature: bool) -> Start | None:
+    """What `start_at` has left in the folder `out`; None where that lacks what is asked for."""
+    path = out / START
+    stored = read_json(path)
+    if stored is None or (curvature and "max_rate" not in stored):
+        return None
+    return _parse(path, stored)
 
 
 def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Start:
@@ -43,10 +57,9 @@ def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Sta
 
     curvature: whether ε_max and B_noise, by (2.6) of McCandlish et al. 2018, are measured too.
     """
+    if (start := stored_start(out, curvature=curvature)) is not None:
+        return start
     path = out / START
-    stored = read_json(path)
-    if stored is not None and not (curvature and "max_rate" not in stored):
-        return _parse(path, stored)
     with one_thread():
         problem = cell_problem(cell)
         problem.model.eval()
@@ -54,6 +67,7 @@ def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Sta
         if curvature:
             examples = min(NUM_EXAMPLES, num_examples_of(problem.train))
             measured |= {"max_rate": math.nan, "rate_bend": math.nan}
+            began = time.perf_counter()
             try:
                 noise = measure_noise(problem, num_examples=examples, hessian=True)
             except NoisescaleError:  # whatever keeps it from being measured: the rates can be given
@@ -62,6 +76,7 @@ def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Sta
                 if noise.curvature is not None and noise.full is not None:
                     measured["max_rate"] = noise.curvature.max_learning_rate.value
                     measured["rate_bend"] = noise.full.value
+                measured["seconds_an_example"] = (time.perf_counter() - began) / examples
     finite = jsonable(measured)
     write_json(path, finite)
     return _parse(path, finite)
@@ -73,6 +88,6 @@ def _parse(path: Path, stored: dict[str, float | None]) -> Start:
         return math.nan if value is None else float(value)
 
     try:
-        return Start(number("loss"), number("max_rate"), number("rate_bend"))
+        return Start(*map(number, Start._fields))
     except (TypeError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged ({error}): delete it and run again") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -74,6 +74,17 @@ def ordered(training: TrainConfig, orders: Orders) -> TrainConfig:
     if orders == SHARED:
         return training
     return replace(training, order_seed=independent_seed(training.seed, str(training.batch_size)))
+
+
+def changes(out: Path, *names: str) -> Callable[[], bool]:
+    """A function that says whether any of these files has changed, come or gone since now."""
+
+    def content() -> list[bytes | None]:
+        paths = [out / name for name in names]
+        return [path.read_bytes() if path.exists() else None for path in paths]
+
+    before = content()
+    return lambda: content() != before
 
 
 def closing(seconds: float, notes: Sequence[str], environment: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ runs finish.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,10 @@ Answer = TypeVar("Answer")
 Value = TypeVar("Value")
 
 
+def _no_run(argument: object) -> None:
+    """No run is stored."""
+
+
 @dataclass(frozen=True)
 class Job(Generic[Run]):
     """A run that a search asks for.
@@ -33,12 +37,14 @@ class Job(Generic[Run]):
     function, argument: a worker calls the one with the other, so they must pickle.
     name: of the run, where it is said to have failed.
     kind: runs of one kind take about equally long; a batch size, say.
+    stored: called with the argument here, gives the run where it lies finished in its folder.
     """
 
     function: Callable[[Any], Run]
     argument: Any
     name: str
     kind: Hashable
+    stored: Callable[[Any], Run | None] = _no_run
 
 
 @dataclass(frozen=True)
@@ -81,13 +87,20 @@ class _Question:
 
 
 def read_finished(
-    root: Path, read: Callable[[Path], Run], failed: Callable[[str, BaseException], object]
+    root: Path,
+    read: Callable[[Path], Run],
+    failed: Callable[[str, BaseException], object],
+    *,
+    known: Collection[Path] = (),
 ) -> Iterator[Run]:
     """The runs that anybody has finished below `root`, so that no table loses them.
 
-    read: gives the run in a folder. failed: is told of one that is damaged.
+    read: gives the run in a folder. failed: is told of one that is damaged. known: folders that
+    need not be read again.
     """
     for path in finished_runs(root):
+        if path in known:
+            continue
         try:
             yield read(path)
         except RunFolderError as error:
@@ -121,11 +134,31 @@ class SearchLoop:
                 self._take(future)
 
     def _ask(self, search: Search[Any, None], jobs: list[Job[Any]]) -> None:
-        assert jobs, "a search that asks for nothing would wait for ever"
-        question = _Question(search, jobs, [None] * len(jobs))
-        for index, job in enumerate(jobs):
-            future = self._tasks.submit(job.function, job.argument)
-            self._pending[future] = (question, index)
+        """Submits jobs, but for those that are stored; these alone let the search go on at once."""
+        while True:
+            assert jobs, "a search that asks for nothing would wait for ever"
+            question = _Question(search, jobs, [self._stored(job) for job in jobs])
+            for index, job in enumerate(jobs):
+                if question.results[index] is None:
+                    future = self._tasks.submit(job.function, job.argument)
+                    self._pending[future] = (question, index)
+            results = [result for result in question.results if result is not None]
+            if len(results) < len(jobs):
+                return
+            try:
+                jobs = search.send(results)
+            except StopIteration:
+                return
+
+    def _stored(self, job: Job[Any]) -> ShortRun | Failure | None:
+        """The run where it lies finished in its folder; a process need not start for it."""
+        try:
+            run: ShortRun | None = job.stored(job.argument)
+        except RunFolderError as error:
+            return Failure(self._tasks.failed(job.name, error))
+        if run is not None:
+            self._tasks.progress.stored(job.kind, run.summary["seconds"])
+        return run
 
     def _take(self, future: Future[Any]) -> None:
         """Keeps a result; after the last that its search has waited for, goes on with that."""

@@ -94,9 +94,9 @@ def short_run(
     Raises:
         RunFolderError: the folder holds something else.
     """
-    record = cell_record(cell)
-    if folder_state(cell.path, record) == "finished":
+    if is_stored(cell):
         return
+    record = cell_record(cell)
     with threads or one_thread(), RunFolder(cell.path, record, wait=True) as folder:
         if folder.state == "finished":
             return
@@ -105,6 +105,11 @@ def short_run(
         curve = LossCurve(problem, split, num_examples=num_evaluated)
         numbers = course(training, curve)
         write_run(cell, curve, numbers, seconds=training.seconds, notes=training.notes)
+
+
+def is_stored(cell: Cell) -> bool:
+    """Whether the run lies finished in its folder; RunFolderError where another's does."""
+    return folder_state(cell.path, cell_record(cell)) == "finished"
 
 
 def looks(training: Training, curve: LossCurve, due: Callable[[int], bool]) -> Iterator[int]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from noisescale.errors import Interrupted, NoisescaleError, OwnCodeError, own_words
+from noisescale.statistics.display import counted
 from noisescale.studies.jobs.progress import StudyProgress
 from noisescale.training.console import DeferredInterrupts
 
@@ -26,7 +27,7 @@ class Tasks:
         self._pool = pool
         self._submitted: set[Future[Any]] = set()
         self._interrupts = DeferredInterrupts()
-        self.progress = StudyProgress(console)
+        self.progress = StudyProgress(console, num_at_once=self.num_at_once)
         self.failures: list[str] = []
 
     def __enter__(self) -> Self:
@@ -43,6 +44,11 @@ class Tasks:
         self.progress.__exit__(kind, error, trace)
         self._interrupts.__exit__(kind, error, trace)
 
+    @property
+    def num_at_once(self) -> int:
+        """How many tasks are carried out at once, 1 where the executor does not say."""
+        return getattr(self._pool, "num_processes", 1)
+
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = self._pool.submit(function, *args, **kwargs)
         self._submitted.add(future)
@@ -57,7 +63,7 @@ class Tasks:
             if self._interrupts.received is not None:
                 for future in self._submitted:
                     future.cancel()
-                raise Interrupted(f"stopped; {self._kept()}", self._interrupts.received)
+                raise Interrupted(self._kept(), self._interrupts.received)
             if done:
                 return done
 
@@ -79,7 +85,6 @@ class Tasks:
         return reason
 
     def _kept(self) -> str:
-        return (
-            f"{self.progress.num_finished} cells are finished and kept: the same command runs "
-            "the rest"
-        )
+        number = self.progress.num_finished
+        verb = "is" if number == 1 else "are"
+        return f"{counted(number, 'run')} {verb} finished and kept; the same command runs the rest"

@@ -15,7 +15,14 @@ from noisescale.problems.models import chance_loss
 from noisescale.problems.problem import Problem, held, source_of
 from noisescale.statistics.stability_edge import Trajectory
 from noisescale.studies.jobs.cell import Cell
-from noisescale.studies.jobs.short_run import LossCurve, ShortRun, looks, read_run, short_run
+from noisescale.studies.jobs.short_run import (
+    LossCurve,
+    ShortRun,
+    is_stored,
+    looks,
+    read_run,
+    short_run,
+)
 from noisescale.training.evaluation import Evaluation, evaluate, mean_loss
 from noisescale.training.records.folder import nullable
 from noisescale.training.run import what_is_trained
@@ -32,6 +39,11 @@ def run_cell(cell: Cell) -> ShortRun:
     """The cell's run, computed in its folder unless it is there already; see `short_run`."""
     short_run(cell, partial(_course, cell))
     return read_cell(cell.path)
+
+
+def stored_cell(cell: Cell) -> ShortRun | None:
+    """The cell's run where it lies finished in its folder."""
+    return read_cell(cell.path) if is_stored(cell) else None
 
 
 def read_cell(path: Path) -> ShortRun:

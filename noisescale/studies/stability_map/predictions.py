@@ -26,13 +26,20 @@ CURVES = ("lower", "gaussian", "wu", "upper", "lyapunov", "descent")
 
 def constants_at(cell: Cell, out: Path) -> StabilityConstants:
     """The constants where a cell's run starts, measured unless they lie in the sweep's folder."""
+    if (constants := stored_constants(out)) is not None:
+        return constants
+    with one_thread():
+        measured = measure_stability(cell_problem(cell))
+    path, values = out / FOLDER / CONSTANTS, _spelt(dataclasses.asdict(measured))
+    write_json(path, values)
+    return _parse(path, StabilityConstants.from_dict, values)
+
+
+def stored_constants(out: Path) -> StabilityConstants | None:
+    """The constants that `constants_at` has left in a sweep's folder, if any."""
     path = out / FOLDER / CONSTANTS
-    if (stored := read_json(path)) is None:
-        with one_thread():
-            constants = measure_stability(cell_problem(cell))
-        stored = _spelt(dataclasses.asdict(constants))
-        write_json(path, stored)
-    return _parse(path, StabilityConstants.from_dict, stored)
+    stored = read_json(path)
+    return None if stored is None else _parse(path, StabilityConstants.from_dict, stored)
 
 
 def lyapunov_at(

@@ -15,7 +15,7 @@ from noisescale.statistics.estimate import estimate_of, jsonable
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.statistics.stability_edge import LABELS
 from noisescale.studies.critical_batch.config import firmer_command
-from noisescale.studies.jobs.folder import closing
+from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend.budget import duration_text
 from noisescale.studies.recommend.measured import advise_on_map
@@ -159,9 +159,10 @@ def write_results(
     )
     if not may_write(out):
         return result
+    has_changed = changes(out, CELLS, BOUNDARY)
     write_table(out / CELLS, cells)
     write_table(out / BOUNDARY, boundary)
-    if options.pictures:
+    if options.pictures and (has_changed() or not any(out.glob("*.png"))):
         from noisescale.studies.stability_map.pictures import draw_pictures
 
         draw_pictures(out)

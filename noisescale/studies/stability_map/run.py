@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noisescale.errors import NoisescaleError, SettingError
+from noisescale.errors import Interrupted, NoisescaleError, RunFolderError, SettingError
 from noisescale.problems.factory import seeding_notes
+from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import Estimate
 from noisescale.statistics.stability_curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell, count_examples
@@ -28,12 +29,13 @@ from noisescale.studies.jobs.search_loop import (
 )
 from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.jobs.tasks import Tasks
-from noisescale.studies.stability_map.cell_run import read_cell, run_cell
+from noisescale.studies.stability_map.cell_run import read_cell, run_cell, stored_cell
 from noisescale.studies.stability_map.config import SETTINGS, BatchSize, SweepConfig
 from noisescale.studies.stability_map.predictions import (
     constants_at,
     lyapunov_at,
     predicted_rates,
+    stored_constants,
     stored_lyapunov,
     with_rates,
 )
@@ -107,7 +109,8 @@ def run_sweep(
         NoisescaleError: no learning rates are given, and the curvature that would tell them cannot
             be measured.
         RunFolderError: `out` holds something else.
-        Interrupted: a SIGINT or SIGTERM came; what is finished is kept.
+        Interrupted: a SIGINT or SIGTERM came; what is finished is kept. While linearised SGD was
+            simulated, `found` is the result without the rest of that.
     """
     if not isinstance(options, SweepOptions):
         options = SweepOptions(**vars(options or StudyOptions()))
@@ -171,7 +174,13 @@ class _Sweep:
             self._simulate(constants)
             self.loop.run()
             self._take_others()
-            predictions = self._predictions(constants)
+            stopped = None
+            try:
+                predictions = self._predictions(constants)
+            except Interrupted as signal:
+                stopped = signal
+                self.simulations = {}
+                predictions = self._predictions(constants)  # as far as they are in the folder
         outcome = Outcome(
             rows=list(self.rows.values()),
             constants=constants,
@@ -180,7 +189,11 @@ class _Sweep:
             failures=self.tasks.failures,
             seconds=time.monotonic() - started,
         )
-        return write_results(self.config, self.out, outcome, self.options)
+        result = write_results(self.config, self.out, outcome, self.options)
+        if stopped is not None:
+            stopped.found = result
+            raise stopped
+        return result
 
     @property
     def rates(self) -> list[float]:
@@ -198,7 +211,12 @@ class _Sweep:
         rates_given = self.config.lr_min is not None and self.config.lr_max is not None
         if not self.predicts and rates_given:
             return None
-        self.tasks.progress.activity("curvature at the start")
+        try:
+            if (stored := stored_constants(self.out)) is not None:
+                return stored
+        except RunFolderError:
+            pass  # met again below, where the map goes on without them
+        self.tasks.progress.activity("measuring the curvature at the start")
         cell = self._cell(self.config.batch_sizes[0], 1.0, 0)
         future = self.tasks.submit(constants_at, cell, self.out)
         error = self.tasks.error(future)
@@ -227,7 +245,8 @@ class _Sweep:
         def job(index: int) -> Job[ShortRun]:
             rate = self.rates[index]
             name = f"B = {size}, lr {rate:g}, seed {seed}"
-            return Job(run_cell, self._cell(size, rate, seed), name=name, kind=size)
+            cell = self._cell(size, rate, seed)
+            return Job(run_cell, cell, name=name, kind=size, stored=stored_cell)
 
         def unstable(index: int, run: ShortRun | Failure) -> bool | None:
             rate = self.rates[index]
@@ -286,6 +305,8 @@ class _Sweep:
         for size in self.config.batch_sizes:
             cell = self._cell(size, 1.0, 0)
             batch_size = resolve_batch_size(cell.training, self.num_examples)
+            if stored_lyapunov(self.out, batch_size) is not None:
+                continue
             self.simulations[size] = self.tasks.submit(
                 lyapunov_at, cell, self.out, batch_size=batch_size, constants=constants
             )
@@ -296,7 +317,13 @@ class _Sweep:
         """The predicted edges of every batch size there is a cell of, none without constants."""
         if constants is None or not self.predicts:
             return {}
-        if not all(future.done() for future in self.simulations.values()):
+        waiting = [future for future in self.simulations.values() if not future.done()]
+        if waiting:
+            self.tasks.progress.log(
+                f"Optional, {counted(len(waiting), 'simulation')} of linearised SGD, for the "
+                "Lyapunov column. Ctrl-C prints the map without the rest of them; --no-predict "
+                "leaves all predictions out."
+            )
             self.tasks.progress.activity("simulating linearised SGD")
         predictions = {}
         for size in in_order(size for size, _, _ in self.rows):
