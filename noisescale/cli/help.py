@@ -48,6 +48,7 @@ SUBJECTS = (
             "--bs 1 --bs 8 --bs 64 --bs 512 --lr-max 0.5",
             "--bs 32 --bs 1024 --lr 0.05",
             "--bs 32",
+            "--lr 0.05",
         ),
         "--bs --lr --lr-min --lr-max --num-lr --bisect --factor --precision --lr-bend",
     ),
@@ -100,7 +101,8 @@ SUBJECTS = (
             "--json --plot picture.png",
             "--out pictures --format pdf",
         ),
-        "--out --force --checkpoint-every --evaluate-every --log-dir --json --plot --format --help",
+        "--out --force --checkpoint-every --evaluate-every --log-dir --json --plot --format "
+        "--debug --help",
     ),
 )
 # What other tools call an option of ours; the first of these that a command has is meant

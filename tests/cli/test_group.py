@@ -48,7 +48,7 @@ def raising(error):
         (KeyError("loss"), 1, "KeyError: 'loss': this is a fault of the program itself"),
         (RecursionError("too deep"), 1, "a fault of the program itself"),
         (Interrupted("stopped", 15), 143, "stopped"),
-        (KeyboardInterrupt(), 130, "Interrupted"),
+        (KeyboardInterrupt(), 130, "Stopped: nothing was kept."),
     ],
 )
 @pytest.mark.parametrize("debug", [None, "before", "after", "environment"])

@@ -80,7 +80,7 @@ def test_a_subset_has_errors_and_everything_can_be_asked_for(trained):
     )
     assert [row["class"] for row in entry["per_class"]] == list(range(10))
     assert Path("picture.png").stat().st_size > 10_000
-    text = run("measure-noise", trained / "checkpoint.pt", *every).stdout
+    text = " ".join(run("measure-noise", trained / "checkpoint.pt", *every).stdout.split())
     for part in ("ε_opt(B = 7)", "share of tr Σ", "Largest shares", "B_noise ≈", "at B = 7 has lr"):
         assert part in text
 

@@ -225,5 +225,5 @@ def test_the_report_counts_the_products():
     found = measure_sharpness(classification(), options=options, report=said.append)
     products = [activity for activity in said if "(product" in activity]
     assert said[:2] == ["loss and gradient", "largest eigenvalue (product 1)"]
-    assert products[-1] == f"gradient-noise interaction (product {found.num_matvecs})"
+    assert products[-1] == f"density (product {found.num_matvecs})"
     assert len(products) == found.num_matvecs

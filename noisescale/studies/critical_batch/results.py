@@ -34,7 +34,6 @@ from noisescale.studies.critical_batch.noise_runs import PREDICTED_COLUMNS, pred
 from noisescale.studies.critical_batch.start import Start
 from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
-from noisescale.studies.recommend.budget import duration_text
 from noisescale.studies.recommend.measured import advise_on_front
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import (
@@ -240,7 +239,7 @@ def write_results(
         *_unreached(result, outcome.best_losses),
     )
     num_runs = len(table.groupby(["batch_size", "learning_rate", "seed"]))
-    cost = f"Cost: {num_runs} runs, {duration_text(outcome.seconds)} by this command."
+    cost = f"Cost: {num_runs} runs."
     advice = result.advice and replace(result.advice, cost=cost)
     result = replace(result, notes=notes, advice=advice)
     summary = {

@@ -54,9 +54,3 @@ class Reminder:
             return False
         self._last = now
         return True
-
-
-def duration_text(seconds: float) -> str:
-    """3 min 05 s, or 12 s."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

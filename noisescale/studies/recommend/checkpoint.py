@@ -17,9 +17,10 @@ from noisescale.statistics.critical_batch.advice import (
 )
 from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
 from noisescale.statistics.gradient_noise import NoiseScale
-from noisescale.studies.recommend.budget import Budget, duration_text
+from noisescale.studies.recommend.budget import Budget
 from noisescale.studies.recommend.look import noise_within
 from noisescale.training.config import TrainConfig
+from noisescale.training.console import duration_text
 from noisescale.training.records.tables import read_noise
 from noisescale.training.tracking.noise import NUM_EXAMPLES
 

@@ -17,7 +17,8 @@ from noisescale.statistics.estimate import jsonable
 from noisescale.statistics.gradient_noise import NoiseScale
 from noisescale.studies.jobs.cell import Cell, cell_problem
 from noisescale.studies.jobs.short_run import EVALUATED, LossCurve
-from noisescale.studies.recommend.budget import Budget, duration_text
+from noisescale.studies.recommend.budget import Budget
+from noisescale.training.console import duration_text
 from noisescale.training.records.folder import read_json, write_json
 from noisescale.training.tracking.noise import FEWEST_EXAMPLES, NUM_EXAMPLES
 from noisescale.training.tracking.rows import is_due

@@ -23,9 +23,9 @@ from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, jsonable
 from noisescale.studies.critical_batch.config import firmer_command
 from noisescale.studies.jobs.short_run import ShortRun
-from noisescale.studies.recommend.budget import duration_text
 from noisescale.studies.recommend.config import RecommendConfig
 from noisescale.studies.recommend.look import Look, Plan
+from noisescale.training.console import duration_text
 from noisescale.training.records.folder import SUMMARY, read_json, write_json, write_table
 from noisescale.training.records.tables import LOSSES, NOISE, read_noise
 

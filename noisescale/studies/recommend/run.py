@@ -14,7 +14,7 @@ from noisescale.errors import Interrupted, MeasurementError, SettingError
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim, closing
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
 from noisescale.studies.jobs.short_run import ShortRun
-from noisescale.studies.recommend.budget import Budget, duration_text
+from noisescale.studies.recommend.budget import Budget
 from noisescale.studies.recommend.config import SETTINGS, RecommendConfig
 from noisescale.studies.recommend.look import (
     LOOK,
@@ -38,6 +38,7 @@ from noisescale.studies.recommend.results import (
 )
 from noisescale.studies.recommend.runs import rate_run, tracked_run
 from noisescale.studies.recommend.search import FEWEST_TRIED, Search, next_index, trained
+from noisescale.training.console import duration_text
 from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, read_json, write_json
 from noisescale.training.records.tables import LOSSES, NOISE

@@ -11,8 +11,9 @@ from typing import Any
 from noisescale.statistics.estimate import jsonable
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve, ShortRun, looks, read_run, short_run
-from noisescale.studies.recommend.budget import Budget, Reminder, duration_text
+from noisescale.studies.recommend.budget import Budget, Reminder
 from noisescale.studies.recommend.look import LOOKS
+from noisescale.training.console import duration_text
 from noisescale.training.records.checkpoint import save_checkpoint
 from noisescale.training.records.folder import CHECKPOINT
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking

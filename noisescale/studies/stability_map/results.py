@@ -17,7 +17,6 @@ from noisescale.statistics.stability_edge import LABELS
 from noisescale.studies.critical_batch.config import firmer_command
 from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
-from noisescale.studies.recommend.budget import duration_text
 from noisescale.studies.recommend.measured import advise_on_map
 from noisescale.studies.stability_map.config import BatchSize, SweepConfig
 from noisescale.studies.stability_map.tables import (
@@ -172,7 +171,7 @@ def write_results(
 
 def _advice(config: SweepConfig, cells: pd.DataFrame, outcome: Outcome) -> Advice:
     """What the losses at the ends of the runs say of the batch size to use."""
-    cost = f"Cost: {len(cells)} runs, {duration_text(outcome.seconds)} by this command."
+    cost = f"Cost: {len(cells)} runs."
     if config.start is not None:
         return Advice(
             heading="A batch size by the loss at the end of the runs:",

@@ -316,7 +316,7 @@ def test_bad_input_is_named():
     problem = classification()
     examples = problem.train
     for options, message in (
-        ({"num_examples": 1}, r"1 example\(s\)"),
+        ({"num_examples": 1}, r"1 example: "),
         ({"num_examples": 51}, "the train split has 50"),
         ({"engine": "fast"}, "engine 'fast': give one of auto, hooks, compiled, vmap, loop"),
         ({"split": "validation"}, "this problem has train, test"),
