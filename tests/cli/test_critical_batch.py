@@ -223,7 +223,7 @@ def test_branches_of_a_run(checkpoint, tmp_path):
     assert content["definition"] == "branch"
     assert [row["share"] for row in content["by_tolerance"]] == [0.01, 0.02, 0.05, 0.1]
     if content["at_base"]:
-        assert "not resolved, as no loss beyond the smallest batch size's, 4," in found.stdout
+        assert "not resolved, as no loss beyond the smallest batch size's, 4," in said
     table = pd.read_csv(out / "branches.csv")
     assert len(table) == 3 * len(content["batch_sizes"])
     assert ((table["examples"] >= 400) & (table["examples"] < 400 + table["batch_size"])).all()
