@@ -319,7 +319,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_message_and_damages_nothing(
     assert "File too large; what is already written is whole: make room" in done.stderr
     assert "Traceback" not in done.stderr
     files = {entry.name for entry in (tmp_path / "run").rglob("*") if entry.is_file()}
-    assert files - {".noisescale.lock"} == {"config.json", "metrics.csv"}
+    assert files - {".noisescale.lock"} == {"config.json", "metrics.csv", "losses.csv"}
     identity = json.loads((tmp_path / "run" / "config.json").read_text())
     assert folder_state(tmp_path / "run", identity) == "unfinished"
 

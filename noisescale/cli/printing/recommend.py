@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
 from noisescale.cli.printing.tables import stdout_console
 from noisescale.statistics.critical_batch.advice import WIDTH
 
@@ -15,15 +13,17 @@ if TYPE_CHECKING:
 
 def print_advice(advice: Advice | None, notes: tuple[str, ...] = ()) -> None:
     """The notes, and the block after them, at the width of the terminal."""
-    width = min(stdout_console().width, WIDTH)
+    console = stdout_console()
+    width = min(console.width, WIDTH)
     for note in notes:
         print_folded(f"Note: {note}.", width)
     for line in [] if advice is None else advice.block(width):
-        click.echo(line)
+        console.print(line, soft_wrap=True)
 
 
 def print_folded(text: str, width: int) -> None:
     """A sentence in lines of at most so many columns."""
     import textwrap
 
-    click.echo("\n".join(textwrap.wrap(text, width, break_on_hyphens=False)))
+    lines = textwrap.wrap(text, width, break_on_hyphens=False)
+    stdout_console().print("\n".join(lines), soft_wrap=True)

@@ -47,7 +47,11 @@ class Screen(Console):
         """
         whole: dict[str, Any] = {"overflow": "ignore", "crop": False}  # which folds nothing itself
         folded = [fold(each, self.width) if isinstance(each, str) else each for each in objects]
-        super().print(*folded, **(whole | settings))
+        try:
+            super().print(*folded, **(whole | settings))
+        except OSError as error:  # which does not say of what, where nothing is buffered
+            error.filename = error.filename or "stdout"
+            raise
 
 
 def fold(text: str, width: int) -> str:
