@@ -235,7 +235,7 @@ def test_ctrl_c_stops_at_once_keeps_the_cells_and_leaves_no_process(tmp_path):
     os.killpg(running.pid, signal.SIGINT)
     _, stderr = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert "finished and kept: the same command runs the rest" in stderr
+    assert "finished and kept; the same command runs the rest" in stderr
     assert "Traceback" not in stderr
     end = time.monotonic() + 15
     group = ["ps", "-o", "pid,args", "--no-headers", "-g", str(running.pid)]

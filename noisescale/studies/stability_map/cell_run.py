@@ -32,7 +32,8 @@ from noisescale.training.trainer import Training
 LOOKS = (
     50  # evenly along a run, so that no excursion of 2 % of it is missed, beside log-spaced ones
 )
-NEEDED = {"start_loss", "largest_loss", "chance_loss", "largest_share", "train", "test"}
+# not "test", which not every problem of one's own has
+NEEDED = {"start_loss", "largest_loss", "chance_loss", "largest_share", "train"}
 
 
 def run_cell(cell: Cell) -> ShortRun:
@@ -107,7 +108,7 @@ def cell_summary(
         "diverged_at_step": diverged_at_step,
         **nullable(numbers),
         "train": _scores(final),
-        "test": None if test is None else _scores(test),
+        **({} if test is None else {"test": _scores(test)}),
     }
 
 

@@ -42,7 +42,7 @@ def cell_row(summary: dict[str, Any], *, from_checkpoint: bool) -> dict[str, Any
     minimum.
     """
     course = trajectory(summary)
-    accuracy = (summary["test"] or {}).get("accuracy")  # neither has every problem of one's own
+    accuracy = (summary.get("test") or {}).get("accuracy")  # neither has every problem of one's own
     return {
         "batch_size": summary["batch_size"],
         "learning_rate": summary["learning_rate"],

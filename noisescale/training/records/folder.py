@@ -44,9 +44,10 @@ FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("dataset", "pixel_scale", "model"), (str,)),
     **dict.fromkeys(("learning_rate", "epochs", "seconds", "examples_per_second"), _NUMBER),
     **dict.fromkeys(("seed", "steps", "examples_seen"), (int,)),
-    **dict.fromkeys(("best_loss", "start_loss", "largest_loss", "chance_loss"), _NUMBER_OR_NULL),
+    **dict.fromkeys(
+        ("best_loss", "start_loss", "largest_loss", "chance_loss", "largest_share"), _NUMBER_OR_NULL
+    ),
     **dict.fromkeys(("environment", *SPLITS), (dict,)),
-    "largest_share": _NUMBER,
     "batch_size": (int, str),
     "diverged_at_step": (int, NoneType),
     "notes": (list,),
