@@ -18,7 +18,7 @@ def print_advice(advice: Advice | None, notes: tuple[str, ...] = ()) -> None:
     for note in notes:
         print_folded(f"Note: {note}.", width)
     for line in [] if advice is None else advice.block(width):
-        console.print(line, soft_wrap=True)
+        console.out(line, highlight=False)  # a command to be copied is not folded
 
 
 def print_folded(text: str, width: int) -> None:
@@ -26,4 +26,4 @@ def print_folded(text: str, width: int) -> None:
     import textwrap
 
     lines = textwrap.wrap(text, width, break_on_hyphens=False)
-    stdout_console().print("\n".join(lines), soft_wrap=True)
+    stdout_console().out("\n".join(lines), highlight=False)
