@@ -64,6 +64,7 @@ class Advice:
         cost: what it took.
         firmer: the command that would tell more.
         reason: why there are no sizes; None where there are.
+        ends: what the lower and the upper end of each size are.
     """
 
     heading: str
@@ -73,6 +74,7 @@ class Advice:
     cost: str | None = None
     firmer: str | None = None
     reason: str | None = None
+    ends: str = HEADINGS[2]
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON; `from_dict` reads it."""
@@ -105,7 +107,7 @@ class Advice:
         if self.reason is not None:
             body = [*_folded(f"Not resolved: {self.reason}.", width), *_folded(self.in_use, width)]
         else:
-            body = [*_rows(self.sizes, width), *_folded(self.in_use, width)]
+            body = [*_rows(self.sizes, width, self.ends), *_folded(self.in_use, width)]
         lines = [*_folded(self.heading, width), *body]
         for sentence in self.worth:
             folded = _folded(sentence, width)
@@ -264,9 +266,9 @@ def interval_text(estimate: Estimate) -> str:
     return f"{low} or more" if math.isinf(estimate.high) else f"{low}–{high}"
 
 
-def _rows(sizes: tuple[AimedSize, ...], width: int) -> list[str]:
+def _rows(sizes: tuple[AimedSize, ...], width: int, ends: str) -> list[str]:
     """A line for each aim under headings; on a narrow screen a line without a table's columns."""
-    cells = [HEADINGS, *(size.cells() for size in sizes)]
+    cells = [(*HEADINGS[:2], ends, *HEADINGS[3:]), *(size.cells() for size in sizes)]
     if not any(size.worth for size in sizes):
         cells = [row[:-1] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

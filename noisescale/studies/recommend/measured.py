@@ -183,9 +183,8 @@ def advise_on_map(
     return Advice(
         heading=heading,
         sizes=tuple(aimed),
-        worth=(
-            "Interval: the next sizes tried. A loss 5 % above the least is balanced, 20 % the end.",
-        ),
+        worth=("A loss 5 % above the least is balanced, 20 % the end.",),
+        ends="next tried",
     )
 
 

@@ -118,6 +118,9 @@ def test_after_equal_examples_larger_sizes_that_lose_little_save_steps():
         (256, 0.4),
     ]
     assert [(row.low, row.high) for row in found.sizes] == [(4, 64), (16, 256), (64, 999)]
+    heading = found.block()[1]  # the next sizes tried, which are no interval of confidence
+    assert "next tried" in heading
+    assert "95 %" not in heading
 
 
 def test_after_equal_steps_smaller_ones_save_examples():
