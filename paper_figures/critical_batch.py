@@ -22,8 +22,8 @@ CAPTION = (
     "batch sizes from {smallest} to {largest:,}, {seeds} seeds, each size at the learning rate "
     "with the fewest steps; points are means of log S over seeds. Bars: 95 % intervals. "
     "Predictions from {noise_seeds} runs at B = {noise_size}, averaged by progress. Quadratic: "
-    "curvatures 1/k, k = 1 to 100. Branches: from runs at B = 16, sizes from 1 on, at the rates of "
-    "the front's law; within {tolerance:.0%} of the loss at B = 1; triangles: bounds from above."
+    "curvatures 1/k, k = 1 to 100. Branches: from runs at B = 16, sizes from {branch_size} on, "
+    "within {tolerance:.0%} of the loss at the smallest; triangles: bounds from above."
 )
 MARKERS = "osv^DP"  # one a goal
 CRITICAL = r"$B_{\mathrm{crit}}$"
@@ -35,9 +35,9 @@ SIDE_BY_SIDE = 1.03  # factor in the loss between two series at one loss
 def figure(data: Path) -> Figure:
     """Fronts, their collapse and residuals; B_crit and what predicts it; rates and branches."""
     folder = data / "critical_batch"
-    names = ("fastest", "fits", "learning_rates", "laws", "predicted", "branches")
+    names = ("fastest", "fits", "learning_rates", "laws", "predicted", "branches", "branch_losses")
     tables = {name: pd.read_csv(folder / f"{name}.csv", comment="#") for name in names}
-    branches = tables.pop("branches")
+    branches, losses = tables.pop("branches"), tables.pop("branch_losses")
     mnist = {name: _of(table, "mnist") for name, table in tables.items()}
     quadratic = {name: _of(table, "quadratic") for name, table in tables.items()}
     points = _means(mnist["fastest"], mnist["fits"])
@@ -65,6 +65,7 @@ def figure(data: Path) -> Figure:
             seeds=front["seed"].nunique(),
             noise_seeds=predicted["num_seeds"].max(),
             noise_size=predicted["batch_size"].iloc[0],
+            branch_size=losses["batch_size"].min(),
             tolerance=TOLERANCE,
         )
         drawn.supxlabel(fill(caption, 98), fontsize=7)
