@@ -9,6 +9,7 @@ import stat
 import sysconfig
 import traceback
 from pathlib import Path
+from typing import Any
 
 LARGEST = 3e38  # the largest number that float32 parameters can be multiplied by
 LARGEST_COUNT = 2**63 - 1  # the largest whole number that tensors hold
@@ -20,7 +21,13 @@ class NoisescaleError(RuntimeError):
 
 
 class SettingError(NoisescaleError, ValueError):
-    """A setting is out of its range; the command line exits with 2."""
+    """A setting is out of its range; the command line exits with 2.
+
+    Attributes:
+        command: click's context of the command that it was raised in, where one was.
+    """
+
+    command: Any = None
 
 
 class DataError(NoisescaleError):

@@ -76,12 +76,12 @@ class Commands(click.Group):
             raise
         except SettingError as error:
             _show_traceback(ctx, error)
-            raise click.UsageError(str(error), ctx) from error
+            raise click.UsageError(str(error), error.command or ctx) from error
         except Interrupted as interruption:
             click.echo(str(interruption), err=True)
             ctx.exit(interruption.exit_code)
         except KeyboardInterrupt:
-            click.echo("Stopped: nothing was kept.", err=True)
+            click.echo("Stopped at once: what is already written is whole.", err=True)
             ctx.exit(130)
         except Exception as error:
             _show_traceback(ctx, error)

@@ -162,11 +162,12 @@ class Command(click.Command):
             raise click.NoSuchOption(error.option_name, message, ctx=ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click does; a setting out of its range is a usage error of this command."""
+        """As click does; a setting out of its range knows that it is this command's."""
         try:
             return super().invoke(ctx)
         except SettingError as error:
-            raise click.UsageError(str(error), ctx) from error
+            error.command = ctx
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, a section for each subject."""

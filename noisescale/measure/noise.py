@@ -53,7 +53,8 @@ class NoiseOptions(Settings):
             distribution.
         num_examples: size of the random subset of the split; None: all of it.
         hessian: whether to measure tr(HΣ), GᵀHG, B_noise and ε_max as well.
-        num_probes: noise probes for these, of which each takes a quarter of a Hessian product.
+        num_probes: noise probes for these, a Hessian product each, or a quarter of one where the
+            memory does not hold the graphs of all of H's examples.
         hessian_examples: on which H is taken; None: 4,096, at most half of the split. For a data
             set these are drawn independently of the gradients' examples; for a distribution they
             are others, taken from the gradients' where the split has no more.
@@ -211,7 +212,10 @@ def measure_noise(
 
 
 def _announcement(measured: _Measured, seconds: float) -> str:
-    """What B_noise will cost, by the seconds that the gradients took.
+    """What B_noise will cost at most, by the seconds that the gradients took.
+
+    Where the memory does not hold the graphs of H's examples, probes and eigenvectors take a part
+    of them each, and it costs about a quarter.
 
     A Hessian product takes about as long as the moments of the gradients of as many examples: two
     passes forwards and two backwards, against per-example gradients and their projections.
@@ -220,7 +224,7 @@ def _announcement(measured: _Measured, seconds: float) -> str:
     share = _hessian_examples(measured) / measured.sample.num_examples
     to_come = seconds * products * share
     return (
-        f"Optional, --hessian: {products} or so Hessian products, about {to_come:.0f} s, "
+        f"Optional, --hessian: at most {products} or so Hessian products, {to_come:.0f} s, "
         f"{to_come / (to_come + seconds):.0%} of the whole. Ctrl-C prints the result without them."
     )
 

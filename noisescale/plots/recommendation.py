@@ -75,13 +75,13 @@ def _plot_rates(axes: Axes, tried: pd.DataFrame, best: float) -> None:
 
 def _plot_sizes(axes: Axes, sizes: Sequence[Mapping[str, Any]]) -> None:
     """Each aim's batch size with its interval, and the learning rate that goes with it."""
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(sizes)), [size["aim"].replace(" ", "\n") for size in sizes])
-    axes.set_ylim(len(sizes) - 0.5, -0.5)
     if not sizes:
         axes.text(0.5, 0.5, "not resolved", ha="center", transform=axes.transAxes)
         axes.set_axis_off()
         return
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(sizes)), [size["aim"].replace(" ", "\n") for size in sizes])
+    axes.set_ylim(len(sizes) - 0.5, -0.5)
     for row, (size, colour) in enumerate(zip(sizes, COLOURS, strict=True)):
         high = math.inf if size["high"] is None else size["high"]
         bars = error_bars(np.array([size["batch_size"]]), np.array([size["low"]]), np.array([high]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from noisescale.errors import SettingError, first_line
+from noisescale.errors import SettingError, own_words
 from noisescale.problems.config import AnyConfig
 from noisescale.problems.data.examples import (
     Examples,
@@ -163,8 +163,8 @@ def weights_of(weights: WeightFn, targets: Tree) -> Tensor:
         targets: of the examples.
 
     Raises:
-        SettingError: the function fails, or gives other than a finite number of 0 or more for each
-            example.
+        SettingError: the function fails, or gives other than a number for each example; for their
+            values see `check_weights`.
     """
     num_examples = first_size(targets)
     try:
@@ -172,7 +172,7 @@ def weights_of(weights: WeightFn, targets: Tree) -> Tensor:
     except Exception as error:  # whatever the user's own function raises
         raise SettingError(
             f"the weights of the Problem fail on targets of shape {shapes(targets)}: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"{own_words(error)}"
         ) from error
     if not isinstance(values, Tensor) or values.shape != (num_examples,) or values.is_complex():
         form = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else kind_of(values)
@@ -181,6 +181,19 @@ def weights_of(weights: WeightFn, targets: Tree) -> Tensor:
             f"number per example, shape ({num_examples},), as (labels != -100).sum(1) does"
         )
     return values.detach()
+
+
+def check_weights(values: Tensor) -> None:
+    """SettingError for weights that no mean can be taken with; reads them, so not under vmap.
+
+    Args:
+        values: of examples, see `weights_of`.
+    """
+    if not (values.isfinite().all() and (values >= 0).all()):
+        raise SettingError(
+            "the weights of the Problem are below zero or not finite for some examples: give each "
+            "a number of 0 or more"
+        )
 
 
 def _size_of(model: nn.Module) -> str:

@@ -407,7 +407,7 @@ def noise_scale(
         notes=notes,
         effective_examples=effective,
         noisiest_share=noisiest,
-        gradient_norms=_histogram(squared_norms.sum(1), total, float(mean_squares.sum())),
+        gradient_norms=_histogram(squared_norms.sum(1), total, float(mean_squares.sum()), whole),
         squared_gradient_norm=norm,
         gradient_variance=noise.gradient_variance,
         simple=noise.simple,
@@ -479,7 +479,10 @@ def _concentration(
 
 
 def _histogram(
-    squared_norms: np.ndarray, projections: np.ndarray | None, mean_square: float
+    squared_norms: np.ndarray,
+    projections: np.ndarray | None,
+    mean_square: float,
+    weighting: Weighting | None,
 ) -> pd.DataFrame:
     """The table `gradient_norms` of `NoiseScale`."""
     import pandas as pd
@@ -492,7 +495,7 @@ def _histogram(
     bins = np.clip(np.searchsorted(edges, norms, side="right") - 1, 0, num_bins - 1)  # (n,)
     shares = np.full(num_bins, math.nan)
     if projections is not None:
-        deviations = squared_norms - 2 * projections + mean_square  # (n,)
+        deviations = squared_deviations(squared_norms, projections, mean_square, weighting)
         if (total := float(deviations.sum())) > 0:
             shares = np.bincount(bins, deviations, minlength=num_bins) / total
     return pd.DataFrame(

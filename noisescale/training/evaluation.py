@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisescale.errors import NoisescaleError, SettingError, first_line
+from noisescale.errors import NoisescaleError, SettingError, is_out_of_memory, own_words
 from noisescale.problems.problem import (
     Examples,
     LossFn,
@@ -20,6 +20,7 @@ from noisescale.problems.problem import (
     Tree,
     WeightFn,
     call_model,
+    check_weights,
     kind_of,
     weights_of,
 )
@@ -161,15 +162,16 @@ class _Total:
         except NoisescaleError:
             raise
         except Exception as error:  # whatever a model or a loss of the user's own raises
-            if "memory" in str(error):
+            if is_out_of_memory(error):
                 raise
             raise SettingError(
                 f"{type(model).__name__} or its loss fails on {chunk.num_examples} examples: "
-                f"{type(error).__name__}: {first_line(error)}"
+                f"{own_words(error)}"
             ) from error
         check_losses(losses, chunk.num_examples)
         if self._weights is not None:
             counts = weights_of(self._weights, chunk.targets).to(torch.float64)
+            check_weights(counts)
             self._counts.append(counts.sum())
             losses = losses * counts
         self._losses.append(losses.sum(dtype=torch.float64))

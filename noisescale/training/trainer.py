@@ -26,6 +26,7 @@ from noisescale.problems.problem import (
     Problem,
     Source,
     call_model,
+    check_weights,
     resident,
     source_of,
     weights_of,
@@ -274,8 +275,10 @@ class Training:
             return
         parts = [self._examples_at(chunk) for chunk in chunks]
         counts = [weights_of(weights, part.targets) for part in parts]
+        of_batch = torch.cat(counts)
+        check_weights(of_batch)
         # of a batch that counts nothing at all the loss is zero, and so is its gradient
-        whole = torch.cat(counts).sum(dtype=torch.float64).clamp(min=LEAST_WEIGHT)
+        whole = of_batch.sum(dtype=torch.float64).clamp(min=LEAST_WEIGHT)
         for part, count in zip(parts, counts, strict=True):
             yield part, _Share(size=part.num_examples, divisor=whole, counts=count)
 

@@ -6,6 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from noisescale.cli import main
 from noisescale.cli.group import Commands
 from noisescale.errors import Interrupted, MeasurementError, SettingError
 from noisescale.problems.factory import load_problem
@@ -48,7 +49,7 @@ def raising(error):
         (KeyError("loss"), 1, "KeyError: 'loss': this is a fault of the program itself"),
         (RecursionError("too deep"), 1, "a fault of the program itself"),
         (Interrupted("stopped", 15), 143, "stopped"),
-        (KeyboardInterrupt(), 130, "Stopped: nothing was kept."),
+        (KeyboardInterrupt(), 130, "Stopped at once: what is already written is whole."),
     ],
 )
 @pytest.mark.parametrize("debug", [None, "before", "after", "environment"])
@@ -87,3 +88,12 @@ def test_the_users_own_code_is_named_with_its_line(tmp_path, monkeypatch):
 def touch(value, kind):
     """In place of a look at what the user's factory made: one that runs code of the user's own."""
     return value.train
+
+
+def test_the_traceback_of_a_setting_that_a_command_refuses_is_shown_too():
+    arguments = ["train", "--dataset", "digits", "--lr", "-1"]
+    plain, debugged = (CliRunner().invoke(main, [*more, *arguments]) for more in ([], ["--debug"]))
+    assert plain.exit_code == debugged.exit_code == 2
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in debugged.stderr
+    assert "train [OPTIONS]" in debugged.stderr

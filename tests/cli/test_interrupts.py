@@ -54,7 +54,7 @@ def test_measure_noise_prints_what_it_has_before_the_hessian(checkpoint, monkeyp
     assert "B_simple" in result.stdout
     assert "stopped by Ctrl-C: what --hessian" in " ".join(result.stdout.split())
     said = " ".join(result.stderr.split())
-    assert "Optional, --hessian: 47 or so Hessian products, about" in said
+    assert "Optional, --hessian: at most 47 or so Hessian products, " in said
     assert said.endswith("Stopped: 1 checkpoint of 1 measured, as far as is printed.")
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from noisescale.cli.printing.recommend import print_advice
+from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.studies.recommend import run as study
 from tests.helpers import own_problems as problems
 from tests.helpers.command_line import run, strict
@@ -156,3 +158,10 @@ def test_the_examples_make_a_problem_that_trains(tmp_path, monkeypatch, name):
     (last,) = list(train(problem, config))
     assert last.step == 2
     assert last.diverged_at_step is None
+
+
+def test_a_command_to_be_copied_is_in_one_piece_on_a_narrow_screen(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    command = "noisescale critical-batch --problem a/long/path/my_model.py:make --optimizer adamw"
+    print_advice(Advice(heading="B_crit by runs:", reason="none was made", firmer=command), ("so",))
+    assert f"Firmer: {command}\n" in capsys.readouterr().out

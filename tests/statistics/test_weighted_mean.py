@@ -52,6 +52,14 @@ def test_of_the_whole_it_is_the_definition():
     assert noise.simple.low == noise.simple.high
     assert noise.per_layer["gradient_variance"].sum() == pytest.approx(trace)
     assert noise.effective_examples > 1
+    _, _, mean = truth(gradients, weights)
+    relative = (weights / weights.mean())[:, None]
+    squared = ((relative * (gradients - mean)) ** 2).sum(1)
+    norms = np.linalg.norm(relative * gradients, axis=1)
+    for row in noise.gradient_norms.iloc[1:-1].to_dict("records"):
+        inside = (norms >= row["low"]) & (norms < row["high"])
+        assert row["examples"] == inside.sum()
+        assert row["variance_share"] == pytest.approx(squared[inside].sum() / squared.sum())
 
 
 def test_equal_weights_are_no_weights():

@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 
+from noisescale.errors import SettingError
 from noisescale.measure.monitor import noise_monitor
 from noisescale.problems.problem import Examples
 from noisescale.problems.sampling import Batches
@@ -112,3 +113,15 @@ def test_the_scores_are_token_means():
     assert scores.confusion is None
     assert repr(scores) == f"Evaluation(loss {expected:.4g}, no classes)"
     assert scores.accuracy != scores.accuracy
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan")])
+def test_weights_that_no_mean_can_be_taken_with_are_refused_in_training_too(weight):
+    problem = dataclasses.replace(
+        language_problem(), weights=lambda labels: torch.full((len(labels),), weight)
+    )
+    training = Training(problem, TrainConfig(batch_size=4, max_steps=1))
+    with pytest.raises(SettingError, match="below zero or not finite"):
+        next(iter(training))
+    with pytest.raises(SettingError, match="below zero or not finite"):
+        mean_loss(problem.model, problem.loss, problem.train, problem.weights)

@@ -54,7 +54,7 @@ Examples:
     type=click.IntRange(min=2),
     default=32,
     show_default=True,
-    help="Noise probes for --hessian, a Hessian product each.",
+    help="Noise probes for --hessian, a Hessian product each at most.",
 )
 @click.option(
     "--hessian-examples",
@@ -115,7 +115,11 @@ def measure_noise(
         # one seed: the same examples for every checkpoint
         return measure_noise(problem, options=chosen, seed=seed, report=report)
 
+    is_first = True
+
     def show(measured: list[Measured[NoiseScale]]) -> None:
+        if not is_first:  # of several processes one speaks
+            return
         reports = noise_reports(measured, batch_sizes)
         entries = [report.to_dict() for report in reports]
         if as_json:
@@ -144,5 +148,4 @@ def measure_noise(
             device=own_device,
             quiet=not is_first,
         )
-    if is_first:
-        show(measured)
+    show(measured)

@@ -222,17 +222,23 @@ def train(ctx: click.Context, /, **options: Any) -> None:
 
 def _compare(folders: list[Path], *, out: Path | None) -> None:
     """Leaves a table of the runs and a picture of their losses beside their folders."""
+    from noisescale.studies.jobs.folder import changes
     from noisescale.training.records.comparison import (
         COMPARISON,
         comparison_name,
         draw_comparison,
         write_comparison,
     )
+    from noisescale.training.records.folder import may_write
 
     name = COMPARISON if out is not None else comparison_name(folders)
     table = folders[0].parent / name
+    if not may_write(table.parent):
+        return
+    has_changed = changes(table.parent, name)
     write_comparison(folders, table)
-    draw_comparison(table)
+    if has_changed() or not table.with_suffix(".png").exists():
+        draw_comparison(table)
 
 
 def _check_tracking(ctx: click.Context, options: dict[str, Any]) -> None:

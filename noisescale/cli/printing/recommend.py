@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from noisescale.cli.printing.tables import stdout_console
+from noisescale.cli.printing.tables import fold, stdout_console
 from noisescale.statistics.critical_batch.advice import WIDTH
 
 if TYPE_CHECKING:
@@ -13,17 +13,11 @@ if TYPE_CHECKING:
 
 def print_advice(advice: Advice | None, notes: tuple[str, ...] = ()) -> None:
     """The notes, and the block after them, at the width of the terminal."""
+    from rich.text import Text
+
     console = stdout_console()
     width = min(console.width, WIDTH)
     for note in notes:
-        print_folded(f"Note: {note}.", width)
+        console.print(fold(f"Note: {note}.", width))
     for line in [] if advice is None else advice.block(width):
-        console.out(line, highlight=False)  # a command to be copied is not folded
-
-
-def print_folded(text: str, width: int) -> None:
-    """A sentence in lines of at most so many columns."""
-    import textwrap
-
-    lines = textwrap.wrap(text, width, break_on_hyphens=False)
-    stdout_console().out("\n".join(lines), highlight=False)
+        console.print(Text(line), no_wrap=True)  # a str, a command to be copied, would be folded

@@ -238,10 +238,8 @@ class NoiseScaleMonitor:
 
         Leaves in `.grad` what `losses.mean().backward()` does, up to rounding; `update` follows.
         Both halves go back through the whole graph, so that an update that is split takes about
-        twice as long: 1.9 times for an MLP of 1.9 M parameters at 128 examples, 2.2 times for a GPT
-        of 0.1 M at 32 sequences of 48, with `every=10` 1.08 and 1.07 times (one CPU core). A loop
-        over two halves of the batch, with a forward pass and `micro_batch` for each, takes 1.4 and
-        1.7 times as long.
+        twice as long, and with `every=10` the average one about a tenth longer. A loop over two
+        halves of the batch, with a forward pass and `micro_batch` for each, lies between.
 
         Args:
             losses: one per example, (B,), with their graph, the examples in random order.

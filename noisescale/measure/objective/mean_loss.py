@@ -47,6 +47,7 @@ from noisescale.problems.problem import (
     Tree,
     arguments_of,
     call_model,
+    check_weights,
     first_size,
     held,
     kind_of,
@@ -361,11 +362,7 @@ class Objective:
             targets = self.examples.part(slice(start, start + WEIGHED)).targets
             parts.append(weights_of(self._weights, targets).double().cpu())
         weights = torch.cat(parts)
-        if not (weights.isfinite().all() and (weights >= 0).all()):
-            raise SettingError(
-                "the weights of the Problem are below zero or not finite for some examples: give "
-                "each a number of 0 or more"
-            )
+        check_weights(weights)
         return weights
 
     def total_relative(self, chunk: Examples) -> float:

@@ -136,7 +136,7 @@ def _no_tensor(item: Tree, batch: Tree, collate_fn: Collate | None) -> str:
 def _obstacle(items: list[Any], collate_fn: Collate | None, error: Exception) -> str:
     """Why items cannot be collated, and what to do."""
     if collate_fn is not None:
-        return f"the collate function fails on {len(items)} items: {_said(error)}"
+        return f"the collate function fails on {len(items)} items: {own_words(error)}"
     first, *others = [tree_flatten_with_path(plain(item))[0] for item in items]
     for path, leaf in first:
         if not isinstance(leaf, COLLATED):
@@ -155,7 +155,7 @@ def _obstacle(items: list[Any], collate_fn: Collate | None, error: Exception) ->
                 f"items hold {len(first)} and {len(other)} values: make them of equal shapes "
                 f"throughout, or pad them {HOW_TO_COLLATE}"
             )
-    return f"the items cannot be collated: {_said(error)}; do it {HOW_TO_COLLATE}"
+    return f"the items cannot be collated: {own_words(error)}; do it {HOW_TO_COLLATE}"
 
 
 def _remedy(collate_fn: Collate | None) -> str:
@@ -167,7 +167,3 @@ def _remedy(collate_fn: Collate | None) -> str:
 def _place(path: Any) -> str:
     """Where in an item, as one would index it."""
     return f" at {keystr(path)}" if path else ""
-
-
-def _said(error: Exception) -> str:
-    return own_words(error)

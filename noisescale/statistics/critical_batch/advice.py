@@ -303,7 +303,9 @@ def _command(command: str | None, width: int) -> list[str]:
 
 
 def _folded(text: str | None, width: int) -> list[str]:
-    return [] if text is None else textwrap.wrap(text, width, break_on_hyphens=False)
+    if text is None:
+        return []
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
 
 
 def _factor(value: float) -> str:

@@ -51,7 +51,14 @@ from noisescale.studies.jobs.tasks import Tasks
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import Checkpoint
 from noisescale.training.records.environment import environment
-from noisescale.training.records.folder import CHECKPOINT, finished_runs, write_json, write_table
+from noisescale.training.records.folder import (
+    CHECKPOINT,
+    finished_runs,
+    may_write,
+    read_json,
+    write_json,
+    write_table,
+)
 from noisescale.training.records.names import digest, file_digest, run_name
 from noisescale.training.records.tables import BRANCHES
 from noisescale.training.records.weight_files import read_weights
@@ -462,20 +469,25 @@ def _write(
         "failures": outcome.failures,
         **closing(outcome.seconds, notes, environment(options.device)),
     }
-    has_changed = changes(out, BRANCHES)
-    write_table(out / BRANCHES, table)
-    write_json(out / BRANCH_RESULT, summary)
-    if options.pictures and (has_changed() or not any(out.glob("*.png"))):
-        from noisescale.studies.critical_batch.pictures import draw_pictures
-
-        draw_pictures(out)  # which shows the tolerance, that branch.json alone has
-    return BranchResult(
+    result = BranchResult(
         table=table,
         critical_batch_size=critical,
         by_tolerance=by_tolerance,
         at_base=at_base(critical),
         summary=summary,
     )
+    if not may_write(out):
+        return result
+    drawn = read_json(out / BRANCH_RESULT) or {}  # the picture shows the tolerance too
+    has_changed = changes(out, BRANCHES)
+    write_table(out / BRANCHES, table)
+    write_json(out / BRANCH_RESULT, summary)
+    is_drawn = drawn.get("tolerance") == tolerance and any(out.glob("*.png"))
+    if options.pictures and (has_changed() or not is_drawn):
+        from noisescale.studies.critical_batch.pictures import draw_pictures
+
+        draw_pictures(out)
+    return result
 
 
 def _branch_table(runs: list[GoalRun], start_loss: float) -> pd.DataFrame:

@@ -16,6 +16,7 @@ GoalSplit = Literal["train", "test"]
 SETTINGS = "critical_batch.json"  # what all runs of a measurement's folder have in common
 BRANCH_SETTINGS, BRANCH_RESULT = "branches.json", "branch.json"
 FIRMER_SIZES = 6  # about a B_crit that is to be measured: a factor of five on either side of it
+MLP_WIDTH = 1024  # of `mlp`, where no width is given
 DEFAULT_WIDTH = 256  # of the command line's network: with it a measurement takes minutes
 LARGEST_SIZE = 2048  # of the default ones: beyond B_crit each doubling doubles the examples taken
 LEAST_FACTOR = 1.05  # between rates: at less, the span that is searched takes over 86 of them
@@ -201,6 +202,8 @@ def firmer_command(
         words.append(f"--problem {problem.factory}")
     else:
         options = {"dataset": problem.dataset} | problem.changed()
+        if problem.model == "mlp":  # of which critical-batch takes a narrower one by itself
+            options.setdefault("width", MLP_WIDTH)
         words += [_option(name, value) for name, value in options.items()]
     defaults = TrainConfig().optimizer_settings()
     words += [

@@ -7,13 +7,14 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from noisescale._version import __version__
+from noisescale import statistics
 from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.critical_batch.curves.runs import Runs
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
@@ -130,20 +131,27 @@ def remembered_fits(out: Path, table: pd.DataFrame) -> dict[float, CriticalBatch
     Their intervals take seconds, of which a finished measurement is to be shown in none.
     """
     path = out / FITS
-    key = hashlib.sha256(f"{__version__} {table.to_csv(index=False)}".encode()).hexdigest()
+    key = hashlib.sha256(_source_of_fits() + table.to_csv(index=False).encode()).hexdigest()
     try:
         stored = json.loads(path.read_text())
         if stored["key"] == key:
             return {float(goal): _fit_of(values) for goal, values in stored["fits"]}
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # absent, or of another release, or damaged: they can be had again
+        pass  # absent, damaged or by other code: they can be had again
     fits = fit_goals(table)
-    # with NaN and Infinity, which are no strict JSON: for this release alone
+    # with NaN and Infinity, which are no strict JSON: for this code alone
     values = [(goal, dataclasses.asdict(fit)) for goal, fit in fits.items()]
     text = json.dumps({"key": key, "fits": values}, default=np.ndarray.tolist)
     if may_write(out):
         write_atomically(path, text.encode())
     return fits
+
+
+@lru_cache(maxsize=1)
+def _source_of_fits() -> bytes:
+    """The code that fits, of which what is remembered must be."""
+    folder = Path(statistics.__path__[0])
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
 
 
 def _fit_of(values: dict[str, Any]) -> CriticalBatchFit:
@@ -167,11 +175,12 @@ def analyse(
     fits: dict[float, CriticalBatchFit] | None = None,
     *,
     num_examples: int | None = None,
+    optimizer: str = "sgd",
 ) -> CriticalBatchResult:
     """What follows from steps_to_goal.csv and the runs along which the noise was measured.
 
     fits: to the table; None: they are computed. num_examples: in the training set, where that is
-    known.
+    known. optimizer: of the runs.
     """
     fits = fit_goals(table) if fits is None else fits
     rates = best_rates(table)
@@ -202,7 +211,15 @@ def analyse(
         laws=laws,
         predicted=predicted,
         notes=tuple(notes),
-        advice=advise_on_front(table, fits, rates, laws, predicted, population_size=num_examples),
+        advice=advise_on_front(
+            table,
+            fits,
+            rates,
+            laws,
+            predicted,
+            population_size=num_examples,
+            optimizer=optimizer,
+        ),
     )
 
 
@@ -232,7 +249,13 @@ def write_results(
 ) -> CriticalBatchResult:
     """Writes the files of a measurement: tables, fits, picture and, last, summary.json."""
     table = outcome.table
-    result = analyse(table, outcome.noise_runs, outcome.fits, num_examples=outcome.num_examples)
+    result = analyse(
+        table,
+        outcome.noise_runs,
+        outcome.fits,
+        num_examples=outcome.num_examples,
+        optimizer=config.training.optimizer,
+    )
     notes = (
         *result.notes,
         *_short_batches(table, outcome.num_examples),

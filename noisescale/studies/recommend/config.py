@@ -8,6 +8,7 @@ from typing import Any
 
 from noisescale.errors import SettingError, check_count, is_real
 from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.statistics.display import Settings
 from noisescale.studies.critical_batch.config import default_batch_sizes
 from noisescale.training.config import TrainConfig
 
@@ -16,8 +17,8 @@ DEFAULT_EPOCHS = 10  # of the run that the noise is measured along, where the bu
 LONGEST = 7 * 24 * 60  # minutes
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecommendConfig:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RecommendConfig(Settings):
     """Which problem a batch size is wanted for, how it is trained, and how long that may take.
 
     Attributes:

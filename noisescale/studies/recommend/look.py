@@ -21,7 +21,7 @@ from noisescale.studies.recommend.budget import Budget
 from noisescale.training.console import duration_text
 from noisescale.training.records.folder import read_json, write_json
 from noisescale.training.tracking.noise import FEWEST_EXAMPLES, NUM_EXAMPLES
-from noisescale.training.tracking.rows import is_due
+from noisescale.training.tracking.rows import num_due
 from noisescale.training.trainer import Training
 
 LOOK = "look.json"
@@ -293,6 +293,4 @@ def plan(look: Look, budget: Budget, *, wanted_steps: int) -> Plan:
 
 def num_measurements(steps: int) -> int:
     """How often the noise is measured along a run, at its start and its end besides."""
-    decades = max(math.log10(steps), 0.0)
-    of_log = {round(10 ** (index / 8)) for index in range(math.ceil(8 * decades) + 1)}
-    return 1 + len({step for step in of_log if step <= steps and is_due(step, "log")} | {steps})
+    return 1 + num_due(0, steps, "log")

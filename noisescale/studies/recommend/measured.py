@@ -34,6 +34,7 @@ def advise_on_front(
     predicted: pd.DataFrame,
     *,
     population_size: int | None = None,
+    optimizer: str = "sgd",
 ) -> Advice:
     """The advice from runs to a goal at tuned rates: to the lowest one that resolves B_crit.
 
@@ -46,10 +47,11 @@ def advise_on_front(
         laws: of the best learning rates by goal, the best first.
         predicted: the rows of predicted.csv; none where the noise was not measured.
         population_size: the training examples; None: not known.
+        optimizer: of the runs; the calibration is of SGD.
     """
     resolved = [goal for goal, fit in fits.items() if fit.resolved]
     goal = min(resolved, default=min(fits)) if fits else math.nan
-    simple = _by_noise(predicted, goal)
+    simple = _by_noise(predicted, goal, is_sgd=optimizer == "sgd")
     if not resolved:
         return _by_noise_alone(goal, simple, rates, laws, fits, population_size)
     critical = fits[goal].critical_batch_size
@@ -99,17 +101,20 @@ def _by_noise_alone(
     )
 
 
-def _by_noise(predicted: pd.DataFrame, goal: float) -> Estimate | None:
-    """B_crit by B_simple along the runs to a goal, with the calibration's interval."""
+def _by_noise(predicted: pd.DataFrame, goal: float, *, is_sgd: bool) -> Estimate | None:
+    """B_crit by B_simple along the runs to a goal, with the calibration's interval.
+
+    The runs are at the best rate of those tried, as the calibration's are; but these are of SGD, so
+    that of another optimizer's rate nothing is known.
+    """
     rows = predicted[(predicted["quantity"] == "simple") & (predicted["goal"] == goal)]
     if rows.empty:
         return None
     simple = estimate_of(rows.iloc[0].to_dict(), "by_progress")
     if not simple.value > 0:
         return None
-    # of runs at the best rate of those tried, as the calibration's are
-    at_best = calibration("simple", with_rate=True, regressor="rate_over_best")
-    return at_best.critical_batch_size(simple, 1.0)
+    model = calibration("simple", with_rate=is_sgd, regressor="rate_over_best")
+    return model.critical_batch_size(simple, 1.0 if is_sgd else None)
 
 
 def _compared(critical: Estimate, simple: Estimate) -> str:

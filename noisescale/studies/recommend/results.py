@@ -26,7 +26,13 @@ from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.recommend.config import RecommendConfig
 from noisescale.studies.recommend.look import Look, Plan
 from noisescale.training.console import duration_text
-from noisescale.training.records.folder import SUMMARY, read_json, write_json, write_table
+from noisescale.training.records.folder import (
+    SUMMARY,
+    read_json,
+    write_atomically,
+    write_json,
+    write_table,
+)
 from noisescale.training.records.tables import LOSSES, NOISE, read_noise
 
 REPORT, PICTURE, TRIED = "report.md", "recommendation.png", "learning_rates.csv"
@@ -236,7 +242,6 @@ def write_results(
     if pictures:
         from noisescale.plots.recommendation import recommendation_figure
         from noisescale.plots.style import image
-        from noisescale.training.records.folder import write_atomically
 
         figure = recommendation_figure(
             outcome.tried,
@@ -254,8 +259,6 @@ def _write_report(
     path: Path, title: str, advice: Advice, notes: list[str], tried: pd.DataFrame
 ) -> None:
     """The block, the notes and the tables as Markdown."""
-    from noisescale.training.records.folder import write_atomically
-
     rates = "\n".join(
         f"| {row['learning_rate']:g} | {row['steps']:,} | {row['loss']:.4g} |"
         for row in tried.to_dict("records")

@@ -70,7 +70,7 @@ class Search:
         """Up to the last look that all runs have in common; infinite where one does not train."""
         last = min((_last_step(run) for run in self.runs.values() if trained(run)), default=0.0)
         losses = {
-            index: _loss_at(run, last) if trained(run) else math.inf
+            index: loss_at(run, last) if trained(run) else math.inf
             for index, run in self.runs.items()
         }
         return {
@@ -153,8 +153,8 @@ def _last_step(run: ShortRun) -> float:
     return float(run.losses["step"].iloc[-1])
 
 
-def _loss_at(run: ShortRun, step: float) -> float:
+def loss_at(run: ShortRun, step: float) -> float:
     """The mean over the last looks up to a step: near the edge of stability one alone jitters."""
-    table = run.losses
-    looked = table[(table["step"] <= step) & (table["step"] > (1 - AVERAGED) * step)]
-    return float(looked["loss"].mean() if len(looked) else table["loss"].iloc[-1])
+    before = run.losses[run.losses["step"] <= step]  # a look at step 0 among them
+    late = before[before["step"] > (1 - AVERAGED) * step]
+    return float((late if len(late) else before.tail(1))["loss"].mean())

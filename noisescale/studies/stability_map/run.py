@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,8 +306,9 @@ class _Sweep:
         for size in self.config.batch_sizes:
             cell = self._cell(size, 1.0, 0)
             batch_size = resolve_batch_size(cell.training, self.num_examples)
-            if stored_lyapunov(self.out, batch_size) is not None:
-                continue
+            with suppress(RunFolderError):  # of a damaged one, which the worker meets and names
+                if stored_lyapunov(self.out, batch_size) is not None:
+                    continue
             self.simulations[size] = self.tasks.submit(
                 lyapunov_at, cell, self.out, batch_size=batch_size, constants=constants
             )
@@ -340,7 +342,11 @@ class _Sweep:
         """The almost-sure threshold: of this sweep's simulation, or of an earlier one in `out`."""
         future = self.simulations.get(size)
         if future is None:
-            return stored_lyapunov(self.out, batch_size)
+            try:
+                return stored_lyapunov(self.out, batch_size)
+            except RunFolderError as damaged:
+                self.tasks.failed(f"the simulation of linearised SGD at B = {size}", damaged)
+                return None
         error = self.tasks.error(future)
         if error is not None:
             self.tasks.failed(f"the simulation of linearised SGD at B = {size}", error)

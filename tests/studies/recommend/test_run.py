@@ -258,8 +258,9 @@ def test_an_unresolved_noise_scale_is_an_answer(tmp_path, monkeypatch):
         raise MeasurementError("1 of 17 measurements along the run have a noise scale")
 
     monkeypatch.setattr(results, "recommend", unresolved)
-    found = run_recommend(config(), tmp_path / "out", options=QUIET)
+    found = run_recommend(config(), tmp_path / "out")  # whose picture has no sizes
     assert found.summary["recommendation"] == []
+    assert (tmp_path / "out" / "recommendation.png").exists()
     assert "cannot be told from zero" in found.summary["reason"]
     assert "Not resolved:" in "\n".join(found.advice.block())
     json.dumps(found.summary, allow_nan=False)

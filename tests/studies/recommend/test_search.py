@@ -1,10 +1,19 @@
 """Which learning rates are tried, on losses that a formula gives."""
 
 import math
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from noisescale.studies.recommend.search import MOST_DIVERGED, MOST_TRIED, best_index, next_index
+from noisescale.studies.jobs.short_run import ShortRun
+from noisescale.studies.recommend.search import (
+    MOST_DIVERGED,
+    MOST_TRIED,
+    best_index,
+    loss_at,
+    next_index,
+)
 
 
 def searched(loss):
@@ -37,3 +46,13 @@ def test_a_search_that_finds_nothing_ends():
     assert len(order) == MOST_DIVERGED
     order, _ = searched(lambda index: -float(index))
     assert len(order) == MOST_TRIED
+
+
+def test_a_rate_is_compared_at_its_last_look_before_a_cut():
+    """Not by its loss at the end, which a run that was cut has not come to."""
+    losses = pd.DataFrame({"step": [0, 10, 20, 80], "loss": [2.3, 1.5, 1.0, 0.1]})
+    run = ShortRun({}, losses, Path())
+    assert loss_at(run, 5) == 2.3
+    assert loss_at(run, 15) == 1.5
+    assert loss_at(run, 20) == 1.0
+    assert loss_at(run, 80) == 0.1
