@@ -14,12 +14,12 @@ from noisescale.statistics.critical_batch.branches import branch_means
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
     fastest_runs,
-    fit_goals,
     fit_laws,
     fits_table,
     laws_table,
 )
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, SETTINGS
+from noisescale.studies.critical_batch.fits import remembered_fits
 from noisescale.training.records.folder import (
     read_json,
     write_atomically,
@@ -62,7 +62,7 @@ def draw_front(
     title: None: what was measured, or the folder's name where that is not noted.
     """
     table = pd.read_csv(folder / STEPS_TO_GOAL)
-    fits, rates = fit_goals(table), best_rates(table)
+    fits, rates = remembered_fits(folder, table), best_rates(table)
     has_prediction = (folder / PREDICTED).exists()
     figure = critical_figure(
         fastest_runs(table),
