@@ -63,6 +63,10 @@ Training
         read_sharpness, read_batch_size, read_cells, read_boundary: the
         tables that runs and sweeps leave.
 
+Results
+    write_report: one page of runs, studies and measurements, with their
+        pictures.
+
 Every number is an Estimate: its value, standard error and 95 % interval;
 print it, format it, or take its float(). Results print a short table;
 their to_frame() is a table of pandas. What can go wrong is a

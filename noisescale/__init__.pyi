@@ -1,6 +1,7 @@
 """The public names of noisescale: this list is the only one, `__init__.py` loads what it names."""
 
 from ._version import __version__ as __version__
+from .cli.artefacts.report import write_report as write_report
 from .errors import NoisescaleError as NoisescaleError
 from .measure.curvature.batch_sharpness import (
     batch_sharpness as batch_sharpness,

@@ -176,7 +176,7 @@ def _factor(config: SweepConfig, num_rates: int) -> float | None:
     assert config.lr_max is not None
     if num_rates < 2:
         return None
-    exact = (config.lr_max / config.lr_min) ** (1 / (num_rates - 1))
+    exact: float = (config.lr_max / config.lr_min) ** (1 / (num_rates - 1))
     for factor in (*FACTORS, *(float(f"{exact:.{digits}g}") for digits in (2, 3, 4, 5, 6))):
         try:
             rates = replace(config, factor=factor).learning_rates

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 NOTE = "Note: "  # what a sentence that a reader should know begins with
 GENERATOR = '<meta name="generator" content="noisescale">'  # by which a page of ours is known
-POINT = 4 / 3  # pixels
+PIXELS_AN_INCH = 110  # of a figure on the screen: its letters of 7 points are 11 pixels high
+LEAST_SHARE = 0.55  # of that, to which a narrow screen shrinks it before it scrolls
 
 
 class Section(Screen):
@@ -86,7 +87,7 @@ class Section(Screen):
             inside.append(_table(table))
         inside += [_sentence(text) for text in advice.sentences]
         if advice.firmer is not None:
-            inside.append(f"<p>Firmer:</p>{_command(advice.firmer)}")
+            inside.append(f"<p>Firmer: {_code(advice.firmer)}</p>")
         self._parts.append(f'<div class="answer">{"".join(inside)}</div>')
 
     def say_first(self, text: str) -> None:
@@ -115,7 +116,12 @@ class Section(Screen):
         """
         self._num_figures += 1
         prefix = f"{self.name}-{self._num_figures}-"
-        self._parts.append(f"<figure>{inline_svg(figure, prefix, title)}</figure>")
+        width = figure.get_figwidth() * PIXELS_AN_INCH
+        svg = inline_svg(figure, prefix, title)
+        least = LEAST_SHARE * width
+        self._parts.append(
+            f'<figure style="max-width: {width:.0f}px; --least: {least:.0f}px">{svg}</figure>'
+        )
 
     def details(self, title: str, table: NumberTable) -> None:
         """Adds a table that is shown when it is asked for, and in print.
@@ -151,11 +157,16 @@ class Section(Screen):
         lines = "".join(map(_command, commands))
         self._parts.append(f"<h3>{html.escape(title)}</h3>{lines}")
 
-    def html(self) -> str:
-        """The section."""
+    def html(self, *, alone: bool) -> str:
+        """The section.
+
+        Args:
+            alone: whether the page has no other, so that its title is that of the page.
+        """
+        heading = "" if alone else f"<h2>{html.escape(self.title)}</h2>"
         return (
-            f'<section id="{self.name}"><h2>{html.escape(self.title)}</h2>'
-            f'<p class="path">{html.escape(self.path)}</p><p>{html.escape(self.meaning)}</p>'
+            f'<section id="{self.name}">{heading}<p class="path">{html.escape(self.path)}</p>'
+            f"<p>{html.escape(self.meaning)}</p>"
             f"{''.join(self._parts)}</section>"
         )
 
@@ -176,7 +187,7 @@ def page(title: str, sections: list[Section], *, command: str) -> str:
             for section in sections
         )
         contents = f"<nav><ul>{items}</ul></nav>"
-    body = "\n".join(section.html() for section in sections)
+    body = "\n".join(section.html(alone=len(sections) == 1) for section in sections)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -211,19 +222,15 @@ def inline_svg(figure: Figure, prefix: str, title: str) -> str:
     # ids that are the same each time, and a file without the date
     with rc_context({"svg.hashsalt": prefix, "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    _, start, rest = buffer.getvalue().partition("<svg ")
+    _, _, rest = buffer.getvalue().partition("<svg ")
     for unwanted in (r"<!--.*?-->", r"<metadata>.*?</metadata>", r"<style.*?</style>"):
         rest = re.sub(unwanted, "", rest, flags=re.DOTALL)
     rest = re.sub(r'\bid="', f'id="{prefix}', rest)
     rest = rest.replace("url(#", f"url(#{prefix}")
     rest = re.sub(r'\bxlink:href="(#?)', lambda match: _reference(match[1], prefix), rest)
     rest = re.sub(r' xmlns(:\w+)?="[^"]*"', "", rest, count=2)
-    width, height = figure.get_size_inches() * 72 * POINT
     rest = re.sub(r'\b(width|height)="[\d.]+pt"', "", rest, count=2)
-    return (
-        f'{start}role="img" aria-label="{html.escape(title)}" '
-        f'style="max-width: {width:.0f}px; aspect-ratio: {width:.0f}/{height:.0f}" {rest.strip()}'
-    )
+    return f'<svg role="img" aria-label="{html.escape(title)}" {rest.strip()}'
 
 
 def _reference(hash_mark: str, prefix: str) -> str:
@@ -237,7 +244,13 @@ def _sentence(text: str) -> str:
 
 
 def _command(line: str) -> str:
-    return f"<pre><code>{html.escape(line)}</code></pre>"
+    return f"<pre>{_code(line)}</pre>"
+
+
+def _code(line: str) -> str:
+    """A command, which is broken between its words alone, not after their hyphens."""
+    words = " ".join(f"<span>{html.escape(word)}</span>" for word in line.split(" "))
+    return f"<code>{words}</code>"
 
 
 def _table(table: NumberTable) -> str:

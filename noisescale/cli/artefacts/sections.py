@@ -15,6 +15,7 @@ from noisescale.cli.artefacts.figures import figures, table_title
 from noisescale.cli.artefacts.page import Section
 from noisescale.cli.artefacts.sources import kind_of, read_entries, read_table, table_kind
 from noisescale.cli.artefacts.tables import (
+    cell_text,
     cells_so_far,
     layers_table,
     noise_table,
@@ -22,14 +23,16 @@ from noisescale.cli.artefacts.tables import (
     sharpness_table,
     sizes_table,
 )
-from noisescale.errors import MeasurementError, NoisescaleError
+from noisescale.errors import MeasurementError, NoisescaleError, RunFolderError
 from noisescale.statistics.display import counted
+from noisescale.statistics.estimate import from_record, written_out
 from noisescale.training.records.folder import (
     CONFIG,
     SUMMARY,
     parse_config,
     read_json,
     read_summary,
+    what_to_do,
 )
 from noisescale.training.records.tables import (
     read_batch_size,
@@ -93,9 +96,9 @@ def _run(section: Section, folder: Path) -> None:
     summary: dict[str, Any] = read_summary(folder) if finished else {}
     if not finished:
         section.warn(UNFINISHED)
+    section.say_first(_how_it_ended(summary, metrics))
     if training is not None:
         _advise(section, folder, training)
-    section.say_first(_how_it_ended(summary, metrics))
     if finished:
         _compare(section, [folder])
     tracked = (
@@ -234,12 +237,15 @@ def _front(section: Section, folder: Path) -> None:
 def _branches(section: Section, folder: Path) -> None:
     from noisescale.cli.printing.critical_batch import print_branches
     from noisescale.studies.critical_batch.branches import read_branches
+    from noisescale.studies.critical_batch.config import BRANCH_SETTINGS
 
     section.title = "Critical batch size from one checkpoint on"
+    _identity(folder / BRANCH_SETTINGS)
     if (result := read_branches(folder)) is None:
         _so_far(section, folder)
         return
-    section.say_first(f"Critical batch size: {result.critical_batch_size:.3g}.")
+    critical = result.critical_batch_size.text(number=written_out, unknown="not resolved")
+    section.say_first(f"Critical batch size there: {critical}.")
     print_branches(result, section)
     _draw(section, folder)
     section.details("Every branch", plain_frame(result.table))
@@ -253,8 +259,7 @@ def _recommendation(section: Section, folder: Path) -> None:
     from noisescale.studies.recommend.config import SETTINGS
     from noisescale.studies.recommend.results import TRIED, read_result, title_of as study_title
 
-    settings = read_json(folder / SETTINGS) or {}
-    problem = parse_problem(settings["problem"])
+    problem = parse_problem(_identity(folder / SETTINGS)["problem"])
     section.title = study_title(problem)
     if (result := read_result(folder)) is None:
         _so_far(section, folder)
@@ -287,12 +292,18 @@ def _noise(section: Section, path: Path) -> None:
         raise NoisescaleError(f"nothing was measured: {entries[0]['reason']}")
     last = results[-1]
     text = f"B_simple {last.simple}"
+    if len(results) > 1:
+        text = f"At the last checkpoint: {text}"
     section.say_first(text if last.full is None else f"{text}; B_noise {last.full}")
     print_noise(reports, section)
     for entry in entries:
         if (recommended := entry["recommendation"]) is not None:
             section.heading(f"For another run like {entry['run']}")
+            critical = from_record({"stderr": None, **recommended["critical_batch_size"]})
+            section.print(f"B_crit {critical}, by the noise scale along it.")
             section.print(_sizes(recommended))
+            for warning in recommended["warnings"]:
+                section.print(f"Note: {warning}.")
     _draw(section, path)
     section.commands("Made with", [commands.noise_command(path, entries)])
 
@@ -322,7 +333,8 @@ def _sharpness(section: Section, path: Path) -> None:
         raise NoisescaleError(f"nothing was measured: {entries[0]['reason']}")
     largest = results[-1].largest
     if largest is not None:
-        section.say_first(f"λ_max {largest.value}" + ("" if largest.converged else ", unconverged"))
+        text = f"λ_max {largest.value}" + ("" if largest.converged else ", not converged")
+        section.say_first(f"At the last checkpoint: {text}" if len(results) > 1 else text)
     print_sharpness(reports, section)
     if has_picture(entries):
         _draw(section, path)
@@ -336,6 +348,14 @@ def _table(section: Section, path: Path) -> None:
     _draw(section, path)
     if table_kind(table) != "losses":  # of up to thousands of rows
         section.details("The table", plain_frame(table))
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """What all runs of a study have in common; RunFolderError where that is damaged."""
+    identity = read_json(path) or {}
+    if not isinstance(identity.get("problem"), dict):
+        raise RunFolderError(f"{path} says no problem: {what_to_do(path)}")
+    return identity
 
 
 def _so_far(section: Section, folder: Path) -> None:
@@ -361,7 +381,9 @@ def _settings(section: Section, values: Mapping[str, Any]) -> None:
         elif name in SETTINGS or not isinstance(value, dict | list):
             flat[name] = value
     shown = {
-        name.replace("_", " "): ", ".join(map(str, value)) if isinstance(value, list) else value
+        name.replace("_", " "): ", ".join(map(cell_text, value))
+        if isinstance(value, list)
+        else cell_text(value)
         for name, value in flat.items()
         if value is not None and name not in RESULTS
     }
@@ -371,7 +393,10 @@ def _settings(section: Section, values: Mapping[str, Any]) -> None:
 
 # of a summary: lists that are settings, and plain values that are not
 SETTINGS = ("batch_sizes", "goals")
-RESULTS = ("seconds", "finished", "reason", "resolved", "at_base", "num_not_monotone", "definition")
+RESULTS = (
+    *("seconds", "finished", "reason", "resolved", "at_base", "num_not_monotone", "definition"),
+    *("start_loss", "num_cells", "num_runs", "bisected"),
+)
 
 
 def _used(training: TrainConfig) -> dict[str, Any]:

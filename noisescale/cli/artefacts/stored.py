@@ -116,7 +116,7 @@ def _loaded(entry: Entry, batch_size: int | str | None) -> Loaded:
 
 def _noise(entry: Entry) -> NoiseScale:
     count = entry["num_examples"]
-    estimates = {
+    estimates: dict[str, Any] = {
         name: from_record(value, num_samples=count)
         for name, value in entry.items()
         if isinstance(value, dict) and "stderr" in value
@@ -132,7 +132,7 @@ def _noise(entry: Entry) -> NoiseScale:
             num_matvecs=entry["num_matvecs"],
             stored=estimates,
         )
-    tables = {
+    tables: dict[str, Any] = {
         name: pd.DataFrame(rows).fillna(np.nan)
         for name in ("per_layer", "per_class", "top_examples")
         if (rows := entry[name]) is not None

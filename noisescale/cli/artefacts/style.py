@@ -13,11 +13,11 @@ h1 { font-size: 1.7rem; line-height: 1.25; margin: 1rem 0 0.6rem; }
 h2 { font-size: 1.35rem; line-height: 1.3; margin: 0 0 0.2rem; }
 h3 { font-size: 1.05rem; margin: 1.8rem 0 0.4rem; }
 h1, h2, p, dd, li { overflow-wrap: anywhere; }
-p { margin: 0.5rem 0; max-width: 46rem; }
+p { margin: 0.5rem 0; max-width: 46rem; text-wrap: pretty; }
 a { color: var(--accent); }
 nav ul { padding-left: 1.2rem; margin: 0.4rem 0; }
 section { border-top: 1px solid var(--line); margin-top: 2rem; padding-top: 1.4rem; }
-header + main > section:first-child { margin-top: 1.2rem; }
+section:only-child { border-top: none; margin-top: 0; padding-top: 0; }
 .path { color: var(--soft); font-family: ui-monospace, Menlo, Consolas, monospace;
   font-size: 0.85rem; margin: 0; }
 .answer { background: var(--panel); border-left: 4px solid var(--accent); border-radius: 4px;
@@ -34,8 +34,8 @@ th:first-child, td:first-child { padding-left: 0.2rem; }
 .number { text-align: right; }
 tr.end:not(:last-child) td { border-bottom: 1px solid var(--soft); }
 figure { margin: 1.2rem 0; padding: 0.5rem; background: #ffffff; border: 1px solid var(--line);
-  border-radius: 4px; overflow-x: auto; width: fit-content; max-width: 100%; }
-svg { display: block; width: 100%; height: auto; min-width: min(34rem, 150vw); }
+  border-radius: 4px; overflow-x: auto; }
+svg { display: block; width: 100%; height: auto; min-width: var(--least); }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 details { margin: 0.7rem 0; }
 summary { cursor: pointer; color: var(--accent); }
@@ -47,8 +47,17 @@ dd { margin: 0 0 0 auto; text-align: right; }
 pre { background: var(--panel); border-radius: 4px; padding: 0.5rem 0.8rem; margin: 0.4rem 0;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85rem; }
 code { font-family: ui-monospace, Menlo, Consolas, monospace; }
+code span { display: inline-block; max-width: 100%; }
 footer { border-top: 1px solid var(--line); margin-top: 2.5rem; color: var(--soft);
   font-size: 0.9rem; }
+@media (max-width: 40rem) {
+  table { font-size: 0.8rem; }
+  th, td { padding: 0.2rem 0.4rem; }
+  .answer { padding: 0.4rem 0.7rem; }
+  h1 { font-size: 1.4rem; }
+  h2 { font-size: 1.2rem; }
+}
+@page { margin: 1.5cm; }
 @media print {
   :root { color-scheme: light; --text: #000000; --soft: #444444; --paper: #ffffff;
     --panel: #f3f3f3; --line: #bbbbbb; --accent: #000000; --warn: #000000; }

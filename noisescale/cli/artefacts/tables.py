@@ -41,10 +41,10 @@ def sharpness_table(rows: pd.DataFrame) -> NumberTable:
 
 def plain_frame(rows: pd.DataFrame) -> NumberTable:
     """A table as it is, its numbers in six digits; of a long one the middle is left out."""
-    names = [str(name) for name in rows]
-    table = plain_table(*(name.replace("_", " ") for name in names), left=_words(names))
+    names = [str(name) for name in rows if not _is_empty(rows[name])]
+    table = plain_table(*map(_heading, names), left=_words(names))
     for row in _shown(rows):
-        table.add_row(*(_text(row[name]) for name in rows) if row else ["…"])
+        table.add_row(*(cell_text(row[name]) for name in names) if row else ["…"])
     return table
 
 
@@ -69,22 +69,32 @@ def _estimates(
     """A column for each key and, with value, error and interval, for each estimate measured."""
     measured = [name for name in names if name in rows and _has_estimate(rows, name)]
     keys, last = (tuple(name for name in part if name in rows) for part in (keys, last))
-    last = tuple(name for name in last if not (rows[name] == "").all())
+    last = tuple(name for name in last if not _is_empty(rows[name]))
     headings = [*keys, *(names[name] for name in measured), *last]
-    table = plain_table(*(name.replace("_", " ") for name in headings), left=_words(headings))
+    table = plain_table(*map(_heading, headings), left=_words(headings))
     for row in _shown(rows):
         table.add_row(
             *(
                 [
-                    *(_text(row[name]) for name in keys),
+                    *(cell_text(row[name]) for name in keys),
                     *(str(estimate_of(row, name)) for name in measured),
-                    *(_text(row[name]) for name in last),
+                    *(cell_text(row[name]) for name in last),
                 ]
                 if row
                 else ["…"]
             )
         )
     return table
+
+
+def _is_empty(column: pd.Series[Any]) -> bool:
+    """Whether no row has anything in a column."""
+    return bool((column.isna() | (column == "")).all())
+
+
+def _heading(name: str) -> str:
+    """A column's name in words; a label of a quantity as it is."""
+    return name if name in ALONG_TRAINING.values() else name.replace("_", " ")
 
 
 def _has_estimate(rows: pd.DataFrame, name: str) -> bool:
@@ -103,10 +113,10 @@ def _shown(rows: pd.DataFrame) -> list[dict[Any, Any]]:
 
 
 def _words(names: list[str]) -> tuple[str, ...]:
-    return tuple(name for name in names if name in WORDS)
+    return tuple(_heading(name) for name in names if name in WORDS)
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
     """A cell: whole numbers in full, others in six digits, nothing where there is nothing."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return ""
