@@ -5,10 +5,10 @@ import click
 from experiments.adaptive_batch import adaptive_batch
 from experiments.calibration import calibration
 from experiments.critical_batch import critical_batch
-from experiments.edge_of_stability import edge_of_stability
 from experiments.noise_growth import noise_growth
-from experiments.stability_map import stability_map
-from experiments.three_cases import three_cases
+from experiments.stability.edge_of_stability import edge_of_stability
+from experiments.stability.stability_map import stability_map
+from experiments.stability.three_cases import three_cases
 from noisescale.cli.group import Commands
 
 
