@@ -81,8 +81,8 @@ from .statistics.gradient_noise import (
 )
 from .statistics.running_noise import RunningNoise as RunningNoise, two_batch as two_batch
 from .statistics.sample import Weighting as Weighting
-from .statistics.stability_curves import StabilityConstants as StabilityConstants
-from .statistics.stability_edge import (
+from .statistics.stability.curves import StabilityConstants as StabilityConstants
+from .statistics.stability.edge import (
     Threshold as Threshold,
     fit_edge as fit_edge,
     seed_threshold as seed_threshold,

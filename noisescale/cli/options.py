@@ -91,7 +91,11 @@ def problem_options(command: Command) -> Command:
             help="Divide pixels by their largest value before standardising (unit), or not (raw).",
         ),
         click.option(
-            "--num-train", type=int, help="Train on a random subset of this many examples."
+            "--num-train",
+            type=int,
+            metavar="N",
+            help="Train on the first N of one fixed shuffle of the training images, the same for "
+            "every seed.  [default: all]",
         ),
         click.option(
             "--model",

@@ -64,8 +64,8 @@ class ProblemConfig(Config):
         pixel_scale: "unit" divides the pixels by their largest value before standardising, "raw"
             does not, as in the three-case study, whose inputs were (x − 0.1307)/0.3081 with x in
             0…255.
-        num_train: train on a random subset of this many examples, the same one for every seed;
-            None: on all.
+        num_train: train on the first so many of one fixed shuffle of the training images, the same
+            for every seed, so that a smaller subset lies in a larger one; None: on all.
         model: "mlp" or "cnn".
         width: hidden units of the MLP or channels of the CNN's first block; None: the model's own
             (1024, 32).
