@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from analysis.adaptive_batch import adaptive_batch
-from analysis.calibration import calibration
-from analysis.critical_batch import critical_batch
-from analysis.noise_growth import noise_growth
+from analysis.noise.adaptive_batch import adaptive_batch
+from analysis.noise.calibration import calibration
+from analysis.noise.critical_batch import critical_batch
+from analysis.noise.noise_growth import noise_growth
 from analysis.stability.edge_of_stability import edge_of_stability
 from analysis.stability.stability_map import stability_map
 from analysis.stability.three_cases import three_cases

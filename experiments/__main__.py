@@ -2,11 +2,11 @@
 
 import click
 
-from experiments.adaptive_batch import adaptive_batch
-from experiments.calibration import calibration
-from experiments.critical_batch import critical_batch
 from experiments.durations import duration, timed
-from experiments.noise_growth import noise_growth
+from experiments.noise.adaptive_batch import adaptive_batch
+from experiments.noise.calibration import calibration
+from experiments.noise.critical_batch import critical_batch
+from experiments.noise.noise_growth import noise_growth
 from experiments.stability.edge_of_stability import edge_of_stability
 from experiments.stability.stability_map import stability_map
 from experiments.stability.three_cases import three_cases

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from matplotlib.figure import Figure
 
-from paper_figures import adaptive_batch, critical_batch, noise_growth
+from paper_figures.noise import adaptive_batch, critical_batch, noise_growth
 from paper_figures.stability import (
     edge_of_stability,
     stability_map,
@@ -26,12 +26,15 @@ FIGURES = {
 # the experiment whose tables a figure is drawn from, where it is not that of its own name
 DRAWN_FROM = {"stability_prediction": "stability_map"}
 HERE = Path(__file__).parent
+PICTURES = HERE / "pictures"
 
 
 def figures_of(experiment: str) -> list[str]:
     """The figures of an experiment's tables, from the top of the repository."""
     return [
-        f"{HERE.name}/{name}.png" for name in FIGURES if DRAWN_FROM.get(name, name) == experiment
+        f"{HERE.name}/{PICTURES.name}/{name}.png"
+        for name in FIGURES
+        if DRAWN_FROM.get(name, name) == experiment
     ]
 
 
@@ -69,7 +72,7 @@ def _line(name: str) -> str:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=HERE / "pictures",
+    default=PICTURES,
     help="Where the figures go.",
 )
 def main(names: tuple[str, ...], data: Path, out: Path) -> None:
