@@ -7,11 +7,11 @@ import click
 from analysis.adaptive_batch import adaptive_batch
 from analysis.calibration import calibration
 from analysis.critical_batch import critical_batch
-from analysis.edge_of_stability import edge_of_stability
 from analysis.noise_growth import noise_growth
-from analysis.stability_map import stability_map
+from analysis.stability.edge_of_stability import edge_of_stability
+from analysis.stability.stability_map import stability_map
+from analysis.stability.three_cases import three_cases
 from analysis.tables import DATA
-from analysis.three_cases import three_cases
 
 
 def tables_of(name: str) -> str:

@@ -3,13 +3,13 @@
 import click
 
 from experiments.adaptive_batch import adaptive_batch
+from experiments.benchmarks.durations import duration, timed
 from experiments.calibration import calibration
 from experiments.critical_batch import critical_batch
-from experiments.durations import duration, timed
-from experiments.edge_of_stability import edge_of_stability
 from experiments.noise_growth import noise_growth
-from experiments.stability_map import stability_map
-from experiments.three_cases import three_cases
+from experiments.stability.edge_of_stability import edge_of_stability
+from experiments.stability.stability_map import stability_map
+from experiments.stability.three_cases import three_cases
 from noisescale.cli.group import Commands
 from noisescale.cli.help import HELP_WIDTH
 
@@ -29,7 +29,9 @@ def show_list(ctx: click.Context, option: click.Parameter, wanted: bool) -> None
     formatter = ctx.make_formatter()
     formatter.write_dl([(name, _line(command)) for name, command in main.commands.items()])
     click.echo(formatter.getvalue())
-    click.echo("Times on one core; experiments/durations.csv says on which machine and when.")
+    click.echo(
+        "Times on one core; experiments/benchmarks/results/durations.csv says on which machine and when."
+    )
     ctx.exit()
 
 

@@ -6,11 +6,9 @@ from pathlib import Path
 import click
 from matplotlib.figure import Figure
 
-from paper_figures import (
-    adaptive_batch,
-    critical_batch,
+from paper_figures import adaptive_batch, critical_batch, noise_growth
+from paper_figures.stability import (
     edge_of_stability,
-    noise_growth,
     stability_map,
     stability_prediction,
     three_cases,
@@ -33,7 +31,9 @@ HERE = Path(__file__).parent
 def figures_of(experiment: str) -> list[str]:
     """The figures of an experiment's tables, from the top of the repository."""
     return [
-        f"{HERE.name}/{name}.png" for name in FIGURES if DRAWN_FROM.get(name, name) == experiment
+        f"{HERE.name}/pictures/{name}.png"
+        for name in FIGURES
+        if DRAWN_FROM.get(name, name) == experiment
     ]
 
 
@@ -68,7 +68,12 @@ def _line(name: str) -> str:
     default=HERE / "data",
     help="Where the tables lie.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=HERE, help="Where the figures go.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=HERE / "pictures",
+    help="Where the figures go.",
+)
 def main(names: tuple[str, ...], data: Path, out: Path) -> None:
     """Draw the paper's figures, as NAME.png and NAME.pdf."""
     out.mkdir(parents=True, exist_ok=True)
