@@ -30,7 +30,7 @@ def show_list(ctx: click.Context, option: click.Parameter, wanted: bool) -> None
     formatter.write_dl([(name, _line(command)) for name, command in main.commands.items()])
     click.echo(formatter.getvalue())
     click.echo(
-        "Times on one core; experiments/benchmarks/results/durations.csv says on which machine and when."
+        "Times on one core; experiments/benchmarks/results/durations.csv has where and when."
     )
     ctx.exit()
 

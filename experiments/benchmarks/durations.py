@@ -1,6 +1,7 @@
 """What the experiments take: timed at every call, listed by `python -m experiments --list`.
 
-`python -m experiments.benchmarks.durations OUT...` takes what was timed in these folders into durations.csv.
+`python -m experiments.benchmarks.durations OUT...` takes what was timed in these folders into
+results/durations.csv.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def duration(name: str, scale: str) -> str:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("outs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 def main(outs: tuple[Path, ...]) -> None:
-    """Take what was timed in the folders OUTS of experiments into experiments/benchmarks/results/durations.csv."""
+    """Take what was timed in the folders OUTS of experiments into durations.csv."""
     rows = []
     for out in outs:
         record = read_json(out / TIME)
