@@ -2,7 +2,7 @@
 
 import click
 
-from experiments.durations import duration, timed
+from experiments.benchmarks.durations import duration, timed
 from experiments.noise.adaptive_batch import adaptive_batch
 from experiments.noise.calibration import calibration
 from experiments.noise.critical_batch import critical_batch
@@ -29,7 +29,9 @@ def show_list(ctx: click.Context, option: click.Parameter, wanted: bool) -> None
     formatter = ctx.make_formatter()
     formatter.write_dl([(name, _line(command)) for name, command in main.commands.items()])
     click.echo(formatter.getvalue())
-    click.echo("Times on one core; experiments/durations.csv says on which machine and when.")
+    click.echo(
+        "Times on one core; experiments/benchmarks/results/durations.csv has where and when."
+    )
     ctx.exit()
 
 
