@@ -53,6 +53,11 @@ Which learning rates are stable
         measured, by many runs.
     fit_edge, seed_threshold, Threshold: from anybody's runs.
 
+What models score
+    bias_variance -> BiasVariance: of models trained on crossed draws of
+        data and seed; out_of_bag -> OutOfBag: of bagged ones.
+    accuracy_estimate: an accuracy with its interval.
+
 Training
     run_training, TrainConfig, AdaptiveConfig, RunOptions, NoiseTracking:
         a run in a folder.
