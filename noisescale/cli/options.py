@@ -112,7 +112,14 @@ def problem_options(command: Command) -> Command:
             type=click.Choice(get_args(Norm)),
             default=ProblemConfig.norm,
             show_default=True,
-            help="Normalisation before each activation.",
+            help="Normalisation before each activation; ghost: batch norm over parts of a batch.",
+        ),
+        click.option(
+            "--ghost-size",
+            type=int,
+            metavar="b",
+            help="--norm ghost: examples normalised together; what a batch leaves over is a part "
+            "of fewer.",
         ),
         click.option(
             "--loss",
