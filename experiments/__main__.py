@@ -3,6 +3,7 @@
 import click
 
 from experiments.adaptive_batch import adaptive_batch
+from experiments.batches.batch_cost import batch_cost
 from experiments.calibration import calibration
 from experiments.critical_batch import critical_batch
 from experiments.noise_growth import noise_growth
@@ -28,6 +29,7 @@ main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)
 main.add_command(calibration)
+main.add_command(batch_cost)
 
 if __name__ == "__main__":
     main(prog_name="python -m experiments")
