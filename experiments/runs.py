@@ -133,13 +133,19 @@ def unit_experiment(
     """A command that carries out units in local processes, those not finished yet.
 
     units: of a scale and the experiment's folder, lists of units; each list is asked for once all
-    of the one before are finished, so that it may depend on them. one_process: where the time that
-    a unit takes is the result. scales: as of `experiment`.
+    of the one before are finished, so that it may depend on them. one_process: carried out in this
+    process, in which a DataLoader's workers start as they do for a user. scales: as of
+    `experiment`.
     """
+    most = 1 if one_process else None
 
     @click.command(name, help=help)
     @_scale_option(scales)
-    @click.option("--processes", type=click.IntRange(min=1), help="[default: one a core]")
+    @click.option(
+        "--processes",
+        type=click.IntRange(min=1, max=most),
+        help=f"[default: {'1, alone' if one_process else 'one a core'}]",
+    )
     @_out_option(name)
     @machine_options
     def command(
@@ -149,20 +155,25 @@ def unit_experiment(
         out = (out or Path("runs") / f"{name}-{scale}").absolute()  # for the processes
         record_experiment(out, command=f"python -m experiments {name} --scale {scale}")
         device = resolve_device(device)
-        pool = LocalProcesses(1 if one_process else processes or default_processes())
+        pool = None if one_process else LocalProcesses(processes or default_processes())
         try:
             for batch in units(scale, out):
-                futures = {
-                    unit.folder: pool.submit(
+                tasks = {
+                    unit.folder: partial(
                         carry_out, unit, out / unit.folder, device=device, data_dir=data_dir
                     )
                     for unit in batch
                 }
-                for folder, future in futures.items():
-                    future.result()
+                ends = {
+                    folder: task if pool is None else pool.submit(task).result
+                    for folder, task in tasks.items()
+                }
+                for folder, end in ends.items():
+                    end()
                     console.print(folder)
         finally:
-            pool.shutdown(cancel_futures=True)
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
         click.echo(f"python -m analysis {name} {out}")
 
     return command

@@ -51,7 +51,7 @@ FULL_BATCHES = (64, 256, 1024, 4096, 16384, 60_000)
 REPEATS = 3  # timed steps of a full batch in a round
 SCALES: dict[str, dict[str, Any]] = {
     "quick": {"rounds": 2, "sizes": (64, 4096)},
-    "full": {"rounds": 15, "sizes": FULL_BATCHES},
+    "full": {"rounds": 12, "sizes": FULL_BATCHES},
 }
 Batch = Sequence[Tensor]  # inputs (B, …), targets (B,)
 
@@ -286,7 +286,7 @@ def units(scale: str, out: Path) -> Iterator[list[Unit]]:
 batch_cost = unit_experiment(
     "batch_cost",
     units,
-    scales={"quick": "two rounds", "full": "15 rounds, sizes up to 60,000"},
+    scales={"quick": "two rounds", "full": "12 rounds, sizes up to 60,000"},
     help="What changing the batch size costs, and full batches.",
     one_process=True,
 )
