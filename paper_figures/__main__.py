@@ -1,5 +1,6 @@
 """`python -m paper_figures [NAME ...]` draws the named figures, or all, from committed tables."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -22,10 +23,42 @@ FIGURES = {
     "stability_prediction": stability_prediction.figure,
     "critical_batch": critical_batch.figure,
 }
+# the experiment whose tables a figure is drawn from, where it is not that of its own name
+DRAWN_FROM = {"stability_prediction": "stability_map"}
 HERE = Path(__file__).parent
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+def figures_of(experiment: str) -> list[str]:
+    """The figures of an experiment's tables, from the top of the repository."""
+    return [
+        f"{HERE.name}/{name}.png" for name in FIGURES if DRAWN_FROM.get(name, name) == experiment
+    ]
+
+
+def show_list(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    """Says of each figure what it shows, and which tables it is drawn from."""
+    if not wanted:
+        return
+    formatter = ctx.make_formatter()
+    formatter.write_dl([(name, _line(name)) for name in FIGURES])
+    click.echo(formatter.getvalue(), nl=False)
+    ctx.exit()
+
+
+def _line(name: str) -> str:
+    shows = str(sys.modules[FIGURES[name].__module__].__doc__).partition("\n")[0]
+    return f"{shows} From {HERE.name}/data/{DRAWN_FROM.get(name, name)}."
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option(
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_list,
+    help="Say of each figure what it shows, and which tables it is drawn from.",
+)
 @click.argument("names", nargs=-1, type=click.Choice(list(FIGURES)))
 @click.option(
     "--data",
