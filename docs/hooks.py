@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = {  # where the files of a folder come to lie on the site
-    "figures": (ROOT / "paper_figures", "*.png"),
+    "figures": (ROOT / "paper_figures" / "pictures", "*.png"),
     "tables": (ROOT / "paper_figures" / "data", "**/*.csv"),
     "results": (ROOT / "experiments" / "benchmarks" / "results", "*.json"),
 }
