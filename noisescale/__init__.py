@@ -6,7 +6,8 @@ more, with an example.
 A model to measure
     Problem, Examples: a model, its loss per example, and data.
     ProblemConfig, build_problem, load_splits, mlp, cnn: ready-made ones
-        on MNIST and digits.
+        on MNIST and digits. GhostBatchNorm: batch norm over parts of a
+        batch.
     Weighting: what examples count for, as of a mean over a batch's tokens.
     load_weights: weights of a file into a model.
     noisy_quadratic, linear_regression: problems whose answers are known
@@ -52,6 +53,11 @@ Which learning rates are stable
     run_sweep, SweepConfig, Horizon, SweepOptions -> SweepResult:
         measured, by many runs.
     fit_edge, seed_threshold, Threshold: from anybody's runs.
+
+What models score
+    bias_variance -> BiasVariance: of models trained on crossed draws of
+        data and seed; out_of_bag -> OutOfBag: of bagged ones.
+    accuracy_estimate: an accuracy with its interval.
 
 Training
     run_training, TrainConfig, AdaptiveConfig, RunOptions, NoiseTracking:

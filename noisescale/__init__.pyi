@@ -44,7 +44,7 @@ from .measure.stability import (
 from .problems.build import build_problem as build_problem
 from .problems.config import ProblemConfig as ProblemConfig
 from .problems.data.splits import load_splits as load_splits
-from .problems.models import cnn as cnn, mlp as mlp
+from .problems.models import GhostBatchNorm as GhostBatchNorm, cnn as cnn, mlp as mlp
 from .problems.problem import (
     Examples as Examples,
     LossFn as LossFn,
@@ -81,8 +81,14 @@ from .statistics.gradient_noise import (
 )
 from .statistics.running_noise import RunningNoise as RunningNoise, two_batch as two_batch
 from .statistics.sample import Weighting as Weighting
-from .statistics.stability_curves import StabilityConstants as StabilityConstants
-from .statistics.stability_edge import (
+from .statistics.scores.accuracy import accuracy_estimate as accuracy_estimate
+from .statistics.scores.bias_variance import (
+    BiasVariance as BiasVariance,
+    bias_variance as bias_variance,
+)
+from .statistics.scores.out_of_bag import OutOfBag as OutOfBag, out_of_bag as out_of_bag
+from .statistics.stability.curves import StabilityConstants as StabilityConstants
+from .statistics.stability.edge import (
     Threshold as Threshold,
     fit_edge as fit_edge,
     seed_threshold as seed_threshold,

@@ -16,7 +16,7 @@ from noisescale.cli.printing.tables import (
     stdout_console,
     step_text,
 )
-from noisescale.statistics.stability_curves import side_of
+from noisescale.statistics.stability.curves import side_of
 from noisescale.training.config import TrainConfig, stable_sharpness
 
 if TYPE_CHECKING:

@@ -48,6 +48,8 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
     named = first.get("problem")
     if named is None:
         named = f"{first['dataset']}, {first['pixel_scale']} pixels, {first['model']}"
+        if (num_train := first.get("num_train")) is not None:
+            named += f", {num_train:,} training examples"
     console.print(f"{named}, seed {first['seed']}")
     console.print(table)
     diverged = [run for run in summaries if run["diverged_at_step"] is not None]

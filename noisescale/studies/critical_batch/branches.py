@@ -33,7 +33,7 @@ from noisescale.statistics.critical_batch.branches import (
 from noisescale.statistics.critical_batch.curves.rate_laws import POWERS
 from noisescale.statistics.display import Settings, Shown, Summary
 from noisescale.statistics.estimate import Estimate
-from noisescale.statistics.stability_edge import LEFT
+from noisescale.statistics.stability.edge import LEFT
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, BRANCH_SETTINGS, GoalSplit
 from noisescale.studies.critical_batch.goal_run import (
     GoalCell,

@@ -155,7 +155,7 @@ def _check_batch_sizes(sizes: tuple[int, ...], problem: ProblemConfig | FactoryC
         TrainConfig(batch_size=size)
     if len(sizes) < FEWEST_SIZES:
         raise SettingError(few_sizes(sizes))
-    if isinstance(problem, ProblemConfig) and problem.norm == "batch" and 1 in sizes:
+    if isinstance(problem, ProblemConfig) and problem.couples_examples and 1 in sizes:
         raise SettingError(
             "batch size 1 with batch norm, which has no variance: leave one of them out"
         )

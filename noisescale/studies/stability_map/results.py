@@ -12,8 +12,8 @@ import pandas as pd
 from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import estimate_of, jsonable
-from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.statistics.stability_edge import LABELS
+from noisescale.statistics.stability.curves import StabilityConstants
+from noisescale.statistics.stability.edge import LABELS
 from noisescale.studies.critical_batch.config import firmer_command
 from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
