@@ -21,6 +21,7 @@ Gradient noise at one point: |G|², tr Σ, B_simple and B_noise
 Gradient noise along a training loop of one's own
     NoiseScaleMonitor -> GradientNoise; RunningNoise and two_batch are
         what it is made of.
+    NormLayerMonitor: from norm layers alone, where nothing is accumulated.
     AdaptiveBatchSize: a batch size that follows the noise.
 
 Which batch size
