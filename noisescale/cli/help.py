@@ -38,8 +38,8 @@ SUBJECTS = (
             "--problem my_file.py:make_problem --num-examples 5000",
             "--problem my_file.py:make_problem",
         ),
-        "--problem --dataset --pixel-scale --num-train --model --width --depth --norm --loss "
-        "--split --num-examples --population --param --augmentations",
+        "--problem --dataset --pixel-scale --num-train --model --width --depth --norm --ghost-size "
+        "--loss --split --num-examples --population --param --augmentations",
     ),
     Subject(
         "Batch size and learning rate",

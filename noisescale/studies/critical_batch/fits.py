@@ -22,10 +22,13 @@ from noisescale.training.records.folder import may_write, write_atomically
 FITS = ".fits.json"  # what is remembered of the fits
 
 
-def remembered_fits(out: Path, table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
+def remembered_fits(
+    out: Path, table: pd.DataFrame, *, keep: bool = True
+) -> dict[float, CriticalBatchFit]:
     """The fits to steps_to_goal.csv, computed unless the folder `out` has those of this table.
 
-    Their intervals take seconds, of which a finished measurement is to be shown in none.
+    Their intervals take seconds, of which a finished measurement is to be shown in none. keep:
+    whether computed ones are written there.
     """
     path = out / FITS
     key = hashlib.sha256(_source_of_fits() + table.to_csv(index=False).encode()).hexdigest()
@@ -39,7 +42,7 @@ def remembered_fits(out: Path, table: pd.DataFrame) -> dict[float, CriticalBatch
     # with NaN and Infinity, which are no strict JSON: for this code alone
     values = [(goal, dataclasses.asdict(fit)) for goal, fit in fits.items()]
     text = json.dumps({"key": key, "fits": values}, default=np.ndarray.tolist)
-    if may_write(out):
+    if keep and may_write(out):
         write_atomically(path, text.encode())
     return fits
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from noisescale.errors import RunFolderError, SettingError
 from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
@@ -18,12 +19,14 @@ from noisescale.statistics.critical_batch.goal_table import (
     fit_laws,
     fit_record,
     fits_table,
+    read_goal_table,
     rises,
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.statistics.display import Shown, Summary, counted
 from noisescale.statistics.estimate import jsonable, written_out
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
+from noisescale.studies.critical_batch.fits import remembered_fits
 from noisescale.studies.critical_batch.runs.goal_run import GoalRun
 from noisescale.studies.critical_batch.runs.noise_runs import PREDICTED_COLUMNS, predicted_rows
 from noisescale.studies.critical_batch.runs.start import Start
@@ -34,10 +37,11 @@ from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import (
     SUMMARY,
     may_write,
+    read_json,
     write_json,
     write_table,
 )
-from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL
+from noisescale.training.records.tables import MOVE_AWAY, PREDICTED, RATES, STEPS_TO_GOAL
 
 SHORT = 1.05  # times its mean: from here on a short last batch shows beside the error of a fit
 FLAT = 0.1  # of B_crit, below which examples depend on the batch size by a tenth at most
@@ -115,6 +119,33 @@ class CriticalBatchResult(Shown):
             notes=self.notes,
             numeric=True,
         )
+
+
+def read_front(folder: Path) -> CriticalBatchResult | None:
+    """The result in the folder of a measurement, or of a fit to a table of others.
+
+    None where it has no table yet. Without a summary.json it has not finished, unless it is of a
+    table of others. RunFolderError: a file is damaged.
+    """
+    if not (folder / STEPS_TO_GOAL).exists():
+        return None
+    try:
+        table = read_goal_table(folder / STEPS_TO_GOAL)
+    except SettingError as error:
+        raise RunFolderError(f"{error}: {MOVE_AWAY}") from error
+    result = analyse(table, fits=remembered_fits(folder, table, keep=False))
+    if (folder / PREDICTED).exists():
+        result = replace(result, predicted=pd.read_csv(folder / PREDICTED))
+    summary = read_json(folder / SUMMARY)
+    if summary is None:
+        return result
+    try:
+        advice = Advice.of_summary(summary, "A batch size by the fit to the lowest goal:")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(
+            f"{folder / SUMMARY} is no measurement's summary ({error}): {MOVE_AWAY}"
+        ) from error
+    return replace(result, summary=summary, advice=advice)
 
 
 def analyse(
@@ -224,6 +255,7 @@ def write_results(
         "num_runs": num_runs,
         "failures": outcome.failures,
         "recommendation": advice and jsonable(advice.sizes),
+        "advice": advice and advice.to_dict(),
         **closing(outcome.seconds, [*options.notes, *result.notes], environment(options.device)),
     }
     if not may_write(out):

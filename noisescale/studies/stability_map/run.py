@@ -15,7 +15,7 @@ from noisescale.errors import Interrupted, NoisescaleError, RunFolderError, Sett
 from noisescale.problems.factory import seeding_notes
 from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import Estimate
-from noisescale.statistics.stability_curves import StabilityConstants
+from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell, count_examples
 from noisescale.studies.jobs.folder import CELL_FOLDER, Orders, claim, ordered
 from noisescale.studies.jobs.local import given_or_local

@@ -24,7 +24,7 @@ from noisescale.errors import (
     SettingError,
 )
 from noisescale.problems.models import LOSSES, chance_loss
-from noisescale.statistics.stability_curves import StabilityConstants
+from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.folder import INDEPENDENT, SHARED, ordered
 from noisescale.studies.jobs.local import LocalProcesses
