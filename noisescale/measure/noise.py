@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="DataclassInstance")  # of a measurement, all with defaults
 
 HESSIAN_EXAMPLES = 4096  # a compromise: each probe and eigenvector costs a product on all of them
-DEFLATION_PRODUCTS = 15  # about, that the largest eigenvectors take beside the probes
 TOP_EXAMPLES = 10  # fit on a screen
 NEGLIGIBLE = 100  # units of rounding in |g|², below which a tr Σ is nothing but that
 
@@ -195,8 +194,7 @@ def measure_noise(
     )
     try:
         if options.hessian:
-            report(_announcement(measured, seconds))
-            curvature = _curvature_noise(measured, generator, report)
+            curvature = _curvature_noise(measured, generator, seconds, report)
             noise = replace(noise, curvature=curvature, notes=(*noise.notes, *curvature.notes))
         if options.per_class:
             per_class, left_out = _per_class(measured, report)
@@ -209,24 +207,6 @@ def measure_noise(
         note = "stopped by Ctrl-C: what --hessian and --per-class add is missing, or a part of it"
         raise StoppedEarly(replace(noise, notes=(*noise.notes, note))) from interrupt
     return noise
-
-
-def _announcement(measured: _Measured, seconds: float) -> str:
-    """What B_noise will cost at most, by the seconds that the gradients took.
-
-    Where the memory does not hold the graphs of H's examples, probes and eigenvectors take a part
-    of them each, and it costs about a quarter.
-
-    A Hessian product takes about as long as the moments of the gradients of as many examples: two
-    passes forwards and two backwards, against per-example gradients and their projections.
-    """
-    products = measured.options.num_probes + DEFLATION_PRODUCTS
-    share = _hessian_examples(measured) / measured.sample.num_examples
-    to_come = seconds * products * share
-    return (
-        f"Optional, --hessian: at most {products} or so Hessian products, {to_come:.0f} s, "
-        f"{to_come / (to_come + seconds):.0%} of the whole. Ctrl-C prints the result without them."
-    )
 
 
 def hessian_sample_size(population_size: int) -> int:
@@ -308,7 +288,10 @@ def _notes(measured: _Measured, noise: NoiseScale) -> list[str]:
 
 
 def _curvature_noise(
-    measured: _Measured, generator: torch.Generator, report: Callable[[str], None]
+    measured: _Measured,
+    generator: torch.Generator,
+    seconds: float,
+    report: Callable[[str], None],
 ) -> CurvatureNoise:
     """B_noise and its parts, with H on examples that are independent of the gradients'."""
     moments = measured.moments
@@ -330,6 +313,7 @@ def _curvature_noise(
         mean=None if of_gradients is not measured.objective else _flat_mean(measured),
         engine=moments.engine,  # the one that fits the model
         generator=generator,
+        seconds=seconds,
         report=report,
     )
 
