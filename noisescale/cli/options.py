@@ -387,12 +387,13 @@ def _executor(options: dict[str, Any], console: Console) -> Executor | None:
     kind, processes = options["executor"], options["processes"]
     if kind == "dask":
         from noisescale.studies.jobs.dask import DaskExecutor
+        from noisescale.training.console import NOTE_STYLE
 
         cluster = DaskExecutor(options["scheduler"])
         if not cluster.has_workers:
             console.print(
                 f"no workers have joined {options['scheduler']} yet: waiting for them",
-                style="yellow",
+                style=NOTE_STYLE,
             )
         return cluster
     if kind == "replicas" or (kind == "auto" and options["device"] == "cuda"):
@@ -418,11 +419,12 @@ def choose_dataset(
 ) -> tuple[DatasetName, tuple[str, ...]]:
     """The data set to use, and a note for the run's record where it is not the one hoped for."""
     from noisescale.problems.data.splits import resolve_dataset
+    from noisescale.training.console import NOTE_STYLE
 
     name, substitution = resolve_dataset(options["dataset"], options["data_dir"])
     if substitution is None:
         return name, ()
-    console.print(f"NOTE: {substitution}", style="bold yellow", markup=False)
+    console.print(f"NOTE: {substitution}", style=f"bold {NOTE_STYLE}", markup=False)
     return name, (substitution,)
 
 

@@ -25,7 +25,13 @@ from noisescale.problems.models import copy_of
 from noisescale.problems.problem import SPLITS, Problem, Source, resident, source_of
 from noisescale.statistics.display import Settings
 from noisescale.training.config import TrainConfig
-from noisescale.training.console import DeferredInterrupts, Pace, RunReport, event_writer
+from noisescale.training.console import (
+    NOTE_STYLE,
+    DeferredInterrupts,
+    Pace,
+    RunReport,
+    event_writer,
+)
 from noisescale.training.evaluation import Evaluation, evaluate
 from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.training.records.environment import environment
@@ -214,7 +220,7 @@ def _note_unmeasured(path: Path, options: RunOptions) -> None:
             options.console.print(
                 f"{path} is finished and has no {file}: measure its checkpoints with "
                 f"noisescale {command}, or train it again with --force",
-                style="yellow",
+                style=NOTE_STYLE,
                 markup=False,
             )
 

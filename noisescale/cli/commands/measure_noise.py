@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Examples:
   noisescale measure-noise runs/NAME-KEY/checkpoint.pt
   noisescale measure-noise runs/NAME-KEY --plot noise.png   all its checkpoints, along training
-  noisescale measure-noise checkpoint.pt --num-examples 5000 --per-layer --per-class
+  noisescale measure-noise checkpoint.pt --num-examples 5000 --per-layer
   noisescale measure-noise checkpoint.pt --hessian --bs 32 --bs 1024
   noisescale measure-noise weights.safetensors --problem my_module:make_problem
   noisescale measure-noise --problem my_file.py:make_problem    the model as it is made
