@@ -9,6 +9,7 @@ from noisescale.cli.commands.critical_batch import critical_batch
 from noisescale.cli.commands.measure_noise import measure_noise
 from noisescale.cli.commands.plot import plot
 from noisescale.cli.commands.recommend import recommend
+from noisescale.cli.commands.report import report
 from noisescale.cli.commands.sharpness import sharpness
 from noisescale.cli.commands.sweep_lr import sweep_lr
 from noisescale.cli.commands.train import train
@@ -37,3 +38,4 @@ main.add_command(sweep_lr)
 main.add_command(critical_batch)
 main.add_command(recommend)
 main.add_command(plot)
+main.add_command(report)

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 
 from noisescale.errors import SettingError
-from noisescale.measure.monitor.ddp_norms import squared_norm
+from noisescale.measure.monitor.gradients import squared_norm
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 
 IGNORED = -100  # the label that no loss counts

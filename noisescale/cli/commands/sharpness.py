@@ -168,7 +168,7 @@ def sharpness(
         reports = [
             SharpnessReport(
                 measured=one,
-                in_batches=has_batch_norm(one.problem.model),
+                in_batches=one.problem is not None and has_batch_norm(one.problem.model),
                 learning_rate=learning_rate,
             )
             for one in measured

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisescale.cli.printing.tables import (
     NumberTable,
+    Screen,
     add_columns,
     examples_text,
     name_text,
@@ -89,9 +90,9 @@ class SharpnessReport:
         }
 
 
-def print_sharpness(reports: list[SharpnessReport]) -> None:
+def print_sharpness(reports: list[SharpnessReport], console: Screen | None = None) -> None:
     """A table of all checkpoints' quantities, then a sentence on each λ_max against 2/η."""
-    console = stdout_console()
+    console = console or stdout_console()
     every = [report.measured for report in reports]
     results = [measured.result for measured in every if measured.result is not None]
     matrix = "Gauss–Newton matrix" if results[0].matrix == "ggn" else "Hessian"

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from noisescale import statistics
+from noisescale.errors import RunFolderError, SettingError
 from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.critical_batch.curves.runs import Runs
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
@@ -24,6 +25,7 @@ from noisescale.statistics.critical_batch.goal_table import (
     fit_laws,
     fit_record,
     fits_table,
+    read_goal_table,
     rises,
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
@@ -40,11 +42,18 @@ from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import (
     SUMMARY,
     may_write,
+    read_json,
     write_atomically,
     write_json,
     write_table,
 )
-from noisescale.training.records.tables import PREDICTED, RATES, STEPS_TO_GOAL, read_noise
+from noisescale.training.records.tables import (
+    MOVE_AWAY,
+    PREDICTED,
+    RATES,
+    STEPS_TO_GOAL,
+    read_noise,
+)
 
 SHORT = 1.05  # times its mean: from here on a short last batch shows beside the error of a fit
 FLAT = 0.1  # of B_crit, below which examples depend on the batch size by a tenth at most
@@ -125,10 +134,40 @@ class CriticalBatchResult(Shown):
         )
 
 
-def remembered_fits(out: Path, table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
+def read_front(folder: Path) -> CriticalBatchResult | None:
+    """The result in the folder of a measurement, or of a fit to a table of others.
+
+    None where it has no table yet. Without a summary.json it has not finished, unless it is of a
+    table of others. RunFolderError: a file is damaged.
+    """
+    if not (folder / STEPS_TO_GOAL).exists():
+        return None
+    try:
+        table = read_goal_table(folder / STEPS_TO_GOAL)
+    except SettingError as error:
+        raise RunFolderError(f"{error}: {MOVE_AWAY}") from error
+    result = analyse(table, fits=remembered_fits(folder, table, keep=False))
+    if (folder / PREDICTED).exists():
+        result = replace(result, predicted=pd.read_csv(folder / PREDICTED))
+    summary = read_json(folder / SUMMARY)
+    if summary is None:
+        return result
+    try:
+        advice = Advice.of_summary(summary, "A batch size by the fit to the lowest goal:")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(
+            f"{folder / SUMMARY} is no measurement's summary ({error}): {MOVE_AWAY}"
+        ) from error
+    return replace(result, summary=summary, advice=advice)
+
+
+def remembered_fits(
+    out: Path, table: pd.DataFrame, *, keep: bool = True
+) -> dict[float, CriticalBatchFit]:
     """The fits to steps_to_goal.csv, computed unless the folder `out` has those of this table.
 
-    Their intervals take seconds, of which a finished measurement is to be shown in none.
+    Their intervals take seconds, of which a finished measurement is to be shown in none. keep:
+    whether computed ones are written there.
     """
     path = out / FITS
     key = hashlib.sha256(_source_of_fits() + table.to_csv(index=False).encode()).hexdigest()
@@ -142,7 +181,7 @@ def remembered_fits(out: Path, table: pd.DataFrame) -> dict[float, CriticalBatch
     # with NaN and Infinity, which are no strict JSON: for this code alone
     values = [(goal, dataclasses.asdict(fit)) for goal, fit in fits.items()]
     text = json.dumps({"key": key, "fits": values}, default=np.ndarray.tolist)
-    if may_write(out):
+    if keep and may_write(out):
         write_atomically(path, text.encode())
     return fits
 
@@ -275,6 +314,7 @@ def write_results(
         "num_runs": num_runs,
         "failures": outcome.failures,
         "recommendation": advice and jsonable(advice.sizes),
+        "advice": advice and advice.to_dict(),
         **closing(outcome.seconds, [*options.notes, *result.notes], environment(options.device)),
     }
     if not may_write(out):

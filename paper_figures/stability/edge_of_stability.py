@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from noisescale.plots.style import BLUE, GREEN, ORANGE, plot_band
-from paper_figures.stability_map import COMPACT
+from paper_figures.stability.stability_map import COMPACT
 from paper_figures.style import STYLE, read_table
 
 LOSSES = {"cross_entropy": "cross-entropy", "mse": "squared error"}

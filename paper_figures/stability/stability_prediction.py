@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from noisescale.plots.stability_map import CURVES
 from noisescale.plots.style import BLACK
-from paper_figures.stability_map import COMPACT, MAPS, read_map
+from paper_figures.stability.stability_map import COMPACT, MAPS, read_map
 from paper_figures.style import STYLE
 
 LOWER = "lower, mean square; from initialisation\nβ is that of a subset, so no bound"

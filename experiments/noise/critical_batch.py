@@ -115,7 +115,7 @@ def critical_batch(
         _branches(out, goals, range(2 if scale == "full" else 1), options)
     if "quadratic" in wanted:
         config = CriticalBatchConfig(
-            problem=factory_config("experiments.critical_batch:quadratic"),
+            problem=factory_config("experiments.noise.critical_batch:quadratic"),
             batch_sizes=tuple(2**power for power in range(11)),
             goals=(0.9, 0.6, 0.3),
             split="test",
