@@ -84,7 +84,8 @@ SUBJECTS = (
         ),
         "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer "
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
-        "--per-layer --per-class --top --bottom --trace --density --phi --batch-sharpness --ggn "
+        "--per-layer --per-class --top --bottom --trace --density --phi --filter-normalised "
+        "--phi-iterations --batch-sharpness --ggn "
         "--noise --predict measure-noise --bs",
     ),
     Subject(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Measured
     from noisescale.measure.sharpness import Eigenvalue, Sharpness
 
+PAPER_ITERATIONS = 10  # after which Keskar et al. 2017 stop their search for φ
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
     "num_examples": None,
     "population_size": None,
@@ -155,8 +156,9 @@ def _quantities(sharpness: Sharpness) -> list[tuple[str, ...]]:
     for name, estimate in sharpness.estimates.items():
         rows.append((labels[name], *estimate.cells(), ""))
     for phi in sharpness.phi:
-        after = f"after {phi.iterations} iterations"
-        rows.append((phi.label, f"{phi.value:.4g}", "", after, ""))
+        for iterations in sorted({min(PAPER_ITERATIONS, phi.iterations), phi.iterations}):
+            after = f"after {iterations} iterations"
+            rows.append((phi.label, f"{phi.history[iterations]:.4g}", "", after, ""))
     return rows
 
 
