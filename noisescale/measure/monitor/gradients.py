@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from noisescale.errors import MeasurementError
 from noisescale.measure.monitor.groups import Groups
@@ -55,6 +56,15 @@ def squared_norms(gradients: Sequence[Tensor], groups: Sequence[int], num_groups
     return flat.new_zeros(num_groups).index_add_(0, index, flat)  # (G,)
 
 
+def local(gradient: Tensor) -> Tensor:
+    """This process's part of a sharded gradient; another as it is."""
+    if not isinstance(gradient, DTensor):
+        return gradient
+    with torch.no_grad():
+        part: Tensor = gradient.to_local()
+        return part
+
+
 def _squares(values: Tensor) -> list[Tensor]:
     """|values|² in parts, float64, on a CPU."""
     if values.dtype not in (torch.float32, torch.float64):
@@ -100,11 +110,11 @@ class Gradients:
         """
         gradients = self._existing()
         self._seen = {
-            place: (weakref.ref(gradient), gradient._version)
+            place: (weakref.ref(gradient), local(gradient)._version)
             for place, gradient in gradients.items()
         }
         self._trained = self._requiring()
-        dense = [gradient for gradient in gradients.values() if not gradient.is_sparse]
+        dense = [local(one) for one in gradients.values() if not one.is_sparse]
         self._witness = None
         if scaled and dense:
             smallest = min(dense, key=Tensor.numel)
@@ -117,7 +127,7 @@ class Gradients:
         return (
             now.keys() == self._seen.keys()
             and all(
-                now[place] is which() and now[place]._version == version
+                now[place] is which() and local(now[place])._version == version
                 for place, (which, version) in self._seen.items()
             )
             and not self._differ()

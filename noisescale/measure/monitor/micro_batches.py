@@ -25,11 +25,14 @@ class MicroBatch(NamedTuple):
 class ProcessNorms(Protocol):
     """Squared norms of the gradients of several processes and of their reduction.
 
-    num_processes: that are reduced over. rounds: reductions since the last look.
+    num_processes: that are reduced over.
     """
 
     num_processes: int
-    rounds: int
+
+    @property
+    def rounds(self) -> int:
+        """Reductions since the last look."""
 
     def take(self, weight: float) -> Tensor:
         """This process's numbers (k,) to be summed over all; its own |.|² divided by its weight."""

@@ -15,6 +15,7 @@ from noisescale.errors import MeasurementError, SettingError, check_count, is_re
 from noisescale.measure.distributed import rank_and_size
 from noisescale.measure.monitor.averages import Averages
 from noisescale.measure.monitor.ddp_norms import CommHook, ReplicaNorms
+from noisescale.measure.monitor.fsdp_norms import ShardNorms, is_sharded
 from noisescale.measure.monitor.gradients import Gradients
 from noisescale.measure.monitor.groups import Grouping, Groups
 from noisescale.measure.monitor.micro_batches import MicroBatch, ProcessNorms, across, nested
@@ -71,8 +72,6 @@ class NoiseScaleMonitor:
         for name, value in monitor.scalars().items():
             writer.add_scalar(f"noise_scale/{name}", value, step)
         wandb.log({f"noise_scale/{name}": value for name, value in monitor.scalars().items()})
-
-    FSDP shards the gradients, of which this monitor, so far, measures only whole ones.
 
     The estimates are of the population "training", see `RunningNoise`: of examples that have not
     been used before, that of fresh examples, and of N used again, |G_N|² − tr Σ/N of their own.
@@ -149,10 +148,6 @@ class NoiseScaleMonitor:
         watched = Groups(parameters, groups)
         if not any(parameter.requires_grad for parameter in watched.parameters):
             raise SettingError("no parameter requires a gradient: give model.parameters()")
-        if any(hasattr(parameter, "full_tensor") for parameter in watched.parameters):
-            raise SettingError(
-                "sharded parameters (DTensor) have sharded gradients: only whole ones are measured"
-            )
         if reduction not in get_args(Reduction):
             raise SettingError(
                 f"reduction {reduction!r}: give one of {', '.join(get_args(Reduction))}"
@@ -375,30 +370,46 @@ class NoiseScaleMonitor:
             self._processes.clear()
 
     def attach(
-        self, model: DistributedDataParallel, comm_hook: tuple[Any, CommHook] | None = None
+        self,
+        model: nn.Module,
+        comm_hook: tuple[Any, CommHook] | None = None,
+        *,
+        reduce_scatter: Any = None,
     ) -> None:
         """Takes each process's gradient as the small batch and the reduced one as the big batch.
 
-        By a communication hook, which sees a gradient before and after its reduction; all processes
-        get the same numbers, by one further reduction of a few of them per update. Call
-        `micro_batch` after each backward pass, under `no_sync()` for all but the last, and `update`
-        after that.
+        Of DistributedDataParallel by a communication hook, of `fully_shard` (FSDP2) by
+        `set_custom_reduce_scatter`, which see a gradient before and after its reduction; all
+        processes get the same numbers, by one further reduction of a few of them per update. Call
+        `micro_batch` after each backward pass, and `update` after the last, all others without a
+        reduction: under `no_sync()`, or after `set_requires_gradient_sync(False)`.
+
+        Any factors that FSDP divides by are right, as are replicas of shards and a `reduce_dtype`,
+        whose rounding the norms share. With replicas, a `set_gradient_divide_factor` must come
+        before the first update.
 
         Args:
             model: with the monitor's parameters.
-            comm_hook: state and hook of another communication hook, which then does the reduction.
-                What it returns must be the mean over processes up to rounding, as that of a
-                half-precision hook is, and PowerSGD's is not.
+            comm_hook: state and hook of another communication hook of DistributedDataParallel,
+                which then does the reduction. What it returns must be the mean over processes up to
+                rounding, as that of a half-precision hook is, and PowerSGD's is not.
+            reduce_scatter: of FSDP, another custom reduce-scatter, which then does the reduction.
 
         Raises:
-            SettingError: another model, a group of one process, or a model that has a hook already:
-                hand it over here instead.
+            SettingError: another model, a group of one process, a model that has a hook or a
+                custom reduce-scatter already (hand it over here instead), and of FSDP parameters
+                that it does not shard, tensor parallelism, or a torch that does not show what FSDP
+                reduces (2.6 does not).
         """
-        if not isinstance(model, DistributedDataParallel):
+        if isinstance(model, DistributedDataParallel):
+            self._processes = ReplicaNorms(model, self._watched, comm_hook)
+        elif is_sharded(model):
+            self._processes = ShardNorms(model, self._watched, reduce_scatter)
+        else:
             raise SettingError(
-                f"{type(model).__name__}: give the model wrapped in DistributedDataParallel"
+                f"{type(model).__name__}: give the model wrapped in DistributedDataParallel, or "
+                "sharded by fully_shard"
             )
-        self._processes = ReplicaNorms(model, self._watched, comm_hook)
 
     def noise(self) -> GradientNoise:
         """|G|², tr Σ and B_simple, averaged over the latest updates, with their errors.
