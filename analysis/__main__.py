@@ -3,6 +3,7 @@
 import click
 
 from analysis.adaptive_batch import adaptive_batch
+from analysis.batches.batch_cost import batch_cost
 from analysis.calibration import calibration
 from analysis.critical_batch import critical_batch
 from analysis.noise_growth import noise_growth
@@ -23,6 +24,7 @@ main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)
 main.add_command(calibration)
+main.add_command(batch_cost)
 
 if __name__ == "__main__":
     main(prog_name="python -m analysis")
