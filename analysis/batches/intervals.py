@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from noisescale.statistics.estimate import CONFIDENCE, Estimate, from_samples
@@ -12,7 +13,7 @@ from noisescale.statistics.estimate import CONFIDENCE, Estimate, from_samples
 DRAWS = 2000  # of a bootstrap: its ends are then good to a tenth of the interval
 
 
-def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+def median_interval(values: ArrayLike) -> tuple[float, float, float]:
     """The median and the order statistics that hold it with 95 % confidence or more.
 
     Of independent values of any distribution; of five or fewer the smallest and the largest, which
@@ -46,12 +47,12 @@ def bootstrap_interval(
     return float(statistic(by_seed)), float(low), float(high)
 
 
-def paired(differences: Sequence[float] | np.ndarray) -> Estimate:
+def paired(differences: ArrayLike) -> Estimate:
     """The mean difference over seeds, with Student's t."""
     return from_samples(np.asarray(differences, dtype=np.float64))
 
 
-def p_value(differences: Sequence[float] | np.ndarray) -> float:
+def p_value(differences: ArrayLike) -> float:
     """Of a mean difference of zero, two-sided, by Student's t; nan of fewer than two."""
     values = np.asarray(differences, dtype=np.float64)
     if len(values) < 2 or not values.std():
