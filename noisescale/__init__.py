@@ -48,6 +48,10 @@ Curvature
     batch_sharpness, gradient_noise_interaction; stable_sharpness: the 2/η
         beside them.
 
+Between two models
+    interpolate -> Interpolation: loss and accuracy along the line, and the
+        barrier.
+
 Which learning rates are stable
     measure_stability, StabilityOptions -> StabilityConstants;
         simulate_threshold: predicted.

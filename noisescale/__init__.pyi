@@ -103,6 +103,7 @@ from .studies.critical_batch.branches import (
 from .studies.critical_batch.config import CriticalBatchConfig as CriticalBatchConfig
 from .studies.critical_batch.results import CriticalBatchResult as CriticalBatchResult
 from .studies.critical_batch.run import run_critical_batch as run_critical_batch
+from .studies.interpolation import Interpolation as Interpolation, interpolate as interpolate
 from .studies.jobs.options import StudyOptions as StudyOptions
 from .studies.recommend.config import RecommendConfig as RecommendConfig
 from .studies.recommend.results import RecommendResult as RecommendResult
