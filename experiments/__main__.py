@@ -2,11 +2,16 @@
 
 import click
 
-from experiments.adaptive_batch import adaptive_batch
+from experiments.batches.batch_cost import batch_cost
+from experiments.batches.bias_variance import bias_variance
+from experiments.batches.sharp_minima import sharp_minima
+from experiments.batches.small_batches import small_batches
 from experiments.benchmarks.durations import duration, timed
-from experiments.calibration import calibration
-from experiments.critical_batch import critical_batch
-from experiments.noise_growth import noise_growth
+from experiments.noise.adaptive_batch import adaptive_batch
+from experiments.noise.calibration import calibration
+from experiments.noise.critical_batch import critical_batch
+from experiments.noise.noise_growth import noise_growth
+from experiments.stability.catapult import catapult
 from experiments.stability.edge_of_stability import edge_of_stability
 from experiments.stability.stability_map import stability_map
 from experiments.stability.three_cases import three_cases
@@ -78,6 +83,11 @@ main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)
 main.add_command(calibration)
+main.add_command(batch_cost)
+main.add_command(small_batches)
+main.add_command(sharp_minima)
+main.add_command(bias_variance)
+main.add_command(catapult)
 
 if __name__ == "__main__":
     main(prog_name="python -m experiments")

@@ -15,8 +15,8 @@ import pandas as pd
 from analysis.tables import DATA, Runs, analysis
 from noisescale.errors import RunFolderError
 from noisescale.statistics.estimate import Estimate, estimate_of, undefined
-from noisescale.statistics.stability_curves import StabilityConstants
-from noisescale.statistics.stability_edge import edge_of, score_prediction
+from noisescale.statistics.stability.curves import StabilityConstants
+from noisescale.statistics.stability.edge import edge_of, score_prediction
 from noisescale.training.records.folder import EXPERIMENT, read_json
 from noisescale.training.records.tables import CELLS, read_cells
 

@@ -12,7 +12,7 @@ from noisescale.statistics.display import Settings
 DatasetName = Literal["mnist", "fashion-mnist", "digits"]
 PixelScale = Literal["unit", "raw"]
 ModelName = Literal["mlp", "cnn"]
-Norm = Literal["none", "layer", "batch"]
+Norm = Literal["none", "layer", "batch", "ghost"]
 LossName = Literal["cross_entropy", "mse"]
 DEEPEST = 10_000  # layers, which take a second to make; far beyond any that can be trained
 
@@ -64,14 +64,16 @@ class ProblemConfig(Config):
         pixel_scale: "unit" divides the pixels by their largest value before standardising, "raw"
             does not, as in the three-case study, whose inputs were (x − 0.1307)/0.3081 with x in
             0…255.
-        num_train: train on a random subset of this many examples, the same one for every seed;
-            None: on all.
+        num_train: train on the first so many of one fixed shuffle of the training images, the same
+            for every seed, so that a smaller subset lies in a larger one; None: on all.
         model: "mlp" or "cnn".
         width: hidden units of the MLP or channels of the CNN's first block; None: the model's own
             (1024, 32).
         depth: hidden layers of the MLP or convolution blocks of the CNN; None: the model's own
             (2, 2).
-        norm: the normalisation before each activation: "none", "layer" or "batch".
+        norm: the normalisation before each activation: "none", "layer", "batch", or "ghost": batch
+            norm over parts of the batch.
+        ghost_size: examples in each of those parts; None: the norm is not "ghost".
         loss: "cross_entropy", in nats; or "mse", ½ Σ_c (output_c − target_c)² with the class as a
             one-hot target.
 
@@ -93,6 +95,7 @@ class ProblemConfig(Config):
     width: int | None = None
     depth: int | None = None
     norm: Norm = "none"
+    ghost_size: int | None = None
     loss: LossName = "cross_entropy"
 
     def __post_init__(self) -> None:
@@ -106,6 +109,22 @@ class ProblemConfig(Config):
                 check_count(name.replace("_", " "), getattr(self, name))
         if self.depth is not None and self.depth > DEEPEST:
             raise SettingError(f"depth {self.depth}: give {DEEPEST:,} layers at most")
+        if self.norm != "ghost" and self.ghost_size is not None:
+            raise SettingError(
+                f"ghost size {self.ghost_size} with norm {self.norm}: it goes with norm ghost; "
+                "give that, or leave it out"
+            )
+        if self.norm == "ghost":
+            if self.ghost_size is None:
+                raise SettingError("norm ghost without a ghost size: give 2 or more examples")
+            check_count("ghost size", self.ghost_size)
+            if self.ghost_size == 1:
+                raise SettingError("ghost size 1: one example has no variance; give 2 or more")
+
+    @property
+    def couples_examples(self) -> bool:
+        """Whether the model normalises over a batch, or over parts of it."""
+        return self.norm in ("batch", "ghost")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

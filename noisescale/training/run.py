@@ -446,9 +446,10 @@ def _stored(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def what_is_trained(config: AnyConfig) -> dict[str, Any]:
-    """What a summary says of the problem: data set and model, or the name of one's own."""
+    """What a summary says of the problem: data set, subset and model, or the name of one's own."""
     if isinstance(config, ProblemConfig):
-        return {name: getattr(config, name) for name in ("dataset", "pixel_scale", "model")}
+        named = ("dataset", "pixel_scale", "num_train", "model")
+        return {name: getattr(config, name) for name in named}
     return {"problem": config.factory if isinstance(config, FactoryConfig) else config.model}
 
 

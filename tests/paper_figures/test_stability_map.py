@@ -14,7 +14,7 @@ from analysis.tables import read_header
 from experiments.stability import stability_map
 from noisescale.cli import main as noisescale
 from noisescale.statistics.estimate import exact
-from noisescale.statistics.stability_curves import StabilityConstants
+from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.studies.stability_map.config import Horizon
 from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 from noisescale.training.records.folder import record_experiment

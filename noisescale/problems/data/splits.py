@@ -102,7 +102,8 @@ def load_splits(
         name: "mnist", "fashion-mnist" or "digits".
         pixel_scale: "unit" gives (x/largest − mean)/std, "raw" gives (x − mean)/std, with pixels x
             in 0…largest.
-        num_train: a random subset of this many training images, the same in every call; None: all.
+        num_train: the first so many of one fixed shuffle of the training images, the same in every
+            call, so that a smaller subset lies in a larger one; None: all, in the files' order.
         data_dir: where the files are, or are to be put; None: $NOISESCALE_DATA, else the user's
             cache.
         device: of the examples.

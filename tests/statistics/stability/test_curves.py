@@ -9,7 +9,7 @@ import torch
 
 from noisescale.errors import SettingError
 from noisescale.statistics.estimate import Estimate, exact
-from noisescale.statistics.stability_curves import StabilityConstants, batch_noise_factor, side_of
+from noisescale.statistics.stability.curves import StabilityConstants, batch_noise_factor, side_of
 from noisescale.training.config import TrainConfig, stable_sharpness
 from noisescale.training.trainer import train
 from tests.helpers.closed_forms import constants_of

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from noisescale.statistics.stability_edge import (
+from noisescale.statistics.stability.edge import (
     Threshold,
     Trajectory,
     edge_of,
