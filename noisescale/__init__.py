@@ -21,6 +21,7 @@ Gradient noise at one point: |G|², tr Σ, B_simple and B_noise
 Gradient noise along a training loop of one's own
     NoiseScaleMonitor -> GradientNoise; RunningNoise and two_batch are
         what it is made of.
+    NormLayerMonitor: from norm layers alone, where nothing is accumulated.
     AdaptiveBatchSize: a batch size that follows the noise.
 
 Which batch size
@@ -47,6 +48,10 @@ Curvature
     batch_sharpness, gradient_noise_interaction; stable_sharpness: the 2/η
         beside them.
 
+Between two models
+    interpolate -> Interpolation: loss and accuracy along the line, and the
+        barrier.
+
 Which learning rates are stable
     measure_stability, StabilityOptions -> StabilityConstants;
         simulate_threshold: predicted.
@@ -68,6 +73,10 @@ Training
     read_metrics, read_losses, read_noise, read_noise_layers,
         read_sharpness, read_batch_size, read_cells, read_boundary: the
         tables that runs and sweeps leave.
+
+Results
+    write_report: one page of runs, studies and measurements, with their
+        pictures.
 
 Every number is an Estimate: its value, standard error and 95 % interval;
 print it, format it, or take its float(). Results print a short table;

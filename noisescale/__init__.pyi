@@ -1,6 +1,7 @@
 """The public names of noisescale: this list is the only one, `__init__.py` loads what it names."""
 
 from ._version import __version__ as __version__
+from .cli.artefacts.report import write_report as write_report
 from .errors import NoisescaleError as NoisescaleError
 from .measure.curvature.batch_sharpness import (
     batch_sharpness as batch_sharpness,
@@ -29,6 +30,7 @@ from .measure.gradients.moments import (
 )
 from .measure.gradients.rules import gradient_rule as gradient_rule
 from .measure.monitor.noise_monitor import NoiseScaleMonitor as NoiseScaleMonitor
+from .measure.monitor.norm_layers.monitor import NormLayerMonitor as NormLayerMonitor
 from .measure.noise import NoiseOptions as NoiseOptions, measure_noise as measure_noise
 from .measure.objective import Objective as Objective
 from .measure.sharpness import (
@@ -101,6 +103,7 @@ from .studies.critical_batch.branches import (
 from .studies.critical_batch.config import CriticalBatchConfig as CriticalBatchConfig
 from .studies.critical_batch.results import CriticalBatchResult as CriticalBatchResult
 from .studies.critical_batch.run import run_critical_batch as run_critical_batch
+from .studies.interpolation import Interpolation as Interpolation, interpolate as interpolate
 from .studies.jobs.options import StudyOptions as StudyOptions
 from .studies.recommend.config import RecommendConfig as RecommendConfig
 from .studies.recommend.results import RecommendResult as RecommendResult

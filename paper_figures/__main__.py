@@ -1,12 +1,13 @@
 """`python -m paper_figures [NAME ...]` draws the named figures, or all, from committed tables."""
 
+import sys
 from pathlib import Path
 
 import click
 from matplotlib.figure import Figure
 
-from paper_figures import adaptive_batch, critical_batch, noise_growth
 from paper_figures.batches import batch_cost, bias_variance, sharp_minima, small_batches
+from paper_figures.noise import adaptive_batch, critical_batch, noise_growth
 from paper_figures.stability import (
     catapult,
     edge_of_stability,
@@ -32,10 +33,45 @@ PENDING = {
     "bias_variance": bias_variance.figure,
     "catapult": catapult.figure,
 }
+# the experiment whose tables a figure is drawn from, where it is not that of its own name
+DRAWN_FROM = {"stability_prediction": "stability_map"}
 HERE = Path(__file__).parent
+PICTURES = HERE / "pictures"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+def figures_of(experiment: str) -> list[str]:
+    """The figures of an experiment's tables, from the top of the repository."""
+    return [
+        f"{HERE.name}/{PICTURES.name}/{name}.png"
+        for name in (*FIGURES, *PENDING)
+        if DRAWN_FROM.get(name, name) == experiment
+    ]
+
+
+def show_list(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    """Says of each figure what it shows, and which tables it is drawn from."""
+    if not wanted:
+        return
+    formatter = ctx.make_formatter()
+    formatter.write_dl([(name, _line(name)) for name in FIGURES])
+    click.echo(formatter.getvalue(), nl=False)
+    ctx.exit()
+
+
+def _line(name: str) -> str:
+    shows = str(sys.modules[FIGURES[name].__module__].__doc__).partition("\n")[0]
+    return f"{shows} From {HERE.name}/data/{DRAWN_FROM.get(name, name)}."
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option(
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_list,
+    help="Say of each figure what it shows, and which tables it is drawn from.",
+)
 @click.argument("names", nargs=-1, type=click.Choice([*FIGURES, *PENDING]))
 @click.option(
     "--data",
@@ -46,7 +82,7 @@ HERE = Path(__file__).parent
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=HERE / "pictures",
+    default=PICTURES,
     help="Where the figures go.",
 )
 def main(names: tuple[str, ...], data: Path, out: Path) -> None:

@@ -84,14 +84,16 @@ SUBJECTS = (
         ),
         "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer "
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
-        "--per-layer --per-class --top --bottom --trace --density --phi --batch-sharpness --ggn "
+        "--per-layer --per-class --top --bottom --trace --density --phi --filter-normalised "
+        "--points --from-alpha --to-alpha --buffers --phi-iterations --batch-sharpness --ggn "
         "--noise --predict measure-noise --bs",
     ),
     Subject(
         "How to compute",
         ("--processes 4", "--dtype float64 --seed 1", "--device cpu"),
-        "--engine measure-noise --seed sharpness --seed sharpness --method --rtol --max-matvecs "
-        "--dtype --device --data-dir --executor --processes --scheduler",
+        "--engine measure-noise --seed sharpness --seed interpolate --seed "
+        "sharpness --method --rtol --max-matvecs --dtype --device --data-dir --executor "
+        "--processes --scheduler",
     ),
     Subject(
         "What to leave",
@@ -101,7 +103,7 @@ SUBJECTS = (
             "--json --plot picture.png",
             "--out pictures --format pdf",
         ),
-        "--out --force --checkpoint-every --evaluate-every --log-dir --json --plot --format "
+        "--out --force --checkpoint-every --evaluate-every --log-dir --json --csv --plot --format "
         "--debug --help",
     ),
 )

@@ -202,7 +202,12 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.ghost_size = ghost_size
 
     def forward(self, input: Tensor) -> Tensor:  # as torch names it
-        """The inputs (B, F, …), normalised, scaled and shifted."""
+        """The inputs normalised, scaled and shifted.
+
+        Args:
+            input: (B, F, …).
+        """
+        self._check_input_dim(input)
         if not self.training:
             return super().forward(input)
         whole = len(input) // self.ghost_size * self.ghost_size
@@ -232,7 +237,8 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         )
         self._take(means.unflatten(0, (num_parts, -1)), variances.unflatten(0, (num_parts, -1)))
         # (b, P·F, …) -> (P·b, F, …)
-        return normalised.unflatten(1, (num_parts, -1)).transpose(0, 1).flatten(0, 1)
+        whole: Tensor = normalised.unflatten(1, (num_parts, -1)).transpose(0, 1).flatten(0, 1)
+        return whole
 
     @torch.no_grad()
     def _take(self, means: Tensor, variances: Tensor) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from noisescale.cli.printing.tables import (
     NumberTable,
+    Screen,
     add_columns,
     examples_text,
     name_text,
@@ -142,9 +143,9 @@ def _recommendation(loaded: Loaded) -> Recommendation | None:
     return recommend(pd.DataFrame(rows), learning_rate=rate)
 
 
-def print_noise(reports: list[NoiseReport]) -> None:
+def print_noise(reports: list[NoiseReport], console: Screen | None = None) -> None:
     """The table, those of layers and classes, a sentence on each checkpoint, and batch sizes."""
-    console = stdout_console()
+    console = console or stdout_console()
     results = [noise for _, noise in _results(reports)]
     first = results[0]
     engines = ", ".join(sorted({str(noise.engine) for noise in results}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -197,20 +198,10 @@ def firmer_command(
         critical: B_crit as far as it is known; None: the command chooses the sizes.
         num_examples: in the training set.
     """
-    words = ["noisescale critical-batch"]
-    if isinstance(problem, FactoryConfig):
-        words.append(f"--problem {problem.factory}")
-    else:
-        options = {"dataset": problem.dataset} | problem.changed()
-        if problem.model == "mlp":  # of which critical-batch takes a narrower one by itself
-            options.setdefault("width", MLP_WIDTH)
-        words += [_option(name, value) for name, value in options.items()]
-    defaults = TrainConfig().optimizer_settings()
-    words += [
-        _option(name, value)
-        for name, value in training.optimizer_settings().items()
-        if value != defaults[name]
-    ]
+    words = ["noisescale critical-batch", *problem_words(problem)]
+    if isinstance(problem, ProblemConfig) and problem.model == "mlp" and problem.width is None:
+        words.append(f"--width {MLP_WIDTH}")  # critical-batch takes a narrower one by itself
+    words += optimizer_words(training)
     if critical is not None:
         near = sorted(
             default_batch_sizes(num_examples),
@@ -218,6 +209,24 @@ def firmer_command(
         )
         words += [f"--bs {size}" for size in sorted(near[:FIRMER_SIZES])]
     return " ".join(words)
+
+
+def problem_words(problem: ProblemConfig | FactoryConfig) -> list[str]:
+    """The options of a command that name this problem."""
+    if isinstance(problem, FactoryConfig):
+        return [f"--problem {shlex.quote(problem.factory)}"]
+    options = {"dataset": problem.dataset} | problem.changed()
+    return [_option(name, value) for name, value in options.items()]
+
+
+def optimizer_words(training: TrainConfig) -> list[str]:
+    """The options of a command that name this optimizer, as far as it is not the default one."""
+    defaults = TrainConfig().optimizer_settings()
+    return [
+        _option(name, value)
+        for name, value in training.optimizer_settings().items()
+        if value != defaults[name]
+    ]
 
 
 def _option(name: str, value: object) -> str:
