@@ -1,10 +1,10 @@
 """Where a monitor's numbers go: one small protocol, and adapters for four loggers.
 
-    logger = TensorBoardLogger("runs/first")
-    for step, batch in enumerate(batches):
-        ...
-        if monitor.update():
-            logger.log(named(monitor.scalars()), step)
+logger = TensorBoardLogger("runs/first")
+for step, batch in enumerate(batches):
+    ...
+    if monitor.update():
+        logger.log(named(monitor.scalars()), step)
 """
 
 from __future__ import annotations
