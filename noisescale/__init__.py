@@ -22,6 +22,7 @@ Gradient noise along a training loop of one's own
     NoiseScaleMonitor -> GradientNoise; RunningNoise and two_batch are
         what it is made of.
     NormLayerMonitor: from norm layers alone, where nothing is accumulated.
+    norm_test -> NormTest: what a batch size makes of a noise scale.
     AdaptiveBatchSize: a batch size that follows the noise.
 
 Which batch size

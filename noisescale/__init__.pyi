@@ -79,7 +79,9 @@ from .statistics.estimate import Estimate as Estimate
 from .statistics.gradient_noise import (
     GradientNoise as GradientNoise,
     NoiseScale as NoiseScale,
+    NormTest as NormTest,
     noise_scale as noise_scale,
+    norm_test as norm_test,
 )
 from .statistics.running_noise import RunningNoise as RunningNoise, two_batch as two_batch
 from .statistics.sample import Weighting as Weighting

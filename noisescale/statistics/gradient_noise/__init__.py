@@ -6,6 +6,7 @@ from noisescale.statistics.gradient_noise.estimators import (
     noise_scale,
     table,
 )
+from noisescale.statistics.gradient_noise.norm_test import NormTest, norm_test
 from noisescale.statistics.gradient_noise.result import (
     CURVATURE_NOISE,
     GRADIENT_NOISE,
@@ -20,8 +21,10 @@ __all__ = [
     "QUANTITIES",
     "GradientNoise",
     "NoiseScale",
+    "NormTest",
     "gradient_noise",
     "mean_estimate",
     "noise_scale",
+    "norm_test",
     "table",
 ]
