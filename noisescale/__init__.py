@@ -5,8 +5,8 @@ more, with an example.
 
 A model to measure
     Problem, Examples: a model, its loss per example, and data.
-    ProblemConfig, build_problem, load_splits, mlp, cnn: ready-made ones
-        on MNIST and digits.
+    ProblemConfig, build_problem, load_splits, mlp, cnn, gpt: ready-made
+        ones on MNIST, digits and texts.
     Weighting: what examples count for, as of a mean over a batch's tokens.
     load_weights: weights of a file into a model.
     noisy_quadratic, linear_regression: problems whose answers are known

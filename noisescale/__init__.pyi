@@ -44,7 +44,7 @@ from .measure.stability import (
 from .problems.build import build_problem as build_problem
 from .problems.config import ProblemConfig as ProblemConfig
 from .problems.data.splits import load_splits as load_splits
-from .problems.models import cnn as cnn, mlp as mlp
+from .problems.models import cnn as cnn, gpt as gpt, mlp as mlp
 from .problems.problem import (
     Examples as Examples,
     LossFn as LossFn,

@@ -38,7 +38,8 @@ SUBJECTS = (
             "--problem my_file.py:make_problem --num-examples 5000",
             "--problem my_file.py:make_problem",
         ),
-        "--problem --dataset --pixel-scale --num-train --model --width --depth --norm --loss "
+        "--problem --dataset --text --pixel-scale --num-train --model --width --depth --heads "
+        "--context --tied --norm --loss "
         "--split --num-examples --population --param --augmentations",
     ),
     Subject(
@@ -122,6 +123,10 @@ OTHER_NAMES = {
     "--target": ("--goal",),
     "--hidden": ("--width",),
     "--layers": ("--depth",),
+    "--block-size": ("--context",),
+    "--sequence-length": ("--context",),
+    "--n-head": ("--heads",),
+    "--num-heads": ("--heads",),
     "--num-samples": ("--num-examples", "--num-train"),
     "--subset": ("--num-examples", "--num-train"),
     "--factory": ("--problem",),

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from noisescale.errors import Interrupted
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import AnyConfig, FactoryConfig, ProblemConfig
+from noisescale.problems.config import CONTEXT, AnyConfig, FactoryConfig, ProblemConfig
 from noisescale.problems.factory import (
     build_own_problem,
     object_config,
@@ -416,7 +416,7 @@ class _Run:
             "steps": training.step,
             "epochs": training.epoch,
             "diverged_at_step": training.diverged_at_step,
-            **{name: _stored(each) for name, each in self.evaluations.items()},
+            **{name: self._stored(each) for name, each in self.evaluations.items()},
             **({} if schedule is None else schedule.summary(training.step)),
             "seconds": training.seconds,
             "examples_per_second": training.examples_seen / training.seconds,
@@ -425,24 +425,27 @@ class _Run:
             "environment": record.get("environment", {}),
         }
 
+    def _stored(self, evaluation: Evaluation) -> dict[str, Any]:
+        """The scores for strict JSON, each that is None with the reason beside it."""
+        scores = nullable(_scores(evaluation))
+        if evaluation.confusion is None:
+            why = "the outputs are no table (B, C) with a class as target for each example"
+            scores |= {f"{name}_null_because": why for name in ("accuracy", "f1")}
+        if isinstance(self.config, ProblemConfig) and self.config.is_text:
+            bits = {"bits_per_character": evaluation.loss / math.log(2)}
+            scores |= nullable(bits)
+        return scores
+
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:
     return {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "f1": evaluation.f1}
 
 
-def _stored(evaluation: Evaluation) -> dict[str, Any]:
-    """The scores for strict JSON, each that is None with the reason beside it."""
-    scores = nullable(_scores(evaluation))
-    if evaluation.confusion is None:
-        why = "the outputs are no table (B, C) with a class as target for each example"
-        scores |= {f"{name}_null_because": why for name in ("accuracy", "f1")}
-    return scores
-
-
 def what_is_trained(config: AnyConfig) -> dict[str, Any]:
     """What a summary says of the problem: data set and model, or the name of one's own."""
     if isinstance(config, ProblemConfig):
-        return {name: getattr(config, name) for name in ("dataset", "pixel_scale", "model")}
+        named = {name: getattr(config, name) for name in ("dataset", "pixel_scale", "model")}
+        return named | ({"context": config.context or CONTEXT} if config.is_text else {})
     return {"problem": config.factory if isinstance(config, FactoryConfig) else config.model}
 
 

@@ -153,7 +153,8 @@ def _train(
             raise SettingError(f"{problem} says what is trained: leave out {', '.join(others)}")
         chosen = factory_config(problem)
     else:
-        options["dataset"], notes = choose_dataset(options, console)
+        chosen_data, notes = choose_dataset(options, console)
+        options |= chosen_data
         chosen = fill(ProblemConfig, options)
     names = (*OF_OPTIMIZER, "seed")
     config = RecommendConfig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -204,6 +205,7 @@ def firmer_command(
         options = {"dataset": problem.dataset} | problem.changed()
         if problem.model == "mlp":  # of which critical-batch takes a narrower one by itself
             options.setdefault("width", MLP_WIDTH)
+        options.pop("text_sha256", None)  # read from the file
         words += [_option(name, value) for name, value in options.items()]
     defaults = TrainConfig().optimizer_settings()
     words += [
@@ -221,4 +223,5 @@ def firmer_command(
 
 
 def _option(name: str, value: object) -> str:
-    return f"--{name.replace('_', '-')} {value}"
+    spelt = f"--{name.replace('_', '-')}"
+    return spelt if value is True else f"{spelt} {shlex.quote(str(value))}"

@@ -13,7 +13,7 @@ import torch
 
 from noisescale.problems.build import assemble_problem
 from noisescale.problems.config import FactoryConfig, ProblemConfig
-from noisescale.problems.data.splits import Splits, load_splits, num_training_examples
+from noisescale.problems.data.splits import Splits, num_training_examples, splits_of
 from noisescale.problems.factory import build_own_problem
 from noisescale.problems.problem import Problem, num_examples_of
 from noisescale.training.config import TrainConfig
@@ -64,22 +64,17 @@ def count_examples(problem: ProblemConfig | FactoryConfig) -> int:
     """How many training examples a problem has.
 
     Args:
-        problem: of ours, whose data need not be there; or the user's own, which is made for it.
+        problem: of ours, whose data need not be there, unless they are a file of the user's; or
+            the user's own, which is made for it.
     """
     if isinstance(problem, ProblemConfig):
-        return num_training_examples(problem.dataset, problem.num_train)
+        return num_training_examples(problem)
     return num_examples_of(build_own_problem(problem).train)
 
 
 @lru_cache(maxsize=1)
 def _splits(config: ProblemConfig, data_dir: Path | None, device: str) -> Splits:
-    return load_splits(
-        config.dataset,
-        pixel_scale=config.pixel_scale,
-        num_train=config.num_train,
-        data_dir=data_dir,
-        device=device,
-    )
+    return splits_of(config, data_dir=data_dir, device=device)
 
 
 @contextmanager
