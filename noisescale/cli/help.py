@@ -102,7 +102,7 @@ SUBJECTS = (
             "--json --plot picture.png",
             "--out pictures --format pdf",
         ),
-        "--out --force --checkpoint-every --evaluate-every --log-dir --json --plot --format "
+        "--out --force --checkpoint-every --evaluate-every --log-dir --unit --json --plot --format "
         "--debug --help",
     ),
 )

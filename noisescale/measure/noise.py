@@ -17,7 +17,7 @@ from noisescale.measure.gradients.moments import GradientMoments, check_modes, m
 from noisescale.measure.noise_probes import probe_curvature
 from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.data.stream import Stream
-from noisescale.problems.problem import Params, Problem, Source, held
+from noisescale.problems.problem import Params, Problem, Source, held, units_per_example
 from noisescale.problems.sampling import Selection, select, split_source
 from noisescale.statistics.display import Settings
 from noisescale.statistics.gradient_noise import (
@@ -191,6 +191,7 @@ def measure_noise(
         engine=moments.engine,
         loss=mean_estimate(moments.losses, measured.sample, moments.weighting),
         top_examples=_top_examples(moments, measured.selected, options.augmentations),
+        units_per_example=units_per_example(problem.units, measured.selected.examples),
         notes=tuple(notes),
     )
     try:

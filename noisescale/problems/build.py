@@ -60,5 +60,6 @@ def assemble_problem(config: ProblemConfig, splits: Splits, *, seed: int = 0) ->
         train=splits.train,
         validation=splits.validation,
         test=splits.test,
+        units=config.units_per_example,
         config=config,
     )

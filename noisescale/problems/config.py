@@ -138,6 +138,11 @@ class ProblemConfig(Config):
         """Whether the examples are sequences of characters, and not images."""
         return self.dataset in TEXTS
 
+    @property
+    def units_per_example(self) -> float | None:
+        """The characters of a sequence; None of images."""
+        return float(self.context or CONTEXT) if self.is_text else None
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as they are stored: of images those alone that there were before texts.
 

@@ -145,6 +145,8 @@ class NoiseScale(Shown):
         top_examples: index in the split, share of tr Σ and loss of the examples with the largest
             shares.
         notes: what a reader should know.
+        units_per_example: the mean number of units, such as tokens, of the examples measured, by
+            which noise scales are had in these; None where it is not told.
 
     Examples:
         >>> from noisescale import ProblemConfig, build_problem, measure_noise
@@ -176,6 +178,7 @@ class NoiseScale(Shown):
     per_class: pd.DataFrame | None = None
     top_examples: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
+    units_per_example: float | None = None
 
     @property
     def full(self) -> Estimate | None:
@@ -218,6 +221,7 @@ class NoiseScale(Shown):
             "population": self.population,
             "num_examples": self.num_examples,
             "population_size": self.population_size,
+            "units_per_example": self.units_per_example,
             "engine": self.engine,
             "loss": self.loss,
             "squared_gradient_norm": self.squared_gradient_norm,

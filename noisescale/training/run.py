@@ -22,7 +22,14 @@ from noisescale.problems.factory import (
     with_data_on,
 )
 from noisescale.problems.models import copy_of
-from noisescale.problems.problem import SPLITS, Problem, Source, resident, source_of
+from noisescale.problems.problem import (
+    SPLITS,
+    Problem,
+    Source,
+    resident,
+    source_of,
+    units_per_example,
+)
 from noisescale.statistics.display import Settings
 from noisescale.training.config import TrainConfig
 from noisescale.training.console import DeferredInterrupts, Pace, RunReport, event_writer
@@ -233,6 +240,7 @@ class _Run:
             if (examples := getattr(problem, split)) is not None
         }
         self.training = training
+        self.units = units_per_example(problem.units, training.examples)
         self.path = path
         self.options = options
         # rows written after the checkpoint that is continued from will come again
@@ -411,6 +419,7 @@ class _Run:
         return {
             **what_is_trained(self.config),
             "batch_size": config.batch_size,
+            **({} if self.units is None else {"units_per_example": self.units}),
             "learning_rate": config.learning_rate,
             "seed": config.seed,
             "steps": training.step,

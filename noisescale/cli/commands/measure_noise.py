@@ -81,6 +81,13 @@ Examples:
 )
 @click.option("--per-layer", is_flag=True, help="Every parameter tensor's share.")
 @click.option("--per-class", is_flag=True, help="Every class by itself, and the noisiest examples.")
+@click.option(
+    "--unit",
+    type=click.Choice(["examples", "tokens"]),
+    default="examples",
+    show_default=True,
+    help="Of the noise scales in the tables; JSON has examples, and units_per_example.",
+)
 @measurement_options
 def measure_noise(
     checkpoints: tuple[Path, ...],
@@ -91,6 +98,7 @@ def measure_noise(
     plot: Path | None,
     seed: int,
     batch_sizes: tuple[int, ...],
+    unit: str,
     **options: Any,
 ) -> None:
     """The gradient noise scale B_simple = tr Σ/|G|² at checkpoints, or of all in a run folder.
@@ -125,7 +133,7 @@ def measure_noise(
         if as_json:
             click.echo(json.dumps(entries, indent=2, allow_nan=False))
         else:
-            print_noise(reports)
+            print_noise(reports, in_tokens=unit == "tokens")
         if plot is not None:
             from noisescale.plots.noise import noise_figure
             from noisescale.plots.style import image

@@ -40,14 +40,16 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
     is_text = "bits_per_character" in summaries[0]["train"]
     if is_text:
         scores = ("train loss", "train bits/char", of_held_out[0], f"{held_out} bits/char")
+    with_units = "units_per_example" in summaries[0]
+    sizes = ("batch size", "tokens") if with_units else ("batch size",)
     table = plain_table(
-        *("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s"),
+        *(*sizes, "lr", "steps", "epochs", *scores, "seconds", "ex/s"),
         less=LESS,
         where="summary.json has them",
     )
     for run in summaries:
         table.add_row(
-            str(run["batch_size"]),
+            *_sizes(run, with_units=with_units),
             f"{run['learning_rate']:g}",
             f"{run['steps']:,}",
             f"{run['epochs']:.3g}",
@@ -107,6 +109,14 @@ def _adaptive(run: dict[str, Any]) -> str:
         f"{100 * predicted['steps_saved']:.1f} % fewer steps than the fixed batch size of as many "
         "examples."
     )
+
+
+def _sizes(run: dict[str, Any], *, with_units: bool) -> Iterator[str]:
+    """The cells of a run's batch size, in examples and in their tokens."""
+    size = run["batch_size"]
+    yield str(size)
+    if with_units:
+        yield f"{size * run['units_per_example']:,.0f}" if isinstance(size, int) else "–"
 
 
 def _scores(run: dict[str, Any], held_out: str, *, is_text: bool) -> Iterator[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from noisescale import statistics
+from noisescale.problems.config import ProblemConfig
 from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.critical_batch.curves.runs import Runs
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
@@ -263,13 +264,17 @@ def write_results(
     )
     num_runs = len(table.groupby(["batch_size", "learning_rate", "seed"]))
     cost = f"Cost: {num_runs} runs."
-    advice = result.advice and replace(result.advice, cost=cost)
+    units = None
+    if isinstance(config.problem, ProblemConfig):  # one's own may be gone when results are shown
+        units = config.problem.units_per_example
+    advice = result.advice and replace(result.advice, cost=cost, units_per_example=units)
     result = replace(result, notes=notes, advice=advice)
     summary = {
         **config.identity(),
         "goals": list(outcome.goals),
         "batch_sizes": sorted(table["batch_size"].unique().tolist()),
         "num_seeds": int(table["seed"].nunique()),
+        **({} if units is None else {"units_per_example": units}),
         "factor": config.factor,
         "start": jsonable(outcome.start),
         "num_runs": num_runs,

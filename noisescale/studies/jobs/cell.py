@@ -15,7 +15,12 @@ from noisescale.problems.build import assemble_problem
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.problems.data.splits import Splits, num_training_examples, splits_of
 from noisescale.problems.factory import build_own_problem
-from noisescale.problems.problem import Problem, num_examples_of
+from noisescale.problems.problem import (
+    Problem,
+    num_examples_of,
+    source_of,
+    units_per_example,
+)
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.weight_files import read_weights
 from noisescale.training.records.weights import apply_weights
@@ -70,6 +75,18 @@ def count_examples(problem: ProblemConfig | FactoryConfig) -> int:
     if isinstance(problem, ProblemConfig):
         return num_training_examples(problem)
     return num_examples_of(build_own_problem(problem).train)
+
+
+def count_units(problem: ProblemConfig | FactoryConfig) -> float | None:
+    """The units, such as tokens, that a training example has on average; None where not told.
+
+    Args:
+        problem: as for `count_examples`.
+    """
+    if isinstance(problem, ProblemConfig):
+        return problem.units_per_example
+    own = build_own_problem(problem)
+    return units_per_example(own.units, source_of(own.train))
 
 
 @lru_cache(maxsize=1)
