@@ -147,6 +147,9 @@ class NoiseScale(Shown):
         notes: what a reader should know.
         units_per_example: the mean number of units, such as tokens, of the examples measured, by
             which noise scales are had in these; None where it is not told.
+        preconditioned: the same of √P g_i under an optimizer's diagonal preconditioner P:
+            squared_gradient_norm is GᵀPG, gradient_variance tr(PΣ), simple B^P_simple, full
+            B^P_noise, per_layer of each tensor. None where no preconditioner was given.
 
     Examples:
         >>> from noisescale import ProblemConfig, build_problem, measure_noise
@@ -179,6 +182,7 @@ class NoiseScale(Shown):
     top_examples: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
     units_per_example: float | None = None
+    preconditioned: NoiseScale | None = None
 
     @property
     def full(self) -> Estimate | None:
@@ -241,10 +245,27 @@ class NoiseScale(Shown):
             "per_layer": self.per_layer,
             "per_class": self.per_class,
             "top_examples": self.top_examples,
+            "preconditioned": self.preconditioned and self.preconditioned._parts(),
             "notes": self.notes,
         }
         stored: dict[str, Any] = jsonable(record)
         return stored
+
+    def _parts(self) -> dict[str, Any]:
+        """What the entry has of the noise under a preconditioner."""
+        curvature = self.curvature
+        return {
+            "squared_gradient_norm": self.squared_gradient_norm,
+            "gradient_variance": self.gradient_variance,
+            "simple": self.simple,
+            "resolved": self.resolved,
+            "examples_to_resolve": self.examples_to_resolve,
+            "full": curvature and curvature.full,
+            "hessian_covariance_trace": curvature and curvature.covariance_trace,
+            "gradient_curvature": curvature and curvature.gradient_curvature,
+            "max_learning_rate": curvature and curvature.max_learning_rate,
+            "per_layer": self.per_layer,
+        }
 
     def to_row(self) -> dict[str, Any]:
         """The columns of noise.csv that a measurement fills, nan for what was not measured."""
