@@ -15,6 +15,7 @@ A model to measure
 Gradient noise at one point: |G|², tr Σ, B_simple and B_noise
     measure_noise, NoiseOptions -> NoiseScale.
     gradient_moments -> GradientMoments, noise_scale: its two halves.
+    preconditioner_of: an optimizer's P, for the noise in its geometry.
     gradient_rule, Outer: per-example gradients of a layer of one's own.
 
 Gradient noise along a training loop of one's own

@@ -31,6 +31,7 @@ from .measure.gradients.rules import gradient_rule as gradient_rule
 from .measure.monitor.noise_monitor import NoiseScaleMonitor as NoiseScaleMonitor
 from .measure.noise import NoiseOptions as NoiseOptions, measure_noise as measure_noise
 from .measure.objective import Objective as Objective
+from .measure.objective.preconditioner import preconditioner_of as preconditioner_of
 from .measure.sharpness import (
     Sharpness as Sharpness,
     SharpnessOptions as SharpnessOptions,

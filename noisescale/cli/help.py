@@ -86,7 +86,7 @@ SUBJECTS = (
         "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer "
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
         "--per-layer --per-class --top --bottom --trace --density --phi --batch-sharpness --ggn "
-        "--noise --predict measure-noise --bs",
+        "--noise --predict measure-noise --bs --preconditioner",
     ),
     Subject(
         "How to compute",

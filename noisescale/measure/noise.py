@@ -217,9 +217,8 @@ def measure_noise(
             if noise.preconditioned is not None:
                 report("B_noise under the preconditioner")
                 under = _curvature_noise(measured, generator, report, in_metric=True)
-                noise = replace(
-                    noise, preconditioned=replace(noise.preconditioned, curvature=under)
-                )
+                both = replace(noise.preconditioned, curvature=under)
+                noise = replace(noise, preconditioned=both)
         if options.per_class:
             per_class, left_out = _per_class(measured, report)
             noise = replace(noise, per_class=per_class)

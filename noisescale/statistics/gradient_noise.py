@@ -52,6 +52,16 @@ QUANTITIES = {
     "full": "B_noise = tr(HΣ)/GᵀHG",
     "max_learning_rate": "ε_max = |G|²/GᵀHG",
 }
+# the same of √P g_i under a preconditioner P
+PRECONDITIONED = {
+    "squared_gradient_norm": "GᵀPG",
+    "gradient_variance": "tr(PΣ)",
+    "simple": "B^P_simple = tr(PΣ)/GᵀPG",
+    "hessian_covariance_trace": "tr(PHPΣ)",
+    "gradient_curvature": "GᵀPHPG",
+    "full": "B^P_noise = tr(PHPΣ)/GᵀPHPG",
+    "max_learning_rate": "ε^P_max = GᵀPG/GᵀPHPG",
+}
 GRADIENT_NOISE = ("squared_gradient_norm", "gradient_variance", "simple")
 CURVATURE_NOISE = ("hessian_covariance_trace", "gradient_curvature", "full", "max_learning_rate")
 FIRST = ("simple", "full")  # of what is shown: the rest is what they are made of
@@ -293,6 +303,17 @@ class NoiseScale(Shown):
 
         return pd.DataFrame([self.to_row()])
 
+    @property
+    def _under_preconditioner(self) -> list[tuple[str, str]]:
+        if self.preconditioned is None:
+            return []
+        estimates = self.preconditioned.estimates
+        return [
+            (label, str(estimates[name]))
+            for name, label in PRECONDITIONED.items()
+            if name in estimates
+        ]
+
     def _summary(self) -> Summary:
         count = share(self.num_examples, self.population_size)
         split = f" {self.split}" if self.split else ""
@@ -303,7 +324,7 @@ class NoiseScale(Shown):
         ]
         return Summary(
             title=f"Gradient noise over {count}{split} examples (population: {self.population})",
-            rows=_rows(self.estimates),
+            rows=[*_rows(self.estimates), *self._under_preconditioner],
             notes=(
                 *_unresolved(self.resolved, self.examples_to_resolve),
                 *self.notes,

@@ -2,7 +2,9 @@ import json
 import math
 
 import pytest
+import torch
 
+from noisescale import build_problem, load_checkpoint, measure_noise
 from noisescale.problems.data import texts
 from tests.helpers.command_line import run
 
@@ -37,6 +39,51 @@ def test_its_checkpoint_is_measured(trained, command):
     (record,) = json.loads(run(command, str(folder), "--num-examples", "20", "--json").stdout)
     assert record["step"] == 12
     assert "hooks" in record.get("engine", "hooks")
+
+
+def test_the_scale_of_the_checkpoints_optimizer_stands_beside_the_plain_one(trained):
+    folder, _ = trained
+    (record,) = json.loads(run("measure-noise", str(folder), "--json").stdout)
+    checkpoint = load_checkpoint(folder)
+    problem = build_problem(checkpoint.problem)
+    problem.model.load_state_dict(checkpoint.params | checkpoint.buffers, strict=False)
+    problem.model.head.weight = problem.model.token.weight
+    second = {
+        name: checkpoint.optimizer["state"][number]["exp_avg_sq"] / (1 - 0.999**12)
+        for number, name in enumerate(dict(problem.model.named_parameters()))
+    }
+    diagonal = {name: 1 / (values.sqrt() + 1e-8) for name, values in second.items()}
+    wanted = measure_noise(problem, preconditioner=diagonal).preconditioned.simple.value
+    assert record["preconditioned"]["simple"]["value"] == pytest.approx(wanted, rel=1e-4)
+    printed = " ".join(run("measure-noise", str(folder)).stdout.split())
+    assert "in the geometry of adamw: the one to use for its batch sizes" in printed
+    plain = run("measure-noise", str(folder), "--preconditioner", "none", "--json").stdout
+    assert json.loads(plain)[0]["preconditioned"] is None
+
+
+def test_an_optimizers_file_beside_anybodys_weights_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom noisescale import Examples, Problem\n\n\ndef make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return Problem(model=torch.nn.Linear(3, 2), train=Examples(torch.randn(40, 3),\n"
+        "        torch.randint(0, 2, (40,))), loss=torch.nn.CrossEntropyLoss(reduction='none'))\n"
+    )
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(4, 3)).square().sum().backward()
+    optimizer.step()
+    (tmp_path / "checkpoint-1").mkdir()
+    torch.save(model.state_dict(), tmp_path / "checkpoint-1" / "pytorch_model.bin")
+    torch.save(optimizer.state_dict(), tmp_path / "checkpoint-1" / "optimizer.pt")
+    command = ("measure-noise", "--problem", "own.py:make", "checkpoint-1/pytorch_model.bin")
+    (found,) = json.loads(run(*command, "--json").stdout)
+    assert found["preconditioned"]["simple"]["value"] > 0
+    given = run(*command, "--preconditioner", "checkpoint-1/optimizer.pt", "--json")
+    assert json.loads(given.stdout)[0]["preconditioned"] == found["preconditioned"]
+    absent = run(*command, "--preconditioner", "no-such.pt")
+    assert absent.exit_code == 1
+    assert "there is no no-such.pt" in absent.stderr
 
 
 def test_a_file_of_ones_own_needs_no_other_word(tmp_path):

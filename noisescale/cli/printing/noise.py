@@ -22,7 +22,7 @@ from noisescale.cli.printing.tables import (
 )
 from noisescale.errors import MeasurementError, RunFolderError, SettingError
 from noisescale.statistics.estimate import Estimate, estimate_of
-from noisescale.statistics.gradient_noise import QUANTITIES
+from noisescale.statistics.gradient_noise import PRECONDITIONED, QUANTITIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,7 @@ INTERVAL = "95 % interval"
 LESS = ("n_eff", "tr Σ", "|G|²", "loss")  # of a table of checkpoints, what may be left out
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
-    "units_per_example",
+    *("units_per_example", "preconditioned"),
     *("effective_examples", "noisiest_share", "gradient_norms"),
     *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
     "optimal_learning_rates",
@@ -212,6 +212,10 @@ def _quantities(report: NoiseReport, *, in_tokens: bool) -> NumberTable:
         for name, label in QUANTITIES.items():
             if (estimate := _shown(noise, name, in_tokens=in_tokens)) is not None:
                 table.add_row(label, *estimate.cells())
+        under = noise.preconditioned
+        for name, label in PRECONDITIONED.items() if under is not None else ():
+            if (estimate := _shown(under, name, in_tokens=in_tokens)) is not None:
+                table.add_row(label, *estimate.cells())
         for size, rate in report.rates.items():
             table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
         effective, noisiest = _concentration(noise)
@@ -231,19 +235,28 @@ def _along_training(reports: list[NoiseReport], *, in_tokens: bool) -> NumberTab
     add_columns(table, "step", "loss")
     for name in shown:
         add_columns(table, ALONG_TRAINING[name], *((INTERVAL,) if name in SCALES else ()))
+    has_preconditioned = any(noise.preconditioned is not None for noise in results)
+    if has_preconditioned:
+        add_columns(table, "B^P_simple", INTERVAL)
     add_columns(table, "n_eff")
     for report in reports:
         measured = report.measured
         row = [measured.loaded.run] if with_runs else []
         row.append(step_text(measured))
         row += _cells_along_training(measured.result, shown, in_tokens=in_tokens)
+        if has_preconditioned:
+            under = measured.result and measured.result.preconditioned
+            estimate = _shown(under, "simple", in_tokens=in_tokens)
+            row += _value_and_interval(estimate) if estimate else ("", "")
         row.append(_concentration(measured.result)[0] if measured.result else "")
         table.add_row(*row)
     return table
 
 
-def _shown(noise: NoiseScale, name: str, *, in_tokens: bool) -> Estimate | None:
+def _shown(noise: NoiseScale | None, name: str, *, in_tokens: bool) -> Estimate | None:
     """A quantity in the unit of the table; None where it was not measured."""
+    if noise is None:
+        return None
     estimate = noise.estimates.get(name)
     if estimate is None or not in_tokens or name not in SCALES:
         return estimate
@@ -343,6 +356,8 @@ def _print_sentences(console: Console, reports: list[NoiseReport]) -> None:
             checkpoint = measured.loaded.checkpoint
             batch_size = None if checkpoint is None else checkpoint.training.batch_size
             console.print(name + _sentence(noise, batch_size))
+            if noise.preconditioned is not None:
+                console.print(_of_optimizer(noise.preconditioned, measured.loaded.optimizer_name))
             if noise.full is not None:
                 console.print(_prediction(report, noise, noise.full))
 
@@ -372,6 +387,21 @@ def _sentence(noise: NoiseScale, batch_size: object) -> str:
         advice += ", more than the split has"
     unresolved = f"{noise.num_examples:,} examples cannot tell |G|² from zero{advice}"
     return f"B_simple{bound} is not resolved ({noise.population}): {unresolved}."
+
+
+def _of_optimizer(under: NoiseScale, optimizer: str) -> str:
+    """What the noise scale under the optimizer's preconditioner is for."""
+    simple = under.simple
+    found = "is not resolved"
+    if under.resolved:
+        found = f"≈ {_rounded(simple.value)} ({_before(simple)}{under.population})"
+    elif simple.kind == "bound":
+        found = f"> {_rounded(simple.low)}, but is not resolved"
+    units = _in_units(simple, under.units_per_example) if under.resolved else ""
+    return (
+        f"B^P_simple {found}, in the geometry of {optimizer}: the one to use for its batch sizes; "
+        f"B_simple is of steps along the plain gradient.{units}"
+    )
 
 
 def _in_units(scale: Estimate, units: float | None) -> str:

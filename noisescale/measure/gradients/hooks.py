@@ -164,9 +164,8 @@ class LayerEngine:
         norms = torch.stack([summary.squared_norms for summary in of_all], 1)  # (B, L)
         weighted = None
         if weights is not None:
-            weighted = torch.stack(
-                [each.weighted for each in of_all if each.weighted is not None], 1
-            )
+            of_each_tensor = [each.weighted for each in of_all if each.weighted is not None]
+            weighted = torch.stack(of_each_tensor, 1)  # (B, L)
         return ChunkStatistics(
             losses.detach(), norms, [summary.total for summary in of_all], weighted
         )

@@ -60,7 +60,9 @@ def preconditioner_of(given: PreconditionerLike, model: nn.Module) -> Params:
         >>> preconditioner_of(optimizer, model)
         {'weight': tensor([[1.0000, 0.2500]], dtype=torch.float64)}
     """
-    params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    params: Params = {
+        name: param for name, param in model.named_parameters() if param.requires_grad
+    }
     if isinstance(given, str | Path):
         given = read_optimizer_state(Path(given))
     if isinstance(given, Optimizer):
@@ -233,7 +235,8 @@ def _diagonal(name: str, state: Mapping[str, Any], group: Mapping[str, Any]) -> 
     if moment in ("exp_avg_sq", "max_exp_avg_sq"):
         decay = float(group.get("betas", (0.9, 0.999))[1])
         second = second / (1 - decay ** float(state["step"]))
-    return 1 / (second.sqrt() + float(group.get("eps", 1e-8)))
+    diagonal: Tensor = 1 / (second.sqrt() + float(group.get("eps", 1e-8)))
+    return diagonal
 
 
 def _checked(given: Mapping[str, Any], params: Params) -> Params:

@@ -456,8 +456,11 @@ def _weighted_rows(piece: Rows, weights: Tensor | None) -> Tensor | None:
     if weights is None:
         return None
     norms = []
-    for rows in _groups([piece], 2 * piece.index.shape[1] ** 2 + 2 * piece.values[0].numel()):
-        index, values = rows[0].index, rows[0].values  # (b, S), (b, S, D)
+    numbers = 2 * piece.index.shape[1] ** 2 + 2 * piece.values[0].numel()
+    step = max(_budget(piece) // numbers, 1)
+    for start in range(0, len(piece), step):
+        few = piece[start : start + step]
+        index, values = few.index, few.values  # (b, S), (b, S, D)
         same = (index.unsqueeze(2) == index.unsqueeze(1)).to(values)  # (b, S, S)
         in_all = same @ values  # (b, S, D): the gradient of each place's row
         of_places = (in_all.square() * weights[index]).sum(2) / same.sum(2)  # (b, S)
