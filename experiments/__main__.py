@@ -2,17 +2,72 @@
 
 import click
 
-from experiments.adaptive_batch import adaptive_batch
-from experiments.calibration import calibration
-from experiments.critical_batch import critical_batch
-from experiments.edge_of_stability import edge_of_stability
-from experiments.noise_growth import noise_growth
-from experiments.stability_map import stability_map
-from experiments.three_cases import three_cases
+from experiments.batches.batch_cost import batch_cost
+from experiments.batches.bias_variance import bias_variance
+from experiments.batches.sharp_minima import sharp_minima
+from experiments.batches.small_batches import small_batches
+from experiments.benchmarks.durations import duration, timed
+from experiments.noise.adaptive_batch import adaptive_batch
+from experiments.noise.calibration import calibration
+from experiments.noise.critical_batch import critical_batch
+from experiments.noise.noise_growth import noise_growth
+from experiments.stability.catapult import catapult
+from experiments.stability.edge_of_stability import edge_of_stability
+from experiments.stability.stability_map import stability_map
+from experiments.stability.three_cases import three_cases
 from noisescale.cli.group import Commands
+from noisescale.cli.help import HELP_WIDTH
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+class Experiments(Commands):
+    """Commands whose processor time is recorded beside their runs."""
+
+    def add_command(self, command: click.Command, name: str | None = None) -> None:
+        """Adds an experiment."""
+        super().add_command(timed(command), name)
+
+
+def show_list(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    """Says of each experiment what it makes, how long that takes, and where it comes to lie."""
+    if not wanted:
+        return
+    formatter = ctx.make_formatter()
+    formatter.write_dl([(name, _line(command)) for name, command in main.commands.items()])
+    click.echo(formatter.getvalue())
+    click.echo(
+        "Times on one core; experiments/benchmarks/results/durations.csv has where and when."
+    )
+    ctx.exit()
+
+
+def _line(command: click.Command) -> str:
+    # imported here, since processes that compute runs import this module and draw nothing
+    from analysis.__main__ import tables_of
+    from paper_figures.__main__ import figures_of
+
+    name = str(command.name)
+    scales = next(option.type for option in command.params if option.name == "scale")
+    assert isinstance(scales, click.Choice)
+    times = ", ".join(f"{duration(name, scale)} ({scale})" for scale in scales.choices)
+    figures = ", ".join(figures_of(name)) or "none"
+    return (
+        f"{command.get_short_help_str(limit=200)} Takes {times}. Tables: {tables_of(name)}. "
+        f"Figures: {figures}."
+    )
+
+
+@click.group(
+    cls=Experiments,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
+)
+@click.option(
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_list,
+    help="Say of each what it makes, how long it takes, and where its tables and figures lie.",
+)
 def main() -> None:
     """Compute an experiment's runs; a finished one is never recomputed, a killed one resumes.
 
@@ -28,6 +83,11 @@ main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)
 main.add_command(calibration)
+main.add_command(batch_cost)
+main.add_command(small_batches)
+main.add_command(sharp_minima)
+main.add_command(bias_variance)
+main.add_command(catapult)
 
 if __name__ == "__main__":
     main(prog_name="python -m experiments")

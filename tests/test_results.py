@@ -18,7 +18,7 @@ from noisescale.statistics.critical_batch.branches import (
     branch_tolerances,
 )
 from noisescale.statistics.display import MOST_LINES, WIDTH
-from noisescale.statistics.stability_edge import edge_of
+from noisescale.statistics.stability.edge import edge_of
 from noisescale.studies.critical_batch.results import analyse
 from noisescale.training.records.tables import (
     BATCH_SIZE_COLUMNS,

@@ -30,10 +30,10 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from experiments.benchmarks.resources import where_and_when
 from noisescale import Problem, ProblemConfig, TrainConfig, build_problem
 from noisescale.problems.data.splits import default_data_dir
 from noisescale.problems.problem import as_examples
-from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_json
 from noisescale.training.trainer import Training
 
@@ -189,7 +189,7 @@ def main(rounds: int, device: str, out: Path | None) -> None:
     rows = [compare(problem, batch_size, rounds=rounds) for batch_size in STEPS]
     characters = build_problem(ProblemConfig(dataset="shakespeare", model="gpt"), device=device)
     adamw = compare(characters, ADAMW_BATCH_SIZE, rounds=rounds, loops=ADAMW_LOOPS)
-    result: dict[str, Any] = {"environment": environment(device), "rows": rows, "adamw": adamw}
+    result: dict[str, Any] = {**where_and_when(device), "rows": rows, "adamw": adamw}
     if device == "cuda":
         result["epoch_at_batch_size_one"] = epoch_at_batch_size_one(problem)
     write_json(out or RESULTS / f"training-{device}.json", result)

@@ -29,9 +29,8 @@ from rich.progress import track
 from experiments.coverage.tables import TABLES, write_coverage
 from noisescale import Params, ProblemConfig, TrainConfig, build_problem, gradient_moments, train
 from noisescale.problems.problem import Problem
-from noisescale.statistics import gradient_noise
 from noisescale.statistics.estimate import Estimate
-from noisescale.statistics.gradient_noise import NoiseScale, noise_scale
+from noisescale.statistics.gradient_noise import NoiseScale, estimators, noise_scale
 from noisescale.statistics.hessian_noise import CurvatureNoise, ProbeBlocks, curvature_noise
 from noisescale.statistics.sample import Sample
 
@@ -82,7 +81,7 @@ def _truth(variance: float, squared_norm: float) -> dict[str, float]:
 def drawn(*statistics: Any, **options: Any) -> Drawn:
     """The noise scale of a sample, with its intervals and with Student's t."""
     noise = noise_scale(*statistics, **options)
-    with mock.patch.object(gradient_noise, "reaches", return_value=None):
+    with mock.patch.object(estimators, "reaches", return_value=None):
         student = noise_scale(*statistics, **options)
     return Drawn(
         resampled=_halves(noise),

@@ -111,10 +111,13 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured(Generic[Result]):
-    """A checkpoint with what was measured of it or, where that cannot be, the reason."""
+    """A checkpoint with what was measured of it or, where that cannot be, the reason.
+
+    problem: None where the measurement was read back from a file.
+    """
 
     loaded: Loaded
-    problem: Problem
+    problem: Problem | None
     result: Result | None
     reason: str | None = None
 

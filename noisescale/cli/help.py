@@ -39,8 +39,8 @@ SUBJECTS = (
             "--problem my_file.py:make_problem",
         ),
         "--problem --dataset --text --pixel-scale --num-train --model --width --depth --heads "
-        "--context --tied --norm --loss "
-        "--split --num-examples --population --param --augmentations",
+        "--context --tied --norm --ghost-size "
+        "--loss --split --num-examples --population --param --augmentations",
     ),
     Subject(
         "Batch size and learning rate",
@@ -85,14 +85,16 @@ SUBJECTS = (
         ),
         "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer "
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
-        "--per-layer --per-class --top --bottom --trace --density --phi --batch-sharpness --ggn "
+        "--per-layer --per-class --top --bottom --trace --density --phi --filter-normalised "
+        "--points --from-alpha --to-alpha --buffers --phi-iterations --batch-sharpness --ggn "
         "--noise --predict measure-noise --bs --preconditioner",
     ),
     Subject(
         "How to compute",
         ("--processes 4", "--dtype float64 --seed 1", "--device cpu"),
-        "--engine measure-noise --seed sharpness --seed sharpness --method --rtol --max-matvecs "
-        "--dtype --device --data-dir --executor --processes --scheduler",
+        "--engine measure-noise --seed sharpness --seed interpolate --seed "
+        "sharpness --method --rtol --max-matvecs --dtype --device --data-dir --executor "
+        "--processes --scheduler",
     ),
     Subject(
         "What to leave",
@@ -102,8 +104,8 @@ SUBJECTS = (
             "--json --plot picture.png",
             "--out pictures --format pdf",
         ),
-        "--out --force --checkpoint-every --evaluate-every --log-dir --unit --json --plot --format "
-        "--debug --help",
+        "--out --force --checkpoint-every --evaluate-every --log-dir --unit --json --csv --plot "
+        "--format --debug --help",
     ),
 )
 # What other tools call an option of ours; the first of these that a command has is meant

@@ -100,7 +100,11 @@ def problem_options(command: Command) -> Command:
             help="Divide pixels by their largest value before standardising (unit), or not (raw).",
         ),
         click.option(
-            "--num-train", type=int, help="Train on a random subset of this many examples."
+            "--num-train",
+            type=int,
+            metavar="N",
+            help="Train on the first N of one fixed shuffle of the training images, the same for "
+            "every seed.  [default: all]",
         ),
         click.option(
             "--model",
@@ -125,7 +129,15 @@ def problem_options(command: Command) -> Command:
             type=click.Choice(get_args(Norm)),
             default=ProblemConfig.norm,
             show_default=True,
-            help="Normalisation before each activation, of mlp and cnn.",
+            help="Normalisation before each activation, of mlp and cnn; ghost: batch norm over "
+            "parts of a batch.",
+        ),
+        click.option(
+            "--ghost-size",
+            type=int,
+            metavar="b",
+            help="--norm ghost: examples normalised together; what a batch leaves over is a part "
+            "of fewer.",
         ),
         click.option(
             "--loss",

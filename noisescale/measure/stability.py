@@ -24,7 +24,7 @@ from noisescale.problems.sampling import select
 from noisescale.statistics.display import Settings
 from noisescale.statistics.estimate import Estimate, between, exact, undefined
 from noisescale.statistics.sample import Sample
-from noisescale.statistics.stability_curves import MADE_OF, StabilityConstants
+from noisescale.statistics.stability.curves import MADE_OF, StabilityConstants
 
 # Whose own Gauss–Newton matrices are looked at, each at the price of a backward pass per output
 NUM_EXAMPLES = 1000

@@ -14,11 +14,11 @@ from noisescale.statistics.display import Settings
 DatasetName = Literal["mnist", "fashion-mnist", "digits", "shakespeare", "markov", "text"]
 PixelScale = Literal["unit", "raw"]
 ModelName = Literal["mlp", "cnn", "gpt"]
-Norm = Literal["none", "layer", "batch"]
+Norm = Literal["none", "layer", "batch", "ghost"]
 LossName = Literal["cross_entropy", "mse"]
 TEXTS: tuple[DatasetName, ...] = ("shakespeare", "markov", "text")  # the others are images
 # The fields that one kind of data takes and the other does not
-OF_IMAGES = ("pixel_scale", "norm", "loss")
+OF_IMAGES = ("pixel_scale", "norm", "ghost_size", "loss")
 OF_TEXTS = ("heads", "context", "tied", "text", "text_sha256")
 CONTEXT = 64  # characters of a sequence, unless the context is given
 DEEPEST = 10_000  # layers, which take a second to make; far beyond any that can be trained
@@ -73,15 +73,17 @@ class ProblemConfig(Config):
         pixel_scale: "unit" divides the pixels by their largest value before standardising, "raw"
             does not, as in the three-case study, whose inputs were (x − 0.1307)/0.3081 with x in
             0…255.
-        num_train: train on a random subset of this many examples, the same one for every seed;
-            None: on all.
+        num_train: train on the first so many of one fixed shuffle of the training examples, the
+            same for every seed, so that a smaller subset lies in a larger one; None: on all.
         model: "mlp" or "cnn", of images; "gpt", of texts.
         width: hidden units of the MLP, channels of the CNN's first block or the GPT's embeddings;
             None: the model's own (1024, 32, 64).
         depth: hidden layers of the MLP, or blocks of the CNN or the GPT; None: the model's own
             (2, 2, 4).
-        norm: the normalisation before each activation of an MLP or a CNN: "none", "layer" or
-            "batch". The GPT has a layer norm before each branch.
+        norm: the normalisation before each activation of an MLP or a CNN: "none", "layer", "batch",
+            or "ghost": batch norm over parts of the batch. The GPT has a layer norm before each
+            branch.
+        ghost_size: examples in each of those parts; None: the norm is not "ghost".
         loss: "cross_entropy", in nats, of a text the mean over a sequence's characters; or, of
             images, "mse", ½ Σ_c (output_c − target_c)² with the class as a one-hot target.
         heads: of the GPT's attention; None: 4.
@@ -112,6 +114,7 @@ class ProblemConfig(Config):
     width: int | None = None
     depth: int | None = None
     norm: Norm = "none"
+    ghost_size: int | None = None
     loss: LossName = "cross_entropy"
     heads: int | None = None
     context: int | None = None
@@ -132,6 +135,23 @@ class ProblemConfig(Config):
             raise SettingError(f"depth {self.depth}: give {DEEPEST:,} layers at most")
         self._check_kind()
         self._take_text()
+
+        if self.norm != "ghost" and self.ghost_size is not None:
+            raise SettingError(
+                f"ghost size {self.ghost_size} with norm {self.norm}: it goes with norm ghost; "
+                "give that, or leave it out"
+            )
+        if self.norm == "ghost":
+            if self.ghost_size is None:
+                raise SettingError("norm ghost without a ghost size: give 2 or more examples")
+            check_count("ghost size", self.ghost_size)
+            if self.ghost_size == 1:
+                raise SettingError("ghost size 1: one example has no variance; give 2 or more")
+
+    @property
+    def couples_examples(self) -> bool:
+        """Whether the model normalises over a batch, or over parts of it."""
+        return self.norm in ("batch", "ghost")
 
     @property
     def is_text(self) -> bool:

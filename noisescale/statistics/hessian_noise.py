@@ -11,7 +11,7 @@ import numpy as np
 from noisescale.statistics.display import one_line
 from noisescale.statistics.estimate import Estimate, Reach, from_stderr, ratio, stretched, undefined
 from noisescale.statistics.sample import Sample, Spread, reaches
-from noisescale.statistics.stability_curves import batch_noise_factor
+from noisescale.statistics.stability.curves import batch_noise_factor
 
 # The effective number of H's groups, beside all, below which few examples hold most of tr(HΣ);
 # normal examples leave nine tenths

@@ -185,8 +185,22 @@ class RunningNoise:
 
         Args:
             state: what `state_dict` gave.
+
+        Raises:
+            SettingError: a state of something else; the averages stay as they were.
         """
-        self.memory, self.num_updates = state["memory"], state["num_updates"]
-        self._weight, self._squared_weight = state["weight"], state["squared_weight"]
-        self._sums, self._squared_sums = np.array(state["sums"]), np.array(state["squared_sums"])
-        self._squares = np.array(state["squares"])
+        try:
+            memory, num_updates = state["memory"], int(state["num_updates"])
+            weights = float(state["weight"]), float(state["squared_weight"])
+            sums = np.array([state["sums"], state["squared_sums"]], dtype=float).reshape(2, 2)
+            squares = np.array(state["squares"], dtype=float).reshape(2, 2)
+            RunningNoise(memory=memory)  # which checks it
+        except (KeyError, TypeError, ValueError) as error:
+            raise SettingError(
+                "a state of something else: give what state_dict() of a RunningNoise or a "
+                f"NoiseScaleMonitor returned ({type(error).__name__}: {error})"
+            ) from error
+        self.memory, self.num_updates = memory, num_updates
+        self._weight, self._squared_weight = weights
+        self._sums, self._squared_sums = sums
+        self._squares = squares

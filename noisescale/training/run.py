@@ -451,10 +451,11 @@ def _scores(evaluation: Evaluation) -> dict[str, float]:
 
 
 def what_is_trained(config: AnyConfig) -> dict[str, Any]:
-    """What a summary says of the problem: data set and model, or the name of one's own."""
+    """What a summary says of the problem: data set, subset and model, or the name of one's own."""
     if isinstance(config, ProblemConfig):
-        named = {name: getattr(config, name) for name in ("dataset", "pixel_scale", "model")}
-        return named | ({"context": config.context or CONTEXT} if config.is_text else {})
+        named = ("dataset", "pixel_scale", "num_train", "model")
+        values = {name: getattr(config, name) for name in named}
+        return values | ({"context": config.context or CONTEXT} if config.is_text else {})
     return {"problem": config.factory if isinstance(config, FactoryConfig) else config.model}
 
 

@@ -30,6 +30,15 @@ def test_a_run_prints_its_table_and_last_of_all_its_folder(tmp_path):
     assert "test acc" not in result.stderr
 
 
+def test_a_subset_is_said_on_the_screen_and_in_the_summary():
+    result = run(*SMALL, "--num-train", 100, "--bs", 25, "--max-steps", 4)
+    assert "100 training examples" in result.stdout.splitlines()[0]
+    summary = json.loads(Path(result.stdout.split()[-1], "summary.json").read_text())
+    assert (summary["num_train"], summary["epochs"]) == (100, 1.0)
+    whole = json.loads(run(*SMALL, "--max-steps", 1, "--json").stdout)[0]
+    assert whole["num_train"] is None
+
+
 def test_several_batch_sizes_are_compared_and_divergence_does_not_stop_the_rest():
     arguments = [
         "--bs",

@@ -43,6 +43,7 @@ def surroundings() -> dict[str, object]:
     sizes = np.repeat([1.0, 8.0, 64.0, 512.0], 2)
     return {
         "model": model,
+        "transformer": nn.Sequential(nn.LayerNorm(20), nn.Linear(20, 3)),  # or any with such layers
         "loss": nn.functional.cross_entropy,
         "loss_per_example": nn.CrossEntropyLoss(reduction="none"),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisescale.statistics.stability_curves import StabilityConstants
+from noisescale.statistics.stability.curves import StabilityConstants
 
 
 def exact(gradients: np.ndarray) -> tuple[float, float]:

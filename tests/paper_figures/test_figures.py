@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from analysis.__main__ import main as analysis
-from analysis.edge_of_stability import AFTER_CROSSING, windows_table
-from experiments import edge_of_stability
-from experiments.three_cases import SCALES, grid
+from analysis.stability.edge_of_stability import AFTER_CROSSING, windows_table
+from experiments.stability import edge_of_stability
+from experiments.stability.three_cases import SCALES, grid
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import record_experiment
@@ -209,7 +209,7 @@ def test_a_committed_table_says_how_it_came_about(table):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_committed_and_its_committed_tables_can_be_drawn(name):
-    assert (ROOT / "paper_figures" / f"{name}.png").exists()
+    assert (ROOT / "paper_figures" / "pictures" / f"{name}.png").exists()
     drawn = FIGURES[name](ROOT / "paper_figures" / "data")
     drawn.draw_without_rendering()
     assert all(axes.has_data() for axes in drawn.axes if axes.axison)
@@ -220,4 +220,4 @@ def test_every_figure_is_committed_and_can_be_drawn_from_the_committed_tables(tm
     assert CliRunner().invoke(paper_figures, ["--out", str(tmp_path)]).exit_code == 0
     for name in FIGURES:
         assert (tmp_path / f"{name}.png").exists()
-        assert (ROOT / "paper_figures" / f"{name}.png").exists()
+        assert (ROOT / "paper_figures" / "pictures" / f"{name}.png").exists()

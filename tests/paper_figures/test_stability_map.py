@@ -11,16 +11,16 @@ from click.testing import CliRunner
 
 from analysis.__main__ import main as analysis
 from analysis.tables import read_header
-from experiments import stability_map
+from experiments.stability import stability_map
 from noisescale.cli import main as noisescale
 from noisescale.statistics.estimate import exact
-from noisescale.statistics.stability_curves import StabilityConstants
+from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.studies.stability_map.config import Horizon
 from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 from noisescale.training.records.folder import record_experiment
 from noisescale.training.records.names import file_digest
-from paper_figures.stability_map import MAPS, figure
-from paper_figures.stability_prediction import figure as prediction_figure
+from paper_figures.stability.stability_map import MAPS, figure
+from paper_figures.stability.stability_prediction import figure as prediction_figure
 from paper_figures.style import read_table
 from tests.helpers.executors import Here
 from tests.helpers.paths import ROOT

@@ -219,6 +219,8 @@ def train(ctx: click.Context, /, **options: Any) -> None:
         click.echo(json.dumps(summaries, indent=2, allow_nan=False))
     else:
         print_comparison(summaries)
+        for summary in summaries:
+            click.echo(summary["run"])
 
 
 def _compare(folders: list[Path], *, out: Path | None) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from noisescale.cli.printing.tables import (
     NumberTable,
+    Screen,
     add_columns,
     examples_text,
     name_text,
@@ -143,17 +144,20 @@ def _recommendation(loaded: Loaded) -> Recommendation | None:
     return recommend(pd.DataFrame(rows), learning_rate=rate)
 
 
-def print_noise(reports: list[NoiseReport], *, in_tokens: bool = False) -> None:
+def print_noise(
+    reports: list[NoiseReport], console: Screen | None = None, *, in_tokens: bool = False
+) -> None:
     """The table, those of layers and classes, a sentence on each checkpoint, and batch sizes.
 
     Args:
         reports: on each checkpoint.
+        console: where to; None: stdout.
         in_tokens: whether the tables' noise scales are in tokens, not examples.
 
     Raises:
         SettingError: in tokens, where the problem does not say how many an example has.
     """
-    console = stdout_console()
+    console = console or stdout_console()
     results = [noise for _, noise in _results(reports)]
     if in_tokens and results[0].units_per_example is None:
         raise SettingError(

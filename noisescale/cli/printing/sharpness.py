@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisescale.cli.printing.tables import (
     NumberTable,
+    Screen,
     add_columns,
     examples_text,
     name_text,
@@ -16,13 +17,14 @@ from noisescale.cli.printing.tables import (
     stdout_console,
     step_text,
 )
-from noisescale.statistics.stability_curves import side_of
+from noisescale.statistics.stability.curves import side_of
 from noisescale.training.config import TrainConfig, stable_sharpness
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Measured
     from noisescale.measure.sharpness import Eigenvalue, Sharpness
 
+PAPER_ITERATIONS = 10  # after which Keskar et al. 2017 stop their search for φ
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
     "num_examples": None,
     "population_size": None,
@@ -88,9 +90,9 @@ class SharpnessReport:
         }
 
 
-def print_sharpness(reports: list[SharpnessReport]) -> None:
+def print_sharpness(reports: list[SharpnessReport], console: Screen | None = None) -> None:
     """A table of all checkpoints' quantities, then a sentence on each λ_max against 2/η."""
-    console = stdout_console()
+    console = console or stdout_console()
     every = [report.measured for report in reports]
     results = [measured.result for measured in every if measured.result is not None]
     matrix = "Gauss–Newton matrix" if results[0].matrix == "ggn" else "Hessian"
@@ -154,8 +156,9 @@ def _quantities(sharpness: Sharpness) -> list[tuple[str, ...]]:
     for name, estimate in sharpness.estimates.items():
         rows.append((labels[name], *estimate.cells(), ""))
     for phi in sharpness.phi:
-        after = f"after {phi.iterations} iterations"
-        rows.append((phi.label, f"{phi.value:.4g}", "", after, ""))
+        for iterations in sorted({min(PAPER_ITERATIONS, phi.iterations), phi.iterations}):
+            after = f"after {iterations} iterations"
+            rows.append((phi.label, f"{phi.history[iterations]:.4g}", "", after, ""))
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from noisescale.cli.printing.noise import growth_text
-from noisescale.cli.printing.tables import plain_table, stdout_console
+from noisescale.cli.printing.tables import Screen, plain_table, stdout_console
 from noisescale.errors import MeasurementError, RunFolderError
 
 # what may be left out, the least important first
@@ -29,8 +29,8 @@ DIVERGED = (
 )
 
 
-def print_comparison(summaries: list[dict[str, Any]]) -> None:
-    """A row per run: what it was, how it ended, what it scored; the run folders last."""
+def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = None) -> None:
+    """A row per run: what it was, how it ended, what it scored."""
     # a problem of one's own may have no test split
     held_out = next((split for split in ("test", "validation") if split in summaries[0]), "test")
     of_held_out = [
@@ -57,7 +57,7 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
             f"{run['seconds']:.1f}",
             f"{run['examples_per_second']:,.0f}",
         )
-    console = stdout_console()
+    console = console or stdout_console()
     first = summaries[0]
     named = first.get("problem")
     if named is None:
@@ -67,6 +67,8 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
             else f"{first['pixel_scale']} pixels"
         )
         named = f"{first['dataset']}, {data}, {first['model']}"
+        if (num_train := first.get("num_train")) is not None:
+            named += f", {num_train:,} training examples"
     console.print(f"{named}, seed {first['seed']}")
     console.print(table)
     diverged = [run for run in summaries if run["diverged_at_step"] is not None]
@@ -80,8 +82,6 @@ def print_comparison(summaries: list[dict[str, Any]]) -> None:
     for run in summaries:
         if text := _tracked(run):
             console.print(text)
-    for run in summaries:
-        print(run["run"])
 
 
 def _tracked(run: dict[str, Any]) -> str:

@@ -1,92 +1,115 @@
-"""Squared norms of gradients: of one process, and before and after a data-parallel reduction."""
+"""Squared norms of gradients before and after the reduction of DistributedDataParallel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, SettingError
+from noisescale.measure.monitor.gradients import squared_norms
+from noisescale.measure.monitor.groups import Groups
 
-# Numbers of which a product is taken by one thread, and in float32 without loss
-ONE_THREAD = 2**16
 # (state, dist.GradBucket) -> reduced bucket
 CommHook = Callable[[Any, Any], torch.futures.Future[Tensor]]
 
 
-def squared_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Σ|g|² of tensors of one device, float64, without waiting for it."""
-    squares = [square for gradient in gradients for square in _squares(_values(gradient))]
-    return torch.stack(squares).sum()
-
-
-def _squares(values: Tensor) -> list[Tensor]:
-    """|values|² in parts, float64."""
-    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
-        return [torch.linalg.vector_norm(values, dtype=torch.float64).square()]
-    # By one thread: those of the backward pass go on spinning for a while after it, and a second
-    # team of threads waits for them longer than the norm takes (12 ms against 0.4 ms, 2 cores).
-    return [torch.dot(part, part).double() for part in values.reshape(-1).split(ONE_THREAD)]
-
-
-def _values(gradient: Tensor) -> Tensor:
-    """A dense gradient, or a sparse one's values, repeated rows added up, as real numbers."""
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
-
-
 class ReplicaNorms:
-    """The squared norms of what a communication hook of DistributedDataParallel reduces.
+    """The squared norms, by group, of what a communication hook of a model reduces.
 
     comm_hook: the state and hook that do the reduction; None: the mean over the group's processes.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup, comm_hook: tuple[Any, CommHook] | None = None
+        self,
+        model: DistributedDataParallel,
+        groups: Groups,
+        comm_hook: tuple[Any, CommHook] | None = None,
     ) -> None:
-        self._group = group
-        self._state: Any = group
+        if model.process_group.size() < 2:
+            raise SettingError(
+                "a process group of one: its gradient is the whole batch's; use micro-batches"
+            )
+        self._group = model.process_group
+        self.num_processes = self._group.size()
+        self._state: Any = self._group
         self._reduce: CommHook = allreduce_hook
         if comm_hook is not None:
             self._state, self._reduce = comm_hook
-        self._local: list[Tensor] = []  # by bucket
+        self._groups = groups
+        self._group_of = {
+            id(parameter): group
+            for parameter, group in zip(groups.parameters, groups.of, strict=True)
+        }
+        self._local: list[Tensor] = []  # (G,) by bucket
         self._reduced: list[Tensor] = []
-        self._rounds = 0  # reductions since the last look
+        self.rounds = 0  # reductions since the last look
+        try:
+            model.register_comm_hook(None, lambda state, bucket: self._watch(bucket))
+        except RuntimeError as error:
+            raise SettingError(
+                "the model has a communication hook already: leave register_comm_hook out and give "
+                f"attach(model, comm_hook=(state, hook)) ({error})"
+            ) from error
 
-    def reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        """To be registered as the hook."""
-        self._rounds += bucket.is_last()
-        self._local.append(squared_norm([bucket.buffer()]))  # before it is overwritten
+    def _watch(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        """The hook."""
+        self.rounds += bucket.is_last()
+        parameters = bucket.parameters()
+        sizes = [parameter.numel() for parameter in parameters]
+        members = [self._group_of.get(id(parameter)) for parameter in parameters]
+        self._local.append(self._norms(bucket.buffer(), sizes, members))  # before it is overwritten
 
         def keep(future: torch.futures.Future[Any]) -> Tensor:
             reduced: Tensor = future.value()
-            self._reduced.append(squared_norm([reduced]))
+            self._reduced.append(self._norms(reduced, sizes, members))
             return reduced
 
         return self._reduce(self._state, bucket).then(keep)
 
-    def take(self) -> tuple[Tensor, Tensor]:
-        """|.|² of this process's gradient and of the reduced one, since the last look.
+    def _norms(self, buffer: Tensor, sizes: list[int], members: list[int | None]) -> Tensor:
+        """(G,), of a bucket's gradients, which lie in it one after another."""
+        num_groups = len(self._groups.names)
+        if num_groups == 1 and None not in members:
+            return squared_norms([buffer], [0], 1)
+        watched = [
+            (part, group)
+            for part, group in zip(buffer.split(sizes), members, strict=True)
+            if group is not None
+        ]
+        if not watched:
+            return torch.zeros(num_groups, dtype=torch.float64, device=buffer.device)
+        parts, places = zip(*watched, strict=True)
+        return squared_norms(parts, places, num_groups)
+
+    def take(self, weight: float) -> Tensor:
+        """This process's numbers to be summed over all, since the last look: |.|²/weight (G,).
 
         MeasurementError unless there was one reduction.
         """
-        local, reduced, rounds = self._local, self._reduced, self._rounds
+        local, reduced, rounds = self._local, self._reduced, self.rounds
         self.clear()
         if rounds != 1:
             raise MeasurementError(
                 f"{rounds} reductions in this update: run all micro-batches but the last under "
                 "model.no_sync(), and call update() after the last"
             )
-        return torch.stack(local).sum(), torch.stack(reduced).sum()
+        self._whole = torch.stack(reduced).sum(0)  # (G,)
+        return torch.stack(local).sum(0) / weight
 
     def clear(self) -> None:
         """Forgets what was reduced since the last look."""
-        self._local, self._reduced, self._rounds = [], [], 0
+        self._local, self._reduced, self.rounds = [], [], 0
 
-    def sum(self, values: Tensor) -> tuple[int, Tensor]:
-        """The number of processes, and the sum of their values."""
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of the processes' values."""
         dist.all_reduce(values, group=self._group)
-        return self._group.size(), values
+        return values
+
+    def squares(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ|.|²/weight over processes and |.|² of the reduced gradient, (G,) each."""
+        return sums, self._whole

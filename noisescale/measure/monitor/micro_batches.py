@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-from noisescale.measure.monitor.ddp_norms import ReplicaNorms
 
 
 class MicroBatch(NamedTuple):
@@ -24,33 +22,60 @@ class MicroBatch(NamedTuple):
     alike: bool
 
 
-def nested(squares: Tensor, parts: list[MicroBatch]) -> tuple[Tensor, Tensor]:
-    """Squared norms (2,) of the first micro-batch's mean gradient and of all's, their sizes (2,).
+class ProcessNorms(Protocol):
+    """Squared norms of the gradients of several processes and of their reduction.
 
-    squares: of what was accumulated after the first and after the last (2,).
+    num_processes: that are reduced over.
+    """
+
+    num_processes: int
+
+    @property
+    def rounds(self) -> int:
+        """Reductions since the last look."""
+
+    def take(self, weight: float) -> Tensor:
+        """This process's numbers (k,) to be summed over all; its own |.|² divided by its weight."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of the processes' values."""
+
+    def squares(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """From the summed numbers (k,): Σ|.|²/weight and |.|² of the reduced gradient, (G,) each.
+
+        The processes' gradients are those whose mean over processes the reduced one is.
+        """
+
+    def clear(self) -> None:
+        """Forgets what was reduced since the last look."""
+
+
+def nested(squares: Tensor, parts: list[MicroBatch]) -> tuple[Tensor, Tensor]:
+    """Squared norms (2, G) of the first micro-batch's mean gradient and of all's, their sizes (2,).
+
+    squares: of what was accumulated after the first and after the last (2, G).
     """
     share = parts[0].weight / sum(part.weight for part in parts)
     sizes = torch.tensor([parts[0].num_examples, _size(parts)], dtype=torch.float64)
-    return squares / squares.new_tensor([share**2, 1.0]), sizes
+    return squares / squares.new_tensor([[share**2], [1.0]]), sizes
 
 
 def across(
-    replicas: ReplicaNorms, parts: list[MicroBatch], *, factor: float
+    processes: ProcessNorms, parts: list[MicroBatch], *, factor: float
 ) -> tuple[Tensor, Tensor]:
-    """Squared norms (2,) of a process's mean gradient, on average, and of all's, their sizes (2,).
+    """Squared norms (2, G) of a process's mean gradient, on average, and of all's; sizes (2,).
 
     With w_r a process's weight and W their sum over n processes, its gradient before the reduction
     is n·w_r/W times its mean gradient, which counts w_r/W.
     """
     weight = 1.0 if parts[0].alike else sum(part.weight for part in parts)
     size = _size(parts)
-    local, reduced = replicas.take()
-    shares = [1 / weight, weight, weight / size, weight**2 / size]
-    num_processes, sums = replicas.sum(
-        torch.cat([local.new_tensor(shares[:1]) * local, local.new_tensor(shares[1:])])
-    )
-    squares, whole, over_sizes, squares_over_sizes = sums
-    small = squares * whole / num_processes**2
+    own = processes.take(weight)  # (k,)
+    shares = own.new_tensor([weight, weight / size, weight**2 / size]) + 0 * factor
+    sums = processes.sum(torch.cat([own, shares]))
+    whole, over_sizes, squares_over_sizes = sums[-3:]
+    local, reduced = processes.squares(sums[:-3])
+    small = local * whole / processes.num_processes**2
     sizes = torch.stack([whole / over_sizes, whole**2 / squares_over_sizes])
     return torch.stack([small, reduced]) * factor, sizes
 

@@ -13,19 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from noisescale.errors import MeasurementError, SettingError, check_count, is_real
 from noisescale.measure.distributed import rank_and_size
-from noisescale.measure.monitor.ddp_norms import CommHook, ReplicaNorms, squared_norm
-from noisescale.measure.monitor.micro_batches import MicroBatch, across, nested
+from noisescale.measure.monitor.averages import Averages
+from noisescale.measure.monitor.ddp_norms import CommHook, ReplicaNorms
+from noisescale.measure.monitor.fsdp_norms import ShardNorms, is_sharded
+from noisescale.measure.monitor.gradients import Gradients
+from noisescale.measure.monitor.groups import Grouping, Groups
+from noisescale.measure.monitor.micro_batches import MicroBatch, ProcessNorms, across, nested
 from noisescale.statistics.display import counted, one_line
 from noisescale.statistics.gradient_noise import GradientNoise
-from noisescale.statistics.running_noise import RunningNoise, two_batch
 
 Reduction = Literal["mean", "sum"]
-# Updates' worth of examples, where no memory is given: enough for the errors of single updates to
-# average out, few enough to follow a run
-MEMORY = 100
 SCALARS = ("squared_gradient_norm", "gradient_variance", "simple", "simple_low", "simple_high")
-# Of the sizes of two gradients that are compared: nearer ones differ by little more than chance
-LEAST_RATIO = 1.25
 UNREAD = 64  # updates on a GPU between two looks at their norms, each of which waits for it
 UNSPLIT = 20  # updates of one micro-batch, before any of more, after which a loop is told
 
@@ -75,25 +73,31 @@ class NoiseScaleMonitor:
             writer.add_scalar(f"noise_scale/{name}", value, step)
         wandb.log({f"noise_scale/{name}": value for name, value in monitor.scalars().items()})
 
-    FSDP shards the gradients, of which this monitor, so far, measures only whole ones.
-
     The estimates are of the population "training", see `RunningNoise`: of examples that have not
     been used before, that of fresh examples, and of N used again, |G_N|² − tr Σ/N of their own.
     They are unbiased for micro-batches drawn independently or without replacement, of a model that
     treats examples one by one, which batch norm in training mode does not; their errors assume
-    independent updates. Left out and
-    counted in `num_skipped` is an update with one micro-batch, with a gradient that is not finite,
-    or with a last micro-batch so short that all together are hardly worth more examples than the
-    first.
+    independent updates. Left out and counted in `num_skipped` is an update with one micro-batch,
+    with a gradient that is not finite, with a last micro-batch so short that all together are
+    hardly worth more examples than the first, or one that was broken off: where gradients were set
+    to None after a micro-batch, as before a batch is tried again, the update begins anew, and where
+    other parameters are trained than before, it is left out. Gradients may be complex (|.|² counts
+    both parts) and sparse, and missing in some micro-batches; those left behind by parameters that
+    no longer require any do not count.
 
     Args:
-        parameters: a module, or its parameters; whole tensors, not shards of them.
+        parameters: a module, or its parameters; whole tensors, not shards of them. Those that
+            require no gradient yet count from when they do.
         reduction: what `.grad` is once an update's micro-batches are in. "mean": the mean of the
             micro-batches' mean gradients, equally weighted, as where each mean loss is divided by
             their number. "sum": the mean over examples, as where each summed loss is divided by the
             number of all examples. They differ for uneven micro-batches.
         memory: examples after which an update's weight in the averages has fallen to 1/e; None: 100
             times those of the first update.
+        groups: what `noise_by_group` tells apart, of a module: "type", by the type of the layer
+            that holds a parameter; "layer", by its name; or the names of groups, each with a
+            pattern or several of the names of its parameters, such as {"attention": "*.attn.*"}.
+            Those that no pattern matches are the group "other".
 
     Attributes:
         reduction: as given.
@@ -104,7 +108,8 @@ class NoiseScaleMonitor:
 
     Raises:
         SettingError: a DistributedDataParallel model, no parameter that requires a gradient,
-            sharded parameters, or another reduction or memory than these.
+            sharded parameters, another reduction or memory than these, or groups that overlap,
+            match nothing, or are asked for of parameters without a module.
 
     Examples:
         >>> import torch
@@ -134,20 +139,15 @@ class NoiseScaleMonitor:
         *,
         reduction: Reduction = "mean",
         memory: float | None = None,
+        groups: Grouping | None = None,
     ) -> None:
         if isinstance(parameters, DistributedDataParallel):
             raise SettingError(
                 "a DistributedDataParallel model: give its parameters() and call attach(model)"
             )
-        whole = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
-        trained = {id(parameter): parameter for parameter in whole if parameter.requires_grad}
-        self._parameters = list(trained.values())
-        if not self._parameters:
+        watched = Groups(parameters, groups)
+        if not any(parameter.requires_grad for parameter in watched.parameters):
             raise SettingError("no parameter requires a gradient: give model.parameters()")
-        if any(hasattr(parameter, "full_tensor") for parameter in self._parameters):
-            raise SettingError(
-                "sharded parameters (DTensor) have sharded gradients: only whole ones are measured"
-            )
         if reduction not in get_args(Reduction):
             raise SettingError(
                 f"reduction {reduction!r}: give one of {', '.join(get_args(Reduction))}"
@@ -155,24 +155,27 @@ class NoiseScaleMonitor:
         self.reduction = reduction
         self.num_skipped = 0
         self.unmeasured: str | None = None
-        self._running = RunningNoise(memory=memory)
-        self._first: Tensor | None = None  # |.grad|² after the first micro-batch
+        self._watched = watched
+        self._gradients = Gradients(watched)
+        self._averages = Averages(memory=memory, groups=watched.names if groups else [])
+        self._first: Tensor | None = None  # |.grad|² (G,) after the first micro-batch
         self._parts: list[MicroBatch] = []  # since the last update
-        self._witness: tuple[Tensor, Tensor] | None = None  # a scaled gradient, and a copy of it
-        # the gradients and their versions after the last micro-batch
-        self._seen: list[tuple[int, int]] = []
-        # of each update, the (small, big) squared norms and sizes
+        # of each update, the (small, big) squared norms (2, G) and sizes (2,)
         self._unread: list[tuple[Tensor, Tensor]] = []
-        self._replicas: ReplicaNorms | None = None
+        self._processes: ProcessNorms | None = None
         self._since_split = 0  # calls of `backward`
         self._is_left_out = False  # this update, by `backward`
+        self._is_spoilt = False  # its micro-batches cannot be compared
+        self._has_warned = False  # of an update that was broken off
 
     def __repr__(self) -> str:
         # those on a GPU are counted unread, since reading them waits for it
-        updates = self._running.num_updates + len(self._unread)
+        updates = self._averages.whole.num_updates + len(self._unread)
+        trained = sum(parameter.requires_grad for parameter in self._watched.parameters)
         return one_line(
             self,
-            counted(len(self._parameters), "parameter tensor"),
+            counted(trained, "parameter tensor"),
+            counted(len(self._watched.names), "group") if self._watched.by_group else "",
             f"reduction {self.reduction}",
             counted(updates, "update"),
             f"{self.num_skipped:,} left out" if self.num_skipped else "",
@@ -181,13 +184,13 @@ class NoiseScaleMonitor:
     @property
     def memory(self) -> float | None:
         """Examples that the averages remember; None before the first update if none was given."""
-        return self._running.memory
+        return self._averages.whole.memory
 
     @property
     def num_updates(self) -> int:
         """Updates that the averages have taken in."""
         self._read()
-        return self._running.num_updates
+        return self._averages.whole.num_updates
 
     @property
     def pending(self) -> tuple[int, ...]:
@@ -217,14 +220,12 @@ class NoiseScaleMonitor:
         if weight is None:
             weight = 1.0 if alike else num_examples
         _check_positive(weight=weight, scale=scale)
-        if not self._parts and self._replicas is None:
-            self._first = squared_norm(self._gradients())
+        if self._parts:
+            self._look_for_a_break()
+        if not self._parts and self._processes is None:
+            self._first = self._gradients.squared_norms()
         self._parts.append(MicroBatch(num_examples, float(weight), float(scale), alike))
-        self._seen = self._versions()
-        self._witness = None
-        if scale != 1:  # unscaling leaves no trace in the versions
-            smallest = min(self._gradients(), key=Tensor.numel)
-            self._witness = smallest, smallest.clone()
+        self._gradients.remember(scaled=scale != 1)
 
     def backward(
         self,
@@ -258,7 +259,7 @@ class NoiseScaleMonitor:
                 f"losses of shape {tuple(losses.shape)}: give one loss per example, shape (B,), as "
                 'reduction="none" leaves them'
             )
-        if self._replicas is not None:
+        if self._processes is not None:
             raise SettingError(
                 "backward() of a model that is attached: its processes are compared; call "
                 "losses.mean().backward() and micro_batch()"
@@ -314,9 +315,10 @@ class NoiseScaleMonitor:
                 several processes without `attach`, or an argument that is not positive.
             MeasurementError: no micro-batch since the last update, or other than one reduction.
         """
-        parts, first, witness = self._parts, self._first, self._witness
-        self._parts, self._first, self._witness = [], None, None
+        parts, first = self._parts, self._first
+        self._parts, self._first = [], None
         is_left_out, self._is_left_out = self._is_left_out, False
+        is_spoilt, self._is_spoilt = self._is_spoilt, False
         if not parts and is_left_out:
             return False
         if not parts:
@@ -324,30 +326,34 @@ class NoiseScaleMonitor:
                 "update() before any micro_batch(): call that after each backward pass"
             )
         _check_positive(scale=scale, divided_by=divided_by)
-        if self._replicas is None and rank_and_size()[1] > 1:
+        if self._processes is None and rank_and_size()[1] > 1:
             raise SettingError(
                 "several processes: a gradient may be of one of them or reduced over all, which "
                 "only attach(model) can tell"
             )
         if scale is None:
-            if last is None and (self._versions() != self._seen or _differ(witness)):
+            if last is None and not self._gradients.unchanged:
                 raise SettingError(
                     "the gradients were changed after the last micro_batch(): call update() before "
                     "they are unscaled, clipped or zeroed"
                 )
             scale = parts[-1].scale
         else:
-            self._check_scale(scale, parts, witness)
+            self._check_scale(scale, parts)
         undivided = 1.0 if divided_by is None else divided_by / sum(part.weight for part in parts)
-        if self._replicas is not None:
-            compared = across(self._replicas, parts, factor=(undivided / scale) ** 2)
+        if self._processes is not None:
+            factor = math.nan if is_spoilt else (undivided / scale) ** 2
+            compared = across(self._processes, parts, factor=factor)
+        elif is_spoilt:
+            self.num_skipped += 1
+            return False
         elif len(parts) < 2:
             self.num_skipped += 1
             self._tell_unsplit()
             return False
         else:
             assert first is not None, "taken at the first micro-batch"
-            last = squared_norm(self._gradients()) if last is None else last
+            last = self._gradients.squared_norms() if last is None else last.reshape(-1)
             squares = torch.stack([first / parts[0].scale ** 2, last / scale**2]) * undivided**2
             compared = nested(squares, parts)
         self._unread.append(compared)
@@ -359,47 +365,51 @@ class NoiseScaleMonitor:
 
     def discard(self) -> None:
         """Forgets the micro-batches since the last update, where that one is not to be made."""
-        self._parts, self._first, self._witness = [], None, None
-        if self._replicas is not None:
-            self._replicas.clear()
+        self._parts, self._first, self._is_spoilt = [], None, False
+        if self._processes is not None:
+            self._processes.clear()
 
     def attach(
-        self, model: DistributedDataParallel, comm_hook: tuple[Any, CommHook] | None = None
+        self,
+        model: nn.Module,
+        comm_hook: tuple[Any, CommHook] | None = None,
+        *,
+        reduce_scatter: Any = None,
     ) -> None:
         """Takes each process's gradient as the small batch and the reduced one as the big batch.
 
-        By a communication hook, which sees a gradient before and after its reduction; all processes
-        get the same numbers, by one further reduction of a few of them per update. Call
-        `micro_batch` after each backward pass, under `no_sync()` for all but the last, and `update`
-        after that.
+        Of DistributedDataParallel by a communication hook, of `fully_shard` (FSDP2) by
+        `set_custom_reduce_scatter`, which see a gradient before and after its reduction; all
+        processes get the same numbers, by one further reduction of a few of them per update. Call
+        `micro_batch` after each backward pass, and `update` after the last, all others without a
+        reduction: under `no_sync()`, or after `set_requires_gradient_sync(False)`.
+
+        Any factors that FSDP divides by are right, as are replicas of shards and a `reduce_dtype`,
+        whose rounding the norms share. With replicas, a `set_gradient_divide_factor` must come
+        before the first update.
 
         Args:
             model: with the monitor's parameters.
-            comm_hook: state and hook of another communication hook, which then does the reduction.
-                What it returns must be the mean over processes up to rounding, as that of a
-                half-precision hook is, and PowerSGD's is not.
+            comm_hook: state and hook of another communication hook of DistributedDataParallel,
+                which then does the reduction. What it returns must be the mean over processes up to
+                rounding, as that of a half-precision hook is, and PowerSGD's is not.
+            reduce_scatter: of FSDP, another custom reduce-scatter, which then does the reduction.
 
         Raises:
-            SettingError: another model, a group of one process, or a model that has a hook already:
-                hand it over here instead.
+            SettingError: another model, a group of one process, a model that has a hook or a
+                custom reduce-scatter already (hand it over here instead), and of FSDP parameters
+                that it does not shard, tensor parallelism, or a torch that does not show what FSDP
+                reduces (2.6 does not).
         """
-        if not isinstance(model, DistributedDataParallel):
+        if isinstance(model, DistributedDataParallel):
+            self._processes = ReplicaNorms(model, self._watched, comm_hook)
+        elif is_sharded(model):
+            self._processes = ShardNorms(model, self._watched, reduce_scatter)
+        else:
             raise SettingError(
-                f"{type(model).__name__}: give the model wrapped in DistributedDataParallel"
+                f"{type(model).__name__}: give the model wrapped in DistributedDataParallel, or "
+                "sharded by fully_shard"
             )
-        if model.process_group.size() < 2:
-            raise SettingError(
-                "a process group of one: its gradient is the whole batch's; use micro-batches"
-            )
-        replicas = ReplicaNorms(model.process_group, comm_hook)
-        try:
-            model.register_comm_hook(None, lambda state, bucket: replicas.reduce(bucket))
-        except RuntimeError as error:
-            raise SettingError(
-                "the model has a communication hook already: leave register_comm_hook out and give "
-                f"attach(model, comm_hook=(state, hook)) ({error})"
-            ) from error
-        self._replicas = replicas
 
     def noise(self) -> GradientNoise:
         """|G|², tr Σ and B_simple, averaged over the latest updates, with their errors.
@@ -411,42 +421,79 @@ class NoiseScaleMonitor:
             skipped = f"; {self.num_skipped} were left out" if self.num_skipped else ""
             needed = "it takes an update of two or more micro-batches with finite gradients"
             raise MeasurementError(f"no noise scale yet: {self.unmeasured or needed + skipped}")
-        return self._running.noise
+        return self._averages.whole.noise
+
+    def noise_by_group(self) -> dict[str, GradientNoise]:
+        """|G|², tr Σ and B_simple of each of the `groups`, from the same updates.
+
+        |G|² and tr Σ of the groups add up to those of `noise`, so that its B_simple is their ratio
+        of sums, and no mean of theirs.
+
+        Raises:
+            SettingError: the monitor has no groups.
+            MeasurementError: no update has been taken in yet.
+        """
+        if not self._watched.by_group:
+            raise SettingError(
+                "no groups: give them to the monitor, NoiseScaleMonitor(model, groups=...)"
+            )
+        self.noise()  # which says why there is none
+        return self._averages.by_group()
 
     def scalars(self) -> dict[str, float]:
-        """The numbers of `noise` and the interval of B_simple, for a logger; nan if unresolved."""
-        noise = self.noise()
-        simple = noise.simple.value if noise.resolved else math.nan
-        values = (noise.squared_gradient_norm.value, noise.gradient_variance.value, simple)
-        return dict(zip(SCALARS, (*values, noise.simple.low, noise.simple.high), strict=True))
+        """The numbers of `noise` and the interval of B_simple, for a logger; nan if unresolved.
+
+        squared_gradient_norm, |G|²; gradient_variance, tr Σ, both in the unit of the loss squared
+        over that of the parameters; simple, B_simple in examples, and simple_low and simple_high,
+        its 95 % interval. With `groups` the same of each, as attention/simple.
+        """
+        values = _scalars(self.noise())
+        if self._watched.by_group:
+            for name, noise in self.noise_by_group().items():
+                values |= {f"{name}/{key}": value for key, value in _scalars(noise).items()}
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """The averages between two updates, as plain numbers."""
         self._read()
-        return {"running": self._running.state_dict(), "num_skipped": self.num_skipped}
+        return self._averages.state_dict() | {"num_skipped": self.num_skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from another monitor's state, bit for bit.
 
         Args:
-            state: what `state_dict` gave.
+            state: what `state_dict` gave. Groups that it says nothing of begin anew.
+
+        Raises:
+            SettingError: a state of something else or of other groups; the monitor stays as it was.
         """
+        self._averages.load_state_dict(state)
         self._unread.clear()
-        self._running.load_state_dict(state["running"])
         self.num_skipped = state["num_skipped"]
 
-    def _gradients(self) -> list[Tensor]:
-        """Those there are; MeasurementError where there is none."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        if not gradients:
-            raise MeasurementError(
-                "no parameter has a gradient: call this after backward(), before zero_grad()"
+    def _look_for_a_break(self) -> None:
+        """Forgets the micro-batches so far where their update was not brought to its end."""
+        if self._processes is not None and self._processes.rounds:
+            return  # the reduction itself may put other tensors there
+        since = self._gradients.since
+        if since == "added to":
+            return
+        if since == "new":
+            self._parts, self._first = [], None
+            self.num_skipped += 1
+        else:
+            self._is_spoilt = True
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                "an update was broken off and is left out: gradients were set to None or replaced, "
+                "or other parameters are trained, since its last micro_batch(). Where a batch is "
+                "given up and tried again, that is as it should be; where you add up gradients by "
+                "hand, do so in place",
+                stacklevel=3,
             )
-        return gradients
 
-    def _check_scale(
-        self, scale: float, parts: list[MicroBatch], witness: tuple[Tensor, Tensor] | None
-    ) -> None:
+    def _check_scale(self, scale: float, parts: list[MicroBatch]) -> None:
         """SettingError where the scale given to `update` is not what the gradient holds."""
         if scale == parts[-1].scale:
             return
@@ -455,12 +502,8 @@ class NoiseScaleMonitor:
                 f"update(scale={scale:g}) after micro_batch() without a scale: give it to every "
                 f"micro_batch(..., scale={scale:g}); update() takes it from there"
             )
-        is_unchanged = (
-            witness is not None
-            and not _differ(witness)
-            and bool(witness[1].isfinite().all() and witness[1].count_nonzero())
-        )
-        if is_unchanged or self._replicas is not None:  # which saw it before it was unscaled
+        # processes were compared before it was unscaled
+        if self._gradients.still_scaled or self._processes is not None:
             raise SettingError(
                 f"update(scale={scale:g}) after micro_batch(scale={parts[-1].scale:g}), with the "
                 "gradient not unscaled in between: leave the scale of update() out"
@@ -476,31 +519,18 @@ class NoiseScaleMonitor:
                 stacklevel=3,
             )
 
-    def _versions(self) -> list[tuple[int, int]]:
-        """What changes with every write to a gradient."""
-        return [
-            (id(parameter.grad), parameter.grad._version)
-            for parameter in self._parameters
-            if parameter.grad is not None
-        ]
-
     def _read(self) -> None:
         """Takes the waiting norms into the averages."""
         unread, self._unread = self._unread, []
         for squares, sizes in unread:
-            (small, big), (small_size, big_size) = squares.tolist(), sizes.tolist()
-            if not math.isfinite(small + big) or big_size < LEAST_RATIO * small_size:
-                self.num_skipped += 1
-                continue
-            if self._running.memory is None:
-                self._running.memory = MEMORY * big_size
-            estimates = two_batch(small, small_size, big, big_size)
-            self._running.add(*estimates, num_examples=big_size)
+            self.num_skipped += not self._averages.add(squares, sizes)
 
 
-def _differ(witness: tuple[Tensor, Tensor] | None) -> bool:
-    """Whether a gradient is no longer what its copy is; two nan, as of an overflow, are equal."""
-    return witness is not None and not torch.allclose(*witness, rtol=0, atol=0, equal_nan=True)
+def _scalars(noise: GradientNoise) -> dict[str, float]:
+    """By the names of SCALARS."""
+    simple = noise.simple.value if noise.resolved else math.nan
+    values = (noise.squared_gradient_norm.value, noise.gradient_variance.value, simple)
+    return dict(zip(SCALARS, (*values, noise.simple.low, noise.simple.high), strict=True))
 
 
 def _check_positive(**values: float | None) -> None:

@@ -142,8 +142,8 @@ def load_splits(
         name: "mnist", "fashion-mnist", "digits", "shakespeare", "markov" or "text".
         pixel_scale: "unit" gives (x/largest − mean)/std, "raw" gives (x − mean)/std, with pixels x
             in 0…largest.
-        num_train: a random subset of this many training examples, the same in every call; None:
-            all.
+        num_train: the first so many of one fixed shuffle of the training examples, the same in
+            every call, so that a smaller subset lies in a larger one; None: all, in their order.
         context: T, characters of a sequence; None: 64.
         text: the file of "text": UTF-8, or any bytes.
         data_dir: where the files are, or are to be put; None: $NOISESCALE_DATA, else the user's

@@ -1,6 +1,7 @@
 """The studies' models and losses, and copies of any model."""
 
 from noisescale.problems.models.copies import copy_of, rebind_closures
+from noisescale.problems.models.ghost_norm import GhostBatchNorm
 from noisescale.problems.models.gpt import GPT, gpt
 from noisescale.problems.models.losses import (
     LOSSES,
@@ -14,6 +15,7 @@ from noisescale.problems.models.networks import build_model, cnn, mlp
 __all__ = [
     "GPT",
     "LOSSES",
+    "GhostBatchNorm",
     "build_model",
     "chance_loss",
     "cnn",

@@ -10,6 +10,7 @@ from torch import nn
 
 from noisescale.errors import SettingError, check_memory
 from noisescale.problems.config import Norm, ProblemConfig
+from noisescale.problems.models.ghost_norm import GhostBatchNorm
 from noisescale.problems.models.gpt import gpt
 
 
@@ -20,6 +21,7 @@ def mlp(
     width: int = 1024,
     depth: int = 2,
     norm: Norm = "none",
+    ghost_size: int | None = None,
 ) -> nn.Sequential:
     """A fully connected ReLU network, with PyTorch's default initialisation.
 
@@ -30,7 +32,9 @@ def mlp(
         num_classes: C, how many outputs.
         width: units of each hidden layer.
         depth: how many hidden layers.
-        norm: the normalisation before each activation: "none", "layer" or "batch".
+        norm: the normalisation before each activation: "none", "layer", "batch", or "ghost": batch
+            norm over parts of the batch, see `GhostBatchNorm`.
+        ghost_size: examples in each of those parts.
 
     Returns:
         A model of inputs (B, *input_shape) -> logits (B, C).
@@ -49,7 +53,7 @@ def mlp(
     _check_size(weights, f"an mlp of width {width:,} and depth {depth:,}")
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(depth):
-        layers += [nn.Linear(fan_in, width), *_norm_1d(norm, width), nn.ReLU()]
+        layers += [nn.Linear(fan_in, width), *_norm_1d(norm, width, ghost_size), nn.ReLU()]
         fan_in = width
     return nn.Sequential(*layers, nn.Linear(fan_in, num_classes))
 
@@ -61,6 +65,7 @@ def cnn(
     width: int = 32,
     depth: int = 2,
     norm: Norm = "none",
+    ghost_size: int | None = None,
 ) -> nn.Sequential:
     """A small convolutional network, with PyTorch's default initialisation.
 
@@ -73,7 +78,9 @@ def cnn(
         width: channels of the first block.
         depth: how many blocks, each of which halves the image.
         norm: "none", "batch", or "layer", which normalises each example over its channels and
-            pixels (GroupNorm with one group).
+            pixels (GroupNorm with one group), or "ghost": batch norm over parts of the batch, see
+            `GhostBatchNorm`.
+        ghost_size: examples in each of those parts.
 
     Returns:
         A model of inputs (B, channels, height, width) -> logits (B, C).
@@ -101,7 +108,8 @@ def cnn(
     layers: list[nn.Module] = []
     for block in range(depth):
         outputs = width * 2**block
-        layers += [nn.Conv2d(channels, outputs, 3, padding=1), *_norm_2d(norm, outputs), nn.ReLU()]
+        layers.append(nn.Conv2d(channels, outputs, 3, padding=1))
+        layers += [*_norm_2d(norm, outputs, ghost_size), nn.ReLU()]
         layers.append(nn.MaxPool2d(2))
         channels, height, breadth = outputs, height // 2, breadth // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * breadth, num_classes))
@@ -120,18 +128,31 @@ def build_model(config: ProblemConfig, input_shape: Sequence[int], num_classes: 
     if config.model == "gpt":
         return gpt(num_classes, tied=config.tied, **sizes)
     make: Callable[..., nn.Module] = {"mlp": mlp, "cnn": cnn}[config.model]
-    return make(input_shape, num_classes, norm=config.norm, **sizes)
+    return make(input_shape, num_classes, norm=config.norm, ghost_size=config.ghost_size, **sizes)
 
 
-def _norm_1d(norm: Norm, width: int) -> list[nn.Module]:
+def _norm_1d(norm: Norm, width: int, ghost_size: int | None) -> list[nn.Module]:
     """The normalisation of (B, width), if any."""
-    if norm == "none":
-        return []
-    return [nn.LayerNorm(width) if norm == "layer" else nn.BatchNorm1d(width)]
+    if norm == "layer":
+        return [nn.LayerNorm(width)]
+    return _batch_norm(norm, nn.BatchNorm1d, width, ghost_size)
 
 
-def _norm_2d(norm: Norm, channels: int) -> list[nn.Module]:
+def _norm_2d(norm: Norm, channels: int, ghost_size: int | None) -> list[nn.Module]:
     """The normalisation of (B, channels, H, W), if any."""
+    if norm == "layer":
+        return [nn.GroupNorm(1, channels)]
+    return _batch_norm(norm, nn.BatchNorm2d, channels, ghost_size)
+
+
+def _batch_norm(
+    norm: Norm, whole: Callable[[int], nn.Module], num_features: int, ghost_size: int | None
+) -> list[nn.Module]:
+    """That over the batch, or over parts of it, if either."""
     if norm == "none":
         return []
-    return [nn.GroupNorm(1, channels) if norm == "layer" else nn.BatchNorm2d(channels)]
+    if norm == "batch":
+        return [whole(num_features)]
+    if ghost_size is None:
+        raise SettingError("norm ghost without a ghost size: give 2 or more examples")
+    return [GhostBatchNorm(num_features, ghost_size)]

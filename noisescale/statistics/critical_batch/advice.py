@@ -95,6 +95,20 @@ class Advice:
         sizes = tuple(AimedSize(**size) for size in values["sizes"])
         return cls(**{**values, "sizes": sizes, "worth": tuple(values["worth"])})
 
+    @classmethod
+    def of_summary(cls, summary: dict[str, Any], heading: str) -> Advice:
+        """The advice that a study's summary.json holds.
+
+        Args:
+            summary: its content; one of an earlier release has nothing but the sizes.
+            heading: what is said of these.
+        """
+        if (stored := summary.get("advice")) is not None:
+            return cls.from_dict(stored)
+        sizes = tuple(AimedSize(**size) for size in summary.get("recommendation") or ())
+        reason = None if sizes else "this folder's release has none; run the same command again"
+        return cls(heading=heading, sizes=sizes, reason=reason)
+
     @property
     def sentences(self) -> tuple[str, ...]:
         """What stands beside the sizes, a sentence each."""

@@ -13,7 +13,7 @@ from noisescale.problems.config import ProblemConfig
 from noisescale.problems.factory import build_own_problem
 from noisescale.problems.models import chance_loss
 from noisescale.problems.problem import Problem, held, source_of
-from noisescale.statistics.stability_edge import Trajectory
+from noisescale.statistics.stability.edge import Trajectory
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import (
     LossCurve,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from noisescale.errors import RunFolderError
 from noisescale.measure.stability import measure_stability, simulate_threshold
 from noisescale.statistics.estimate import Estimate, undefined
-from noisescale.statistics.stability_curves import StabilityConstants
+from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell, cell_problem, one_thread
 from noisescale.studies.stability_map.config import SweepConfig
 from noisescale.training.records.folder import read_json, write_json

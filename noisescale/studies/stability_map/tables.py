@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from noisescale.statistics.stability_edge import (
+from noisescale.statistics.stability.edge import (
     Edge,
     PredictionScore,
     edge_of,

@@ -49,7 +49,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     ),
     **dict.fromkeys(("environment", *SPLITS), (dict,)),
     "batch_size": (int, str),
-    "diverged_at_step": (int, NoneType),
+    **dict.fromkeys(("diverged_at_step", "num_train"), (int, NoneType)),
     "notes": (list,),
 }
 OF_RUN = (

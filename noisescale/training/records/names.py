@@ -79,7 +79,9 @@ def describe_problem(problem: AnyConfig) -> str:
     described = f"{data}, {problem.model.upper()}"
     if model:
         described += f" of {' and '.join(model)}"
-    if problem.norm != "none":
+    if problem.norm == "ghost":
+        described += f" with ghost batch norm of {problem.ghost_size}"
+    elif problem.norm != "none":
         described += f" with {problem.norm} norm"
     return described if problem.loss == "cross_entropy" else f"{described}, squared error"
 

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.distributed import process_group
-from noisescale.measure.monitor.ddp_norms import squared_norm
+from noisescale.measure.monitor.gradients import squared_norm
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.statistics.running_noise import two_batch
 from tests.helpers.closed_forms import regression

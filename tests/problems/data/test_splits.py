@@ -201,6 +201,8 @@ def test_a_subset_is_random_and_always_the_same():
     )
     assert torch.equal(subset.inputs, again.inputs)
     assert not torch.equal(subset.inputs, whole.inputs[:100])
+    assert torch.equal(load_splits("digits", num_train=40).train.inputs, subset.inputs[:40])
+    assert len({image.numpy().tobytes() for image in subset.inputs}) == 100  # of no image twice
     with pytest.raises(SettingError, match="digits has 1297 training images"):
         load_splits("digits", num_train=1298)
 

@@ -1,0 +1,1 @@
+"""Which learning rates are stable, and what curvature does on the way."""

@@ -1,0 +1,29 @@
+"""|G|², tr Σ and B_simple of a set of examples: estimators, and the result they give."""
+
+from noisescale.statistics.gradient_noise.estimators import (
+    gradient_noise,
+    mean_estimate,
+    noise_scale,
+    table,
+)
+from noisescale.statistics.gradient_noise.result import (
+    CURVATURE_NOISE,
+    GRADIENT_NOISE,
+    PRECONDITIONED,
+    QUANTITIES,
+    GradientNoise,
+    NoiseScale,
+)
+
+__all__ = [
+    "CURVATURE_NOISE",
+    "GRADIENT_NOISE",
+    "PRECONDITIONED",
+    "QUANTITIES",
+    "GradientNoise",
+    "NoiseScale",
+    "gradient_noise",
+    "mean_estimate",
+    "noise_scale",
+    "table",
+]
