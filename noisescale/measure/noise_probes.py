@@ -43,6 +43,7 @@ def probe_curvature(
     num_probes: int = 32,
     mean: Tensor | None = None,
     engine: EngineName = "auto",
+    metric: Tensor | None = None,
     generator: torch.Generator,
     seconds: float,
     report: Callable[[str], None],
@@ -76,6 +77,9 @@ def probe_curvature(
         num_probes: K, at most half as many as there are gradients.
         mean: ḡ (P,), where it is known.
         engine: of the projections g_i·v.
+        metric: a diagonal preconditioner P (P,): all is then of the loss as a function of P^(−½)θ,
+            whose gradients are √P g_i and whose Hessian is √P H √P. `excess` is then of √P g_i,
+            `mean` still ḡ.
         generator: of every random choice, on the CPU.
         seconds: that the moments of the gradients took.
         report: is told what is being computed, and what it will cost once a product has been timed.
@@ -90,8 +94,11 @@ def probe_curvature(
     report("mean gradient")
     if mean is None:
         mean = gradients.value_and_gradient()[1]
+    root = None if metric is None else metric.sqrt().to(mean)
+    mean = _times(root, mean)
     report("a Hessian product")
-    image, mean_forms, group_shares = product.with_forms(mean)
+    image, mean_forms, group_shares = product.with_forms(_times(root, mean))
+    image = _times(root, image)
     crossed = torch.ones(num_blocks, len(group_shares), dtype=torch.bool)
     part, share = product, 1.0  # of H's examples, whose eigenvectors are sought
     if product.num_kept < hessian.num_examples:
@@ -103,8 +110,8 @@ def probe_curvature(
     report(
         _announcement(part, mean, DEFLATED * PRODUCTS_PER_VECTOR + num_products / share, seconds)
     )
-    pairs = _deflation(part, generator)
-    probes = _Probes.after(gradients, product, mean, image, pairs, engine)
+    pairs = _deflation(part, root, generator)
+    probes = _Probes.after(gradients, product, mean, image, pairs, engine, root)
     blocks = _probe_blocks(probes, crossed, generator, report)
     return curvature_noise(
         blocks,
@@ -115,6 +122,11 @@ def probe_curvature(
         hessian_examples=hessian.num_examples,
         num_matvecs=1 + round(pairs.num_matvecs * share + num_products),
     )
+
+
+def _times(root: Tensor | None, vectors: Tensor) -> Tensor:
+    """√P times vectors (..., P); themselves without a preconditioner."""
+    return vectors if root is None else root * vectors
 
 
 def _crossed(num_blocks: int, num_groups: int) -> Tensor:
@@ -182,7 +194,8 @@ class _Probes:
 
     gradients: Objective
     product: CurvatureProduct
-    mean: Tensor  # ḡ (P,)
+    root: Tensor | None  # √P (P,), by which gradients are multiplied; None: by nothing
+    mean: Tensor  # ḡ (P,), times √P
     pairs: EigenPairs  # the control variate
     engine: Engine
     directions: list[Params]  # ḡ, Hḡ and the eigenvectors
@@ -199,6 +212,7 @@ class _Probes:
         image: Tensor,
         pairs: EigenPairs,
         engine: EngineName,
+        root: Tensor | None,
     ) -> _Probes:
         """Those that follow from the mean gradient, its image Hḡ and the eigenvectors."""
         projector = EngineChoice(engine, gradients).make(gradients)
@@ -206,10 +220,11 @@ class _Probes:
         return cls(
             gradients=gradients,
             product=product,
+            root=root,
             mean=mean,
             pairs=pairs,
             engine=projector,
-            directions=[gradients.unflatten(vector) for vector in vectors],
+            directions=[gradients.unflatten(_times(root, vector)) for vector in vectors],
             centres=(vectors.double() @ mean.double()).cpu().numpy()[:, None],
             relative=torch.ones(gradients.num_examples, dtype=torch.float64)
             if (relative := gradients.relative_weights()) is None
@@ -225,7 +240,7 @@ class _Probes:
             crossed: which of H's groups each is multiplied with, (k, J).
         """
         vectors = torch.stack([self._signed_sum(*block) for block in blocks])  # (k, P)
-        forms = self.product.forms(vectors, crossed).numpy()  # (k, J)
+        forms = self.product.forms(_times(self.root, vectors), crossed).numpy()  # (k, J)
         along = (vectors @ self.pairs.vectors.mT).double().cpu().numpy()  # (k, eigenvectors)
         return [
             self._of_block(indices, forms[row], along[row])
@@ -238,6 +253,7 @@ class _Probes:
         block = self.gradients.part(self.gradients.examples.subset(indices))
         signs = signs.to(block.point)
         signed_sum = block.weighted_gradients(signs.unsqueeze(0))[1][0]  # Σ_i ξ_i g_i (P,)
+        signed_sum = _times(self.root, signed_sum)
         counts = signs.cpu().double() @ self.relative[indices]  # Σ_i ξ_i r_i
         centred = signed_sum - counts.to(signs) * self.mean
         probe: Tensor = centred * (num_examples / (num_examples - 1) / len(indices)) ** 0.5
@@ -292,15 +308,20 @@ def _announcement(part: CurvatureProduct, mean: Tensor, num_products: float, sec
     )
 
 
-def _deflation(product: CurvatureProduct, generator: torch.Generator) -> EigenPairs:
-    """The eigenvectors of H with the largest |λ|, roughly."""
+def _deflation(
+    product: CurvatureProduct, root: Tensor | None, generator: torch.Generator
+) -> EigenPairs:
+    """The eigenvectors of √P H √P with the largest |λ|, roughly."""
     whole = product.objective
     k = min(DEFLATED, whole.dim)
     return top_eigenpairs(
-        product,
+        product if root is None else lambda vector: root * product(root * vector),
+        dim=whole.dim,
         k=k,
         which="magnitude",
         rtol=0.1,  # of a control variate: a tenth off costs a hundredth of what it saves
         max_matvecs=min(round(PRODUCTS_PER_VECTOR * k), whole.dim) + 1,
+        dtype=whole.dtype,
+        device=whole.device,
         generator=generator,
     )
