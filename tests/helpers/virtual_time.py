@@ -15,8 +15,8 @@ import pandas as pd
 from noisescale.problems.config import ProblemConfig
 from noisescale.studies.critical_batch import run as engine
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
-from noisescale.studies.critical_batch.runs.goal_run import GoalRun
-from noisescale.studies.critical_batch.runs.start import Start
+from noisescale.studies.critical_batch.goal_runs.goal_run import GoalRun
+from noisescale.studies.critical_batch.goal_runs.start import Start
 from noisescale.studies.jobs import folder
 from noisescale.studies.jobs.options import StudyOptions
 

@@ -28,9 +28,9 @@ from noisescale.statistics.display import Shown, Summary, counted
 from noisescale.statistics.estimate import jsonable, written_out
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.critical_batch.fits import remembered_fits
-from noisescale.studies.critical_batch.runs.goal_run import GoalRun
-from noisescale.studies.critical_batch.runs.noise_runs import PREDICTED_COLUMNS, predicted_rows
-from noisescale.studies.critical_batch.runs.start import Start
+from noisescale.studies.critical_batch.goal_runs.goal_run import GoalRun
+from noisescale.studies.critical_batch.goal_runs.noise_runs import PREDICTED_COLUMNS, predicted_rows
+from noisescale.studies.critical_batch.goal_runs.start import Start
 from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend.measured import advise_on_front

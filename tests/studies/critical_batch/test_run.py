@@ -28,10 +28,14 @@ from noisescale.studies.critical_batch.config import (
     default_batch_sizes,
     default_goals,
 )
+from noisescale.studies.critical_batch.goal_runs import goal_run
+from noisescale.studies.critical_batch.goal_runs.goal_run import (
+    GoalCell,
+    read_goal_run,
+    run_to_goal,
+)
 from noisescale.studies.critical_batch.pictures import draw_pictures
 from noisescale.studies.critical_batch.run import run_critical_batch
-from noisescale.studies.critical_batch.runs import goal_run
-from noisescale.studies.critical_batch.runs.goal_run import GoalCell, read_goal_run, run_to_goal
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.options import StudyOptions, common_options
 from noisescale.studies.stability_map.run import SweepOptions

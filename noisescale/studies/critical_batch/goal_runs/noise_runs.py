@@ -23,7 +23,7 @@ from noisescale.statistics.estimate import (
     undefined,
 )
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
-from noisescale.studies.critical_batch.runs.goal_run import (
+from noisescale.studies.critical_batch.goal_runs.goal_run import (
     GoalCell,
     GoalRun,
     run_to_goal,
