@@ -228,7 +228,7 @@ def inline_svg(figure: Figure, prefix: str, title: str) -> str:
     rest = re.sub(r'\bid="', f'id="{prefix}', rest)
     rest = rest.replace("url(#", f"url(#{prefix}")
     rest = re.sub(r'\bxlink:href="(#?)', lambda match: _reference(match[1], prefix), rest)
-    rest = re.sub(r' xmlns(:\w+)?="[^"]*"', "", rest, count=2)
+    rest = re.sub(r'\bxmlns(:\w+)?="[^"]*"', "", rest, count=2)
     rest = re.sub(r'\b(width|height)="[\d.]+pt"', "", rest, count=2)
     return f'<svg role="img" aria-label="{html.escape(title)}" {rest.strip()}'
 

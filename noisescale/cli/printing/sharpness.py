@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from noisescale.measure.sharpness import Eigenvalue, Sharpness
 
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
+    "split": None,
     "num_examples": None,
     "population_size": None,
+    "matrix": None,
     "loss": None,
+    "gradient_norm": None,
     "eigenvalues": [],
     "trace": None,
     "notes": [],
@@ -37,6 +40,7 @@ UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that fail
     "gradient_noise_interaction": None,
     "phi": [],
     "density": None,
+    "num_matvecs": None,
 }
 
 
