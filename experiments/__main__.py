@@ -3,6 +3,8 @@
 import click
 
 from experiments.batches.batch_cost import batch_cost
+from experiments.batches.bias_variance import bias_variance
+from experiments.batches.sharp_minima import sharp_minima
 from experiments.batches.small_batches import small_batches
 from experiments.benchmarks.durations import duration, timed
 from experiments.noise.adaptive_batch import adaptive_batch
@@ -83,6 +85,8 @@ main.add_command(critical_batch)
 main.add_command(calibration)
 main.add_command(batch_cost)
 main.add_command(small_batches)
+main.add_command(sharp_minima)
+main.add_command(bias_variance)
 main.add_command(catapult)
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ NEAR = 0.1  # of an example's numbers: another torch draws and rounds a little o
 LONGEST = 120  # columns of a one-line repr
 MET_FIRST = {  # what a user meets first has an example
     *("AdaptiveConfig", "CriticalBatchConfig", "CriticalBatchFit", "Estimate", "Examples"),
-    *("NoiseOptions", "NoiseScale", "NoiseScaleMonitor", "Objective", "Problem", "ProblemConfig"),
+    *("NoiseOptions", "NoiseScale", "NoiseScaleMonitor"),
+    *("NormLayerMonitor", "Objective", "Problem", "ProblemConfig"),
     *("RunningNoise", "Sharpness", "SharpnessOptions", "SweepConfig", "TrainConfig"),
     *("batch_sharpness", "best_rate", "branch_critical_batch", "build_problem", "cnn", "evaluate"),
     *("fit_critical_batch", "fit_edge", "fit_learning_rate_laws", "ggn_matvec"),
@@ -135,6 +136,7 @@ def objects(tmp_path):
     yield noisescale.spectral_density(hessian, num_steps=5)
     yield noisescale.keskar_sharpness(noisescale.Objective(problem, dtype=torch.float64))
     yield noisescale.NoiseScaleMonitor(problem.model)
+    yield noisescale.NormLayerMonitor(torch.nn.LayerNorm(3))
     yield noisescale.RunningNoise(memory=1e6)
     yield noisescale.AdaptiveBatchSize(config, problem.model, num_examples=12)
     yield noisescale.evaluate(problem.model, problem.loss, problem.train)

@@ -15,6 +15,8 @@ are best in 95 % of bootstrap draws over seeds.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from noisescale.problems.config import Norm
 from noisescale.problems.sampling import independent_seed
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve
+from noisescale.training.records.folder import SUMMARY, read_json
 from noisescale.training.records.names import run_name
 from noisescale.training.trainer import Training
 
@@ -48,9 +51,17 @@ def course(cell: Cell, training: Training, curve: LossCurve) -> dict[str, Any]:
     return {**identity(cell, training), **next(scores), **next(scores)}
 
 
-def unit(norm: Norm, batch_size: int, exponent: int, seed: int, *, epochs: int) -> Unit:
+def unit(
+    norm: Norm,
+    batch_size: int,
+    exponent: int,
+    seed: int,
+    *,
+    epochs: int,
+    ghost: int | None = None,
+) -> Unit:
     """One run."""
-    problem = replace(PROBLEM, norm=norm)
+    problem = replace(PROBLEM, norm=norm, ghost_size=ghost)
     training = TrainConfig(
         batch_size=batch_size,
         learning_rate=batch_size * 2.0**exponent,
@@ -58,7 +69,8 @@ def unit(norm: Norm, batch_size: int, exponent: int, seed: int, *, epochs: int) 
         seed=seed,
         order_seed=independent_seed("small batches", seed, batch_size),
     )
-    folder = f"{norm}/{run_name(problem, training)}"
+    part = norm if ghost is None else f"ghost{ghost}"
+    folder = f"{part}/{run_name(problem, training)}"
     return Unit(folder=folder, problem=problem, training=training, course=course)
 
 
@@ -75,10 +87,37 @@ def grid(norm: Norm, *, scale: str) -> list[Unit]:
     ]
 
 
+def best_exponent(out: Path, batch_size: int, batch_norm: list[Unit]) -> int:
+    """Of the η̃ at which batch norm has the highest mean accuracy at this batch size."""
+    accuracies: dict[int, list[float]] = {}
+    for unit in batch_norm:
+        if unit.training.batch_size == batch_size:
+            summary = read_json(out / unit.folder / SUMMARY) or {}
+            exponent = round(math.log2(unit.training.learning_rate / batch_size))
+            accuracies.setdefault(exponent, []).append(summary["test_accuracy"])
+    return max(accuracies, key=lambda exponent: statistics.mean(accuracies[exponent]))
+
+
 def units(scale: str, out: Path) -> Iterator[list[Unit]]:
-    """Both grids."""
+    """Both grids, then the ghosts at the best η̃ of batch norm."""
     yield grid("none", scale=scale)
-    yield grid("batch", scale=scale)
+    batch_norm = grid("batch", scale=scale)
+    yield batch_norm
+    settings = SCALES[scale]
+    yield [
+        unit(
+            "ghost",
+            batch_size,
+            best_exponent(out, batch_size, batch_norm),
+            seed,
+            epochs=settings["epochs"],
+            ghost=ghost,
+        )
+        for seed in range(settings["seeds"][2])
+        for batch_size, ghosts in GHOSTS.items()
+        if batch_size in settings["sizes"]
+        for ghost in ghosts
+    ]
 
 
 small_batches = unit_experiment(

@@ -95,7 +95,8 @@ def main(outs: tuple[Path, ...]) -> None:
             }
         )
     table = pd.concat([read_durations(), pd.DataFrame(rows)]).drop_duplicates(KEY, keep="last")
-    head = "".join(line for line in DURATIONS.open() if line.startswith("#"))
+    lines = DURATIONS.read_text().splitlines(keepends=True)
+    head = "".join(line for line in lines if line.startswith("#"))
     text = table.sort_values(KEY).to_csv(index=False, float_format="%.3g")
     write_atomically(DURATIONS, (head + text).encode())
 

@@ -63,7 +63,8 @@ def draw(cell: Cell, generator: np.random.Generator) -> tuple[np.ndarray, np.nda
     def effect(size: float, *levels: int) -> np.ndarray:
         together = np.tensordot(generator.standard_normal((*levels, DIRECTIONS)), loads, 1)
         alone = generator.standard_normal((*levels, *shape))
-        return size * (np.sqrt(cell.shared) * together + np.sqrt(1 - cell.shared) * alone)
+        mixed: np.ndarray = np.sqrt(cell.shared) * together + np.sqrt(1 - cell.shared) * alone
+        return size * mixed
 
     mean = BIAS * generator.standard_normal(shape)
     outcomes = NOISE * generator.standard_normal(shape)
@@ -79,12 +80,14 @@ def simulate(cell: Cell, num_draws: int) -> list[dict[str, Any]]:
     for _ in range(num_draws):
         predictions, outcomes = draw(cell, generator)
         result = bias_variance(predictions, outcomes, expected=np.zeros_like(outcomes))
-        for name, part in result.estimates.items():
+        for name, estimate in result.estimates.items():
             truth = CLASSES * TRUTH[name]
-            found.append((name, part.value - truth, part.stderr, part.low <= truth <= part.high))
+            holds = estimate.low <= truth <= estimate.high
+            found.append((name, estimate.value - truth, estimate.stderr, holds))
     table = pd.DataFrame(found, columns=["part", "error", "stderr", "holds"])
     rows = []
-    for name, part in table.groupby("part", sort=False):
+    for name in TRUTH:
+        part = table[table["part"] == name]
         spread = part["error"].std()
         rows.append(
             {

@@ -6,6 +6,7 @@ import click
 
 from noisescale._version import __version__
 from noisescale.cli.commands.critical_batch import critical_batch
+from noisescale.cli.commands.interpolate import interpolate
 from noisescale.cli.commands.measure_noise import measure_noise
 from noisescale.cli.commands.plot import plot
 from noisescale.cli.commands.recommend import recommend
@@ -34,6 +35,7 @@ def main() -> None:
 main.add_command(train)
 main.add_command(measure_noise)
 main.add_command(sharpness)
+main.add_command(interpolate)
 main.add_command(sweep_lr)
 main.add_command(critical_batch)
 main.add_command(recommend)

@@ -86,12 +86,15 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
             printed("critical-batch", *start, "--out", "branches"),
             printed("critical-batch", *start, *bend, "--out", "bent"),
         ]
+        ends = ("several/bs64/checkpoint.pt", "several/bs128/checkpoint.pt")
+        between = [printed("interpolate", *ends)]
         shutil.copytree(finished_sweep.out, "map")
         shutil.copytree(finished_critical_batch.out, "critical")
     records = {
         "train": train,
         "measure-noise": measured,
         "sharpness": sharp,
+        "interpolate": between,
         "recommend": recommended,
         "sweep-lr": sweep,
         "critical-batch": front,

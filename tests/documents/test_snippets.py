@@ -23,7 +23,7 @@ PAGES = [*GUIDES, *(ROOT / "docs").glob("concepts/*.md"), *(ROOT / "docs").glob(
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCRIPT = 'if __name__ == "__main__":'  # starts processes that import it
 # what a snippet needs that tests do not have: a cluster, a scaler, a logger
-ELSEWHERE = re.compile(r"dask_jobqueue|scaler|accelerator|wandb|writer")
+ELSEWHERE = re.compile(r"dask_jobqueue|scaler|accelerator|TensorBoardLogger")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -43,6 +43,7 @@ def surroundings() -> dict[str, object]:
     sizes = np.repeat([1.0, 8.0, 64.0, 512.0], 2)
     return {
         "model": model,
+        "transformer": nn.Sequential(nn.LayerNorm(20), nn.Linear(20, 3)),  # or any with such layers
         "loss": nn.functional.cross_entropy,
         "loss_per_example": nn.CrossEntropyLoss(reduction="none"),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),

@@ -51,7 +51,7 @@ class Reference:
                 key: Entry(
                     optional="(optional)" in keys,
                     links=tuple(re.findall(r"\(#([\w-]+)\)", content)),
-                    by_name="by name" in content or "by its" in content,
+                    by_name=re.search(r"\bby (name|its|split)\b", content) is not None,
                 )
                 for keys, content in re.findall(r"^\| (.*?`.*?) \| (.*) \|$", body, re.MULTILINE)
                 for key in re.findall(r"`([^`]+)`", keys)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,13 @@ from noisescale.cli.printing.tables import (
 )
 from noisescale.statistics.stability.curves import side_of
 from noisescale.training.config import TrainConfig, stable_sharpness
+from noisescale.training.console import NOTE_STYLE
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Measured
     from noisescale.measure.sharpness import Eigenvalue, Sharpness
 
+PAPER_ITERATIONS = 10  # after which Keskar et al. 2017 stop their search for φ
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
     "split": None,
     "num_examples": None,
@@ -122,7 +123,7 @@ def print_sharpness(reports: list[SharpnessReport], console: Screen | None = Non
         console.print(
             "Not converged: the residual is above its tolerance. Some eigenvalue lies that near "
             "the value, but which one is open: raise --max-matvecs.",
-            style="bold yellow" if sys.stdout.isatty() else None,
+            style=f"bold {NOTE_STYLE}",
         )
 
 
@@ -159,8 +160,9 @@ def _quantities(sharpness: Sharpness) -> list[tuple[str, ...]]:
     for name, estimate in sharpness.estimates.items():
         rows.append((labels[name], *estimate.cells(), ""))
     for phi in sharpness.phi:
-        after = f"after {phi.iterations} iterations"
-        rows.append((phi.label, f"{phi.value:.4g}", "", after, ""))
+        for iterations in sorted({min(PAPER_ITERATIONS, phi.iterations), phi.iterations}):
+            after = f"after {iterations} iterations"
+            rows.append((phi.label, f"{phi.history[iterations]:.4g}", "", after, ""))
     return rows
 
 

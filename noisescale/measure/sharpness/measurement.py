@@ -16,7 +16,7 @@ from noisescale.measure.curvature.batch_sharpness import (
     gradient_noise_interaction,
 )
 from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
-from noisescale.measure.curvature.keskar import KeskarSharpness, keskar_sharpness
+from noisescale.measure.curvature.keskar import KeskarSharpness, Space, keskar_sharpness
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
 from noisescale.measure.curvature.spectrum import (
     SpectralDensity,
@@ -45,10 +45,13 @@ COMPARED = 4  # examples whose gradient's derivative is compared with its differ
 FEWEST_BATCHES = 16  # below which their spread would say little of their mean's error
 MOST_BATCHES = 256  # beyond which small batches, each a pass of its own, take too long
 KESKAR_EPSILONS = (1e-3, 5e-4)  # the two of the paper
-# about, for what they cost: of the density 4 probes of 30 steps; of φ four maximisations of some
-# 15 gradients in float64, each half as long as a product and twice as long as one in float32
+# Of each filter's norm: where φ of a trained network is about what the paper's boxes give, and a
+# few times beyond, where it still is a neighbourhood
+FILTER_EPSILONS = (0.01, 0.05)
+# about, for what they cost: of the density 4 probes of 30 steps; of an iteration of
+# φ 1.5 gradients in float64, each half as long as a product and twice as long as one in float32
 DENSITY_MATVECS = 120
-PHI_MATVECS = 60
+ITERATION_MATVECS = 1.5
 
 
 def measure_sharpness(
@@ -148,7 +151,7 @@ def measure_sharpness(
         _announce(options, tally)
         moments, density = _spectrum(operator, options, tally)
         sharpness = replace(sharpness, moments=moments, density=density)
-        if options.phi:
+        if options.phi or options.filter_normalised:
             sharpness = replace(sharpness, phi=_keskar(problem, params, objective, options, report))
     except KeyboardInterrupt as interrupt:
         note = "stopped by Ctrl-C: what was still to be measured is missing"
@@ -161,7 +164,7 @@ def _announce(options: SharpnessOptions, tally: _Tally) -> None:
     products = {
         "the trace": options.trace * options.trace_matvecs,
         "the density": options.density * DENSITY_MATVECS,
-        "φ": options.phi * PHI_MATVECS,
+        "φ": _phi_searches(options) * options.phi_iterations * ITERATION_MATVECS,
     }
     wanted = [name for name, number in products.items() if number]
     if not (wanted and tally.num_matvecs):
@@ -333,7 +336,7 @@ def _keskar(
     options: SharpnessOptions,
     report: Report,
 ) -> tuple[KeskarSharpness, ...]:
-    """φ in both spaces and for both ε of the paper."""
+    """φ in the spaces that the options want, for two ε each."""
     precise = Objective(
         problem,
         params,
@@ -342,10 +345,31 @@ def _keskar(
         param_filter=options.param_filter,
     )
     results = []
-    for space in ("full", "random"):
-        for epsilon in KESKAR_EPSILONS:
+    for space, epsilons in _phi_boxes(options).items():
+        for epsilon in epsilons:
             report(f"φ, {space} space, ε = {epsilon:g}")
             results.append(
-                keskar_sharpness(precise, space=space, epsilon=epsilon, seed=options.seed)
+                keskar_sharpness(
+                    precise,
+                    space=space,
+                    epsilon=epsilon,
+                    max_iterations=options.phi_iterations,
+                    seed=options.seed,
+                )
             )
     return tuple(results)
+
+
+def _phi_boxes(options: SharpnessOptions) -> dict[Space, tuple[float, ...]]:
+    """The ε of each space that the options want φ in."""
+    boxes: dict[Space, tuple[float, ...]] = {}
+    if options.phi:
+        boxes |= {"full": KESKAR_EPSILONS, "random": KESKAR_EPSILONS}
+    if options.filter_normalised:
+        boxes["filter"] = FILTER_EPSILONS
+    return boxes
+
+
+def _phi_searches(options: SharpnessOptions) -> int:
+    """How many maximisations that makes."""
+    return sum(map(len, _phi_boxes(options).values()))

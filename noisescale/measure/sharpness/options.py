@@ -29,6 +29,9 @@ class SharpnessOptions(Settings):
         trace_matvecs: products for the trace.
         density: whether to measure the spectral density.
         phi: whether to measure Keskar's φ: in both spaces, for both ε of the paper.
+        filter_normalised: whether to measure φ in a box by filters, which rescaling ReLU layers
+            does not change, see `keskar_sharpness`: at ε = .01 and .05 of each filter's norm.
+        phi_iterations: of L-BFGS-B, for both; 10 as in the paper, which often has not converged.
         batch_size: of batch sharpness and gradient–noise interaction; None: neither.
         num_batches: for batch sharpness; None: 16 to 256, about 8,192 examples in all where that
             lies between.
@@ -59,6 +62,8 @@ class SharpnessOptions(Settings):
     trace_matvecs: int = 30
     density: bool = False
     phi: bool = False
+    filter_normalised: bool = False
+    phi_iterations: int = 10
     batch_size: int | None = None
     num_batches: int | None = None
     interaction_batches: int = 16

@@ -65,7 +65,7 @@ class Sharpness(Shown):
         eigenvalues: the largest, descending, then the smallest, ascending.
         moments: tr H and |H|_F².
         density: the spectral density.
-        phi: Keskar's φ in both spaces, for both ε of the paper.
+        phi: Keskar's φ in both spaces, for both ε of the paper, and by filters for two.
         batch_size: of the two quantities below.
         batch_sharpness: E_B[g_Bᵀ H_B g_B / |g_B|²].
         gradient_noise_interaction: E_B[g_Bᵀ H g_B]/|G|².

@@ -321,7 +321,8 @@ def outcomes_of(targets: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
                 f"classes from {targets.min()} to {targets.max()}: there are predictions of "
                 f"{num_classes} classes; give 0 to {num_classes - 1}"
             )
-        return np.eye(num_classes)[targets]
+        one_hot: np.ndarray = np.eye(num_classes)[targets]
+        return one_hot
     if targets.shape == (num_examples, num_classes):
         return targets.astype(np.float64)
     raise SettingError(
@@ -370,10 +371,10 @@ class Parts:
         """The parts of p − y and, where that is known, of p − E y: both [*factors, N, C]."""
 
         def mean_without(axis: int, level: int) -> np.ndarray:
-            fewer = [None if each is None else np.delete(each, level, axis) for each in arrays]
-            return _parts_by_example(*fewer).mean(0)
+            fewer = None if biases is None else np.delete(biases, level, axis)
+            mean: np.ndarray = _parts_by_example(np.delete(errors, level, axis), fewer).mean(0)
+            return mean
 
-        arrays = errors, biases
         without = tuple(
             np.array([mean_without(axis, level) for level in range(levels)])
             for axis, levels in enumerate(errors.shape[:-2])
