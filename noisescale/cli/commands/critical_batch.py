@@ -348,9 +348,10 @@ def _config(
     if options["problem"] is not None:
         problem = factory_config(options["problem"])
     else:
+        chosen_data, notes = choose_dataset(options, console)
+        options |= chosen_data
         if options["width"] is None and options["model"] == "mlp":
             options["width"] = DEFAULT_WIDTH
-        options["dataset"], notes = choose_dataset(options, console)
         problem = fill(ProblemConfig, options)
     config = CriticalBatchConfig(
         problem=problem,

@@ -191,7 +191,8 @@ def train(ctx: click.Context, /, **options: Any) -> None:
         preset = PRESETS.get(options["preset"], {})
         options |= {name: value for name, value in preset.items() if name not in given}
         if options["problem"] is None:
-            options["dataset"], notes = choose_dataset(options, console)
+            chosen_data, notes = choose_dataset(options, console)
+            options |= chosen_data
         else:
             refuse_beside_problem(ctx, given, "preset")
         cases = _cases(options)
