@@ -169,7 +169,7 @@ def test_minima_are_measured_at_each_stop_and_the_line_meets_its_ends(tmp_path, 
         assert states["loss"]["train_loss"] <= 1.0
         assert states["loss"]["phi_0.001_2"] >= states["loss"]["phi_0.001_1"] > 0
         ends.append((path, states))
-    course = partial(sharp_minima.interpolate, case="sgd", ends=tuple(path for path, _ in ends))
+    course = partial(sharp_minima.draw_line, case="sgd", ends=tuple(path for path, _ in ends))
     rows = carried_out(course, tmp_path / "line")["rows"]
     assert len(rows) == 3 * 5
     for row in rows:
