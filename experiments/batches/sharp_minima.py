@@ -15,9 +15,9 @@ updates, of a seed that is not used again.
 Primary statistics, paired by seed, with 95 % intervals of Student's t: log of the ratio of λ_max,
 of the trace, of φ (ε = 1e-3, 50 iterations) and of φ by filters, large batch over small, and the
 difference of the test accuracies, for each case and each stop; Holm over all cases and stops of a
-quantity. The headline is λ_max and test accuracy of SGD at one rate, cross-entropy, at equal updates, and the
-same at equal loss. Of the line: the barrier of the test loss, the largest excess over the chord
-between the two ends, α in [0, 1].
+quantity. The headline is λ_max and test accuracy of SGD at one rate, cross-entropy, at equal
+updates, and the same at equal loss. Of the line: the barrier of the test loss, the largest excess
+over the chord between the two ends, α in [0, 1].
 """
 
 from __future__ import annotations
