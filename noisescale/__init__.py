@@ -5,9 +5,9 @@ more, with an example.
 
 A model to measure
     Problem, Examples: a model, its loss per example, and data.
-    ProblemConfig, build_problem, load_splits, mlp, cnn: ready-made ones
-        on MNIST and digits. GhostBatchNorm: batch norm over parts of a
-        batch.
+    ProblemConfig, build_problem, load_splits, mlp, cnn, gpt: ready-made
+        ones on MNIST, digits and texts. GhostBatchNorm: batch norm over
+        parts of a batch.
     Weighting: what examples count for, as of a mean over a batch's tokens.
     load_weights: weights of a file into a model.
     noisy_quadratic, linear_regression: problems whose answers are known
@@ -16,12 +16,14 @@ A model to measure
 Gradient noise at one point: |G|², tr Σ, B_simple and B_noise
     measure_noise, NoiseOptions -> NoiseScale.
     gradient_moments -> GradientMoments, noise_scale: its two halves.
+    preconditioner_of: an optimizer's P, for the noise in its geometry.
     gradient_rule, Outer: per-example gradients of a layer of one's own.
 
 Gradient noise along a training loop of one's own
     NoiseScaleMonitor -> GradientNoise; RunningNoise and two_batch are
         what it is made of.
     NormLayerMonitor: from norm layers alone, where nothing is accumulated.
+    norm_test -> NormTest: what a batch size makes of a noise scale.
     AdaptiveBatchSize: a batch size that follows the noise.
 
 Which batch size

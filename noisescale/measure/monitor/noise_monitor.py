@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed as dist, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from noisescale.errors import MeasurementError, SettingError, check_count, is_real
@@ -60,6 +61,9 @@ class NoiseScaleMonitor:
         monitor.update()  # takes the last micro-batch's scale
         scaler.step(optimizer)
 
+    With tensor parallelism (DTensor) over all processes, give the model itself, and as num_examples
+    those that all processes see.
+
     With Accelerate, accelerator.scaler being None but for fp16:
 
         accelerator.backward(loss)  # inside `with accelerator.accumulate(model)`
@@ -86,8 +90,8 @@ class NoiseScaleMonitor:
     no longer require any do not count.
 
     Args:
-        parameters: a module, or its parameters; whole tensors, not shards of them. Those that
-            require no gradient yet count from when they do.
+        parameters: a module, or its parameters. Those that require no gradient yet count from when
+            they do.
         reduction: what `.grad` is once an update's micro-batches are in. "mean": the mean of the
             micro-batches' mean gradients, equally weighted, as where each mean loss is divided by
             their number. "sum": the mean over examples, as where each summed loss is divided by the
@@ -108,8 +112,8 @@ class NoiseScaleMonitor:
 
     Raises:
         SettingError: a DistributedDataParallel model, no parameter that requires a gradient,
-            sharded parameters, another reduction or memory than these, or groups that overlap,
-            match nothing, or are asked for of parameters without a module.
+            another reduction or memory than these, or groups that overlap, match nothing, or are
+            asked for of parameters without a module.
 
     Examples:
         >>> import torch
@@ -155,6 +159,7 @@ class NoiseScaleMonitor:
         self.reduction = reduction
         self.num_skipped = 0
         self.unmeasured: str | None = None
+        self._model = parameters if isinstance(parameters, nn.Module) else None
         self._watched = watched
         self._gradients = Gradients(watched)
         self._averages = Averages(memory=memory, groups=watched.names if groups else [])
@@ -223,6 +228,7 @@ class NoiseScaleMonitor:
         if self._parts:
             self._look_for_a_break()
         if not self._parts and self._processes is None:
+            self._check_spread()
             self._first = self._gradients.squared_norms()
         self._parts.append(MicroBatch(num_examples, float(weight), float(scale), alike))
         self._gradients.remember(scaled=scale != 1)
@@ -306,8 +312,8 @@ class NoiseScaleMonitor:
                 the gradient must not have been changed since, as by clipping.
             divided_by: the sum of weights that losses were divided by, as the usual number of
                 micro-batches in an update that has fewer, or 1 where mean losses were not divided
-                at all; None: those of this update; with `attach`, all processes must have as many
-                micro-batches then.
+                at all; None: those of this update. With `attach`, all processes must have as many
+                micro-batches where those have no weight.
             last: the squared norm of the gradient, where the caller has it.
 
         Raises:
@@ -326,7 +332,7 @@ class NoiseScaleMonitor:
                 "update() before any micro_batch(): call that after each backward pass"
             )
         _check_positive(scale=scale, divided_by=divided_by)
-        if self._processes is None and rank_and_size()[1] > 1:
+        if self._processes is None and self._gradients.num_processes < rank_and_size()[1]:
             raise SettingError(
                 "several processes: a gradient may be of one of them or reduced over all, which "
                 "only attach(model) can tell"
@@ -340,10 +346,9 @@ class NoiseScaleMonitor:
             scale = parts[-1].scale
         else:
             self._check_scale(scale, parts)
-        undivided = 1.0 if divided_by is None else divided_by / sum(part.weight for part in parts)
         if self._processes is not None:
-            factor = math.nan if is_spoilt else (undivided / scale) ** 2
-            compared = across(self._processes, parts, factor=factor)
+            scale = math.nan if is_spoilt else scale
+            compared = across(self._processes, parts, scale=scale, divided_by=divided_by)
         elif is_spoilt:
             self.num_skipped += 1
             return False
@@ -354,7 +359,12 @@ class NoiseScaleMonitor:
         else:
             assert first is not None, "taken at the first micro-batch"
             last = self._gradients.squared_norms() if last is None else last.reshape(-1)
+            undivided = (
+                1.0 if divided_by is None else divided_by / sum(part.weight for part in parts)
+            )
             squares = torch.stack([first / parts[0].scale ** 2, last / scale**2]) * undivided**2
+            if self._gradients.num_processes > 1:
+                dist.all_reduce(squares)
             compared = nested(squares, parts)
         self._unread.append(compared)
         if compared[0].device.type == "cpu" or len(self._unread) >= UNREAD:
@@ -470,6 +480,26 @@ class NoiseScaleMonitor:
         self._averages.load_state_dict(state)
         self._unread.clear()
         self.num_skipped = state["num_skipped"]
+
+    def _check_spread(self) -> None:
+        """SettingError where gradients are sharded other than over all processes, by DTensor."""
+        sharded = [one for one in self._watched.parameters if isinstance(one, DTensor)]
+        if not sharded:
+            return
+        model, size = self._model, rank_and_size()[1]
+        if model is None or is_sharded(model):
+            raise SettingError(
+                "sharded parameters (DTensor): of a model sharded by fully_shard call "
+                "attach(model); of tensor parallelism give the model itself, "
+                "NoiseScaleMonitor(model), and num_examples of the batch that all processes see"
+            )
+        if any(parameter.device_mesh.size() != size for parameter in sharded):
+            raise SettingError(
+                f"tensor parallelism over {sharded[0].device_mesh.size()} of {size} processes: "
+                "whether the others' batches are reduced cannot be told; only a model spread over "
+                "all processes is measured"
+            )
+        self._gradients.num_processes = size
 
     def _look_for_a_break(self) -> None:
         """Forgets the micro-batches so far where their update was not brought to its end."""

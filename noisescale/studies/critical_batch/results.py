@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from noisescale.errors import RunFolderError, SettingError
+from noisescale.problems.config import ProblemConfig
 from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
@@ -243,13 +244,17 @@ def write_results(
     )
     num_runs = len(table.groupby(["batch_size", "learning_rate", "seed"]))
     cost = f"Cost: {num_runs} runs."
-    advice = result.advice and replace(result.advice, cost=cost)
+    units = None
+    if isinstance(config.problem, ProblemConfig):  # one's own may be gone when results are shown
+        units = config.problem.units_per_example
+    advice = result.advice and replace(result.advice, cost=cost, units_per_example=units)
     result = replace(result, notes=notes, advice=advice)
     summary = {
         **config.identity(),
         "goals": list(outcome.goals),
         "batch_sizes": sorted(table["batch_size"].unique().tolist()),
         "num_seeds": int(table["seed"].nunique()),
+        **({} if units is None else {"units_per_example": units}),
         "factor": config.factor,
         "start": jsonable(outcome.start),
         "num_runs": num_runs,

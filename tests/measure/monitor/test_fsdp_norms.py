@@ -1,5 +1,6 @@
 """The monitor on FSDP2: gloo processes against gradients in closed form."""
 
+import copy
 import json
 
 import numpy as np
@@ -8,6 +9,11 @@ import torch
 from torch import distributed as dist, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.distributed import process_group
@@ -186,6 +192,55 @@ def refusals():
     model.set_custom_reduce_scatter(OwnReduceScatter())
     with pytest.raises(SettingError, match="reduces by OwnReduceScatter already: give attach"):
         NoiseScaleMonitor(model).attach(model)
+
+
+def as_tensor_parallel_rank(rank, port, path):
+    """Layers sharded by columns and by rows, one replicated, and one that is a plain tensor."""
+    be_rank(rank, port=port, size=2)
+    with process_group(device="cpu"):
+        mesh = init_device_mesh("cpu", (2,))
+        model = nn.Sequential(Chain(), nn.Linear(1, 1, dtype=torch.float64))
+        nn.init.ones_(model[1].weight)
+        nn.init.zeros_(model[1].bias)
+        model[1].requires_grad_(False)
+        chain = model[0]
+        chain.first = nn.Linear(3, 4, bias=False, dtype=torch.float64)
+        chain.second = nn.Linear(4, 5, bias=False, dtype=torch.float64)
+        chain.third = nn.Linear(5, 1, bias=False, dtype=torch.float64)
+        plain = copy.deepcopy(chain)
+        plan = {"first": ColwiseParallel(), "second": RowwiseParallel()}
+        parallelize_module(chain, mesh, plan)
+        x = inputs(6)
+        found = []
+        for one in (plain, chain):
+            monitor = NoiseScaleMonitor(one)
+            sums = []
+            for part in x.split(2):
+                (0.5 * one(part).square().mean() / 3).backward()
+                if one is plain:
+                    sums.append(sum(float(p.grad.square().sum()) for p in one.parameters()))
+                else:
+                    monitor.micro_batch(2)
+            if one is plain:
+                found.append(two_batch(9 * sums[0], 2, sums[-1], 6))
+            else:
+                assert monitor.update()
+                found.append(values_of(monitor))
+        with pytest.raises(SettingError, match="tensor parallelism give the model itself"):
+            NoiseScaleMonitor(chain.parameters()).micro_batch(2)
+        sharded = Chain()
+        fully_shard(sharded)
+        sharded(x).mean().backward()
+        with pytest.raises(SettingError, match="call attach"):
+            NoiseScaleMonitor(sharded).micro_batch(2)
+    (path / f"{rank}.json").write_text(json.dumps(found))
+
+
+def test_a_tensor_parallel_model_counts_each_element_once(tmp_path):
+    multiprocessing.spawn(as_tensor_parallel_rank, (free_port(), tmp_path), nprocs=2)
+    for rank in range(2):
+        plain, parallel = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert parallel == pytest.approx(plain, rel=1e-9)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
