@@ -6,7 +6,7 @@ from experiments.batches.batch_cost import batch_cost
 from experiments.batches.bias_variance import bias_variance
 from experiments.batches.sharp_minima import sharp_minima
 from experiments.batches.small_batches import small_batches
-from experiments.benchmarks.durations import duration, timed
+from experiments.durations import duration, timed
 from experiments.noise.adaptive_batch import adaptive_batch
 from experiments.noise.calibration import calibration
 from experiments.noise.critical_batch import critical_batch
@@ -43,12 +43,14 @@ def show_list(ctx: click.Context, option: click.Parameter, wanted: bool) -> None
 def _line(command: click.Command) -> str:
     # imported here, since processes that compute runs import this module and draw nothing
     from analysis.__main__ import tables_of
-    from paper_figures.__main__ import figures_of
+    from paper_figures.__main__ import PENDING, figures_of
 
     name = str(command.name)
     scales = next(option.type for option in command.params if option.name == "scale")
     assert isinstance(scales, click.Choice)
     times = ", ".join(f"{duration(name, scale)} ({scale})" for scale in scales.choices)
+    if name in PENDING:
+        return f"{command.get_short_help_str(limit=200)} Takes {times}. No tables or figures yet."
     figures = ", ".join(figures_of(name)) or "none"
     return (
         f"{command.get_short_help_str(limit=200)} Takes {times}. Tables: {tables_of(name)}. "
