@@ -8,13 +8,18 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted(
+    [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples" / "monitor").glob("*.py")]
+)
+NEEDS = {"accelerated": "accelerate", "hugging_face": "transformers", "in_lightning": "lightning"}
 
 
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(script, tmp_path):
+    if script.stem in NEEDS:
+        pytest.importorskip(NEEDS[script.stem])
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, script], cwd=tmp_path, env=surroundings, capture_output=True, text=True
