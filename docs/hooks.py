@@ -1,7 +1,9 @@
-"""What the site shows of the rest of the repository: figures, tables, results, CONTRIBUTING.md."""
+"""What the site shows of the rest of the repository: figures, tables, results, notebooks."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,4 +26,31 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
             files.append(File.generated(config, name, abs_src_path=str(path)))
     contributing = ROOT / "CONTRIBUTING.md"
     files.append(File.generated(config, "contributing.md", content=contributing.read_text()))
+    for path in sorted((ROOT / "examples" / "notebooks").glob("*.ipynb")):
+        page = notebook_page(json.loads(path.read_text()))
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
     return files
+
+
+def notebook_page(notebook: dict[str, Any]) -> str:
+    """A notebook as a page: its words, its code, and what that gave."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(re.sub(r"\((\w+)\.ipynb\)", r"(\1.md)", source))  # links between them
+            continue
+        parts.append(f"```python\n{source}\n```")
+        parts += [_output(output) for output in cell["outputs"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def _output(output: dict[str, Any]) -> str:
+    """The richest form that an output has."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f'<img alt="What the cell draws" src="data:image/png;base64,{data["image/png"]}">'
+    if "text/html" in data:
+        return "".join(line for line in data["text/html"] if line.strip())
+    text = "".join(data.get("text/plain", output.get("text", [])))
+    return f"```text\n{text.rstrip()}\n```"

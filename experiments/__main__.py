@@ -2,11 +2,16 @@
 
 import click
 
-from experiments.adaptive_batch import adaptive_batch
-from experiments.calibration import calibration
-from experiments.critical_batch import critical_batch
+from experiments.batches.batch_cost import batch_cost
+from experiments.batches.bias_variance import bias_variance
+from experiments.batches.sharp_minima import sharp_minima
+from experiments.batches.small_batches import small_batches
 from experiments.durations import duration, timed
-from experiments.noise_growth import noise_growth
+from experiments.noise.adaptive_batch import adaptive_batch
+from experiments.noise.calibration import calibration
+from experiments.noise.critical_batch import critical_batch
+from experiments.noise.noise_growth import noise_growth
+from experiments.stability.catapult import catapult
 from experiments.stability.edge_of_stability import edge_of_stability
 from experiments.stability.stability_map import stability_map
 from experiments.stability.three_cases import three_cases
@@ -29,19 +34,23 @@ def show_list(ctx: click.Context, option: click.Parameter, wanted: bool) -> None
     formatter = ctx.make_formatter()
     formatter.write_dl([(name, _line(command)) for name, command in main.commands.items()])
     click.echo(formatter.getvalue())
-    click.echo("Times on one core; experiments/durations.csv says on which machine and when.")
+    click.echo(
+        "Times on one core; experiments/benchmarks/results/durations.csv has where and when."
+    )
     ctx.exit()
 
 
 def _line(command: click.Command) -> str:
     # imported here, since processes that compute runs import this module and draw nothing
     from analysis.__main__ import tables_of
-    from paper_figures.__main__ import figures_of
+    from paper_figures.__main__ import PENDING, figures_of
 
     name = str(command.name)
     scales = next(option.type for option in command.params if option.name == "scale")
     assert isinstance(scales, click.Choice)
     times = ", ".join(f"{duration(name, scale)} ({scale})" for scale in scales.choices)
+    if name in PENDING:
+        return f"{command.get_short_help_str(limit=200)} Takes {times}. No tables or figures yet."
     figures = ", ".join(figures_of(name)) or "none"
     return (
         f"{command.get_short_help_str(limit=200)} Takes {times}. Tables: {tables_of(name)}. "
@@ -76,6 +85,11 @@ main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)
 main.add_command(calibration)
+main.add_command(batch_cost)
+main.add_command(small_batches)
+main.add_command(sharp_minima)
+main.add_command(bias_variance)
+main.add_command(catapult)
 
 if __name__ == "__main__":
     main(prog_name="python -m experiments")

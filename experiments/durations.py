@@ -1,6 +1,7 @@
 """What the experiments take: timed at every call, listed by `python -m experiments --list`.
 
-`python -m experiments.durations OUT...` takes what was timed in these folders into durations.csv.
+`python -m experiments.durations OUT...` takes what was timed in these folders into
+results/durations.csv.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pandas as pd
 from noisescale.training.records.environment import device_name
 from noisescale.training.records.folder import read_json, write_atomically, write_json
 
-DURATIONS = Path(__file__).with_name("durations.csv")
+DURATIONS = Path(__file__).parent / "benchmarks" / "results" / "durations.csv"
 KEY = ["experiment", "scale"]
 TIME = "time.json"  # in the folder of an experiment's runs
 
@@ -78,7 +79,7 @@ def duration(name: str, scale: str) -> str:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("outs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 def main(outs: tuple[Path, ...]) -> None:
-    """Take what was timed in the folders OUTS of experiments into experiments/durations.csv."""
+    """Take what was timed in the folders OUTS of experiments into durations.csv."""
     rows = []
     for out in outs:
         record = read_json(out / TIME)
@@ -94,7 +95,8 @@ def main(outs: tuple[Path, ...]) -> None:
             }
         )
     table = pd.concat([read_durations(), pd.DataFrame(rows)]).drop_duplicates(KEY, keep="last")
-    head = "".join(line for line in DURATIONS.open() if line.startswith("#"))
+    lines = DURATIONS.read_text().splitlines(keepends=True)
+    head = "".join(line for line in lines if line.startswith("#"))
     text = table.sort_values(KEY).to_csv(index=False, float_format="%.3g")
     write_atomically(DURATIONS, (head + text).encode())
 

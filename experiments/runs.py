@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,32 @@ from noisescale import ProblemConfig, RunOptions, TrainConfig, run_training
 from noisescale.cli.options import machine_options
 from noisescale.errors import RunFolderBusyError
 from noisescale.problems.config import resolve_device
-from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.runs.goal_run import GoalCell, run_to_goal
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.local import LocalProcesses, default_processes
+from noisescale.studies.jobs.short_run import LossCurve, short_run
 from noisescale.training.records.folder import record_experiment
 from noisescale.training.records.names import run_name
 from noisescale.training.tracking.noise import NoiseTracking
+from noisescale.training.trainer import Training
 
 Case = tuple[
     str, ProblemConfig, TrainConfig, RunOptions
 ]  # folder name, what it is, how it is carried out
+
+# trains as far as the experiment wants, from a Training at its start, with the loss on 2,000
+# training examples where it looks; gives what is measured, which goes into summary.json
+Course = Callable[[Cell, Training, LossCurve], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A run with measurements of its own: its folder's name, what it is, and its course."""
+
+    folder: str
+    problem: ProblemConfig
+    training: TrainConfig
+    course: Course  # one that another process can be sent
 
 
 def experiment(
@@ -103,6 +120,75 @@ def goal_experiment(
         click.echo(f"python -m analysis {name} {out}")
 
     return command
+
+
+def unit_experiment(
+    name: str,
+    units: Callable[[str, Path], Iterator[list[Unit]]],
+    *,
+    scales: dict[str, str],
+    help: str,
+    one_process: bool = False,
+) -> click.Command:
+    """A command that carries out units in local processes, those not finished yet.
+
+    units: of a scale and the experiment's folder, lists of units; each list is asked for once all
+    of the one before are finished, so that it may depend on them. one_process: carried out in this
+    process, in which a DataLoader's workers start as they do for a user. scales: as of
+    `experiment`.
+    """
+    most = 1 if one_process else None
+
+    @click.command(name, help=help)
+    @_scale_option(scales)
+    @click.option(
+        "--processes",
+        type=click.IntRange(min=1, max=most),
+        help=f"[default: {'1, alone' if one_process else 'one a core'}]",
+    )
+    @_out_option(name)
+    @machine_options
+    def command(
+        scale: str, processes: int | None, out: Path | None, device: str, data_dir: Path | None
+    ) -> None:
+        console = Console(stderr=True, highlight=False)
+        out = (out or Path("runs") / f"{name}-{scale}").absolute()  # for the processes
+        record_experiment(out, command=f"python -m experiments {name} --scale {scale}")
+        device = resolve_device(device)
+        pool = None if one_process else LocalProcesses(processes or default_processes())
+        try:
+            for batch in units(scale, out):
+                tasks = {
+                    unit.folder: partial(
+                        carry_out, unit, out / unit.folder, device=device, data_dir=data_dir
+                    )
+                    for unit in batch
+                }
+                ends = {
+                    folder: task if pool is None else pool.submit(task).result
+                    for folder, task in tasks.items()
+                }
+                for folder, end in ends.items():
+                    end()
+                    console.print(folder)
+        finally:
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
+        click.echo(f"python -m analysis {name} {out}")
+
+    return command
+
+
+def carry_out(unit: Unit, path: Path, *, device: str = "cpu", data_dir: Path | None = None) -> None:
+    """Sees to it that a unit lies finished in its folder, computed there unless it is already."""
+    cell = Cell(
+        path=path,
+        problem=unit.problem,
+        training=unit.training,
+        device=device,
+        data_dir=data_dir,
+    )
+    short_run(cell, partial(unit.course, cell))
 
 
 def _scale_option(scales: dict[str, str]) -> Callable[..., Any]:

@@ -5,8 +5,9 @@ more, with an example.
 
 A model to measure
     Problem, Examples: a model, its loss per example, and data.
-    ProblemConfig, build_problem, load_splits, mlp, cnn: ready-made ones
-        on MNIST and digits.
+    ProblemConfig, build_problem, load_splits, mlp, cnn, gpt: ready-made
+        ones on MNIST, digits and texts. GhostBatchNorm: batch norm over
+        parts of a batch.
     Weighting: what examples count for, as of a mean over a batch's tokens.
     load_weights: weights of a file into a model.
     noisy_quadratic, linear_regression: problems whose answers are known
@@ -15,6 +16,7 @@ A model to measure
 Gradient noise at one point: |G|², tr Σ, B_simple and B_noise
     measure_noise, NoiseOptions -> NoiseScale.
     gradient_moments -> GradientMoments, noise_scale: its two halves.
+    preconditioner_of: an optimizer's P, for the noise in its geometry.
     gradient_rule, Outer: per-example gradients of a layer of one's own.
 
 Gradient noise along a training loop of one's own
@@ -48,12 +50,21 @@ Curvature
     batch_sharpness, gradient_noise_interaction; stable_sharpness: the 2/η
         beside them.
 
+Between two models
+    interpolate -> Interpolation: loss and accuracy along the line, and the
+        barrier.
+
 Which learning rates are stable
     measure_stability, StabilityOptions -> StabilityConstants;
         simulate_threshold: predicted.
     run_sweep, SweepConfig, Horizon, SweepOptions -> SweepResult:
         measured, by many runs.
     fit_edge, seed_threshold, Threshold: from anybody's runs.
+
+What models score
+    bias_variance -> BiasVariance: of models trained on crossed draws of
+        data and seed; out_of_bag -> OutOfBag: of bagged ones.
+    accuracy_estimate: an accuracy with its interval.
 
 Training
     run_training, TrainConfig, AdaptiveConfig, RunOptions, NoiseTracking:
@@ -64,6 +75,10 @@ Training
     read_metrics, read_losses, read_noise, read_noise_layers,
         read_sharpness, read_batch_size, read_cells, read_boundary: the
         tables that runs and sweeps leave.
+
+Results
+    write_report: one page of runs, studies and measurements, with their
+        pictures.
 
 Every number is an Estimate: its value, standard error and 95 % interval;
 print it, format it, or take its float(). Results print a short table;

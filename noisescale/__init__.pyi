@@ -1,6 +1,7 @@
 """The public names of noisescale: this list is the only one, `__init__.py` loads what it names."""
 
 from ._version import __version__ as __version__
+from .cli.artefacts.report import write_report as write_report
 from .errors import NoisescaleError as NoisescaleError
 from .measure.curvature.batch_sharpness import (
     batch_sharpness as batch_sharpness,
@@ -32,6 +33,7 @@ from .measure.monitor.noise_monitor import NoiseScaleMonitor as NoiseScaleMonito
 from .measure.monitor.norm_layers.monitor import NormLayerMonitor as NormLayerMonitor
 from .measure.noise import NoiseOptions as NoiseOptions, measure_noise as measure_noise
 from .measure.objective import Objective as Objective
+from .measure.objective.preconditioner import preconditioner_of as preconditioner_of
 from .measure.sharpness import (
     Sharpness as Sharpness,
     SharpnessOptions as SharpnessOptions,
@@ -45,7 +47,12 @@ from .measure.stability import (
 from .problems.build import build_problem as build_problem
 from .problems.config import ProblemConfig as ProblemConfig
 from .problems.data.splits import load_splits as load_splits
-from .problems.models import cnn as cnn, mlp as mlp
+from .problems.models import (
+    GhostBatchNorm as GhostBatchNorm,
+    cnn as cnn,
+    gpt as gpt,
+    mlp as mlp,
+)
 from .problems.problem import (
     Examples as Examples,
     LossFn as LossFn,
@@ -84,6 +91,12 @@ from .statistics.gradient_noise import (
 )
 from .statistics.running_noise import RunningNoise as RunningNoise, two_batch as two_batch
 from .statistics.sample import Weighting as Weighting
+from .statistics.scores.accuracy import accuracy_estimate as accuracy_estimate
+from .statistics.scores.bias_variance import (
+    BiasVariance as BiasVariance,
+    bias_variance as bias_variance,
+)
+from .statistics.scores.out_of_bag import OutOfBag as OutOfBag, out_of_bag as out_of_bag
 from .statistics.stability.curves import StabilityConstants as StabilityConstants
 from .statistics.stability.edge import (
     Threshold as Threshold,
@@ -98,6 +111,7 @@ from .studies.critical_batch.branches import (
 from .studies.critical_batch.config import CriticalBatchConfig as CriticalBatchConfig
 from .studies.critical_batch.results import CriticalBatchResult as CriticalBatchResult
 from .studies.critical_batch.run import run_critical_batch as run_critical_batch
+from .studies.interpolation import Interpolation as Interpolation, interpolate as interpolate
 from .studies.jobs.options import StudyOptions as StudyOptions
 from .studies.recommend.config import RecommendConfig as RecommendConfig
 from .studies.recommend.results import RecommendResult as RecommendResult

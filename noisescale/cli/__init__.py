@@ -6,9 +6,11 @@ import click
 
 from noisescale._version import __version__
 from noisescale.cli.commands.critical_batch import critical_batch
+from noisescale.cli.commands.interpolate import interpolate
 from noisescale.cli.commands.measure_noise import measure_noise
 from noisescale.cli.commands.plot import plot
 from noisescale.cli.commands.recommend import recommend
+from noisescale.cli.commands.report import report
 from noisescale.cli.commands.sharpness import sharpness
 from noisescale.cli.commands.sweep_lr import sweep_lr
 from noisescale.cli.commands.train import train
@@ -33,7 +35,9 @@ def main() -> None:
 main.add_command(train)
 main.add_command(measure_noise)
 main.add_command(sharpness)
+main.add_command(interpolate)
 main.add_command(sweep_lr)
 main.add_command(critical_batch)
 main.add_command(recommend)
 main.add_command(plot)
+main.add_command(report)

@@ -38,8 +38,9 @@ SUBJECTS = (
             "--problem my_file.py:make_problem --num-examples 5000",
             "--problem my_file.py:make_problem",
         ),
-        "--problem --dataset --pixel-scale --num-train --model --width --depth --norm --loss "
-        "--split --num-examples --population --param --augmentations",
+        "--problem --dataset --text --pixel-scale --num-train --model --width --depth --heads "
+        "--context --tied --norm --ghost-size "
+        "--loss --split --num-examples --population --param --augmentations",
     ),
     Subject(
         "Batch size and learning rate",
@@ -81,17 +82,20 @@ SUBJECTS = (
             "--top 3 --trace --batch-sharpness 32",
             "--noise-examples 8000",
             "--no-predict",
+            "--points 11",
         ),
         "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer "
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
-        "--per-layer --per-class --top --bottom --trace --density --phi --batch-sharpness --ggn "
-        "--noise --predict measure-noise --bs",
+        "--per-layer --per-class --top --bottom --trace --density --phi --filter-normalised "
+        "--points --from-alpha --to-alpha --buffers --phi-iterations --batch-sharpness --ggn "
+        "--noise --predict measure-noise --bs --preconditioner",
     ),
     Subject(
         "How to compute",
         ("--processes 4", "--dtype float64 --seed 1", "--device cpu"),
-        "--engine measure-noise --seed sharpness --seed sharpness --method --rtol --max-matvecs "
-        "--dtype --device --data-dir --executor --processes --scheduler",
+        "--engine measure-noise --seed sharpness --seed interpolate --seed "
+        "sharpness --method --rtol --max-matvecs --dtype --device --data-dir --executor "
+        "--processes --scheduler",
     ),
     Subject(
         "What to leave",
@@ -100,9 +104,10 @@ SUBJECTS = (
             "--out folder --json",
             "--json --plot picture.png",
             "--out pictures --format pdf",
+            "--out report.html",
         ),
-        "--out --force --checkpoint-every --evaluate-every --log-dir --json --plot --format "
-        "--debug --help",
+        "--out --force --checkpoint-every --evaluate-every --log-dir --unit --json --csv --plot "
+        "--format --debug --help",
     ),
 )
 # What other tools call an option of ours; the first of these that a command has is meant
@@ -122,6 +127,10 @@ OTHER_NAMES = {
     "--target": ("--goal",),
     "--hidden": ("--width",),
     "--layers": ("--depth",),
+    "--block-size": ("--context",),
+    "--sequence-length": ("--context",),
+    "--n-head": ("--heads",),
+    "--num-heads": ("--heads",),
     "--num-samples": ("--num-examples", "--num-train"),
     "--subset": ("--num-examples", "--num-train"),
     "--factory": ("--problem",),

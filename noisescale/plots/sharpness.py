@@ -245,7 +245,7 @@ def _plot_phi(axes: Axes, entries: list[dict[str, Any]]) -> None:
         label = f"{_name(entry)}, {phi['space']}, ε = {phi['epsilon']:g}"
         after_start = phi["history"][1:]
         look: Any = {"color": colour, "label": label, "marker": "."}
-        style = "-" if phi["space"] == "full" else ":"
+        style = {"full": "-", "random": ":"}.get(phi["space"], "--")
         axes.plot(range(1, len(after_start) + 1), after_start, linestyle=style, **look)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(whole_steps(integer=True))

@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from noisescale.errors import NoisescaleError, SettingError, is_out_of_memory, own_words
+from noisescale.problems.models import GhostBatchNorm
 from noisescale.problems.problem import (
     Examples,
     LossFn,
@@ -26,7 +28,8 @@ from noisescale.problems.problem import (
 )
 from noisescale.statistics.display import counted, one_line
 
-# examples in a forward pass: activations stay near the cache, and memory is bounded
+# targets in a forward pass: activations stay near the cache, and memory is bounded. Of sequences
+# each has many: 32 of 64 characters take half the time of 2,048
 CHUNK = 2048
 # Classes of a confusion matrix, whose cells are their square: a vocabulary has none
 MOST_CLASSES = 1000
@@ -145,6 +148,113 @@ def evaluate(
     return Evaluation(loss=total.mean(examples.num_examples), confusion=counted)
 
 
+class ExampleScores(NamedTuple):
+    """What a model scores on each of N examples.
+
+    Attributes:
+        losses: (N,), float64, not weighted.
+        correct: (N,), whether the largest output is that of its class; None where the outputs are
+            no classes.
+        counts: (N,), what each counts for in the mean loss; None: all alike.
+    """
+
+    losses: np.ndarray
+    correct: np.ndarray | None
+    counts: np.ndarray | None
+
+    @property
+    def loss(self) -> float:
+        """The mean loss, by the weights where there are some."""
+        return float(np.average(self.losses, weights=self.counts))
+
+
+@torch.no_grad()
+def score_examples(
+    model: nn.Module, loss: LossFn, examples: Source, weights: WeightFn | None = None
+) -> ExampleScores:
+    """The loss of each example by itself, and whether it is classified right; as `evaluate` does.
+
+    Args:
+        model: maps inputs to outputs; its mode is restored afterwards.
+        loss: outputs, targets -> (B,), one loss per example.
+        examples: N of them.
+        weights: targets -> (B,), what each counts for in the mean loss; None: all alike.
+
+    Raises:
+        SettingError: the model, the loss or the weights fail, or give other shapes.
+    """
+    losses, correct, counts = [], [], []
+    with _evaluation_mode(model):
+        for chunk in _chunks(model, examples):
+            outputs, of_chunk = _outputs_and_losses(model, loss, chunk)
+            losses.append(of_chunk.double())
+            if _are_classes(outputs, chunk.targets):
+                correct.append(outputs.argmax(1) == chunk.targets)
+            if weights is not None:
+                values = weights_of(weights, chunk.targets).double()
+                check_weights(values)
+                counts.append(values)
+    return ExampleScores(
+        losses=torch.cat(losses).cpu().numpy(),
+        correct=torch.cat(correct).cpu().numpy() if len(correct) == len(losses) else None,
+        counts=torch.cat(counts).cpu().numpy() if counts else None,
+    )
+
+
+@torch.no_grad()
+def renew_batch_statistics(model: nn.Module, examples: Source) -> None:
+    """Sets the running statistics of batch norms to the means of batches of these examples.
+
+    Of 2,048 at a time, each batch with its share; what else differs in training mode, as dropout,
+    stays as in evaluation mode. Weights that no training has led to have statistics of their own.
+
+    Args:
+        model: changed in place; without batch norm, nothing is done.
+        examples: the training examples.
+    """
+    norms = [
+        module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    if not norms:
+        return
+    settings = [(norm, norm.momentum, getattr(norm, "ghost_size", None)) for norm in norms]
+    seen = 0
+    with _evaluation_mode(model):
+        for norm in norms:
+            norm.train()
+            if isinstance(norm, GhostBatchNorm):
+                norm.ghost_size = CHUNK  # one part
+        for chunk in _chunks(model, examples):
+            if chunk.num_examples < 2:  # which have no variance
+                continue
+            seen += chunk.num_examples
+            for norm in norms:
+                norm.momentum = chunk.num_examples / seen  # the mean over all so far
+            call_model(model, chunk.inputs)
+    for norm, momentum, ghost_size in settings:
+        norm.momentum = momentum
+        if isinstance(norm, GhostBatchNorm):
+            norm.ghost_size = ghost_size
+
+
+def _outputs_and_losses(model: nn.Module, loss: LossFn, chunk: Examples) -> tuple[Any, Tensor]:
+    """What the model makes of some examples, and their losses (B,); SettingError where it fails."""
+    try:
+        outputs = call_model(model, chunk.inputs)
+        losses = loss(outputs, chunk.targets)
+    except NoisescaleError:
+        raise
+    except Exception as error:  # whatever a model or a loss of the user's own raises
+        if is_out_of_memory(error):
+            raise
+        raise SettingError(
+            f"{type(model).__name__} or its loss fails on {chunk.num_examples} examples: "
+            f"{own_words(error)}"
+        ) from error
+    check_losses(losses, chunk.num_examples)
+    return outputs, losses
+
+
 class _Total:
     """The sum of the losses of some examples and of what these count for, chunk by chunk."""
 
@@ -156,19 +266,7 @@ class _Total:
 
     def add(self, model: nn.Module, chunk: Examples) -> Any:
         """Takes in a chunk, whose outputs are returned; SettingError where they cannot be had."""
-        try:
-            outputs = call_model(model, chunk.inputs)
-            losses = self._loss(outputs, chunk.targets)
-        except NoisescaleError:
-            raise
-        except Exception as error:  # whatever a model or a loss of the user's own raises
-            if is_out_of_memory(error):
-                raise
-            raise SettingError(
-                f"{type(model).__name__} or its loss fails on {chunk.num_examples} examples: "
-                f"{own_words(error)}"
-            ) from error
-        check_losses(losses, chunk.num_examples)
+        outputs, losses = _outputs_and_losses(model, self._loss, chunk)
         if self._weights is not None:
             counts = weights_of(self._weights, chunk.targets).to(torch.float64)
             check_weights(counts)
@@ -220,8 +318,12 @@ def _are_classes(outputs: Any, targets: Tree) -> bool:
 def _chunks(model: nn.Module, examples: Source) -> Iterator[Examples]:
     """The examples, some at a time, on the model's device."""
     device = next(model.parameters()).device
-    for start in range(0, examples.num_examples, CHUNK):
-        yield examples.part(slice(start, start + CHUNK)).to(device)
+    size = CHUNK
+    if isinstance(examples, Examples):
+        targets: Tensor = tree_leaves(examples.targets)[0]
+        size = max(1, CHUNK * examples.num_examples // targets.numel())
+    for start in range(0, examples.num_examples, size):
+        yield examples.part(slice(start, start + size)).to(device)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from noisescale.errors import (
     own_words,
 )
 from noisescale.problems.data.stream import Stream
+from noisescale.problems.models import GhostBatchNorm
 from noisescale.problems.problem import (
     Examples,
     Problem,
@@ -372,10 +373,13 @@ class Training:
             )
         num_examples, size = self.examples.num_examples, self.batch_size
         batches = {size, num_examples % size or size}
-        if any(batch % CHUNK == 1 for batch in batches):
+        chunks = {part for batch in batches for part in (min(batch, CHUNK), batch % CHUNK)}
+        ghosts = ghost_sizes(self.model)
+        if any(part == 1 or 1 in {part % ghost for ghost in ghosts} for part in chunks):
+            what = "batch" if not ghosts else f"batch, or a part of ghost size {min(ghosts)},"
             raise SettingError(
                 f"batch size {size} with batch norm: {num_examples} training examples leave a "
-                "batch of one, which has no variance; give another batch size or --num-train, "
+                f"{what} of one, which has no variance; give another batch size or --num-train, "
                 "or --norm layer"
             )
 
@@ -383,6 +387,11 @@ class Training:
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether a part of the model normalises over the batch."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def ghost_sizes(model: nn.Module) -> set[int]:
+    """How many examples the model's ghost batch norms take together, if it has any."""
+    return {module.ghost_size for module in model.modules() if isinstance(module, GhostBatchNorm)}
 
 
 @dataclass(frozen=True)
@@ -402,7 +411,7 @@ class _Share:
         check_losses(losses, self.size)
         if self.counts is None:
             return losses.sum() / self.divisor
-        return (losses * (self.counts / self.divisor).to(losses)).sum()
+        return (losses * (self.counts.to(losses) / self.divisor)).sum()
 
     @property
     def weight(self) -> float | None:

@@ -59,7 +59,7 @@ def test_measure_noise_prints_what_it_has_before_the_hessian(checkpoint, monkeyp
 
 
 def test_sharpness_prints_what_it_has_before_phi(checkpoint, monkeypatch):
-    monkeypatch.setattr("noisescale.measure.sharpness.keskar_sharpness", interrupt)
+    monkeypatch.setattr("noisescale.measure.sharpness.measurement.keskar_sharpness", interrupt)
     arguments = (checkpoint, checkpoint, "--phi", "--trace", "--num-examples", "50")
     result = run("sharpness", *arguments)
     assert result.exit_code == 130
@@ -71,7 +71,7 @@ def test_sharpness_prints_what_it_has_before_phi(checkpoint, monkeypatch):
 
 
 def test_nothing_measured_yet_is_said(checkpoint, monkeypatch):
-    monkeypatch.setattr("noisescale.measure.sharpness.top_eigenpairs", interrupt)
+    monkeypatch.setattr("noisescale.measure.sharpness.measurement.top_eigenpairs", interrupt)
     result = run("sharpness", checkpoint, "--num-examples", "50")
     assert result.exit_code == 130
     assert result.stdout == ""
@@ -82,7 +82,7 @@ def test_nothing_measured_yet_is_said(checkpoint, monkeypatch):
 def test_a_critical_batch_size_without_the_rest_of_its_noise(tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("noisescale.studies.critical_batch.noise_runs.run_to_goal", send_signal)
+        patch.setattr("noisescale.studies.critical_batch.runs.noise_runs.run_to_goal", send_signal)
         result = run(*CRITICAL, "--out", out)
     assert result.exit_code == 130
     assert "B_crit" in result.stdout

@@ -185,3 +185,20 @@ def test_parameters_are_chosen_by_name_or_pattern(trained, command):
     assert result.exit_code == 0, result.output
     (entry,) = json.loads(result.stdout)
     assert any("alone, the others being constants" in note for note in entry["notes"])
+
+
+def test_phi_by_filters_after_10_and_50_iterations(trained):
+    few = ("--num-examples", 50, "--top", 0, "--filter-normalised", "--phi-iterations", 50)
+    result = run("sharpness", trained / "checkpoint.pt", *few)
+    assert result.exit_code == 0, result.output
+    assert [" ".join(line.split()) for line in result.stdout.splitlines() if "φ" in line] != []
+    assert "after 10 iterations" in result.stdout
+    assert "after 50 iterations" in result.stdout
+    (entry,) = json.loads(run("sharpness", trained / "checkpoint.pt", *few, "--json").stdout)
+    assert [(phi["space"], phi["epsilon"]) for phi in entry["phi"]] == [
+        ("filter", 0.01),
+        ("filter", 0.05),
+    ]
+    refused = run("sharpness", trained / "checkpoint.pt", "--phi-iterations", 50)
+    assert refused.exit_code == 2
+    assert "give --phi or --filter-normalised too" in refused.stderr

@@ -9,17 +9,17 @@ from click.testing import CliRunner
 
 from analysis.__main__ import main as analysis
 from analysis.tables import DATA
-from experiments import critical_batch
+from experiments.noise import critical_batch
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.studies.critical_batch.branches import BranchConfig, run_branches
-from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.runs.goal_run import GoalCell, run_to_goal
 from noisescale.studies.jobs.cell import Cell
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import record_experiment
 from noisescale.training.records.names import file_digest
 from noisescale.training.tracking.noise import NoiseTracking
-from paper_figures.critical_batch import figure
+from paper_figures.noise.critical_batch import figure
 from tests.helpers.critical_batch import PROBLEM
 from tests.helpers.executors import Here
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from scipy import stats
 
 from analysis.__main__ import main as analysis
-from analysis.adaptive_batch import (
+from analysis.noise.adaptive_batch import (
     _holm,
     comparison_table,
     control_table,
@@ -16,11 +16,11 @@ from analysis.adaptive_batch import (
     reached_table,
     tuned_table,
 )
-from analysis.noise_growth import equal_loss_table, growth_table
-from experiments import adaptive_batch, noise_growth
+from analysis.noise.noise_growth import equal_loss_table, growth_table
+from experiments.noise import adaptive_batch, noise_growth
 from noisescale.problems.config import ProblemConfig
 from noisescale.statistics.critical_batch.recommendation import recommend
-from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.runs.goal_run import GoalCell, run_to_goal
 from noisescale.studies.jobs.cell import Cell
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import record_experiment

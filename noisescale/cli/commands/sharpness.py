@@ -15,7 +15,7 @@ from noisescale.errors import SettingError
 from noisescale.problems.config import resolve_device
 
 if TYPE_CHECKING:
-    from noisescale.cli.checkpoints import Measured
+    from noisescale.cli.checkpoints import Loaded, Measured
     from noisescale.problems.problem import Problem
 
 
@@ -29,6 +29,7 @@ Examples:
   noisescale sharpness checkpoint.pt --num-examples 5000 --bottom 1 --trace
   noisescale sharpness checkpoint.pt --batch-sharpness 32
   noisescale sharpness checkpoint.pt --density --phi --plot sharpness.png
+  noisescale sharpness checkpoint.pt --filter-normalised --phi-iterations 50
   noisescale sharpness --problem my_file.py:make_problem    the model as it is made
   noisescale sharpness weights.pt --problem my_file.py:make_problem --lr 0.1    against 2/η
 """,
@@ -46,6 +47,19 @@ Examples:
 @click.option("--trace", is_flag=True, help="Trace and squared Frobenius norm, with errors.")
 @click.option("--density", is_flag=True, help="Spectral density, by stochastic Lanczos quadrature.")
 @click.option("--phi", is_flag=True, help="Keskar's φ, full and 100-dim. space, ε = 1e-3 and 5e-4.")
+@click.option(
+    "--filter-normalised",
+    is_flag=True,
+    help="φ in a box by the norms of filters, which rescaling ReLU layers does not change.",
+)
+@click.option(
+    "--phi-iterations",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=10,
+    show_default=True,
+    help="Of the search for φ; beyond 10, which often has not converged, φ after 10 is told too.",
+)
 @click.option(
     "--batch-sharpness",
     "batch_size",
@@ -111,10 +125,17 @@ def sharpness(
     from noisescale.training.config import TrainConfig
     from noisescale.training.trainer import has_batch_norm
 
-    wanted = ("top", "bottom", "trace", "density", "phi", "batch_size")
+    searched = ("phi", "filter_normalised")
+    wanted = ("top", "bottom", "trace", "density", *searched, "batch_size")
     if not any(options[name] for name in wanted):
         raise SettingError(
             "nothing to measure: give --top, --bottom, --trace, --density, --phi or another"
+        )
+    if options["phi_iterations"] != SharpnessOptions.phi_iterations and not any(
+        options[name] for name in searched
+    ):
+        raise SettingError(
+            "--phi-iterations without a search: give --phi or --filter-normalised too"
         )
     dtype = options.pop("dtype")
     chosen = SharpnessOptions(**options, dtype=dtype and getattr(torch, dtype))
@@ -128,7 +149,7 @@ def sharpness(
             f"--lr {learning_rate:g}: {ours.path} says the learning rate it was trained with; "
             "leave --lr out"
         )
-    drawn = ("top", "bottom", "density", "phi", "batch_size")
+    drawn = ("top", "bottom", "density", *searched, "batch_size")
     if plot is not None and len(loaded) == 1 and not any(options[name] for name in drawn):
         raise SettingError(
             "--plot: one checkpoint's trace alone makes no picture; add --top, --bottom, "
@@ -136,7 +157,7 @@ def sharpness(
         )
     previous: tuple[Problem, Sharpness] | None = None
 
-    def measure(problem: Problem, report: Callable[[str], None]) -> Sharpness:
+    def measure(problem: Problem, report: Callable[[str], None], loaded: Loaded) -> Sharpness:
         nonlocal previous
         start = previous[1] if previous is not None and previous[0] is problem else None
         sharpness = measure_sharpness(problem, options=chosen, start=start, report=report)
@@ -147,7 +168,7 @@ def sharpness(
         reports = [
             SharpnessReport(
                 measured=one,
-                in_batches=has_batch_norm(one.problem.model),
+                in_batches=one.problem is not None and has_batch_norm(one.problem.model),
                 learning_rate=learning_rate,
             )
             for one in measured

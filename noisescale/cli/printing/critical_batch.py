@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from noisescale.cli.printing.recommend import print_advice
-from noisescale.cli.printing.tables import NumberTable, or_dash, plain_table, stdout_console
+from noisescale.cli.printing.tables import (
+    NumberTable,
+    Screen,
+    or_dash,
+    plain_table,
+    stdout_console,
+)
 from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import Estimate, estimate_of, written_out as _number
 
@@ -28,9 +34,9 @@ LAWS = {
 MOSTLY = 0.75  # of the steps over which a noise scale should be resolved
 
 
-def print_fits(result: CriticalBatchResult) -> None:
+def print_fits(result: CriticalBatchResult, console: Screen | None = None) -> None:
     """The fit for each goal, what the noise scale predicts, the learning rates, and notes."""
-    console = stdout_console()
+    console = console or stdout_console()
     console.print("(S/S_min − 1)(E/E_min − 1) = 1 fitted to the fastest runs: B_crit = E_min/S_min")
     console.print(_fits(result))
     for assumed in dict.fromkeys(fit.assumes for fit in result.fits.values() if fit.assumes):
@@ -54,7 +60,7 @@ def print_fits(result: CriticalBatchResult) -> None:
         console.print(_laws(laws, result))
     # the study's own, such as what its seeds share, and the fits'
     notes = dict.fromkeys([*(result.summary or {}).get("notes", ()), *result.notes])
-    print_advice(result.advice, tuple(notes))
+    print_advice(result.advice, tuple(notes), console)
 
 
 def _fits(result: CriticalBatchResult) -> NumberTable:
@@ -141,11 +147,11 @@ def _laws(laws: dict[float, list[LearningRateLaw]], result: CriticalBatchResult)
     return table
 
 
-def print_branches(result: BranchResult) -> None:
+def print_branches(result: BranchResult, console: Screen | None = None) -> None:
     """Each batch size's loss after equal examples, and the critical one."""
     from noisescale.statistics.critical_batch.branches import BRANCH_HEADINGS, branch_cells
 
-    console = stdout_console()
+    console = console or stdout_console()
     summary, critical = result.summary, result.critical_batch_size
     console.print(
         f"Branches of {summary['examples']:,} examples from a loss of {summary['start_loss']:.4g}; "

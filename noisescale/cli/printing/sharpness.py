@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from noisescale.cli.printing.tables import (
     NumberTable,
+    Screen,
     add_columns,
     examples_text,
     name_text,
@@ -18,15 +18,20 @@ from noisescale.cli.printing.tables import (
 )
 from noisescale.statistics.stability.curves import side_of
 from noisescale.training.config import TrainConfig, stable_sharpness
+from noisescale.training.console import NOTE_STYLE
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Measured
     from noisescale.measure.sharpness import Eigenvalue, Sharpness
 
+PAPER_ITERATIONS = 10  # after which Keskar et al. 2017 stop their search for φ
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
+    "split": None,
     "num_examples": None,
     "population_size": None,
+    "matrix": None,
     "loss": None,
+    "gradient_norm": None,
     "eigenvalues": [],
     "trace": None,
     "notes": [],
@@ -36,6 +41,7 @@ UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that fail
     "gradient_noise_interaction": None,
     "phi": [],
     "density": None,
+    "num_matvecs": None,
 }
 
 
@@ -88,9 +94,9 @@ class SharpnessReport:
         }
 
 
-def print_sharpness(reports: list[SharpnessReport]) -> None:
+def print_sharpness(reports: list[SharpnessReport], console: Screen | None = None) -> None:
     """A table of all checkpoints' quantities, then a sentence on each λ_max against 2/η."""
-    console = stdout_console()
+    console = console or stdout_console()
     every = [report.measured for report in reports]
     results = [measured.result for measured in every if measured.result is not None]
     matrix = "Gauss–Newton matrix" if results[0].matrix == "ggn" else "Hessian"
@@ -117,7 +123,7 @@ def print_sharpness(reports: list[SharpnessReport]) -> None:
         console.print(
             "Not converged: the residual is above its tolerance. Some eigenvalue lies that near "
             "the value, but which one is open: raise --max-matvecs.",
-            style="bold yellow" if sys.stdout.isatty() else None,
+            style=f"bold {NOTE_STYLE}",
         )
 
 
@@ -154,8 +160,9 @@ def _quantities(sharpness: Sharpness) -> list[tuple[str, ...]]:
     for name, estimate in sharpness.estimates.items():
         rows.append((labels[name], *estimate.cells(), ""))
     for phi in sharpness.phi:
-        after = f"after {phi.iterations} iterations"
-        rows.append((phi.label, f"{phi.value:.4g}", "", after, ""))
+        for iterations in sorted({min(PAPER_ITERATIONS, phi.iterations), phi.iterations}):
+            after = f"after {iterations} iterations"
+            rows.append((phi.label, f"{phi.history[iterations]:.4g}", "", after, ""))
     return rows
 
 

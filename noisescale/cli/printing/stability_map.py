@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from noisescale.cli.printing.recommend import print_advice
-from noisescale.cli.printing.tables import or_dash, plain_table, stdout_console
+from noisescale.cli.printing.tables import Screen, or_dash, plain_table, stdout_console
 from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import jsonable
 
@@ -25,11 +25,11 @@ LESS = ("not monotone", "descent", "Wu", "Gaussian", "seeds", "lower", "upper")
 SYMBOLS = {"sharpness": "λ_max", "concentration": "κ", "largest_example": "β", "trace": "tr H"}
 
 
-def print_sweep(result: SweepResult) -> None:
+def print_sweep(result: SweepResult, console: Screen | None = None) -> None:
     """The measured edge beside the predictions, how well these meet it, and what the cells were."""
     from noisescale.studies.stability_map.results import EDGE_HEADINGS, edge_cells
 
-    console = stdout_console()
+    console = console or stdout_console()
     summary, boundary = result.summary, result.boundary
     curves = [name for name in NAMES if name in boundary]
     table = plain_table(
@@ -75,7 +75,7 @@ def print_sweep(result: SweepResult) -> None:
         console.print(_constants_text(constants))
         for note in constants["notes"]:
             console.print(f"Note: {note}.")
-    print_advice(result.advice)
+    print_advice(result.advice, console=console)
 
 
 def sweep_record(result: SweepResult) -> dict[str, Any]:

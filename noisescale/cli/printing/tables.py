@@ -142,6 +142,14 @@ class NumberTable:
         """Leaves some room below the last row."""
         self._section_ends.add(len(self.rows) - 1)
 
+    def ends_section(self, number: int) -> bool:
+        """Whether there is some room below a row.
+
+        Args:
+            number: of the row, from 0.
+        """
+        return number in self._section_ends
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """What fits the width of the console."""
         width = options.max_width
@@ -199,7 +207,7 @@ class NumberTable:
             )
         for number, row in enumerate(self.rows):
             table.add_row(*(Text(row[index]) for index in shown))
-            if number in self._section_ends:
+            if self.ends_section(number):
                 table.add_section()
         return table
 

@@ -1,4 +1,4 @@
-"""Keskar's φ: how far the loss rises in a small box around a point."""
+"""Keskar's φ: how far the loss rises in a small box around a point, also by filters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.objective import Objective
 from noisescale.statistics.display import counted, one_line
 
-Space = Literal["full", "random"]
+Space = Literal["full", "random", "filter"]
 # Of the loss along its gradient, in units of 1 + loss: a rise this small is rounding in float64,
 # from which L-BFGS-B gets nowhere
 NEGLIGIBLE_RISE = 1e-11
@@ -30,8 +30,8 @@ class KeskarSharpness:
     """Keskar's φ in per cent, and how its search went.
 
     Attributes:
-        space: what was searched, "full" or "random".
-        epsilon: ε, the size of the box.
+        space: what was searched, "full", "random" or "filter".
+        epsilon: ε, the size of the box; of "filter" in units of each filter's own.
         history: φ after each iteration, from the start (index 0) on; still rising at its end: not
             converged.
         evaluations: of the loss with its gradient.
@@ -52,6 +52,8 @@ class KeskarSharpness:
     @property
     def label(self) -> str:
         """What it is called."""
+        if self.space == "filter":
+            return f"φ (%), filter-normalised, ε = {self.epsilon:g}"
         return f"φ (%), {self.space} space, ε = {self.epsilon:g}"
 
     def __repr__(self) -> str:
@@ -92,11 +94,21 @@ def keskar_sharpness(
     point of C. The maximum is found only as far as the iterations take it: `history` shows whether
     φ was still rising.
 
+    That box is not invariant: a ReLU layer times 10 and the next one by 10 are the same function in
+    another box (Dinh et al. 2017, arXiv 1703.04933). In the space "filter" x + Dz is searched over
+    |z_i| ≤ ε, with D_i the root mean square of the weights in the filter that i belongs to, all
+    those that lead into one unit or channel, as Li et al. 2018 (arXiv 1712.09913) normalise
+    directions; a parameter of one dimension, as a bias, is normalised by its own |x_i|. So each
+    filter moves by at most ε of its own norm. This is the filter-wise adaptive sharpness of Kwon et
+    al. 2021 (arXiv 2102.11600, section 3) with p = ∞. Rescaling whole layers changes neither it nor
+    any step of its search, which is in z; rescaling single units of a layer does change it.
+
     Args:
         objective: f and x; in float64, as the search divides differences of nearly equal losses.
         epsilon: ε, the size of the box.
-        space: "full": A = I. "random": A (P, num_directions) has entries ±1/√P of random sign, so
-            unit columns; the paper leaves the distribution open.
+        space: what is searched. "full": A = I. "random": A (P, num_directions) has entries ±1/√P of
+            random sign, so unit columns; the paper leaves the distribution open. "filter": as
+            above.
         num_directions: columns of A in the space "random".
         max_iterations: of L-BFGS-B; 10 as in the paper.
         seed: of A, and of the random start where one is needed.
@@ -125,10 +137,13 @@ def keskar_sharpness(
             "give an epsilon above 0, 1 or more iterations, and one of "
             f"{', '.join(get_args(Space))}"
         )
-    subspace = None if space == "full" else _RandomSubspace(objective.dim, num_directions, seed)
     point = objective.point.cpu()
-    coordinates = point if subspace is None else subspace.coordinates(point)
-    radius = (epsilon * (coordinates.abs() + 1)).numpy()
+    subspace: _RandomSubspace | _Filters | None = None
+    if space == "random":
+        subspace = _RandomSubspace(objective.dim, num_directions, seed)
+    elif space == "filter":
+        subspace = _Filters(filter_scales(objective).cpu())
+    radius = epsilon * (point.abs() + 1 if subspace is None else subspace.reach(point)).numpy()
     objective.check_any_company()
     start_value, start_gradient = objective.value_and_gradient()
     if start_value <= -1:
@@ -195,6 +210,10 @@ class _RandomSubspace:
             total += vector[rows] @ block
         return total
 
+    def reach(self, point: Tensor) -> Tensor:
+        """|A⁺x| + 1, how far the box goes in units of ε: (P,) -> (K,)."""
+        return self.coordinates(point).abs() + 1
+
     def coordinates(self, point: Tensor) -> Tensor:
         """A⁺x = (AᵀA)⁻¹Aᵀx: (P,) -> (K,)."""
         gram = torch.zeros(self.num_directions, self.num_directions, dtype=point.dtype)
@@ -211,3 +230,42 @@ class _RandomSubspace:
             rows = slice(start, start + BLOCK_ROWS)
             bits = np.unpackbits(self._bits[rows], axis=1, count=self.num_directions)
             yield rows, torch.from_numpy(bits).double().mul_(2).sub_(1).mul_(self._scale)
+
+
+class _Filters:
+    """D = diag(scales), by which each parameter is counted in units of its filter's."""
+
+    def __init__(self, scales: Tensor) -> None:
+        self._scales = scales
+
+    def apply(self, step: Tensor) -> Tensor:
+        """Dz: (P,) -> (P,)."""
+        return self._scales * step
+
+    def adjoint(self, vector: Tensor) -> Tensor:
+        """Dy: (P,) -> (P,)."""
+        return self._scales * vector
+
+    def reach(self, point: Tensor) -> Tensor:
+        """One, how far the box goes in units of ε: (P,) -> (P,)."""
+        return torch.ones_like(point)
+
+
+def filter_scales(objective: Objective) -> Tensor:
+    """The root mean square of the weights in each parameter's filter, its own |x_i| without one.
+
+    Args:
+        objective: at the point whose parameters are scaled.
+
+    Returns:
+        (P,). A filter is a slice along the first axis of a parameter of two or more axes: what
+        leads into one unit of a linear layer, or one channel of a convolution.
+    """
+    scales = []
+    for param in objective.unflatten(objective.point).values():
+        if param.ndim < 2:
+            scales.append(param.abs().flatten())
+        else:
+            rows = param.flatten(1)  # (filters, weights in each)
+            scales.append(rows.square().mean(1, keepdim=True).sqrt().expand_as(rows).flatten())
+    return torch.cat(scales)

@@ -20,6 +20,7 @@ from noisescale.statistics.estimate.records import (
     estimate_columns,
     estimate_of,
     estimate_row,
+    from_record,
     jsonable,
 )
 from noisescale.statistics.estimate.value import Estimate
@@ -35,6 +36,7 @@ __all__ = [
     "estimate_row",
     "exact",
     "from_log_samples",
+    "from_record",
     "from_samples",
     "from_stderr",
     "jsonable",

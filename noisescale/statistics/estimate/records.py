@@ -65,3 +65,24 @@ def estimate_of(row: Mapping[Any, Any], name: str, *, num_samples: int = 0) -> E
         float(row.get(column, math.nan)) for column in estimate_columns(name)
     )
     return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=num_samples)
+
+
+def from_record(values: Mapping[str, Any], *, num_samples: int = 0) -> Estimate:
+    """The estimate that `Estimate.to_dict` made a record of.
+
+    Of an interval with a lower end alone the upper one is open.
+
+    Args:
+        values: the four parts by name, None where not finite.
+        num_samples: behind it; 0 where the record does not say.
+
+    Raises:
+        KeyError, TypeError: a part is missing, or no number.
+    """
+    value, stderr, low, high = (
+        math.nan if values[name] is None else float(values[name])
+        for name in ("value", "stderr", "low", "high")
+    )
+    if math.isnan(high) and not math.isnan(low):
+        high = math.inf
+    return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=num_samples)

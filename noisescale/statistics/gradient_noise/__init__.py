@@ -10,6 +10,7 @@ from noisescale.statistics.gradient_noise.norm_test import NormTest, norm_test
 from noisescale.statistics.gradient_noise.result import (
     CURVATURE_NOISE,
     GRADIENT_NOISE,
+    PRECONDITIONED,
     QUANTITIES,
     GradientNoise,
     NoiseScale,
@@ -18,6 +19,7 @@ from noisescale.statistics.gradient_noise.result import (
 __all__ = [
     "CURVATURE_NOISE",
     "GRADIENT_NOISE",
+    "PRECONDITIONED",
     "QUANTITIES",
     "GradientNoise",
     "NoiseScale",

@@ -32,17 +32,17 @@ from noisescale.statistics.critical_batch.branches import (
 )
 from noisescale.statistics.critical_batch.curves.rate_laws import POWERS
 from noisescale.statistics.display import Settings, Shown, Summary
-from noisescale.statistics.estimate import Estimate
+from noisescale.statistics.estimate import Estimate, from_record
 from noisescale.statistics.stability.edge import LEFT
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, BRANCH_SETTINGS, GoalSplit
-from noisescale.studies.critical_batch.goal_run import (
+from noisescale.studies.critical_batch.runs.goal_run import (
     GoalCell,
     GoalRun,
     read_goal_run,
     run_to_goal,
     stored_goal_run,
 )
-from noisescale.studies.critical_batch.start import examples_for
+from noisescale.studies.critical_batch.runs.start import examples_for
 from noisescale.studies.jobs.folder import CELL_FOLDER, changes, claim, closing, ordered
 from noisescale.studies.jobs.local import given_or_local
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
@@ -60,7 +60,7 @@ from noisescale.training.records.folder import (
     write_table,
 )
 from noisescale.training.records.names import digest, file_digest, run_name
-from noisescale.training.records.tables import BRANCHES
+from noisescale.training.records.tables import BRANCHES, MOVE_AWAY
 from noisescale.training.records.weight_files import read_weights
 
 Scaling = Literal["linear", "sqrt", "noise"]
@@ -296,6 +296,31 @@ class BranchResult(Shown):
             notes_at='.summary["notes"]',
             numeric=True,
         )
+
+
+def read_branches(folder: Path) -> BranchResult | None:
+    """The result in a folder of branches, None where they have not finished.
+
+    RunFolderError: a file is damaged.
+    """
+    summary = read_json(folder / BRANCH_RESULT)
+    if summary is None:
+        return None
+    try:
+        table = pd.read_csv(folder / BRANCHES)
+        critical = from_record(summary["critical_batch_size"])
+        by_tolerance = {
+            row["share"]: from_record(row["critical_batch_size"]) for row in summary["by_tolerance"]
+        }
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunFolderError(f"{folder} holds damaged branches ({error}): {MOVE_AWAY}") from error
+    return BranchResult(
+        table=table,
+        critical_batch_size=critical,
+        by_tolerance=by_tolerance,
+        at_base=at_base(critical),
+        summary=summary,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

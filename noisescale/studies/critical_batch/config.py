@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -155,7 +156,7 @@ def _check_batch_sizes(sizes: tuple[int, ...], problem: ProblemConfig | FactoryC
         TrainConfig(batch_size=size)
     if len(sizes) < FEWEST_SIZES:
         raise SettingError(few_sizes(sizes))
-    if isinstance(problem, ProblemConfig) and problem.norm == "batch" and 1 in sizes:
+    if isinstance(problem, ProblemConfig) and problem.couples_examples and 1 in sizes:
         raise SettingError(
             "batch size 1 with batch norm, which has no variance: leave one of them out"
         )
@@ -197,20 +198,10 @@ def firmer_command(
         critical: B_crit as far as it is known; None: the command chooses the sizes.
         num_examples: in the training set.
     """
-    words = ["noisescale critical-batch"]
-    if isinstance(problem, FactoryConfig):
-        words.append(f"--problem {problem.factory}")
-    else:
-        options = {"dataset": problem.dataset} | problem.changed()
-        if problem.model == "mlp":  # of which critical-batch takes a narrower one by itself
-            options.setdefault("width", MLP_WIDTH)
-        words += [_option(name, value) for name, value in options.items()]
-    defaults = TrainConfig().optimizer_settings()
-    words += [
-        _option(name, value)
-        for name, value in training.optimizer_settings().items()
-        if value != defaults[name]
-    ]
+    words = ["noisescale critical-batch", *problem_words(problem)]
+    if isinstance(problem, ProblemConfig) and problem.model == "mlp" and problem.width is None:
+        words.append(f"--width {MLP_WIDTH}")  # critical-batch takes a narrower one by itself
+    words += optimizer_words(training)
     if critical is not None:
         near = sorted(
             default_batch_sizes(num_examples),
@@ -220,5 +211,25 @@ def firmer_command(
     return " ".join(words)
 
 
+def problem_words(problem: ProblemConfig | FactoryConfig) -> list[str]:
+    """The options of a command that name this problem."""
+    if isinstance(problem, FactoryConfig):
+        return [f"--problem {shlex.quote(problem.factory)}"]
+    options = {"dataset": problem.dataset} | problem.changed()
+    options.pop("text_sha256", None)  # read from the file
+    return [_option(name, value) for name, value in options.items()]
+
+
+def optimizer_words(training: TrainConfig) -> list[str]:
+    """The options of a command that name this optimizer, as far as it is not the default one."""
+    defaults = TrainConfig().optimizer_settings()
+    return [
+        _option(name, value)
+        for name, value in training.optimizer_settings().items()
+        if value != defaults[name]
+    ]
+
+
 def _option(name: str, value: object) -> str:
-    return f"--{name.replace('_', '-')} {value}"
+    spelt = f"--{name.replace('_', '-')}"
+    return spelt if value is True else f"{spelt} {shlex.quote(str(value))}"

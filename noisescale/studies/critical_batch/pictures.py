@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from noisescale.plots.critical_batch import branch_figure, critical_figure
-from noisescale.plots.style import image
 from noisescale.problems.config import parse_problem
 from noisescale.statistics.critical_batch.branches import branch_means
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
     fastest_runs,
-    fit_goals,
     fit_laws,
     fits_table,
     laws_table,
 )
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, SETTINGS
-from noisescale.training.records.folder import (
-    read_json,
-    write_atomically,
-)
+from noisescale.studies.critical_batch.fits import remembered_fits
+from noisescale.training.records.folder import read_json
 from noisescale.training.records.names import describe_problem
+from noisescale.training.records.pictures import save_figures
 from noisescale.training.records.tables import BRANCHES, PREDICTED, STEPS_TO_GOAL
 
 
@@ -42,37 +40,39 @@ def draw_pictures(folder: Path, *, out: Path | None = None, format: str = "png")
     Raises:
         RunFolderError: a JSON file in the folder is damaged.
     """
-    paths = []
+    return save_figures(figures(folder), out or folder, format=format)
+
+
+def figures(folder: Path) -> Iterator[tuple[str, Figure]]:
+    """The names and the figures of pareto and branches, as far as there are tables for them."""
     if (folder / STEPS_TO_GOAL).exists():
-        paths.append(draw_front(folder, out=out, format=format))
+        yield "pareto", _front_figure(folder, title=study_title(folder))
     if (folder / BRANCHES).exists() and (summary := read_json(folder / BRANCH_RESULT)) is not None:
         examples, loss = summary["examples"], summary["start_loss"]
         title = f"Branches from a loss of {loss:.3g}, {examples:,} examples each"
         table = pd.read_csv(folder / BRANCHES)
-        figure = branch_figure(table, branch_means(table), summary, title=title)
-        paths.append(_save(figure, out or folder, f"branches.{format}"))
-    return paths
+        yield "branches", branch_figure(table, branch_means(table), summary, title=title)
 
 
-def draw_front(
-    folder: Path, *, title: str | None = None, out: Path | None = None, format: str = "png"
-) -> Path:
-    """The file drawn: Pareto fronts, critical batch sizes and best rates, as in `draw_pictures`.
+def draw_front(folder: Path, *, title: str) -> Path:
+    """The file drawn: pareto.png in the folder of a fit to a table of others, under this title."""
+    (path,) = save_figures([("pareto", _front_figure(folder, title=title))], folder, format="png")
+    return path
 
-    title: None: what was measured, or the folder's name where that is not noted.
-    """
+
+def _front_figure(folder: Path, *, title: str) -> Figure:
+    """Pareto fronts, critical batch sizes and best rates."""
     table = pd.read_csv(folder / STEPS_TO_GOAL)
-    fits, rates = fit_goals(table), best_rates(table)
+    fits, rates = remembered_fits(folder, table, keep=False), best_rates(table)
     has_prediction = (folder / PREDICTED).exists()
-    figure = critical_figure(
+    return critical_figure(
         fastest_runs(table),
         fits_table(fits),
         rates,
         laws_table({goal: fit_laws(rates, goal) for goal in fits}),
         pd.read_csv(folder / PREDICTED) if has_prediction else pd.DataFrame(),
-        title=title or study_title(folder),
+        title=title,
     )
-    return _save(figure, out or folder, f"pareto.{format}")
 
 
 def study_title(folder: Path) -> str:
@@ -82,9 +82,3 @@ def study_title(folder: Path) -> str:
         return folder.absolute().name
     problem = describe_problem(parse_problem(settings["problem"]))
     return f"{problem}, {settings['training']['optimizer']}, {settings['split']} loss"
-
-
-def _save(figure: Figure, folder: Path, name: str) -> Path:
-    path = folder / name
-    write_atomically(path, image(figure, path.suffix.removeprefix(".")))
-    return path

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from noisescale.errors import MeasurementError, RunFolderError
+from noisescale.problems.config import AnyConfig, parse_problem
 from noisescale.statistics.critical_batch.advice import (
     HEADINGS,
     Advice,
@@ -22,6 +25,7 @@ from noisescale.statistics.critical_batch.recommendation import Recommendation, 
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, jsonable
 from noisescale.studies.critical_batch.config import firmer_command
+from noisescale.studies.jobs.cell import count_units
 from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.recommend.config import RecommendConfig
 from noisescale.studies.recommend.look import Look, Plan
@@ -33,7 +37,11 @@ from noisescale.training.records.folder import (
     write_json,
     write_table,
 )
+from noisescale.training.records.names import describe_problem
 from noisescale.training.records.tables import LOSSES, NOISE, read_noise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPORT, PICTURE, TRIED = "report.md", "recommendation.png", "learning_rates.csv"
 ROSE = 1.5  # times its average, from which on B_simple at the end says that it goes on to rise
@@ -207,6 +215,7 @@ def write_results(
     closing: what every summary ends in. title: of the report and the picture.
     """
     advice, found = advise(outcome)
+    advice = replace(advice, units_per_example=count_units(outcome.config.problem))
     noise = pd.DataFrame(read_noise(outcome.run.path))
     if found is not None:
         closing = {
@@ -240,19 +249,61 @@ def write_results(
     write_table(out / LOSSES, outcome.run.losses)
     _write_report(out / REPORT, title, advice, summary["notes"], outcome.tried)
     if pictures:
-        from noisescale.plots.recommendation import recommendation_figure
         from noisescale.plots.style import image
 
-        figure = recommendation_figure(
-            outcome.tried,
-            noise,
-            jsonable(advice.sizes),
-            best=outcome.best.value,
-            title=title,
-        )
+        figure = _figure(outcome.tried, noise, summary, title=title)
         write_atomically(out / PICTURE, image(figure))
     write_json(out / SUMMARY, summary)
     return RecommendResult(advice=advice, summary=summary)
+
+
+def draw_pictures(folder: Path, *, out: Path | None = None, format: str = "png") -> list[Path]:
+    """The file drawn: the picture of a finished recommendation, from the tables in its folder.
+
+    Args:
+        folder: of the recommendation.
+        out: where the picture goes, made where it is missing; None: beside the tables.
+        format: "png", "pdf" or "svg", which also ends the file's name.
+
+    Returns:
+        The path of the picture; none where the folder holds no answer yet.
+
+    Raises:
+        RunFolderError: summary.json is damaged.
+    """
+    from noisescale.training.records.pictures import save_figures  # loads matplotlib
+
+    return save_figures(figures(folder), out or folder, format=format)
+
+
+def figures(folder: Path) -> Iterator[tuple[str, Figure]]:
+    """The name of the picture and the picture; nothing where the folder holds no answer yet."""
+    if (result := read_result(folder)) is None:
+        return
+    tried, noise = pd.read_csv(folder / TRIED), pd.DataFrame(read_noise(folder))
+    title = title_of(parse_problem(result.summary["problem"]))
+    yield Path(PICTURE).stem, _figure(tried, noise, result.summary, title=title)
+
+
+def title_of(problem: AnyConfig) -> str:
+    """The title of the report and the picture."""
+    return f"A batch size for {describe_problem(problem)}"
+
+
+def _figure(
+    tried: pd.DataFrame, noise: pd.DataFrame, summary: dict[str, Any], *, title: str
+) -> Figure:
+    """The rates tried, the noise scale along the run, and the sizes that follow."""
+    from noisescale.plots.recommendation import recommendation_figure  # loads matplotlib
+
+    best = (summary["measurements"]["learning_rate"] or {}).get("value")
+    return recommendation_figure(
+        tried,
+        noise,
+        summary["recommendation"],
+        best=math.nan if best is None else best,
+        title=title,
+    )
 
 
 def _write_report(

@@ -34,6 +34,7 @@ from noisescale.studies.recommend.results import (
     Outcome,
     RecommendResult,
     read_result,
+    title_of,
     write_results,
 )
 from noisescale.studies.recommend.runs import rate_run, tracked_run
@@ -162,7 +163,7 @@ class _Study:
             self.out,
             outcome,
             closing(self.budget.spent, notes, environment(self.options.device)),
-            title=f"A batch size for {config.name}",
+            title=title_of(config.problem),
             pictures=self.options.pictures,
         )
 

@@ -126,8 +126,8 @@ class SweepConfig(Settings):
             raise SettingError(
                 f"batch sizes {', '.join(map(str, self.batch_sizes))}: give each once"
             )
-        norm = self.problem.norm if isinstance(self.problem, ProblemConfig) else None
-        if norm == "batch" and 1 in self.batch_sizes:
+        couples = isinstance(self.problem, ProblemConfig) and self.problem.couples_examples
+        if couples and 1 in self.batch_sizes:
             raise SettingError(
                 "batch size 1 with batch norm, which has no variance: leave one of them out"
             )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from noisescale.plots.stability_map import map_figure
-from noisescale.plots.style import image
 from noisescale.problems.config import ProblemConfig, parse_problem
 from noisescale.studies.stability_map.config import SETTINGS
-from noisescale.training.records.folder import read_json, write_atomically
+from noisescale.training.records.folder import read_json
 from noisescale.training.records.names import describe_problem
+from noisescale.training.records.pictures import save_figures
 from noisescale.training.records.tables import BOUNDARY, CELLS, read_boundary, read_cells
 
 STUDY_WIDTHS = (None, 1024)  # of the three-case study's network; None: the default, which is its
@@ -29,8 +32,13 @@ def draw_pictures(folder: Path, *, out: Path | None = None, format: str = "png")
     Raises:
         RunFolderError: sweep.json is damaged.
     """
+    return save_figures(figures(folder), out or folder, format=format)
+
+
+def figures(folder: Path) -> Iterator[tuple[str, Figure]]:
+    """The name of the map and the map; nothing for a folder without its tables."""
     if not all((folder / name).exists() for name in (CELLS, BOUNDARY)):
-        return []
+        return
     settings = read_json(folder / SETTINGS)
     problem = None if settings is None else parse_problem(settings["problem"])
     minimum = settings is not None and settings["start"] is not None
@@ -41,9 +49,7 @@ def draw_pictures(folder: Path, *, out: Path | None = None, format: str = "png")
         minimum=minimum,
         cases=isinstance(problem, ProblemConfig) and _is_the_study(problem) and not minimum,
     )
-    path = (out or folder) / f"map.{format}"
-    write_atomically(path, image(figure, format))
-    return [path]
+    yield "map", figure
 
 
 def _is_the_study(problem: ProblemConfig) -> bool:

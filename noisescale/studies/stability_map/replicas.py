@@ -189,7 +189,7 @@ def alike(cell: Cell) -> tuple[Any, ...] | None:
     alone = (
         training.optimizer != "sgd"
         or not isinstance(cell.problem, ProblemConfig)
-        or cell.problem.norm == "batch"
+        or cell.problem.couples_examples
         or not isinstance(size, int)
         or size > LARGEST_BATCH
     )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from noisescale.errors import RunFolderError
+from noisescale.problems.config import FactoryConfig, ObjectConfig, ProblemConfig, parse_problem
 from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import estimate_of, jsonable
@@ -18,7 +20,7 @@ from noisescale.studies.critical_batch.config import firmer_command
 from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend.measured import advise_on_map
-from noisescale.studies.stability_map.config import BatchSize, SweepConfig
+from noisescale.studies.stability_map.config import BatchSize, Horizon, SweepConfig
 from noisescale.studies.stability_map.tables import (
     boundary_table,
     cells_table,
@@ -26,13 +28,27 @@ from noisescale.studies.stability_map.tables import (
     in_order,
     scores,
 )
+from noisescale.training.config import TrainConfig
 from noisescale.training.records.environment import environment
-from noisescale.training.records.folder import SUMMARY, may_write, write_json, write_table
-from noisescale.training.records.tables import BOUNDARY, CELLS
+from noisescale.training.records.folder import (
+    SUMMARY,
+    may_write,
+    read_json,
+    write_json,
+    write_table,
+)
+from noisescale.training.records.tables import (
+    BOUNDARY,
+    CELLS,
+    MOVE_AWAY,
+    read_boundary,
+    read_cells,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+HEADING = "A batch size by the loss at the end of the runs:"
 EDGE_HEADINGS = ("batch size", "η_max", "95 % interval", "seeds", "not monotone")
 
 
@@ -102,6 +118,45 @@ class SweepResult(Shown):
         return draw_map(self.cells, self.boundary, minimum=self.config.start is not None, axes=ax)
 
 
+def read_sweep(folder: Path) -> SweepResult | None:
+    """The result in a sweep's folder, None where it has not finished; RunFolderError: damaged."""
+    summary = read_json(folder / SUMMARY)
+    if summary is None:
+        return None
+    try:
+        config = SweepConfig(
+            problem=_of_sweep(summary["problem"]),
+            training=TrainConfig(**summary["training"]),
+            batch_sizes=tuple(summary["batch_sizes"]),
+            lr_min=summary["lr_min"],
+            lr_max=summary["lr_max"],
+            num_lr=None if summary["bisected"] else summary["num_lr"],
+            num_seeds=summary["num_seeds"],
+            horizon=Horizon(**summary["horizon"]),
+            start=summary["start"],
+        )
+        advice = Advice.of_summary(summary, HEADING)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunFolderError(
+            f"{folder / SUMMARY} is no sweep's summary ({error}): {MOVE_AWAY}"
+        ) from error
+    return SweepResult(
+        config=config,
+        cells=read_cells(folder),
+        boundary=read_boundary(folder),
+        summary=summary,
+        advice=advice,
+    )
+
+
+def _of_sweep(stored: dict[str, Any]) -> ProblemConfig | FactoryConfig:
+    """The problem of a sweep, which no object's is."""
+    problem = parse_problem(stored)
+    if isinstance(problem, ObjectConfig):
+        raise TypeError("its problem is an object of Python")
+    return problem
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a sweep has come to.
@@ -151,6 +206,7 @@ def write_results(
         "constants": constants and {**jsonable(constants), "notes": list(constants.notes)},
         "scores": jsonable(prediction_scores),
         "recommendation": jsonable(advice.sizes),
+        "advice": advice.to_dict(),
         **closing(outcome.seconds, options.notes, environment(options.device)),
     }
     result = SweepResult(
@@ -174,7 +230,7 @@ def _advice(config: SweepConfig, cells: pd.DataFrame, outcome: Outcome) -> Advic
     cost = f"Cost: {len(cells)} runs."
     if config.start is not None:
         return Advice(
-            heading="A batch size by the loss at the end of the runs:",
+            heading=HEADING,
             cost=cost,
             reason=(
                 "they start in a minimum, where the loss tells what is stable and nothing of "
@@ -189,4 +245,7 @@ def _advice(config: SweepConfig, cells: pd.DataFrame, outcome: Outcome) -> Advic
         num_examples=outcome.num_examples,
     )
     firmer = firmer_command(config.problem, config.training)
-    return replace(advice, cost=cost, firmer=firmer)
+    units = None
+    if isinstance(config.problem, ProblemConfig):  # one's own may be gone when results are shown
+        units = config.problem.units_per_example
+    return replace(advice, cost=cost, firmer=firmer, units_per_example=units)

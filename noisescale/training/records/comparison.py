@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,6 +19,9 @@ from noisescale.training.records.folder import (
 )
 from noisescale.training.records.names import describe_problem, digest
 from noisescale.training.records.tables import read_losses, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COMPARISON = "comparison.csv"
 # of each run's summary.json, in this order
@@ -69,12 +72,25 @@ def draw_comparison(table: Path, *, out: Path | None = None, format: str = "png"
         RunFolderError: the table is none, or a run is missing or damaged.
     """
     from noisescale.plots.style import image  # matplotlib takes 0.8 s to load
-    from noisescale.plots.training import RunCurves, comparison_figure
 
+    path = (out or table.parent) / f"{table.stem}.{format}"
+    write_atomically(path, image(figure_of(table), format))
+    return path
+
+
+def compared_runs(table: Path) -> list[Path]:
+    """The folders of the runs that a comparison.csv names; RunFolderError where it names none."""
     rows = pd.read_csv(table)
     if "run" not in rows or rows.empty:
         raise RunFolderError(f"{table} names no runs: it takes a column run with their folders")
-    folders = [table.parent / str(run) for run in rows["run"]]
+    return [table.parent / str(run) for run in rows["run"]]
+
+
+def figure_of(table: Path) -> Figure:
+    """The figure that `draw_comparison` draws."""
+    from noisescale.plots.training import RunCurves, comparison_figure  # loads matplotlib
+
+    folders = compared_runs(table)
     configs = [_config(folder) for folder in folders]
     problems = {describe_problem(problem) for problem, _ in configs}
     rates = {training.learning_rate for _, training in configs}
@@ -96,10 +112,7 @@ def draw_comparison(table: Path, *, out: Path | None = None, format: str = "png"
     title = problems.pop() if len(problems) == 1 else "Several problems"
     if len(rates) == 1:
         title += f", learning rate {rates.pop():g}"
-    path = (out or table.parent) / f"{table.stem}.{format}"
-    figure = comparison_figure(runs, title=f"{title}: {len(runs)} runs")
-    write_atomically(path, image(figure, format))
-    return path
+    return comparison_figure(runs, title=f"{title}: {len(runs)} runs")
 
 
 def _config(folder: Path) -> Any:

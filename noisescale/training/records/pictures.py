@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -46,15 +46,19 @@ def draw_pictures(folder: Path, *, out: Path | None = None, format: str = "png")
     Raises:
         RunFolderError: where a table or the summary is damaged.
     """
+    return save_figures(figures(folder), out or folder, format=format)
+
+
+def save_figures(figures: Iterable[tuple[str, Figure]], folder: Path, *, format: str) -> list[Path]:
+    """Writes figures into a folder, each under its name; the paths."""
     paths = []
-    for name, figure in _figures(folder):
-        path = (out or folder) / f"{name}.{format}"
-        write_atomically(path, image(figure, format))
-        paths.append(path)
+    for name, figure in figures:
+        paths.append(folder / f"{name}.{format}")
+        write_atomically(paths[-1], image(figure, format))
     return paths
 
 
-def _figures(folder: Path) -> Iterator[tuple[str, Figure]]:
+def figures(folder: Path) -> Iterator[tuple[str, Figure]]:
     """Each picture's name and the picture, one of `PICTURES` for every table there is."""
     title, diverged = _title_and_divergence(folder)
     if rows := read_metrics(folder):

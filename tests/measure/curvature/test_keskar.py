@@ -1,5 +1,6 @@
 """Keskar's φ against closed forms and dense matrices."""
 
+import copy
 import math
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from torch import nn
 
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.measure.curvature.keskar import _RandomSubspace, keskar_sharpness
+from noisescale.measure.curvature.eigenpairs import top_eigenpairs
+from noisescale.measure.curvature.keskar import _RandomSubspace, filter_scales, keskar_sharpness
+from noisescale.measure.curvature.products import hessian_matvec
 from noisescale.measure.objective import Objective
 from noisescale.problems.problem import Examples, Problem
 from tests.helpers.problems import classification
@@ -97,3 +100,68 @@ def test_phi_needs_float64_and_a_finite_loss():
     )
     with pytest.raises(MeasurementError, match=r"not finite within ε = 0.1"):
         keskar_sharpness(Objective(problem), epsilon=0.1)
+
+
+def relu_network(kind):
+    torch.manual_seed(0)
+    layers = {
+        "linear": [nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3)],
+        "convolution": [
+            *(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)),
+        ],
+    }[kind]
+    model = nn.Sequential(*layers).double()
+    examples = Examples(torch.randn(30, 1, 6, 6).double(), torch.randint(3, (30,)))
+    loss = nn.CrossEntropyLoss(reduction="none")
+    return Problem(model=model, loss=loss, train=examples)
+
+
+def rescaled(problem, factor):
+    """The same function: one ReLU layer times the factor, the next one by it."""
+    model = copy.deepcopy(problem.model)
+    first, second = [layer for layer in model if hasattr(layer, "weight")]
+    with torch.no_grad():
+        first.weight.mul_(factor)
+        first.bias.mul_(factor)
+        second.weight.div_(factor)
+    return Problem(model=model, loss=problem.loss, train=problem.train)
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_by_filters_rescaling_relu_layers_changes_no_step_of_the_search(kind):
+    """Dinh et al. 2017: λ_max and φ in Keskar's box become anything they are wanted to be."""
+    problem = relu_network(kind)
+    steep = rescaled(problem, 0.1)
+    inputs = problem.train.inputs
+    torch.testing.assert_close(problem.model(inputs), steep.model(inputs))
+    found, again = (
+        keskar_sharpness(Objective(each), space="filter", epsilon=0.05) for each in (problem, steep)
+    )
+    assert found.history == pytest.approx(again.history, rel=1e-6)
+    assert found.iterations == 10
+    eigenvalues = [
+        float(top_eigenpairs(hessian_matvec(each)).values[0]) for each in (problem, steep)
+    ]
+    assert eigenvalues[1] > 2 * eigenvalues[0]
+    plain = [keskar_sharpness(Objective(each)).value for each in (problem, steep)]
+    assert plain[1] != pytest.approx(plain[0], rel=0.2)
+
+
+def test_scales_are_root_mean_squares_of_filters_by_a_plain_loop():
+    model = relu_network("convolution").model
+    problem = relu_network("convolution")
+    expected = []
+    for param in model.parameters():
+        for unit in param.detach():
+            own = unit.abs() if unit.ndim == 0 else unit.square().mean().sqrt()
+            expected += [float(own)] * unit.numel()
+    found = filter_scales(Objective(problem))
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_phi_by_filters_of_a_linear_loss_is_at_a_corner():
+    theta, slopes = np.array([3.0, -1.0, 0.0]), np.array([1.0, -2.0, 5.0])
+    found = keskar_sharpness(bowl([0.0] * 3, slopes, theta), space="filter", epsilon=0.01)
+    rise = 0.01 * np.abs(slopes * theta).sum()  # of one dimension: in units of its own
+    assert found.value == pytest.approx(100 * rise / (1 + slopes @ theta), rel=1e-9)
+    assert found.label == "φ (%), filter-normalised, ε = 0.01"

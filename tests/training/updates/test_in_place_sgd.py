@@ -36,6 +36,7 @@ MODELS = {
     "mlp": (lambda: mlp((6,), 3, width=8), (6,)),
     "mlp with layer norm": (lambda: mlp((6,), 3, width=8, norm="layer"), (6,)),
     "mlp with batch norm": (lambda: mlp((6,), 3, width=8, norm="batch"), (6,)),
+    "mlp with ghost norm": (lambda: mlp((6,), 3, width=8, norm="ghost", ghost_size=3), (6,)),
     "cnn": (lambda: cnn((1, 8, 8), 3, width=2), (1, 8, 8)),
     "sequence": (Sequence, (4, 6)),
     "tied": (Tied, (6,)),
@@ -57,8 +58,8 @@ def step(model, mode, optimizer, inputs, targets):
     [
         (name, size)
         for name in MODELS
-        for size in (1, 7)
-        if (name, size) != ("mlp with batch norm", 1)
+        for size in (1, 8)
+        if size > 1 or name not in ("mlp with batch norm", "mlp with ghost norm")
     ],
 )
 def test_parameters_equal_those_of_sgd_on_stored_gradients(name, batch_size, weight_decay):

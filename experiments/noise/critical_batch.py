@@ -37,8 +37,8 @@ from noisescale.studies.critical_batch.branches import (
     run_branches,
 )
 from noisescale.studies.critical_batch.config import DEFAULT_WIDTH, PRESETS
-from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
-from noisescale.studies.critical_batch.start import examples_for
+from noisescale.studies.critical_batch.runs.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.runs.start import examples_for
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.local import LocalProcesses, default_processes
 from noisescale.training.records.checkpoint import load_checkpoint
@@ -115,7 +115,7 @@ def critical_batch(
         _branches(out, goals, range(2 if scale == "full" else 1), options)
     if "quadratic" in wanted:
         config = CriticalBatchConfig(
-            problem=factory_config("experiments.critical_batch:quadratic"),
+            problem=factory_config("experiments.noise.critical_batch:quadratic"),
             batch_sizes=tuple(2**power for power in range(11)),
             goals=(0.9, 0.6, 0.3),
             split="test",

@@ -1,6 +1,6 @@
 """Noise scales along runs at several batch sizes and rates, to calibrate what one run says.
 
-The network of experiments/critical_batch.py, whose B_crit to six losses is measured there: MNIST,
+The network of critical_batch.py beside it, whose B_crit to six losses is measured there: MNIST,
 784–256–256–10, SGD. Rates are multiples, from a thirty-second to twice, of about the best ones to a
 loss of 0.4, since a run that is to be advised about need not be tuned.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.critical_batch import PROBLEM
+from experiments.noise.critical_batch import PROBLEM
 from experiments.runs import goal_experiment
 from noisescale import TrainConfig
 from noisescale.problems.sampling import independent_seed

@@ -1,0 +1,1 @@
+"""Gradient noise along training, and what it says of the batch size."""

@@ -1,0 +1,1 @@
+"""What models score: accuracies with intervals, bias and variance, lines between models."""
