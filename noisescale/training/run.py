@@ -36,7 +36,6 @@ from noisescale.training.records.folder import (
     SUMMARY,
     RunFolder,
     folder_state,
-    nullable,
     read_json,
     read_summary,
     write_json,
@@ -416,7 +415,7 @@ class _Run:
             "steps": training.step,
             "epochs": training.epoch,
             "diverged_at_step": training.diverged_at_step,
-            **{name: _stored(each) for name, each in self.evaluations.items()},
+            **{name: each.stored() for name, each in self.evaluations.items()},
             **({} if schedule is None else schedule.summary(training.step)),
             "seconds": training.seconds,
             "examples_per_second": training.examples_seen / training.seconds,
@@ -428,15 +427,6 @@ class _Run:
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:
     return {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "f1": evaluation.f1}
-
-
-def _stored(evaluation: Evaluation) -> dict[str, Any]:
-    """The scores for strict JSON, each that is None with the reason beside it."""
-    scores = nullable(_scores(evaluation))
-    if evaluation.confusion is None:
-        why = "the outputs are no table (B, C) with a class as target for each example"
-        scores |= {f"{name}_null_because": why for name in ("accuracy", "f1")}
-    return scores
 
 
 def what_is_trained(config: AnyConfig) -> dict[str, Any]:

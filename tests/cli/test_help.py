@@ -40,7 +40,7 @@ def test_the_example_of_a_section_can_be_typed(name):
         assert example, f"{heading!r} has no example"
         context = click.Context(command, info_name=name)
         arguments = [param for param in command.params if isinstance(param, click.Argument)]
-        paths = ["."] if arguments else []
+        paths = ["."] * len(arguments)
         command.parse_args(context, [*shlex.split(example), *paths])
         flags = re.findall(r"--[\w-]+", example)
         assert any(flag in record for flag in flags for record, _ in records), heading

@@ -12,7 +12,7 @@ from noisescale.cli.printing.tables import Screen, plain_table, stdout_console
 from noisescale.errors import MeasurementError, RunFolderError
 
 # what may be left out, the least important first
-LESS = ("ex/s", "test F1", "train acc", "epochs", "train loss", "seconds", "steps")
+LESS = ("ex/s", "test F1", "train acc", "epochs", "train loss", "seconds", "steps", "95 % interval")
 DIVERGED = (
     "A diverged model's outputs are nan, and argmax over nan returns class 0: every prediction is "
     "class 0, and the accuracy is that class's share."
@@ -26,6 +26,10 @@ def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = N
     of_held_out = [
         f"{held_out.replace('validation', 'val')} {score}" for score in ("loss", "acc", "F1")
     ]
+    # runs of earlier versions, and problems without classes, have no interval
+    with_interval = any("accuracy_low" in (run.get(held_out) or {}) for run in summaries)
+    if with_interval:
+        of_held_out.insert(2, "95 % interval")
     scores = ("train loss", "train acc", *of_held_out)
     table = plain_table(
         *("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s"),
@@ -39,7 +43,9 @@ def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = N
             f"{run['steps']:,}",
             f"{run['epochs']:.3g}",
             *(_score(run["train"], name) for name in ("loss", "accuracy")),
-            *(_score(run.get(held_out), name) for name in ("loss", "accuracy", "f1")),
+            *(_score(run.get(held_out), name) for name in ("loss", "accuracy")),
+            *([_interval(run.get(held_out))] if with_interval else []),
+            _score(run.get(held_out), "f1"),
             f"{run['seconds']:.1f}",
             f"{run['examples_per_second']:,.0f}",
         )
@@ -52,6 +58,14 @@ def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = N
             named += f", {num_train:,} training examples"
     console.print(f"{named}, seed {first['seed']}")
     console.print(table)
+    if with_interval:
+        found = [run.get(held_out) or {} for run in summaries]
+        sizes = {each["num_examples"] for each in found if "accuracy_low" in each}
+        count = " or ".join(f"{size:,}" for size in sorted(sizes))
+        console.print(
+            f"Interval of the {held_out} accuracy: Wilson's, of its {count} examples for this "
+            "model; other seeds differ too."
+        )
     diverged = [run for run in summaries if run["diverged_at_step"] is not None]
     for run in diverged:
         console.print(f"B = {run['batch_size']} diverged at step {run['diverged_at_step']:,}.")
@@ -97,3 +111,10 @@ def _score(scores: dict[str, Any] | None, name: str) -> str:
     if scores is None or (scores[name] is None and name != "loss"):
         return "–"
     return "not finite" if scores[name] is None else f"{scores[name]:.4f}"
+
+
+def _interval(scores: dict[str, Any] | None) -> str:
+    """The ends of the accuracy's interval; a dash where there are none."""
+    if scores is None or "accuracy_low" not in scores:
+        return "–"
+    return f"{scores['accuracy_low']:.4f}–{scores['accuracy_high']:.4f}"
