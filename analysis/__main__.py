@@ -4,10 +4,15 @@ from pathlib import Path
 
 import click
 
+from analysis.batches.batch_cost import batch_cost
+from analysis.batches.bias_variance import bias_variance
+from analysis.batches.sharp_minima import sharp_minima
+from analysis.batches.small_batches import small_batches
 from analysis.noise.adaptive_batch import adaptive_batch
 from analysis.noise.calibration import calibration
 from analysis.noise.critical_batch import critical_batch
 from analysis.noise.noise_growth import noise_growth
+from analysis.stability.catapult import catapult
 from analysis.stability.edge_of_stability import edge_of_stability
 from analysis.stability.stability_map import stability_map
 from analysis.stability.three_cases import three_cases
@@ -52,6 +57,11 @@ main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)
 main.add_command(calibration)
+main.add_command(batch_cost)
+main.add_command(small_batches)
+main.add_command(sharp_minima)
+main.add_command(bias_variance)
+main.add_command(catapult)
 
 if __name__ == "__main__":
     main(prog_name="python -m analysis")

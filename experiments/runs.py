@@ -15,7 +15,7 @@ from noisescale import ProblemConfig, RunOptions, TrainConfig, run_training
 from noisescale.cli.options import machine_options
 from noisescale.errors import RunFolderBusyError
 from noisescale.problems.config import resolve_device
-from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.runs.goal_run import GoalCell, run_to_goal
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.local import LocalProcesses, default_processes
 from noisescale.studies.jobs.short_run import LossCurve, short_run

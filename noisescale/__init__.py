@@ -5,9 +5,9 @@ more, with an example.
 
 A model to measure
     Problem, Examples: a model, its loss per example, and data.
-    ProblemConfig, build_problem, load_splits, mlp, cnn: ready-made ones
-        on MNIST and digits. GhostBatchNorm: batch norm over parts of a
-        batch.
+    ProblemConfig, build_problem, load_splits, mlp, cnn, gpt: ready-made
+        ones on MNIST, digits and texts. GhostBatchNorm: batch norm over
+        parts of a batch.
     Weighting: what examples count for, as of a mean over a batch's tokens.
     load_weights: weights of a file into a model.
     noisy_quadratic, linear_regression: problems whose answers are known
@@ -16,12 +16,14 @@ A model to measure
 Gradient noise at one point: |G|², tr Σ, B_simple and B_noise
     measure_noise, NoiseOptions -> NoiseScale.
     gradient_moments -> GradientMoments, noise_scale: its two halves.
+    preconditioner_of: an optimizer's P, for the noise in its geometry.
     gradient_rule, Outer: per-example gradients of a layer of one's own.
 
 Gradient noise along a training loop of one's own
     NoiseScaleMonitor -> GradientNoise; RunningNoise and two_batch are
         what it is made of.
     NormLayerMonitor: from norm layers alone, where nothing is accumulated.
+    norm_test -> NormTest: what a batch size makes of a noise scale.
     AdaptiveBatchSize: a batch size that follows the noise.
 
 Which batch size
@@ -63,6 +65,8 @@ What models score
     bias_variance -> BiasVariance: of models trained on crossed draws of
         data and seed; out_of_bag -> OutOfBag: of bagged ones.
     accuracy_estimate: an accuracy with its interval.
+    choose_rate -> CrossValidation, fold_indices: a rate by k folds and the
+        one-standard-error rule.
 
 Training
     run_training, TrainConfig, AdaptiveConfig, RunOptions, NoiseTracking:

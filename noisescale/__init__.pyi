@@ -33,6 +33,7 @@ from .measure.monitor.noise_monitor import NoiseScaleMonitor as NoiseScaleMonito
 from .measure.monitor.norm_layers.monitor import NormLayerMonitor as NormLayerMonitor
 from .measure.noise import NoiseOptions as NoiseOptions, measure_noise as measure_noise
 from .measure.objective import Objective as Objective
+from .measure.objective.preconditioner import preconditioner_of as preconditioner_of
 from .measure.sharpness import (
     Sharpness as Sharpness,
     SharpnessOptions as SharpnessOptions,
@@ -46,7 +47,12 @@ from .measure.stability import (
 from .problems.build import build_problem as build_problem
 from .problems.config import ProblemConfig as ProblemConfig
 from .problems.data.splits import load_splits as load_splits
-from .problems.models import GhostBatchNorm as GhostBatchNorm, cnn as cnn, mlp as mlp
+from .problems.models import (
+    GhostBatchNorm as GhostBatchNorm,
+    cnn as cnn,
+    gpt as gpt,
+    mlp as mlp,
+)
 from .problems.problem import (
     Examples as Examples,
     LossFn as LossFn,
@@ -79,7 +85,9 @@ from .statistics.estimate import Estimate as Estimate
 from .statistics.gradient_noise import (
     GradientNoise as GradientNoise,
     NoiseScale as NoiseScale,
+    NormTest as NormTest,
     noise_scale as noise_scale,
+    norm_test as norm_test,
 )
 from .statistics.running_noise import RunningNoise as RunningNoise, two_batch as two_batch
 from .statistics.sample import Weighting as Weighting
@@ -87,6 +95,11 @@ from .statistics.scores.accuracy import accuracy_estimate as accuracy_estimate
 from .statistics.scores.bias_variance import (
     BiasVariance as BiasVariance,
     bias_variance as bias_variance,
+)
+from .statistics.scores.cross_validation import (
+    CrossValidation as CrossValidation,
+    choose_rate as choose_rate,
+    fold_indices as fold_indices,
 )
 from .statistics.scores.out_of_bag import OutOfBag as OutOfBag, out_of_bag as out_of_bag
 from .statistics.stability.curves import StabilityConstants as StabilityConstants

@@ -48,7 +48,9 @@ WORKERS = (0, 2)
 WARM_UP = 5  # batches before the clock starts: a loader's workers are up by then
 LEARNING_RATE = 0.1
 FULL_BATCHES = (64, 256, 1024, 4096, 16384, 60_000)
-REPEATS = 3  # timed steps of a full batch in a round
+# timed steps of a full batch in a round, the shortest counting: three, and of small ones
+# as many as use 65,536 examples, 100 at most
+REPEATS, FEWEST_EXAMPLES = 3, 65_536
 SCALES: dict[str, dict[str, Any]] = {
     "quick": {"rounds": 2, "sizes": (64, 4096)},
     "full": {"rounds": 12, "sizes": FULL_BATCHES},
@@ -223,7 +225,8 @@ def time_full_batches(
             took = peak_bytes(work, device=cell.device)  # its first step, from the same parameters
             end = nn.utils.parameters_to_vector(own.model.parameters()).detach()
             updates[way] = (end - start).double()
-            times = [seconds(work) for _ in range(REPEATS)]
+            repeats = max(REPEATS, min(FEWEST_EXAMPLES // size, 100))
+            times = [seconds(work) for _ in range(repeats)]
             rows.append(
                 {
                     "batch_size": size,

@@ -41,7 +41,7 @@ PROBLEM = ProblemConfig(dataset="mnist", num_train=POOL, width=128)
 SIZES = (4, 32, 256)
 GOAL = 0.02  # training loss that every model is trained to
 LOOK = 100  # examples between two looks at it, or a step: a run stops near the goal
-EPOCHS = 300  # at most
+EPOCHS = 150  # at most, for rates at which a model dies
 SAMPLES, INITIALISATIONS, ORDERS = 8, 2, 2
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 FOLDS = 5

@@ -30,7 +30,7 @@ from rich.console import Console
 from scipy.sparse.linalg import eigsh
 from torch import nn
 
-from experiments.benchmarks.resources import peak_bytes, seconds
+from experiments.benchmarks.resources import peak_bytes, seconds, where_and_when
 from noisescale import (
     Objective,
     Problem,
@@ -44,7 +44,6 @@ from noisescale import (
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
 from noisescale.problems.problem import Examples, Params
 from noisescale.problems.sampling import select
-from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -224,7 +223,7 @@ def main(rounds: int, device: str, out: Path | None) -> None:
     examples = select(problem, num_examples=NUM_EXAMPLES).examples.part(slice(None))
     console.print("training one epoch")
     along = checkpoints(problem)
-    result: dict[str, Any] = {"environment": environment(device), "num_examples": NUM_EXAMPLES}
+    result: dict[str, Any] = {**where_and_when(device), "num_examples": NUM_EXAMPLES}
     result["targets"] = TARGETS
     console.print("peak memory")
     result["peak_bytes"] = peak_bytes(partial(ours, problem, along[0], examples), device=device)

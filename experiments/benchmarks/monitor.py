@@ -22,10 +22,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from experiments.benchmarks.resources import seconds
+from experiments.benchmarks.resources import seconds, where_and_when
 from noisescale import NoiseScaleMonitor, ProblemConfig, build_problem
 from noisescale.problems.problem import Problem, as_examples
-from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -150,7 +149,7 @@ def main(device: str, rounds: int, data_dir: Path | None, out: Path | None) -> N
             f"norm by differences {100 * result['looking_differences']:5.2f} %"
         )
     path = out or RESULTS / f"monitor-{device}.json"
-    write_json(path, {"environment": environment(device), "target": TARGET, "results": results})
+    write_json(path, {**where_and_when(device), "target": TARGET, "results": results})
     console.print(str(path))
 
 

@@ -38,11 +38,10 @@ from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from rich.console import Console
 from torch import Tensor, nn
 
-from experiments.benchmarks.resources import peak_bytes, seconds
+from experiments.benchmarks.resources import peak_bytes, seconds, where_and_when
 from noisescale import Problem, ProblemConfig, build_problem, gradient_moments
 from noisescale.problems.problem import Examples
 from noisescale.problems.sampling import select
-from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -321,7 +320,7 @@ def main(
     warnings.simplefilter("ignore")  # the peers' own
     console = Console(stderr=True, highlight=False)
     measured = cases(device, scale=scale, large=large)
-    result: dict[str, Any] = {"environment": environment(device), "targets": TARGETS, "models": {}}
+    result: dict[str, Any] = {**where_and_when(device), "targets": TARGETS, "models": {}}
     whole = measured["mlp"].problem
     console.print("peak memory and seconds for the whole of MNIST")
     result["peak_bytes"] = peak_bytes(partial(gradient_moments, whole), device=device)

@@ -10,6 +10,13 @@ from typing import Any
 
 import torch
 
+from noisescale.training.records.environment import environment
+
+
+def where_and_when(device: str) -> dict[str, Any]:
+    """The environment and the date of a benchmark, which its results begin with."""
+    return {"environment": environment(device), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+
 
 def seconds(work: Callable[[], Any]) -> float:
     """Wall-clock seconds of one call, a GPU's work included."""

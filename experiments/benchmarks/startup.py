@@ -21,7 +21,7 @@ import click
 from rich.console import Console
 from rich.progress import track
 
-from noisescale.training.records.environment import environment
+from experiments.benchmarks.resources import where_and_when
 from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -91,7 +91,7 @@ def main(rounds: int, out: Path) -> None:
             f"{name:18} {results['cpu_seconds'][name]:6.3f} s of CPU, {row['seconds']:.3f} more "
             f"than bare {row['bare']} (target {row['target']:g})"
         )
-    write_json(out, {"environment": environment("cpu"), "results": results})
+    write_json(out, {**where_and_when("cpu"), "results": results})
     console.print(str(out))
 
 

@@ -25,7 +25,7 @@ import click
 import torch
 from rich.console import Console
 
-from experiments.benchmarks.resources import seconds
+from experiments.benchmarks.resources import seconds, where_and_when
 from noisescale import (
     Horizon,
     ProblemConfig,
@@ -39,7 +39,6 @@ from noisescale.problems.build import build_problem
 from noisescale.problems.problem import Problem, as_examples
 from noisescale.studies.jobs.local import LocalProcesses
 from noisescale.studies.stability_map.replicas import ReplicaTraining
-from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_json
 from noisescale.training.trainer import Training
 
@@ -202,7 +201,7 @@ def main(device: str, rounds: int, data_dir: Path | None, out: Path | None) -> N
             f"{row['replicas/ours']:.2f} times ours"
         )
     path = out or RESULTS / f"sweep-{device}.json"
-    write_json(path, {"environment": environment(device), "targets": TARGETS, **results})
+    write_json(path, {**where_and_when(device), "targets": TARGETS, **results})
     console.print(str(path))
 
 

@@ -1,4 +1,4 @@
-"""Steps per second of plain SGD: a notebook's loop, eager SGD on a resident tensor, and ours.
+"""Steps per second: a notebook's loop, an eager loop on a resident tensor, and ours.
 
     python -m experiments.benchmarks.training
 
@@ -9,6 +9,9 @@ Without a stored gradient the update reads and writes the parameters alone: 26.6
 times as many steps where traffic is all there is; what Python, the optimizer and fresh pages cost
 comes on top. At batch size 1024 a step is 11.4 GFLOP of matrix products on either side, and no form
 of the update can matter.
+
+AdamW, on the character GPT, needs the stored gradient: nothing is to be gained, and the loop with
+torch's fused AdamW is the limit.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from experiments.benchmarks.resources import where_and_when
 from noisescale import Problem, ProblemConfig, TrainConfig, build_problem
 from noisescale.problems.data.splits import default_data_dir
 from noisescale.problems.problem import as_examples
-from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import write_json
 from noisescale.training.trainer import Training
 
@@ -41,6 +44,7 @@ STEPS = {
     32: 80,
     1024: 4,
 }  # a round: short, so that the three see the same state of the machine
+ADAMW_STEPS = 10
 TARGETS = {1: 1.6, 32: 1.25, 1024: 1.0}
 
 
@@ -72,42 +76,69 @@ def eager(problem: Problem, batch_size: int) -> Iterator[None]:
             yield
 
 
+def fused_adamw(problem: Problem, batch_size: int) -> Iterator[None]:
+    """The character GPT with torch's fused AdamW, as one would write it."""
+    inputs, targets = as_examples(problem.train)
+    model = copy.deepcopy(problem.model)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
+    )
+    while True:
+        for batch in torch.randperm(len(targets), device=targets.device).split(batch_size):
+            optimizer.zero_grad()
+            logits = model(inputs[batch])
+            F.cross_entropy(logits.flatten(0, 1), targets[batch].flatten()).backward()
+            optimizer.step()
+            yield
+
+
+def ours_adamw(problem: Problem, batch_size: int) -> Iterator[Any]:
+    """`Training` with AdamW."""
+    config = TrainConfig(
+        batch_size=batch_size, learning_rate=LEARNING_RATE, optimizer="adamw", epochs=10**6
+    )
+    return iter(Training(problem, config))
+
+
 def ours(problem: Problem, batch_size: int) -> Iterator[Any]:
     """`Training`: batches, update, and a look at every loss."""
     config = TrainConfig(batch_size=batch_size, learning_rate=LEARNING_RATE, epochs=10**6)
     return iter(Training(problem, config))
 
 
-LOOPS: dict[str, Callable[[Problem, int], Iterator[Any]]] = {
-    "notebook": notebook,
-    "eager": eager,
-    "ours": ours,
-}
+Loops = dict[str, Callable[[Problem, int], Iterator[Any]]]
+LOOPS: Loops = {"notebook": notebook, "eager": eager, "ours": ours}
+ADAMW_LOOPS: Loops = {"fused": fused_adamw, "ours": ours_adamw}
+ADAMW_BATCH_SIZE = 16  # sequences, 1,024 characters: a step of some 40 ms
 
 
-def compare(problem: Problem, batch_size: int, *, rounds: int) -> dict[str, Any]:
+def compare(
+    problem: Problem, batch_size: int, *, rounds: int, loops: Loops = LOOPS
+) -> dict[str, Any]:
     """Median steps per second of each loop over interleaved rounds, and medians of ours/other."""
-    loops = {name: loop(problem, batch_size) for name, loop in LOOPS.items()}
-    speeds: dict[str, list[float]] = {name: [] for name in loops}
+    running = {name: loop(problem, batch_size) for name, loop in loops.items()}
+    steps = STEPS.get(batch_size, ADAMW_STEPS)
+    speeds: dict[str, list[float]] = {name: [] for name in running}
     for counted in track(
         [False, *[True] * rounds], description=f"B = {batch_size}", transient=True
     ):
-        for name, loop in loops.items():
-            speed = _steps_per_second(loop, STEPS[batch_size], problem)
+        for name, loop in running.items():
+            speed = _steps_per_second(loop, steps, problem)
             if counted:
                 speeds[name].append(speed)
     return {
         "batch_size": batch_size,
         "rounds": rounds,
-        "steps_per_round": STEPS[batch_size],
+        "steps_per_round": steps,
         "steps_per_second": {name: statistics.median(values) for name, values in speeds.items()},
         "ratio": {
             name: _quartiles(
                 [mine / other for mine, other in zip(speeds["ours"], speeds[name], strict=True)]
             )
-            for name in ("notebook", "eager")
+            for name in loops
+            if name != "ours"
         },
-        "target": TARGETS[batch_size],
+        "target": TARGETS.get(batch_size, 1.0),
     }
 
 
@@ -153,10 +184,12 @@ def _quartiles(values: list[float]) -> dict[str, float]:
     help="JSON file.  [default: results/training-DEVICE.json]",
 )
 def main(rounds: int, device: str, out: Path | None) -> None:
-    """Compare training loops on MNIST with the study's network."""
+    """Compare training loops: the study's network on MNIST, and the character GPT."""
     problem = build_problem(ProblemConfig(), device=device)
     rows = [compare(problem, batch_size, rounds=rounds) for batch_size in STEPS]
-    result: dict[str, Any] = {"environment": environment(device), "rows": rows}
+    characters = build_problem(ProblemConfig(dataset="shakespeare", model="gpt"), device=device)
+    adamw = compare(characters, ADAMW_BATCH_SIZE, rounds=rounds, loops=ADAMW_LOOPS)
+    result: dict[str, Any] = {**where_and_when(device), "rows": rows, "adamw": adamw}
     if device == "cuda":
         result["epoch_at_batch_size_one"] = epoch_at_batch_size_one(problem)
     write_json(out or RESULTS / f"training-{device}.json", result)
@@ -169,6 +202,12 @@ def main(rounds: int, device: str, out: Path | None) -> None:
         click.echo(
             f"| {row['batch_size']} | {speeds} | {notebook:.2f} | {against} | ≥ {row['target']} |"
         )
+    speeds = " | ".join(f"{speed:,.1f}" for speed in adamw["steps_per_second"].values())
+    against = "{median:.2f} ({low:.2f}–{high:.2f})".format(**adamw["ratio"]["fused"])
+    click.echo(
+        f"AdamW on the character GPT, B = {ADAMW_BATCH_SIZE}, steps/s with a plain loop | ours: "
+        f"{speeds}; ours/plain {against}"
+    )
     if device == "cuda":
         click.echo(f"one epoch at B = 1: {result['epoch_at_batch_size_one']['seconds']:.2f} s")
 

@@ -37,8 +37,8 @@ from noisescale.studies.critical_batch.branches import (
     run_branches,
 )
 from noisescale.studies.critical_batch.config import DEFAULT_WIDTH, PRESETS
-from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
-from noisescale.studies.critical_batch.start import examples_for
+from noisescale.studies.critical_batch.runs.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.runs.start import examples_for
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.local import LocalProcesses, default_processes
 from noisescale.training.records.checkpoint import load_checkpoint

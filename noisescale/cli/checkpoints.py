@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 Result = TypeVar("Result", covariant=True)
+OPTIMIZER_FILE = "optimizer.pt"  # Hugging Face's
 
 
 class Loaded(NamedTuple):
@@ -74,6 +75,32 @@ class Loaded(NamedTuple):
         if self.checkpoint is None or self.checkpoint.problem is None:
             return None
         return describe_problem(self.checkpoint.problem)
+
+    @property
+    def optimizer_state(self) -> Mapping[str, Any] | None:
+        """The state of an adaptive optimizer at these weights; None where there is none.
+
+        A checkpoint's own or, beside anybody's weights, that of an optimizer.pt in their folder, as
+        Hugging Face's Trainer leaves it.
+        """
+        from noisescale.measure.objective.preconditioner import (
+            has_second_moments,
+            read_optimizer_state,
+        )
+
+        state: Mapping[str, Any] | None = None
+        if self.checkpoint is not None:
+            state = self.checkpoint.optimizer
+        elif self.content is not None:
+            folder = self.path if self.path.is_dir() else self.path.parent
+            beside = folder / OPTIMIZER_FILE
+            state = read_optimizer_state(beside) if beside.is_file() else None
+        return state if state is not None and has_second_moments(state) else None
+
+    @property
+    def optimizer_name(self) -> str:
+        """What the optimizer is called, where a checkpoint says so."""
+        return "the optimizer" if self.checkpoint is None else self.checkpoint.training.optimizer
 
     @property
     def title(self) -> str:
@@ -175,7 +202,7 @@ def where_from(config: AnyConfig | None) -> str:
 
 def measure_all(
     loaded: list[Loaded],
-    measure: Callable[[Problem, Callable[[str], None]], Result],
+    measure: Callable[[Problem, Callable[[str], None], Loaded], Result],
     *,
     quiet: bool = False,
     **where: Any,
@@ -184,7 +211,7 @@ def measure_all(
 
     Args:
         loaded: the checkpoints.
-        measure: is given a function to report its activity to.
+        measure: is given a problem, a function to report its activity to, and what was loaded.
         quiet: whether not to show that activity on stderr.
         **where: for `with_problems`.
 
@@ -200,7 +227,7 @@ def measure_all(
             for current, problem in with_problems(loaded, **where):
                 activity.begin(current.title)
                 try:
-                    result = measure(problem, activity.show)
+                    result = measure(problem, activity.show, current)
                     every.append(Measured(current, problem, result))
                 except MeasurementError as error:
                     if len(loaded) == 1:

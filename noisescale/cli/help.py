@@ -38,7 +38,8 @@ SUBJECTS = (
             "--problem my_file.py:make_problem --num-examples 5000",
             "--problem my_file.py:make_problem",
         ),
-        "--problem --dataset --pixel-scale --num-train --model --width --depth --norm --ghost-size "
+        "--problem --dataset --text --pixel-scale --num-train --model --width --depth --heads "
+        "--context --tied --norm --ghost-size "
         "--loss --split --num-examples --population --param --augmentations",
     ),
     Subject(
@@ -87,7 +88,7 @@ SUBJECTS = (
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
         "--per-layer --per-class --top --bottom --trace --density --phi --filter-normalised "
         "--points --from-alpha --to-alpha --buffers --phi-iterations --batch-sharpness --ggn "
-        "--noise --predict measure-noise --bs",
+        "--noise --predict measure-noise --bs --preconditioner",
     ),
     Subject(
         "How to compute",
@@ -104,8 +105,8 @@ SUBJECTS = (
             "--json --plot picture.png",
             "--out pictures --format pdf",
         ),
-        "--out --force --checkpoint-every --evaluate-every --log-dir --json --csv --plot --format "
-        "--debug --help",
+        "--out --force --checkpoint-every --evaluate-every --log-dir --unit --json --csv --plot "
+        "--format --debug --help",
     ),
 )
 # What other tools call an option of ours; the first of these that a command has is meant
@@ -125,6 +126,10 @@ OTHER_NAMES = {
     "--target": ("--goal",),
     "--hidden": ("--width",),
     "--layers": ("--depth",),
+    "--block-size": ("--context",),
+    "--sequence-length": ("--context",),
+    "--n-head": ("--heads",),
+    "--num-heads": ("--heads",),
     "--num-samples": ("--num-examples", "--num-train"),
     "--subset": ("--num-examples", "--num-train"),
     "--factory": ("--problem",),

@@ -11,6 +11,7 @@ import click
 
 from noisescale.errors import Interrupted, SettingError
 from noisescale.problems.config import (
+    TEXTS,
     DatasetName,
     LossName,
     ModelName,
@@ -79,9 +80,17 @@ def problem_options(command: Command) -> Command:
         click.option(
             "--dataset",
             type=click.Choice(["auto", *get_args(DatasetName)]),
+            metavar="NAME",
             default="auto",
             show_default=True,
-            help="auto: MNIST, or digits where MNIST can be neither found nor downloaded.",
+            help="mnist, fashion-mnist or digits; shakespeare, markov (made here) or text (see "
+            "--text). auto: MNIST, or digits where MNIST can be neither found nor downloaded; with "
+            "--model gpt shakespeare, or markov.",
+        ),
+        click.option(
+            "--text",
+            metavar="FILE",
+            help="A text file of your own, character by character: UTF-8, or any bytes.",
         ),
         click.option(
             "--pixel-scale",
@@ -100,19 +109,28 @@ def problem_options(command: Command) -> Command:
         click.option(
             "--model",
             type=click.Choice(get_args(ModelName)),
-            default=ProblemConfig.model,
-            show_default=True,
+            help="mlp or cnn of images, gpt of texts.  [default: mlp, of texts gpt]",
         ),
         click.option(
-            "--width", type=int, help="Hidden units (mlp: 1024) or first channels (cnn: 32)."
+            "--width",
+            type=int,
+            help="Hidden units (mlp: 1024), first channels (cnn: 32) or embedding (gpt: 64).",
         ),
-        click.option("--depth", type=int, help="Hidden layers (mlp: 2) or blocks (cnn: 2)."),
+        click.option(
+            "--depth", type=int, help="Hidden layers (mlp: 2) or blocks (cnn: 2, gpt: 4)."
+        ),
+        click.option("--heads", type=int, help="Of attention (gpt: 4); they divide the width."),
+        click.option("--context", type=int, help="Characters of a sequence (gpt: 64)."),
+        click.option(
+            "--tied", is_flag=True, help="gpt: the last layer shares the characters' embedding."
+        ),
         click.option(
             "--norm",
             type=click.Choice(get_args(Norm)),
             default=ProblemConfig.norm,
             show_default=True,
-            help="Normalisation before each activation; ghost: batch norm over parts of a batch.",
+            help="Normalisation before each activation, of mlp and cnn; ghost: batch norm over "
+            "parts of a batch.",
         ),
         click.option(
             "--ghost-size",
@@ -398,12 +416,13 @@ def _executor(options: dict[str, Any], console: Console) -> Executor | None:
     kind, processes = options["executor"], options["processes"]
     if kind == "dask":
         from noisescale.studies.jobs.dask import DaskExecutor
+        from noisescale.training.console import NOTE_STYLE
 
         cluster = DaskExecutor(options["scheduler"])
         if not cluster.has_workers:
             console.print(
                 f"no workers have joined {options['scheduler']} yet: waiting for them",
-                style="yellow",
+                style=NOTE_STYLE,
             )
         return cluster
     if kind == "replicas" or (kind == "auto" and options["device"] == "cuda"):
@@ -426,15 +445,30 @@ def fill(config: type[Config], options: dict[str, Any]) -> Config:
 
 def choose_dataset(
     options: dict[str, Any], console: Console
-) -> tuple[DatasetName, tuple[str, ...]]:
-    """The data set to use, and a note for the run's record where it is not the one hoped for."""
-    from noisescale.problems.data.splits import resolve_dataset
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The data set and the model to use, and a note for the run's record on what is not hoped for.
 
-    name, substitution = resolve_dataset(options["dataset"], options["data_dir"])
+    Args:
+        options: of the command; a model that was not given is the data set's own.
+        console: where the note goes.
+    """
+    from noisescale.problems.data.splits import resolve_dataset
+    from noisescale.training.console import NOTE_STYLE
+
+    asked, model = options["dataset"], options["model"]
+    if asked == "auto" and options["text"] is not None:
+        asked = "text"
+    if asked == "text" and options["text"] is None:
+        raise SettingError("--dataset text without a file: give it as --text FILE")
+    if options["text"] is not None and asked != "text":
+        raise SettingError(f"--text beside --dataset {asked}: leave one of them out")
+    is_text = asked in TEXTS or (asked == "auto" and model == "gpt")
+    name, substitution = resolve_dataset(asked, options["data_dir"], text=is_text)
+    chosen = {"dataset": name, "model": model or ("gpt" if is_text else ProblemConfig.model)}
     if substitution is None:
-        return name, ()
-    console.print(f"NOTE: {substitution}", style="bold yellow", markup=False)
-    return name, (substitution,)
+        return chosen, ()
+    console.print(f"NOTE: {substitution}", style=f"bold {NOTE_STYLE}", markup=False)
+    return chosen, (substitution,)
 
 
 @contextmanager

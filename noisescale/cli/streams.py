@@ -37,9 +37,11 @@ def readable(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _substitute(character: str) -> str:
-    """ASCII that a reader understands: of a table above, the letter without its accent, or "?"."""
+    """ASCII for a reader: of a table above, a Greek letter's name, one without accent, or "?"."""
     if character in SUBSTITUTES:
         return SUBSTITUTES[character]
+    if (name := unicodedata.name(character, "")).startswith("GREEK SMALL LETTER "):
+        return name.split()[3].lower()
     plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
     return plain or "?"
 

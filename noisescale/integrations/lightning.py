@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from noisescale.errors import SettingError
+from noisescale.measure.monitor.fsdp_norms import is_sharded
 from noisescale.measure.monitor.noise_monitor import SCALARS, NoiseScaleMonitor
 
 
@@ -20,16 +23,20 @@ class NoiseScaleCallback(Callback):
 
         trainer = Trainer(accumulate_grad_batches=8, callbacks=[NoiseScaleCallback()])
 
-    It needs two gradients to compare: accumulate_grad_batches of 2 or more, or
-    DistributedDataParallel, without which it gives a warning and the training goes on unmeasured;
-    the loss must be a mean over the examples of a batch. The values go to
-    every logger as noise_scale/simple and so on, nan where unresolved, and the averages into
-    checkpoints. Clipping and mixed precision do not disturb it.
+    It needs two gradients to compare: accumulate_grad_batches of 2 or more, also by a
+    GradientAccumulationScheduler, or several processes, by DistributedDataParallel or FSDP2
+    (`fully_shard`, as in ModelParallelStrategy), without which it gives a warning and the training
+    goes on unmeasured, as it does with manual optimization. The loss must be a mean over the
+    examples of a batch, or a sum of as many terms as `weight` says. The values go to every logger
+    as noise_scale/simple and so on, nan where unresolved, and the averages into checkpoints.
+    Clipping and mixed precision do not disturb it.
 
     Args:
         memory: of `NoiseScaleMonitor`, in examples.
         num_examples: gives the number of examples in a batch; None: the length of the first tensor
             in it.
+        weight: where the loss of a batch is a sum, gives how many terms it is of: the examples, or
+            the tokens that count; G is then the gradient of their mean. None: the loss is a mean.
 
     Attributes:
         monitor: the NoiseScaleMonitor, from the start of a fit on, whose `noise` says why where
@@ -37,14 +44,20 @@ class NoiseScaleCallback(Callback):
     """
 
     def __init__(
-        self, *, memory: float | None = None, num_examples: Callable[[Any], int] | None = None
+        self,
+        *,
+        memory: float | None = None,
+        num_examples: Callable[[Any], int] | None = None,
+        weight: Callable[[Any], float] | None = None,
     ) -> None:
         self.monitor: NoiseScaleMonitor | None = None
         self._memory = memory
         self._num_examples = num_examples or _first_length
+        self._weight = weight
+        self._terms: float | None = None  # of the batch's loss, where that is a sum
         self._restored: dict[str, Any] | None = None
         self._count = 0
-        self._reduced = False  # over processes, by DistributedDataParallel
+        self._reduced = False  # over processes
         self._measures = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,11 +70,14 @@ class NoiseScaleCallback(Callback):
         if self._restored is not None:
             self.monitor.load_state_dict(self._restored)
         model = trainer.strategy.model
-        self._reduced = isinstance(model, DistributedDataParallel) and trainer.world_size > 1
+        self._reduced = trainer.world_size > 1 and _is_watched(model)
         if reason := _obstacle(trainer, pl_module, is_reduced=self._reduced):
             self._give_up(reason)
-        elif isinstance(model, DistributedDataParallel) and self._reduced:
-            self.monitor.attach(model)
+        elif self._reduced:
+            try:
+                self.monitor.attach(cast(nn.Module, model))
+            except SettingError as error:  # as of a communication hook
+                self._give_up(str(error))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -70,12 +86,14 @@ class NoiseScaleCallback(Callback):
             return
         try:
             self._count = self._num_examples(batch)
+            self._terms = None if self._weight is None else float(self._weight(batch))
         except SettingError as error:
             self._give_up(str(error))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._measures and self.monitor is not None:
-            self.monitor.micro_batch(self._count, scale=_loss_scale(trainer))
+            scale = _loss_scale(trainer)
+            self.monitor.micro_batch(self._count, weight=self._terms, scale=scale)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -120,14 +138,27 @@ def _obstacle(trainer: Trainer, pl_module: LightningModule, *, is_reduced: bool)
     if trainer.world_size > 1 and not is_reduced:
         return (
             f"{trainer.world_size} processes by {type(trainer.strategy).__name__}: only "
-            "DistributedDataParallel is measured; give the Trainer strategy='ddp'"
+            "DistributedDataParallel and FSDP2 are measured; give the Trainer strategy='ddp' or a "
+            "ModelParallelStrategy, which shards by fully_shard"
         )
-    if trainer.accumulate_grad_batches < 2 and not is_reduced:
+    accumulates = trainer.accumulate_grad_batches > 1 or any(
+        isinstance(callback, GradientAccumulationScheduler)
+        and callback.going_to_accumulate_grad_batches()
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+    )
+    if not accumulates and not is_reduced:
         return (
             "one batch per update leaves nothing to compare it with: give the Trainer "
             "accumulate_grad_batches of 2 or more, of batches as much smaller, or several processes"
         )
     return None
+
+
+def _is_watched(model: Any) -> bool:
+    """Whether a monitor can be attached to the strategy's model."""
+    return isinstance(model, DistributedDataParallel) or (
+        isinstance(model, nn.Module) and is_sharded(model)
+    )
 
 
 def _loss_scale(trainer: Trainer) -> float:

@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 from noisescale.errors import SettingError
 from noisescale.measure.monitor.gradients import squared_norm
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
+from noisescale.statistics.display import counted
 
 IGNORED = -100  # the label that no loss counts
 
@@ -25,31 +26,37 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         trainer = Trainer(model, TrainingArguments(gradient_accumulation_steps=8, ...), ...)
         NoiseScaleCallback().add_to(trainer)
 
-    It needs gradient_accumulation_steps of 2 or more, and one process, without which it gives a
-    warning and the training goes on unmeasured. The values join the training logs as
-    noise_scale/simple and so on, what is unresolved left out, and the averages go into checkpoints.
-    The gradient is looked at during the backward pass, so that the Trainer's clipping does not
-    disturb it. Where the loss is a mean over tokens, micro-batches count by theirs; an example is a
-    sequence. It restores its averages by itself: leave restore_callback_states_from_checkpoint at
-    False, its default.
+    It needs gradient_accumulation_steps of 2 or more, or several processes, by
+    DistributedDataParallel or FSDP2, without which it gives a warning and the training goes on
+    unmeasured. The values join the training logs as noise_scale/simple and so on, what is
+    unresolved left out, and the averages go into checkpoints. The gradient is looked at during the
+    backward pass, so that the Trainer's clipping does not disturb it. Where the Trainer divides by
+    the number of tokens that count, micro-batches weigh as many as it counts in them, also with
+    label smoothing and with a `compute_loss_func` that divides by `num_items_in_batch`; an example
+    is a sequence. A `training_step` or `compute_loss` of your own works if it leaves those
+    gradients behind; set `loss_is_scaled_for_ga=False` on the Trainer where it returns plain means.
+    It restores its averages by itself: leave restore_callback_states_from_checkpoint at False, its
+    default.
 
     Args:
         memory: of `NoiseScaleMonitor`, in examples.
 
     Attributes:
         monitor: the NoiseScaleMonitor, from the start of training on, whose `noise` says why where
-            nothing is measured; None before, and where the parameters are sharded.
+            nothing is measured; None before.
     """
 
     def __init__(self, *, memory: float | None = None) -> None:
         self.monitor: NoiseScaleMonitor | None = None
         self._memory = memory
+        self._trainer: Trainer | None = None
         self._hooks: list[Any] = []
         self._norms: list[Tensor] = []  # of the whole gradient, by parameter
         self._micro_batch: dict[str, Any] = {}  # num_examples and weight of the latest one
         self._begun = False  # an update
         self._spoilt = False  # whether this update's micro-batches cannot be compared
         self._measures = True
+        self._is_attached = False  # to a model of several processes
 
     def add_to(self, trainer: Trainer) -> NoiseScaleCallback:
         """Itself, put before the trainer's other callbacks, so that all loggers see its values.
@@ -57,6 +64,7 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         Args:
             trainer: whose gradients are measured.
         """
+        self._trainer = trainer
         trainer.add_callback(self)
         callbacks = trainer.callback_handler.callbacks
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
@@ -65,28 +73,37 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        model: nn.Module = kwargs["model"]
         self._remove_hooks()  # of a training that was interrupted
-        self.monitor, self._measures = None, True
+        self.monitor, self._measures, self._is_attached = None, True, False
+        if self._trainer is None:
+            self._give_up("the callback knows no trainer: add it by NoiseScaleCallback().add_to()")
+            return
+        # the model in its wrapper, if it has one: the callback's own argument is the bare model
+        model: nn.Module = self._trainer.model_wrapped
+        several = args.world_size > 1
         try:
-            self.monitor = NoiseScaleMonitor(model, memory=self._memory)
-        except SettingError as error:  # as of sharded parameters
+            self.monitor = NoiseScaleMonitor(model.parameters(), memory=self._memory)
+            if reason := _obstacle(args):
+                self._give_up(reason)
+                return
+            if several:
+                self.monitor.attach(model)
+        except SettingError as error:  # as of a model in another wrapper
             self._give_up(str(error))
             return
-        if reason := _obstacle(args):
-            self._give_up(reason)
-            return
+        self._is_attached = several
         callbacks: Any = state.stateful_callbacks  # from the checkpoint, where there is one
         stored = callbacks.setdefault(type(self).__name__, self.state())
         if state.global_step and stored["attributes"]["averages"]:
             self.monitor.load_state_dict(stored["attributes"]["averages"])
         self._begun = False
-        self._hooks = [model.register_forward_pre_hook(self._count, with_kwargs=True)]
-        self._hooks += [
-            parameter.register_post_accumulate_grad_hook(self._look)
-            for parameter in model.parameters()
-            if parameter.requires_grad
-        ]
+        self._watch_training_step(self._trainer)
+        if not several:
+            self._hooks = [
+                parameter.register_post_accumulate_grad_hook(self._look)
+                for parameter in model.parameters()
+                if parameter.requires_grad
+            ]
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -111,7 +128,8 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
             return
         if self.monitor.pending and not self._spoilt:
             self.monitor.micro_batch(**self._micro_batch, scale=_loss_scale(kwargs))
-            self.monitor.update(last=torch.stack(self._norms).sum())
+            last = None if self._is_attached else torch.stack(self._norms).sum()
+            self.monitor.update(last=last)
         self._begun = False
 
     def on_log(
@@ -160,18 +178,35 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
             hook.remove()
         self._hooks.clear()
         self._norms.clear()
+        if self._trainer is not None:
+            vars(self._trainer).pop("training_step", None)
 
-    def _count(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a forward pass: what the micro-batch counts for."""
-        if not model.training:
+    def _watch_training_step(self, trainer: Trainer) -> None:
+        """Puts a count of the micro-batch before each of the trainer's steps."""
+        step = trainer.training_step
+
+        def counting(
+            model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+        ) -> Tensor:
+            if self._measures:
+                self._count(trainer, inputs, num_items_in_batch)
+            return step(model, inputs, num_items_in_batch)
+
+        vars(trainer)["training_step"] = counting
+
+    def _count(self, trainer: Trainer, inputs: dict[str, Any], num_items: Any) -> None:
+        """What a micro-batch counts for, by the Trainer's own rule."""
+        tensors = [value for value in inputs.values() if isinstance(value, Tensor) and value.ndim]
+        if not tensors:
+            self._give_up(f"inputs of {', '.join(inputs)} hold no tensor to count examples by")
             return
-        tensors = [
-            value for value in (*kwargs.values(), *args) if isinstance(value, Tensor) and value.ndim
-        ]
         self._micro_batch = {"num_examples": len(tensors[0])}
-        if "num_items_in_batch" in kwargs and "labels" in kwargs:
-            self._micro_batch["weight"] = weight = float(kwargs["labels"].ne(IGNORED).sum())
-            self._spoilt |= weight == 0  # a micro-batch without a gradient of its own
+        if num_items is None or trainer.loss_is_scaled_for_ga is False:
+            return
+        # of all of the update's items: of all processes, or of this one where each has its own mean
+        weight = _items(trainer, inputs) / float(num_items)
+        self._micro_batch["weight"] = weight
+        self._spoilt |= weight == 0  # a micro-batch without a gradient of its own
 
     def _look(self, parameter: Tensor) -> None:
         """During the last backward pass of an update: the whole gradient, unclipped."""
@@ -179,18 +214,29 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
             self._norms.append(squared_norm([parameter.grad]))
 
 
+def _items(trainer: Trainer, inputs: dict[str, Any]) -> int:
+    """How many labels of a micro-batch the Trainer counts; 0 where it finds none to count."""
+    labels = inputs.get("shift_labels", inputs.get("labels"))
+    if not isinstance(labels, Tensor):
+        return 0
+    # so since transformers 5; losses of causal language models predict no first token
+    if "shift_labels" not in inputs and getattr(trainer, "_loss_shifts_labels", False):
+        labels = labels[..., 1:]
+    return int(labels.ne(IGNORED).sum())
+
+
 def _obstacle(args: TrainingArguments) -> str | None:
     """Why a training cannot be measured, and what to do; None where it can."""
-    if args.world_size > 1 or args.n_gpu > 1:
+    if args.n_gpu > 1:
         return (
-            "several processes or GPUs: this callback measures one; attach a NoiseScaleMonitor "
-            "to the DistributedDataParallel model in a loop of your own"
+            f"{counted(args.n_gpu, 'GPU')} in one process: start a process for each, by torchrun "
+            "or accelerate launch"
         )
-    if args.gradient_accumulation_steps < 2:
+    if args.gradient_accumulation_steps < 2 and args.world_size < 2:
         return (
             "one batch per update leaves nothing to compare it with: set "
             "gradient_accumulation_steps to 2 or more, and per_device_train_batch_size as much "
-            "lower"
+            "lower, or start several processes"
         )
     return None
 

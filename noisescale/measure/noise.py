@@ -16,8 +16,13 @@ from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_probes import probe_curvature
 from noisescale.measure.objective import Objective, flatten
+from noisescale.measure.objective.preconditioner import (
+    PreconditionerLike,
+    by_leaf,
+    preconditioner_of,
+)
 from noisescale.problems.data.stream import Stream
-from noisescale.problems.problem import Params, Problem, Source, held
+from noisescale.problems.problem import Params, Problem, Source, held, units_per_example
 from noisescale.problems.sampling import Selection, select, split_source
 from noisescale.statistics.display import Settings
 from noisescale.statistics.gradient_noise import (
@@ -113,6 +118,7 @@ def measure_noise(
     params: Params | None = None,
     options: NoiseOptions | None = None,
     *,
+    preconditioner: PreconditionerLike | None = None,
     seed: int = 0,
     generator: torch.Generator | None = None,
     report: Callable[[str], None] | None = None,
@@ -128,10 +134,18 @@ def measure_noise(
     McCandlish et al. 2018 (arXiv 1812.06162), (2.8) and (2.9). See `noise_scale` for the
     estimators.
 
+    An optimizer that multiplies the gradient by a diagonal P, as Adam by 1/(√v̂ + ε), descends in
+    the coordinates P^(−½)θ: there gradients are √P g_i, and the Hessian is √P H √P. The noise scale
+    that bears on its batch size is therefore B^P_simple = tr(PΣ)/GᵀPG, with P once and not twice,
+    and B^P_noise = tr(PHPΣ)/GᵀPHPG; the result's `preconditioned` has them. P is taken for fixed.
+
     Args:
         problem: the model, its loss per example and its data.
         params: where to measure; None: the model's own parameters.
         options: what to measure, on which examples; None: `NoiseOptions()`.
+        preconditioner: P, from the same pass: a dict of tensors by parameter, the optimizer that
+            trains the model, its state_dict(), or a file of that; see `preconditioner_of`. None:
+            the plain noise scale alone.
         seed: of every random choice: the subset, the Hessian's examples, the probes.
         generator: to draw from instead, on the CPU, going on from its present state.
         report: is told what is being computed.
@@ -171,7 +185,7 @@ def measure_noise(
         raise SettingError(f"seed {seed} beside a generator: give one of them")
     report = report or _silent
     begun = time.perf_counter()
-    measured = _measure_gradients(problem, params, options, generator, report)
+    measured = _measure_gradients(problem, params, options, preconditioner, generator, report)
     seconds = time.perf_counter() - begun
     moments = measured.moments
     noise = noise_scale(
@@ -191,13 +205,20 @@ def measure_noise(
         engine=moments.engine,
         loss=mean_estimate(moments.losses, measured.sample, moments.weighting),
         top_examples=_top_examples(moments, measured.selected, options.augmentations),
+        units_per_example=units_per_example(problem.units, measured.selected.examples),
         notes=tuple(notes),
+        preconditioned=_preconditioned(measured),
     )
     try:
         if options.hessian:
             report(_announcement(measured, seconds))
             curvature = _curvature_noise(measured, generator, report)
             noise = replace(noise, curvature=curvature, notes=(*noise.notes, *curvature.notes))
+            if noise.preconditioned is not None:
+                report("B_noise under the preconditioner")
+                under = _curvature_noise(measured, generator, report, in_metric=True)
+                both = replace(noise.preconditioned, curvature=under)
+                noise = replace(noise, preconditioned=both)
         if options.per_class:
             per_class, left_out = _per_class(measured, report)
             noise = replace(noise, per_class=per_class)
@@ -248,12 +269,14 @@ class _Measured:
     sample: Sample
     objective: Objective
     moments: GradientMoments
+    preconditioner: Params | None  # P by parameter
 
 
 def _measure_gradients(
     problem: Problem,
     params: Params | None,
     options: NoiseOptions,
+    preconditioner: PreconditionerLike | None,
     generator: torch.Generator,
     report: Callable[[str], None],
 ) -> _Measured:
@@ -274,19 +297,45 @@ def _measure_gradients(
         chunk_size=options.chunk_size,
         param_filter=options.param_filter,
     )
+    diagonal: Params | None = None
+    if preconditioner is not None:
+        diagonal = by_leaf(preconditioner_of(preconditioner, problem.model), objective.params())
     report("gradients")
     moments = moments_on(
         objective,
         indices=selected.indices,
         population_size=selected.population_size,
         engine=options.engine,
+        preconditioner=diagonal,
     )
     sample = Sample(
         num_examples=objective.num_examples,
         population_size=selected.population_size,
         population=_population(options),
     )
-    return _Measured(problem, options, selected, sample, objective, moments)
+    return _Measured(problem, options, selected, sample, objective, moments, diagonal)
+
+
+def _preconditioned(measured: _Measured) -> NoiseScale | None:
+    """The noise scale of √P g_i, from the same pass; None without a preconditioner."""
+    moments = measured.moments
+    if moments.preconditioned is None:
+        return None
+    noise = noise_scale(
+        moments.preconditioned.squared_norms,
+        moments.preconditioned.projections,
+        moments.preconditioned.mean_squares,
+        population=measured.sample.population,
+        population_size=measured.sample.population_size,
+        names=list(moments.mean) if measured.options.per_layer else None,
+        weighting=moments.preconditioned.weighting,
+    )
+    return replace(
+        noise,
+        split=measured.options.split,
+        engine=moments.engine,
+        units_per_example=units_per_example(measured.problem.units, measured.selected.examples),
+    )
 
 
 def _population(options: NoiseOptions) -> Population:
@@ -308,10 +357,26 @@ def _notes(measured: _Measured, noise: NoiseScale) -> list[str]:
 
 
 def _curvature_noise(
-    measured: _Measured, generator: torch.Generator, report: Callable[[str], None]
+    measured: _Measured,
+    generator: torch.Generator,
+    report: Callable[[str], None],
+    *,
+    in_metric: bool = False,
 ) -> CurvatureNoise:
-    """B_noise and its parts, with H on examples that are independent of the gradients'."""
+    """B_noise and its parts, with H on examples that are independent of the gradients'.
+
+    in_metric: whether under the preconditioner.
+    """
     moments = measured.moments
+    on_gradients = excess(
+        moments.squared_norms.sum(1), float(moments.mean_squares.sum()), moments.whole_weighting
+    )
+    metric: Tensor | None = None
+    if in_metric and measured.preconditioner is not None and moments.preconditioned is not None:
+        metric = flatten(list(measured.preconditioner.values()))
+        under = moments.preconditioned
+        whole = None if under.weighting is None else under.weighting.total
+        on_gradients = excess(under.squared_norms.sum(1), float(under.mean_squares.sum()), whole)
     wanted = _hessian_examples(measured)
     order = torch.randperm(measured.sample.population_size, generator=generator)
     of_gradients = measured.objective
@@ -322,13 +387,12 @@ def _curvature_noise(
     return probe_curvature(
         of_gradients,
         measured.objective.on(held(examples)),
-        excess=excess(
-            moments.squared_norms.sum(1), float(moments.mean_squares.sum()), moments.whole_weighting
-        ).of_norm,
+        excess=on_gradients.of_norm,
         sample=measured.sample.of(of_gradients.num_examples),
         num_probes=measured.options.num_probes,
         mean=None if of_gradients is not measured.objective else _flat_mean(measured),
         engine=moments.engine,  # the one that fits the model
+        metric=metric,
         generator=generator,
         report=report,
     )

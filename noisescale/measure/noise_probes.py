@@ -41,6 +41,7 @@ def probe_curvature(
     num_probes: int = 32,
     mean: Tensor | None = None,
     engine: EngineName = "auto",
+    metric: Tensor | None = None,
     generator: torch.Generator,
     report: Callable[[str], None],
 ) -> CurvatureNoise:
@@ -73,6 +74,9 @@ def probe_curvature(
         num_probes: K, at most half as many as there are gradients.
         mean: ḡ (P,), where it is known.
         engine: of the projections g_i·v.
+        metric: a diagonal preconditioner P (P,): all is then of the loss as a function of P^(−½)θ,
+            whose gradients are √P g_i and whose Hessian is √P H √P. `excess` is then of √P g_i,
+            `mean` still ḡ.
         generator: of every random choice, on the CPU.
         report: is told what is being computed.
 
@@ -86,13 +90,16 @@ def probe_curvature(
     report("mean gradient")
     if mean is None:
         mean = gradients.value_and_gradient()[1]
+    root = None if metric is None else metric.sqrt().to(mean)
+    mean = _times(root, mean)
     report("eigenvectors")
-    pairs, share = _deflation(product, generator)
-    image, mean_forms, group_shares = product.with_forms(mean)
+    pairs, share = _deflation(product, root, generator)
+    image, mean_forms, group_shares = product.with_forms(_times(root, mean))
+    image = _times(root, image)
     crossed = torch.ones(num_blocks, len(group_shares), dtype=torch.bool)
     if product.num_kept < hessian.num_examples:
         crossed = _crossed(num_blocks, len(group_shares))
-    probes = _Probes.after(gradients, product, mean, image, pairs, engine)
+    probes = _Probes.after(gradients, product, mean, image, pairs, engine, root)
     blocks = _probe_blocks(probes, crossed, generator, report)
     return curvature_noise(
         blocks,
@@ -103,6 +110,11 @@ def probe_curvature(
         hessian_examples=hessian.num_examples,
         num_matvecs=1 + round(pairs.num_matvecs * share + float(crossed.sum()) / len(group_shares)),
     )
+
+
+def _times(root: Tensor | None, vectors: Tensor) -> Tensor:
+    """√P times vectors (..., P); themselves without a preconditioner."""
+    return vectors if root is None else root * vectors
 
 
 def _crossed(num_blocks: int, num_groups: int) -> Tensor:
@@ -170,7 +182,8 @@ class _Probes:
 
     gradients: Objective
     product: CurvatureProduct
-    mean: Tensor  # ḡ (P,)
+    root: Tensor | None  # √P (P,), by which gradients are multiplied; None: by nothing
+    mean: Tensor  # ḡ (P,), times √P
     pairs: EigenPairs  # the control variate
     engine: Engine
     directions: list[Params]  # ḡ, Hḡ and the eigenvectors
@@ -187,6 +200,7 @@ class _Probes:
         image: Tensor,
         pairs: EigenPairs,
         engine: EngineName,
+        root: Tensor | None,
     ) -> _Probes:
         """Those that follow from the mean gradient, its image Hḡ and the eigenvectors."""
         projector = EngineChoice(engine, gradients).make(gradients)
@@ -194,10 +208,11 @@ class _Probes:
         return cls(
             gradients=gradients,
             product=product,
+            root=root,
             mean=mean,
             pairs=pairs,
             engine=projector,
-            directions=[gradients.unflatten(vector) for vector in vectors],
+            directions=[gradients.unflatten(_times(root, vector)) for vector in vectors],
             centres=(vectors.double() @ mean.double()).cpu().numpy()[:, None],
             relative=torch.ones(gradients.num_examples, dtype=torch.float64)
             if (relative := gradients.relative_weights()) is None
@@ -213,7 +228,7 @@ class _Probes:
             crossed: which of H's groups each is multiplied with, (k, J).
         """
         vectors = torch.stack([self._signed_sum(*block) for block in blocks])  # (k, P)
-        forms = self.product.forms(vectors, crossed).numpy()  # (k, J)
+        forms = self.product.forms(_times(self.root, vectors), crossed).numpy()  # (k, J)
         along = (vectors @ self.pairs.vectors.mT).double().cpu().numpy()  # (k, eigenvectors)
         return [
             self._of_block(indices, forms[row], along[row])
@@ -226,6 +241,7 @@ class _Probes:
         block = self.gradients.part(self.gradients.examples.subset(indices))
         signs = signs.to(block.point)
         signed_sum = block.weighted_gradients(signs.unsqueeze(0))[1][0]  # Σ_i ξ_i g_i (P,)
+        signed_sum = _times(self.root, signed_sum)
         counts = signs.cpu().double() @ self.relative[indices]  # Σ_i ξ_i r_i
         centred = signed_sum - counts.to(signs) * self.mean
         probe: Tensor = centred * (num_examples / (num_examples - 1) / len(indices)) ** 0.5
@@ -265,15 +281,18 @@ def _projections(objective: Objective, engine: Engine, directions: list[Params])
     return projections
 
 
-def _deflation(product: CurvatureProduct, generator: torch.Generator) -> tuple[EigenPairs, float]:
-    """The eigenvectors of H with the largest |λ|, roughly; on which share of its examples."""
+def _deflation(
+    product: CurvatureProduct, root: Tensor | None, generator: torch.Generator
+) -> tuple[EigenPairs, float]:
+    """The eigenvectors of √P H √P with the largest |λ|, roughly; on which share of H's examples."""
     whole = product.objective
     k = min(DEFLATED, whole.dim)
     num_examples = whole.num_examples
     if product.num_kept < num_examples:
         num_examples = -(-num_examples // DEFLATING)
+    some = product.on(whole.examples.part(slice(num_examples)))
     pairs = top_eigenpairs(
-        product.on(whole.examples.part(slice(num_examples))),
+        some if root is None else lambda vector: root * some(root * vector),
         dim=whole.dim,
         k=k,
         which="magnitude",

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from noisescale.problems.config import ProblemConfig
-from noisescale.problems.data.splits import Splits, load_splits
-from noisescale.problems.models import LOSSES, build_model
+from noisescale.problems.data.splits import Splits, splits_of
+from noisescale.problems.models import LOSSES, build_model, sequence_cross_entropy
 from noisescale.problems.problem import Problem
 from noisescale.problems.random_state import preserved_random_state
 
@@ -36,7 +36,8 @@ def build_problem(
 
     Raises:
         DataError: files of the data set are damaged or cannot be fetched.
-        SettingError: a subset larger than the data set, or a model that its images do not fit.
+        SettingError: a subset larger than the data set, a model that its images do not fit, or a
+            text that is too short.
 
     Examples:
         >>> from noisescale import ProblemConfig, build_problem
@@ -44,13 +45,7 @@ def build_problem(
         >>> problem.train
         Examples(inputs (1297, 1, 8, 8), targets (1297,))
     """
-    splits = load_splits(
-        config.dataset,
-        pixel_scale=config.pixel_scale,
-        num_train=config.num_train,
-        data_dir=data_dir,
-        device=device,
-    )
+    splits = splits_of(config, data_dir=data_dir, device=device)
     return assemble_problem(config, splits, seed=seed)
 
 
@@ -61,9 +56,10 @@ def assemble_problem(config: ProblemConfig, splits: Splits, *, seed: int = 0) ->
         model = build_model(config, splits.train.inputs.shape[1:], splits.num_classes)
     return Problem(
         model=model.to(splits.train.inputs.device),
-        loss=LOSSES[config.loss],
+        loss=sequence_cross_entropy if config.is_text else LOSSES[config.loss],
         train=splits.train,
         validation=splits.validation,
         test=splits.test,
+        units=config.units_per_example,
         config=config,
     )

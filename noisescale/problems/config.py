@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from noisescale.errors import SettingError, check_choice, check_count
+from noisescale.errors import SettingError, check_choice, check_count, check_file
 from noisescale.statistics.display import Settings
 
-DatasetName = Literal["mnist", "fashion-mnist", "digits"]
+DatasetName = Literal["mnist", "fashion-mnist", "digits", "shakespeare", "markov", "text"]
 PixelScale = Literal["unit", "raw"]
-ModelName = Literal["mlp", "cnn"]
+ModelName = Literal["mlp", "cnn", "gpt"]
 Norm = Literal["none", "layer", "batch", "ghost"]
 LossName = Literal["cross_entropy", "mse"]
+TEXTS: tuple[DatasetName, ...] = ("shakespeare", "markov", "text")  # the others are images
+# The fields that one kind of data takes and the other does not
+OF_IMAGES = ("pixel_scale", "norm", "ghost_size", "loss")
+OF_TEXTS = ("heads", "context", "tied", "text", "text_sha256")
+CONTEXT = 64  # characters of a sequence, unless the context is given
 DEEPEST = 10_000  # layers, which take a second to make; far beyond any that can be trained
 
 
@@ -60,22 +67,34 @@ class ProblemConfig(Config):
     """Which data, which model and which loss.
 
     Attributes:
-        dataset: "mnist", "fashion-mnist" or "digits".
+        dataset: "mnist", "fashion-mnist" or "digits", which are images; "shakespeare" (tiny
+            Shakespeare), "markov" (made here, of known entropy) or "text" (a file of one's own),
+            whose examples are sequences of characters and whose targets the next ones.
         pixel_scale: "unit" divides the pixels by their largest value before standardising, "raw"
             does not, as in the three-case study, whose inputs were (x − 0.1307)/0.3081 with x in
             0…255.
-        num_train: train on the first so many of one fixed shuffle of the training images, the same
-            for every seed, so that a smaller subset lies in a larger one; None: on all.
-        model: "mlp" or "cnn".
-        width: hidden units of the MLP or channels of the CNN's first block; None: the model's own
-            (1024, 32).
-        depth: hidden layers of the MLP or convolution blocks of the CNN; None: the model's own
-            (2, 2).
-        norm: the normalisation before each activation: "none", "layer", "batch", or "ghost": batch
-            norm over parts of the batch.
+        num_train: train on the first so many of one fixed shuffle of the training examples, the
+            same for every seed, so that a smaller subset lies in a larger one; None: on all.
+        model: "mlp" or "cnn", of images; "gpt", of texts.
+        width: hidden units of the MLP, channels of the CNN's first block or the GPT's embeddings;
+            None: the model's own (1024, 32, 64).
+        depth: hidden layers of the MLP, or blocks of the CNN or the GPT; None: the model's own
+            (2, 2, 4).
+        norm: the normalisation before each activation of an MLP or a CNN: "none", "layer", "batch",
+            or "ghost": batch norm over parts of the batch. The GPT has a layer norm before each
+            branch.
         ghost_size: examples in each of those parts; None: the norm is not "ghost".
-        loss: "cross_entropy", in nats; or "mse", ½ Σ_c (output_c − target_c)² with the class as a
-            one-hot target.
+        loss: "cross_entropy", in nats, of a text the mean over a sequence's characters; or, of
+            images, "mse", ½ Σ_c (output_c − target_c)² with the class as a one-hot target.
+        heads: of the GPT's attention; None: 4.
+        context: characters of a sequence; None: 64.
+        tied: whether the GPT's last layer shares the embedding of the characters.
+        text: the file of "text", in UTF-8, or in any bytes, which are then the characters.
+        text_sha256: of that file's content, read where it is not given, so that a run is known by
+            what it was trained on.
+
+    Raises:
+        SettingError: for a value out of its range, or settings that exclude each other.
 
     Examples:
         >>> from noisescale import ProblemConfig, build_problem
@@ -97,6 +116,11 @@ class ProblemConfig(Config):
     norm: Norm = "none"
     ghost_size: int | None = None
     loss: LossName = "cross_entropy"
+    heads: int | None = None
+    context: int | None = None
+    tied: bool = False
+    text: str | None = None
+    text_sha256: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("dataset", self.dataset, get_args(DatasetName))
@@ -104,11 +128,14 @@ class ProblemConfig(Config):
         check_choice("model", self.model, get_args(ModelName))
         check_choice("norm", self.norm, get_args(Norm))
         check_choice("loss", self.loss, get_args(LossName))
-        for name in ("num_train", "width", "depth"):
+        for name in ("num_train", "width", "depth", "heads", "context"):
             if getattr(self, name) is not None:
                 check_count(name.replace("_", " "), getattr(self, name))
         if self.depth is not None and self.depth > DEEPEST:
             raise SettingError(f"depth {self.depth}: give {DEEPEST:,} layers at most")
+        self._check_kind()
+        self._take_text()
+
         if self.norm != "ghost" and self.ghost_size is not None:
             raise SettingError(
                 f"ghost size {self.ghost_size} with norm {self.norm}: it goes with norm ghost; "
@@ -125,6 +152,58 @@ class ProblemConfig(Config):
     def couples_examples(self) -> bool:
         """Whether the model normalises over a batch, or over parts of it."""
         return self.norm in ("batch", "ghost")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the examples are sequences of characters, and not images."""
+        return self.dataset in TEXTS
+
+    @property
+    def units_per_example(self) -> float | None:
+        """The characters of a sequence; None of images."""
+        return float(self.context or CONTEXT) if self.is_text else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as they are stored: of images those alone that there were before texts.
+
+        So the records and the names of runs and studies made then are those of runs made now.
+        """
+        fields = super().to_dict()
+        if self.is_text:
+            return fields
+        return {name: value for name, value in fields.items() if name not in OF_TEXTS}
+
+    def _check_kind(self) -> None:
+        """SettingError for a model of images on a text, the reverse, or settings of the other."""
+        if self.is_text != (self.model == "gpt"):
+            raise SettingError(
+                f"model {self.model} on dataset {self.dataset}: give model gpt with a text "
+                f"({', '.join(TEXTS)}), mlp or cnn with images"
+            )
+        for name in OF_IMAGES if self.is_text else OF_TEXTS:
+            if getattr(self, name) != self.stored_defaults()[name]:
+                raise SettingError(
+                    f"{name.replace('_', ' ')} {getattr(self, name)!r} with model {self.model}: "
+                    f"leave it out, it is for {'images' if self.is_text else 'texts'}"
+                )
+
+    def _take_text(self) -> None:
+        """Notes what the file of a text holds; SettingError where it cannot be read."""
+        if (self.text is not None) != (self.dataset == "text"):
+            raise SettingError(
+                f"dataset {self.dataset} with text {self.text!r}: "
+                "give a file as text with dataset text, and with no other"
+            )
+        if self.text is not None and self.text_sha256 is None:
+            path = Path(self.text)
+            check_file(path, SettingError)
+            try:
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            except (OSError, ValueError) as error:
+                raise SettingError(
+                    f"text {self.text} cannot be read: {getattr(error, 'strerror', None) or error}"
+                ) from error
+            object.__setattr__(self, "text_sha256", digest)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

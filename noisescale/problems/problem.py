@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from noisescale.errors import SettingError, own_words
+from noisescale.errors import LARGEST, SettingError, is_real, own_words
 from noisescale.problems.config import AnyConfig
 from noisescale.problems.data.examples import (
     Examples,
@@ -50,6 +50,7 @@ __all__ = [
     "resident",
     "shapes",
     "source_of",
+    "units_per_example",
     "weights_of",
 ]
 
@@ -61,6 +62,7 @@ MatVec = Callable[[Tensor], Tensor]  # v -> Hv, (P,) -> (P,)
 Data = Source | Dataset[Any] | DataLoader[Any] | list[Any]
 
 SPLITS = ("train", "validation", "test")
+COUNTED = 4096  # examples whose units are counted at a time
 SomeSource = TypeVar("SomeSource", Examples, Stream)
 
 
@@ -91,7 +93,9 @@ class Problem:
             each = cross_entropy(logits.mT, labels, ignore_index=-100, reduction="none")
             return each.sum(1) / count(labels).clamp(min=1)
 
-        Problem(model=model, loss=loss, weights=count, train=Examples(tokens, labels))
+        Problem(model=model, loss=loss, units=count, train=Examples(tokens, labels))
+
+    which is as good as `weights=count`, and has batch sizes told in tokens as well.
 
     A model, a loss or weights of another kind raise SettingError.
 
@@ -106,6 +110,11 @@ class Problem:
         weights: the targets -> (B,): what each example's loss counts for in that of a batch, zero
             or more, such as its number of valid tokens; None: all alike. The loss of an example
             that counts nothing must be finite all the same.
+        units: how many units each example has, such as the tokens that count in its loss: the
+            targets -> (B,), which are its weights as well unless these are given; or a number that
+            all examples have. Batch sizes are then told in units too. The independent example stays
+            the whole: tokens of one sequence share its context, and their gradients are
+            correlated. None: not told.
         config: what the problem was built from, where that is known.
 
     Examples:
@@ -123,6 +132,7 @@ class Problem:
     validation: Data | None = None
     test: Data | None = None
     weights: WeightFn | None = None
+    units: WeightFn | float | None = None
     config: AnyConfig | None = None
 
     def __post_init__(self) -> None:
@@ -143,6 +153,16 @@ class Problem:
                 "function of the targets that gives one number for each example, such as its "
                 "number of valid tokens: lambda labels: (labels != -100).sum(1)"
             )
+        units = self.units
+        is_count = isinstance(units, int | float) and is_real(units) and 0 < units <= LARGEST
+        if not (units is None or callable(units) or is_count):
+            raise SettingError(
+                f"a Problem with units {units!r}: give the number of tokens that each example "
+                "has, above 0, or a function of the targets that gives one number for each: lambda "
+                "labels: (labels != -100).sum(1)"
+            )
+        if callable(units) and self.weights is None:
+            object.__setattr__(self, "weights", units)
 
     def __repr__(self) -> str:
         loss = getattr(self.loss, "__name__", type(self.loss).__name__)
@@ -181,6 +201,26 @@ def weights_of(weights: WeightFn, targets: Tree) -> Tensor:
             f"number per example, shape ({num_examples},), as (labels != -100).sum(1) does"
         )
     return values.detach()
+
+
+def units_per_example(units: WeightFn | float | None, source: Source) -> float | None:
+    """The mean number of units, such as tokens, of some examples; None where it is not told.
+
+    Args:
+        units: of a Problem.
+        source: the examples, read for it where each has its own number.
+
+    Raises:
+        SettingError: as `weights_of` and `check_weights`.
+    """
+    if units is None or not callable(units):
+        return units
+    total = 0.0
+    for start in range(0, source.num_examples, COUNTED):
+        values = weights_of(units, source.part(slice(start, start + COUNTED)).targets)
+        check_weights(values)
+        total += float(values.sum(dtype=torch.float64))
+    return total / source.num_examples
 
 
 def check_weights(values: Tensor) -> None:

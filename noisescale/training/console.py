@@ -23,6 +23,7 @@ from noisescale.training.tracking.losses import LossHistory, mean_loss
 # free
 REDRAW_EVERY = 0.1
 SAY_EVERY = 30.0  # seconds between two lines where there is no terminal for a bar
+NOTE_STYLE = "magenta"  # what is to be noticed: yellow, white and blue vanish on some grounds
 LOG_WIDTH = 80  # columns of a line there: of a log that is looked at in a terminal of any width
 
 
@@ -51,6 +52,11 @@ def duration_text(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _seconds_text(seconds: float) -> str:
+    """Seconds that leave a line of a log within its width."""
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
 
 
 class Heartbeat:
@@ -213,7 +219,7 @@ class RunReport:
             f"{row['loss']:.4f}" + (f" {row['accuracy']:6.2%}" if classifies else "")
             for row in rows
         )
-        speed = f"  {first['seconds']:.1f} s" if first["seconds"] else ""
+        speed = f"  {_seconds_text(first['seconds'])}" if first["seconds"] else ""
         self.log(f"{self._position(first)}  {scores}{speed}")
         for row in rows:
             self._add_events(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from noisescale.errors import NoisescaleError, SettingError, is_out_of_memory, own_words
 from noisescale.problems.models import GhostBatchNorm
@@ -30,7 +31,8 @@ from noisescale.statistics.estimate import Estimate, undefined
 from noisescale.statistics.scores.accuracy import accuracy_estimate
 from noisescale.training.records.folder import nullable
 
-# examples in a forward pass: activations stay near the cache, and memory is bounded
+# targets in a forward pass: activations stay near the cache, and memory is bounded. Of sequences
+# each has many: 32 of 64 characters take half the time of 2,048
 CHUNK = 2048
 # Classes of a confusion matrix, whose cells are their square: a vocabulary has none
 MOST_CLASSES = 1000
@@ -348,8 +350,12 @@ def _are_classes(outputs: Any, targets: Tree) -> bool:
 def _chunks(model: nn.Module, examples: Source) -> Iterator[Examples]:
     """The examples, some at a time, on the model's device."""
     device = next(model.parameters()).device
-    for start in range(0, examples.num_examples, CHUNK):
-        yield examples.part(slice(start, start + CHUNK)).to(device)
+    size = CHUNK
+    if isinstance(examples, Examples):
+        targets: Tensor = tree_leaves(examples.targets)[0]
+        size = max(1, CHUNK * examples.num_examples // targets.numel())
+    for start in range(0, examples.num_examples, size):
+        yield examples.part(slice(start, start + size)).to(device)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from noisescale.errors import Interrupted
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import AnyConfig, FactoryConfig, ProblemConfig
+from noisescale.problems.config import CONTEXT, AnyConfig, FactoryConfig, ProblemConfig
 from noisescale.problems.factory import (
     build_own_problem,
     object_config,
@@ -22,10 +22,23 @@ from noisescale.problems.factory import (
     with_data_on,
 )
 from noisescale.problems.models import copy_of
-from noisescale.problems.problem import SPLITS, Problem, Source, resident, source_of
+from noisescale.problems.problem import (
+    SPLITS,
+    Problem,
+    Source,
+    resident,
+    source_of,
+    units_per_example,
+)
 from noisescale.statistics.display import Settings
 from noisescale.training.config import TrainConfig
-from noisescale.training.console import DeferredInterrupts, Pace, RunReport, event_writer
+from noisescale.training.console import (
+    NOTE_STYLE,
+    DeferredInterrupts,
+    Pace,
+    RunReport,
+    event_writer,
+)
 from noisescale.training.evaluation import Evaluation, evaluate
 from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
 from noisescale.training.records.environment import environment
@@ -36,6 +49,7 @@ from noisescale.training.records.folder import (
     SUMMARY,
     RunFolder,
     folder_state,
+    nullable,
     read_json,
     read_summary,
     write_json,
@@ -213,7 +227,7 @@ def _note_unmeasured(path: Path, options: RunOptions) -> None:
             options.console.print(
                 f"{path} is finished and has no {file}: measure its checkpoints with "
                 f"noisescale {command}, or train it again with --force",
-                style="yellow",
+                style=NOTE_STYLE,
                 markup=False,
             )
 
@@ -232,6 +246,7 @@ class _Run:
             if (examples := getattr(problem, split)) is not None
         }
         self.training = training
+        self.units = units_per_example(problem.units, training.examples)
         self.path = path
         self.options = options
         # rows written after the checkpoint that is continued from will come again
@@ -410,12 +425,13 @@ class _Run:
         return {
             **what_is_trained(self.config),
             "batch_size": config.batch_size,
+            **({} if self.units is None else {"units_per_example": self.units}),
             "learning_rate": config.learning_rate,
             "seed": config.seed,
             "steps": training.step,
             "epochs": training.epoch,
             "diverged_at_step": training.diverged_at_step,
-            **{name: each.stored() for name, each in self.evaluations.items()},
+            **{name: self._stored(each) for name, each in self.evaluations.items()},
             **({} if schedule is None else schedule.summary(training.step)),
             "seconds": training.seconds,
             "examples_per_second": training.examples_seen / training.seconds,
@@ -423,6 +439,14 @@ class _Run:
             "notes": [*record.get("notes", []), *training.notes],
             "environment": record.get("environment", {}),
         }
+
+    def _stored(self, evaluation: Evaluation) -> dict[str, Any]:
+        """The scores for strict JSON, of a text with its bits per character."""
+        scores = evaluation.stored()
+        if isinstance(self.config, ProblemConfig) and self.config.is_text:
+            bits = {"bits_per_character": evaluation.loss / math.log(2)}
+            scores |= nullable(bits)
+        return scores
 
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:
@@ -433,7 +457,8 @@ def what_is_trained(config: AnyConfig) -> dict[str, Any]:
     """What a summary says of the problem: data set, subset and model, or the name of one's own."""
     if isinstance(config, ProblemConfig):
         named = ("dataset", "pixel_scale", "num_train", "model")
-        return {name: getattr(config, name) for name in named}
+        values = {name: getattr(config, name) for name in named}
+        return values | ({"context": config.context or CONTEXT} if config.is_text else {})
     return {"problem": config.factory if isinstance(config, FactoryConfig) else config.model}
 
 

@@ -411,7 +411,7 @@ class _Share:
         check_losses(losses, self.size)
         if self.counts is None:
             return losses.sum() / self.divisor
-        return (losses * (self.counts / self.divisor).to(losses)).sum()
+        return (losses * (self.counts.to(losses) / self.divisor)).sum()
 
     @property
     def weight(self) -> float | None:

@@ -82,7 +82,7 @@ def test_nothing_measured_yet_is_said(checkpoint, monkeypatch):
 def test_a_critical_batch_size_without_the_rest_of_its_noise(tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("noisescale.studies.critical_batch.noise_runs.run_to_goal", send_signal)
+        patch.setattr("noisescale.studies.critical_batch.runs.noise_runs.run_to_goal", send_signal)
         result = run(*CRITICAL, "--out", out)
     assert result.exit_code == 130
     assert "B_crit" in result.stdout

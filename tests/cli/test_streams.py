@@ -73,6 +73,7 @@ def test_substitutes_are_ascii_and_the_rest_is_never_an_error():
         assert replacement
         assert end == 2
     assert readable(UnicodeEncodeError("ascii", "é", 0, 1, ""))[0] == "e"
+    assert readable(UnicodeEncodeError("ascii", "κ", 0, 1, ""))[0] == "kappa"
     # the bytes of a file name that is not UTF-8
     assert readable(UnicodeEncodeError("utf-8", "\udcff\udc80", 0, 2, ""))[0] == b"\xff\x80"
 

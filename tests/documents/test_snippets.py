@@ -23,7 +23,7 @@ PAGES = [*GUIDES, *(ROOT / "docs").glob("concepts/*.md"), *(ROOT / "docs").glob(
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCRIPT = 'if __name__ == "__main__":'  # starts processes that import it
 # what a snippet needs that tests do not have: a cluster, a scaler, a logger
-ELSEWHERE = re.compile(r"dask_jobqueue|scaler|accelerator|wandb|writer")
+ELSEWHERE = re.compile(r"dask_jobqueue|scaler|accelerator|TensorBoardLogger")
 
 
 def blocks(page: Path, language: str) -> list[str]:

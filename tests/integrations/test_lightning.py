@@ -154,3 +154,49 @@ def test_it_takes_the_loss_scale_out(tmp_path):
         model, DataLoader(data(), batch_size=BATCH)
     )
     assert_same(callback.monitor.noise(), replayed(model.updates))
+
+
+class Summed(Recorder):
+    def training_step(self, batch, index):
+        return super().training_step(batch, index) * len(batch[0])
+
+
+def test_a_loss_that_is_a_sum_weighs_batches_by_its_terms(tmp_path):
+    """Twenty-one examples in batches of four: the last, of one, counts a quarter of the others."""
+    callback, model = NoiseScaleCallback(weight=lambda batch: len(batch[0])), Summed()
+    lightning_trainer(tmp_path, callback).fit(model, DataLoader(data(21), batch_size=4))
+
+    def counts(parts):
+        sizes = np.array([len(part[0]) for part in parts])
+        return sizes / sizes.sum()
+
+    assert [len(parts) for _, parts in model.updates] == [4, 2] * 2
+    expected = replayed(model.updates, counts)
+    # the second updates, of four and one examples, are worth 5 of 4: left out below 1.25 alone
+    assert callback.monitor.num_updates == 4
+    assert_same(callback.monitor.noise(), expected)
+
+
+class Scheduled(Recorder):
+    """Notes its batches; which of them make an update the test knows."""
+
+    def training_step(self, batch, index):
+        self.updates.append((self.layer.weight.detach().clone(), [batch]))
+        return ((self.layer(batch[0]) - batch[1]) ** 2).mean()
+
+
+def test_a_schedule_of_accumulation_is_followed(tmp_path):
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+    callback, model = NoiseScaleCallback(), Scheduled()
+    scheduler = GradientAccumulationScheduler({0: 1, 1: 2, 2: 5})
+    trainer = lightning_trainer(
+        tmp_path, callback, accumulate_grad_batches=1, callbacks=[callback, scheduler], max_epochs=3
+    )
+    trainer.fit(model, DataLoader(data(20), batch_size=BATCH))
+    batches, updates = iter(model.updates), []
+    for count in [1] * 10 + [2] * 5 + [5] * 2:
+        taken = [next(batches) for _ in range(count)]
+        updates.append((taken[0][0], [part for _, parts in taken for part in parts]))
+    assert (callback.monitor.num_updates, callback.monitor.num_skipped) == (7, 10)
+    assert_same(callback.monitor.noise(), replayed(updates))

@@ -12,7 +12,7 @@ from analysis.tables import DATA
 from experiments.noise import critical_batch
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.studies.critical_batch.branches import BranchConfig, run_branches
-from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.runs.goal_run import GoalCell, run_to_goal
 from noisescale.studies.jobs.cell import Cell
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint

@@ -20,7 +20,7 @@ from analysis.noise.noise_growth import equal_loss_table, growth_table
 from experiments.noise import adaptive_batch, noise_growth
 from noisescale.problems.config import ProblemConfig
 from noisescale.statistics.critical_batch.recommendation import recommend
-from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.runs.goal_run import GoalCell, run_to_goal
 from noisescale.studies.jobs.cell import Cell
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import record_experiment

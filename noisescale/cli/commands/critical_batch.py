@@ -69,7 +69,7 @@ OF_RUNS = (
 Examples:
   noisescale critical-batch                               MNIST, in minutes
   noisescale critical-batch --goal 0.5 --goal 0.2 --seeds 5
-  noisescale critical-batch --dataset digits --bs 1 --bs 4 --bs 16 --bs 64 --bs 256
+  noisescale critical-batch --dataset digits --bs 4 --bs 16 --bs 64 --bs 256
   noisescale critical-batch --problem my_module:make_problem --lr-max 0.5
   noisescale critical-batch --from-csv runs.csv           fit anybody's results
   noisescale critical-batch --method branch runs/NAME-KEY/checkpoint.pt
@@ -348,9 +348,10 @@ def _config(
     if options["problem"] is not None:
         problem = factory_config(options["problem"])
     else:
+        chosen_data, notes = choose_dataset(options, console)
+        options |= chosen_data
         if options["width"] is None and options["model"] == "mlp":
             options["width"] = DEFAULT_WIDTH
-        options["dataset"], notes = choose_dataset(options, console)
         problem = fill(ProblemConfig, options)
     config = CriticalBatchConfig(
         problem=problem,

@@ -14,7 +14,7 @@ from noisescale.cli.options import measurement_options, showing_what_is_found
 from noisescale.problems.config import resolve_device
 
 if TYPE_CHECKING:
-    from noisescale.cli.checkpoints import Measured
+    from noisescale.cli.checkpoints import Loaded, Measured
     from noisescale.problems.problem import Problem
     from noisescale.statistics.gradient_noise import NoiseScale
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Examples:
   noisescale measure-noise runs/NAME-KEY/checkpoint.pt
   noisescale measure-noise runs/NAME-KEY --plot noise.png   all its checkpoints, along training
-  noisescale measure-noise checkpoint.pt --num-examples 5000 --per-layer --per-class
+  noisescale measure-noise checkpoint.pt --num-examples 5000 --per-layer
   noisescale measure-noise checkpoint.pt --hessian --bs 32 --bs 1024
   noisescale measure-noise weights.safetensors --problem my_module:make_problem
   noisescale measure-noise --problem my_file.py:make_problem    the model as it is made
@@ -79,8 +79,23 @@ Examples:
     metavar="K",
     help="Of a Dataset whose items change from read to read, K draws of each.",
 )
+@click.option(
+    "--preconditioner",
+    metavar="auto|none|FILE",
+    default="auto",
+    show_default=True,
+    help="B^P_simple under an optimizer's state in a FILE of torch.save. auto: of the checkpoint's "
+    "own Adam or AdamW, or of optimizer.pt beside the weights.",
+)
 @click.option("--per-layer", is_flag=True, help="Every parameter tensor's share.")
 @click.option("--per-class", is_flag=True, help="Every class by itself, and the noisiest examples.")
+@click.option(
+    "--unit",
+    type=click.Choice(["examples", "tokens"]),
+    default="examples",
+    show_default=True,
+    help="Of the noise scales in the tables; JSON has examples, and units_per_example.",
+)
 @measurement_options
 def measure_noise(
     checkpoints: tuple[Path, ...],
@@ -91,6 +106,8 @@ def measure_noise(
     plot: Path | None,
     seed: int,
     batch_sizes: tuple[int, ...],
+    unit: str,
+    preconditioner: str,
     **options: Any,
 ) -> None:
     """The gradient noise scale B_simple = tr Σ/|G|² at checkpoints, or of all in a run folder.
@@ -111,9 +128,14 @@ def measure_noise(
     dtype = options.pop("dtype")
     chosen = NoiseOptions(**options, dtype=dtype and getattr(torch, dtype))
 
-    def measure(problem: Problem, report: Callable[[str], None]) -> NoiseScale:
+    def measure(problem: Problem, report: Callable[[str], None], loaded: Loaded) -> NoiseScale:
+        given: Any = None if preconditioner == "none" else preconditioner
+        if preconditioner == "auto":
+            given = loaded.optimizer_state
         # one seed: the same examples for every checkpoint
-        return measure_noise(problem, options=chosen, seed=seed, report=report)
+        return measure_noise(
+            problem, options=chosen, preconditioner=given, seed=seed, report=report
+        )
 
     is_first = True
 
@@ -125,7 +147,7 @@ def measure_noise(
         if as_json:
             click.echo(json.dumps(entries, indent=2, allow_nan=False))
         else:
-            print_noise(reports)
+            print_noise(reports, in_tokens=unit == "tokens")
         if plot is not None:
             from noisescale.plots.noise import noise_figure
             from noisescale.plots.style import image

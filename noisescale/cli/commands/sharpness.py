@@ -15,7 +15,7 @@ from noisescale.errors import SettingError
 from noisescale.problems.config import resolve_device
 
 if TYPE_CHECKING:
-    from noisescale.cli.checkpoints import Measured
+    from noisescale.cli.checkpoints import Loaded, Measured
     from noisescale.problems.problem import Problem
 
 
@@ -157,7 +157,7 @@ def sharpness(
         )
     previous: tuple[Problem, Sharpness] | None = None
 
-    def measure(problem: Problem, report: Callable[[str], None]) -> Sharpness:
+    def measure(problem: Problem, report: Callable[[str], None], loaded: Loaded) -> Sharpness:
         nonlocal previous
         start = previous[1] if previous is not None and previous[0] is problem else None
         sharpness = measure_sharpness(problem, options=chosen, start=start, report=report)

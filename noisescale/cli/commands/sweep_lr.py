@@ -222,7 +222,9 @@ def sweep_name(config: SweepConfig) -> str:
     problem = config.problem
     kind = "sweep" if config.start is None else "sweep-from"
     key = digest(config.identity())
-    pixels = f"-{problem.pixel_scale}" if isinstance(problem, ProblemConfig) else ""
+    pixels = ""
+    if isinstance(problem, ProblemConfig) and not problem.is_text:
+        pixels = f"-{problem.pixel_scale}"
     return f"{kind}-{problem_name(problem)}{pixels}-{key}"
 
 
@@ -247,9 +249,10 @@ def _config(
     if start is None and own is not None:
         problem = own
     elif start is None:
+        chosen_data, notes = choose_dataset(options, console)
+        options |= chosen_data
         if options["width"] is None and options["model"] == "mlp":
             options["width"] = DEFAULT_WIDTH
-        options["dataset"], notes = choose_dataset(options, console)
         problem = fill(ProblemConfig, options)
     else:
         from noisescale.training.records.checkpoint import load_checkpoint

@@ -176,6 +176,7 @@ def train(ctx: click.Context, /, **options: Any) -> None:
 
     from noisescale.cli.printing.training import print_comparison
     from noisescale.problems.factory import seeding_notes
+    from noisescale.training.console import NOTE_STYLE
     from noisescale.training.run import RunOptions, run_training
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -190,14 +191,15 @@ def train(ctx: click.Context, /, **options: Any) -> None:
         preset = PRESETS.get(options["preset"], {})
         options |= {name: value for name, value in preset.items() if name not in given}
         if options["problem"] is None:
-            options["dataset"], notes = choose_dataset(options, console)
+            chosen_data, notes = choose_dataset(options, console)
+            options |= chosen_data
         else:
             refuse_beside_problem(ctx, given, "preset")
         cases = _cases(options)
     _check(cases, force=options["force"])
     _, problem, training = cases[0]
     for note in seeding_notes(problem, num_seeds=1 + training.seed):  # which the runs record
-        console.print(f"NOTE: {note}", style="yellow", markup=False)
+        console.print(f"NOTE: {note}", style=NOTE_STYLE, markup=False)
     run_options = RunOptions(
         device=resolve_device(options["device"]),
         data_dir=options["data_dir"],

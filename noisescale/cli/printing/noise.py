@@ -21,9 +21,9 @@ from noisescale.cli.printing.tables import (
     stdout_console,
     step_text,
 )
-from noisescale.errors import MeasurementError, RunFolderError
+from noisescale.errors import MeasurementError, RunFolderError, SettingError
 from noisescale.statistics.estimate import Estimate, estimate_of
-from noisescale.statistics.gradient_noise import QUANTITIES
+from noisescale.statistics.gradient_noise import PRECONDITIONED, QUANTITIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,7 @@ INTERVAL = "95 % interval"
 LESS = ("n_eff", "tr Σ", "|G|²", "loss")  # of a table of checkpoints, what may be left out
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
+    *("units_per_example", "preconditioned"),
     *("effective_examples", "noisiest_share", "gradient_norms"),
     *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
     "optimal_learning_rates",
@@ -143,10 +144,26 @@ def _recommendation(loaded: Loaded) -> Recommendation | None:
     return recommend(pd.DataFrame(rows), learning_rate=rate)
 
 
-def print_noise(reports: list[NoiseReport], console: Screen | None = None) -> None:
-    """The table, those of layers and classes, a sentence on each checkpoint, and batch sizes."""
+def print_noise(
+    reports: list[NoiseReport], console: Screen | None = None, *, in_tokens: bool = False
+) -> None:
+    """The table, those of layers and classes, a sentence on each checkpoint, and batch sizes.
+
+    Args:
+        reports: on each checkpoint.
+        console: where to; None: stdout.
+        in_tokens: whether the tables' noise scales are in tokens, not examples.
+
+    Raises:
+        SettingError: in tokens, where the problem does not say how many an example has.
+    """
     console = console or stdout_console()
     results = [noise for _, noise in _results(reports)]
+    if in_tokens and results[0].units_per_example is None:
+        raise SettingError(
+            "--unit tokens: the problem does not say how many tokens an example has; give it as "
+            "Problem(units=…), or leave --unit out"
+        )
     first = results[0]
     engines = ", ".join(sorted({str(noise.engine) for noise in results}))
     made = [report.measured.loaded for report in reports if report.measured.loaded.content is None]
@@ -156,11 +173,14 @@ def print_noise(reports: list[NoiseReport], console: Screen | None = None) -> No
         f"population: {first.population}, engine: {engines}"
     )
     if len(reports) == 1:
-        console.print(_quantities(reports[0]))
+        console.print(_quantities(reports[0], in_tokens=in_tokens))
     else:
-        console.print(_along_training(reports))
+        console.print(_along_training(reports, in_tokens=in_tokens))
     for report, noise in _results(reports):
-        _print_parts(console, report, noise, reports)
+        _print_parts(console, report, noise, reports, in_tokens=in_tokens)
+    if in_tokens:
+        units = _rounded(results[0].units_per_example or 1.0)
+        console.print(f"Noise scales in the tables are in tokens, {units} an example.")
     if all(noise.simple.kind == "exact" for noise in results):
         console.print("Exact, of all examples there are: no standard errors and no intervals.")
     notes = [note for report, _ in _results(reports) for note in report.notes]
@@ -189,12 +209,16 @@ def _results(reports: list[NoiseReport]) -> Iterator[tuple[NoiseReport, NoiseSca
             yield report, report.measured.result
 
 
-def _quantities(report: NoiseReport) -> NumberTable:
+def _quantities(report: NoiseReport, *, in_tokens: bool) -> NumberTable:
     """One checkpoint: a row per quantity."""
     table = plain_table("quantity", "value", "± stderr", INTERVAL, words=("quantity",))
     for _, noise in _results([report]):
         for name, label in QUANTITIES.items():
-            if (estimate := noise.estimates.get(name)) is not None:
+            if (estimate := _shown(noise, name, in_tokens=in_tokens)) is not None:
+                table.add_row(label, *estimate.cells())
+        under = noise.preconditioned
+        for name, label in PRECONDITIONED.items() if under is not None else ():
+            if (estimate := _shown(under, name, in_tokens=in_tokens)) is not None:
                 table.add_row(label, *estimate.cells())
         for size, rate in report.rates.items():
             table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
@@ -204,7 +228,7 @@ def _quantities(report: NoiseReport) -> NumberTable:
     return table
 
 
-def _along_training(reports: list[NoiseReport]) -> NumberTable:
+def _along_training(reports: list[NoiseReport], *, in_tokens: bool) -> NumberTable:
     """Several checkpoints: a row each."""
     with_runs = several_runs(report.measured for report in reports)
     results = [noise for _, noise in _results(reports)]
@@ -215,23 +239,42 @@ def _along_training(reports: list[NoiseReport]) -> NumberTable:
     add_columns(table, "step", "loss")
     for name in shown:
         add_columns(table, ALONG_TRAINING[name], *((INTERVAL,) if name in SCALES else ()))
+    has_preconditioned = any(noise.preconditioned is not None for noise in results)
+    if has_preconditioned:
+        add_columns(table, "B^P_simple", INTERVAL)
     add_columns(table, "n_eff")
     for report in reports:
         measured = report.measured
         row = [measured.loaded.run] if with_runs else []
         row.append(step_text(measured))
-        row += _cells_along_training(measured.result, shown)
+        row += _cells_along_training(measured.result, shown, in_tokens=in_tokens)
+        if has_preconditioned:
+            under = measured.result and measured.result.preconditioned
+            estimate = _shown(under, "simple", in_tokens=in_tokens)
+            row += _value_and_interval(estimate) if estimate else ("", "")
         row.append(_concentration(measured.result)[0] if measured.result else "")
         table.add_row(*row)
     return table
 
 
-def _cells_along_training(noise: NoiseScale | None, shown: list[str]) -> list[str]:
+def _shown(noise: NoiseScale | None, name: str, *, in_tokens: bool) -> Estimate | None:
+    """A quantity in the unit of the table; None where it was not measured."""
+    if noise is None:
+        return None
+    estimate = noise.estimates.get(name)
+    if estimate is None or not in_tokens or name not in SCALES:
+        return estimate
+    return estimate.scaled(noise.units_per_example or 1.0)
+
+
+def _cells_along_training(
+    noise: NoiseScale | None, shown: list[str], *, in_tokens: bool
+) -> list[str]:
     """The loss and the quantities of one checkpoint, empty where it was not measured."""
     loss = noise and noise.loss
     cells = [f"{loss.value:.4g}" if loss else ""]
     for name in shown:
-        estimate = noise and noise.estimates.get(name)
+        estimate = noise and _shown(noise, name, in_tokens=in_tokens)
         value, interval = _value_and_interval(estimate) if estimate else ("", "")
         cells.append(value)
         if name in SCALES:
@@ -253,7 +296,12 @@ def _value_and_interval(estimate: Estimate) -> tuple[str, str]:
 
 
 def _print_parts(
-    console: Console, report: NoiseReport, noise: NoiseScale, among: list[NoiseReport]
+    console: Console,
+    report: NoiseReport,
+    noise: NoiseScale,
+    among: list[NoiseReport],
+    *,
+    in_tokens: bool,
 ) -> None:
     """The tables of layers, of classes and, beside these, of the noisiest examples."""
     parts = {"parameter": noise.per_layer, "class": noise.per_class}
@@ -261,22 +309,27 @@ def _print_parts(
     if len(among) > 1 and present:
         console.print(name_text(report.measured, [other.measured for other in among]))
     for key, rows in present.items():
-        console.print(_parts(key, rows, whole=noise.gradient_variance.value))
+        units = (noise.units_per_example or 1.0) if in_tokens else 1.0
+        console.print(_parts(key, rows, whole=noise.gradient_variance.value, units=units))
     if "class" in present:
         assert noise.top_examples is not None
         console.print(_noisiest(noise.top_examples))
 
 
-def _parts(key: str, rows: pd.DataFrame, *, whole: float) -> NumberTable:
-    """A row per parameter tensor or class; tensors with their share of tr Σ, `whole`."""
+def _parts(key: str, rows: pd.DataFrame, *, whole: float, units: float) -> NumberTable:
+    """A row per parameter tensor or class; tensors with their share of tr Σ, `whole`.
+
+    units: by which the noise scales are multiplied.
+    """
     middle = "share of tr Σ" if key == "parameter" else "examples"
     headings = (key, "|G|²", "tr Σ", middle, "B_simple", INTERVAL)
     table = plain_table(*headings, words=(key,), less=(middle, "|G|²", "tr Σ"))
     for row in rows.to_dict("records"):
-        norm, variance, simple = (
+        norm, variance = (
             _value_and_interval(estimate_of(row, name))
-            for name in ("squared_gradient_norm", "gradient_variance", "simple")
+            for name in ("squared_gradient_norm", "gradient_variance")
         )
+        simple = _value_and_interval(estimate_of(row, "simple").scaled(units))
         share = f"{row['gradient_variance'] / whole:.1%}" if whole else ""
         between = share if key == "parameter" else f"{row['num_examples']:,}"
         table.add_row(str(row[key]), norm[0], variance[0], between, *simple)
@@ -307,6 +360,8 @@ def _print_sentences(console: Console, reports: list[NoiseReport]) -> None:
             checkpoint = measured.loaded.checkpoint
             batch_size = None if checkpoint is None else checkpoint.training.batch_size
             console.print(name + _sentence(noise, batch_size))
+            if noise.preconditioned is not None:
+                console.print(_of_optimizer(noise.preconditioned, measured.loaded.optimizer_name))
             if noise.full is not None:
                 console.print(_prediction(report, noise, noise.full))
 
@@ -325,7 +380,8 @@ def _sentence(noise: NoiseScale, batch_size: object) -> str:
         value = f"{_rounded(simple.value)} ({_before(simple)}{noise.population})"
         return (
             f"B_simple ≈ {value}: below it, doubling the batch about halves the steps; far above "
-            f"it, it buys little.{_beside(batch_size, simple.value)}"
+            f"it, it buys little.{_in_units(simple, noise.units_per_example)}"
+            f"{_beside(batch_size, simple.value)}"
         )
     bound = f" > {_rounded(simple.low)}, but" if simple.kind == "bound" else ""
     needed = noise.examples_to_resolve
@@ -335,6 +391,28 @@ def _sentence(noise: NoiseScale, batch_size: object) -> str:
         advice += ", more than the split has"
     unresolved = f"{noise.num_examples:,} examples cannot tell |G|² from zero{advice}"
     return f"B_simple{bound} is not resolved ({noise.population}): {unresolved}."
+
+
+def _of_optimizer(under: NoiseScale, optimizer: str) -> str:
+    """What the noise scale under the optimizer's preconditioner is for."""
+    simple = under.simple
+    found = "is not resolved"
+    if under.resolved:
+        found = f"≈ {_rounded(simple.value)} ({_before(simple)}{under.population})"
+    elif simple.kind == "bound":
+        found = f"> {_rounded(simple.low)}, but is not resolved"
+    units = _in_units(simple, under.units_per_example) if under.resolved else ""
+    return (
+        f"B^P_simple {found}, in the geometry of {optimizer}: the one to use for its batch sizes; "
+        f"B_simple is of steps along the plain gradient.{units}"
+    )
+
+
+def _in_units(scale: Estimate, units: float | None) -> str:
+    """A noise scale in tokens as well, where it is known how many an example has."""
+    if units is None:
+        return ""
+    return f" That is {_rounded(scale.value * units)} tokens, {_rounded(units)} an example."
 
 
 def _prediction(report: NoiseReport, noise: NoiseScale, full: Estimate) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from noisescale.cli.printing.tables import (
 )
 from noisescale.statistics.stability.curves import side_of
 from noisescale.training.config import TrainConfig, stable_sharpness
+from noisescale.training.console import NOTE_STYLE
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Measured
@@ -119,7 +119,7 @@ def print_sharpness(reports: list[SharpnessReport], console: Screen | None = Non
         console.print(
             "Not converged: the residual is above its tolerance. Some eigenvalue lies that near "
             "the value, but which one is open: raise --max-matvecs.",
-            style="bold yellow" if sys.stdout.isatty() else None,
+            style=f"bold {NOTE_STYLE}",
         )
 
 

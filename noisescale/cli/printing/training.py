@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ from noisescale.cli.printing.tables import Screen, plain_table, stdout_console
 from noisescale.errors import MeasurementError, RunFolderError
 
 # what may be left out, the least important first
-LESS = ("ex/s", "test F1", "train acc", "epochs", "train loss", "seconds", "steps", "95 % interval")
+LESS = (
+    "ex/s",
+    "test F1",
+    "train acc",
+    "train bits/char",
+    "epochs",
+    "train loss",
+    "seconds",
+    "steps",
+    "95 % interval",
+)
 DIVERGED = (
     "A diverged model's outputs are nan, and argmax over nan returns class 0: every prediction is "
     "class 0, and the accuracy is that class's share."
@@ -30,22 +41,24 @@ def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = N
     with_interval = any("accuracy_low" in (run.get(held_out) or {}) for run in summaries)
     if with_interval:
         of_held_out.insert(2, "95 % interval")
-    scores = ("train loss", "train acc", *of_held_out)
+    scores: tuple[str, ...] = ("train loss", "train acc", *of_held_out)
+    is_text = "bits_per_character" in summaries[0]["train"]
+    if is_text:
+        scores = ("train loss", "train bits/char", of_held_out[0], f"{held_out} bits/char")
+    with_units = "units_per_example" in summaries[0]
+    sizes = ("batch size", "tokens") if with_units else ("batch size",)
     table = plain_table(
-        *("batch size", "lr", "steps", "epochs", *scores, "seconds", "ex/s"),
+        *(*sizes, "lr", "steps", "epochs", *scores, "seconds", "ex/s"),
         less=LESS,
         where="summary.json has them",
     )
     for run in summaries:
         table.add_row(
-            str(run["batch_size"]),
+            *_sizes(run, with_units=with_units),
             f"{run['learning_rate']:g}",
             f"{run['steps']:,}",
             f"{run['epochs']:.3g}",
-            *(_score(run["train"], name) for name in ("loss", "accuracy")),
-            *(_score(run.get(held_out), name) for name in ("loss", "accuracy")),
-            *([_interval(run.get(held_out))] if with_interval else []),
-            _score(run.get(held_out), "f1"),
+            *_scores(run, held_out, is_text=is_text, with_interval=with_interval),
             f"{run['seconds']:.1f}",
             f"{run['examples_per_second']:,.0f}",
         )
@@ -53,15 +66,20 @@ def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = N
     first = summaries[0]
     named = first.get("problem")
     if named is None:
-        named = f"{first['dataset']}, {first['pixel_scale']} pixels, {first['model']}"
+        data = (
+            f"sequences of {first['context']} characters"
+            if "context" in first
+            else f"{first['pixel_scale']} pixels"
+        )
+        named = f"{first['dataset']}, {data}, {first['model']}"
         if (num_train := first.get("num_train")) is not None:
             named += f", {num_train:,} training examples"
     console.print(f"{named}, seed {first['seed']}")
     console.print(table)
     if with_interval:
         found = [run.get(held_out) or {} for run in summaries]
-        sizes = {each["num_examples"] for each in found if "accuracy_low" in each}
-        count = " or ".join(f"{size:,}" for size in sorted(sizes))
+        counts = {each["num_examples"] for each in found if "accuracy_low" in each}
+        count = " or ".join(f"{size:,}" for size in sorted(counts))
         console.print(
             f"Interval of the {held_out} accuracy: Wilson's, of its {count} examples for this "
             "model; other seeds differ too."
@@ -106,9 +124,30 @@ def _adaptive(run: dict[str, Any]) -> str:
     )
 
 
+def _sizes(run: dict[str, Any], *, with_units: bool) -> Iterator[str]:
+    """The cells of a run's batch size, in examples and in their tokens."""
+    size = run["batch_size"]
+    yield str(size)
+    if with_units:
+        yield f"{size * run['units_per_example']:,.0f}" if isinstance(size, int) else "–"
+
+
+def _scores(
+    run: dict[str, Any], held_out: str, *, is_text: bool, with_interval: bool
+) -> Iterator[str]:
+    """The cells of a run's scores, on the training and a held-out split."""
+    names = ("loss", "bits_per_character") if is_text else ("loss", "accuracy")
+    of_held_out = names if is_text else ("loss", "accuracy", "f1")
+    for split, wanted in (("train", names), (held_out, of_held_out)):
+        for name in wanted:
+            if name == "f1" and with_interval:  # after the accuracy
+                yield _interval(run.get(split))
+            yield _score(run.get(split), name)
+
+
 def _score(scores: dict[str, Any] | None, name: str) -> str:
     """A score; a dash where there is no such split, or no class to score."""
-    if scores is None or (scores[name] is None and name != "loss"):
+    if scores is None or (scores[name] is None and name in ("accuracy", "f1")):
         return "–"
     return "not finite" if scores[name] is None else f"{scores[name]:.4f}"
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from noisescale.problems.problem import Examples, Params, Tree
 
 LARGEST_COMPILED_CHUNK = 2048  # examples on a CPU; a larger chunk is no faster
 
-Program = tuple[Tensor, list[Tensor], list[Tensor]]  # losses, squared norms, summed gradient
+# Losses, squared norms, weighted ones, summed gradient
+Program = tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]
 
 
 class CompiledEngine:
@@ -47,37 +49,49 @@ class CompiledEngine:
     def notes(self) -> tuple[str, ...]:
         return ()
 
-    def statistics(self, chunk: Examples) -> ChunkStatistics:
+    def statistics(self, chunk: Examples, weights: Params | None = None) -> ChunkStatistics:
         missing = self.objective.chunk_size - chunk.num_examples
         index = torch.arange(self.objective.chunk_size, device=self.objective.device)
         whole = chunk if missing <= 0 else chunk.part(index % chunk.num_examples)
-        weights = (index < chunk.num_examples).to(self.objective.point)
+        counts = (index < chunk.num_examples).to(self.objective.point)
         with _quietly():
             try:
-                losses, norms, gradient = self._run(*whole, weights)
+                losses, norms, weighted, gradient = self._run(*whole, counts, weights)
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = f"{self.objective.name} cannot be compiled ({first_line(error)})"
                 raise EngineError(reason) from error
         rows = slice(chunk.num_examples)
         squared_norms = torch.stack(norms, 1)[rows].double()  # L times (B,) -> (B, L)
-        return ChunkStatistics(losses[rows], squared_norms, gradient)
+        in_metric = torch.stack(weighted, 1)[rows].double() if weighted else None
+        return ChunkStatistics(losses[rows], squared_norms, gradient, in_metric)
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         return self._losses.projections(chunk, directions)
 
-    def _program(self, params: Params, inputs: Tree, targets: Tree, weights: Tensor) -> Program:
+    def _program(
+        self,
+        params: Params,
+        inputs: Tree,
+        targets: Tree,
+        counts: Tensor,
+        weights: Params | None,
+    ) -> Program:
         gradients, losses = example_gradients(self.objective, params, Examples(inputs, targets))
-        norms = [part.reshape(len(part), -1).square().sum(1) for part in gradients.values()]
+        squares = {name: part.reshape(len(part), -1).square() for name, part in gradients.items()}
+        norms = [part.sum(1) for part in squares.values()]
+        weighted: list[Tensor] = []
+        if weights is not None:
+            weighted = [(part * weights[name].flatten()).sum(1) for name, part in squares.items()]
 
         def total(params: Params) -> Tensor:
             return (
                 self.objective.losses(self.objective.outputs(params, inputs), targets, params)
-                * weights
+                * counts
             ).sum()
 
-        return losses, norms, list(grad(total)(params).values())
+        return losses, norms, weighted, list(grad(total)(params).values())
 
-    def _run(self, *arguments: Tree) -> Program:
+    def _run(self, *arguments: Any) -> Program:
         """The compiled program's results; where the compiler has reached its limit, it is reset."""
         try:
             results: Program = self._compiled(self._losses.params, *arguments)

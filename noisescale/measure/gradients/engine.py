@@ -23,12 +23,14 @@ class ChunkStatistics(NamedTuple):
     """What an engine finds out about a chunk of B examples.
 
     losses: (B,). squared_norms: |g_i|² of each of L parameter tensors (B, L), float64. gradient:
-    the sum of the gradients, by parameter tensor.
+    the sum of the gradients, by parameter tensor. weighted: Σ_p w_p g_ip² (B, L), float64; None
+    without weights.
     """
 
     losses: Tensor
     squared_norms: Tensor
     gradient: Sequence[Tensor]
+    weighted: Tensor | None = None
 
 
 class Engine(Protocol):
@@ -44,8 +46,13 @@ class Engine(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What a reader should know of how the latest pass went."""
 
-    def statistics(self, chunk: Examples) -> ChunkStatistics:
-        """Norms of the examples' gradients, by parameter tensor, and their sum."""
+    def statistics(self, chunk: Examples, weights: Params | None = None) -> ChunkStatistics:
+        """Norms of the examples' gradients, by parameter tensor, and their sum.
+
+        Args:
+            chunk: the examples.
+            weights: of the squared components by parameter, for norms beside the plain ones.
+        """
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         """g_i·v for K directions v: (K, B, L) by parameter tensor, or (K, B, 1) in all; float64."""

@@ -96,8 +96,8 @@ class LayerEngine:
             f"gradients of the whole model, {way}",
         )
 
-    def statistics(self, chunk: Examples) -> ChunkStatistics:
-        return self._once_foreseen(lambda: self._statistics(chunk))
+    def statistics(self, chunk: Examples, weights: Params | None = None) -> ChunkStatistics:
+        return self._once_foreseen(lambda: self._statistics(chunk, weights))
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         return self._once_foreseen(lambda: self._projections(chunk, directions))
@@ -134,34 +134,41 @@ class LayerEngine:
                     raise EngineError(f"the engine hooks gets no further: {error}") from error
                 self.give_up(error.names, str(error))
 
-    def _statistics(self, chunk: Examples) -> ChunkStatistics:
+    def _statistics(self, chunk: Examples, weights: Params | None) -> ChunkStatistics:
+        of_each: Params = weights or {}
         summaries: dict[str, Summary] = {}
         held: Pieces = defaultdict(list)
 
         def receive(use: Use, gradient: Tensor) -> None:
             for source, pieces in _by_source(use, gradient):
                 if source.is_parameter and current.counts[source.key] == 1:
-                    summaries[source.key] = summarise([pieces])
+                    summaries[source.key] = summarise([pieces], of_each.get(source.key))
                 else:
                     held[source.key].append(pieces)
 
         current, losses = self._forward(chunk, receive)
         self._backward(current, losses)
         for name, of_name in self._by_parameter(held, current.derived).items():
-            summaries[name] = summarise(of_name)
+            summaries[name] = summarise(of_name, of_each.get(name))
         if self._rest is not None:
-            rest = self._of_rest(lambda engine: engine.statistics(chunk))
-            for name, norms, total in zip(
-                self.unreached, rest.squared_norms.unbind(1), rest.gradient, strict=True
-            ):
-                summaries[name] = Summary(norms, total)
+            rest = self._of_rest(lambda engine: engine.statistics(chunk, weights))
+            for column, name in enumerate(self.unreached):
+                weighted = None if rest.weighted is None else rest.weighted[:, column]
+                norms, total = rest.squared_norms[:, column], rest.gradient[column]
+                summaries[name] = Summary(norms, total, weighted)
         nothing = torch.zeros_like(losses, dtype=torch.float64)
         of_all = [
-            summaries.get(name) or Summary(nothing, torch.zeros_like(leaf))
+            summaries.get(name) or Summary(nothing, torch.zeros_like(leaf), nothing)
             for name, leaf in self.params.items()
         ]
         norms = torch.stack([summary.squared_norms for summary in of_all], 1)  # (B, L)
-        return ChunkStatistics(losses.detach(), norms, [summary.total for summary in of_all])
+        weighted = None
+        if weights is not None:
+            of_each_tensor = [each.weighted for each in of_all if each.weighted is not None]
+            weighted = torch.stack(of_each_tensor, 1)  # (B, L)
+        return ChunkStatistics(
+            losses.detach(), norms, [summary.total for summary in of_all], weighted
+        )
 
     def _projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         size = (len(directions), chunk.num_examples, len(self.params))

@@ -33,16 +33,27 @@ class LoopEngine:
         self._is_complex = any(param.is_complex() for param in objective.model.parameters())
         self._leaves = {name: params[name] for name in (params if names is None else names)}
 
-    def statistics(self, chunk: Examples) -> ChunkStatistics:
-        losses, norms = [], []
+    def statistics(self, chunk: Examples, weights: Params | None = None) -> ChunkStatistics:
+        losses, norms, weighted = [], [], []
         total = [torch.zeros_like(leaf, dtype=torch.float64) for leaf in self._leaves.values()]
         with whatever_fails(self.name, self.objective):
             for loss, gradient in self._gradients(chunk):
                 losses.append(loss)
-                norms.append(torch.stack([part.double().square().sum() for part in gradient]))
+                squares = [part.double().square() for part in gradient]
+                norms.append(torch.stack([part.sum() for part in squares]))
+                if weights is not None:
+                    in_metric = zip(self._leaves, squares, strict=True)
+                    weighted.append(
+                        torch.stack([(part * weights[name]).sum() for name, part in in_metric])
+                    )
                 for accumulated, part in zip(total, gradient, strict=True):
                     accumulated.add_(part)
-        return ChunkStatistics(torch.stack(losses), torch.stack(norms), total)
+        return ChunkStatistics(
+            torch.stack(losses),
+            torch.stack(norms),
+            total,
+            torch.stack(weighted) if weighted else None,
+        )
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         along = []

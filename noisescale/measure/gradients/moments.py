@@ -13,11 +13,24 @@ from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.distributed import Share
 from noisescale.measure.gradients.choice import EngineChoice
 from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
-from noisescale.measure.objective import Objective
+from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.problem import Examples, Params, Problem
 from noisescale.problems.sampling import select
 from noisescale.statistics.display import counted, one_line
 from noisescale.statistics.sample import Weighting
+
+
+class MetricMoments(NamedTuple):
+    """The same statistics under a diagonal preconditioner P: of √P g_i instead of g_i.
+
+    squared_norms: g_iᵀPg_i of each tensor (n, L). projections: g_iᵀPḡ (n, L) or (n,); None without
+    standard errors. mean_squares: ḡᵀPḡ (L,). weighting: as that of the moments, of √P g_i.
+    """
+
+    squared_norms: np.ndarray
+    projections: np.ndarray | None
+    mean_squares: np.ndarray
+    weighting: Weighting | None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -38,6 +51,7 @@ class GradientMoments:
         weighting: of a problem with weights, the examples' relative weights r_i = w_i/w̄. The
             gradients g_i and losses ℓ_i are then those of r_i ℓ_i, whose plain means are Σ w g/Σ w
             and Σ w ℓ/Σ w. None: all count alike.
+        preconditioned: the same of √P g_i, where a preconditioner P was given.
     """
 
     num_examples: int
@@ -50,6 +64,7 @@ class GradientMoments:
     engine: EngineName
     notes: tuple[str, ...] = ()
     weighting: Weighting | None = None
+    preconditioned: MetricMoments | None = None
 
     def __repr__(self) -> str:
         return one_line(
@@ -154,8 +169,12 @@ def moments_on(
     population_size: int,
     engine: EngineName = "auto",
     standard_errors: bool = True,
+    preconditioner: Params | None = None,
 ) -> GradientMoments:
-    """The moments of the objective's examples, which have these indices (n,) in their split."""
+    """The moments of the objective's examples, which have these indices (n,) in their split.
+
+    With a preconditioner P those of √P g_i as well, from the same passes.
+    """
     num_examples = objective.num_examples
     if num_examples < 2:
         raise SettingError(
@@ -168,11 +187,15 @@ def moments_on(
     relative = objective.relative_weights()
     weighting: Weighting | None = None
     on_examples: list[np.ndarray] = []
+    of_metric: list[np.ndarray] = []
+    metric: Tensor | None = None
+    if preconditioner is not None:
+        metric = flatten([preconditioner[name] for name in objective.params()]).double()
     while True:
         sums, projections, failure = None, None, None
         try:
             chosen = choice.make(of_share)
-            sums = _statistics(chosen)
+            sums = _statistics(chosen, preconditioner)
             choice.confirm(chosen, sums.squared_norms)
         except EngineError as error:
             failure = error
@@ -190,6 +213,9 @@ def moments_on(
             products = objective.unflatten(doubled * mean).values()
             on_mean = np.array([part.sum().item() for part in products])
             weighting = Weighting(relative.numpy(), on_mean)
+        num_plain = len(directions)
+        if metric is not None:
+            directions += [metric * direction for direction in directions]
         if not standard_errors:
             break
         try:
@@ -200,12 +226,25 @@ def moments_on(
             continue
         assert projections is not None
         projections = share.gather(projections)
+        of_metric = [share.gather(along) for along in others[num_plain - 1 :]]
+        others = others[: num_plain - 1]
         on_examples = [share.gather(along) for along in others]
         if choice.all_did(_gap(objective, projections, mean), share):
             break
     if projections is not None and projections.shape != squared_norms.shape:  # (n, 1), in all
         projections = projections[:, 0]
         on_examples = [along[:, 0] for along in on_examples]
+        of_metric = [along[:, 0] for along in of_metric]
+    preconditioned: MetricMoments | None = None
+    if metric is not None and sums.weighted is not None:
+        preconditioned = _in_metric(
+            objective,
+            metric,
+            squared_norms=share.gather(sums.weighted),
+            directions=directions[:num_plain],
+            along=of_metric,
+            weighting=weighting,
+        )
     if weighting is not None and on_examples:
         weighting = weighting._replace(on_examples=on_examples[0])
     return GradientMoments(
@@ -218,6 +257,38 @@ def moments_on(
         indices=indices.numpy(),
         engine=chosen.name,
         notes=(*choice.notes, *chosen.notes),
+        weighting=weighting,
+        preconditioned=preconditioned,
+    )
+
+
+def _in_metric(
+    objective: Objective,
+    metric: Tensor,
+    *,
+    squared_norms: np.ndarray,
+    directions: list[Tensor],
+    along: list[np.ndarray],
+    weighting: Weighting | None,
+) -> MetricMoments:
+    """The moments under the metric P (P,).
+
+    squared_norms: under it. directions: ḡ and, of weighted examples, the mean of r_i g_i, each
+    (P,). along: the projections of the g_i on P times them; empty without standard errors.
+    """
+    mean, *doubled = directions
+
+    def by_tensor(product: Tensor) -> np.ndarray:
+        return np.array([part.sum().item() for part in objective.unflatten(product).values()])
+
+    if weighting is not None:
+        weighting = Weighting(weighting.relative, by_tensor(doubled[0] * metric * mean))
+        if along:
+            weighting = weighting._replace(on_examples=along[1])
+    return MetricMoments(
+        squared_norms=squared_norms,
+        projections=along[0] if along else None,
+        mean_squares=by_tensor(metric * mean.square()),
         weighting=weighting,
     )
 
@@ -256,29 +327,41 @@ def _dropout(module: nn.Module) -> float:
 
 
 class _Sums(NamedTuple):
-    """Losses (n,), squared norms (n, L) and the summed gradient (P,) of n examples, float64."""
+    """Losses (n,), squared norms (n, L) and the summed gradient (P,) of n examples, float64.
+
+    weighted: the squared norms under a preconditioner (n, L); None without one.
+    """
 
     losses: np.ndarray
     squared_norms: np.ndarray
     total: Tensor
+    weighted: np.ndarray | None
 
 
-def _statistics(engine: Engine) -> _Sums:
+def _statistics(engine: Engine, preconditioner: Params | None) -> _Sums:
     """The statistics of this process's share."""
     losses: list[Tensor] = []
+    weighted: list[Tensor] = []
     squared_norms: list[Tensor] = []
     total = engine.objective.point.new_zeros(engine.objective.dim, dtype=torch.float64)
     by_parameter = engine.objective.unflatten(total)  # views
 
     def add(chunk: Examples, start: int) -> None:
-        of_chunk = engine.statistics(chunk)
+        of_chunk = engine.statistics(chunk, preconditioner)
         losses.append(of_chunk.losses.double().cpu())
         squared_norms.append(of_chunk.squared_norms.cpu())
+        if of_chunk.weighted is not None:
+            weighted.append(of_chunk.weighted.cpu())
         for accumulated, part in zip(by_parameter.values(), of_chunk.gradient, strict=True):
             accumulated.add_(part)
 
     engine.objective.for_each_chunk(add)
-    return _Sums(torch.cat(losses).numpy(), torch.cat(squared_norms).numpy(), total)
+    return _Sums(
+        torch.cat(losses).numpy(),
+        torch.cat(squared_norms).numpy(),
+        total,
+        torch.cat(weighted).numpy() if weighted else None,
+    )
 
 
 def _projections(engine: Engine, directions: list[Tensor]) -> list[np.ndarray]:

@@ -43,12 +43,17 @@ class VmapEngine:
     def notes(self) -> tuple[str, ...]:
         return ()
 
-    def statistics(self, chunk: Examples) -> ChunkStatistics:
+    def statistics(self, chunk: Examples, weights: Params | None = None) -> ChunkStatistics:
         with whatever_fails(self.name, self.objective):
-            parts = [self._of_part(part) for part in self._losses.parts(chunk)]
-        losses, norms, totals = zip(*parts, strict=True)
-        total = [torch.stack(of_parts).sum(0) for of_parts in zip(*totals, strict=True)]
-        return ChunkStatistics(torch.cat(losses), torch.cat(norms), total)
+            parts = [self._of_part(part, weights) for part in self._losses.parts(chunk)]
+        totals = zip(*(part.gradient for part in parts), strict=True)
+        weighted = [part.weighted for part in parts if part.weighted is not None]
+        return ChunkStatistics(
+            torch.cat([part.losses for part in parts]),
+            torch.cat([part.squared_norms for part in parts]),
+            [torch.stack(of_parts).sum(0) for of_parts in totals],
+            torch.cat(weighted) if weighted else None,
+        )
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         with whatever_fails(self.name, self.objective):
@@ -56,11 +61,17 @@ class VmapEngine:
                 return self._losses.projections_by_tensor(chunk, directions)
             return self._losses.projections(chunk, directions)
 
-    def _of_part(self, part: Examples) -> ChunkStatistics:
+    def _of_part(self, part: Examples, weights: Params | None) -> ChunkStatistics:
         gradients, losses = self._losses.gradients(part)
         norms = [_squared_norms(values) for values in gradients.values()]
         total = [values.sum(0) for values in gradients.values()]
-        return ChunkStatistics(losses, torch.stack(norms, 1), total)  # L times (B,) -> (B, L)
+        weighted = None
+        if weights is not None:
+            weighted = torch.stack(
+                [weighted_norms(values, weights[name]) for name, values in gradients.items()], 1
+            )
+        # L times (B,) -> (B, L)
+        return ChunkStatistics(losses, torch.stack(norms, 1), total, weighted)
 
 
 class VmappedLosses:
@@ -175,6 +186,11 @@ def example_gradients(
     each = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0))
     gradients: tuple[Params, Tensor] = each(free, *chunk)
     return gradients
+
+
+def weighted_norms(gradients: Tensor, weights: Tensor) -> Tensor:
+    """Σ_p w_p g_p² of each example: gradients (B, *shape), weights (*shape) -> (B,), float64."""
+    return (gradients.square().reshape(len(gradients), -1) @ weights.flatten()).double()
 
 
 def _has_padding(model: nn.Module) -> bool:

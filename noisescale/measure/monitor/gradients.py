@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from noisescale.errors import MeasurementError
 from noisescale.measure.monitor.groups import Groups
@@ -55,6 +56,32 @@ def squared_norms(gradients: Sequence[Tensor], groups: Sequence[int], num_groups
     return flat.new_zeros(num_groups).index_add_(0, index, flat)  # (G,)
 
 
+def _own_part(gradient: Tensor, num_processes: int) -> tuple[Tensor, int]:
+    """This process's part of a gradient, and how many processes hold the same."""
+    if not isinstance(gradient, DTensor):
+        return gradient, num_processes
+    if any(isinstance(placement, Partial) for placement in gradient.placements):
+        gradient = gradient.redistribute(  # sums that are still to be added up
+            placements=[
+                Replicate() if isinstance(placement, Partial) else placement
+                for placement in gradient.placements
+            ]
+        )
+    copies = 1
+    for dimension, placement in enumerate(gradient.placements):
+        copies *= gradient.device_mesh.size(dimension) if isinstance(placement, Replicate) else 1
+    return local(gradient), copies
+
+
+def local(gradient: Tensor) -> Tensor:
+    """This process's part of a sharded gradient; another as it is."""
+    if not isinstance(gradient, DTensor):
+        return gradient
+    with torch.no_grad():
+        part: Tensor = gradient.to_local()
+        return part
+
+
 def _squares(values: Tensor) -> list[Tensor]:
     """|values|² in parts, float64, on a CPU."""
     if values.dtype not in (torch.float32, torch.float64):
@@ -74,24 +101,39 @@ class Gradients:
     """The gradients of the parameters that require one now, and their state after the last look.
 
     groups: of the parameters.
+    num_processes: that one model is spread over, each of which holds all of some gradients and
+        parts of others.
     """
 
     def __init__(self, groups: Groups) -> None:
         self.groups = groups
+        self.num_processes = 1
         # by parameter: which tensor its gradient is, and how often that has been written to
         self._seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._trained: tuple[int, ...] = ()
         self._witness: tuple[Tensor, Tensor] | None = None  # a scaled gradient, and a copy of it
 
     def squared_norms(self) -> Tensor:
-        """(G,), of the groups; MeasurementError where no parameter has a gradient."""
+        """(G,), of the groups; MeasurementError where no parameter has a gradient.
+
+        Where the model is spread over processes, this one's share, of which the sum is meant.
+        """
         gradients = self._existing()
         if not gradients:
             raise MeasurementError(
                 "no parameter has a gradient: call this after backward(), before zero_grad()"
             )
-        members = [self.groups.of[place] for place in gradients]
-        return squared_norms(list(gradients.values()), members, len(self.groups.names))
+        by_copies: dict[int, tuple[list[Tensor], list[int]]] = {}
+        for place, gradient in gradients.items():
+            part, copies = _own_part(gradient, self.num_processes)
+            tensors, members = by_copies.setdefault(copies, ([], []))
+            tensors.append(part)
+            members.append(self.groups.of[place])
+        squares = [
+            squared_norms(tensors, members, len(self.groups.names)) / copies
+            for copies, (tensors, members) in by_copies.items()
+        ]
+        return torch.stack(squares).sum(0)
 
     def remember(self, *, scaled: bool) -> None:
         """Takes note of what the gradients are now.
@@ -100,11 +142,11 @@ class Gradients:
         """
         gradients = self._existing()
         self._seen = {
-            place: (weakref.ref(gradient), gradient._version)
+            place: (weakref.ref(gradient), local(gradient)._version)
             for place, gradient in gradients.items()
         }
         self._trained = self._requiring()
-        dense = [gradient for gradient in gradients.values() if not gradient.is_sparse]
+        dense = [local(one) for one in gradients.values() if not one.is_sparse]
         self._witness = None
         if scaled and dense:
             smallest = min(dense, key=Tensor.numel)
@@ -117,7 +159,7 @@ class Gradients:
         return (
             now.keys() == self._seen.keys()
             and all(
-                now[place] is which() and now[place]._version == version
+                now[place] is which() and local(now[place])._version == version
                 for place, (which, version) in self._seen.items()
             )
             and not self._differ()

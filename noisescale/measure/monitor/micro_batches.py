@@ -25,11 +25,14 @@ class MicroBatch(NamedTuple):
 class ProcessNorms(Protocol):
     """Squared norms of the gradients of several processes and of their reduction.
 
-    num_processes: that are reduced over. rounds: reductions since the last look.
+    num_processes: that are reduced over.
     """
 
     num_processes: int
-    rounds: int
+
+    @property
+    def rounds(self) -> int:
+        """Reductions since the last look."""
 
     def take(self, weight: float) -> Tensor:
         """This process's numbers (k,) to be summed over all; its own |.|² divided by its weight."""
@@ -58,7 +61,11 @@ def nested(squares: Tensor, parts: list[MicroBatch]) -> tuple[Tensor, Tensor]:
 
 
 def across(
-    processes: ProcessNorms, parts: list[MicroBatch], *, factor: float
+    processes: ProcessNorms,
+    parts: list[MicroBatch],
+    *,
+    scale: float,
+    divided_by: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Squared norms (2, G) of a process's mean gradient, on average, and of all's; sizes (2,).
 
@@ -68,13 +75,17 @@ def across(
     weight = 1.0 if parts[0].alike else sum(part.weight for part in parts)
     size = _size(parts)
     own = processes.take(weight)  # (k,)
-    shares = own.new_tensor([weight, weight / size, weight**2 / size]) + 0 * factor
+    shares = own.new_tensor([weight, weight / size, weight**2 / size]) + 0 * scale
     sums = processes.sum(torch.cat([own, shares]))
     whole, over_sizes, squares_over_sizes = sums[-3:]
     local, reduced = processes.squares(sums[:-3])
     small = local * whole / processes.num_processes**2
     sizes = torch.stack([whole / over_sizes, whole**2 / squares_over_sizes])
-    return torch.stack([small, reduced]) * factor, sizes
+    factor = torch.ones_like(whole)
+    if divided_by is not None:  # by itself a process counts 1 where all count alike
+        own_weight = float(len(parts)) if parts[0].alike else whole / processes.num_processes
+        factor = divided_by / (factor * own_weight)
+    return torch.stack([small, reduced]) * (factor / scale) ** 2, sizes
 
 
 def _size(parts: list[MicroBatch]) -> float:

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed as dist, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from noisescale.errors import MeasurementError, SettingError, check_count, is_real
 from noisescale.measure.distributed import rank_and_size
 from noisescale.measure.monitor.averages import Averages
 from noisescale.measure.monitor.ddp_norms import CommHook, ReplicaNorms
+from noisescale.measure.monitor.fsdp_norms import ShardNorms, is_sharded
 from noisescale.measure.monitor.gradients import Gradients
 from noisescale.measure.monitor.groups import Grouping, Groups
 from noisescale.measure.monitor.micro_batches import MicroBatch, ProcessNorms, across, nested
@@ -59,6 +61,9 @@ class NoiseScaleMonitor:
         monitor.update()  # takes the last micro-batch's scale
         scaler.step(optimizer)
 
+    With tensor parallelism (DTensor) over all processes, give the model itself, and as num_examples
+    those that all processes see.
+
     With Accelerate, accelerator.scaler being None but for fp16:
 
         accelerator.backward(loss)  # inside `with accelerator.accumulate(model)`
@@ -71,8 +76,6 @@ class NoiseScaleMonitor:
         for name, value in monitor.scalars().items():
             writer.add_scalar(f"noise_scale/{name}", value, step)
         wandb.log({f"noise_scale/{name}": value for name, value in monitor.scalars().items()})
-
-    FSDP shards the gradients, of which this monitor, so far, measures only whole ones.
 
     The estimates are of the population "training", see `RunningNoise`: of examples that have not
     been used before, that of fresh examples, and of N used again, |G_N|² − tr Σ/N of their own.
@@ -87,8 +90,8 @@ class NoiseScaleMonitor:
     no longer require any do not count.
 
     Args:
-        parameters: a module, or its parameters; whole tensors, not shards of them. Those that
-            require no gradient yet count from when they do.
+        parameters: a module, or its parameters. Those that require no gradient yet count from when
+            they do.
         reduction: what `.grad` is once an update's micro-batches are in. "mean": the mean of the
             micro-batches' mean gradients, equally weighted, as where each mean loss is divided by
             their number. "sum": the mean over examples, as where each summed loss is divided by the
@@ -109,8 +112,8 @@ class NoiseScaleMonitor:
 
     Raises:
         SettingError: a DistributedDataParallel model, no parameter that requires a gradient,
-            sharded parameters, another reduction or memory than these, or groups that overlap,
-            match nothing, or are asked for of parameters without a module.
+            another reduction or memory than these, or groups that overlap, match nothing, or are
+            asked for of parameters without a module.
 
     Examples:
         >>> import torch
@@ -149,10 +152,6 @@ class NoiseScaleMonitor:
         watched = Groups(parameters, groups)
         if not any(parameter.requires_grad for parameter in watched.parameters):
             raise SettingError("no parameter requires a gradient: give model.parameters()")
-        if any(hasattr(parameter, "full_tensor") for parameter in watched.parameters):
-            raise SettingError(
-                "sharded parameters (DTensor) have sharded gradients: only whole ones are measured"
-            )
         if reduction not in get_args(Reduction):
             raise SettingError(
                 f"reduction {reduction!r}: give one of {', '.join(get_args(Reduction))}"
@@ -160,6 +159,7 @@ class NoiseScaleMonitor:
         self.reduction = reduction
         self.num_skipped = 0
         self.unmeasured: str | None = None
+        self._model = parameters if isinstance(parameters, nn.Module) else None
         self._watched = watched
         self._gradients = Gradients(watched)
         self._averages = Averages(memory=memory, groups=watched.names if groups else [])
@@ -228,6 +228,7 @@ class NoiseScaleMonitor:
         if self._parts:
             self._look_for_a_break()
         if not self._parts and self._processes is None:
+            self._check_spread()
             self._first = self._gradients.squared_norms()
         self._parts.append(MicroBatch(num_examples, float(weight), float(scale), alike))
         self._gradients.remember(scaled=scale != 1)
@@ -311,8 +312,8 @@ class NoiseScaleMonitor:
                 the gradient must not have been changed since, as by clipping.
             divided_by: the sum of weights that losses were divided by, as the usual number of
                 micro-batches in an update that has fewer, or 1 where mean losses were not divided
-                at all; None: those of this update; with `attach`, all processes must have as many
-                micro-batches then.
+                at all; None: those of this update. With `attach`, all processes must have as many
+                micro-batches where those have no weight.
             last: the squared norm of the gradient, where the caller has it.
 
         Raises:
@@ -331,7 +332,7 @@ class NoiseScaleMonitor:
                 "update() before any micro_batch(): call that after each backward pass"
             )
         _check_positive(scale=scale, divided_by=divided_by)
-        if self._processes is None and rank_and_size()[1] > 1:
+        if self._processes is None and self._gradients.num_processes < rank_and_size()[1]:
             raise SettingError(
                 "several processes: a gradient may be of one of them or reduced over all, which "
                 "only attach(model) can tell"
@@ -345,10 +346,9 @@ class NoiseScaleMonitor:
             scale = parts[-1].scale
         else:
             self._check_scale(scale, parts)
-        undivided = 1.0 if divided_by is None else divided_by / sum(part.weight for part in parts)
         if self._processes is not None:
-            factor = math.nan if is_spoilt else (undivided / scale) ** 2
-            compared = across(self._processes, parts, factor=factor)
+            scale = math.nan if is_spoilt else scale
+            compared = across(self._processes, parts, scale=scale, divided_by=divided_by)
         elif is_spoilt:
             self.num_skipped += 1
             return False
@@ -359,7 +359,12 @@ class NoiseScaleMonitor:
         else:
             assert first is not None, "taken at the first micro-batch"
             last = self._gradients.squared_norms() if last is None else last.reshape(-1)
+            undivided = (
+                1.0 if divided_by is None else divided_by / sum(part.weight for part in parts)
+            )
             squares = torch.stack([first / parts[0].scale ** 2, last / scale**2]) * undivided**2
+            if self._gradients.num_processes > 1:
+                dist.all_reduce(squares)
             compared = nested(squares, parts)
         self._unread.append(compared)
         if compared[0].device.type == "cpu" or len(self._unread) >= UNREAD:
@@ -375,30 +380,46 @@ class NoiseScaleMonitor:
             self._processes.clear()
 
     def attach(
-        self, model: DistributedDataParallel, comm_hook: tuple[Any, CommHook] | None = None
+        self,
+        model: nn.Module,
+        comm_hook: tuple[Any, CommHook] | None = None,
+        *,
+        reduce_scatter: Any = None,
     ) -> None:
         """Takes each process's gradient as the small batch and the reduced one as the big batch.
 
-        By a communication hook, which sees a gradient before and after its reduction; all processes
-        get the same numbers, by one further reduction of a few of them per update. Call
-        `micro_batch` after each backward pass, under `no_sync()` for all but the last, and `update`
-        after that.
+        Of DistributedDataParallel by a communication hook, of `fully_shard` (FSDP2) by
+        `set_custom_reduce_scatter`, which see a gradient before and after its reduction; all
+        processes get the same numbers, by one further reduction of a few of them per update. Call
+        `micro_batch` after each backward pass, and `update` after the last, all others without a
+        reduction: under `no_sync()`, or after `set_requires_gradient_sync(False)`.
+
+        Any factors that FSDP divides by are right, as are replicas of shards and a `reduce_dtype`,
+        whose rounding the norms share. With replicas, a `set_gradient_divide_factor` must come
+        before the first update.
 
         Args:
             model: with the monitor's parameters.
-            comm_hook: state and hook of another communication hook, which then does the reduction.
-                What it returns must be the mean over processes up to rounding, as that of a
-                half-precision hook is, and PowerSGD's is not.
+            comm_hook: state and hook of another communication hook of DistributedDataParallel,
+                which then does the reduction. What it returns must be the mean over processes up to
+                rounding, as that of a half-precision hook is, and PowerSGD's is not.
+            reduce_scatter: of FSDP, another custom reduce-scatter, which then does the reduction.
 
         Raises:
-            SettingError: another model, a group of one process, or a model that has a hook already:
-                hand it over here instead.
+            SettingError: another model, a group of one process, a model that has a hook or a
+                custom reduce-scatter already (hand it over here instead), and of FSDP parameters
+                that it does not shard, tensor parallelism, or a torch that does not show what FSDP
+                reduces (2.6 does not).
         """
-        if not isinstance(model, DistributedDataParallel):
+        if isinstance(model, DistributedDataParallel):
+            self._processes = ReplicaNorms(model, self._watched, comm_hook)
+        elif is_sharded(model):
+            self._processes = ShardNorms(model, self._watched, reduce_scatter)
+        else:
             raise SettingError(
-                f"{type(model).__name__}: give the model wrapped in DistributedDataParallel"
+                f"{type(model).__name__}: give the model wrapped in DistributedDataParallel, or "
+                "sharded by fully_shard"
             )
-        self._processes = ReplicaNorms(model, self._watched, comm_hook)
 
     def noise(self) -> GradientNoise:
         """|G|², tr Σ and B_simple, averaged over the latest updates, with their errors.
@@ -459,6 +480,26 @@ class NoiseScaleMonitor:
         self._averages.load_state_dict(state)
         self._unread.clear()
         self.num_skipped = state["num_skipped"]
+
+    def _check_spread(self) -> None:
+        """SettingError where gradients are sharded other than over all processes, by DTensor."""
+        sharded = [one for one in self._watched.parameters if isinstance(one, DTensor)]
+        if not sharded:
+            return
+        model, size = self._model, rank_and_size()[1]
+        if model is None or is_sharded(model):
+            raise SettingError(
+                "sharded parameters (DTensor): of a model sharded by fully_shard call "
+                "attach(model); of tensor parallelism give the model itself, "
+                "NoiseScaleMonitor(model), and num_examples of the batch that all processes see"
+            )
+        if any(parameter.device_mesh.size() != size for parameter in sharded):
+            raise SettingError(
+                f"tensor parallelism over {sharded[0].device_mesh.size()} of {size} processes: "
+                "whether the others' batches are reduced cannot be told; only a model spread over "
+                "all processes is measured"
+            )
+        self._gradients.num_processes = size
 
     def _look_for_a_break(self) -> None:
         """Forgets the micro-batches so far where their update was not brought to its end."""

@@ -326,7 +326,7 @@ class Objective:
             )
         if self._weights is None:
             return losses
-        return losses * (weights_of(self._weights, targets) / self.mean_weight).to(losses)
+        return losses * (weights_of(self._weights, targets).to(losses) / self.mean_weight)
 
     @property
     def is_weighted(self) -> bool:

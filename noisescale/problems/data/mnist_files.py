@@ -104,7 +104,7 @@ def fetch(source: Source, root: Path) -> None:
         return
     dataset = source.dataset
     labels = dataset.resources[1][0]  # any of the four would do
-    if not _reachable([f"{mirror}{labels}" for mirror in dataset.mirrors]):
+    if not reachable([f"{mirror}{labels}" for mirror in dataset.mirrors]):
         raise DataError(
             f"{folder} lacks files of {source.name} and none of its servers answered: "
             "name a folder that has them with --data-dir or NOISESCALE_DATA, "
@@ -114,7 +114,7 @@ def fetch(source: Source, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary,
-            _socket_timeout(),
+            socket_timeout(),
         ):
             dataset(temporary, download=True)
             folder.mkdir(parents=True, exist_ok=True)
@@ -135,14 +135,14 @@ def verify(source: Source, root: Path) -> None:
         if source.raw:
             expected = source.raw[position]
         elif (archive := folder / f"{name}.gz").is_file():
-            _compare(archive, source.archives[position])
+            check_digest(archive, source.archives[position])
             with gzip.open(archive) as stream:
                 expected = hashlib.file_digest(stream, "sha256").hexdigest()
         else:
             message = f"{folder / name} is not verified: its archive {name}.gz is not beside it"
             warnings.warn(message, stacklevel=2)
             continue
-        _compare(folder / name, expected)
+        check_digest(folder / name, expected)
 
 
 def read(source: Source, root: Path) -> tuple[Images, Images]:
@@ -154,7 +154,7 @@ def read(source: Source, root: Path) -> tuple[Images, Images]:
     return (train.data, train.targets), (test.data, test.targets)
 
 
-def _compare(path: Path, expected: str) -> None:
+def check_digest(path: Path, expected: str) -> None:
     """DataError unless the file's SHA-256 sum is the expected one."""
     try:
         with path.open("rb") as file:
@@ -168,7 +168,7 @@ def _compare(path: Path, expected: str) -> None:
         )
 
 
-def _reachable(urls: list[str]) -> bool:
+def reachable(urls: list[str]) -> bool:
     """Whether any of `urls` answers in time. Threads, since looking up a name obeys no time-out."""
     answers: queue.Queue[bool] = queue.Queue()
 
@@ -190,7 +190,7 @@ def _reachable(urls: list[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _socket_timeout() -> Iterator[None]:
+def socket_timeout() -> Iterator[None]:
     """A time-out for torchvision, which downloads without a time-out of its own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALLED_AFTER)

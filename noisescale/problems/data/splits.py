@@ -1,4 +1,4 @@
-"""The real data sets: MNIST, Fashion-MNIST and scikit-learn's digits, whole on one device."""
+"""The data sets, whole on one device: MNIST, Fashion-MNIST, scikit-learn's digits, and texts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,22 @@ import torch
 from torch import Tensor
 
 from noisescale.errors import DataError, SettingError
-from noisescale.problems.config import DatasetName, PixelScale
+from noisescale.problems.config import (
+    CONTEXT,
+    TEXTS,
+    DatasetName,
+    PixelScale,
+    ProblemConfig,
+)
 from noisescale.problems.data import mnist_files
+from noisescale.problems.data.markov import entropy_rate
+from noisescale.problems.data.texts import (
+    SHAKESPEARE,
+    divide,
+    fetch_text,
+    load_text,
+    num_sequences,
+)
 from noisescale.problems.problem import Examples
 
 # Training examples; of the digits' 1,797 images 500 are held out
@@ -36,7 +50,7 @@ _PIXELS = {
 
 
 class Splits(NamedTuple):
-    """Examples on one device: float32 inputs (N, 1, H, W), int64 classes (N,)."""
+    """Examples on one device, see `load_splits`."""
 
     train: Examples
     validation: Examples
@@ -52,35 +66,54 @@ def default_data_dir() -> Path:
 
 
 def resolve_dataset(
-    name: DatasetName | Literal["auto"], data_dir: Path | None = None
+    name: DatasetName | Literal["auto"], data_dir: Path | None = None, *, text: bool = False
 ) -> tuple[DatasetName, str | None]:
-    """The data set to use and, where "auto" had to fall back on digits, why.
+    """The data set to use and, where "auto" had to fall back on another, why.
 
     "auto" means MNIST and, only where it is neither on disk nor downloadable, digits; without a
     network that is known within 20 seconds. Damaged MNIST files are an error, never a reason to
-    fall back.
+    fall back. Likewise of texts: tiny Shakespeare, or a Markov source.
+
+    Args:
+        name: as the user gave it.
+        data_dir: as for `load_splits`.
+        text: whether "auto" means a text.
     """
     if name != "auto":
         return name, None
+    root = data_dir or default_data_dir()
     try:
-        mnist_files.fetch(mnist_files.SOURCES["mnist"], data_dir or default_data_dir())
+        if text:
+            fetch_text(SHAKESPEARE, root)
+        else:
+            mnist_files.fetch(mnist_files.SOURCES["mnist"], root)
     except DataError as error:
+        if text:
+            return "markov", (
+                "tiny Shakespeare cannot be had, a Markov source of "
+                f"{entropy_rate():.3f} bits per character stands in for it ({error})"
+            )
         return "digits", f"MNIST cannot be had, scikit-learn's digits stand in for it ({error})"
-    return "mnist", None
+    return ("shakespeare" if text else "mnist"), None
 
 
-def num_training_examples(name: DatasetName, num_train: int | None = None) -> int:
-    """How many training examples `load_splits` gives, known without loading them.
+def num_training_examples(config: ProblemConfig) -> int:
+    """How many training examples a problem has, known without loading them (but for a file's).
+
+    Args:
+        config: of the problem.
 
     Raises:
         SettingError: a subset larger than the data set.
     """
-    available = NUM_TRAIN[name]
-    if num_train is not None and num_train > available:
+    available = num_sequences(config) if config.is_text else NUM_TRAIN[config.dataset]
+    if config.num_train is not None and config.num_train > available:
+        kind = f"sequences of {config.context or CONTEXT}" if config.is_text else "images"
         raise SettingError(
-            f"num train {num_train}: {name} has {available} training images; give at most that"
+            f"num train {config.num_train}: {config.dataset} has {available} training {kind}; "
+            "give at most that"
         )
-    return num_train or available
+    return config.num_train or available
 
 
 def load_splits(
@@ -88,40 +121,93 @@ def load_splits(
     *,
     pixel_scale: PixelScale = "unit",
     num_train: int | None = None,
+    context: int | None = None,
+    text: str | None = None,
     data_dir: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Splits:
-    """The training, validation and test examples of a data set, standardised.
+    """The training, validation and test examples of a data set: standardised images, or sequences.
 
     MNIST and Fashion-MNIST have 60,000 training images 28×28; of the official test set 8,000 serve
     for validation and 2,000 for test, by `train_test_split(test_size=.2, random_state=42)`, the
     three-case study's split. They are downloaded when absent. The digits come with scikit-learn:
     1,297 training images 8×8, 250 for validation and 250 for test.
 
+    A text is cut into sequences of characters that follow one another, and each sequence's targets
+    are its characters one further; training has the first 90 % of the text, validation the next
+    5 %, test the last 5 %. Tiny Shakespeare (1,115,394 characters, 65 of them different) is
+    downloaded when absent; the Markov source, of 27 characters, is made here.
+
     Args:
-        name: "mnist", "fashion-mnist" or "digits".
+        name: "mnist", "fashion-mnist", "digits", "shakespeare", "markov" or "text".
         pixel_scale: "unit" gives (x/largest − mean)/std, "raw" gives (x − mean)/std, with pixels x
             in 0…largest.
-        num_train: the first so many of one fixed shuffle of the training images, the same in every
-            call, so that a smaller subset lies in a larger one; None: all, in the files' order.
+        num_train: the first so many of one fixed shuffle of the training examples, the same in
+            every call, so that a smaller subset lies in a larger one; None: all, in their order.
+        context: T, characters of a sequence; None: 64.
+        text: the file of "text": UTF-8, or any bytes.
         data_dir: where the files are, or are to be put; None: $NOISESCALE_DATA, else the user's
             cache.
         device: of the examples.
 
     Returns:
-        Float32 inputs (N, 1, H, W) and int64 classes (N,) of the three splits, and the number of
-        classes.
+        The three splits, and the number of classes: of images, float32 inputs (N, 1, H, W) and
+        int64 classes (N,); of texts, int64 inputs and targets (N, T).
 
     Raises:
         DataError: files are damaged, by their checksums, or cannot be downloaded.
-        SettingError: num_train is larger than the data set.
+        SettingError: num_train is larger than the data set, or a text is too short.
 
     Examples:
         >>> from noisescale import load_splits
         >>> load_splits("digits").test
         Examples(inputs (250, 1, 8, 8), targets (250,))
+        >>> load_splits("markov", context=32).train
+        Examples(inputs (11249, 32), targets (11249, 32))
     """
-    num_training_examples(name, num_train)
+    config = ProblemConfig(
+        dataset=name,
+        pixel_scale=pixel_scale,
+        num_train=num_train,
+        model="gpt" if name in TEXTS else "mlp",  # no part of the data
+        context=context,
+        text=text,
+    )
+    return splits_of(config, data_dir=data_dir, device=device)
+
+
+def splits_of(
+    config: ProblemConfig, *, data_dir: Path | None = None, device: torch.device | str = "cpu"
+) -> Splits:
+    """The examples that a configuration names, see `load_splits`.
+
+    Args:
+        config: of the problem.
+        data_dir: as there.
+        device: of the examples.
+
+    Raises:
+        DataError: as there.
+        SettingError: as there.
+    """
+    num_training_examples(config)
+    if not config.is_text:
+        return _images(config, data_dir or default_data_dir(), device)
+    text = load_text(config, data_dir or default_data_dir())
+    train, validation, test = divide(text, config.context or CONTEXT)
+    if config.num_train is not None:
+        train = train.part(_subset(train.num_examples, config.num_train))
+    return Splits(
+        train=train.to(device),
+        validation=validation.to(device),
+        test=test.to(device),
+        num_classes=text.num_symbols,
+    )
+
+
+def _images(config: ProblemConfig, root: Path, device: torch.device | str) -> Splits:
+    """The splits of a data set of images."""
+    name = config.dataset
     if name == "digits":
         from sklearn.datasets import load_digits  # where it is needed: it takes a third of a second
 
@@ -131,21 +217,20 @@ def load_splits(
         images, held_out_images = images[rest], images[held_out]
         classes, held_out_classes = classes[rest], classes[held_out]
     else:
-        source, root = mnist_files.SOURCES[name], data_dir or default_data_dir()
+        source = mnist_files.SOURCES[name]
         mnist_files.fetch(source, root)
         mnist_files.verify(source, root)
         (images, classes), (held_out_images, held_out_classes) = mnist_files.read(source, root)
 
-    if num_train is not None:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
-        subset = order[:num_train]
+    if config.num_train is not None:
+        subset = _subset(len(images), config.num_train)
         images, classes = images[subset], classes[subset]
 
     def to_device(images: Tensor, classes: Tensor) -> Examples:
         pixels = _PIXELS[name]
         inputs = images.to(device=device, dtype=torch.float32)
         inputs = inputs.unsqueeze(1)  # (N, H, W) -> (N, 1, H, W)
-        if pixel_scale == "unit":
+        if config.pixel_scale == "unit":
             inputs.div_(pixels.largest)
         inputs.sub_(pixels.mean).div_(pixels.std)
         return Examples(inputs, classes.to(device=device, dtype=torch.int64))
@@ -157,6 +242,12 @@ def load_splits(
         test=to_device(held_out_images[test], held_out_classes[test]),
         num_classes=10,
     )
+
+
+def _subset(num_examples: int, size: int) -> Tensor:
+    """The same random examples in every call."""
+    order = torch.randperm(num_examples, generator=torch.Generator().manual_seed(SPLIT_SEED))
+    return order[:size]
 
 
 def _split(num_examples: int, *, test_size: float) -> tuple[Tensor, Tensor]:

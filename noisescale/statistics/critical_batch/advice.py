@@ -12,6 +12,7 @@ import numpy as np
 
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.statistics.critical_batch.recommendation import AIMS, size_for
+from noisescale.statistics.display import listed
 from noisescale.statistics.estimate import Estimate, jsonable
 
 WIDTH = 80  # columns at which a block has `MOST_LINES` at most
@@ -65,6 +66,8 @@ class Advice:
         firmer: the command that would tell more.
         reason: why there are no sizes; None where there are.
         ends: what the lower and the upper end of each size are.
+        units_per_example: the mean number of units, such as tokens, that an example has; None where
+            it is not told.
     """
 
     heading: str
@@ -75,6 +78,7 @@ class Advice:
     firmer: str | None = None
     reason: str | None = None
     ends: str = HEADINGS[2]
+    units_per_example: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON; `from_dict` reads it."""
@@ -109,7 +113,15 @@ class Advice:
     def sentences(self) -> tuple[str, ...]:
         """What stands beside the sizes, a sentence each."""
         reason = None if self.reason is None else f"Not resolved: {self.reason}."
-        return tuple(filter(None, (reason, self.in_use, *self.worth, self.cost)))
+        return tuple(filter(None, (reason, self.in_units, self.in_use, *self.worth, self.cost)))
+
+    @property
+    def in_units(self) -> str | None:
+        """The sizes in tokens, a sentence; None where it is not told how many an example has."""
+        if self.units_per_example is None or not self.sizes:
+            return None
+        counts = [f"{size.batch_size * self.units_per_example:,.0f}" for size in self.sizes]
+        return f"In tokens, {number_text(self.units_per_example)} an example: {listed(counts)}."
 
     def block(self, width: int = WIDTH) -> list[str]:
         """The lines, folded at a width.
@@ -121,7 +133,11 @@ class Advice:
         if self.reason is not None:
             body = [*_folded(f"Not resolved: {self.reason}.", width), *_folded(self.in_use, width)]
         else:
-            body = [*_rows(self.sizes, width, self.ends), *_folded(self.in_use, width)]
+            body = [
+                *_rows(self.sizes, width, self.ends),
+                *_folded(self.in_units, width),
+                *_folded(self.in_use, width),
+            ]
         lines = [*_folded(self.heading, width), *body]
         for sentence in self.worth:
             folded = _folded(sentence, width)

@@ -181,25 +181,28 @@ def fastest_runs(table: pd.DataFrame) -> pd.DataFrame:
     are bounds; where none does, the one tried for longest. A run that diverged before the goal
     counts against its rate, and bounds nothing.
     """
-    chosen = [
-        _fastest_rate(runs) for _, runs in table.groupby(["goal", "batch_size"], dropna=False)
-    ]
-    return pd.concat([table.iloc[:0], *chosen]).sort_index()
-
-
-def _fastest_rate(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of one goal and batch size at its fastest learning rate."""
-    rates = [of_rate for _, of_rate in runs.groupby("learning_rate", dropna=False)]
-    most = max(map(len, rates))
-
-    def rank(of_rate: pd.DataFrame) -> tuple[float, float]:
-        reached = of_rate[of_rate["censored"] == 0]["steps"]
-        if reached.empty:
-            return 0.0, -float(of_rate["steps"].where(of_rate["diverged"] == 0, 0.0).max())
-        return -len(reached) / len(of_rate), float(np.log(reached).mean())
-
-    best = min((of_rate for of_rate in rates if len(of_rate) == most), key=rank)
-    return best[(best["diverged"] == 0) | (best["censored"] == 0)]
+    cell = ["goal", "batch_size"]
+    runs = table.assign(
+        cell=table.groupby(cell, dropna=False).ngroup(),
+        rate=table.groupby([*cell, "learning_rate"], dropna=False).ngroup(),
+        log_steps=np.log(table["steps"].where(table["censored"] == 0)),  # nan: not reached
+        bound=table["steps"].where(table["diverged"] == 0, 0.0),
+    )
+    rates = runs.groupby("rate").agg(
+        cell=("cell", "first"),
+        num_runs=("cell", "size"),
+        reached=("log_steps", "count"),
+        log_steps=("log_steps", "mean"),
+        longest=("bound", "max"),
+    )
+    tried = rates[rates["num_runs"] == rates.groupby("cell")["num_runs"].transform("max")]
+    # the rates that reach the goal, the faster the better, come before those that do not
+    ranked = tried.assign(second=tried["log_steps"].fillna(-tried["longest"])).sort_values(
+        ["reached", "second"], ascending=[False, True], kind="stable"
+    )
+    best = ranked.groupby("cell").head(1).index
+    counts = (table["diverged"] == 0) | (table["censored"] == 0)
+    return table[runs["rate"].isin(best) & counts].sort_index()
 
 
 def goals_of(table: pd.DataFrame) -> list[float]:
@@ -235,9 +238,12 @@ def fit_goals(table: pd.DataFrame) -> dict[float, CriticalBatchFit]:
     return fits
 
 
-def rises(table: pd.DataFrame, goal: float) -> list[tuple[float, float, float]]:
-    """Neighbouring batch sizes from which to which steps rise, and by what factor."""
-    rows = fastest_runs(of_goal(table, goal))
+def rises(fastest: pd.DataFrame, goal: float) -> list[tuple[float, float, float]]:
+    """Neighbouring batch sizes from which to which steps rise, and by what factor.
+
+    fastest: the runs of `fastest_runs`.
+    """
+    rows = of_goal(fastest, goal)
     rows = rows[rows["censored"] == 0]
     means = np.log(rows["steps"]).groupby(rows["batch_size"]).mean()
     factors = [

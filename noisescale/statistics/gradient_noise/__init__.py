@@ -6,9 +6,11 @@ from noisescale.statistics.gradient_noise.estimators import (
     noise_scale,
     table,
 )
+from noisescale.statistics.gradient_noise.norm_test import NormTest, norm_test
 from noisescale.statistics.gradient_noise.result import (
     CURVATURE_NOISE,
     GRADIENT_NOISE,
+    PRECONDITIONED,
     QUANTITIES,
     GradientNoise,
     NoiseScale,
@@ -17,11 +19,14 @@ from noisescale.statistics.gradient_noise.result import (
 __all__ = [
     "CURVATURE_NOISE",
     "GRADIENT_NOISE",
+    "PRECONDITIONED",
     "QUANTITIES",
     "GradientNoise",
     "NoiseScale",
+    "NormTest",
     "gradient_noise",
     "mean_estimate",
     "noise_scale",
+    "norm_test",
     "table",
 ]

@@ -27,6 +27,16 @@ QUANTITIES = {
     "full": "B_noise = tr(HΣ)/GᵀHG",
     "max_learning_rate": "ε_max = |G|²/GᵀHG",
 }
+# the same of √P g_i under a preconditioner P
+PRECONDITIONED = {
+    "squared_gradient_norm": "GᵀPG",
+    "gradient_variance": "tr(PΣ)",
+    "simple": "B^P_simple = tr(PΣ)/GᵀPG",
+    "hessian_covariance_trace": "tr(PHPΣ)",
+    "gradient_curvature": "GᵀPHPG",
+    "full": "B^P_noise = tr(PHPΣ)/GᵀPHPG",
+    "max_learning_rate": "ε^P_max = GᵀPG/GᵀPHPG",
+}
 GRADIENT_NOISE = ("squared_gradient_norm", "gradient_variance", "simple")
 CURVATURE_NOISE = ("hessian_covariance_trace", "gradient_curvature", "full", "max_learning_rate")
 FIRST = ("simple", "full")  # of what is shown: the rest is what they are made of
@@ -114,6 +124,11 @@ class NoiseScale(Shown):
         top_examples: index in the split, share of tr Σ and loss of the examples with the largest
             shares.
         notes: what a reader should know.
+        units_per_example: the mean number of units, such as tokens, of the examples measured, by
+            which noise scales are had in these; None where it is not told.
+        preconditioned: the same of √P g_i under an optimizer's diagonal preconditioner P:
+            squared_gradient_norm is GᵀPG, gradient_variance tr(PΣ), simple B^P_simple, full
+            B^P_noise, per_layer of each tensor. None where no preconditioner was given.
 
     Examples:
         >>> from noisescale import ProblemConfig, build_problem, measure_noise
@@ -145,6 +160,8 @@ class NoiseScale(Shown):
     per_class: pd.DataFrame | None = None
     top_examples: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
+    units_per_example: float | None = None
+    preconditioned: NoiseScale | None = None
 
     @property
     def full(self) -> Estimate | None:
@@ -187,6 +204,7 @@ class NoiseScale(Shown):
             "population": self.population,
             "num_examples": self.num_examples,
             "population_size": self.population_size,
+            "units_per_example": self.units_per_example,
             "engine": self.engine,
             "loss": self.loss,
             "squared_gradient_norm": self.squared_gradient_norm,
@@ -206,10 +224,27 @@ class NoiseScale(Shown):
             "per_layer": self.per_layer,
             "per_class": self.per_class,
             "top_examples": self.top_examples,
+            "preconditioned": self.preconditioned and self.preconditioned._parts(),
             "notes": self.notes,
         }
         stored: dict[str, Any] = jsonable(record)
         return stored
+
+    def _parts(self) -> dict[str, Any]:
+        """What the entry has of the noise under a preconditioner."""
+        curvature = self.curvature
+        return {
+            "squared_gradient_norm": self.squared_gradient_norm,
+            "gradient_variance": self.gradient_variance,
+            "simple": self.simple,
+            "resolved": self.resolved,
+            "examples_to_resolve": self.examples_to_resolve,
+            "full": curvature and curvature.full,
+            "hessian_covariance_trace": curvature and curvature.covariance_trace,
+            "gradient_curvature": curvature and curvature.gradient_curvature,
+            "max_learning_rate": curvature and curvature.max_learning_rate,
+            "per_layer": self.per_layer,
+        }
 
     def to_row(self) -> dict[str, Any]:
         """The columns of noise.csv that a measurement fills, nan for what was not measured."""
@@ -237,6 +272,17 @@ class NoiseScale(Shown):
 
         return pd.DataFrame([self.to_row()])
 
+    @property
+    def _under_preconditioner(self) -> list[tuple[str, str]]:
+        if self.preconditioned is None:
+            return []
+        estimates = self.preconditioned.estimates
+        return [
+            (label, str(estimates[name]))
+            for name, label in PRECONDITIONED.items()
+            if name in estimates
+        ]
+
     def _summary(self) -> Summary:
         count = share(self.num_examples, self.population_size)
         split = f" {self.split}" if self.split else ""
@@ -247,7 +293,7 @@ class NoiseScale(Shown):
         ]
         return Summary(
             title=f"Gradient noise over {count}{split} examples (population: {self.population})",
-            rows=_rows(self.estimates),
+            rows=[*_rows(self.estimates), *self._under_preconditioner],
             notes=(
                 *_unresolved(self.resolved, self.examples_to_resolve),
                 *self.notes,

@@ -35,14 +35,14 @@ from noisescale.statistics.display import Settings, Shown, Summary
 from noisescale.statistics.estimate import Estimate, from_record
 from noisescale.statistics.stability.edge import LEFT
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, BRANCH_SETTINGS, GoalSplit
-from noisescale.studies.critical_batch.goal_run import (
+from noisescale.studies.critical_batch.runs.goal_run import (
     GoalCell,
     GoalRun,
     read_goal_run,
     run_to_goal,
     stored_goal_run,
 )
-from noisescale.studies.critical_batch.start import examples_for
+from noisescale.studies.critical_batch.runs.start import examples_for
 from noisescale.studies.jobs.folder import CELL_FOLDER, changes, claim, closing, ordered
 from noisescale.studies.jobs.local import given_or_local
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell

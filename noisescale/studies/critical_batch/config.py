@@ -216,6 +216,7 @@ def problem_words(problem: ProblemConfig | FactoryConfig) -> list[str]:
     if isinstance(problem, FactoryConfig):
         return [f"--problem {shlex.quote(problem.factory)}"]
     options = {"dataset": problem.dataset} | problem.changed()
+    options.pop("text_sha256", None)  # read from the file
     return [_option(name, value) for name, value in options.items()]
 
 
@@ -230,4 +231,5 @@ def optimizer_words(training: TrainConfig) -> list[str]:
 
 
 def _option(name: str, value: object) -> str:
-    return f"--{name.replace('_', '-')} {value}"
+    spelt = f"--{name.replace('_', '-')}"
+    return spelt if value is True else f"{spelt} {shlex.quote(str(value))}"

@@ -14,12 +14,12 @@ from noisescale.statistics.critical_batch.branches import branch_means
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
     fastest_runs,
-    fit_goals,
     fit_laws,
     fits_table,
     laws_table,
 )
 from noisescale.studies.critical_batch.config import BRANCH_RESULT, SETTINGS
+from noisescale.studies.critical_batch.fits import remembered_fits
 from noisescale.training.records.folder import read_json
 from noisescale.training.records.names import describe_problem
 from noisescale.training.records.pictures import save_figures
@@ -63,7 +63,7 @@ def draw_front(folder: Path, *, title: str) -> Path:
 def _front_figure(folder: Path, *, title: str) -> Figure:
     """Pareto fronts, critical batch sizes and best rates."""
     table = pd.read_csv(folder / STEPS_TO_GOAL)
-    fits, rates = fit_goals(table), best_rates(table)
+    fits, rates = remembered_fits(folder, table, keep=False), best_rates(table)
     has_prediction = (folder / PREDICTED).exists()
     return critical_figure(
         fastest_runs(table),

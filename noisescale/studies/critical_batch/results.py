@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from noisescale import statistics
 from noisescale.errors import RunFolderError, SettingError
+from noisescale.problems.config import ProblemConfig
 from noisescale.statistics.critical_batch.advice import Advice
-from noisescale.statistics.critical_batch.curves.runs import Runs
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
+    fastest_runs,
     fit_goals,
     fit_laws,
     fit_record,
@@ -30,11 +25,12 @@ from noisescale.statistics.critical_batch.goal_table import (
 )
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.statistics.display import Shown, Summary, counted
-from noisescale.statistics.estimate import Estimate, jsonable, written_out
+from noisescale.statistics.estimate import jsonable, written_out
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
-from noisescale.studies.critical_batch.goal_run import GoalRun
-from noisescale.studies.critical_batch.noise_runs import PREDICTED_COLUMNS, predicted_rows
-from noisescale.studies.critical_batch.start import Start
+from noisescale.studies.critical_batch.fits import remembered_fits
+from noisescale.studies.critical_batch.runs.goal_run import GoalRun
+from noisescale.studies.critical_batch.runs.noise_runs import PREDICTED_COLUMNS, predicted_rows
+from noisescale.studies.critical_batch.runs.start import Start
 from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend.measured import advise_on_front
@@ -43,22 +39,14 @@ from noisescale.training.records.folder import (
     SUMMARY,
     may_write,
     read_json,
-    write_atomically,
     write_json,
     write_table,
 )
-from noisescale.training.records.tables import (
-    MOVE_AWAY,
-    PREDICTED,
-    RATES,
-    STEPS_TO_GOAL,
-    read_noise,
-)
+from noisescale.training.records.tables import MOVE_AWAY, PREDICTED, RATES, STEPS_TO_GOAL
 
 SHORT = 1.05  # times its mean: from here on a short last batch shows beside the error of a fit
 FLAT = 0.1  # of B_crit, below which examples depend on the batch size by a tenth at most
 FIT, NOISE = "fit.json", "noise.csv"
-FITS = ".fits.json"  # what is remembered of the fits
 FIT_HEADINGS = ("goal", "S_min", "E_min", "B_crit", "95 % interval", "20 % size", "sizes")
 
 
@@ -161,53 +149,6 @@ def read_front(folder: Path) -> CriticalBatchResult | None:
     return replace(result, summary=summary, advice=advice)
 
 
-def remembered_fits(
-    out: Path, table: pd.DataFrame, *, keep: bool = True
-) -> dict[float, CriticalBatchFit]:
-    """The fits to steps_to_goal.csv, computed unless the folder `out` has those of this table.
-
-    Their intervals take seconds, of which a finished measurement is to be shown in none. keep:
-    whether computed ones are written there.
-    """
-    path = out / FITS
-    key = hashlib.sha256(_source_of_fits() + table.to_csv(index=False).encode()).hexdigest()
-    try:
-        stored = json.loads(path.read_text())
-        if stored["key"] == key:
-            return {float(goal): _fit_of(values) for goal, values in stored["fits"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # absent, damaged or by other code: they can be had again
-    fits = fit_goals(table)
-    # with NaN and Infinity, which are no strict JSON: for this code alone
-    values = [(goal, dataclasses.asdict(fit)) for goal, fit in fits.items()]
-    text = json.dumps({"key": key, "fits": values}, default=np.ndarray.tolist)
-    if keep and may_write(out):
-        write_atomically(path, text.encode())
-    return fits
-
-
-@lru_cache(maxsize=1)
-def _source_of_fits() -> bytes:
-    """The code that fits, of which what is remembered must be."""
-    folder = Path(statistics.__path__[0])
-    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
-
-
-def _fit_of(values: dict[str, Any]) -> CriticalBatchFit:
-    """A fit from its fields, estimates and runs as theirs."""
-    fields: dict[str, Any] = {
-        name: Estimate(**value) if isinstance(value, dict) and name != "runs" else value
-        for name, value in values.items()
-    }
-    if (runs := values["runs"]) is not None:
-        arrays: dict[str, Any] = {
-            name: np.array(value) if isinstance(value, list) else value
-            for name, value in runs.items()
-        }
-        fields["runs"] = Runs(**arrays)
-    return CriticalBatchFit(**fields)
-
-
 def analyse(
     table: pd.DataFrame,
     noise_runs: list[GoalRun] | None = None,
@@ -224,13 +165,14 @@ def analyse(
     fits = fit_goals(table) if fits is None else fits
     rates = best_rates(table)
     notes = []
+    fastest = fastest_runs(table)
     for goal in fits:
         # anybody's table may have one goal that it does not name
         of_goal = "" if math.isnan(goal) else f"goal {goal:g}: "
         notes += [
             f"{of_goal}steps rise from B = {small:g} to {large:g} by a factor of "
             f"{factor:.2f}: a badly tuned learning rate, or chance"
-            for small, large, factor in rises(table, goal)
+            for small, large, factor in rises(fastest, goal)
         ]
         smallest = float(table["batch_size"].min())
         if smallest > FLAT * fits[goal].critical_batch_size.value:
@@ -302,13 +244,17 @@ def write_results(
     )
     num_runs = len(table.groupby(["batch_size", "learning_rate", "seed"]))
     cost = f"Cost: {num_runs} runs."
-    advice = result.advice and replace(result.advice, cost=cost)
+    units = None
+    if isinstance(config.problem, ProblemConfig):  # one's own may be gone when results are shown
+        units = config.problem.units_per_example
+    advice = result.advice and replace(result.advice, cost=cost, units_per_example=units)
     result = replace(result, notes=notes, advice=advice)
     summary = {
         **config.identity(),
         "goals": list(outcome.goals),
         "batch_sizes": sorted(table["batch_size"].unique().tolist()),
         "num_seeds": int(table["seed"].nunique()),
+        **({} if units is None else {"units_per_example": units}),
         "factor": config.factor,
         "start": jsonable(outcome.start),
         "num_runs": num_runs,
@@ -336,9 +282,7 @@ def _write_noise(out: Path, noise_runs: list[GoalRun], predicted: pd.DataFrame) 
         (out / NOISE).unlink(missing_ok=True)
         (out / PREDICTED).unlink(missing_ok=True)
         return
-    along = pd.concat(
-        pd.DataFrame(read_noise(run.path)).assign(seed=run.summary["seed"]) for run in noise_runs
-    )
+    along = pd.concat(run.noise.assign(seed=run.summary["seed"]) for run in noise_runs)
     write_table(out / NOISE, along)
     write_table(out / PREDICTED, predicted)
 

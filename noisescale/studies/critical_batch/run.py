@@ -15,21 +15,21 @@ from noisescale.problems.factory import seeding_notes
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import COLUMNS
 from noisescale.studies.critical_batch.config import SETTINGS, CriticalBatchConfig, default_goals
-from noisescale.studies.critical_batch.goal_run import (
+from noisescale.studies.critical_batch.fits import remembered_fits
+from noisescale.studies.critical_batch.results import (
+    CriticalBatchResult,
+    Outcome,
+    write_results,
+)
+from noisescale.studies.critical_batch.runs.goal_run import (
     GoalCell,
     GoalRun,
     read_goal_run,
     run_to_goal,
     stored_goal_run,
 )
-from noisescale.studies.critical_batch.noise_runs import choose_noise_runs, make_noise_runs
-from noisescale.studies.critical_batch.results import (
-    CriticalBatchResult,
-    Outcome,
-    remembered_fits,
-    write_results,
-)
-from noisescale.studies.critical_batch.start import Start, examples_for, start_at, stored_start
+from noisescale.studies.critical_batch.runs.noise_runs import choose_noise_runs, make_noise_runs
+from noisescale.studies.critical_batch.runs.start import Start, examples_for, start_at, stored_start
 from noisescale.studies.critical_batch.tuning import Steps, Trial, Tuned, best_indices, tune
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.folder import CELL_FOLDER, Orders, claim, ordered

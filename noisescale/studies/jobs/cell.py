@@ -13,9 +13,14 @@ import torch
 
 from noisescale.problems.build import assemble_problem
 from noisescale.problems.config import FactoryConfig, ProblemConfig
-from noisescale.problems.data.splits import Splits, load_splits, num_training_examples
+from noisescale.problems.data.splits import Splits, num_training_examples, splits_of
 from noisescale.problems.factory import build_own_problem
-from noisescale.problems.problem import Problem, num_examples_of
+from noisescale.problems.problem import (
+    Problem,
+    num_examples_of,
+    source_of,
+    units_per_example,
+)
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.weight_files import read_weights
 from noisescale.training.records.weights import apply_weights
@@ -64,22 +69,29 @@ def count_examples(problem: ProblemConfig | FactoryConfig) -> int:
     """How many training examples a problem has.
 
     Args:
-        problem: of ours, whose data need not be there; or the user's own, which is made for it.
+        problem: of ours, whose data need not be there, unless they are a file of the user's; or
+            the user's own, which is made for it.
     """
     if isinstance(problem, ProblemConfig):
-        return num_training_examples(problem.dataset, problem.num_train)
+        return num_training_examples(problem)
     return num_examples_of(build_own_problem(problem).train)
+
+
+def count_units(problem: ProblemConfig | FactoryConfig) -> float | None:
+    """The units, such as tokens, that a training example has on average; None where not told.
+
+    Args:
+        problem: as for `count_examples`.
+    """
+    if isinstance(problem, ProblemConfig):
+        return problem.units_per_example
+    own = build_own_problem(problem)
+    return units_per_example(own.units, source_of(own.train))
 
 
 @lru_cache(maxsize=1)
 def _splits(config: ProblemConfig, data_dir: Path | None, device: str) -> Splits:
-    return load_splits(
-        config.dataset,
-        pixel_scale=config.pixel_scale,
-        num_train=config.num_train,
-        data_dir=data_dir,
-        device=device,
-    )
+    return splits_of(config, data_dir=data_dir, device=device)
 
 
 @contextmanager

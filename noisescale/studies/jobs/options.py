@@ -64,8 +64,10 @@ def with_notes(options: Options, notes: tuple[str, ...]) -> Options:
         notes: sentences without a full stop.
     """
     if options.console is not None:
+        from noisescale.training.console import NOTE_STYLE
+
         for note in notes:
-            options.console.print(f"NOTE: {note}", style="yellow", markup=False)
+            options.console.print(f"NOTE: {note}", style=NOTE_STYLE, markup=False)
     return replace(options, notes=(*options.notes, *notes))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from noisescale.statistics.critical_batch.recommendation import Recommendation, 
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, jsonable
 from noisescale.studies.critical_batch.config import firmer_command
+from noisescale.studies.jobs.cell import count_units
 from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.recommend.config import RecommendConfig
 from noisescale.studies.recommend.look import Look, Plan
@@ -214,6 +215,7 @@ def write_results(
     closing: what every summary ends in. title: of the report and the picture.
     """
     advice, found = advise(outcome)
+    advice = replace(advice, units_per_example=count_units(outcome.config.problem))
     noise = pd.DataFrame(read_noise(outcome.run.path))
     if found is not None:
         closing = {

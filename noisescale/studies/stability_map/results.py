@@ -245,4 +245,7 @@ def _advice(config: SweepConfig, cells: pd.DataFrame, outcome: Outcome) -> Advic
         num_examples=outcome.num_examples,
     )
     firmer = firmer_command(config.problem, config.training)
-    return replace(advice, cost=cost, firmer=firmer)
+    units = None
+    if isinstance(config.problem, ProblemConfig):  # one's own may be gone when results are shown
+        units = config.problem.units_per_example
+    return replace(advice, cost=cost, firmer=firmer, units_per_example=units)

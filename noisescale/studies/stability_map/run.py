@@ -136,8 +136,9 @@ def run_sweep(
 class _Sweep:
     """A sweep in progress, on an executor.
 
-    rows: of cells.csv, by batch size, rate and seed. num_begun, num_open: of each batch size's
-    searches, one for each seed, how many have begun, and how many of these have not ended.
+    rows: of cells.csv, by batch size, rate and seed. known: the folders they are of. num_begun,
+    num_open: of each batch size's searches, one for each seed, how many have begun, and how many of
+    these have not ended.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class _Sweep:
         self.num_examples = num_examples
         self.orders = orders
         self.rows: dict[tuple[BatchSize, float, int], dict[str, Any]] = {}
+        self.known: set[Path] = set()
         self.num_begun: Counter[BatchSize] = Counter()
         self.num_open: Counter[BatchSize] = Counter()
         self.simulations: dict[BatchSize, Future[Any]] = {}
@@ -257,6 +259,7 @@ class _Sweep:
                 return None
             row = cell_row(run.summary, from_checkpoint=self.config.start is not None)
             self.rows[size, rate, seed] = row
+            self.known.add(run.path)
             return bool(row["unstable"])
 
         yield from carry_out(self._rates_to_try(size, seed), job, unstable)
@@ -364,7 +367,8 @@ class _Sweep:
 
     def _take_others(self) -> None:
         """Adds the cells that other sweeps have finished in this folder, so that none is lost."""
-        for run in read_finished(self.out / CELL_FOLDER, read_cell, self.tasks.failed):
+        root = self.out / CELL_FOLDER
+        for run in read_finished(root, read_cell, self.tasks.failed, known=self.known):
             row = cell_row(run.summary, from_checkpoint=self.config.start is not None)
             self.rows.setdefault((row["batch_size"], row["learning_rate"], row["seed"]), row)
 

@@ -55,7 +55,8 @@ def problem_name(problem: AnyConfig) -> str:
         return problem.factory.rpartition(":")[2]
     if isinstance(problem, ObjectConfig):
         return problem.model
-    return f"{problem.dataset}-{problem.model}"
+    data = problem.dataset if problem.text is None else Path(problem.text).stem
+    return f"{data}-{problem.model}"
 
 
 def describe_problem(problem: AnyConfig) -> str:
@@ -64,7 +65,7 @@ def describe_problem(problem: AnyConfig) -> str:
         return problem.factory
     if isinstance(problem, ObjectConfig):
         return problem.model
-    data, model = str(problem.dataset), []
+    data, model = problem.text or str(problem.dataset), []
     if problem.pixel_scale == "raw":
         data += " at raw pixels"
     if problem.num_train is not None:
@@ -73,6 +74,8 @@ def describe_problem(problem: AnyConfig) -> str:
         model.append(f"width {problem.width}")
     if problem.depth is not None:
         model.append(f"depth {problem.depth}")
+    if problem.context is not None:
+        model.append(f"context {problem.context}")
     described = f"{data}, {problem.model.upper()}"
     if model:
         described += f" of {' and '.join(model)}"

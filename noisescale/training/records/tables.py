@@ -198,7 +198,7 @@ def read_losses(folder: Path) -> pd.DataFrame:
         if "num_steps" in file.readline():
             columns = list(LOSS_COLUMNS)
     types = {name: int if name in ("step", "num_steps") else float for name in columns}
-    return pd.DataFrame(_read_rows(path, columns, types))
+    return _read_table(path, columns, types)
 
 
 def read_cells(sweep: Path) -> pd.DataFrame:
@@ -248,21 +248,26 @@ def _types(columns: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[dict[Any, Any]]:
+    return _read_table(path, columns, types).to_dict("records") if path.exists() else []
+
+
+def _read_table(path: Path, columns: list[str], types: dict[str, Any]) -> pd.DataFrame:
+    """These columns of a table, in these types."""
     import pandas as pd
 
-    if not path.exists():
-        return []
     check_file(path, RunFolderError)
     try:
         table = pd.read_csv(path, dtype={"reason": str})
         for name, value in ADDED.items():
             if name in columns and name not in table:
                 table[name] = value
-        table = table[columns].astype(types)
-        table = table.fillna({"reason": ""} if "reason" in table else {})
+        table = table[columns]
+        if "reason" in columns:
+            table = table.fillna({"reason": ""})
         # of counts that are missing where nothing was measured
-        whole = [name for name in COUNTS if name in table and table[name].notna().all()]
-        table = table.astype(dict.fromkeys(whole, int))
+        counts = [name for name in COUNTS if name in columns and table[name].notna().all()]
+        wanted = types | dict.fromkeys(counts, int)
+        # hundreds of runs of a study are read at once, and most columns are what they should be
+        return table.astype({name: of for name, of in wanted.items() if table[name].dtype != of})
     except (KeyError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged ({first_line(error)}): {MOVE_AWAY}") from error
-    return table.to_dict("records")

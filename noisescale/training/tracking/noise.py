@@ -170,6 +170,7 @@ class NoiseTracker:
             loss=training.problem.loss,
             train=training.examples,
             weights=training.problem.weights,
+            units=training.problem.units,
         )
         try:
             noise = measure_noise(problem, options=self._options, seed=self._seed)

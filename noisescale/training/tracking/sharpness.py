@@ -83,12 +83,12 @@ class SharpnessTracker:
         largest = f"{row['largest_eigenvalue']:.4g}"
         if row["largest_eigenvalue_stderr"]:
             largest += f" ± {row['largest_eigenvalue_stderr']:.2g}"
-        text = f"λ_max {largest:<8}"  # as wide as most, so that columns stay in line
+        text = f"λ_max {largest:<7}"  # as wide as most, so that columns stay in line
         if not row["converged"]:
             text += f" (not converged, residual {row['residual']:.2g})"
         if not math.isnan(row["batch_sharpness"]):
             batch = f"{row['batch_sharpness']:.4g} ± {row['batch_sharpness_stderr']:.2g}"
-            text += f"  batch {batch:<16}"
+            text += f"  batch {batch:<14}"
         if row["stable_sharpness"] is not None:
             text += f"  limit {row['stable_sharpness']:.4g}"
         return f"{text}  {row['seconds']:.1f} s"

@@ -44,7 +44,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig, *, capturable: bool) 
     if config.optimizer == "sgd":
         return torch.optim.SGD(params, lr=rate, momentum=config.momentum, weight_decay=decay)
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return adam(params, lr=rate, weight_decay=decay, capturable=capturable)
+    # on a CPU torch's one-pass update of each tensor is no default, and three times as fast
+    fused = all(param.is_cpu and param.is_floating_point() for param in model.parameters())
+    return adam(
+        params, lr=rate, weight_decay=decay, capturable=capturable, fused=True if fused else None
+    )
 
 
 def make_gradients_dense(model: nn.Module) -> None:

@@ -1,13 +1,11 @@
 import gc
 import gzip
 import hashlib
-import http.server
 import shutil
 import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -58,25 +56,6 @@ def source_of(contents, mirrors, *, archives_only=False):
     tiny = type("TinySource", (Source,), {"dataset": dataset})
     source = tiny("Tiny", archives=published) if archives_only else tiny("Tiny", raw=raw)
     return source, archives
-
-
-@pytest.fixture
-def server(tmp_path):
-    """A web server on this machine; yields its address and its folder."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments):
-            super().__init__(*arguments, directory=str(folder))
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}/", folder
-        running.shutdown()
 
 
 @pytest.fixture

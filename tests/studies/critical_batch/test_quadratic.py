@@ -15,8 +15,8 @@ from noisescale.statistics.critical_batch.curves.steps_to_goal import steps_to_g
 from noisescale.statistics.critical_batch.fit import fit_critical_batch
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
-from noisescale.studies.critical_batch.goal_run import GoalCell, run_to_goal
 from noisescale.studies.critical_batch.run import run_critical_batch
+from noisescale.studies.critical_batch.runs.goal_run import GoalCell, run_to_goal
 from noisescale.studies.jobs.cell import Cell
 from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import Training

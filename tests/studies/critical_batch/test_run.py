@@ -22,14 +22,16 @@ from noisescale.problems.config import FactoryConfig
 from noisescale.problems.factory import build_own_problem, factory_config
 from noisescale.problems.synthetic import linear_regression
 from noisescale.statistics.critical_batch.goal_table import fastest_runs
+from noisescale.studies.critical_batch import fits, pictures
 from noisescale.studies.critical_batch.config import (
     CriticalBatchConfig,
     default_batch_sizes,
     default_goals,
 )
-from noisescale.studies.critical_batch.goal_run import GoalCell, read_goal_run, run_to_goal
 from noisescale.studies.critical_batch.pictures import draw_pictures
 from noisescale.studies.critical_batch.run import run_critical_batch
+from noisescale.studies.critical_batch.runs import goal_run
+from noisescale.studies.critical_batch.runs.goal_run import GoalCell, read_goal_run, run_to_goal
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.options import StudyOptions, common_options
 from noisescale.studies.stability_map.run import SweepOptions
@@ -548,6 +550,25 @@ def test_the_pictures_are_drawn_from_the_folder(serial, tmp_path):
     assert picture.read_bytes() == (out / "pareto.png").read_bytes()
     assert [path.name for path in draw_pictures(out, out=tmp_path, format="svg")] == ["pareto.svg"]
     assert draw_pictures(tmp_path / "empty") == []
+
+
+def test_a_finished_measurement_is_shown_without_fits_or_pictures_made_anew(
+    finished_critical_batch, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    shutil.copytree(finished_critical_batch.out, out)
+    read = []
+    monkeypatch.setattr(goal_run, "read_noise", lambda path: read.append(path) or read_noise(path))
+    monkeypatch.setattr(fits, "fit_goals", lambda table: pytest.fail("fitted again"))
+    monkeypatch.setattr(
+        pictures, "draw_pictures", lambda folder, **options: pytest.fail("drawn again")
+    )
+    again = run_critical_batch(TRACKED, out, executor=Here())
+    assert again.to_dict() == finished_critical_batch.result.to_dict()
+    assert len(read) == len(set(read)) == TRACKED.num_seeds
+
+    # and what draws the folder has its fits too
+    draw_pictures(out, out=tmp_path / "new")
 
 
 def test_a_study_may_leave_its_pictures_out(serial, tmp_path):

@@ -491,6 +491,14 @@ def test_tables_keep_what_other_sweeps_have_finished_in_the_folder(serial, tmp_p
     pd.testing.assert_frame_equal(found.boundary, serial[1].boundary)
 
 
+def test_a_finished_sweep_is_shown_with_each_cell_read_once(serial, tmp_path, monkeypatch):
+    out = tmp_path / "sweep"
+    shutil.copytree(serial[0], out)
+    monkeypatch.setattr(engine, "read_cell", lambda path: pytest.fail(f"{path} is read again"))
+    found = run_sweep(CONFIG, out, executor=Here(), options=QUIET)
+    pd.testing.assert_frame_equal(found.cells, serial[1].cells)
+
+
 def test_a_damaged_cell_of_another_sweep_is_named_and_left_out(tmp_path):
     out = tmp_path / "sweep"
     first = run_sweep(replace(CONFIG, batch_sizes=(4,)), out, executor=Here(), options=QUIET)

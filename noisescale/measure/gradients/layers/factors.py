@@ -317,15 +317,19 @@ class Pulled:
 def project_all(pieces: ExampleGradients, directions: Sequence[Tensor]) -> Tensor:
     """The inner products of B gradients with K directions of the tensor's shape: (K, B), float64.
 
-    Outer products at several places are written out for more than two: once for all directions,
-    where each direction by itself would cost as much as writing out.
+    Outer products at several places are written out once for all directions where that is quicker:
+    each direction by itself costs as much as writing out.
 
     Args:
         pieces: the gradients.
         directions: K of the tensor's shape.
     """
-    is_sum = isinstance(pieces, Convolved) or (isinstance(pieces, Outer) and pieces.places > 1)
-    if not is_sum or len(directions) <= 2:
+    places = 1
+    if isinstance(pieces, Outer):
+        places = pieces.places
+    elif isinstance(pieces, Convolved):
+        places = pieces.inputs.shape[1] * pieces.gradient.shape[3:].numel()
+    if (len(directions) - 1) * places <= WRITING:
         return torch.stack([pieces.project(direction) for direction in directions])
     matrix = torch.stack([direction.flatten() for direction in directions], 1)  # (P, K)
     parts = [group.dense().flatten(1) @ matrix for (group,) in _groups([pieces], pieces.written)]
@@ -335,39 +339,67 @@ def project_all(pieces: ExampleGradients, directions: Sequence[Tensor]) -> Tenso
 class Summary(NamedTuple):
     """What is kept of B per-example gradients with respect to one tensor.
 
-    squared_norms: |g_i|², or Σ_p w_p g_ip² with weights: (B,), float64. total: Σ_i g_i (*shape).
+    squared_norms: |g_i|² (B,), float64. total: Σ_i g_i (*shape). weighted: Σ_p w_p g_ip² (B,),
+    float64; None without weights.
     """
 
     squared_norms: Tensor
     total: Tensor
+    weighted: Tensor | None = None
 
 
 def summarise(pieces: Sequence[ExampleGradients], weights: Tensor | None = None) -> Summary:
     """Norms and sum of g_i = Σ pieces_i; several pieces for a tensor used in several places.
 
     Outer products at a single place by the norms of their factors (Goodfellow 2015, arXiv
-    1510.01799); at several places either by their Gram matrices, Σ_{s,t} (left_s·left_t)
-    (right_s·right_t), and one product for the sum, or written out, a few examples or rows at a
-    time, from which both follow: whichever is quicker.
+    1510.01799), with weights (left²)ᵀ w right²; at several places either by their Gram matrices,
+    Σ_{s,t} (left_s·left_t)(right_s·right_t), and one product for the sum, or written out, a few
+    examples or rows at a time, from which all of it follows: whichever is quicker. No Gram form
+    knows weights, but that of an embedding's rows, each of which has its own.
 
     Args:
         pieces: of the same B examples, with respect to the same tensor.
-        weights: w_p of the squared components (*shape); None: all 1.
+        weights: w_p of the squared components (*shape), for norms beside the plain ones; None:
+            none.
     """
     if any(isinstance(piece, Convolved) for piece in pieces):
         return _with_patches(pieces, weights)
     pieces = _merged(pieces)
-    if len(pieces) == 1 and isinstance(pieces[0], Outer) and pieces[0].places == 1:
-        return Summary(_rank_one_norms(pieces[0], weights), pieces[0].total())
+    first, is_one = pieces[0], len(pieces) == 1
+    if is_one and isinstance(first, Outer) and first.places == 1:
+        weighted = None if weights is None else _weighted_rank_one_norms(first, weights)
+        return Summary(_rank_one_norms(first), first.total(), weighted)
+    if is_one and isinstance(first, Rows) and _suit_gram(pieces):
+        return Summary(_norms_by_gram(pieces), first.total(), _weighted_rows(first, weights))
     if weights is None and _suit_gram(pieces):
         total = torch.stack([piece.total() for piece in pieces]).sum(0)
         return Summary(_norms_by_gram(pieces), total)
-    if weights is None and len(pieces) == 1 and isinstance(pieces[0], Outer):
-        summaries = [_written_out([block]) for block in pieces[0].blocks()]
-        norms = torch.stack([summary.squared_norms for summary in summaries]).sum(0)
-        total = torch.cat([summary.total for summary in summaries])
-        return Summary(norms, total.reshape(pieces[0].shape))
+    if is_one and isinstance(first, Outer):
+        return _by_blocks(first, weights)
     return _written_out(pieces, weights)
+
+
+def _by_blocks(piece: Outer, weights: Tensor | None) -> Summary:
+    """Outer products written out, in blocks of rows where one example's exceed the budget."""
+    blocks = piece.blocks()
+    if len(blocks) == 1:
+        return _written_out([piece], weights)
+    columns = piece.right.shape[3]
+    parts: Sequence[Tensor | None] = [None] * len(blocks)
+    if weights is not None:
+        parts = weights.reshape(-1, columns).split([block.left.shape[3] for block in blocks])
+    summaries = [_written_out([block], part) for block, part in zip(blocks, parts, strict=True)]
+    return Summary(
+        torch.stack([summary.squared_norms for summary in summaries]).sum(0),
+        torch.cat([summary.total for summary in summaries]).reshape(piece.shape),
+        _stacked_sum([summary.weighted for summary in summaries]),
+    )
+
+
+def _stacked_sum(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The sum of norms of parts (B,); None where there are none."""
+    known = [part for part in parts if part is not None]
+    return torch.stack(known).sum(0) if known else None
 
 
 def _with_patches(pieces: Sequence[ExampleGradients], weights: Tensor | None) -> Summary:
@@ -376,8 +408,17 @@ def _with_patches(pieces: Sequence[ExampleGradients], weights: Tensor | None) ->
     for group in _groups(pieces, sum(piece.written for piece in pieces)):
         factored = [piece.outer() if isinstance(piece, Convolved) else piece for piece in group]
         summaries.append(summarise(factored, weights))
-    norms = torch.cat([summary.squared_norms for summary in summaries])
-    return Summary(norms, torch.stack([summary.total for summary in summaries]).sum(0))
+    return Summary(
+        torch.cat([summary.squared_norms for summary in summaries]),
+        torch.stack([summary.total for summary in summaries]).sum(0),
+        _joined([summary.weighted for summary in summaries]),
+    )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Norms of several groups of examples, one after the other; None where there are none."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
 
 
 def _merged(pieces: Sequence[ExampleGradients]) -> Sequence[ExampleGradients]:
@@ -391,13 +432,40 @@ def _merged(pieces: Sequence[ExampleGradients]) -> Sequence[ExampleGradients]:
     return [Outer(left, right, outers[0].shape), *others]
 
 
-def _rank_one_norms(piece: Outer, weights: Tensor | None) -> Tensor:
+def _rank_one_norms(piece: Outer) -> Tensor:
     """|left ⊗ right|² of outer products at a single place: (B,), float64."""
     left, right = piece.left.squeeze(2), piece.right.squeeze(2)  # (B, G, O), (B, G, I)
+    return (_squared_lengths(left) * _squared_lengths(right)).sum(1)
+
+
+def _weighted_rank_one_norms(piece: Outer, weights: Tensor) -> Tensor:
+    """Σ w_oi left_o² right_i² of outer products at a single place: (B,), float64."""
+    left, right = piece.left.squeeze(2).square(), piece.right.squeeze(2).square()
+    groups, rows, columns = left.shape[1], left.shape[2], right.shape[2]
+    matrix = weights.reshape(groups, rows, columns)
+    is_one = groups == 1
+    images = F.linear(right, matrix[0]) if is_one else torch.einsum("goi,bgi->bgo", matrix, right)
+    return _row_sums(images * left)
+
+
+def _weighted_rows(piece: Rows, weights: Tensor | None) -> Tensor | None:
+    """Σ w_vd g_vd² where few rows v are not zero: (B,), float64, by each place's row in all.
+
+    A row that is used at k places is summed once at each of them, for 1/k.
+    """
     if weights is None:
-        return (_squared_lengths(left) * _squared_lengths(right)).sum(1)
-    matrix = weights.reshape(left.shape[1], left.shape[2], right.shape[2])  # (G, O, I)
-    return _row_sums(torch.einsum("bgo,goi,bgi->bg", left.square(), matrix, right.square()))
+        return None
+    norms = []
+    numbers = 2 * piece.index.shape[1] ** 2 + 2 * piece.values[0].numel()
+    step = max(_budget(piece) // numbers, 1)
+    for start in range(0, len(piece), step):
+        few = piece[start : start + step]
+        index, values = few.index, few.values  # (b, S), (b, S, D)
+        same = (index.unsqueeze(2) == index.unsqueeze(1)).to(values)  # (b, S, S)
+        in_all = same @ values  # (b, S, D): the gradient of each place's row
+        of_places = (in_all.square() * weights[index]).sum(2) / same.sum(2)  # (b, S)
+        norms.append(_row_sums(of_places))
+    return torch.cat(norms)
 
 
 def _suit_gram(pieces: Sequence[ExampleGradients]) -> bool:
@@ -456,16 +524,16 @@ def _gram(first: ExampleGradients, second: ExampleGradients) -> Tensor:
 def _written_out(pieces: Sequence[ExampleGradients], weights: Tensor | None = None) -> Summary:
     """By the gradients in full, no more of them at a time than the budget holds."""
     norms: list[Tensor] = []
+    weighted: list[Tensor] = []
     total: Tensor | None = None
     for group in _groups(pieces, sum(piece.written for piece in pieces)):
         written = _written_sum(group)
-        if weights is None:
-            norms.append(_squares(written))
-        else:
-            norms.append(_row_sums(written.square() * weights))
+        norms.append(_squares(written))
+        if weights is not None:  # a product, which sums as it reads
+            weighted.append((written.square().flatten(1) @ weights.flatten()).double())
         total = written.sum(0) if total is None else total + written.sum(0)
     assert total is not None
-    return Summary(torch.cat(norms), total)
+    return Summary(torch.cat(norms), total, _joined(weighted))
 
 
 def _written_sum(pieces: Sequence[ExampleGradients]) -> Tensor:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from scipy import optimize
 from scipy.special import log_ndtr
 
 from noisescale.errors import MeasurementError
 from noisescale.statistics.estimate import CONFIDENCE, Estimate, student_t
+
+if TYPE_CHECKING:
+    from scipy import optimize
 
 LEAST_SPREAD = 1e-6  # standard deviation of log y below which values count as exact: rounding
 FEWEST = 3  # values that are known: two parameters, and one to tell the spread
@@ -128,6 +130,7 @@ class Hyperbola:
         self, start: np.ndarray, offset: np.ndarray, free: np.ndarray
     ) -> optimize.OptimizeResult:
         """The least deviance over the free parameters, of which the last is log spread."""
+        from scipy import optimize  # takes a quarter of a second, which remembered fits need not
 
         def deviance(values: np.ndarray) -> tuple[float, np.ndarray]:
             total, gradient = self._deviance(offset + free @ values)
@@ -174,6 +177,8 @@ def _end(excess: Callable[[float], float], best: float, direction: float) -> flo
         inside, outside = outside, min(max(1.2 * parabola, 2 * outside), 8 * outside)
         if outside > FARTHEST:
             return 0.0 if direction < 0 else math.inf
+    from scipy import optimize  # here, as above
+
     root = optimize.brentq(
         lambda distance: excess(best + direction * distance), inside, outside, xtol=1e-4
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from noisescale.statistics.critical_batch.curves.runs import Runs, left_over
 from noisescale.statistics.estimate import CONFIDENCE, Estimate, undefined
@@ -80,6 +80,8 @@ def _deviations(
 
 def _crossing(log_sizes: np.ndarray, log_examples: np.ndarray) -> float:
     """Log B where the isotonic curve, interpolated, leaves 1 + OVERHEAD times its first level."""
+    from scipy import optimize  # takes a quarter of a second, which remembered fits need not
+
     level = optimize.isotonic_regression(log_examples).x
     goal = level[0] + math.log1p(OVERHEAD)
     beyond = np.flatnonzero(level > goal)

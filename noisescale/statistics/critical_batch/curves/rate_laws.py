@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 from noisescale.statistics.critical_batch.curves.hyperbola import LEAST_SPREAD, NEGLIGIBLE
 from noisescale.statistics.estimate import Estimate, student_t
@@ -17,6 +16,7 @@ POWERS: dict[LawName, float] = {"sqrt": 0.5, "linear": 1.0}  # ε ∝ B^power of
 FEWEST_RATES = 4  # batch sizes: two parameters, one to leave out, and one to tell the spread
 STEP = 0.02  # between the shapes tried: e-folds of a bend, or a power; refined by a parabola
 STEEPEST = 3.0  # power tried
+NO_STEP = 1e-15  # of what Newton's method has reached
 ROUNDS = 3  # of weights and fit in turn, which settle in two
 
 
@@ -97,15 +97,24 @@ def _excess(name: LawName, rates: BestRates, variances: np.ndarray) -> float:
     """τ² with which the rates lie off a law of two parameters as far as they should."""
     excess = 0.0
     for _ in range(ROUNDS):
-        residuals = fit_law(name, rates, 1 / (variances + excess)).residuals
-
-        def too_far(trial: float, squares: np.ndarray = residuals**2) -> float:
-            return float(np.sum(squares / (variances + trial))) - (len(squares) - 2)
-
-        if too_far(0.0) <= 0:
-            return 0.0
-        excess = float(optimize.brentq(too_far, 0.0, float(np.sum(residuals**2))))
+        squares = fit_law(name, rates, 1 / (variances + excess)).residuals ** 2  # (n,)
+        excess = _excess_of(squares, variances, dof=len(squares) - 2)
     return excess
+
+
+def _excess_of(squares: np.ndarray, variances: np.ndarray, *, dof: int) -> float:
+    """The τ² ≥ 0 with Σ squares/(variances + τ²) = dof, or zero where that is too much.
+
+    By Newton's method, which from below climbs to the root of a convex falling function without
+    passing it: until rounding alone moves it.
+    """
+    excess = 0.0
+    while True:
+        terms = squares / (variances + excess)
+        step = (terms.sum() - dof) / (terms / (variances + excess)).sum() if terms.any() else 0.0
+        if step <= NO_STEP * excess or step <= 0:
+            return excess
+        excess += float(step)
 
 
 def _tried(name: LawName, log_sizes: np.ndarray) -> np.ndarray:

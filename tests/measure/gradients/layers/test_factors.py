@@ -84,7 +84,9 @@ def test_norms_sums_and_projections_are_those_of_the_whole(name, written, writin
     torch.testing.assert_close(summary.squared_norms, total.square().sum((1, 2)))
     torch.testing.assert_close(summary.total, total.sum(0))
     weighted = summarise(pieces, weights)
-    torch.testing.assert_close(weighted.squared_norms, (total.square() * weights).sum((1, 2)))
+    torch.testing.assert_close(weighted.weighted, (total.square() * weights).sum((1, 2)))
+    torch.testing.assert_close(weighted.squared_norms, summary.squared_norms)
+    assert summary.weighted is None
     torch.testing.assert_close(weighted.total, total.sum(0))
     projections = sum(piece.project(direction) for piece in pieces)
     torch.testing.assert_close(projections, (total * direction).sum((1, 2)))

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,10 +24,14 @@ from noisescale.studies.jobs.short_run import (
 )
 from noisescale.training.records.checkpoint import Checkpoint, save_checkpoint
 from noisescale.training.records.folder import STEP_CHECKPOINTS
+from noisescale.training.records.tables import read_noise
 from noisescale.training.records.weight_files import read_weights
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.training.tracking.rows import is_due
 from noisescale.training.trainer import Training
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOOKS_PER_DECADE = 24  # a tenth more steps each, over five of which or so losses are smoothed
 
@@ -60,6 +64,13 @@ class GoalRun(ShortRun):
     def seen(self) -> float:
         """The last step at which the smoothed loss is known: a goal not reached takes more."""
         return float(self._smoothed[0][-1])
+
+    @cached_property
+    def noise(self) -> pd.DataFrame:
+        """The rows of noise.csv, of a run with the noise measured along it."""
+        import pandas as pd  # a worker that makes the runs needs none
+
+        return pd.DataFrame(read_noise(self.path))
 
     @cached_property
     def _smoothed(self) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from noisescale.statistics.estimate import (
     undefined,
 )
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
-from noisescale.studies.critical_batch.goal_run import (
+from noisescale.studies.critical_batch.runs.goal_run import (
     GoalCell,
     GoalRun,
     run_to_goal,
@@ -32,7 +32,6 @@ from noisescale.studies.critical_batch.goal_run import (
 from noisescale.studies.critical_batch.tuning import SLACK
 from noisescale.studies.jobs.tasks import Tasks
 from noisescale.training.console import duration_text
-from noisescale.training.records.tables import read_noise
 from noisescale.training.tracking.noise import NoiseTracking
 from noisescale.training.tracking.rows import num_due
 
@@ -204,9 +203,8 @@ def _courses(runs: list[GoalRun], goal: float, quantity: Scale) -> list[Recommen
         steps = run.steps(goal)
         if math.isinf(steps):
             continue
-        table = pd.DataFrame(read_noise(run.path))
         try:
-            courses.append(recommend(table[table["step"] <= steps], quantity=quantity))
+            courses.append(recommend(run.noise[run.noise["step"] <= steps], quantity=quantity))
         except MeasurementError:
             continue
     return courses

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from noisescale.studies.critical_batch import results
-from noisescale.studies.critical_batch.results import remembered_fits
+from noisescale.studies.critical_batch import fits
+from noisescale.studies.critical_batch.fits import remembered_fits
 
 
 def test_fits_are_remembered_for_their_table_and_their_code_alone(tmp_path, monkeypatch):
@@ -21,8 +21,8 @@ def test_fits_are_remembered_for_their_table_and_their_code_alone(tmp_path, monk
         }
     )
     made = []
-    fit_goals = results.fit_goals
-    monkeypatch.setattr(results, "fit_goals", lambda table: made.append(1) or fit_goals(table))
+    fit_goals = fits.fit_goals
+    monkeypatch.setattr(fits, "fit_goals", lambda table: made.append(1) or fit_goals(table))
     first = remembered_fits(tmp_path, table)
     again = remembered_fits(tmp_path, table)
     assert len(made) == 1
@@ -31,6 +31,6 @@ def test_fits_are_remembered_for_their_table_and_their_code_alone(tmp_path, monk
 
     remembered_fits(tmp_path, table.assign(steps=2 * table["steps"]))
     assert len(made) == 2
-    monkeypatch.setattr(results, "_source_of_fits", lambda: b"other code")
+    monkeypatch.setattr(fits, "_source_of_fits", lambda: b"other code")
     remembered_fits(tmp_path, table.assign(steps=2 * table["steps"]))
     assert len(made) == 3

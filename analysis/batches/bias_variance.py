@@ -1,0 +1,184 @@
+"""How do bias, variance and the gain by bagging depend on the batch size? And do folds choose well?
+
+Parts of the Brier score on the official test images; the models of a batch size share bootstrap
+samples, initialisations and orders with those of the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.tables import Runs, analysis
+from noisescale.statistics.estimate import Estimate, estimate_row, from_samples
+from noisescale.statistics.scores.accuracy import accuracy_estimate
+from noisescale.statistics.scores.bias_variance import BiasVariance, bias_variance as decompose
+from noisescale.statistics.scores.out_of_bag import out_of_bag
+
+PREDICTIONS = "predictions.npz"
+FACTORS = ("data", "initialisation", "order")
+DRAWS = ["sample", "initialisation", "order"]  # what the runs call them
+MODELS = (1, 2, 4, 8, 16, 32)  # of a bag
+
+
+def decompositions(runs: Runs) -> dict[int, BiasVariance]:
+    """The parts of the Brier score at each batch size."""
+    found = {}
+    for batch_size, group in _bootstrap(runs).groupby("batch_size"):
+        ordered = group.sort_values(DRAWS)
+        levels = [ordered[draw].nunique() for draw in DRAWS]
+        stored = [_predictions(folder) for folder in ordered["folder"]]
+        test = np.stack([each["test"] for each in stored])  # (runs, N, C)
+        crossed = test.reshape(*levels, *test.shape[1:])
+        found[int(str(batch_size))] = decompose(crossed, stored[0]["test_targets"], factors=FACTORS)
+    return found
+
+
+def parts_table(found: dict[int, BiasVariance]) -> pd.DataFrame:
+    """A row per batch size and part of the score.
+
+    difference: the part less that at the smallest batch size, paired over draws and examples.
+    """
+    smallest = found[min(found)]
+    rows = []
+    for batch_size, result in found.items():
+        differences = smallest.difference(result) if result is not smallest else {}
+        for part, estimate in result.estimates.items():
+            row: dict[str, Any] = {"batch_size": batch_size, "part": part}
+            row |= estimate_row("value", estimate)
+            unknown = Estimate(value=np.nan, stderr=np.nan, low=np.nan, high=np.nan, num_samples=0)
+            rows.append(row | estimate_row("difference", differences.get(part, unknown)))
+    return pd.DataFrame(rows)
+
+
+def bagging_table(found: dict[int, BiasVariance]) -> pd.DataFrame:
+    """A row per batch size and number of models: their mean's score, and its gain over one."""
+    rows = []
+    for batch_size, result in found.items():
+        for size in MODELS:
+            row: dict[str, Any] = {"batch_size": batch_size, "models": size}
+            row |= estimate_row("score", result.ensemble(size))
+            rows.append(row | estimate_row("gain", result.bagging_gain(size)))
+    return pd.DataFrame(rows)
+
+
+def out_of_bag_table(runs: Runs) -> pd.DataFrame:
+    """A row per batch size: out-of-bag scores of one model a sample, and their test scores.
+
+    oob: as `out_of_bag` names them; test_ensemble: the Brier score of the mean of all models;
+    accuracies of one model (test_single, the mean of them) and of the mean of all.
+    """
+    rows = []
+    table = _bootstrap(runs)
+    firsts = table[(table["initialisation"] == 0) & (table["order"] == 0)]
+    for batch_size, group in firsts.groupby("batch_size"):
+        stored = [_predictions(folder) for folder in group.sort_values("sample")["folder"]]
+        pool, test, in_bag = (
+            np.stack([each[name] for each in stored]) for name in ("pool", "test", "in_bag")
+        )
+        targets = stored[0]["test_targets"]
+        oob = out_of_bag(pool, stored[0]["pool_targets"], in_bag)
+        of_mean = np.square(test.mean(0) - np.eye(test.shape[2])[targets]).sum(1)
+        correct = int((test.mean(0).argmax(1) == targets).sum())
+        row: dict[str, Any] = {"batch_size": batch_size, "models": len(stored)}
+        row |= estimate_row("oob_single", oob.single)
+        row |= estimate_row("oob_ensemble", oob.ensemble(len(stored)))
+        row |= estimate_row("test_ensemble", from_samples(of_mean))
+        if oob.accuracy is not None:
+            row |= estimate_row("oob_accuracy", oob.accuracy)
+        row |= estimate_row("test_accuracy", accuracy_estimate(correct, len(targets)))
+        row["test_single"] = float((test.argmax(2) == targets).mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def folds_table(runs: Runs) -> pd.DataFrame:
+    """A row per batch size and rate: the error left out, over folds, and the test error.
+
+    left_out: the mean over five folds with its standard error (1/(n − 1) over them). test: of
+    models trained on the whole pool, the mean over seeds.
+    """
+    table = pd.DataFrame(record for _, record in runs if record["part"] == "folds")
+    rows = []
+    for (batch_size, factor), group in table.groupby(["batch_size", "factor"]):
+        left_out = 1 - group.loc[group["fold"] >= 0, "left_out_accuracy"]
+        whole = group[group["fold"] < 0]
+        rows.append(
+            {
+                "batch_size": batch_size,
+                "factor": factor,
+                "learning_rate": group["learning_rate"].iloc[0],
+                **estimate_row("left_out", from_samples(left_out.to_numpy())),
+                **estimate_row("test", from_samples(1 - whole["test_accuracy"].to_numpy())),
+                "num_diverged": int(group["diverged_at_step"].notna().sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def choices_table(folds: pd.DataFrame) -> pd.DataFrame:
+    """A row per batch size and rule: the rate that it chooses, and what that costs in test error.
+
+    rule: "lowest" left-out error; "one standard error": the smallest rate whose left-out error is
+    within that of the lowest. excess: its test error less the lowest over rates, which is chosen
+    with the test images, and so favoured.
+    """
+    rows = []
+    for batch_size, group in folds.groupby("batch_size"):
+        ordered = group.sort_values("learning_rate").reset_index(drop=True)
+        lowest = ordered.iloc[int(ordered["left_out"].argmin())]
+        limit = lowest["left_out"] + lowest["left_out_stderr"]
+        careful = ordered[ordered["left_out"] <= limit].iloc[0]
+        for rule, chosen in (("lowest", lowest), ("one standard error", careful)):
+            rows.append(
+                {
+                    "batch_size": batch_size,
+                    "rule": rule,
+                    "learning_rate": chosen["learning_rate"],
+                    "factor": chosen["factor"],
+                    "left_out": chosen["left_out"],
+                    "test": chosen["test"],
+                    "excess": chosen["test"] - ordered["test"].min(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _bootstrap(runs: Runs) -> pd.DataFrame:
+    """The runs on bootstrap samples, a row each with its folder."""
+    return pd.DataFrame(
+        {
+            "folder": folder,
+            **{name: record[name] for name in ("batch_size", *DRAWS)},
+        }
+        for folder, record in runs
+        if record["part"] == "bootstrap"
+    )
+
+
+def _predictions(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / PREDICTIONS) as stored:
+        return dict(stored)
+
+
+def tables(runs: Runs) -> dict[str, pd.DataFrame]:
+    """Everything the figure is drawn from."""
+    found = decompositions(runs)
+    folds = folds_table(runs)
+    return {
+        "parts": parts_table(found),
+        "bagging": bagging_table(found),
+        "out_of_bag": out_of_bag_table(runs),
+        "folds": folds,
+        "choices": choices_table(folds),
+    }
+
+
+bias_variance = analysis(
+    "bias_variance",
+    tables,
+    help="Tables of bias and variance, bagging and folds from the experiment's runs.",
+)

@@ -1,0 +1,71 @@
+"""Intervals that the tables on batch sizes share, all of 95 %."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from noisescale.statistics.estimate import CONFIDENCE, Estimate, from_samples
+
+DRAWS = 2000  # of a bootstrap: its ends are then good to a tenth of the interval
+
+
+def median_interval(values: ArrayLike) -> tuple[float, float, float]:
+    """The median and the order statistics that hold it with 95 % confidence or more.
+
+    Of independent values of any distribution; of five or fewer the smallest and the largest, which
+    hold it with less.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    number = len(ordered)
+    # P(X < k) for a binomial X: that fewer than k of them lie below the median
+    outside = int(stats.binom.ppf((1 - CONFIDENCE) / 2, number, 0.5))
+    if number and stats.binom.cdf(outside - 1, number, 0.5) > (1 - CONFIDENCE) / 2:
+        outside -= 1
+    place = max(outside - 1, 0)
+    return float(np.median(ordered)), float(ordered[place]), float(ordered[number - 1 - place])
+
+
+def bootstrap_interval(
+    by_seed: np.ndarray, statistic: Callable[[np.ndarray], float], *, seed: int = 0
+) -> tuple[float, float, float]:
+    """A statistic of runs by seed, and its percentile interval over draws of the seeds.
+
+    Args:
+        by_seed: (S, …), a row for each seed.
+        statistic: of rows of seeds.
+        seed: of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(len(by_seed), size=(DRAWS, len(by_seed)))
+    values = [statistic(by_seed[draw]) for draw in draws]
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(statistic(by_seed)), float(low), float(high)
+
+
+def paired(differences: ArrayLike) -> Estimate:
+    """The mean difference over seeds, with Student's t."""
+    return from_samples(np.asarray(differences, dtype=np.float64))
+
+
+def p_value(differences: ArrayLike) -> float:
+    """Of a mean difference of zero, two-sided, by Student's t; nan of fewer than two."""
+    values = np.asarray(differences, dtype=np.float64)
+    if len(values) < 2 or not values.std():
+        return float("nan")
+    return float(stats.ttest_1samp(values, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given; nan counts for no comparison."""
+    known = [index for index, value in enumerate(p_values) if value == value]
+    adjusted = [float("nan")] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(known, key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(known) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

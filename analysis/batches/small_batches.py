@@ -1,0 +1,203 @@
+"""How does the accuracy depend on the batch size at fixed η/B, and how wide is the usable range?"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.batches.intervals import DRAWS, bootstrap_interval, holm, p_value, paired
+from analysis.tables import Runs, analysis
+from noisescale.statistics.estimate import estimate_row
+
+AT = -9  # log2 of the η̃ = η/B that batch sizes are compared at
+COMPARED_WITH = 16  # the batch size whose accuracy is subtracted
+WITHIN = 0.01  # of the best accuracy: what is usable
+
+
+def cells_table(runs: Runs) -> pd.DataFrame:
+    """A row per run: norm, batch size, log2 of η̃, ghost size, seed, scores."""
+    rows = [
+        {
+            "norm": record["norm"],
+            "batch_size": record["batch_size"],
+            "exponent": round(float(np.log2(record["learning_rate"] / record["batch_size"]))),
+            "ghost_size": record.get("ghost_size"),
+            "seed": record["seed"],
+            "test_accuracy": record["test_accuracy"],
+            "train_loss": record["train_loss"],
+            "diverged_at_step": record["diverged_at_step"],
+        }
+        for _, record in runs
+    ]
+    table = pd.DataFrame(rows).astype({"ghost_size": float, "train_loss": float})
+    key = ["norm", "batch_size", "ghost_size", "exponent", "seed"]
+    return table.sort_values(key, ignore_index=True)
+
+
+def fixed_ratio_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """A row per norm and batch size at η̃ = 2⁻⁹ (or the nearest that there is).
+
+    difference: of the accuracy from that at B = 16 (or the nearest), paired by seed; p: that it is
+    zero, by Holm over batch sizes.
+    """
+    rows = []
+    for norm, group in _grids(cells).groupby("norm"):
+        at = min(group["exponent"].unique(), key=lambda exponent: abs(exponent - AT))
+        table = group[group["exponent"] == at].pivot_table(
+            index="seed", columns="batch_size", values="test_accuracy"
+        )
+        base = min(table.columns, key=lambda size: abs(np.log2(size / COMPARED_WITH)))
+        others = [size for size in table.columns if size != base]
+        adjusted = dict(
+            zip(others, holm([p_value(table[size] - table[base]) for size in others]), strict=True)
+        )
+        for size in table.columns:
+            row: dict[str, Any] = {"norm": norm, "exponent": at, "batch_size": size}
+            row |= estimate_row("accuracy", paired(table[size]))
+            row |= {"compared_with": base}
+            row |= estimate_row("difference", paired(table[size] - table[base]))
+            rows.append(row | {"p": adjusted.get(size, np.nan), "num_seeds": len(table)})
+    return pd.DataFrame(rows)
+
+
+def usable_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """A row per norm and batch size: the η̃ whose mean accuracy is within .01 of the best.
+
+    best: the highest mean accuracy over η̃, best_exponent: where; low_end, high_end: log2 η̃ at the
+    ends of the usable range, by linear interpolation, width: the octaves between, each with its
+    interval by a bootstrap over seeds. open_low, open_high: the range goes on beyond the grid.
+    """
+    rows = []
+    for (norm, size), group in _grids(cells).groupby(["norm", "batch_size"]):
+        table = group.pivot_table(index="seed", columns="exponent", values="test_accuracy")
+        exponents, by_seed = table.columns.to_numpy(dtype=float), table.to_numpy()
+        row: dict[str, Any] = {"norm": norm, "batch_size": size}
+        means = by_seed.mean(0)
+        row |= {"best_exponent": int(exponents[means.argmax()])}
+        for place, name in enumerate(("low_end", "high_end", "width")):
+            row |= _with_interval(name, by_seed, partial(_of_range, exponents, place))
+        row |= _with_interval("best", by_seed, _best)
+        row |= {
+            "open_low": int(means[0] >= means.max() - WITHIN),
+            "open_high": int(means[-1] >= means.max() - WITHIN),
+            "num_seeds": len(by_seed),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def usable_range(exponents: np.ndarray, by_seed: np.ndarray) -> tuple[float, float, float]:
+    """Ends and width, in octaves, of the run of exponents around the best that is usable.
+
+    Args:
+        exponents: ascending.
+        by_seed: accuracies, a row per seed.
+    """
+    means = by_seed.mean(0)
+    best = int(means.argmax())
+    limit = means[best] - WITHIN
+    ends = []
+    for direction in (-1, 1):
+        place = best
+        while 0 <= place + direction < len(means) and means[place + direction] >= limit:
+            place += direction
+        end = float(exponents[place])
+        beyond = place + direction
+        if 0 <= beyond < len(means):  # where the line between the two meets the limit
+            share = (means[place] - limit) / (means[place] - means[beyond])
+            end += share * (exponents[beyond] - exponents[place])
+        ends.append(end)
+    return ends[0], ends[1], ends[1] - ends[0]
+
+
+def _of_range(exponents: np.ndarray, place: int, by_seed: np.ndarray) -> float:
+    return usable_range(exponents, by_seed)[place]
+
+
+def _best(by_seed: np.ndarray) -> float:
+    return float(by_seed.mean(0).max())
+
+
+def norms_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """A row per batch size: the best accuracy over η̃ with batch norm less that without.
+
+    Each at its own best η̃ by the mean over seeds, paired over the seeds that both have.
+    """
+    grids = _grids(cells)
+    rows = []
+    for size, group in grids.groupby("batch_size"):
+        best = {}
+        for norm, of_norm in group.groupby("norm"):
+            table = of_norm.pivot_table(index="seed", columns="exponent", values="test_accuracy")
+            best[norm] = table[table.mean().idxmax()]
+        if len(best) == 2:
+            row: dict[str, Any] = {"batch_size": size}
+            differences = (best["batch"] - best["none"]).dropna()
+            row |= estimate_row("difference", paired(differences))
+            rows.append(row | {"p": p_value(differences), "num_seeds": len(differences)})
+    table = pd.DataFrame(rows)
+    return table.assign(p=holm(table["p"].tolist()))
+
+
+def ghosts_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """A row per batch size and ghost size: the accuracy less that of ghosts as large as the batch.
+
+    p: by Holm over the ghost sizes of a batch size. share_best: of bootstrap draws over seeds, in
+    how many this ghost size has the highest mean accuracy.
+    """
+    rows = []
+    for size, group in cells[cells["norm"] == "ghost"].groupby("batch_size"):
+        table = group.pivot_table(index="seed", columns="ghost_size", values="test_accuracy")
+        whole = table[table.columns.max()]
+        others = [ghost for ghost in table.columns if ghost != table.columns.max()]
+        adjusted = dict(
+            zip(others, holm([p_value(table[ghost] - whole) for ghost in others]), strict=True)
+        )
+        shares = _shares_best(table.to_numpy())
+        for ghost, share in zip(table.columns, shares, strict=True):
+            row: dict[str, Any] = {"batch_size": size, "ghost_size": int(ghost)}
+            row |= {"exponent": int(group["exponent"].iloc[0])}
+            row |= estimate_row("accuracy", paired(table[ghost]))
+            row |= estimate_row("difference", paired(table[ghost] - whole))
+            row |= {"p": adjusted.get(ghost, np.nan), "share_best": share}
+            rows.append(row | {"num_seeds": len(table)})
+    return pd.DataFrame(rows)
+
+
+def _shares_best(by_seed: np.ndarray) -> np.ndarray:
+    """In what share of draws of the seeds each column has the highest mean."""
+    generator = np.random.default_rng(0)
+    draws = generator.integers(len(by_seed), size=(DRAWS, len(by_seed)))
+    best = by_seed[draws].mean(1).argmax(1)
+    return np.bincount(best, minlength=by_seed.shape[1]) / DRAWS
+
+
+def _grids(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells[cells["norm"].isin(["none", "batch"])]
+
+
+def _with_interval(name: str, by_seed: np.ndarray, statistic: Any) -> dict[str, float]:
+    value, low, high = bootstrap_interval(by_seed, statistic)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def tables(runs: Runs) -> dict[str, pd.DataFrame]:
+    """Everything the figure is drawn from."""
+    cells = cells_table(runs)
+    return {
+        "cells": cells,
+        "fixed_ratio": fixed_ratio_table(cells),
+        "usable": usable_table(cells),
+        "norms": norms_table(cells),
+        "ghosts": ghosts_table(cells),
+    }
+
+
+small_batches = analysis(
+    "small_batches",
+    tables,
+    help="Tables of accuracy against batch size at fixed η/B from the experiment's runs.",
+)
