@@ -81,6 +81,7 @@ SUBJECTS = (
             "--hessian --per-layer --per-class",
             "--top 3 --trace --batch-sharpness 32",
             "--noise-examples 8000",
+            "--points 21 --to-alpha 1.2",
             "--no-predict",
             "--points 11",
         ),
