@@ -1,5 +1,7 @@
 """`python -m experiments NAME` computes an experiment's runs, those that are not finished yet."""
 
+from pathlib import Path
+
 import click
 
 from experiments.batches.batch_cost import batch_cost
@@ -17,6 +19,8 @@ from experiments.stability.stability_map import stability_map
 from experiments.stability.three_cases import three_cases
 from noisescale.cli.group import Commands
 from noisescale.cli.help import HELP_WIDTH
+
+ROOT = Path(__file__).parent.parent
 
 
 class Experiments(Commands):
@@ -43,17 +47,18 @@ def show_list(ctx: click.Context, option: click.Parameter, wanted: bool) -> None
 def _line(command: click.Command) -> str:
     # imported here, since processes that compute runs import this module and draw nothing
     from analysis.__main__ import tables_of
-    from paper_figures.__main__ import PENDING, figures_of
+    from paper_figures.__main__ import figures_of
 
     name = str(command.name)
     scales = next(option.type for option in command.params if option.name == "scale")
     assert isinstance(scales, click.Choice)
     times = ", ".join(f"{duration(name, scale)} ({scale})" for scale in scales.choices)
-    if name in PENDING:
-        return f"{command.get_short_help_str(limit=200)} Takes {times}. No tables or figures yet."
     figures = ", ".join(figures_of(name)) or "none"
+    tables = tables_of(name)
+    if not list((ROOT / tables).glob("*.csv")):
+        tables += " (not committed yet)"
     return (
-        f"{command.get_short_help_str(limit=200)} Takes {times}. Tables: {tables_of(name)}. "
+        f"{command.get_short_help_str(limit=200)} Time: {times}. Tables: {tables}. "
         f"Figures: {figures}."
     )
 

@@ -1,7 +1,7 @@
 """What the experiments take: timed at every call, listed by `python -m experiments --list`.
 
 `python -m experiments.durations OUT...` takes what was timed in these folders into
-results/durations.csv.
+benchmarks/results/durations.csv.
 """
 
 from __future__ import annotations
