@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="DataclassInstance")  # of a measurement, all with defaults
 
 HESSIAN_EXAMPLES = 4096  # a compromise: each probe and eigenvector costs a product on all of them
-DEFLATION_PRODUCTS = 15  # about, that the largest eigenvectors take beside the probes
 TOP_EXAMPLES = 10  # fit on a screen
 NEGLIGIBLE = 100  # units of rounding in |g|², below which a tr Σ is nothing but that
 
@@ -211,12 +210,11 @@ def measure_noise(
     )
     try:
         if options.hessian:
-            report(_announcement(measured, seconds))
-            curvature = _curvature_noise(measured, generator, report)
+            curvature = _curvature_noise(measured, generator, seconds, report)
             noise = replace(noise, curvature=curvature, notes=(*noise.notes, *curvature.notes))
             if noise.preconditioned is not None:
                 report("B_noise under the preconditioner")
-                under = _curvature_noise(measured, generator, report, in_metric=True)
+                under = _curvature_noise(measured, generator, seconds, report, in_metric=True)
                 both = replace(noise.preconditioned, curvature=under)
                 noise = replace(noise, preconditioned=both)
         if options.per_class:
@@ -230,24 +228,6 @@ def measure_noise(
         note = "stopped by Ctrl-C: what --hessian and --per-class add is missing, or a part of it"
         raise StoppedEarly(replace(noise, notes=(*noise.notes, note))) from interrupt
     return noise
-
-
-def _announcement(measured: _Measured, seconds: float) -> str:
-    """What B_noise will cost at most, by the seconds that the gradients took.
-
-    Where the memory does not hold the graphs of H's examples, probes and eigenvectors take a part
-    of them each, and it costs about a quarter.
-
-    A Hessian product takes about as long as the moments of the gradients of as many examples: two
-    passes forwards and two backwards, against per-example gradients and their projections.
-    """
-    products = measured.options.num_probes + DEFLATION_PRODUCTS
-    share = _hessian_examples(measured) / measured.sample.num_examples
-    to_come = seconds * products * share
-    return (
-        f"Optional, --hessian: at most {products} or so Hessian products, {to_come:.0f} s, "
-        f"{to_come / (to_come + seconds):.0%} of the whole. Ctrl-C prints the result without them."
-    )
 
 
 def hessian_sample_size(population_size: int) -> int:
@@ -359,6 +339,7 @@ def _notes(measured: _Measured, noise: NoiseScale) -> list[str]:
 def _curvature_noise(
     measured: _Measured,
     generator: torch.Generator,
+    seconds: float,
     report: Callable[[str], None],
     *,
     in_metric: bool = False,
@@ -394,6 +375,9 @@ def _curvature_noise(
         engine=moments.engine,  # the one that fits the model
         metric=metric,
         generator=generator,
+        seconds=seconds,
+        # one announcement for both
+        rounds=0 if in_metric else 1 + (moments.preconditioned is not None),
         report=report,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from noisescale.statistics.sample import Sample
 HESSIAN_GROUPS = 16  # whose spread is H's sampling error: 15 degrees of freedom, t = 2.13
 DEFLATED = 10  # eigenvectors taken out of the probes, which hold most of tr(HΣ) of a network
 PRODUCTS_PER_VECTOR = 2.5  # spent on them; a control variate need not have converged
+GRADIENTS = 3  # times the moments' seconds, that the probes' sums and projections of gradients take
 # Of H's examples one in so many has its part in the eigenvectors, but for those that cost little:
 # of a small GPT the vectors of 75 examples take as much out of the probes as those of 300
 DEFLATING = 8
@@ -43,6 +45,8 @@ def probe_curvature(
     engine: EngineName = "auto",
     metric: Tensor | None = None,
     generator: torch.Generator,
+    seconds: float,
+    rounds: int = 1,
     report: Callable[[str], None],
 ) -> CurvatureNoise:
     """|G|², tr(HΣ) and GᵀHG with their joint covariance.
@@ -78,7 +82,9 @@ def probe_curvature(
             whose gradients are √P g_i and whose Hessian is √P H √P. `excess` is then of √P g_i,
             `mean` still ḡ.
         generator: of every random choice, on the CPU.
-        report: is told what is being computed.
+        seconds: that the moments of the gradients took.
+        rounds: calls of this kind that the announcement is for; none is made for 0.
+        report: is told what is being computed, and what it will cost once a product has been timed.
 
     Raises:
         SettingError: fewer than two probes, or than four gradients.
@@ -92,13 +98,21 @@ def probe_curvature(
         mean = gradients.value_and_gradient()[1]
     root = None if metric is None else metric.sqrt().to(mean)
     mean = _times(root, mean)
-    report("eigenvectors")
-    pairs, share = _deflation(product, root, generator)
+    report("a Hessian product")
     image, mean_forms, group_shares = product.with_forms(_times(root, mean))
     image = _times(root, image)
     crossed = torch.ones(num_blocks, len(group_shares), dtype=torch.bool)
+    part, share = product, 1.0  # of H's examples, whose eigenvectors are sought
     if product.num_kept < hessian.num_examples:
         crossed = _crossed(num_blocks, len(group_shares))
+        part = product.on(hessian.examples.part(slice(-(-hessian.num_examples // DEFLATING))))
+        share = part.objective.num_examples / hessian.num_examples
+        part(mean)  # with which its graphs are recorded
+    num_products = float(crossed.sum()) / len(group_shares)
+    if rounds:
+        to_come = DEFLATED * PRODUCTS_PER_VECTOR + num_products / share
+        report(_announcement(part, mean, to_come * rounds, rounds, seconds))
+    pairs = _deflation(part, root, generator)
     probes = _Probes.after(gradients, product, mean, image, pairs, engine, root)
     blocks = _probe_blocks(probes, crossed, generator, report)
     return curvature_noise(
@@ -108,7 +122,7 @@ def probe_curvature(
         group_shares=group_shares.numpy(),
         sample=sample,
         hessian_examples=hessian.num_examples,
-        num_matvecs=1 + round(pairs.num_matvecs * share + float(crossed.sum()) / len(group_shares)),
+        num_matvecs=1 + round(pairs.num_matvecs * share + num_products),
     )
 
 
@@ -281,25 +295,36 @@ def _projections(objective: Objective, engine: Engine, directions: list[Params])
     return projections
 
 
+def _announcement(
+    part: CurvatureProduct, mean: Tensor, num_products: float, rounds: int, seconds: float
+) -> str:
+    """What eigenvectors and probes will cost, by a product that is timed for it.
+
+    part: whose graphs are recorded. num_products: with it, about, or as many examples. seconds:
+    that the moments of the gradients took.
+    """
+    begun = time.perf_counter()
+    part(mean)
+    timed = time.perf_counter() - begun
+    to_come = rounds * GRADIENTS * seconds + timed * num_products
+    return (
+        f"Optional, --hessian: about {to_come:.0f} s, {to_come / (to_come + seconds):.0%} of the "
+        "whole. Ctrl-C prints the result without it."
+    )
+
+
 def _deflation(
     product: CurvatureProduct, root: Tensor | None, generator: torch.Generator
-) -> tuple[EigenPairs, float]:
-    """The eigenvectors of √P H √P with the largest |λ|, roughly; on which share of H's examples."""
+) -> EigenPairs:
+    """The eigenvectors of √P H √P with the largest |λ|, roughly."""
     whole = product.objective
     k = min(DEFLATED, whole.dim)
-    num_examples = whole.num_examples
-    if product.num_kept < num_examples:
-        num_examples = -(-num_examples // DEFLATING)
-    some = product.on(whole.examples.part(slice(num_examples)))
-    pairs = top_eigenpairs(
-        some if root is None else lambda vector: root * some(root * vector),
+    return top_eigenpairs(
+        product if root is None else lambda vector: root * product(root * vector),
         dim=whole.dim,
         k=k,
         which="magnitude",
         rtol=0.1,  # of a control variate: a tenth off costs a hundredth of what it saves
         max_matvecs=min(round(PRODUCTS_PER_VECTOR * k), whole.dim) + 1,
-        dtype=whole.dtype,
-        device=whole.device,
         generator=generator,
     )
-    return pairs, num_examples / whole.num_examples

@@ -109,18 +109,17 @@ class Pace:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
-        self._done: dict[str, float] = {}
+        self._done: dict[str, int] = {}
 
-    def spent(self, part: str, seconds: float, *, amount: float = 1.0) -> None:
-        """Notes that so much of a part took so long.
+    def spent(self, part: str, seconds: float) -> None:
+        """Notes that a part was done once, and took so long.
 
         Args:
             part: what kind of work.
             seconds: that it took.
-            amount: how much of it was done, in any unit.
         """
         self._seconds[part] = self._seconds.get(part, 0.0) + seconds
-        self._done[part] = self._done.get(part, 0.0) + amount
+        self._done[part] = self._done.get(part, 0) + 1
 
     def left(self, amounts: Mapping[str, float]) -> float | None:
         """Seconds until so much of each part is done; None where a part is not known yet.

@@ -45,7 +45,8 @@ def test_the_time_left_is_right_within_a_factor_of_two_from_a_tenth_on():
 
 def test_a_part_that_is_not_known_yet_leaves_no_estimate():
     pace = Pace()
-    pace.spent("updates", 3.0, amount=2)
+    pace.spent("updates", 1.0)
+    pace.spent("updates", 2.0)
     assert pace.left({"updates": 4}) == 6
     assert pace.left({"updates": 4, "measurements": 1}) is None
     assert pace.left({"updates": 4, "measurements": 0}) == 6

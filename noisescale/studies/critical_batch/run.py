@@ -30,7 +30,7 @@ from noisescale.studies.critical_batch.runs.goal_run import (
 )
 from noisescale.studies.critical_batch.runs.noise_runs import choose_noise_runs, make_noise_runs
 from noisescale.studies.critical_batch.runs.start import Start, examples_for, start_at, stored_start
-from noisescale.studies.critical_batch.tuning import Steps, Trial, Tuned, best_indices, tune
+from noisescale.studies.critical_batch.tuning import SLACK, Steps, Trial, Tuned, best_indices, tune
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.folder import CELL_FOLDER, Orders, claim, ordered
 from noisescale.studies.jobs.local import given_or_local
@@ -108,8 +108,9 @@ def run_critical_batch(
 class _Measurement:
     """A measurement in progress, on an executor.
 
-    runs: by batch size, rate and seed; None: it failed. num_begun: of each batch size's searches,
-    one for each seed, how many have begun.
+    runs: by batch size, rate and seed; None: it failed. num_asked: how many runs the search of each
+    batch size and seed has asked for; ended: of those that have ended. budgets: the updates that
+    further runs of each batch size may take, about.
     """
 
     def __init__(
@@ -131,7 +132,9 @@ class _Measurement:
         self.goals: tuple[float, ...] = ()
         self.start = Start(math.nan, math.nan, math.nan)
         self.runs: dict[tuple[int, float, int], GoalRun | None] = {}
-        self.num_begun: Counter[int] = Counter()
+        self.num_asked: Counter[tuple[int, int]] = Counter()
+        self.ended: set[tuple[int, int]] = set()
+        self.budgets: dict[int, int] = {}
         self.tasks = Tasks(pool, options.console)
         self.loop = SearchLoop(self.tasks, to_come=self._to_come)
 
@@ -214,18 +217,20 @@ class _Measurement:
 
     def _begin(self, size: int, seed: int, rate: float, budget: int) -> None:
         """Starts the search of a batch size's best rates with a seed."""
-        self.num_begun[size] += 1
+        self.budgets[size] = min(budget, self.budgets.get(size, budget))
         self.loop.begin(self._tune(size, seed, rate, budget))
 
     def _tune(self, size: int, seed: int, rate: float, budget: int) -> Search[GoalRun, None]:
         """Makes the runs that a search of the best rates asks for; others follow seed 0's."""
 
         def job(trial: Trial) -> Job[GoalRun]:
+            self.num_asked[size, seed] += 1
             rate = self._rate(trial.grid_index)
             cell = self._cell(size, rate, seed, trial.max_steps)
             goal_cell = GoalCell(cell=cell, goals=self.goals, split=self.config.split)
             name = f"B = {size}, lr {rate:g}, seed {seed}"
-            return Job(run_to_goal, goal_cell, name=name, kind=size, stored=stored_goal_run)
+            work = size * trial.max_steps
+            return Job(run_to_goal, goal_cell, name, kind=size, work=work, stored=stored_goal_run)
 
         def steps(trial: Trial, run: GoalRun | Failure) -> Steps:
             key = (size, self._rate(trial.grid_index), seed)
@@ -233,10 +238,14 @@ class _Measurement:
                 self.runs[key] = None
                 return (math.inf,) * len(self.goals)
             self.runs[key] = run
-            return tuple(run.steps(goal) for goal in self.goals)
+            steps = tuple(run.steps(goal) for goal in self.goals)
+            if math.isfinite(steps[-1]):
+                self.budgets[size] = min(self.budgets[size], math.ceil(SLACK * steps[-1]))
+            return steps
 
         search = tune(self._index(rate), budget, factor=self.config.factor)
         tuned = yield from carry_out(search, job, steps)
+        self.ended.add((size, seed))
         if seed == 0:
             self._follow(size, tuned)
 
@@ -351,7 +360,19 @@ class _Measurement:
                 rows.append(dict(zip(COLUMNS, row, strict=True)))
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
-    def _to_come(self) -> dict[int, int]:
-        """How many runs of each batch size no search has asked for yet, about."""
-        num_seeds = self.config.num_seeds
-        return {size: CELLS_A_SEARCH * (num_seeds - self.num_begun[size]) for size in self.sizes}
+    def _to_come(self) -> dict[int, list[float]]:
+        """Of each batch size the examples of every run no search has asked for yet, about."""
+        of_ended = [self.num_asked[search] for search in self.ended]
+        a_search = (CELLS_A_SEARCH + sum(of_ended)) / (1 + len(of_ended))
+
+        def more(size: int) -> int:
+            searches = {(size, seed) for seed in range(self.config.num_seeds)} - self.ended
+            return round(sum(max(a_search - self.num_asked[search], 0) for search in searches))
+
+        return {size: [self._examples(size)] * more(size) for size in self.sizes}
+
+    def _examples(self, size: int) -> float:
+        """That a run may see at most; at a batch size that is still to come, by E ∝ 1 + B/B*."""
+        bend = self._bend()
+        nearest = min(self.budgets, key=lambda begun: abs(math.log(begun / size)))
+        return nearest * self.budgets[nearest] * (bend + size) / (bend + nearest)

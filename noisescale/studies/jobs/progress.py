@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -15,9 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from noisescale.training.console import SAY_EVERY, duration_text, log_line
 
 OVERHEAD = 0.3  # seconds of a run outside its updates, as measured: data, looks, files
-# of a run's seconds against its batch size, in logarithms, where one batch size alone is known:
-# between that of runs of equal steps, 0, and of equal examples, -1
+# of the seconds an example takes against the batch size, in logarithms, where one batch size alone
+# is known: between 0, where examples take as long in any batch, and -1, where steps do
 SLOPE = -0.5
+# of a run that is on its way at some moment, on average: half of equally long ones, less of mixed
+# ones, among which one meets the longer
+DONE = 0.25
 FIRST_RUNS = 8  # after which how fast they go counts for half: those on their way matter no more
 
 
@@ -40,8 +44,8 @@ class StudyProgress:
             disable=not self.console.is_terminal,
         )
         self._task = self._bar.add_task("starting", total=None, detail="")
-        self._seconds: dict[Hashable, list[float]] = defaultdict(list)  # of the finished runs
-        self._remaining: Mapping[Hashable, int] = {}
+        self._spent: dict[Hashable, _Spent] = defaultdict(_Spent)  # by the finished runs
+        self._remaining: Mapping[Hashable, Sequence[float]] = {}
         self._activity = "starting"
         self._began = self._reported = time.monotonic()
         self._worked = 0.0  # seconds of the runs that this study itself has made
@@ -57,7 +61,7 @@ class StudyProgress:
 
     @property
     def num_finished(self) -> int:
-        return sum(map(len, self._seconds.values()))
+        return sum(of_kind.num_runs for of_kind in self._spent.values())
 
     def activity(self, text: str) -> None:
         """Says what is being done, where that is not runs."""
@@ -67,25 +71,37 @@ class StudyProgress:
         self._bar.update(self._task, description=text, total=None, detail="")
         self.log(text)
 
-    def expect(self, remaining: Mapping[Hashable, int]) -> None:
-        """Notes how many runs of each kind are still to be made."""
+    def expect(self, remaining: Mapping[Hashable, Sequence[float]]) -> None:
+        """Notes the work of the runs of each kind that are still to be made, one by one."""
         self._remaining = remaining
 
-    def stored(self, kind: Hashable, seconds: float) -> None:
-        """Counts a run that was there before, whose updates once took so many seconds."""
-        self._seconds[kind].append(seconds + OVERHEAD)
+    def stored(
+        self, kind: Hashable, seconds: float, *, work: float = 1.0, done: float | None = None
+    ) -> None:
+        """Counts a run that was there before, whose updates once took so many seconds.
 
-    def finished(self, kind: Hashable, seconds: float) -> None:
-        """Counts a run of a kind that has just finished, whose updates took so many seconds."""
+        work: how much it was at most, such as the examples that it could see. done: how much of it
+        the run did before it reached its goal; None: all.
+        """
+        of_kind = self._spent[kind]
+        of_kind.seconds += seconds + OVERHEAD
+        of_kind.work += work
+        of_kind.done += work if done is None else done
+        of_kind.num_runs += 1
+
+    def finished(
+        self, kind: Hashable, seconds: float, *, work: float = 1.0, done: float | None = None
+    ) -> None:
+        """Counts a run of a kind that has just finished, likewise."""
         if not self._worked:  # what came before it was no run
             self._began = time.monotonic() - seconds - OVERHEAD
         self._worked += seconds + OVERHEAD
         self._num_made += 1
-        self._seconds[kind].append(seconds + OVERHEAD)
+        self.stored(kind, seconds, work=work, done=done)
 
     def update(self) -> None:
         """Moves the bar, and says in a line every 30 seconds where there is none."""
-        done, left = self.num_finished, sum(self._remaining.values())
+        done, left = self.num_finished, sum(map(len, self._remaining.values()))
         if self._remaining:
             text = f"{done} of about {done + left} runs"
             if self._worked:
@@ -101,8 +117,7 @@ class StudyProgress:
     @property
     def seconds_so_far(self) -> float:
         """What the runs took, those that were there before too, with as many at once as now."""
-        total = sum(map(sum, self._seconds.values()))
-        return total * self._per_second
+        return sum(of_kind.seconds for of_kind in self._spent.values()) * self._per_second
 
     @property
     def _per_second(self) -> float:
@@ -123,26 +138,54 @@ class StudyProgress:
         log_line(self.console, text)
 
     def seconds_left(self) -> float:
-        """An estimate: runs to come cost what those of their kind have; two at once take half."""
-        to_come = sum(number * self._cost(kind) for kind, number in self._remaining.items())
-        return to_come * self._per_second
+        """An estimate: runs to come cost by their work what others have; two at once take half.
 
-    def _cost(self, kind: Hashable) -> float:
-        """Seconds of a run of this kind; of a batch size not seen yet, by those of the others."""
-        if kind in self._seconds:
-            return _typical(self._seconds[kind])
-        sizes = [size for size in self._seconds if isinstance(size, int)]
+        This is asked as one run has ended and another begun; of the others on their way a part is
+        done.
+        """
+        share = _share(self._spent.values())
+        costs = [
+            self._pace(kind) * share * work
+            for kind, works in self._remaining.items()
+            for work in works
+        ]
+        if not costs:
+            return 0.0
+        others = min(self._num_at_once, len(costs)) - 1
+        to_come = sum(costs) * (1 - others * DONE / len(costs))
+        return max(to_come * self._per_second, max(costs) / 2)
+
+    def _pace(self, kind: Hashable) -> float:
+        """Seconds by work done of runs of this kind; of a batch size not seen, by those seen."""
+        if kind in self._spent:
+            return self._spent[kind].pace
+        sizes = [size for size in self._spent if isinstance(size, int)]
         if not sizes or not isinstance(kind, int):
-            return _typical([second for of_kind in self._seconds.values() for second in of_kind])
+            return float(np.mean([of_kind.pace for of_kind in self._spent.values()]))
         nearest = sorted(sizes, key=lambda size: abs(math.log(size / kind)))[:2]
-        logs = [math.log(_typical(self._seconds[size])) for size in nearest]
+        logs = [math.log(self._spent[size].pace) for size in nearest]
         slope = SLOPE
         if len(nearest) == 2:
             slope = (logs[1] - logs[0]) / math.log(nearest[1] / nearest[0])
-        # steps fall and examples rise with the batch size, so that it lies between these
         return math.exp(logs[0] + float(np.clip(slope, -1, 0)) * math.log(kind / nearest[0]))
 
 
-def _typical(seconds: list[float]) -> float:
-    """The geometric mean, which a single run that met a busy machine moves little."""
-    return float(np.exp(np.mean(np.log(seconds))))
+@dataclass
+class _Spent:
+    """What the finished runs of a kind took, what they were at most, and what they did of it."""
+
+    seconds: float = 0.0
+    work: float = 0.0
+    done: float = 0.0
+    num_runs: int = 0
+
+    @property
+    def pace(self) -> float:
+        """Seconds by work done."""
+        return self.seconds / self.done
+
+
+def _share(spent: Iterable[_Spent]) -> float:
+    """How much of what they could do at most runs do, the mean over kinds by their runs."""
+    shares = [(of_kind.done / of_kind.work, of_kind.num_runs) for of_kind in spent]
+    return sum(share * number for share, number in shares) / sum(number for _, number in shares)

@@ -8,7 +8,7 @@ runs finish.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -36,7 +36,8 @@ class Job(Generic[Run]):
 
     function, argument: a worker calls the one with the other, so they must pickle.
     name: of the run, where it is said to have failed.
-    kind: runs of one kind take about equally long; a batch size, say.
+    kind: runs of one kind take about equally long, for the same work; a batch size, say.
+    work: how much it is at most, such as the examples that the run may see.
     stored: called with the argument here, gives the run where it lies finished in its folder.
     """
 
@@ -44,6 +45,7 @@ class Job(Generic[Run]):
     argument: Any
     name: str
     kind: Hashable
+    work: float = 1.0
     stored: Callable[[Any], Run | None] = _no_run
 
 
@@ -110,12 +112,12 @@ def read_finished(
 class SearchLoop:
     """Searches in progress on an executor.
 
-    tasks: by which their jobs are submitted. to_come: how many runs of each kind are still to be
-    asked for, about; for the estimate of the time that is left.
+    tasks: by which their jobs are submitted. to_come: of each kind, the work of every run that is
+    still to be asked for, about; for the estimate of the time that is left.
     """
 
     def __init__(
-        self, tasks: Tasks, *, to_come: Callable[[], Mapping[Any, int]] | None = None
+        self, tasks: Tasks, *, to_come: Callable[[], Mapping[Any, list[float]]] | None = None
     ) -> None:
         self._tasks = tasks
         self._to_come = to_come or dict
@@ -157,7 +159,7 @@ class SearchLoop:
         except RunFolderError as error:
             return Failure(self._tasks.failed(job.name, error))
         if run is not None:
-            self._tasks.progress.stored(job.kind, run.summary["seconds"])
+            self._count(self._tasks.progress.stored, job, run)
         return run
 
     def _take(self, future: Future[Any]) -> None:
@@ -178,10 +180,21 @@ class SearchLoop:
         if error is not None:
             return Failure(self._tasks.failed(job.name, error))
         run: ShortRun = future.result()
-        self._tasks.progress.finished(job.kind, run.summary["seconds"])
+        self._count(self._tasks.progress.finished, job, run)
         return run
 
-    def _remaining(self) -> Counter[Any]:
-        """How many runs of each kind are still to be made, about."""
-        asked = Counter(question.jobs[index].kind for question, index in self._pending.values())
-        return asked + Counter(self._to_come())
+    @staticmethod
+    def _count(count: Callable[..., None], job: Job[Any], run: ShortRun) -> None:
+        """Tells the progress of a run's seconds, and of how much of its work it has done."""
+        done = run.summary.get("examples_seen", job.work)
+        count(job.kind, run.summary["seconds"], work=job.work, done=done)
+
+    def _remaining(self) -> dict[Any, list[float]]:
+        """Of each kind, the work of every run that is still to be made, about."""
+        remaining: dict[Any, list[float]] = defaultdict(list)
+        for question, index in self._pending.values():
+            job = question.jobs[index]
+            remaining[job.kind].append(job.work)
+        for kind, works in self._to_come().items():
+            remaining[kind] += works
+        return remaining

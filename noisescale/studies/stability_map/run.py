@@ -249,7 +249,7 @@ class _Sweep:
             rate = self.rates[index]
             name = f"B = {size}, lr {rate:g}, seed {seed}"
             cell = self._cell(size, rate, seed)
-            return Job(run_cell, cell, name=name, kind=size, stored=stored_cell)
+            return Job(run_cell, cell, name, kind=size, work=self._work(size), stored=stored_cell)
 
         def unstable(index: int, run: ShortRun | Failure) -> bool | None:
             rate = self.rates[index]
@@ -372,15 +372,22 @@ class _Sweep:
             row = cell_row(run.summary, from_checkpoint=self.config.start is not None)
             self.rows.setdefault((row["batch_size"], row["learning_rate"], row["seed"]), row)
 
-    def _to_come(self) -> dict[BatchSize, int]:
-        """How many cells of each batch size no search has asked for yet, about."""
+    def _to_come(self) -> dict[BatchSize, list[float]]:
+        """Of each batch size the examples of every cell no search has asked for yet, about."""
         if self.config.num_lr is not None:
             return {}
         return {
-            size: CELLS_A_SEED * max(self.config.num_seeds - begun, 0)
+            size: [self._work(size)] * (CELLS_A_SEED * max(self.config.num_seeds - begun, 0))
             for size, begun in self.num_begun.items()
             if not self.config.seeds_alike(size, num_examples=self.num_examples)
         }
+
+    def _work(self, size: BatchSize) -> float:
+        """The examples that a run sees, unless it diverges."""
+        batch_size = self.num_examples if isinstance(size, str) else size
+        epochs, max_steps = self.config.horizon.limits(batch_size, self.num_examples)
+        most = math.inf if max_steps is None else max_steps * batch_size
+        return min(epochs * self.num_examples, most)
 
 
 def _log_ratio(factor: float, rates: list[float]) -> float:

@@ -2,24 +2,79 @@
 
 import io
 import time
+from collections import defaultdict
 
 import pytest
 from rich.console import Console
 
 from noisescale.studies.jobs.progress import OVERHEAD, StudyProgress
+from tests.helpers.virtual_time import World, replay as replay_measurement
 
-# (seconds since the first run ended, batch size, seconds of its updates): the runs of
-# `critical-batch --dataset digits --width 32 --bs 1 --bs 4 --bs 16 --bs 64 --bs 256 --seeds 2` in
-# the order in which they ended, two at once on two cores shared with others
+# (seconds since the first run ended, batch size, seconds of its updates, how many these were, and
+# how many it could take): the runs of `critical-batch --dataset digits --width 32 --bs 1 --bs 4
+# --bs 16 --bs 64 --bs 256 --seeds 2` in the order in which they ended, two at once on two cores
+# shared with others
 RECORDED = (
-    *((0, 16, 16.6), (38, 16, 35.2), (66, 16, 13.0), (71, 16, 3.6), (74, 16, 2.7)),
-    *((79, 16, 4.9), (86, 16, 5.4), (88, 16, 7.1), (96, 64, 5.8), (100, 16, 11.3)),
-    *((101, 64, 4.1), (110, 64, 8.8), (128, 4, 15.7), (128, 4, 24.8), (131, 64, 2.6)),
-    *((134, 64, 2.0), (137, 64, 2.1), (139, 256, 1.2), (142, 256, 2.4), (144, 4, 15.0)),
-    *((145, 256, 2.2), (149, 256, 2.4), (154, 256, 3.8), (156, 256, 1.7), (160, 256, 2.7)),
-    *((162, 4, 16.5), (176, 4, 12.3), (178, 4, 14.6), (194, 4, 16.6), (222, 1, 42.5)),
-    *((232, 1, 36.7), (252, 4, 18.3), (272, 1, 48.4), (323, 1, 48.8), (325, 1, 50.8)),
-    *((360, 1, 33.5), (365, 1, 38.2), (382, 1, 20.8), (416, 1, 32.3), (461, 1, 43.9)),
+    *(
+        (0, 16, 16.6, 511, 1640),
+        (38, 16, 35.2, 1640, 1640),
+        (66, 16, 13.0, 1640, 1640),
+        (71, 16, 3.6, 383, 757),
+    ),
+    *(
+        (74, 16, 2.7, 422, 541),
+        (79, 16, 4.9, 541, 541),
+        (86, 16, 5.4, 348, 541),
+        (88, 16, 7.1, 261, 541),
+    ),
+    *(
+        (96, 64, 5.8, 162, 541),
+        (100, 16, 11.3, 316, 541),
+        (101, 64, 4.1, 110, 541),
+        (110, 64, 8.8, 541, 541),
+    ),
+    *(
+        (128, 4, 15.7, 825, 2164),
+        (128, 4, 24.8, 1468, 2164),
+        (131, 64, 2.6, 156, 156),
+        (134, 64, 2.0, 121, 156),
+    ),
+    *(
+        (137, 64, 2.1, 156, 156),
+        (139, 256, 1.2, 110, 156),
+        (142, 256, 2.4, 156, 156),
+        (144, 4, 15.0, 1212, 2164),
+    ),
+    *(
+        (145, 256, 2.2, 156, 156),
+        (149, 256, 2.4, 133, 159),
+        (154, 256, 3.8, 159, 159),
+        (156, 256, 1.7, 100, 159),
+    ),
+    *(
+        (160, 256, 2.7, 159, 159),
+        (162, 4, 16.5, 1159, 1159),
+        (176, 4, 12.3, 909, 1159),
+        (178, 4, 14.6, 1000, 1159),
+    ),
+    *(
+        (194, 4, 16.6, 1159, 1159),
+        (222, 1, 42.5, 3162, 4636),
+        (232, 1, 36.7, 2873, 4636),
+        (252, 4, 18.3, 1212, 1326),
+    ),
+    *(
+        (272, 1, 48.4, 4636, 4636),
+        (323, 1, 48.8, 4117, 4117),
+        (325, 1, 50.8, 4117, 4117),
+        (360, 1, 33.5, 4117, 4117),
+    ),
+    *(
+        (365, 1, 38.2, 4117, 4117),
+        (382, 1, 20.8, 3481, 4117),
+        (416, 1, 32.3, 4822, 4822),
+        (461, 1, 43.9, 4822, 4822),
+    ),
 )
 
 
@@ -29,23 +84,44 @@ def replay(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = StudyProgress(None, num_at_once=2)
     end = RECORDED[-1][0]
-    for index, (at, size, seconds) in enumerate(RECORDED):
+    for index, (at, size, seconds, steps, most) in enumerate(RECORDED):
         now[0] = at
-        progress.finished(size, seconds)
-        sizes = [later[1] for later in RECORDED[index + 1 :]]
-        progress.expect({size: sizes.count(size) for size in sizes})
+        progress.finished(size, seconds, work=size * most, done=size * steps)
+        works = defaultdict(list)
+        for _, later, _, _, most in RECORDED[index + 1 :]:
+            works[later].append(later * most)
+        progress.expect(works)
         if at < end:
             began = RECORDED[0][2] + OVERHEAD  # the first run's own time, before it ended
             yield (at + began) / (end + began), progress.seconds_left() / (end - at)
 
 
 def test_the_time_left_on_recorded_runs(monkeypatch):
-    """Within a factor of two once three runs of one batch size are known of five to come."""
-    ratios = [(done, ratio) for done, ratio in replay(monkeypatch) if 0.1 < done < 0.97]
+    """Within a factor of two once two runs of one batch size are known of five to come."""
+    ratios = [ratio for done, ratio in replay(monkeypatch) if 0.1 < done < 0.97]
     assert len(ratios) > 30
-    assert min(ratio for _, ratio in ratios) > 0.5
-    assert max(ratio for _, ratio in ratios) < 2.5
-    assert max(ratio for done, ratio in ratios if done > 0.18) < 2
+    assert 0.5 < min(ratios) < max(ratios) < 2
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        World(critical=4, step=0.01, example=0),
+        World(critical=4, step=0.0001, example=0.001),
+        World(critical=30, step=0.005, example=0.0003),
+        World(critical=30, step=0.01, example=0, num_processes=4),
+    ],
+    ids=str,
+)
+def test_the_time_left_of_a_measurement(world, monkeypatch):
+    """Of searches that know neither how long runs will take nor how many there will be."""
+    ratios = [
+        left / truly
+        for share, left, truly in replay_measurement(monkeypatch, world, (1, 4, 16, 64, 256))
+        if 0.1 < share < 0.97
+    ]
+    assert len(ratios) > 20
+    assert 0.5 < min(ratios) < max(ratios) < 2
 
 
 def test_runs_of_another_day_say_what_runs_cost_and_not_how_fast_they_go(monkeypatch):
@@ -56,19 +132,19 @@ def test_runs_of_another_day_say_what_runs_cost_and_not_how_fast_they_go(monkeyp
         progress.stored(16, 10 - OVERHEAD)
     now[0] = 10.0
     progress.finished(16, 10 - OVERHEAD)
-    progress.expect({16: 3})
+    progress.expect({16: [1] * 3})
     assert progress.seconds_left() == pytest.approx(30)
 
 
 def test_a_batch_size_not_seen_yet_costs_as_those_nearest_lead_to_expect():
     progress = StudyProgress(None)
     progress.stored(64, 4 - OVERHEAD)
-    progress.expect({16: 1})
+    progress.expect({16: [1]})
     assert progress.seconds_left() == pytest.approx(8)  # the square root of a factor of four
     progress.stored(256, 1 - OVERHEAD)
     assert progress.seconds_left() == pytest.approx(16)  # at equal examples
     progress.stored("full", 7 - OVERHEAD)
-    progress.expect({"full": 2})
+    progress.expect({"full": [1, 1]})
     assert progress.seconds_left() == pytest.approx(14)
 
 
