@@ -14,7 +14,7 @@ from tests.helpers.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-IMPORTED_AS = {"scikit-learn": "sklearn"}  # where a package has another name
+IMPORTED_AS = {"scikit-learn": "sklearn", "mlflow-skinny": "mlflow"}  # under another name
 SERVICES = {"mlflow", "wandb"}  # clients of servers, for which tests have stand-ins
 PARTS = {"functorch": "torch"}
 # run in a copy of the checkout: setuptools' own lists, without building or fetching anything
