@@ -326,5 +326,7 @@ def _deflation(
         which="magnitude",
         rtol=0.1,  # of a control variate: a tenth off costs a hundredth of what it saves
         max_matvecs=min(round(PRODUCTS_PER_VECTOR * k), whole.dim) + 1,
+        dtype=whole.dtype,
+        device=whole.device,
         generator=generator,
     )
