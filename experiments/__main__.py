@@ -1,12 +1,14 @@
 """`python -m experiments NAME` computes an experiment's runs, those that are not finished yet."""
 
+from pathlib import Path
+
 import click
 
 from experiments.batches.batch_cost import batch_cost
 from experiments.batches.bias_variance import bias_variance
 from experiments.batches.sharp_minima import sharp_minima
 from experiments.batches.small_batches import small_batches
-from experiments.benchmarks.durations import duration, timed
+from experiments.durations import duration, timed
 from experiments.noise.adaptive_batch import adaptive_batch
 from experiments.noise.calibration import calibration
 from experiments.noise.critical_batch import critical_batch
@@ -17,6 +19,8 @@ from experiments.stability.stability_map import stability_map
 from experiments.stability.three_cases import three_cases
 from noisescale.cli.group import Commands
 from noisescale.cli.help import HELP_WIDTH
+
+ROOT = Path(__file__).parent.parent
 
 
 class Experiments(Commands):
@@ -50,8 +54,11 @@ def _line(command: click.Command) -> str:
     assert isinstance(scales, click.Choice)
     times = ", ".join(f"{duration(name, scale)} ({scale})" for scale in scales.choices)
     figures = ", ".join(figures_of(name)) or "none"
+    tables = tables_of(name)
+    if not list((ROOT / tables).glob("*.csv")):
+        tables += " (not committed yet)"
     return (
-        f"{command.get_short_help_str(limit=200)} Takes {times}. Tables: {tables_of(name)}. "
+        f"{command.get_short_help_str(limit=200)} Time: {times}. Tables: {tables}. "
         f"Figures: {figures}."
     )
 

@@ -65,6 +65,8 @@ What models score
     bias_variance -> BiasVariance: of models trained on crossed draws of
         data and seed; out_of_bag -> OutOfBag: of bagged ones.
     accuracy_estimate: an accuracy with its interval.
+    choose_rate -> CrossValidation, fold_indices: a rate by k folds and the
+        one-standard-error rule.
 
 Training
     run_training, TrainConfig, AdaptiveConfig, RunOptions, NoiseTracking:

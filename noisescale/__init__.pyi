@@ -96,6 +96,11 @@ from .statistics.scores.bias_variance import (
     BiasVariance as BiasVariance,
     bias_variance as bias_variance,
 )
+from .statistics.scores.cross_validation import (
+    CrossValidation as CrossValidation,
+    choose_rate as choose_rate,
+    fold_indices as fold_indices,
+)
 from .statistics.scores.out_of_bag import OutOfBag as OutOfBag, out_of_bag as out_of_bag
 from .statistics.stability.curves import StabilityConstants as StabilityConstants
 from .statistics.stability.edge import (

@@ -43,7 +43,7 @@ def figures_of(experiment: str) -> list[str]:
     """The figures of an experiment's tables, from the top of the repository."""
     return [
         f"{HERE.name}/{PICTURES.name}/{name}.png"
-        for name in (*FIGURES, *PENDING)
+        for name in FIGURES
         if DRAWN_FROM.get(name, name) == experiment
     ]
 

@@ -13,7 +13,12 @@ from analysis.tables import Runs, analysis
 from noisescale.statistics.estimate import estimate_row, from_log_samples
 
 KEY = ["case", "stop"]
-RATIOS = ("sharpness", "trace", "phi_0.001_10", "phi_0.001_50", "phi_0.0005_10", "phi_0.0005_50")
+BOXES = ("phi_0.001", "phi_0.0005", "phi_filter")
+RATIOS = (
+    "sharpness",
+    "trace",
+    *(f"{box}_{iterations}" for box in BOXES for iterations in (10, 50)),
+)
 DIFFERENCES = ("test_accuracy", "test_loss", "gap")
 
 

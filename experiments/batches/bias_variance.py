@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.batches.scores import identity, test_scores
+from experiments.batches.scores import identity, test_scores, with_all_held_out
 from experiments.runs import Unit, unit_experiment
 from noisescale import Problem, ProblemConfig, TrainConfig
 from noisescale.problems.problem import Examples
@@ -90,12 +90,8 @@ def bootstrap(
     assert isinstance(pool, Examples)
     places = in_bag(labels["sample"])
     run = train_to_goal(replace(problem, train=pool.part(places)), cell.training, goal)
-    assert isinstance(problem.validation, Examples)
-    assert isinstance(problem.test, Examples)
-    test = Examples(
-        torch.cat([problem.validation.inputs, problem.test.inputs]),
-        torch.cat([problem.validation.targets, problem.test.targets]),
-    )
+    test = with_all_held_out(problem).test
+    assert isinstance(test, Examples)
     np.savez(
         cell.path / PREDICTIONS,
         pool=probabilities(run.model, pool.inputs),

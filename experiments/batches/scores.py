@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from noisescale.problems.problem import Problem, held, source_of
+from noisescale.problems.problem import Examples, Problem, held, source_of
 from noisescale.problems.sampling import split_data
 from noisescale.studies.jobs.cell import Cell
 from noisescale.training.evaluation import evaluate
@@ -52,6 +53,8 @@ def train_scores(problem: Problem, model: nn.Module) -> dict[str, Any]:
     return nullable({"train_loss": scores.loss, "train_accuracy": scores.accuracy})
 
 
-def snapshot(model: nn.Module) -> nn.Module:
-    """The model as it is now, for measurements after the run."""
-    return copy.deepcopy(model)
+def with_all_held_out(problem: Problem) -> Problem:
+    """The problem with all official test images for its test split."""
+    parts = [held(source_of(split_data(problem, split))).part(slice(None)) for split in HELD_OUT]
+    inputs, targets = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+    return replace(problem, validation=None, test=Examples(inputs, targets))

@@ -4,44 +4,46 @@ A random 10,000 MNIST images, 784–256–256–10: B = 64 against 1,000, cross-
 squared error (three); SGD at one rate for both, SGD with each at its own best rate, Adam at 1e-3;
 and once the network F1 of Keskar et al. 2017, Adam, to 1,000 updates. Each run is measured after
 20 epochs, after 3,140 updates (20 epochs at B = 64), and where the training loss is first at .01:
-λ_max and trace of the Hessian over all 10,000, Keskar's φ for ε = 1e-3 and 5e-4 after 10 and after
-50 iterations over a fixed 2,500 of them, loss and accuracy on training and on all official test
-images. Then both on the line between the two models of a seed, α = −.5, …, 1.5.
+λ_max and trace of the Hessian over all 10,000; Keskar's φ over a fixed 2,500 of them, for ε = 1e-3
+and 5e-4 and in a box of 5 % of each filter's norm, after 10 and after 50 iterations; loss and
+accuracy on training and on all official test images. Then both on the line between the two models
+of a seed, α = −.5, …, 1.5.
 
 The best rates are those with the highest accuracy on another 10,000 training images after 3,140
 updates, of a seed that is not used again.
 
 Primary statistics, paired by seed, with 95 % intervals of Student's t: log of the ratio of λ_max,
-of the trace, and of φ (ε = 1e-3, 50 iterations), large batch over small, and the difference of the
-test accuracies, for each case and each stop; Holm over all cases and stops of a quantity. The
-headline is λ_max and test accuracy of SGD at one rate, cross-entropy, at equal updates, and the
-same at equal loss. Of the line: the barrier of the test loss, the largest excess over the chord
-between the two ends, α in [0, 1].
+of the trace, of φ (ε = 1e-3, 50 iterations) and of φ by filters, large batch over small, and the
+difference of the test accuracies, for each case and each stop; Holm over all cases and stops of a
+quantity. The headline is λ_max and test accuracy of SGD at one rate, cross-entropy, at equal
+updates, and the same at equal loss. Of the line: the barrier of the test loss, the largest excess
+over the chord between the two ends, α in [0, 1].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from experiments.batches.scores import identity, test_scores, train_scores
+from experiments.batches.scores import identity, test_scores, train_scores, with_all_held_out
 from experiments.runs import Unit, unit_experiment
 from noisescale import (
     Objective,
-    Problem,
     ProblemConfig,
     SharpnessOptions,
     TrainConfig,
+    interpolate,
     keskar_sharpness,
     measure_sharpness,
 )
+from noisescale.measure.curvature.keskar import Space
 from noisescale.problems.data.splits import load_splits
 from noisescale.problems.problem import Examples
 from noisescale.problems.sampling import independent_seed
@@ -49,10 +51,8 @@ from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve
 from noisescale.training.config import OptimizerName
 from noisescale.training.evaluation import evaluate
-from noisescale.training.records.checkpoint import save_checkpoint
-from noisescale.training.records.folder import STEP_CHECKPOINTS, SUMMARY, read_json
-from noisescale.training.records.weight_files import read_weights
-from noisescale.training.records.weights import apply_weights
+from noisescale.training.records.checkpoint import load_checkpoint, save_checkpoint
+from noisescale.training.records.folder import STEP_CHECKPOINTS, SUMMARY, nullable, read_json
 from noisescale.training.trainer import Training
 
 N = 10_000
@@ -69,6 +69,7 @@ RATES = (0.05, 0.1, 0.2, 0.4, 0.8)  # that the best ones are chosen from
 TUNING_SEED = 100
 PHI_EXAMPLES = 2500
 EPSILONS = (1e-3, 5e-4)
+FILTER_EPSILON = 0.05  # of each filter's norm, about as far as ε = 1e-3 moves a weight here
 ITERATIONS = (10, 50)  # of L-BFGS-B: the paper's, and more
 POINTS = 41  # on the line
 
@@ -185,50 +186,44 @@ def measure(training: Training) -> dict[str, Any]:
     assert isinstance(training.examples, Examples)
     part = training.examples.part(slice(PHI_EXAMPLES))
     objective = Objective(problem, examples=part, dtype=torch.float64)
-    for epsilon in EPSILONS:
-        history = keskar_sharpness(
-            objective, epsilon=epsilon, max_iterations=max(ITERATIONS)
-        ).history
+    boxes: tuple[tuple[str, Space, float], ...] = (
+        *((f"phi_{epsilon:g}", "full", epsilon) for epsilon in EPSILONS),
+        ("phi_filter", "filter", FILTER_EPSILON),
+    )
+    for name, space, epsilon in boxes:
+        searched = keskar_sharpness(
+            objective, epsilon=epsilon, space=space, max_iterations=max(ITERATIONS)
+        )
         for iterations in ITERATIONS:
             # where the search has ended before, what it ended at
-            value = history[min(iterations, len(history) - 1)]
-            found[f"phi_{epsilon:g}_{iterations}"] = value
+            place = min(iterations, searched.iterations)
+            found[f"{name}_{iterations}"] = searched.history[place]
     return found
 
 
-def interpolate(
+def draw_line(
     cell: Cell, training: Training, curve: LossCurve, *, case: str, ends: tuple[Path, Path]
 ) -> dict[str, Any]:
     """Loss and accuracy on the line from the small batch's model (α = 0) to the large one's."""
     runs = [read_json(end / SUMMARY) or {} for end in ends]
+    problem = with_all_held_out(training.problem)
     rows = []
     for stop in ("epochs", "updates", "loss"):
         steps = [state["step"] for run in runs for state in run["states"] if state["stop"] == stop]
         if len(steps) < 2:  # one of them has not reached it
             continue
         first, second = (
-            _weights(training.problem, _checkpoint(end, step))
-            for end, step in zip(ends, steps, strict=True)
+            load_checkpoint(_checkpoint(end, step)) for end, step in zip(ends, steps, strict=True)
         )
-        for alpha in torch.linspace(-0.5, 1.5, POINTS).tolist():
-            model = training.model
-            weights = {
-                name: torch.lerp(first[name], second[name], alpha)
-                if first[name].is_floating_point()
-                else first[name]
-                for name in first
+        line = interpolate(problem, first, second, alphas=np.linspace(-0.5, 1.5, POINTS).tolist())
+        for place, alpha in enumerate(line.alphas):
+            scores = {
+                f"{split}_{name}": float(values[place].value)
+                for split, found in line.splits.items()
+                for name, values in (("loss", found.losses), ("accuracy", found.accuracies))
             }
-            model.load_state_dict(weights)
-            scores = train_scores(training.problem, model) | test_scores(training.problem, model)
-            rows.append({"stop": stop, "alpha": alpha, **scores})
+            rows.append({"stop": stop, "alpha": alpha, **nullable(scores)})
     return {**identity(cell, training), "part": "line", "case": case, "rows": rows}
-
-
-def _weights(problem: Problem, path: Path) -> Mapping[str, Tensor]:
-    """Parameters and buffers in a checkpoint."""
-    path, content = read_weights(path)
-    apply_weights(problem.model, content, path=path)
-    return {name: tensor.clone() for name, tensor in problem.model.state_dict().items()}
 
 
 def _checkpoint(path: Path, step: int) -> Path:
@@ -308,7 +303,7 @@ def units(scale: str, out: Path) -> Iterator[list[Unit]]:
                 folder=folder,
                 problem=case.problem,
                 training=_training(case, SMALL, RATE, seed, 1),
-                course=partial(interpolate, case=case.name, ends=ends),
+                course=partial(draw_line, case=case.name, ends=ends),
             )
         )
     yield lines

@@ -81,7 +81,9 @@ SUBJECTS = (
             "--hessian --per-layer --per-class",
             "--top 3 --trace --batch-sharpness 32",
             "--noise-examples 8000",
+            "--points 21 --to-alpha 1.2",
             "--no-predict",
+            "--points 11",
         ),
         "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer "
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
@@ -103,6 +105,7 @@ SUBJECTS = (
             "--out folder --json",
             "--json --plot picture.png",
             "--out pictures --format pdf",
+            "--out report.html",
         ),
         "--out --force --checkpoint-every --evaluate-every --log-dir --unit --json --csv --plot "
         "--format --debug --help",

@@ -49,7 +49,7 @@ class TensorBoardLogger:
     """
 
     def __init__(self, folder: str | Path | Any) -> None:
-        self._writer = folder
+        self._writer: Any = folder
         if isinstance(folder, str | Path):
             from torch.utils.tensorboard import SummaryWriter
 

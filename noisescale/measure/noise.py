@@ -376,6 +376,8 @@ def _curvature_noise(
         metric=metric,
         generator=generator,
         seconds=seconds,
+        # one announcement for both
+        rounds=0 if in_metric else 1 + (moments.preconditioned is not None),
         report=report,
     )
 

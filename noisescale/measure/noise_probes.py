@@ -46,6 +46,7 @@ def probe_curvature(
     metric: Tensor | None = None,
     generator: torch.Generator,
     seconds: float,
+    rounds: int = 1,
     report: Callable[[str], None],
 ) -> CurvatureNoise:
     """|G|², tr(HΣ) and GᵀHG with their joint covariance.
@@ -82,6 +83,7 @@ def probe_curvature(
             `mean` still ḡ.
         generator: of every random choice, on the CPU.
         seconds: that the moments of the gradients took.
+        rounds: calls of this kind that the announcement is for; none is made for 0.
         report: is told what is being computed, and what it will cost once a product has been timed.
 
     Raises:
@@ -107,9 +109,9 @@ def probe_curvature(
         share = part.objective.num_examples / hessian.num_examples
         part(mean)  # with which its graphs are recorded
     num_products = float(crossed.sum()) / len(group_shares)
-    report(
-        _announcement(part, mean, DEFLATED * PRODUCTS_PER_VECTOR + num_products / share, seconds)
-    )
+    if rounds:
+        to_come = DEFLATED * PRODUCTS_PER_VECTOR + num_products / share
+        report(_announcement(part, mean, to_come * rounds, rounds, seconds))
     pairs = _deflation(part, root, generator)
     probes = _Probes.after(gradients, product, mean, image, pairs, engine, root)
     blocks = _probe_blocks(probes, crossed, generator, report)
@@ -293,7 +295,9 @@ def _projections(objective: Objective, engine: Engine, directions: list[Params])
     return projections
 
 
-def _announcement(part: CurvatureProduct, mean: Tensor, num_products: float, seconds: float) -> str:
+def _announcement(
+    part: CurvatureProduct, mean: Tensor, num_products: float, rounds: int, seconds: float
+) -> str:
     """What eigenvectors and probes will cost, by a product that is timed for it.
 
     part: whose graphs are recorded. num_products: with it, about, or as many examples. seconds:
@@ -301,7 +305,8 @@ def _announcement(part: CurvatureProduct, mean: Tensor, num_products: float, sec
     """
     begun = time.perf_counter()
     part(mean)
-    to_come = GRADIENTS * seconds + (time.perf_counter() - begun) * num_products
+    timed = time.perf_counter() - begun
+    to_come = rounds * GRADIENTS * seconds + timed * num_products
     return (
         f"Optional, --hessian: about {to_come:.0f} s, {to_come / (to_come + seconds):.0%} of the "
         "whole. Ctrl-C prints the result without it."

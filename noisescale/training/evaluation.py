@@ -27,6 +27,9 @@ from noisescale.problems.problem import (
     weights_of,
 )
 from noisescale.statistics.display import counted, one_line
+from noisescale.statistics.estimate import Estimate, undefined
+from noisescale.statistics.scores.accuracy import accuracy_estimate
+from noisescale.training.records.folder import nullable
 
 # targets in a forward pass: activations stay near the cache, and memory is bounded. Of sequences
 # each has many: 32 of 64 characters take half the time of 2,048
@@ -68,6 +71,16 @@ class Evaluation:
         return float(np.trace(self.confusion) / self.confusion.sum())
 
     @property
+    def accuracy_estimate(self) -> Estimate:
+        """The accuracy with Wilson's 95 % interval, of these examples as a sample; else undefined.
+
+        How another seed's model would score is no part of it.
+        """
+        if self.confusion is None:
+            return undefined(num_samples=0)
+        return accuracy_estimate(int(np.trace(self.confusion)), int(self.confusion.sum()))
+
+    @property
     def f1(self) -> float:
         """Macro F1: the mean over classes of 2·TP/(2·TP + FP + FN).
 
@@ -80,6 +93,24 @@ class Evaluation:
         present_and_predicted = self.confusion.sum(0) + self.confusion.sum(1)  # 2·TP + FP + FN
         counted = present_and_predicted > 0
         return float(np.mean(2 * hits[counted] / present_and_predicted[counted]))
+
+    def stored(self) -> dict[str, Any]:
+        """The scores for strict JSON, each that is None with the reason beside it.
+
+        An accuracy has the number of examples and the ends of its interval with it.
+        """
+        scores: dict[str, Any] = nullable(
+            {"loss": self.loss, "accuracy": self.accuracy, "f1": self.f1}
+        )
+        if self.confusion is None:
+            why = "the outputs are no table (B, C) with a class as target for each example"
+            return scores | {f"{name}_null_because": why for name in ("accuracy", "f1")}
+        interval = self.accuracy_estimate
+        return scores | {
+            "accuracy_low": interval.low,
+            "accuracy_high": interval.high,
+            "num_examples": interval.num_samples,
+        }
 
 
 @torch.no_grad()
@@ -217,13 +248,14 @@ def renew_batch_statistics(model: nn.Module, examples: Source) -> None:
     ]
     if not norms:
         return
-    settings = [(norm, norm.momentum, getattr(norm, "ghost_size", None)) for norm in norms]
+    momenta = [(norm, norm.momentum) for norm in norms]
+    sizes = [(norm, norm.ghost_size) for norm in norms if isinstance(norm, GhostBatchNorm)]
     seen = 0
     with _evaluation_mode(model):
         for norm in norms:
             norm.train()
-            if isinstance(norm, GhostBatchNorm):
-                norm.ghost_size = CHUNK  # one part
+        for ghost, _ in sizes:
+            ghost.ghost_size = CHUNK  # one part
         for chunk in _chunks(model, examples):
             if chunk.num_examples < 2:  # which have no variance
                 continue
@@ -231,10 +263,10 @@ def renew_batch_statistics(model: nn.Module, examples: Source) -> None:
             for norm in norms:
                 norm.momentum = chunk.num_examples / seen  # the mean over all so far
             call_model(model, chunk.inputs)
-    for norm, momentum, ghost_size in settings:
+    for norm, momentum in momenta:
         norm.momentum = momentum
-        if isinstance(norm, GhostBatchNorm):
-            norm.ghost_size = ghost_size
+    for ghost, size in sizes:
+        ghost.ghost_size = size
 
 
 def _outputs_and_losses(model: nn.Module, loss: LossFn, chunk: Examples) -> tuple[Any, Tensor]:

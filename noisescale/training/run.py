@@ -441,11 +441,8 @@ class _Run:
         }
 
     def _stored(self, evaluation: Evaluation) -> dict[str, Any]:
-        """The scores for strict JSON, each that is None with the reason beside it."""
-        scores = nullable(_scores(evaluation))
-        if evaluation.confusion is None:
-            why = "the outputs are no table (B, C) with a class as target for each example"
-            scores |= {f"{name}_null_because": why for name in ("accuracy", "f1")}
+        """The scores for strict JSON, of a text with its bits per character."""
+        scores = evaluation.stored()
         if isinstance(self.config, ProblemConfig) and self.config.is_text:
             bits = {"bits_per_character": evaluation.loss / math.log(2)}
             scores |= nullable(bits)

@@ -53,7 +53,7 @@ def _draw_accuracy(axes: Axes, cells: pd.DataFrame) -> None:
     for exponent, colour in zip(DRAWN, colours, strict=True):
         grouped = cells[cells["exponent"] == exponent].groupby("batch_size")["test_accuracy"]
         axes.errorbar(
-            list(grouped.groups),
+            grouped.mean().index.to_numpy(),
             grouped.mean(),
             yerr=grouped.sem(),
             color=colour,

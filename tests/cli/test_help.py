@@ -40,7 +40,7 @@ def test_the_example_of_a_section_can_be_typed(name):
         assert example, f"{heading!r} has no example"
         context = click.Context(command, info_name=name)
         arguments = [param for param in command.params if isinstance(param, click.Argument)]
-        paths = ["."] if arguments else []
+        paths = ["."] * len(arguments)
         command.parse_args(context, [*shlex.split(example), *paths])
         flags = re.findall(r"--[\w-]+", example)
         assert any(flag in record for flag in flags for record, _ in records), heading
@@ -49,9 +49,9 @@ def test_the_example_of_a_section_can_be_typed(name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_examples_of_a_command_can_be_typed(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("runs/NAME-KEY", "sweep"):
+    for folder in ("runs/NAME-KEY", "sweep", "critical"):
         (tmp_path / folder).mkdir(parents=True)
-    for file in ("sharpness.json", "runs/NAME-KEY/noise.csv", "runs.csv"):
+    for file in ("sharpness.json", "noise.json", "runs/NAME-KEY/noise.csv", "runs.csv"):
         (tmp_path / file).touch()
     command = main.commands[name]
     lines = re.findall(rf"^  noisescale {name}(?: (.*?))?(?:  .*|>.*)?$", command.epilog, re.M)

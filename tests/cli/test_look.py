@@ -32,7 +32,7 @@ def commands(tmp_path_factory):
     one = out / "runs" / "bs32"
     short = ("--num-train", 100, "--seeds", 2)
     sweep = ("--bs", 4, "--bs", 50, "--steps", 6, "--factor", 5)
-    goals = ("--bs", 2, "--bs", 8, "--bs", 32, "--bs", 128, "--goal", 1.8, "--noise-examples", 60)
+    goals = ("--bs", 2, "--bs", 8, "--bs", 32, "--bs", 100, "--goal", 1.8, "--noise-examples", 60)
     given = {
         "train": ("train", *DIGITS, "--bs", 16, "--epochs", 1, "--force", "--out", out / "again"),
         "measure-noise": ("measure-noise", one, *FEW, "--hessian", "--num-probes", 4),
@@ -43,6 +43,8 @@ def commands(tmp_path_factory):
             *("recommend", *DIGITS, "--num-train", 200, "--bs", 16, "--epochs", 1, "--minutes", 1),
             *("--out", out / "recommended"),
         ),
+        "interpolate": ("interpolate", one, out / "runs" / "bs8", *FEW, "--points", 5),
+        "report": ("report", one, "--out", out / "report.html"),
         "plot": ("plot", one),
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +54,10 @@ def commands(tmp_path_factory):
         yield given
 
 
-NAMES = ("train", "measure-noise", "sharpness", "sweep-lr", "critical-batch", "recommend", "plot")
+NAMES = (
+    *("train", "measure-noise", "sharpness", "sweep-lr", "critical-batch", "recommend"),
+    *("interpolate", "report", "plot"),
+)
 DRAWING = pytest.param("plot", marks=pytest.mark.pictures)
 WITH_JSON = [name for name in NAMES if any("--json" in p.opts for p in main.commands[name].params)]
 
@@ -75,7 +80,7 @@ def sticks_out(line, width):
 
 def test_every_command_is_looked_at():
     assert set(NAMES) == set(main.commands)
-    assert set(NAMES) - set(WITH_JSON) == {"plot"}
+    assert set(NAMES) - set(WITH_JSON) == {"plot", "report"}
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def test_a_gpt_is_trained_and_told_in_bits_per_character(trained):
     for split in ("train", "validation", "test"):
         scores = summary[split]
         assert scores["bits_per_character"] == pytest.approx(scores["loss"] / math.log(2))
-    assert "markov, sequences of 12 characters, gpt, seed 0" in printed
+    assert "markov, sequences of 12 characters, gpt, 60 training examples, seed 0" in printed
     assert f"{summary['test']['bits_per_character']:.4f}" in printed
 
 

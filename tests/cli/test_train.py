@@ -39,6 +39,23 @@ def test_a_subset_is_said_on_the_screen_and_in_the_summary():
     assert whole["num_train"] is None
 
 
+def test_the_accuracy_has_its_interval_and_stored_runs_without_one_are_shown(tmp_path):
+    result = run(*SMALL, "--out", "run", env={"COLUMNS": "80"})
+    summary = json.loads(Path("run/summary.json").read_text())
+    ends = [summary["test"][f"accuracy_{end}"] for end in ("low", "high")]
+    assert ends[0] < summary["test"]["accuracy"] < ends[1]
+    assert f"{ends[0]:.4f}–{ends[1]:.4f}" in result.stdout
+    assert "of its 250 examples" in " ".join(result.stdout.split())
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for split in ("train", "validation", "test"):  # as an earlier version left it
+        for name in ("accuracy_low", "accuracy_high", "num_examples"):
+            del summary[split][name]
+    Path("run/summary.json").write_text(json.dumps(summary))
+    again = run(*SMALL, "--out", "run")
+    assert again.exit_code == 0
+    assert "interval" not in again.stdout
+
+
 def test_several_batch_sizes_are_compared_and_divergence_does_not_stop_the_rest():
     arguments = [
         "--bs",

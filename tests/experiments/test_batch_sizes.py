@@ -169,7 +169,7 @@ def test_minima_are_measured_at_each_stop_and_the_line_meets_its_ends(tmp_path, 
         assert states["loss"]["train_loss"] <= 1.0
         assert states["loss"]["phi_0.001_2"] >= states["loss"]["phi_0.001_1"] > 0
         ends.append((path, states))
-    course = partial(sharp_minima.interpolate, case="sgd", ends=tuple(path for path, _ in ends))
+    course = partial(sharp_minima.draw_line, case="sgd", ends=tuple(path for path, _ in ends))
     rows = carried_out(course, tmp_path / "line")["rows"]
     assert len(rows) == 3 * 5
     for row in rows:
@@ -199,3 +199,21 @@ def test_the_watched_and_the_stars_lie_around_every_edge():
     assert len(stars) == 3 * 16
     assert {unit.problem.width for unit in stars} == {None}
     assert all(unit.problem.pixel_scale == "raw" for unit in [*watched, *stars])
+
+
+def test_minima_at_best_rates_follow_their_tuning(tmp_path):
+    lists = sharp_minima.units("full", tmp_path)
+    given = next(lists)
+    assert len(given) == 2 * (5 + 5 + 3 + 3 + 1)  # SGD and Adam, of squared error too, and F1
+    tuning = next(lists)
+    assert len(tuning) == 2 * 2 * 5
+    for unit in tuning:
+        (tmp_path / unit.folder).mkdir(parents=True)
+        distance = abs(math.log(unit.training.learning_rate * 64 / unit.training.batch_size))
+        summary = {"held_out": 1 / (1 + distance)}
+        (tmp_path / unit.folder / "summary.json").write_text(json.dumps(summary))
+    tuned = next(lists)
+    assert len(tuned) == 2 * (5 + 3)
+    assert {unit.training.learning_rate for unit in tuned} == {0.8}  # nearest to B/64 = 1 and 15.6
+    lines = next(lists)
+    assert len(lines) == (2 * (5 + 5 + 3 + 3 + 1) + len(tuned)) // 2

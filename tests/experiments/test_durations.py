@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from analysis.__main__ import main as analysis, tables_of
+from experiments import durations
 from experiments.__main__ import main as experiments
-from experiments.benchmarks import durations
 from paper_figures.__main__ import DRAWN_FROM, FIGURES, figures_of, main as paper_figures
 from tests.helpers.paths import ROOT
 
@@ -70,10 +70,9 @@ def test_every_experiment_is_listed_with_what_is_recorded_and_where_it_lies():
     for name in experiments.commands:
         assert f"{durations.duration(name, 'full')} (full)" in text
         tables = tables_of(name)
-        assert list((ROOT / tables).glob("*.csv"))
-        assert f"Tables: {tables}." in text
+        yet = "" if list((ROOT / tables).glob("*.csv")) else " (not committed yet)"
+        assert f"Tables: {tables}{yet}." in text
         for figure in figures_of(name):
-            assert (ROOT / figure).exists()
             assert figure in text
 
 

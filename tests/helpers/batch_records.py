@@ -51,7 +51,9 @@ def sharp_minima(ratio: float = 2.0, barrier: float = 0.3) -> Runs:
         for seed in range(1 if case == "f1-adam" else 3):
             for size in (64, 1000):
                 larger = ratio * np.exp(0.1 * (seed - 1)) if size == 1000 else 1.0
-                phi = {f"phi_{e}_{k}": larger for e in ("0.001", "0.0005") for k in (10, 50)}
+                phi = {
+                    f"phi_{e}_{k}": larger for e in ("0.001", "0.0005", "filter") for k in (10, 50)
+                }
                 state = {
                     "sharpness": 3.0 * larger,
                     "trace": 50.0 * larger,

@@ -25,10 +25,12 @@ class Reference:
     """A page of tables, and what of it has been seen.
 
     sections: by anchor, the entries by key. columns: sections whose estimates take four columns.
+    more: by anchor, another section all of whose keys it has too.
     """
 
     sections: dict[str, dict[str, Entry]]
     columns: set[str]
+    more: dict[str, str] = field(default_factory=dict)
     seen: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     objects: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -37,21 +39,24 @@ class Reference:
     def read(cls, page: Path) -> Reference:
         sections: dict[str, dict[str, Entry]] = {}
         columns = set()
+        more = {}
         for part in re.split(r"^##+ ", page.read_text(), flags=re.MULTILINE)[1:]:
             title, _, body = part.partition("\n")
             name = anchor(title)
             if "Columns of estimates" in body:
                 columns.add(name)
+            if other := re.search(r"all of \[[^]]*\]\(#([\w-]+)\)", body):
+                more[name] = other[1]
             sections[name] = {
                 key: Entry(
                     optional="(optional)" in keys,
                     links=tuple(re.findall(r"\(#([\w-]+)\)", content)),
-                    by_name="by name" in content or "by its" in content,
+                    by_name=re.search(r"\bby (name|its|split)\b", content) is not None,
                 )
                 for keys, content in re.findall(r"^\| (.*?`.*?) \| (.*) \|$", body, re.MULTILINE)
                 for key in re.findall(r"`([^`]+)`", keys)
             }
-        return cls(sections, columns)
+        return cls(sections, columns, more)
 
     def hold(self, value: Any, section: str, where: str) -> None:
         """Notes what an output has and the section does not say."""
@@ -61,6 +66,10 @@ class Reference:
             return
         if not isinstance(value, dict):
             return
+        if (other := self.more.get(section)) is not None:
+            there = {key: each for key, each in value.items() if key in self.sections[other]}
+            self.hold(there, other, where)
+            value = {key: each for key, each in value.items() if key not in there}
         entries = self.sections[section]
         self.objects[section] += 1
         for key, inner in value.items():

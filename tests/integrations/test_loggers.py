@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 
 import pytest
 
@@ -63,10 +62,10 @@ def test_wandb_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = wandb.init(mode="offline", dir=str(tmp_path), project="noise")
     WandbLogger(run).log(SCALARS, 3)
-    assert run.summary["noise_scale/simple"] == 12.5
-    assert run.summary.get("noise_scale/gradient_variance") is None
     run.finish()
-    assert any(name.endswith(".wandb") for _, _, names in os.walk(tmp_path) for name in names)
+    (written,) = [path.read_bytes() for path in tmp_path.rglob("*.wandb")]
+    assert b"noise_scale/simple" in written
+    assert b"noise_scale/gradient_variance" not in written
 
 
 @pytest.mark.slow
@@ -75,6 +74,7 @@ def test_mlflow(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(tmp_path.as_uri())
+    mlflow.set_experiment("noise")
     with mlflow.start_run() as run:
         MLflowLogger().log(SCALARS, 3)
     MLflowLogger(run.info.run_id).log(SCALARS, 4)

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from rich.console import Console
+from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
 from noisescale.errors import CheckpointError, RunFolderBusyError, RunFolderError, SettingError
@@ -72,9 +73,16 @@ def test_a_run_leaves_every_file_and_its_numbers_agree(tmp_path):
     assert metrics["epoch"].tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     assert metrics["split"].tolist() == ["train", "validation", "test"] * 4
     final = metrics[(metrics["epoch"] == 3)].set_index("split")
-    for split in ("train", "validation", "test"):
+    for split, num_examples in (("train", 1297), ("validation", 250), ("test", 250)):
+        accuracy = final.loc[split, "accuracy"]
+        interval = binomtest(round(accuracy * num_examples), num_examples).proportion_ci(
+            method="wilson"
+        )
         assert summary[split] == {
-            score: final.loc[split, score] for score in ("loss", "accuracy", "f1")
+            **{score: final.loc[split, score] for score in ("loss", "accuracy", "f1")},
+            "num_examples": num_examples,
+            "accuracy_low": pytest.approx(interval.low),
+            "accuracy_high": pytest.approx(interval.high),
         }
     training_rows = metrics[metrics["split"] == "train"]
     rates = training_rows["examples_per_second"] * training_rows["seconds"]

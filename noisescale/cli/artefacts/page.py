@@ -219,23 +219,22 @@ def inline_svg(figure: Figure, prefix: str, title: str) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    # ids that are the same each time, and a file without the date
     with rc_context({"svg.hashsalt": prefix, "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     _, _, rest = buffer.getvalue().partition("<svg ")
     for unwanted in (r"<!--.*?-->", r"<metadata>.*?</metadata>", r"<style.*?</style>"):
         rest = re.sub(unwanted, "", rest, flags=re.DOTALL)
-    rest = re.sub(r'\bid="', f'id="{prefix}', rest)
-    rest = rest.replace("url(#", f"url(#{prefix}")
-    rest = re.sub(r'\bxlink:href="(#?)', lambda match: _reference(match[1], prefix), rest)
-    rest = re.sub(r' xmlns(:\w+)?="[^"]*"', "", rest, count=2)
+    # matplotlib's ids differ from one drawing to the next
+    numbers = {name: str(number) for number, name in enumerate(re.findall(r'\bid="([^"]+)"', rest))}
+    rest = re.sub(
+        r'(\bid="|url\(#|\bxlink:href="#)([^")]+)',
+        lambda match: f"{match[1].replace('xlink:', '')}{prefix}{numbers[match[2]]}",
+        rest,
+    )
+    rest = rest.replace("xlink:href=", "href=")  # of data within it
+    rest = re.sub(r'\bxmlns(:\w+)?="[^"]*"', "", rest, count=2)
     rest = re.sub(r'\b(width|height)="[\d.]+pt"', "", rest, count=2)
     return f'<svg role="img" aria-label="{html.escape(title)}" {rest.strip()}'
-
-
-def _reference(hash_mark: str, prefix: str) -> str:
-    """The start of a reference in SVG: to an id of its own, or to data within it."""
-    return f'href="#{prefix}' if hash_mark else 'href="'
 
 
 def _sentence(text: str) -> str:

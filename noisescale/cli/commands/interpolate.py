@@ -28,7 +28,7 @@ FEWEST, MOST = 3, 10_001  # points
 Examples:
   noisescale interpolate runs/SMALL-BATCH runs/LARGE-BATCH --plot line.png
   noisescale interpolate a/checkpoint.pt b/checkpoint.pt --points 11 --json
-  noisescale interpolate a.pt b.pt --problem my_file.py:make_problem --csv line.csv
+  noisescale interpolate a.pt b.pt --problem my_file.py:make --csv line.csv
 """,
 )
 @click.argument("first", type=click.Path(path_type=Path))

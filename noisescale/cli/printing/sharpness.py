@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 
 PAPER_ITERATIONS = 10  # after which Keskar et al. 2017 stop their search for φ
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
+    "split": None,
     "num_examples": None,
     "population_size": None,
+    "matrix": None,
     "loss": None,
+    "gradient_norm": None,
     "eigenvalues": [],
     "trace": None,
     "notes": [],
@@ -38,6 +41,7 @@ UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that fail
     "gradient_noise_interaction": None,
     "phi": [],
     "density": None,
+    "num_matvecs": None,
 }
 
 

@@ -22,6 +22,7 @@ LESS = (
     "train loss",
     "seconds",
     "steps",
+    "95 % interval",
 )
 DIVERGED = (
     "A diverged model's outputs are nan, and argmax over nan returns class 0: every prediction is "
@@ -36,7 +37,11 @@ def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = N
     of_held_out = [
         f"{held_out.replace('validation', 'val')} {score}" for score in ("loss", "acc", "F1")
     ]
-    scores = ("train loss", "train acc", *of_held_out)
+    # runs of earlier versions, and problems without classes, have no interval
+    with_interval = any("accuracy_low" in (run.get(held_out) or {}) for run in summaries)
+    if with_interval:
+        of_held_out.insert(2, "95 % interval")
+    scores: tuple[str, ...] = ("train loss", "train acc", *of_held_out)
     is_text = "bits_per_character" in summaries[0]["train"]
     if is_text:
         scores = ("train loss", "train bits/char", of_held_out[0], f"{held_out} bits/char")
@@ -53,7 +58,7 @@ def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = N
             f"{run['learning_rate']:g}",
             f"{run['steps']:,}",
             f"{run['epochs']:.3g}",
-            *_scores(run, held_out, is_text=is_text),
+            *_scores(run, held_out, is_text=is_text, with_interval=with_interval),
             f"{run['seconds']:.1f}",
             f"{run['examples_per_second']:,.0f}",
         )
@@ -71,6 +76,14 @@ def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = N
             named += f", {num_train:,} training examples"
     console.print(f"{named}, seed {first['seed']}")
     console.print(table)
+    if with_interval:
+        found = [run.get(held_out) or {} for run in summaries]
+        counts = {each["num_examples"] for each in found if "accuracy_low" in each}
+        count = " or ".join(f"{size:,}" for size in sorted(counts))
+        console.print(
+            f"Interval of the {held_out} accuracy: Wilson's, of its {count} examples for this "
+            "model; other seeds differ too."
+        )
     diverged = [run for run in summaries if run["diverged_at_step"] is not None]
     for run in diverged:
         console.print(f"B = {run['batch_size']} diverged at step {run['diverged_at_step']:,}.")
@@ -119,12 +132,16 @@ def _sizes(run: dict[str, Any], *, with_units: bool) -> Iterator[str]:
         yield f"{size * run['units_per_example']:,.0f}" if isinstance(size, int) else "–"
 
 
-def _scores(run: dict[str, Any], held_out: str, *, is_text: bool) -> Iterator[str]:
+def _scores(
+    run: dict[str, Any], held_out: str, *, is_text: bool, with_interval: bool
+) -> Iterator[str]:
     """The cells of a run's scores, on the training and a held-out split."""
     names = ("loss", "bits_per_character") if is_text else ("loss", "accuracy")
     of_held_out = names if is_text else ("loss", "accuracy", "f1")
     for split, wanted in (("train", names), (held_out, of_held_out)):
         for name in wanted:
+            if name == "f1" and with_interval:  # after the accuracy
+                yield _interval(run.get(split))
             yield _score(run.get(split), name)
 
 
@@ -133,3 +150,10 @@ def _score(scores: dict[str, Any] | None, name: str) -> str:
     if scores is None or (scores[name] is None and name in ("accuracy", "f1")):
         return "–"
     return "not finite" if scores[name] is None else f"{scores[name]:.4f}"
+
+
+def _interval(scores: dict[str, Any] | None) -> str:
+    """The ends of the accuracy's interval; a dash where there are none."""
+    if scores is None or "accuracy_low" not in scores:
+        return "–"
+    return f"{scores['accuracy_low']:.4f}–{scores['accuracy_high']:.4f}"

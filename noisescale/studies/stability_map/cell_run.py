@@ -23,7 +23,7 @@ from noisescale.studies.jobs.short_run import (
     read_run,
     short_run,
 )
-from noisescale.training.evaluation import Evaluation, evaluate, mean_loss
+from noisescale.training.evaluation import evaluate, mean_loss
 from noisescale.training.records.folder import nullable
 from noisescale.training.run import what_is_trained
 from noisescale.training.tracking.rows import is_due
@@ -107,8 +107,8 @@ def cell_summary(
         "epochs": epochs,
         "diverged_at_step": diverged_at_step,
         **nullable(numbers),
-        "train": _scores(final),
-        **({} if test is None else {"test": _scores(test)}),
+        "train": final.stored(),
+        **({} if test is None else {"test": test.stored()}),
     }
 
 
@@ -124,11 +124,6 @@ def _chance(cell: Cell, curve: LossCurve) -> float:
         return curve.points[0][1]
     made = build_own_problem(cell.problem, device=cell.device)
     return mean_loss(made.model, made.loss, curve.examples, made.weights)
-
-
-def _scores(evaluation: Evaluation) -> dict[str, Any]:
-    scores = {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "f1": evaluation.f1}
-    return nullable(scores)
 
 
 def trajectory(summary: dict[str, Any]) -> Trajectory:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COMPARISON = "comparison.csv"
+SCORES = ("loss", "accuracy", "accuracy_low", "accuracy_high")  # of each split
 # of each run's summary.json, in this order
 COMPARED = (
     *("dataset", "model", "batch_size", "learning_rate", "seed"),
@@ -52,7 +53,7 @@ def write_comparison(folders: list[Path], table: Path) -> None:
         row |= {name: summary.get(name) for name in COMPARED}
         for split in SCORED:
             scores = summary.get(split) or {}
-            row |= {f"{split}_{score}": scores.get(score) for score in ("loss", "accuracy")}
+            row |= {f"{split}_{score}": scores.get(score) for score in SCORES}
         rows.append(row | {"seconds": summary.get("seconds")})
     write_table(table, pd.DataFrame(rows))
 

@@ -1,6 +1,6 @@
-"""The tables of docs/benchmarks.md, from the JSON in results/.
+"""The tables of docs/benchmarks.md, from the JSON in experiments/benchmarks/results.
 
-`python -m experiments.benchmarks.page` fills in what stands between its markers; no number of a
+`python docs/benchmarks.py` fills in what stands between its markers; no number of a
 measurement is written by hand.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+PAGE = Path(__file__).resolve().with_suffix(".md")
+RESULTS = PAGE.parents[1] / "experiments" / "benchmarks" / "results"
 # what is filled in: <!-- results: NAME --> ... <!-- end of NAME -->
 PART = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 RATES = {  # of results/noise-*.json, as they are called on the page

@@ -1,7 +1,7 @@
 """What the experiments take: timed at every call, listed by `python -m experiments --list`.
 
-`python -m experiments.benchmarks.durations OUT...` takes what was timed in these folders into
-results/durations.csv.
+`python -m experiments.durations OUT...` takes what was timed in these folders into
+benchmarks/results/durations.csv.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 from noisescale.training.records.environment import device_name
 from noisescale.training.records.folder import read_json, write_atomically, write_json
 
-DURATIONS = Path(__file__).parent / "results" / "durations.csv"
+DURATIONS = Path(__file__).parent / "benchmarks" / "results" / "durations.csv"
 KEY = ["experiment", "scale"]
 TIME = "time.json"  # in the folder of an experiment's runs
 
@@ -102,4 +102,4 @@ def main(outs: tuple[Path, ...]) -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m experiments.benchmarks.durations")
+    main(prog_name="python -m experiments.durations")
