@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from noisescale.errors import SettingError
-from noisescale.measure.monitor import noise_monitor
+from noisescale.measure.monitor import averages
 from noisescale.problems.problem import Examples
 from noisescale.problems.sampling import Batches
 from noisescale.statistics.running_noise import two_batch
@@ -86,7 +86,7 @@ def test_an_adaptive_batch_weighs_its_parts_by_tokens(monkeypatch):
         compared.append((small, big))
         return two_batch(small, small_size, big, big_size)
 
-    monkeypatch.setattr(noise_monitor, "two_batch", note)
+    monkeypatch.setattr(averages, "two_batch", note)
     problem = language_problem()
     adaptive = AdaptiveConfig(initial_batch_size=16, max_batch_size=24)
     config = TrainConfig(batch_size="adaptive", max_steps=1, adaptive=adaptive)
