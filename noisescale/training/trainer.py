@@ -376,10 +376,12 @@ class Training:
         chunks = {part for batch in batches for part in (min(batch, CHUNK), batch % CHUNK)}
         ghosts = ghost_sizes(self.model)
         if any(part == 1 or 1 in {part % ghost for ghost in ghosts} for part in chunks):
-            what = "batch" if not ghosts else f"batch, or a part of ghost size {min(ghosts)},"
+            what, other = "batch of one", ""
+            if ghosts:
+                what, other = f"batch or a part (ghost size {min(ghosts)}) of one", "--ghost-size, "
             raise SettingError(
                 f"batch size {size} with batch norm: {num_examples} training examples leave a "
-                f"{what} of one, which has no variance; give another batch size or --num-train, "
+                f"{what}, which has no variance; give another batch size, {other}--num-train "
                 "or --norm layer"
             )
 

@@ -122,7 +122,7 @@ def test_measurements_take_it_as_batch_norm():
 
 @pytest.mark.parametrize(
     ("num_train", "batch_size", "message"),
-    [(100, 33, "leave a batch.* of one"), (96, 25, "a part of ghost size 4, of one")],
+    [(100, 33, "leave a batch.* of one"), (96, 25, "a part .ghost size 4. of one")],
 )
 def test_a_part_of_one_example_is_refused_before_training(num_train, batch_size, message):
     problem = build_problem(
