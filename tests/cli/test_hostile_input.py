@@ -15,10 +15,10 @@ import torch
 from noisescale.cli import main
 from noisescale.errors import NoisescaleError
 from noisescale.plots import style
-from noisescale.studies.critical_batch import pictures as critical_pictures, run as critical_batch
+from noisescale.studies.critical_batch import run as critical_batch
 from noisescale.studies.jobs.search_loop import read_finished
 from noisescale.studies.recommend import run as recommend
-from noisescale.studies.stability_map import pictures as stability_pictures, run as stability_map
+from noisescale.studies.stability_map import run as stability_map
 from noisescale.training.records import pictures as records
 from tests.helpers.command_line import run
 from tests.helpers.damage import damaged, files_in
@@ -97,7 +97,7 @@ def workplace(tmp_path_factory):
 def there(workplace, monkeypatch):
     """The workplace as current folder; pictures are drawn and not rendered, which takes longest."""
     monkeypatch.chdir(workplace)
-    for module in (style, records, stability_pictures, critical_pictures):
+    for module in (style, records):
         monkeypatch.setattr(module, "image", lambda figure, format: b"a picture")
     return workplace
 

@@ -26,6 +26,8 @@ JSON_PAGE = ROOT / "docs" / "reference" / "json.md"
 FOLDERS_PAGE = ROOT / "docs" / "reference" / "run-folder.md"
 DIGITS = ("--dataset", "digits", "--width", "4", "--depth", "1", "--epochs", "1")
 QUADRATIC = f"{Path(own_problems.__file__)}:quadratic"
+TEXT = ("--dataset", "markov", "--model", "gpt", "--depth", "1", "--width", "8", "--heads", "1")
+TEXT = (*TEXT, "--context", "8", "--num-train", "64", "--epochs", "1")
 FEW = ("--num-examples", "40")
 
 
@@ -54,6 +56,7 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
             printed("train", *DIGITS, "--bs", 64, "--bs", 128, "--out", "several"),
             printed("train", *DIGITS, "--bs", 1, "--lr", 1e6, "--out", "diverged"),
             printed("train", "--problem", QUADRATIC, "--bs", 8, "--epochs", 1, "--out", "own"),
+            printed("train", *TEXT, "--out", "text"),
         ]
         every = ("--hessian", "--num-probes", 4, "--per-layer", "--per-class")
         measured = [

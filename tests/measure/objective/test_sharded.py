@@ -24,7 +24,7 @@ def test_a_sharded_model_is_told_to_gather_its_weights(tmp_path):
         fsdp.fully_shard(problem.model, mesh=mesh)
         with pytest.raises(SettingError, match=r"sharded \(FSDP, fully_shard or DTensor\)"):
             measure_noise(problem)
-        with pytest.raises(SettingError, match="sharded parameters"):
-            NoiseScaleMonitor(problem.model)
+        with pytest.raises(SettingError, match="sharded over one process"):
+            NoiseScaleMonitor(problem.model).attach(problem.model)
     finally:
         dist.destroy_process_group()
