@@ -121,10 +121,16 @@ SHORT = {
     "sharpness": ["--num-examples", "12", "--max-matvecs", "3"],
     "sweep-lr": ["--dataset", "digits", "--num-train", "60", "--width", "4"],
     "critical-batch": ["--dataset", "digits", "--num-train", "60", "--width", "4"],
+    "interpolate": ["--points", "3"],
     "plot": ["run"],
+    "report": ["run"],
 }
 OUT = {"train", "sweep-lr", "critical-batch", "plot"}  # that write to --out
-CHECKPOINTS = {"measure-noise", "sharpness"}
+MODELS = {  # that are measured
+    "measure-noise": ["run/checkpoint.pt"],
+    "sharpness": ["run/checkpoint.pt"],
+    "interpolate": ["run", "run"],
+}
 
 
 def options():
@@ -151,10 +157,10 @@ def test_every_option_takes_any_value_without_a_traceback_or_a_loss(name, there,
                 if name in OUT:
                     arguments += ["--out", tmp_path / f"{parameter.name}-{trial}"]
                 if isinstance(parameter, click.Argument):
-                    arguments += ["--", value]
+                    arguments += ["--", value, *MODELS.get(name, [])[1:]]
                 else:
                     arguments += [f"{parameter.opts[0]}={value}"]
-                    arguments += ["run/checkpoint.pt"] if name in CHECKPOINTS else []
+                    arguments += MODELS.get(name, [])
                 result = held_to_manners(*arguments)
                 assert result.exit_code == 0 or names(parameter, value, result.stderr), (
                     arguments,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from noisescale.errors import DataError
 from noisescale.plots.stability_map import map_figure
 from noisescale.problems.config import ProblemConfig, parse_problem
 from noisescale.studies.stability_map.config import SETTINGS
@@ -63,8 +64,12 @@ def sweep_title(folder: Path) -> str:
     if settings is None:
         return folder.absolute().name
     start = "from initialisation" if settings["start"] is None else "from a checkpoint"
-    unit, amount = next(
-        (unit, amount) for unit, amount in settings["horizon"].items() if amount is not None
-    )
+    lengths = [(unit, amount) for unit, amount in settings["horizon"].items() if amount is not None]
+    if not lengths:
+        raise DataError(
+            f"{folder / SETTINGS}: says neither steps nor epochs in its horizon, so that it is not "
+            "as it was written; run the same command anew to another folder"
+        )
+    unit, amount = lengths[0]
     length = f"{amount:,} {unit if amount > 1 else unit.removesuffix('s')}"
     return f"{describe_problem(parse_problem(settings['problem']))}, {start}, {length}"
