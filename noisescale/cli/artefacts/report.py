@@ -99,7 +99,7 @@ def _check_page(out: Path) -> None:
     from noisescale.cli.artefacts.page import GENERATOR
 
     if out.suffix not in SUFFIXES or out.is_dir():
-        raise SettingError(f"page {str(out)!r}: --out takes a file name that ends in .html")
+        raise SettingError(f"--out {str(out)!r}: give a file name that ends in .html")
     if out.exists():
         with out.open("rb") as file:
             if GENERATOR.encode() not in file.read(LOOKED_AT):
