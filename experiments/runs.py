@@ -57,8 +57,7 @@ def experiment(
     @machine_options
     def command(scale: str, out: Path | None, device: str, data_dir: Path | None) -> None:
         console = Console(stderr=True)
-        out = out or Path("runs") / f"{name}-{scale}"
-        record_experiment(out, command=f"python -m experiments {name} --scale {scale}")
+        out = _begun(name, scale, out)
         device = resolve_device(device)
         for folder, problem, training, options in grid(scale):
             console.print(str(out / folder), highlight=False)
@@ -96,8 +95,7 @@ def goal_experiment(
         scale: str, processes: int | None, out: Path | None, device: str, data_dir: Path | None
     ) -> None:
         console = Console(stderr=True, highlight=False)
-        out = (out or Path("runs") / f"{name}-{scale}").absolute()  # for the processes
-        record_experiment(out, command=f"python -m experiments {name} --scale {scale}")
+        out = _begun(name, scale, out).absolute()  # for the processes
         device = resolve_device(device)
 
         def goal_cell(training: TrainConfig, noise: NoiseTracking) -> GoalCell:
@@ -152,8 +150,7 @@ def unit_experiment(
         scale: str, processes: int | None, out: Path | None, device: str, data_dir: Path | None
     ) -> None:
         console = Console(stderr=True, highlight=False)
-        out = (out or Path("runs") / f"{name}-{scale}").absolute()  # for the processes
-        record_experiment(out, command=f"python -m experiments {name} --scale {scale}")
+        out = _begun(name, scale, out).absolute()  # for the processes
         device = resolve_device(device)
         pool = None if one_process else LocalProcesses(processes or default_processes())
         try:
@@ -207,3 +204,10 @@ def _out_option(name: str) -> Callable[..., Any]:
         type=click.Path(path_type=Path),
         help=f"Folder of the run folders.  [default: runs/{name}-SCALE]",
     )
+
+
+def _begun(name: str, scale: str, out: Path | None) -> Path:
+    """The experiment's folder, in which the command is recorded that makes it."""
+    out = out or Path("runs") / f"{name}-{scale}"
+    record_experiment(out, command=f"python -m experiments {name} --scale {scale}")
+    return out

@@ -207,21 +207,12 @@ class NoiseScale(Shown):
             "units_per_example": self.units_per_example,
             "engine": self.engine,
             "loss": self.loss,
-            "squared_gradient_norm": self.squared_gradient_norm,
-            "gradient_variance": self.gradient_variance,
-            "simple": self.simple,
-            "resolved": self.resolved,
-            "examples_to_resolve": self.examples_to_resolve,
+            **self._parts(),
             "effective_examples": self.effective_examples,
             "noisiest_share": self.noisiest_share,
             "gradient_norms": self.gradient_norms,
-            "full": curvature and curvature.full,
-            "hessian_covariance_trace": curvature and curvature.covariance_trace,
-            "gradient_curvature": curvature and curvature.gradient_curvature,
-            "max_learning_rate": curvature and curvature.max_learning_rate,
             "hessian_examples": curvature and curvature.hessian_examples,
             "num_matvecs": curvature and curvature.num_matvecs,
-            "per_layer": self.per_layer,
             "per_class": self.per_class,
             "top_examples": self.top_examples,
             "preconditioned": self.preconditioned and self.preconditioned._parts(),
@@ -231,7 +222,7 @@ class NoiseScale(Shown):
         return stored
 
     def _parts(self) -> dict[str, Any]:
-        """What the entry has of the noise under a preconditioner."""
+        """What an entry has of any noise, under a preconditioner too."""
         curvature = self.curvature
         return {
             "squared_gradient_norm": self.squared_gradient_norm,
