@@ -135,6 +135,12 @@ def _training(record: Record) -> Iterator[Rows]:
             for row in record["rows"]
         ),
     ]
+    if (adamw := record.get("adamw")) is not None:
+        speeds = [_number(speed) for speed in adamw["steps_per_second"].values()]
+        ratio = "{median:.2f} ({low:.2f}–{high:.2f})".format(**adamw["ratio"]["fused"])
+        headings = ["B", "plain loop, fused AdamW", "ours", "ours/plain (quartiles)", "target"]
+        target = f"≥ {adamw['target']:g}"
+        yield [headings, [str(adamw["batch_size"]), *speeds, ratio, target]]
 
 
 def _monitor(record: Record) -> Iterator[Rows]:

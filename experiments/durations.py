@@ -7,6 +7,7 @@ benchmarks/results/durations.csv.
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import resource
 from datetime import date
 from pathlib import Path
@@ -21,6 +22,7 @@ from noisescale.training.records.folder import read_json, write_atomically, writ
 DURATIONS = Path(__file__).parent / "benchmarks" / "results" / "durations.csv"
 KEY = ["experiment", "scale"]
 TIME = "time.json"  # in the folder of an experiment's runs
+ENDING = 5.0  # seconds that a process is given to end, once its pool is shut down
 
 
 def timed(command: click.Command) -> click.Command:
@@ -34,6 +36,8 @@ def timed(command: click.Command) -> click.Command:
         try:
             return compute(**options)
         finally:
+            for worker in multiprocessing.active_children():  # time counts once they have ended
+                worker.join(ENDING)
             scale = options["scale"]
             out = options["out"] or Path("runs") / f"{command.name}-{scale}"
             _add(out, str(command.name), scale, _processor_seconds() - before)

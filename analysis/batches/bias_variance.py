@@ -1,7 +1,7 @@
 """How do bias, variance and the gain by bagging depend on the batch size? And do folds choose well?
 
 Parts of the Brier score on the official test images; the models of a batch size share bootstrap
-samples, initialisations and orders with those of the others.
+samples and initialisations with those of the others; orders are each batch size's own.
 """
 
 from __future__ import annotations

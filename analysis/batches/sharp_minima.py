@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.batches.intervals import holm, p_value, paired
 from analysis.tables import Runs, analysis
-from noisescale.statistics.estimate import estimate_row, from_log_samples
+from noisescale.statistics.estimate import estimate_columns, estimate_row, from_log_samples
 
 KEY = ["case", "stop"]
 BOXES = ("phi_0.001", "phi_0.0005", "phi_filter")
@@ -20,6 +20,10 @@ RATIOS = (
     *(f"{box}_{iterations}" for box in BOXES for iterations in (10, 50)),
 )
 DIFFERENCES = ("test_accuracy", "test_loss", "gap")
+COMPARED = (
+    *(*KEY, "quantity", "kind", "small", "large"),
+    *(*estimate_columns("value"), "p", "num_seeds"),
+)
 
 
 def states_table(runs: Runs) -> pd.DataFrame:
@@ -64,6 +68,8 @@ def comparisons_table(states: pd.DataFrame) -> pd.DataFrame:
             row |= {"small": small.mean(), "large": large.mean()}
             row |= estimate_row("value", estimate)
             rows.append(row | {"p": p_value(changes), "num_seeds": len(table)})
+    if not rows:  # no case has two seeds
+        return pd.DataFrame(columns=list(COMPARED))
     found = pd.DataFrame(rows)
     for _, group in found.groupby("quantity"):
         found.loc[group.index, "p"] = holm(group["p"].tolist())

@@ -145,8 +145,9 @@ def norms_table(cells: pd.DataFrame) -> pd.DataFrame:
 def ghosts_table(cells: pd.DataFrame) -> pd.DataFrame:
     """A row per batch size and ghost size: the accuracy less that of ghosts as large as the batch.
 
-    p: by Holm over the ghost sizes of a batch size. share_best: of bootstrap draws over seeds, in
-    how many this ghost size has the highest mean accuracy.
+    The rate is the one at which the whole batch's statistics did best, on the same test images,
+    which favours these. p: by Holm over the ghost sizes of a batch size. share_best: of bootstrap
+    draws over seeds, in how many this ghost size has the highest mean accuracy.
     """
     rows = []
     for size, group in cells[cells["norm"] == "ghost"].groupby("batch_size"):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import interpolate, optimize, stats
 
+from analysis.batches.intervals import holm
 from analysis.tables import Committed, Runs, analysis
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.curves.steps_to_goal import smoothed_losses, steps_to_goal
@@ -119,7 +120,7 @@ def comparison_table(tuned: pd.DataFrame) -> pd.DataFrame:
             rows.append(
                 row | {"predicted_gain": predicted.mean(), "predicted_gain_std": predicted.std()}
             )
-    return pd.DataFrame(rows).assign(cost_p_holm=lambda table: _holm(table["cost_p"]))
+    return pd.DataFrame(rows).assign(cost_p_holm=lambda table: holm(table["cost_p"].tolist()))
 
 
 def control_table(tuned: pd.DataFrame) -> pd.DataFrame:
@@ -213,13 +214,6 @@ def _p_value(logarithm: Estimate) -> float:
     if logarithm.stderr == 0:
         return float(logarithm.value == 0)
     return float(2 * stats.t.sf(abs(logarithm.value) / logarithm.stderr, logarithm.num_samples - 1))
-
-
-def _holm(p_values: pd.Series[float]) -> pd.Series[float]:
-    """Holm's: each at most this often would one of them all be as small by chance."""
-    ordered = p_values.sort_values()
-    stepped = ordered * np.arange(len(ordered), 0, -1)
-    return stepped.cummax().clip(upper=1.0).sort_index()
 
 
 def _jackknife(

@@ -35,7 +35,7 @@ def curves_table(runs: Runs) -> pd.DataFrame:
 def runs_table(runs: Runs, curves: pd.DataFrame) -> pd.DataFrame:
     """A row per run: how it ended and, of a watched one, what its curvature did.
 
-    starts_above: η·λ_max/2 is above 1 at initialisation. tamed: it then falls below 1 within the
+    start: η·λ_max/2 at initialisation. tamed: from above 1 there it falls below 1 within the
     steps watched, the loss being finite throughout; tamed_step: when. peak: its largest value.
     """
     rows = []
@@ -60,8 +60,8 @@ def runs_table(runs: Runs, curves: pd.DataFrame) -> pd.DataFrame:
 def shares_table(table: pd.DataFrame) -> pd.DataFrame:
     """A row per batch size: of runs that start above 2/η, the share tamed and the share that train.
 
-    At the same rates for all batch sizes: those from 2/λ_max at initialisation up to the largest at
-    which all seeds train at the largest batch size.
+    At the same rates for all batch sizes: those above 2/λ_max at initialisation at which all seeds
+    train at the largest batch size.
     """
     watched = table[table["part"] == "watched"]
     trains = watched["label"].isin(TRAINED)

@@ -151,7 +151,7 @@ def sources(device: str) -> dict[tuple[str, str], Any]:
 def time_changes(cell: Cell, training: Training, curve: LossCurve) -> dict[str, Any]:
     """A round: seconds of every source of batches, at one size and changed every so many steps."""
     seed = cell.training.seed
-    load = os.getloadavg()[0]  # other work on the machine
+    load = os.getloadavg()[0]  # of the minute before, this experiment's own work included
     examples = training.examples
     assert isinstance(examples, Examples)
     on_host = examples.to("cpu")

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisescale.plots.style import BLUE, GREEN, ORANGE, PURPLE
+from noisescale.plots.style import BLUE, GREEN, ORANGE, PURPLE, error_bars
 from paper_figures.stability.stability_map import COMPACT
 from paper_figures.style import STYLE, read_table
 
@@ -23,7 +23,7 @@ SOURCES = {  # of the batches, and how their size is changed
 WAYS = {"accumulated": (BLUE, "o", "in chunks of 4,096"), "one pass": (ORANGE, "s", "in one pass")}
 CAPTION = (
     "MNIST, 784–256–256–10, one thread, {rounds} rounds that interleave all measurements, on a "
-    "machine with a load of {load:.0f} by other work on its two cores: compare within a panel. "
+    "machine with a mean load of {load:.0f}, this work included: compare within a panel. "
     "Left: a step with B changed between 48 and 80 over a step at B = 64, of the same source and "
     "round. Middle and right: one step of B examples. Medians; bars: 95 % intervals of the median."
 )
@@ -93,11 +93,10 @@ def _draw_medians(
     marker: str,
     label: str,
 ) -> None:
-    errors = (rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name])
     axes.errorbar(
         places,
         rows[name],
-        yerr=errors,
+        yerr=error_bars(rows[name], rows[f"{name}_low"], rows[f"{name}_high"]),
         color=colour,
         marker=marker,
         markersize=3,

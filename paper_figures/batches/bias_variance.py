@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisescale.plots.style import BLUE, GREEN, ORANGE
+from noisescale.plots.style import BLUE, GREEN, ORANGE, error_bars
 from paper_figures.stability.stability_map import COMPACT
 from paper_figures.style import STYLE, read_table
 
@@ -80,7 +80,7 @@ def _draw_parts(axes: Axes, parts: pd.DataFrame, size: int, colour: str, shift: 
     axes.errorbar(
         [place + shift for place in range(len(rows))],
         values,
-        yerr=(values - rows["value_low"], rows["value_high"] - values),
+        yerr=error_bars(values, rows["value_low"], rows["value_high"]),
         color=colour,
         marker="o",
         markersize=3,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from noisescale.plots.style import BLUE, GREEN, ORANGE
+from noisescale.plots.style import BLUE, GREEN, ORANGE, error_bars
 from paper_figures.stability.stability_map import COMPACT
 from paper_figures.style import STYLE, read_table
 
@@ -83,7 +83,7 @@ def _draw_cases(axes: Axes, rows: pd.DataFrame) -> None:
         axes.errorbar(
             value,
             own["case"].map(places) + 0.2 * (shift - 1),
-            xerr=(value - own["value_low"], own["value_high"] - value),
+            xerr=error_bars(value, own["value_low"], own["value_high"]),
             color=colour,
             marker="o",
             markersize=3,

@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisescale.plots.style import BLUE, GREEN, ORANGE
+from noisescale.plots.style import BLUE, GREEN, ORANGE, error_bars
 from paper_figures.stability.stability_map import COMPACT
 from paper_figures.style import STYLE, read_table
 
@@ -23,7 +23,8 @@ CAPTION = (
     "MNIST, a random 6,000 images, 784–128–128–10, SGD, 10 epochs; accuracy on 10,000 test "
     "images. Above: accuracy at fixed η/B, means over five seeds (batch norm: three), bars ± a "
     "standard error; lines leave the panel where runs die. Below left: the η/B within .01 of the "
-    "best at this B, 95 % bootstrap intervals; arrows: beyond the grid. Right: ghost batch norm "
+    "best at this B, bootstrap intervals over seeds (of three or five they hold less than 95 %); "
+    "arrows: beyond the grid. Right: ghost batch norm "
     "at batch norm's best η/B, less statistics of the whole batch, eight seeds, paired, 95 % "
     "intervals."
 )
@@ -77,7 +78,7 @@ def _draw_usable(axes: Axes, usable: pd.DataFrame) -> None:
             ("low_end", own["open_low"], "v"),
             ("high_end", own["open_high"], "^"),
         ):
-            errors = (own[end] - own[f"{end}_low"], own[f"{end}_high"] - own[end])
+            errors = error_bars(own[end], own[f"{end}_low"], own[f"{end}_high"])
             axes.errorbar(
                 sizes,
                 own[end],
@@ -104,7 +105,7 @@ def _draw_ghosts(axes: Axes, ghosts: pd.DataFrame) -> None:
         axes.errorbar(
             own["ghost_size"] * 1.08 ** (place - 1),
             value,
-            yerr=(value - own["difference_low"], own["difference_high"] - value),
+            yerr=error_bars(value, own["difference_low"], own["difference_high"]),
             color=colour,
             marker="o",
             markersize=3,

@@ -1,6 +1,7 @@
 """What the experiments take is timed, recorded and listed, with where the results lie."""
 
 import json
+import time
 
 import click
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from analysis.__main__ import main as analysis, tables_of
 from experiments import durations
 from experiments.__main__ import main as experiments
+from noisescale.studies.jobs.local import LocalProcesses
 from paper_figures.__main__ import DRAWN_FROM, FIGURES, figures_of, main as paper_figures
 from tests.helpers.paths import ROOT
 
@@ -26,6 +28,13 @@ def recorded(tmp_path, monkeypatch):
 
 def burn(**options):
     options["out"].mkdir(exist_ok=True)
+    if options["scale"] == "pool":  # a worker that takes the time, as in most experiments
+        pool = LocalProcesses(1)
+        try:
+            pool.submit(burnt_in_a_worker).result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return
     start = durations._processor_seconds()
     while durations._processor_seconds() < start + 0.2:
         pass
@@ -50,6 +59,20 @@ def test_the_time_of_every_call_is_added(tmp_path, recorded):
     assert SOME in recorded.read_text()
     assert durations.duration("burnt", "quick") in ("0.01 min", "0.011 min", "0.012 min")
     assert durations.duration("burnt", "full") == "not timed"
+
+
+def burnt_in_a_worker():
+    end = time.process_time() + 1.5
+    while time.process_time() < end:
+        pass
+
+
+@pytest.mark.processes
+def test_the_time_of_workers_is_added(tmp_path, recorded):
+    command = durations.timed(click.Command("burnt", callback=burn))
+    command.callback(scale="pool", out=tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "time.json").read_text())
+    assert record["processor_seconds"] > 1.5
 
 
 def test_a_folder_that_was_not_timed_is_refused(tmp_path, recorded):

@@ -7,8 +7,8 @@ from click.testing import CliRunner
 from scipy import stats
 
 from analysis.__main__ import main as analysis
+from analysis.batches.intervals import holm
 from analysis.noise.adaptive_batch import (
-    _holm,
     comparison_table,
     control_table,
     front_table,
@@ -280,8 +280,8 @@ def test_what_is_pooled_is_the_mean_of_the_logarithms():
 
 def test_many_tests_are_corrected():
     """Holm's by hand: .01·3, then .02·2 = .04, then the larger of .03 and that."""
-    assert _holm(pd.Series([0.03, 0.01, 0.02])).tolist() == pytest.approx([0.04, 0.03, 0.04])
-    assert _holm(pd.Series([0.6, 0.7])).tolist() == [1.0, 1.0]
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
 def test_runs_become_passages(tmp_path):
