@@ -4,7 +4,8 @@ A pool of 2,000 MNIST images, 784–128–128–10, SGD at ε(B) = .5/(1 + 100/B
 of the pool × two initialisations × two orders of the examples, all crossed, samples and
 initialisations the same at every B, orders each B's own, each trained to a loss of .02 on its own
 sample. Then the choice of the rate: factors of 1/4 to 4 on ε(B), by the error on the fold left out
-of five, beside the test error of models trained on the whole pool at each, two seeds. Scores on all 10,000 official test images.
+of five, beside the test error of models trained on the whole pool at each, two seeds. Scores on
+all 10,000 official test images.
 
 Primary statistics: the Brier score's bias² + noise and variance at B = 256 less those at B = 4,
 paired over draws and examples; the gain by the mean of 8 models, B = 256 less B = 4. Beside them:

@@ -40,7 +40,7 @@ class NoiseScaleCallback(Callback):
 
     Attributes:
         monitor: the NoiseScaleMonitor, from the start of a fit on, whose `noise` says why where
-            nothing is measured; None before, and where the parameters are sharded.
+            nothing is measured; None before, and where it cannot be made.
     """
 
     def __init__(

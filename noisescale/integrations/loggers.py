@@ -121,7 +121,7 @@ class CSVLogger:
             if not self._names:
                 self._names = names
                 writer.writerow(["step", *names])
-            cells = ["" if math.isnan(value) else value for value in values.values()]
+            cells = [value if math.isfinite(value) else "" for value in values.values()]
             writer.writerow([step, *cells])
 
 

@@ -57,6 +57,8 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         self._spoilt = False  # whether this update's micro-batches cannot be compared
         self._measures = True
         self._is_attached = False  # to a model of several processes
+        self._own_step: Any = None  # a training_step that the trainer object itself was given
+        self._is_watching = False  # whether ours is in its place
 
     def add_to(self, trainer: Trainer) -> NoiseScaleCallback:
         """Itself, put before the trainer's other callbacks, so that all loggers see its values.
@@ -178,12 +180,16 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
             hook.remove()
         self._hooks.clear()
         self._norms.clear()
-        if self._trainer is not None:
-            vars(self._trainer).pop("training_step", None)
+        if self._trainer is not None and self._is_watching:
+            del vars(self._trainer)["training_step"]
+            if self._own_step is not None:
+                vars(self._trainer)["training_step"] = self._own_step
+        self._own_step, self._is_watching = None, False
 
     def _watch_training_step(self, trainer: Trainer) -> None:
         """Puts a count of the micro-batch before each of the trainer's steps."""
         step = trainer.training_step
+        self._own_step, self._is_watching = vars(trainer).get("training_step"), True
 
         def counting(
             model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None

@@ -198,15 +198,16 @@ def measure_noise(
     )
     notes = [*noise.notes, *moments.notes, *_notes(measured, noise)]
     notes += measured.objective.notes
+    units = units_per_example(problem.units, measured.selected.examples)
     noise = replace(
         noise,
         split=options.split,
         engine=moments.engine,
         loss=mean_estimate(moments.losses, measured.sample, moments.weighting),
         top_examples=_top_examples(moments, measured.selected, options.augmentations),
-        units_per_example=units_per_example(problem.units, measured.selected.examples),
+        units_per_example=units,
         notes=tuple(notes),
-        preconditioned=_preconditioned(measured),
+        preconditioned=_preconditioned(measured, units),
     )
     try:
         if options.hessian:
@@ -215,7 +216,8 @@ def measure_noise(
             if noise.preconditioned is not None:
                 report("B_noise under the preconditioner")
                 under = _curvature_noise(measured, generator, seconds, report, in_metric=True)
-                both = replace(noise.preconditioned, curvature=under)
+                notes = (*noise.preconditioned.notes, *under.notes)
+                both = replace(noise.preconditioned, curvature=under, notes=notes)
                 noise = replace(noise, preconditioned=both)
         if options.per_class:
             per_class, left_out = _per_class(measured, report)
@@ -296,7 +298,7 @@ def _measure_gradients(
     return _Measured(problem, options, selected, sample, objective, moments, diagonal)
 
 
-def _preconditioned(measured: _Measured) -> NoiseScale | None:
+def _preconditioned(measured: _Measured, units: float | None) -> NoiseScale | None:
     """The noise scale of √P g_i, from the same pass; None without a preconditioner."""
     moments = measured.moments
     if moments.preconditioned is None:
@@ -314,7 +316,7 @@ def _preconditioned(measured: _Measured) -> NoiseScale | None:
         noise,
         split=measured.options.split,
         engine=moments.engine,
-        units_per_example=units_per_example(measured.problem.units, measured.selected.examples),
+        units_per_example=units,
     )
 
 

@@ -251,22 +251,24 @@ def renew_batch_statistics(model: nn.Module, examples: Source) -> None:
     momenta = [(norm, norm.momentum) for norm in norms]
     sizes = [(norm, norm.ghost_size) for norm in norms if isinstance(norm, GhostBatchNorm)]
     seen = 0
-    with _evaluation_mode(model):
-        for norm in norms:
-            norm.train()
-        for ghost, _ in sizes:
-            ghost.ghost_size = CHUNK  # one part
-        for chunk in _chunks(model, examples):
-            if chunk.num_examples < 2:  # which have no variance
-                continue
-            seen += chunk.num_examples
+    try:
+        with _evaluation_mode(model):
             for norm in norms:
-                norm.momentum = chunk.num_examples / seen  # the mean over all so far
-            call_model(model, chunk.inputs)
-    for norm, momentum in momenta:
-        norm.momentum = momentum
-    for ghost, size in sizes:
-        ghost.ghost_size = size
+                norm.train()
+            for ghost, _ in sizes:
+                ghost.ghost_size = CHUNK  # one part
+            for chunk in _chunks(model, examples):
+                if chunk.num_examples < 2:  # which have no variance
+                    continue
+                seen += chunk.num_examples
+                for norm in norms:
+                    norm.momentum = chunk.num_examples / seen  # the mean over all so far
+                call_model(model, chunk.inputs)
+    finally:
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+        for ghost, size in sizes:
+            ghost.ghost_size = size
 
 
 def _outputs_and_losses(model: nn.Module, loss: LossFn, chunk: Examples) -> tuple[Any, Tensor]:

@@ -129,6 +129,8 @@ class Training:
         self.model = trainable_copy(problem.model)
         self.device = next(self.model.parameters()).device
         self.examples: Source = resident(source_of(problem.train), self.device)
+        if problem.weights is not None and isinstance(self.examples, Examples):
+            check_weights(weights_of(problem.weights, self.examples.targets))
         num_examples = self.examples.num_examples
         self.batch_size = resolve_batch_size(config, num_examples)
         self._check_batch_norm()
@@ -277,7 +279,8 @@ class Training:
         parts = [self._examples_at(chunk) for chunk in chunks]
         counts = [weights_of(weights, part.targets) for part in parts]
         of_batch = torch.cat(counts)
-        check_weights(of_batch)
+        if isinstance(self.examples, Stream):  # read anew; others are checked at the start
+            check_weights(of_batch)
         # of a batch that counts nothing at all the loss is zero, and so is its gradient
         whole = of_batch.sum(dtype=torch.float64).clamp(min=LEAST_WEIGHT)
         for part, count in zip(parts, counts, strict=True):

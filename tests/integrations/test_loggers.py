@@ -34,6 +34,7 @@ def test_a_table_has_a_row_for_each_step(tmp_path):
     assert [row["step"] for row in rows] == ["3", "4"]
     assert rows[0]["noise_scale/simple"] == "12.5"
     assert rows[0]["noise_scale/gradient_variance"] == ""
+    assert rows[0]["noise_scale/simple_high"] == ""  # which is infinite
     with pytest.raises(SettingError, match="a table of its own"):
         logger.log({"loss": 1.0}, 5)
     with pytest.raises(SettingError, match="is there already"):

@@ -72,6 +72,23 @@ def trainer_of(folder, model, *, rows=None, **settings):
     return transformers.Trainer(model=model, args=arguments, train_dataset=rows)
 
 
+def test_a_training_step_of_the_trainers_own_stays(tmp_path):
+    model = Regression()
+    trainer = trainer_of(tmp_path, model)
+    step, calls = trainer.training_step, []
+
+    def counted(*arguments, **settings):
+        calls.append(arguments)
+        return step(*arguments, **settings)
+
+    trainer.training_step = counted
+    callback = NoiseScaleCallback().add_to(trainer)
+    trainer.train()
+    assert len(calls) == len(model.seen) > 0
+    assert trainer.training_step is counted
+    assert callback.monitor.noise().gradient_variance.value > 0
+
+
 def test_it_measures_what_it_trains_with(tmp_path):
     model = Regression()
     trainer = trainer_of(tmp_path, model)

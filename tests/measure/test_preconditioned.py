@@ -227,6 +227,43 @@ def test_an_optimizers_diagonal_follows_from_the_gradients_it_has_seen(make, bia
         torch.testing.assert_close(preconditioner_of(given, model)["weight"], wanted)
 
 
+def test_a_centred_mean_square_and_rates_by_group_are_in_it():
+    model = nn.Linear(2, 1).double()
+    groups = [
+        {"params": [model.weight], "lr": 1e-3},
+        {"params": [model.bias], "lr": 4e-3},
+    ]
+    optimizer = torch.optim.RMSprop(groups, alpha=0.9, eps=1e-3, centered=True)
+    mean = square = 0.0
+    for step in range(1, 4):
+        gradient = torch.tensor([[1.0, -2.0 * step]], dtype=torch.float64)
+        before = model.weight.detach().clone()
+        model.weight.grad, model.bias.grad = gradient.clone(), gradient[0, :1].clone()
+        optimizer.step()
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.9 * square + 0.1 * gradient**2
+    found = preconditioner_of(optimizer, model)
+    wanted = 1 / ((square - mean**2).sqrt() + 1e-3)
+    torch.testing.assert_close(found["weight"], wanted / 4)  # over the largest rate
+    torch.testing.assert_close(found["bias"], wanted[0, :1])
+    # and the step itself, by which no formula is needed
+    torch.testing.assert_close(before - model.weight.detach(), 4e-3 * found["weight"] * gradient)
+
+
+def test_what_is_no_inverse_root_of_second_moments_is_refused():
+    model = nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.Adadelta(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    with pytest.raises(SettingError, match="of Adadelta, of which no preconditioner is known"):
+        preconditioner_of(optimizer, model)
+    model = nn.Linear(2, 1, bias=False, dtype=torch.complex64)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2, dtype=torch.complex64)).abs().sum().backward()
+    optimizer.step()
+    with pytest.raises(SettingError, match="of complex numbers"):
+        preconditioner_of(optimizer, model)
+
+
 class Decayed(nn.Module):
     """A model with norms and biases, whose parameters of like shapes must not be exchanged."""
 

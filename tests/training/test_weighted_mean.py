@@ -120,8 +120,7 @@ def test_weights_that_no_mean_can_be_taken_with_are_refused_in_training_too(weig
     problem = dataclasses.replace(
         language_problem(), weights=lambda labels: torch.full((len(labels),), weight)
     )
-    training = Training(problem, TrainConfig(batch_size=4, max_steps=1))
     with pytest.raises(SettingError, match="below zero or not finite"):
-        next(iter(training))
+        Training(problem, TrainConfig(batch_size=4, max_steps=1))
     with pytest.raises(SettingError, match="below zero or not finite"):
         mean_loss(problem.model, problem.loss, problem.train, problem.weights)

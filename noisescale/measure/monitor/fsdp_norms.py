@@ -162,8 +162,7 @@ class _Part:
         if self._factor is not None:
             return self._factor
         factor = reduced.sum() / summed.sum()
-        if not summed.any():  # a module that took no part
-            return torch.zeros_like(factor)
+        factor = torch.where(summed.any(), factor, 0.0)  # a module that took no part
         if self._mesh.ndim == 2 and factor.isfinite() and factor > 0:
             self._factor = factor  # a further reduction, of the summed inputs, once is enough
         return factor

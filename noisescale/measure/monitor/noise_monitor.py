@@ -483,7 +483,11 @@ class NoiseScaleMonitor:
 
     def _check_spread(self) -> None:
         """SettingError where gradients are sharded other than over all processes, by DTensor."""
-        sharded = [one for one in self._watched.parameters if isinstance(one, DTensor)]
+        sharded = [
+            one
+            for one in self._watched.parameters
+            if isinstance(one, DTensor) and one.device_mesh.size() > 1  # else all of it is here
+        ]
         if not sharded:
             return
         model, size = self._model, rank_and_size()[1]

@@ -21,15 +21,18 @@ NORMS = (
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm),
     nn.modules.instancenorm._InstanceNorm,
 )
+RELATIVE_RATE = "relative rate"  # of a group
 Source = Literal["exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"]
 
 
 def preconditioner_of(given: PreconditionerLike, model: nn.Module) -> Params:
     """The diagonal P, by parameter, with which an optimizer multiplies a gradient.
 
-    Adam and AdamW (Kingma and Ba 2015, algorithm 1): P = 1/(√v̂ + ε) with v̂ = v/(1 − β₂ᵗ), or the
-    largest v̂ so far with amsgrad; RMSprop: 1/(√v + ε); Adagrad: 1/(√Σg² + ε). The momentum of
-    Adam has no part in it. A scale that all of P has in common leaves every noise scale as it is.
+    Adam and AdamW (Kingma and Ba 2015, algorithm 1): P = 1/(√v̂ + ε) with v̂ = v/(1 − β₂ᵗ), and
+    with amsgrad, as torch has it, the largest v so far in v's place; RMSprop: 1/(√v + ε), centred
+    1/(√(v − ḡ²) + ε); Adagrad: 1/(√Σg² + ε). Where groups of parameters have learning rates of
+    their own, P has these in it, over the largest. The momentum of Adam has no part in it. A scale
+    that all of P has in common leaves every noise scale as it is.
 
     A state that names its parameters, as that of an optimizer made of `model.named_parameters()`,
     is read by those names. Else one of a single group is read in the model's order, one of several
@@ -46,8 +49,9 @@ def preconditioner_of(given: PreconditionerLike, model: nn.Module) -> Params:
         P by name, of all of the model's parameters that are trained, float64, on their devices.
 
     Raises:
-        SettingError: an optimizer without second moments, as SGD, one that has made no step, or P
-            that is not positive, or of other shapes than the parameters.
+        SettingError: an optimizer without second moments, as SGD, one that has made no step, one
+            whose P is another, as Adadelta's, complex parameters, or P that is not positive, or of
+            other shapes than the parameters.
         CheckpointError: a file that cannot be read.
 
     Examples:
@@ -142,7 +146,11 @@ def has_second_moments(state: Mapping[str, Any]) -> bool:
 def _of_optimizer(optimizer: Optimizer, params: Params) -> Params:
     """P by name of a live optimizer of these very parameters."""
     found: Params = {}
-    groups = {id(param): group for group in optimizer.param_groups for param in group["params"]}
+    groups = {
+        id(param): group
+        for group in _with_relative_rates(optimizer.param_groups)
+        for param in group["params"]
+    }
     for name, param in params.items():
         if id(param) not in groups:
             raise SettingError(
@@ -156,7 +164,7 @@ def _of_optimizer(optimizer: Optimizer, params: Params) -> Params:
 def _of_state(state: Mapping[str, Any], params: Params, model: nn.Module) -> Params:
     """P by name of a state dict, whose parameters are numbers, matched with the model's."""
     by_number = state["state"]
-    groups = state["param_groups"]
+    groups = _with_relative_rates(state["param_groups"])
     if not has_second_moments(state):
         raise SettingError(
             "the optimizer's state has no second moments: it is of no adaptive optimizer, such as "
@@ -231,12 +239,30 @@ def _diagonal(name: str, state: Mapping[str, Any], group: Mapping[str, Any]) -> 
             f"the optimizer has no second moments of {name}: it is of no adaptive optimizer, such "
             "as AdamW, or has made no step"
         )
+    if "acc_delta" in state or state[moment].is_complex():
+        what = "Adadelta" if "acc_delta" in state else "complex numbers"
+        raise SettingError(
+            f"the optimizer's state of {name} is of {what}, of which no preconditioner is known "
+            "here: give P itself, a tensor by parameter"
+        )
     second = state[moment].detach().double()
+    if isinstance(average := state.get("grad_avg"), Tensor):  # RMSprop, centred
+        second = (second - average.detach().double().square()).clamp(min=0)
     if moment in ("exp_avg_sq", "max_exp_avg_sq"):
         decay = float(group.get("betas", (0.9, 0.999))[1])
         second = second / (1 - decay ** float(state["step"]))
-    diagonal: Tensor = 1 / (second.sqrt() + float(group.get("eps", 1e-8)))
+    diagonal: Tensor = group[RELATIVE_RATE] / (second.sqrt() + float(group.get("eps", 1e-8)))
     return diagonal
+
+
+def _with_relative_rates(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with their learning rates over the largest; 1 where none has one above zero."""
+    rates = [float(group.get("lr", 1.0)) for group in groups]
+    largest = max(rates, default=0.0) or 1.0
+    return [
+        {**group, RELATIVE_RATE: rate / largest if any(rates) else 1.0}
+        for group, rate in zip(groups, rates, strict=True)
+    ]
 
 
 def _checked(given: Mapping[str, Any], params: Params) -> Params:

@@ -107,13 +107,18 @@ def num_training_examples(config: ProblemConfig) -> int:
         SettingError: a subset larger than the data set.
     """
     available = num_sequences(config) if config.is_text else NUM_TRAIN[config.dataset]
+    _check_num_train(config, available)
+    return config.num_train or available
+
+
+def _check_num_train(config: ProblemConfig, available: int) -> None:
+    """SettingError where a problem names more training examples than there are."""
     if config.num_train is not None and config.num_train > available:
         kind = f"sequences of {config.context or CONTEXT}" if config.is_text else "images"
         raise SettingError(
             f"num train {config.num_train}: {config.dataset} has {available} training {kind}; "
             "give at most that"
         )
-    return config.num_train or available
 
 
 def load_splits(
@@ -190,11 +195,12 @@ def splits_of(
         DataError: as there.
         SettingError: as there.
     """
-    num_training_examples(config)
     if not config.is_text:
+        num_training_examples(config)
         return _images(config, data_dir or default_data_dir(), device)
     text = load_text(config, data_dir or default_data_dir())
     train, validation, test = divide(text, config.context or CONTEXT)
+    _check_num_train(config, train.num_examples)
     if config.num_train is not None:
         train = train.part(_subset(train.num_examples, config.num_train))
     return Splits(

@@ -7,6 +7,7 @@ import math
 import tempfile
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,7 +83,7 @@ def fetch_text(source: TextSource, root: Path) -> Path:
                 arrived.write_bytes(answer.read())
             check_digest(arrived, source.sha256)
             arrived.replace(path)
-    except OSError as error:
+    except (OSError, HTTPException) as error:  # the latter: one that breaks off
         raise DataError(f"{path} could not be downloaded from {source.url}: {error}") from error
     return path
 

@@ -63,7 +63,7 @@ def norm_test(
         if not is_real(value) or not 0 < value < float("inf"):
             raise SettingError(f"{name} {value!r}: give a positive number")
     simple = noise.simple
-    error = _times(simple, 1 / batch_size)
+    error = simple.scaled(1 / batch_size)
     holds = None
     if error.high <= theta**2:
         holds = True
@@ -74,18 +74,8 @@ def norm_test(
         theta=theta,
         squared_error=error,
         signal_to_noise=_inverse(error),
-        least_batch_size=_times(simple, 1 / theta**2),
+        least_batch_size=simple.scaled(1 / theta**2),
         holds=holds,
-    )
-
-
-def _times(estimate: Estimate, factor: float) -> Estimate:
-    return Estimate(
-        value=factor * estimate.value,
-        stderr=factor * estimate.stderr,
-        low=factor * estimate.low,
-        high=factor * estimate.high,
-        num_samples=estimate.num_samples,
     )
 
 

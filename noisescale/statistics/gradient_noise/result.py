@@ -80,6 +80,14 @@ class GradientNoise(NamedTuple):
     def _repr_html_(self) -> str:
         return self._summary().html()
 
+    @property
+    def _notes_under_preconditioner(self) -> tuple[str, ...]:
+        under = self.preconditioned
+        if under is None:
+            return ()
+        notes = (*_unresolved(under.resolved, under.examples_to_resolve), *under.notes)
+        return tuple(f"under the preconditioner: {note}" for note in notes)
+
     def _summary(self) -> Summary:
         estimates = {name: getattr(self, name) for name in GRADIENT_NOISE}
         samples = self.simple.num_samples
@@ -215,7 +223,8 @@ class NoiseScale(Shown):
             "num_matvecs": curvature and curvature.num_matvecs,
             "per_class": self.per_class,
             "top_examples": self.top_examples,
-            "preconditioned": self.preconditioned and self.preconditioned._parts(),
+            "preconditioned": self.preconditioned
+            and {**self.preconditioned._parts(), "notes": self.preconditioned.notes},
             "notes": self.notes,
         }
         stored: dict[str, Any] = jsonable(record)
@@ -274,6 +283,14 @@ class NoiseScale(Shown):
             if name in estimates
         ]
 
+    @property
+    def _notes_under_preconditioner(self) -> tuple[str, ...]:
+        under = self.preconditioned
+        if under is None:
+            return ()
+        notes = (*_unresolved(under.resolved, under.examples_to_resolve), *under.notes)
+        return tuple(f"under the preconditioner: {note}" for note in notes)
+
     def _summary(self) -> Summary:
         count = share(self.num_examples, self.population_size)
         split = f" {self.split}" if self.split else ""
@@ -288,6 +305,7 @@ class NoiseScale(Shown):
             notes=(
                 *_unresolved(self.resolved, self.examples_to_resolve),
                 *self.notes,
+                *self._notes_under_preconditioner,
                 *((f"also measured: {', '.join(tables)}",) if tables else ()),
             ),
         )

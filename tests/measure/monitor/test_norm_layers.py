@@ -225,8 +225,18 @@ def test_what_it_cannot_measure_is_refused():
         monitor.micro_batch(3)
     with pytest.raises(SettingError, match="give one loss per example"):
         monitor.backward(torch.ones(()))
-    with pytest.raises(SettingError, match="a state of something else"):
-        monitor.load_state_dict({"running": {}})
+    model.zero_grad()
+    trained = NormLayerMonitor(model)
+    trained.backward(model(torch.randn(4, 3, 6)))
+    with pytest.raises(SettingError, match=r"a second backward\(\) before update"):
+        trained.backward(model(torch.randn(4, 3, 6)))
+    assert trained.update()
+    state = trained.state_dict()
+    for other in ({"running": {}}, state | {"pairs": [["x", 1, 2, 3]]}):
+        with pytest.raises(SettingError, match="a state of something else"):
+            monitor.load_state_dict(other)
+    with pytest.raises(MeasurementError, match="no noise scale yet"):
+        monitor.norm_layer_noise()  # it stays as it was
     fake = type("MyRMSNorm", (Renamed,), {})()
     model = nn.Sequential(nn.Linear(6, 6), fake, nn.Linear(6, 1))
     monitor = NormLayerMonitor(model)

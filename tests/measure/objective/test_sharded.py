@@ -26,5 +26,10 @@ def test_a_sharded_model_is_told_to_gather_its_weights(tmp_path):
             measure_noise(problem)
         with pytest.raises(SettingError, match="sharded over one process"):
             NoiseScaleMonitor(problem.model).attach(problem.model)
+        monitor = NoiseScaleMonitor(problem.model)  # of one process, whose shards are all there is
+        for part in (problem.train.part(slice(20)), problem.train.part(slice(20, 40))):
+            problem.loss(problem.model(part.inputs), part.targets).mean().div(2).backward()
+            monitor.micro_batch(part.num_examples)
+        assert monitor.update()
     finally:
         dist.destroy_process_group()

@@ -115,9 +115,14 @@ class NormLayerMonitor:
             scaler: the GradScaler of mixed precision, which scales the losses.
 
         Raises:
-            SettingError: losses of another shape, or an `every` below 1.
+            SettingError: losses of another shape, an `every` below 1, or a second batch.
         """
         check_count("every", every)
+        if self._count:
+            raise SettingError(
+                "a second backward() before update(): of batches that are accumulated call "
+                "micro_batch(num_examples) after each backward pass of your own"
+            )
         if losses.ndim != 1 or not len(losses):
             raise SettingError(
                 f"losses of shape {tuple(losses.shape)}: give one loss per example, shape (B,)"
@@ -155,9 +160,9 @@ class NormLayerMonitor:
                 "no norm layer has taken part in a backward pass: call this after each"
             )
         if not self._checked:
-            self._checked = True
             for watch in self._watches:
                 watch.check()
+            self._checked = True
         self._squares = self._squares + sum(found for found in sums if found is not None)
         self._count += num_examples
         self._scale = scale
@@ -276,13 +281,12 @@ class NormLayerMonitor:
         Raises:
             SettingError: a state of something else; the monitor stays as it was.
         """
-        pairs = state.get("pairs") if isinstance(state, dict) else None
-        if not isinstance(pairs, list) or not all(
-            isinstance(pair, list | tuple) and len(pair) == 4 for pair in pairs
-        ):
+        try:
+            pairs = [(float(a), float(b), float(c), float(d)) for a, b, c, d in state["pairs"]]
+        except (KeyError, TypeError, ValueError) as error:
             raise SettingError(
                 "a state of something else: give what state_dict() of a NormLayerMonitor returned"
-            )
+            ) from error
         self._averages.load_state_dict(state)
         self.num_skipped = state["num_skipped"]
-        self._pairs = [(float(a), float(b), float(c), float(d)) for a, b, c, d in pairs]
+        self._pairs = pairs

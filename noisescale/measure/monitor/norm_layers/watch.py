@@ -111,7 +111,9 @@ class Watch:
 
     def square(self) -> Tensor:
         """|Σγ_i|² since the last update."""
-        return _square(self._sums) if self._sums else torch.zeros((), dtype=torch.float64)
+        if not self._sums:
+            return torch.zeros((), dtype=torch.float64, device=self._weight.device)
+        return _square(self._sums)
 
     def drop(self) -> None:
         """Forgets what there is since the last micro-batch."""
