@@ -17,12 +17,15 @@ from noisescale.errors import (
     CheckpointError,
     Interrupted,
     MeasurementError,
+    SettingError,
     StoppedEarly,
 )
 from noisescale.statistics.display import counted
 from noisescale.training.console import Heartbeat, duration_text, log_line
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from noisescale.problems.config import AnyConfig, ProblemConfig
     from noisescale.problems.problem import Params, Problem
     from noisescale.training.records.checkpoint import Checkpoint
@@ -76,26 +79,30 @@ class Loaded(NamedTuple):
             return None
         return describe_problem(self.checkpoint.problem)
 
-    @property
-    def optimizer_state(self) -> Mapping[str, Any] | None:
-        """The state of an adaptive optimizer at these weights; None where there is none.
+    def own_preconditioner(self, model: nn.Module) -> tuple[Params | None, str | None]:
+        """P of the adaptive optimizer at these weights; None, and perhaps a note, if there is none.
 
-        A checkpoint's own or, beside anybody's weights, that of an optimizer.pt in their folder, as
-        Hugging Face's Trainer leaves it.
+        By a checkpoint's own state or, beside anybody's weights, that of an optimizer.pt in their
+        folder, as Hugging Face's Trainer leaves it; which may be of something else.
         """
         from noisescale.measure.objective.preconditioner import (
             has_second_moments,
+            preconditioner_of,
             read_optimizer_state,
         )
 
-        state: Mapping[str, Any] | None = None
         if self.checkpoint is not None:
-            state = self.checkpoint.optimizer
-        elif self.content is not None:
-            folder = self.path if self.path.is_dir() else self.path.parent
-            beside = folder / OPTIMIZER_FILE
-            state = read_optimizer_state(beside) if beside.is_file() else None
-        return state if state is not None and has_second_moments(state) else None
+            state: Mapping[str, Any] = self.checkpoint.optimizer
+            return (preconditioner_of(state, model) if has_second_moments(state) else None), None
+        folder = self.path if self.path.is_dir() else self.path.parent
+        beside = folder / OPTIMIZER_FILE
+        if self.content is None or not beside.is_file():
+            return None, None
+        try:
+            state = read_optimizer_state(beside)
+            return (preconditioner_of(state, model) if has_second_moments(state) else None), None
+        except (CheckpointError, SettingError) as error:
+            return None, f"{beside} beside the weights is left aside: {error}"
 
     @property
     def optimizer_name(self) -> str:

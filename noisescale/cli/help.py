@@ -83,7 +83,6 @@ SUBJECTS = (
             "--noise-examples 8000",
             "--points 21 --to-alpha 1.2",
             "--no-predict",
-            "--points 11",
         ),
         "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer "
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
@@ -223,8 +222,11 @@ def _heading(subject: Subject | None, options: list[click.Option]) -> str:
     if subject is None:
         return "Options"
     known = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+    repeatable = {flag for option in options if option.multiple for flag in option.opts}
     for example in subject.examples:
-        if set(re.findall(r"--[\w-]+", example)) <= known:
+        flags = re.findall(r"--[\w-]+", example)
+        repeated = {flag for flag in flags if flags.count(flag) > 1}
+        if set(flags) <= known and repeated <= repeatable:
             return f"{subject.title}, as in {example}"
     return subject.title
 

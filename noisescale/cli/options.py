@@ -288,15 +288,23 @@ def adaptive_options(command: Command) -> Command:
     )(command)
 
 
-class Picture(click.ParamType[Path]):
-    """A file that a picture can be written to."""
+class FileOf(click.ParamType[Path]):
+    """A file to be written, whose name ends in one of these suffixes.
+
+    Args:
+        suffixes: with their dots.
+    """
 
     name = "FILE"
 
+    def __init__(self, suffixes: tuple[str, ...]) -> None:
+        self.suffixes = suffixes
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
-        if path.suffix not in PICTURES or path.is_dir():
-            self.fail(f"{value}: give a file name that ends in {', '.join(PICTURES)}", param, ctx)
+        if path.suffix not in self.suffixes or path.is_dir():
+            ends = ", ".join(self.suffixes)
+            self.fail(f"{value}: give a file name that ends in {ends}", param, ctx)
         return path
 
 
@@ -348,7 +356,9 @@ def measurement_options(command: Command) -> Command:
         ),
         machine_options,
         click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table."),
-        click.option("--plot", type=Picture(), help="Draw what was measured; png, pdf or svg."),
+        click.option(
+            "--plot", type=FileOf(PICTURES), help="Draw what was measured; png, pdf or svg."
+        ),
     )(command)
 
 

@@ -216,8 +216,8 @@ def measure_noise(
             if noise.preconditioned is not None:
                 report("B_noise under the preconditioner")
                 under = _curvature_noise(measured, generator, seconds, report, in_metric=True)
-                notes = (*noise.preconditioned.notes, *under.notes)
-                both = replace(noise.preconditioned, curvature=under, notes=notes)
+                said = (*noise.preconditioned.notes, *under.notes)
+                both = replace(noise.preconditioned, curvature=under, notes=said)
                 noise = replace(noise, preconditioned=both)
         if options.per_class:
             per_class, left_out = _per_class(measured, report)

@@ -56,6 +56,10 @@ def test_checkpoints_of_different_problems_are_one_message(runs):
 def test_a_grid_with_nothing_between_is_refused(runs):
     result = run(*("interpolate", runs / "a", runs / "b", "--points", 3, "--to-alpha", 1))
     assert result.exit_code == 0, result.output  # -0.5, 0.25, 1
+    wide = ("--points", 3, "--from-alpha", -10, "--to-alpha", 10)  # -10, 0, 1 and 10
+    result = run("interpolate", runs / "a", runs / "b", *wide)
+    assert result.exit_code == 2
+    assert "none lies between the models; give more" in " ".join(result.stderr.split())
     result = run(*("interpolate", runs / "a", runs / "b", "--points", 2))
     assert result.exit_code == 2
     missing = run("interpolate", runs / "a", Path("nowhere"))

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import TrainConfig
@@ -153,17 +152,18 @@ def test_a_study_is_drawn_by_its_own_and_its_cells_are_left_alone(
 ):
     drawn = []
 
-    def draw_pictures(folder, *, out, format):
-        drawn.append((folder, out, format))
-        return [folder / "map.png"]
+    def figures(folder):
+        drawn.append(folder)
+        yield "map", Figure()
 
-    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(draw_pictures=draw_pictures))
+    monkeypatch.setattr(f"{module}.figures", figures)
     shutil.copytree(folder, "studies/study/cells/one")
     Path("studies/study", marker).write_text("{}")
     result = run("plot", "studies", "--format", "pdf")
     assert result.exit_code == 0, result.output
-    assert result.stdout.split() == ["studies/study/map.png"]
-    assert drawn == [(Path("studies/study"), None, "pdf")]
+    assert result.stdout.split() == ["studies/study/map.pdf"]
+    assert Path("studies/study/map.pdf").read_bytes().startswith(b"%PDF")
+    assert drawn == [Path("studies/study")]
 
 
 def test_cells_alone_are_drawn_as_a_map():

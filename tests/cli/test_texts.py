@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from noisescale import build_problem, load_checkpoint, measure_noise
+from noisescale.cli.artefacts.stored import stored_noise
+from noisescale.cli.printing.noise import print_noise
 from noisescale.problems.data import texts
+from tests.helpers import own_problems
 from tests.helpers.command_line import run
 
 SMALL = ("--num-train", "60", "--width", "8", "--depth", "1", "--heads", "2", "--context", "12")
@@ -38,7 +41,10 @@ def test_its_checkpoint_is_measured(trained, command):
     folder, _ = trained
     (record,) = json.loads(run(command, str(folder), "--num-examples", "20", "--json").stdout)
     assert record["step"] == 12
-    assert "hooks" in record.get("engine", "hooks")
+    if command == "measure-noise":
+        assert "hooks" in record["engine"]
+    else:
+        assert record["eigenvalues"][0]["value"] > 0
 
 
 def test_the_scale_of_the_checkpoints_optimizer_stands_beside_the_plain_one(trained):
@@ -123,3 +129,23 @@ def test_what_does_not_go_together_is_refused(options, message):
     result = run("train", *options)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("unit", ["examples", "tokens"])
+def test_what_is_read_back_from_json_says_what_was_printed(trained, unit, capsys):
+    folder, _ = trained
+    few = ("--num-examples", "20", "--hessian", "--num-probes", "4", "--per-layer")
+    printed = run("measure-noise", str(folder), *few, "--unit", unit).stdout
+    entries = json.loads(run("measure-noise", str(folder), *few, "--json").stdout)
+    print_noise(stored_noise(entries), in_tokens=unit == "tokens")
+    assert capsys.readouterr().out.split() == printed.split()
+    assert "B^P_noise" in printed
+    assert "adamw" in printed
+
+
+def test_tokens_are_asked_for_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr("noisescale.measure_noise", None)  # which is not reached
+    factory = f"{own_problems.__file__}:quadratic"
+    result = run("measure-noise", "--problem", factory, "--unit", "tokens")
+    assert result.exit_code == 2
+    assert "does not say how many tokens an example has" in " ".join(result.stderr.split())

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noisescale.cli.printing.sharpness import PAPER_ITERATIONS
 from noisescale.errors import SettingError
-from noisescale.problems.config import AnyConfig, FactoryConfig, ObjectConfig
-from noisescale.studies.critical_batch.config import optimizer_words, problem_words
+from noisescale.problems.config import AnyConfig, FactoryConfig, ObjectConfig, parse_problem
+from noisescale.studies.critical_batch.config import optimizer_words, problem_words, study_words
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import EXPERIMENT, read_json
 
@@ -59,12 +60,14 @@ def sweep_command(folder: Path, result: SweepResult) -> str:
     config, summary = result.config, result.summary
     words = ["sweep-lr"]
     if config.start is None:
-        words += problem_words(config.problem)
+        words += study_words(config.problem)
     else:
         words.append("--from CHECKPOINT")
+        if isinstance(config.problem, FactoryConfig):
+            words += problem_words(config.problem)
     words += optimizer_words(config.training)
     words += [f"--bs {size}" for size in config.batch_sizes]
-    words += [f"--lr-min {config.lr_min:g}", f"--lr-max {config.lr_max:g}"]
+    words += [_word("lr_min", config.lr_min), _word("lr_max", config.lr_max)]
     if config.num_lr is not None:
         words.append(f"--num-lr {config.num_lr}")
     elif (factor := _factor(config, summary["num_lr"])) is not None:
@@ -80,8 +83,6 @@ def sweep_command(folder: Path, result: SweepResult) -> str:
 
 def front_command(folder: Path, result: CriticalBatchResult) -> str:
     """The `critical-batch` of a measurement, or of a fit to a table of others."""
-    from noisescale.problems.config import parse_problem
-
     summary = result.summary
     if summary is None:
         table = shlex.quote(str(folder / "steps_to_goal.csv"))
@@ -89,10 +90,10 @@ def front_command(folder: Path, result: CriticalBatchResult) -> str:
     problem = parse_problem(summary["problem"])
     words = ["critical-batch"]
     if not isinstance(problem, ObjectConfig):
-        words += problem_words(problem)
+        words += study_words(problem)
     words += optimizer_words(TrainConfig(**summary["training"]))
     words += [f"--bs {size}" for size in summary["batch_sizes"]]
-    words += [f"--goal {goal:g}" for goal in summary["goals"]]
+    words += [_word("goal", goal) for goal in summary["goals"]]
     words.append(f"--seeds {summary['num_seeds']}")
     words += _changed(summary, factor=2.0)
     if summary["split"] != "train":
@@ -106,6 +107,9 @@ def branch_command(folder: Path, result: BranchResult) -> str:
     """The `critical-batch --method branch` of a folder."""
     summary, means = result.summary, result.to_frame()
     words = ["critical-batch", "--method branch", "CHECKPOINT"]
+    problem = parse_problem(summary["problem"])
+    if isinstance(problem, FactoryConfig):
+        words += problem_words(problem)
     words += [f"--bs {size}" for size in summary["batch_sizes"]]
     words += [f"--examples {summary['examples']}", f"--seeds {summary['num_seeds']}"]
     words += [f"--tolerance {summary['tolerance'] / means['loss'].iloc[0]:.3g}"]
@@ -135,7 +139,15 @@ def sharpness_command(path: Path, entries: list[dict[str, Any]]) -> str:
         count = sum(value["which"] == end for value in entry["eigenvalues"])
         if count != (flag == "--top"):
             words.append(f"{flag} {count}")
-    words += [f"--{name}" for name in ("trace", "density", "phi") if entry[name]]
+    words += [f"--{name}" for name in ("trace", "density") if entry[name]]
+    spaces = {found["space"] for found in entry["phi"] or ()}
+    if spaces - {"filter"}:
+        words.append("--phi")
+    if "filter" in spaces:
+        words.append("--filter-normalised")
+    iterations = max((len(found["history"]) - 1 for found in entry["phi"] or ()), default=0)
+    if iterations > PAPER_ITERATIONS:
+        words.append(f"--phi-iterations {iterations}")
     if entry["batch_size"] is not None:
         words.append(f"--batch-sharpness {entry['batch_size']}")
     if entry.get("matrix") == "ggn":
@@ -156,7 +168,9 @@ def _command(words: Words, folder: Path) -> str:
 
 
 def _word(name: str, value: object) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = str(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        text = f"{value:g}"
     flag = FLAGS.get(name, "--" + name.replace("_", "-"))
     return f"{flag} {text}"
 

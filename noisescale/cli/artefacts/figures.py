@@ -81,7 +81,7 @@ def _measurements_figure(entries: Any) -> Figure:
         if not has_picture(entries):
             raise NoisescaleError(
                 "one checkpoint's trace alone makes no picture: measure it with --top, --bottom, "
-                "--density, --phi or --batch-sharpness"
+                "--density, --phi, --filter-normalised or --batch-sharpness"
             )
         return measurements_figure(entries)
     if all(entry["reason"] for entry in entries):
@@ -106,6 +106,7 @@ def table_title(path: Path) -> str:
 
 
 def _table_figure(kind: str, path: Path, table: pd.DataFrame) -> Figure:
+    from noisescale.plots.interpolation import interpolation_figure
     from noisescale.plots.noise import batch_size_figure, noise_growth_figure
     from noisescale.plots.sharpness import sharpness_figure
     from noisescale.plots.training import confusion_figure, curves_figure, losses_figure
@@ -128,6 +129,8 @@ def _table_figure(kind: str, path: Path, table: pd.DataFrame) -> Figure:
             return noise_growth_figure(table, title=title)
         case "batch_size":
             return batch_size_figure(table, title=title)
+        case "line":
+            return interpolation_figure(table, title=title)
         case "map":
             return _map_figure(table, title=title)
     return _pareto_figure(path, title=title)

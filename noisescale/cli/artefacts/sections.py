@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +64,7 @@ MEANINGS = {
     "they say of stability.",
     "table": "A table, and the picture of it.",
 }
-UNFINISHED = "Unfinished: this is what there is so far. The command below goes on with it."
+UNFINISHED = "Unfinished: this is what there is so far. The command that made it goes on with it."
 
 
 def show(section: Section, path: Path) -> None:
@@ -152,8 +153,8 @@ def _how_it_ended(summary: dict[str, Any], metrics: list[dict[Any, Any]]) -> str
     split = next(name for name in ("test", "validation", "train") if name in rows)
     texts = [
         f"{name} {rows[split][name]:.4g}"
-        for name in ("loss", "accuracy")
-        if rows[split][name] is not None
+        for name in ("loss", "bits_per_character", "accuracy")
+        if (value := rows[split].get(name)) is not None and math.isfinite(value)
     ]
     return f"After {length}: {split} {', '.join(texts) or 'loss not finite'}."
 
@@ -422,7 +423,7 @@ def _close(section: Section, folder: Path, summary: dict[str, Any], command: str
     if made := [*noted, *([] if command is None else [command])]:
         section.commands("Made with", made)
     else:
-        section.print("Made in Python, by run_training.")
+        section.print("Made in Python, or by a study as one of its runs.")
 
 
 SHOWN: dict[str, Callable[[Section, Path], None]] = {

@@ -36,6 +36,7 @@ TABLES = {
     "noise": {"step", "loss", "simple", "simple_low", "simple_high", "full"},
     "batch_size": {"epoch", "batch_size", "learning_rate", "simple", "simple_low", "simple_high"},
     "map": {"batch_size", "learning_rate", "seed", "label", "unstable", "test_accuracy", "error"},
+    "line": {"split", "alpha", "loss", "loss_low", "loss_high"},
     "pareto": {"batch_size", "steps"},
 }
 # The keys by which the entries of a measurement's JSON are known
@@ -49,7 +50,7 @@ ALLOWED = (
     "give the folder of a run, a sweep, a critical batch size, branches or a recommendation, or a "
     "folder of such; a JSON file that measure-noise or sharpness printed with --json; or one of "
     "the tables metrics.csv, losses.csv, confusion.csv, sharpness.csv, noise.csv, batch_size.csv, "
-    "comparison.csv, cells.csv and steps_to_goal.csv"
+    "comparison.csv, cells.csv and steps_to_goal.csv, or that of interpolate --csv"
 )
 
 

@@ -92,7 +92,7 @@ def _loaded(entry: Entry, batch_size: int | str | None) -> Loaded:
         return Loaded(Path(file), {})
     settings = {
         name: entry[name]
-        for name in ("learning_rate", "momentum", "weight_decay")
+        for name in ("learning_rate", "momentum", "weight_decay", "optimizer")
         if entry.get(name) is not None
     }
     if batch_size is not None:
@@ -115,10 +115,27 @@ def _loaded(entry: Entry, batch_size: int | str | None) -> Loaded:
 
 
 def _noise(entry: Entry) -> NoiseScale:
-    count = entry["num_examples"]
+    fields = ("population", "population_size", "split", "engine", "num_examples")
+    common: dict[str, Any] = {name: entry[name] for name in fields}
+    common["units_per_example"] = entry.get("units_per_example")
+    under = entry.get("preconditioned")
+    return NoiseScale(
+        **common,
+        **_parts(entry, of=entry),
+        per_class=_frame(entry["per_class"]),
+        top_examples=_frame(entry["top_examples"]),
+        effective_examples=entry["effective_examples"],
+        noisiest_share=entry["noisiest_share"],
+        preconditioned=None if under is None else NoiseScale(**common, **_parts(under, of=entry)),
+    )
+
+
+def _parts(record: Entry, *, of: Entry) -> dict[str, Any]:
+    """What an entry has of any noise scale, under a preconditioner too."""
+    count = of["num_examples"]
     estimates: dict[str, Any] = {
         name: from_record(value, num_samples=count)
-        for name, value in entry.items()
+        for name, value in record.items()
         if isinstance(value, dict) and "stderr" in value
     }
     curvature = None
@@ -128,26 +145,23 @@ def _noise(entry: Entry) -> NoiseScale:
             covariance=np.full((3, 3), np.nan),
             dof=np.nan,
             num_examples=count,
-            hessian_examples=entry["hessian_examples"],
-            num_matvecs=entry["num_matvecs"],
+            hessian_examples=of["hessian_examples"],
+            num_matvecs=of["num_matvecs"],
             stored=estimates,
         )
-    tables: dict[str, Any] = {
-        name: pd.DataFrame(rows).fillna(np.nan)
-        for name in ("per_layer", "per_class", "top_examples")
-        if (rows := entry[name]) is not None
-    }
-    fields = ("population", "population_size", "resolved", "examples_to_resolve", "split", "engine")
-    return NoiseScale(
+    return {
         **{name: estimates[name] for name in ("squared_gradient_norm", "gradient_variance")},
-        **{name: entry[name] for name in (*fields, "effective_examples", "noisiest_share")},
-        **tables,
-        simple=estimates["simple"],
-        loss=estimates.get("loss"),
-        num_examples=count,
-        curvature=curvature,
-        notes=tuple(entry["notes"]),
-    )
+        **{name: record[name] for name in ("resolved", "examples_to_resolve")},
+        "simple": estimates["simple"],
+        "loss": estimates.get("loss"),
+        "per_layer": _frame(record["per_layer"]),
+        "curvature": curvature,
+        "notes": tuple(record.get("notes", ())),
+    }
+
+
+def _frame(rows: list[Entry] | None) -> pd.DataFrame | None:
+    return None if rows is None else pd.DataFrame(rows).fillna(np.nan)
 
 
 def _sharpness(entry: Entry) -> Sharpness:

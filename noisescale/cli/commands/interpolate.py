@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from noisescale.cli.help import Command
-from noisescale.cli.options import Picture, machine_options
+from noisescale.cli.options import PICTURES, FileOf, machine_options
 from noisescale.errors import CheckpointError, SettingError
 from noisescale.problems.config import resolve_device
 
@@ -93,9 +93,9 @@ Examples:
     "weights of any origin.",
 )
 @machine_options
-@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write a row for each point.")
+@click.option("--csv", "table", type=FileOf((".csv",)), help="Write a row for each point.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
-@click.option("--plot", type=Picture(), help="Draw loss and accuracy; png, pdf or svg.")
+@click.option("--plot", type=FileOf(PICTURES), help="Draw loss and accuracy; png, pdf or svg.")
 def interpolate(
     first: Path,
     second: Path,
@@ -180,7 +180,8 @@ def _of_one_problem(ends: list[Loaded]) -> Loaded:
     if len(told) < len(ends):
         return told[0][0] if told else ends[0]
     (known, one_of), (_, other_of) = told
-    names = dict.fromkeys([*one_of, *other_of])
+    # the same text may lie at several places; its digest tells it from others
+    names = [name for name in dict.fromkeys([*one_of, *other_of]) if name != "text"]
     differences = [
         f"{name} is {one!r} of the first, {other!r} of the second"
         for name in names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 
 from noisescale.cli.help import Command
 from noisescale.cli.options import measurement_options, showing_what_is_found
+from noisescale.errors import SettingError
 from noisescale.problems.config import resolve_device
 
 if TYPE_CHECKING:
@@ -129,13 +131,20 @@ def measure_noise(
     chosen = NoiseOptions(**options, dtype=dtype and getattr(torch, dtype))
 
     def measure(problem: Problem, report: Callable[[str], None], loaded: Loaded) -> NoiseScale:
+        if unit == "tokens" and problem.units is None:
+            raise SettingError(
+                "--unit tokens: the problem does not say how many tokens an example has; give it "
+                "as Problem(units=…), or leave --unit out"
+            )
         given: Any = None if preconditioner == "none" else preconditioner
+        note: str | None = None
         if preconditioner == "auto":
-            given = loaded.optimizer_state
+            given, note = loaded.own_preconditioner(problem.model)
         # one seed: the same examples for every checkpoint
-        return measure_noise(
+        noise = measure_noise(
             problem, options=chosen, preconditioner=given, seed=seed, report=report
         )
+        return noise if note is None else replace(noise, notes=(*noise.notes, note))
 
     is_first = True
 

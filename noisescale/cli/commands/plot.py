@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from noisescale.cli.artefacts.sources import ALLOWED, DAMAGED, folder_kind, sources
+from noisescale.cli.artefacts.sources import ALLOWED, DAMAGED, sources
 from noisescale.cli.help import Command
 from noisescale.cli.options import FOLDER, PICTURES
 from noisescale.errors import NoisescaleError, RunFolderError, own_words
@@ -85,27 +85,10 @@ def _common_folder(found: list[Path]) -> Path:
 
 def _draw(source: Path, *, out: Path | None, format: str) -> list[Path]:
     """Draws one folder or file, into `out` or, None, beside its data; the pictures' paths."""
-    from noisescale.cli.artefacts.figures import file_figure
-    from noisescale.plots.style import image
-    from noisescale.training.records.folder import write_atomically
+    from noisescale.cli.artefacts.figures import figures
+    from noisescale.training.records.pictures import save_figures
 
-    if source.is_dir():
-        return _draw_folder(source, out=out, format=format)
-    path = (out or source.parent) / f"{source.stem}.{format}"
-    write_atomically(path, image(file_figure(source), format))
-    return [path]
-
-
-def _draw_folder(folder: Path, *, out: Path | None, format: str) -> list[Path]:
-    match folder_kind(folder):
-        case "sweep":
-            from noisescale.studies.stability_map.pictures import draw_pictures
-        case "critical batch":
-            from noisescale.studies.critical_batch.pictures import draw_pictures
-        case "recommendation":
-            from noisescale.studies.recommend.results import draw_pictures
-        case _:
-            from noisescale.training.records.pictures import draw_pictures
-    if not (paths := draw_pictures(folder, out=out, format=format)):
+    folder = source if source.is_dir() else source.parent
+    if not (paths := save_figures(figures(source), out or folder, format=format)):
         raise RunFolderError("nothing to draw yet: it has no table")
     return paths

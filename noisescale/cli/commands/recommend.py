@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,9 +205,6 @@ def _measure(path: Path, options: dict[str, Any], started: float) -> None:
     measurements: Any
     if found is not None:
         advice, recommendation = found
-        config = loaded.checkpoint and loaded.checkpoint.problem
-        if isinstance(config, ProblemConfig):
-            advice = replace(advice, units_per_example=config.units_per_example)
         measurements, notes = recommendation.to_dict(), recommendation.warnings
     else:
         budget = Budget(60 * options["minutes"], time.monotonic)
@@ -223,7 +219,6 @@ def _measure(path: Path, options: dict[str, Any], started: float) -> None:
             budget=budget,
             seed=options["seed"],
         )
-        advice = replace(advice, units_per_example=noise.units_per_example)
         measurements, notes = noise.to_dict(), (*notes, *noise.notes)
     if options["as_json"]:
         record = {

@@ -153,7 +153,7 @@ def sharpness(
     if plot is not None and len(loaded) == 1 and not any(options[name] for name in drawn):
         raise SettingError(
             "--plot: one checkpoint's trace alone makes no picture; add --top, --bottom, "
-            "--density, --phi or --batch-sharpness"
+            "--density, --phi, --filter-normalised or --batch-sharpness"
         )
     previous: tuple[Problem, Sharpness] | None = None
 

@@ -21,7 +21,7 @@ from noisescale.cli.printing.tables import (
     stdout_console,
     step_text,
 )
-from noisescale.errors import MeasurementError, RunFolderError, SettingError
+from noisescale.errors import MeasurementError, RunFolderError
 from noisescale.statistics.estimate import Estimate, estimate_of
 from noisescale.statistics.gradient_noise import PRECONDITIONED, QUANTITIES
 
@@ -79,6 +79,7 @@ class NoiseReport:
             "step": loaded.step,
             "batch_size": training and training.batch_size,
             "learning_rate": training and training.learning_rate,
+            "optimizer": training and training.optimizer,
             "reason": self.measured.reason,
         }
         if noise is None:
@@ -152,18 +153,11 @@ def print_noise(
     Args:
         reports: on each checkpoint.
         console: where to; None: stdout.
-        in_tokens: whether the tables' noise scales are in tokens, not examples.
-
-    Raises:
-        SettingError: in tokens, where the problem does not say how many an example has.
+        in_tokens: whether the tables' noise scales are in tokens, not examples, where it is known
+            how many an example has.
     """
     console = console or stdout_console()
     results = [noise for _, noise in _results(reports)]
-    if in_tokens and results[0].units_per_example is None:
-        raise SettingError(
-            "--unit tokens: the problem does not say how many tokens an example has; give it as "
-            "Problem(units=…), or leave --unit out"
-        )
     first = results[0]
     engines = ", ".join(sorted({str(noise.engine) for noise in results}))
     made = [report.measured.loaded for report in reports if report.measured.loaded.content is None]

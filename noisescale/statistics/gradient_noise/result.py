@@ -80,14 +80,6 @@ class GradientNoise(NamedTuple):
     def _repr_html_(self) -> str:
         return self._summary().html()
 
-    @property
-    def _notes_under_preconditioner(self) -> tuple[str, ...]:
-        under = self.preconditioned
-        if under is None:
-            return ()
-        notes = (*_unresolved(under.resolved, under.examples_to_resolve), *under.notes)
-        return tuple(f"under the preconditioner: {note}" for note in notes)
-
     def _summary(self) -> Summary:
         estimates = {name: getattr(self, name) for name in GRADIENT_NOISE}
         samples = self.simple.num_samples

@@ -198,9 +198,7 @@ def firmer_command(
         critical: B_crit as far as it is known; None: the command chooses the sizes.
         num_examples: in the training set.
     """
-    words = ["noisescale critical-batch", *problem_words(problem)]
-    if isinstance(problem, ProblemConfig) and problem.model == "mlp" and problem.width is None:
-        words.append(f"--width {MLP_WIDTH}")  # critical-batch takes a narrower one by itself
+    words = ["noisescale critical-batch", *study_words(problem)]
     words += optimizer_words(training)
     if critical is not None:
         near = sorted(
@@ -218,6 +216,14 @@ def problem_words(problem: ProblemConfig | FactoryConfig) -> list[str]:
     options = {"dataset": problem.dataset} | problem.changed()
     options.pop("text_sha256", None)  # read from the file
     return [_option(name, value) for name, value in options.items()]
+
+
+def study_words(problem: ProblemConfig | FactoryConfig) -> list[str]:
+    """The same for a study's command, which takes a narrower network by itself."""
+    words = problem_words(problem)
+    if isinstance(problem, ProblemConfig) and problem.model == "mlp" and problem.width is None:
+        words.append(f"--width {MLP_WIDTH}")
+    return words
 
 
 def optimizer_words(training: TrainConfig) -> list[str]:

@@ -21,6 +21,7 @@ from noisescale.studies.recommend.budget import Budget
 from noisescale.studies.recommend.look import noise_within
 from noisescale.training.config import TrainConfig
 from noisescale.training.console import duration_text
+from noisescale.training.records.folder import SUMMARY, read_json
 from noisescale.training.records.tables import read_noise
 from noisescale.training.tracking.noise import NUM_EXAMPLES
 
@@ -68,6 +69,7 @@ def advise_on_run(
             "tuned.",
         ),
         firmer="noisescale critical-batch, which tunes the rate at each of several batch sizes",
+        units_per_example=(read_json(path / SUMMARY) or {}).get("units_per_example"),
     )
     return advice, found
 
@@ -106,6 +108,7 @@ def advise_on_weights(
         needed = noise.examples_to_resolve
         return Advice(
             heading=f"B_simple at {name}:",
+            units_per_example=noise.units_per_example,
             cost=cost,
             firmer=firmer,
             reason=(
@@ -133,6 +136,7 @@ def advise_on_weights(
         worth=("Of this point alone: the noise grows in training; how B_crit relates is unknown.",),
         cost=cost,
         firmer=firmer,
+        units_per_example=noise.units_per_example,
     ), noise
 
 

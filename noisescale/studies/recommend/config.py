@@ -52,13 +52,6 @@ class RecommendConfig(Settings):
                 f"minutes {self.minutes!r}: give a number above 0, {LONGEST:,} at most, such as 5"
             )
 
-    @property
-    def name(self) -> str:
-        """What the problem is called: the factory, or data set and model."""
-        if isinstance(self.problem, FactoryConfig):
-            return self.problem.factory
-        return f"{self.problem.dataset}, {self.problem.model}"
-
     def size_of_runs(self, num_examples: int) -> int:
         """The batch size that the runs are made at.
 

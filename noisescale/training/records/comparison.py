@@ -58,24 +58,22 @@ def write_comparison(folders: list[Path], table: Path) -> None:
     write_table(table, pd.DataFrame(rows))
 
 
-def draw_comparison(table: Path, *, out: Path | None = None, format: str = "png") -> Path:
+def draw_comparison(table: Path) -> Path:
     """The file drawn: the losses of the runs that a comparison.csv names, in one picture.
 
     Args:
         table: see `write_comparison`.
-        out: where the picture goes, made where it is missing; None: beside the table.
-        format: "png", "pdf" or "svg", which also ends the file's name.
 
     Returns:
-        The path of the picture, which has the table's name.
+        The path of the picture, beside the table and of its name.
 
     Raises:
         RunFolderError: the table is none, or a run is missing or damaged.
     """
     from noisescale.plots.style import image  # matplotlib takes 0.8 s to load
 
-    path = (out or table.parent) / f"{table.stem}.{format}"
-    write_atomically(path, image(figure_of(table), format))
+    path = table.with_suffix(".png")
+    write_atomically(path, image(figure_of(table)))
     return path
 
 
