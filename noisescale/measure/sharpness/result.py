@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from noisescale.measure.curvature.eigenpairs import EigenPairs
 from noisescale.measure.curvature.keskar import KeskarSharpness
 from noisescale.measure.curvature.spectrum import SpectralDensity, SpectralMoments
+from noisescale.measure.sharpness.eigenvalue import NAMES, Eigenvalue
+from noisescale.measure.sharpness.preconditioned import PreconditionedSharpness
 from noisescale.statistics.display import Shown, Summary, share
 from noisescale.statistics.estimate import Estimate, estimate_row
 
@@ -17,38 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-
-End = Literal["largest", "smallest"]
-NAMES: dict[End, str] = {"largest": "λ_max", "smallest": "λ_min"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Eigenvalue:
-    """One eigenvalue with both of its errors.
-
-    Attributes:
-        which: the end of the spectrum it was sought at.
-        value: λ of the whole split: exact where all of it is measured on. From a subset, half-way
-            between the subset's own eigenvalue, which errs outwards, and the curvature of either
-            half along the other's eigenvectors, which errs inwards; the interval holds both and
-            the sampling error of each.
-        residual: |Hv − λv| of the subset's own eigenvalue, the numerical error.
-        converged: whether the residual is within the tolerance.
-    """
-
-    which: End
-    value: Estimate
-    residual: float
-    converged: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for strict JSON."""
-        return {
-            "which": self.which,
-            **self.value.to_dict(),
-            "residual": self.residual,
-            "converged": self.converged,
-        }
+PRECONDITIONED = "λ_max(P^½HP^½)"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -69,9 +41,11 @@ class Sharpness(Shown):
         batch_size: of the two quantities below.
         batch_sharpness: E_B[g_Bᵀ H_B g_B / |g_B|²].
         gradient_noise_interaction: E_B[g_Bᵀ H g_B]/|G|².
+        preconditioned: λ_max(P^½HP^½) and its limit, with a preconditioner.
         num_matvecs: products with the matrix over all n examples, and with the Hessian for the
             interaction.
-        pairs: the eigenpairs of each end, to start the next checkpoint's search from.
+        pairs: the eigenpairs of each end, and of P^½HP^½ as "preconditioned", to start the next
+            checkpoint's searches from.
         notes: what a reader should know.
 
     Examples:
@@ -98,13 +72,17 @@ class Sharpness(Shown):
     batch_size: int | None = None
     batch_sharpness: Estimate | None = None
     gradient_noise_interaction: Estimate | None = None
+    preconditioned: PreconditionedSharpness | None = None
     num_matvecs: int
-    pairs: dict[End, EigenPairs] = field(default_factory=dict, repr=False)
+    pairs: dict[str, EigenPairs] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     @property
     def starts(self) -> dict[str, Tensor]:
-        """What the next checkpoint's search for the eigenpairs of each end starts from, (K, P)."""
+        """What the next checkpoint's search for the eigenpairs of each end starts from, (K, P).
+
+        With a preconditioner under "preconditioned" those of P^½HP^½ too.
+        """
         return {which: pairs.warm_start for which, pairs in self.pairs.items()}
 
     @property
@@ -146,6 +124,7 @@ class Sharpness(Shown):
             "batch_sharpness": self.batch_sharpness and self.batch_sharpness.to_dict(),
             "gradient_noise_interaction": self.gradient_noise_interaction
             and self.gradient_noise_interaction.to_dict(),
+            "preconditioned": self.preconditioned and self.preconditioned.to_dict(),
             "phi": [phi.to_dict() for phi in self.phi],
             "density": self.density and self.density.to_dict(),
             "num_matvecs": self.num_matvecs,
@@ -166,11 +145,18 @@ class Sharpness(Shown):
         return measured
 
     def labelled(self) -> list[tuple[str, Eigenvalue]]:
-        """The eigenvalues with what they are called: λ_max, λ_max (2), …, λ_min and so on."""
-        return [
+        """The eigenvalues with what they are called: λ_max, λ_max (2), …, λ_min and so on.
+
+        Last, with a preconditioner, λ_max(P^½HP^½), of the Gauss–Newton matrix λ_max(P^½GP^½).
+        """
+        labelled = [
             (NAMES[eigenvalue.which] + (f" ({rank})" if rank > 1 else ""), eigenvalue)
             for rank, eigenvalue in self._ranked()
         ]
+        if self.preconditioned is not None:
+            name = PRECONDITIONED.replace("H", "G" if self.matrix == "ggn" else "H")
+            labelled.append((name, self.preconditioned.largest))
+        return labelled
 
     def _ranked(self) -> list[tuple[int, Eigenvalue]]:
         """The eigenvalues with their rank at their end of the spectrum, from 1."""
@@ -203,6 +189,8 @@ class Sharpness(Shown):
             row[f"{prefix}converged"] = eigenvalue.converged
         for name, estimate in self.estimates.items():
             row |= estimate_row(name, estimate)
+        if self.preconditioned is not None:
+            row |= preconditioned_columns(self.preconditioned)
         return pd.DataFrame([row | {"num_matvecs": self.num_matvecs}])
 
     def _summary(self) -> Summary:
@@ -216,12 +204,32 @@ class Sharpness(Shown):
         rows += [(labels[name], str(estimate)) for name, estimate in self.estimates.items()]
         beside = ["Keskar's φ in .phi"] if self.phi else []
         beside += [] if self.density is None else ["the spectral density in .density"]
+        under = () if self.preconditioned is None else self.preconditioned.notes
         return Summary(
             title=f"{matrix} of the mean loss over {count} {self.split} examples, "
             f"loss {self.loss:.4g}",
             rows=rows,
-            notes=(*self.notes, *([f"also measured: {' and '.join(beside)}"] if beside else [])),
+            notes=(
+                *self.notes,
+                *under,
+                *([f"also measured: {' and '.join(beside)}"] if beside else []),
+            ),
         )
+
+
+def preconditioned_columns(preconditioned: PreconditionedSharpness) -> dict[str, Any]:
+    """The columns of sharpness.csv that λ_max(P^½HP^½) fills.
+
+    Args:
+        preconditioned: it.
+    """
+    largest, limit = preconditioned.largest, preconditioned.stable_sharpness
+    return {
+        **estimate_row("preconditioned_eigenvalue", largest.value),
+        "preconditioned_residual": largest.residual,
+        "preconditioned_converged": float(largest.converged),
+        "preconditioned_stable": math.nan if limit is None else limit,
+    }
 
 
 def estimate_labels(batch_size: int | None) -> dict[str, str]:
