@@ -41,7 +41,7 @@ Which batch size
 
 Curvature
     measure_sharpness, SharpnessOptions -> Sharpness: all of the following
-        as one record.
+        as one record, PreconditionedSharpness in it.
     Objective, hessian_matvec, ggn_matvec -> CurvatureProduct: the loss,
         and products with a matrix.
     top_eigenpairs -> EigenPairs; spectral_moments -> SpectralMoments.

@@ -35,6 +35,7 @@ from .measure.noise import NoiseOptions as NoiseOptions, measure_noise as measur
 from .measure.objective import Objective as Objective
 from .measure.objective.preconditioner import preconditioner_of as preconditioner_of
 from .measure.sharpness import (
+    PreconditionedSharpness as PreconditionedSharpness,
     Sharpness as Sharpness,
     SharpnessOptions as SharpnessOptions,
     measure_sharpness as measure_sharpness,

@@ -82,8 +82,18 @@ class Loaded(NamedTuple):
     def own_preconditioner(self, model: nn.Module) -> tuple[Params | None, str | None]:
         """P of the adaptive optimizer at these weights; None, and perhaps a note, if there is none.
 
-        By a checkpoint's own state or, beside anybody's weights, that of an optimizer.pt in their
-        folder, as Hugging Face's Trainer leaves it; which may be of something else.
+        By `own_optimizer`.
+        """
+        from noisescale.measure.objective.preconditioner import preconditioner_of
+
+        state, note = self.own_optimizer(model)
+        return (None if state is None else preconditioner_of(state, model)), note
+
+    def own_optimizer(self, model: nn.Module) -> tuple[Mapping[str, Any] | None, str | None]:
+        """The state of the adaptive optimizer at these weights; None, perhaps with a note, if none.
+
+        A checkpoint's own or, beside anybody's weights, that of an optimizer.pt in their folder, as
+        Hugging Face's Trainer leaves it; which may be of something else.
         """
         from noisescale.measure.objective.preconditioner import (
             has_second_moments,
@@ -92,17 +102,31 @@ class Loaded(NamedTuple):
         )
 
         if self.checkpoint is not None:
-            state: Mapping[str, Any] = self.checkpoint.optimizer
-            return (preconditioner_of(state, model) if has_second_moments(state) else None), None
+            state = self._state_of_checkpoint(self.checkpoint)
+            return (state if has_second_moments(state) else None), None
         folder = self.path if self.path.is_dir() else self.path.parent
         beside = folder / OPTIMIZER_FILE
         if self.content is None or not beside.is_file():
             return None, None
         try:
             state = read_optimizer_state(beside)
-            return (preconditioner_of(state, model) if has_second_moments(state) else None), None
+            if not has_second_moments(state):
+                return None, None
+            preconditioner_of(state, model)  # whether it is of this model
         except (CheckpointError, SettingError) as error:
             return None, f"{beside} beside the weights is left aside: {error}"
+        return state, None
+
+    @staticmethod
+    def _state_of_checkpoint(checkpoint: Checkpoint) -> Mapping[str, Any]:
+        """The optimizer's state, which says how its weight decay acts; older torch does not."""
+        decoupled = {"decoupled_weight_decay": checkpoint.training.optimizer == "adamw"}
+        groups = checkpoint.optimizer.get("param_groups", [])
+        return {
+            "state": {},
+            **checkpoint.optimizer,
+            "param_groups": [decoupled | group for group in groups],
+        }
 
     @property
     def optimizer_name(self) -> str:

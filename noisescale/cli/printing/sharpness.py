@@ -22,7 +22,7 @@ from noisescale.training.console import NOTE_STYLE
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Measured
-    from noisescale.measure.sharpness import Eigenvalue, Sharpness
+    from noisescale.measure.sharpness import Eigenvalue, PreconditionedSharpness, Sharpness
 
 PAPER_ITERATIONS = 10  # after which Keskar et al. 2017 stop their search for φ
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
@@ -39,6 +39,7 @@ UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that fail
     "batch_size": None,
     "batch_sharpness": None,
     "gradient_noise_interaction": None,
+    "preconditioned": None,
     "phi": [],
     "density": None,
     "num_matvecs": None,
@@ -111,20 +112,29 @@ def print_sharpness(reports: list[SharpnessReport], console: Screen | None = Non
             "inwards; residuals are of the subset's own. Errors of the trace, the norm and the "
             "batch quantities are of their probes and batches alone, on these examples."
         )
-    for note in dict.fromkeys(note for result in results for note in result.notes):
+    for note in dict.fromkeys(note for result in results for note in _notes(result)):
         console.print(f"Note: {note}.")
     for report in reports:
         name = name_text(report.measured, every)
         if report.measured.result is None:
             console.print(f"{name}: not measured. {report.measured.reason}")
-        elif sentence := _verdict(report, report.measured.result.largest):
-            console.print(f"{name}: {sentence}")
+            continue
+        largest, under = report.measured.result.largest, report.measured.result.preconditioned
+        for sentence in (_verdict(report, largest), under and _under_optimizer(under)):
+            if sentence:
+                console.print(f"{name}: {sentence}")
     if not all(eigenvalue.converged for result in results for eigenvalue in result.eigenvalues):
         console.print(
             "Not converged: the residual is above its tolerance. Some eigenvalue lies that near "
             "the value, but which one is open: raise --max-matvecs.",
             style=f"bold {NOTE_STYLE}",
         )
+
+
+def _notes(sharpness: Sharpness) -> tuple[str, ...]:
+    """What a reader should know, of the optimizer's geometry too."""
+    under = sharpness.preconditioned
+    return sharpness.notes + (() if under is None else under.notes)
 
 
 def _table(every: list[Measured[Sharpness]]) -> NumberTable:
@@ -177,9 +187,26 @@ def _verdict(report: SharpnessReport, largest: Eigenvalue | None) -> str | None:
         f"the limit of full-batch stability, {formula} = {limit:.4g} "
         f"at lr {training.learning_rate:g}"
     )
+    return _beside("λ_max", largest, limit, named)
+
+
+def _under_optimizer(under: PreconditionedSharpness) -> str | None:
+    """λ_max(P^½HP^½) beside the limit of the optimizer that P is of; None without a limit."""
+    limit = under.stable_sharpness
+    if limit is None:
+        return None
+    named = (
+        f"the limit of full-batch stability of {under.optimizer}, {under.formula} = {limit:.4g} "
+        f"at lr {under.learning_rate:g}"
+    )
+    return _beside("λ_max(P^½HP^½)", under.largest, limit, named)
+
+
+def _beside(name: str, largest: Eigenvalue, limit: float, named: str) -> str:
+    """An eigenvalue beside a limit that has a name, as far as its errors allow."""
     estimate, margin = largest.value, largest.residual
     if estimate.kind == "point" or not largest.converged:
-        return f"λ_max against {named}, cannot be judged."
+        return f"{name} against {named}, cannot be judged."
     low, high = estimate.low - margin, estimate.high + margin
     ratio = f"{estimate.value / limit:.3g} ({low / limit:.3g}–{high / limit:.3g})"
-    return f"λ_max is {ratio} times {named}: {side_of(limit, low=low, high=high)} the edge."
+    return f"{name} is {ratio} times {named}: {side_of(limit, low=low, high=high)} the edge."

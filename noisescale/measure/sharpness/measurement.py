@@ -154,7 +154,7 @@ def measure_sharpness(
         batch_sharpness=None,
         gradient_noise_interaction=None,
         num_matvecs=tally.num_matvecs,
-        pairs={which: of_end for which, of_end in pairs.items()},
+        pairs=dict(pairs.items()),
         notes=objective.notes,
     )
     try:

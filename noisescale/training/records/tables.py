@@ -26,6 +26,14 @@ STEPS_TO_GOAL, RATES, PREDICTED, BRANCHES = (
 )
 TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE, LOSSES)
 
+# λ_max(P^½HP^½) under an adaptive optimizer, its error, and the limit of stability
+PRECONDITIONED_COLUMNS = (
+    "preconditioned_eigenvalue",
+    "preconditioned_eigenvalue_stderr",
+    "preconditioned_residual",
+    "preconditioned_converged",
+    "preconditioned_stable",
+)
 SHARPNESS_COLUMNS = (
     "step",
     "epoch",
@@ -39,6 +47,7 @@ SHARPNESS_COLUMNS = (
     "stable_sharpness",
     "batch_sharpness",
     "batch_sharpness_stderr",
+    *PRECONDITIONED_COLUMNS,
     "num_matvecs",
     "seconds",
     "reason",
@@ -76,6 +85,7 @@ ADDED: dict[str, float | str] = {
     "effective_examples": math.nan,
     "noisiest_share": math.nan,
     "population": "training",
+    **dict.fromkeys(PRECONDITIONED_COLUMNS, math.nan),
 }
 
 
