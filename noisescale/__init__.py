@@ -48,7 +48,8 @@ Curvature
     spectral_density -> SpectralDensity; keskar_sharpness ->
         KeskarSharpness.
     batch_sharpness, gradient_noise_interaction; stable_sharpness: the 2/η
-        beside them.
+        beside them; critical_sharpness -> CriticalSharpness: by a few
+        forward passes.
 
 Between two models
     interpolate -> Interpolation: loss and accuracy along the line, and the

@@ -101,8 +101,8 @@ class Loaded(NamedTuple):
             read_optimizer_state,
         )
 
-        if self.checkpoint is not None:
-            state = self._state_of_checkpoint(self.checkpoint)
+        state: Mapping[str, Any] | None = self.optimizer_state
+        if state is not None:
             return (state if has_second_moments(state) else None), None
         folder = self.path if self.path.is_dir() else self.path.parent
         beside = folder / OPTIMIZER_FILE
@@ -117,16 +117,18 @@ class Loaded(NamedTuple):
             return None, f"{beside} beside the weights is left aside: {error}"
         return state, None
 
-    @staticmethod
-    def _state_of_checkpoint(checkpoint: Checkpoint) -> Mapping[str, Any]:
-        """The optimizer's state, which says how its weight decay acts; older torch does not."""
-        decoupled = {"decoupled_weight_decay": checkpoint.training.optimizer == "adamw"}
-        groups = checkpoint.optimizer.get("param_groups", [])
-        return {
-            "state": {},
-            **checkpoint.optimizer,
-            "param_groups": [decoupled | group for group in groups],
-        }
+    @property
+    def optimizer_state(self) -> Mapping[str, Any] | None:
+        """The state of a checkpoint's optimizer, with how its weight decay acts, if torch lacks it.
+
+        None: it is no checkpoint of ours.
+        """
+        if self.checkpoint is None:
+            return None
+        name, stored = self.checkpoint.training.optimizer, self.checkpoint.optimizer
+        said = {"decoupled_weight_decay": name == "adamw"} if name in ("adam", "adamw") else {}
+        groups = [said | group for group in stored.get("param_groups", [])]
+        return {"state": {}, **stored, "param_groups": groups}
 
     @property
     def optimizer_name(self) -> str:

@@ -88,7 +88,7 @@ SUBJECTS = (
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
         "--per-layer --per-class --top --bottom --trace --density --phi --filter-normalised "
         "--points --from-alpha --to-alpha --buffers --phi-iterations --batch-sharpness --ggn "
-        "--noise --predict measure-noise --bs --preconditioner",
+        "--critical --noise --predict measure-noise --bs --preconditioner",
     ),
     Subject(
         "How to compute",

@@ -265,3 +265,15 @@ def test_a_file_of_an_optimizer_is_taken_and_another_is_refused(with_adamw):
     result = run("sharpness", *where, "nowhere.pt")
     assert result.exit_code == 1
     assert "there is no nowhere.pt" in result.stderr
+
+
+def test_the_critical_rate_is_told_and_is_json(trained, with_adamw):
+    for run_folder in (trained, with_adamw):
+        where = ["sharpness", run_folder / "checkpoint.pt", "--critical", "--top", 0]
+        (entry,) = json.loads(run(*where, "--json").stdout)
+        rate = entry["critical"]["learning_rate"]
+        assert rate["low"] < rate["value"] < rate["high"] < 1.03 * rate["low"]
+        assert entry["critical"]["value"]["value"] == pytest.approx(2 / rate["value"])
+        text = " ".join(run(*where).stdout.split())
+        assert "critical sharpness 2/η_c" in text
+        assert "raises the loss from lr" in text

@@ -10,7 +10,9 @@ from torch import nn
 from noisescale import (
     Examples,
     Problem,
+    ProblemConfig,
     SharpnessOptions,
+    build_problem,
     measure_sharpness,
 )
 from noisescale.errors import CheckpointError, SettingError
@@ -298,3 +300,21 @@ def test_it_is_printed_and_a_row_of_the_frame():
     row = found.to_frame().iloc[0]
     assert row["preconditioned_eigenvalue"] == found.preconditioned.largest.value.value
     assert row["preconditioned_stable"] == found.preconditioned.stable_sharpness
+
+
+@pytest.mark.slow
+def test_full_batch_rmsprop_hovers_at_its_limit():
+    """Cohen et al. 2022, figure 1, on the digits: it rises to 2/η and stays there."""
+    problem = build_problem(ProblemConfig(dataset="digits", width=32, loss="mse"))
+    model = problem.model
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-4, eps=1e-7)
+    ratios = {}
+    for step in range(1, 1251):
+        optimizer.zero_grad()
+        problem.loss(model(problem.train.inputs), problem.train.targets).mean().backward()
+        optimizer.step()
+        if step in (10, 500, 750, 1000, 1250):
+            found = measure_sharpness(problem, preconditioner=optimizer)
+            ratios[step] = found.preconditioned.ratio.value
+    assert ratios.pop(10) < 0.4
+    assert all(0.93 < ratio < 1.07 for ratio in ratios.values())  # .976 to 1.002 where measured

@@ -14,7 +14,12 @@ from noisescale.cli.printing.noise import NoiseReport
 from noisescale.cli.printing.sharpness import SharpnessReport
 from noisescale.measure.curvature.keskar import KeskarSharpness
 from noisescale.measure.curvature.spectrum import SpectralMoments
-from noisescale.measure.sharpness import Eigenvalue, PreconditionedSharpness, Sharpness
+from noisescale.measure.sharpness import (
+    CriticalSharpness,
+    Eigenvalue,
+    PreconditionedSharpness,
+    Sharpness,
+)
 from noisescale.problems.config import FactoryConfig
 from noisescale.statistics.estimate import Estimate, from_record
 from noisescale.statistics.gradient_noise import NoiseScale
@@ -192,6 +197,14 @@ def _sharpness(entry: Entry) -> Sharpness:
             notes=tuple(under["notes"]),
             **{name: under[name] for name in UNDER_OPTIMIZER},
         )
+    critical = None
+    if (stored := entry.get("critical")) is not None:
+        critical = CriticalSharpness(
+            value=from_record(stored["value"], num_samples=count),
+            learning_rate=from_record(stored["learning_rate"], num_samples=count),
+            num_passes=stored["num_passes"],
+            reason=stored["reason"] or "",
+        )
     trace, frobenius = estimate("trace"), estimate("frobenius")
     moments = None
     if trace is not None and frobenius is not None:
@@ -215,5 +228,6 @@ def _sharpness(entry: Entry) -> Sharpness:
         batch_sharpness=estimate("batch_sharpness"),
         gradient_noise_interaction=estimate("gradient_noise_interaction"),
         preconditioned=preconditioned,
+        critical=critical,
         notes=tuple(entry["notes"]),
     )

@@ -84,6 +84,12 @@ Examples:
     help="λ_max(P^½HP^½) too, under an optimizer's state in a FILE of torch.save. auto: of the "
     "checkpoint's own Adam or AdamW, or of optimizer.pt beside the weights.",
 )
+@click.option(
+    "--critical",
+    is_flag=True,
+    help="2/η_c: from which learning rate on the optimizer's next step raises the loss; a few "
+    "forward passes.",
+)
 @click.option("--ggn", is_flag=True, help="The Gauss-Newton matrix instead of the Hessian.")
 @click.option(
     "--method",
@@ -138,7 +144,7 @@ def sharpness(
     from noisescale.training.trainer import has_batch_norm
 
     searched = ("phi", "filter_normalised")
-    wanted = ("top", "bottom", "trace", "density", *searched, "batch_size")
+    wanted = ("top", "bottom", "trace", "density", *searched, "batch_size", "critical")
     if not any(options[name] for name in wanted):
         raise SettingError(
             "nothing to measure: give --top, --bottom, --trace, --density, --phi or another"
@@ -177,7 +183,13 @@ def sharpness(
         if preconditioner == "auto":
             given, note = loaded.own_optimizer(problem.model)
         sharpness = measure_sharpness(
-            problem, options=chosen, preconditioner=given, start=start, report=report
+            problem,
+            options=chosen,
+            preconditioner=given,
+            # what is given goes before the checkpoint's own
+            update=loaded.optimizer_state if preconditioner in ("auto", "none") else None,
+            start=start,
+            report=report,
         )
         if note is not None:
             sharpness = replace(sharpness, notes=(*sharpness.notes, note))

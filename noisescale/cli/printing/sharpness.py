@@ -22,7 +22,12 @@ from noisescale.training.console import NOTE_STYLE
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Measured
-    from noisescale.measure.sharpness import Eigenvalue, PreconditionedSharpness, Sharpness
+    from noisescale.measure.sharpness import (
+        CriticalSharpness,
+        Eigenvalue,
+        PreconditionedSharpness,
+        Sharpness,
+    )
 
 PAPER_ITERATIONS = 10  # after which Keskar et al. 2017 stop their search for φ
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
@@ -40,6 +45,7 @@ UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that fail
     "batch_sharpness": None,
     "gradient_noise_interaction": None,
     "preconditioned": None,
+    "critical": None,
     "phi": [],
     "density": None,
     "num_matvecs": None,
@@ -120,7 +126,12 @@ def print_sharpness(reports: list[SharpnessReport], console: Screen | None = Non
             console.print(f"{name}: not measured. {report.measured.reason}")
             continue
         largest, under = report.measured.result.largest, report.measured.result.preconditioned
-        for sentence in (_verdict(report, largest), under and _under_optimizer(under)):
+        critical = report.measured.result.critical
+        for sentence in (
+            _verdict(report, largest),
+            under and _under_optimizer(under),
+            critical and _of_next_step(critical),
+        ):
             if sentence:
                 console.print(f"{name}: {sentence}")
     if not all(eigenvalue.converged for result in results for eigenvalue in result.eigenvalues):
@@ -200,6 +211,18 @@ def _under_optimizer(under: PreconditionedSharpness) -> str | None:
         f"at lr {under.learning_rate:g}"
     )
     return _beside("λ_max(P^½HP^½)", under.largest, limit, named)
+
+
+def _of_next_step(critical: CriticalSharpness) -> str:
+    """From which learning rate on the next step raises the loss, or why that is not known."""
+    if critical.reason:
+        return f"no critical rate was found: {critical.reason}."
+    rate = critical.learning_rate
+    return (
+        f"the optimizer's next step, on these examples as its batch, raises the loss from lr "
+        f"{rate.text('value')} on (between {rate.low:.3g} and {rate.high:.3g}, "
+        f"{critical.num_passes} forward passes)."
+    )
 
 
 def _beside(name: str, largest: Eigenvalue, limit: float, named: str) -> str:

@@ -1,5 +1,6 @@
 """The curvature of a problem's loss at one parameter vector, as one record."""
 
+from noisescale.measure.sharpness.critical import CriticalSharpness, critical_sharpness
 from noisescale.measure.sharpness.eigenvalue import Eigenvalue
 from noisescale.measure.sharpness.measurement import measure_sharpness
 from noisescale.measure.sharpness.options import SharpnessOptions
@@ -11,10 +12,12 @@ from noisescale.measure.sharpness.result import (
 )
 
 __all__ = [
+    "CriticalSharpness",
     "Eigenvalue",
     "PreconditionedSharpness",
     "Sharpness",
     "SharpnessOptions",
+    "critical_sharpness",
     "estimate_labels",
     "measure_sharpness",
     "preconditioned_columns",

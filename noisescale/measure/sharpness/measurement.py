@@ -6,9 +6,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from noisescale.errors import MeasurementError, StoppedEarly
 from noisescale.measure.curvature.batch_sharpness import (
@@ -24,9 +27,14 @@ from noisescale.measure.curvature.spectrum import (
     spectral_density,
     spectral_moments,
 )
-from noisescale.measure.objective import Objective
+from noisescale.measure.objective import Objective, flatten
 from noisescale.measure.objective.gradient_field import check_one_function
-from noisescale.measure.objective.preconditioner import PreconditionerLike
+from noisescale.measure.objective.preconditioner import (
+    PreconditionerLike,
+    is_optimizer_state,
+    read_optimizer_state,
+)
+from noisescale.measure.sharpness.critical import CriticalSharpness, critical_sharpness
 from noisescale.measure.sharpness.eigenvalue import End
 from noisescale.measure.sharpness.options import (
     SharpnessOptions,
@@ -37,6 +45,7 @@ from noisescale.measure.sharpness.options import (
 from noisescale.measure.sharpness.preconditioned import Geometry
 from noisescale.measure.sharpness.result import Sharpness
 from noisescale.measure.sharpness.sampling_error import Product, Report, eigenvalues
+from noisescale.measure.sharpness.update import UpdateLike, next_update
 from noisescale.problems.problem import Examples, Params, Problem, held
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate
@@ -63,6 +72,7 @@ def measure_sharpness(
     options: SharpnessOptions | None = None,
     *,
     preconditioner: PreconditionerLike | None = None,
+    update: UpdateLike | None = None,
     seed: int | None = None,
     start: Sharpness | Mapping[str, Tensor] | None = None,
     report: Report | None = None,
@@ -78,6 +88,9 @@ def measure_sharpness(
             of stability where P is an optimizer's: a positive tensor by parameter's name, an Adam,
             AdamW, RMSprop or the like that trains the model, its state_dict(), or a file of that;
             see `preconditioner_of`. None: no such curvature.
+        update: what critical sharpness goes along: the next step of an optimizer that trains the
+            model, given as it is or by its state_dict(), or the step itself, a tensor by
+            parameter. None: that of `preconditioner` where it is an optimizer, else the gradient.
         seed: of the subset and of every random start, batch and probe. None: that of the options,
             which is 0 by default.
         start: an earlier checkpoint's measurement, whose eigenvectors the searches start from; or
@@ -110,6 +123,8 @@ def measure_sharpness(
           squared Frobenius norm  5.51 ± 0.21 (5.04–5.97)
     """
     options = with_seed(options or SharpnessOptions(), seed)
+    if isinstance(preconditioner, str | Path):
+        preconditioner = read_optimizer_state(Path(preconditioner))
     report = report or (lambda activity: None)
     examples, indices, population_size = select(
         problem,
@@ -157,6 +172,11 @@ def measure_sharpness(
         pairs=dict(pairs.items()),
         notes=objective.notes,
     )
+    if options.critical:
+        if update is None and isinstance(preconditioner, Optimizer | Mapping):
+            update = preconditioner if _is_optimizer(preconditioner) else None
+        critical = _critical(objective, problem.model, gradient, update, report)
+        sharpness = replace(sharpness, critical=critical)
     try:
         if geometry is not None:
             sharpness = _with_preconditioned(sharpness, geometry, options, starts, tally)
@@ -226,6 +246,30 @@ def _check_one_function(
     except MeasurementError:  # a model that fixes its dtypes takes no float64
         return
     check_one_function(precise, CurvatureProduct(precise, record_hessian))
+
+
+def _is_optimizer(given: Optimizer | Mapping[str, Any]) -> bool:
+    return isinstance(given, Optimizer) or is_optimizer_state(given)
+
+
+def _critical(
+    objective: Objective,
+    model: nn.Module,
+    gradient: Tensor,
+    update: UpdateLike | None,
+    report: Report,
+) -> CriticalSharpness:
+    """Critical sharpness along the next update, from the rate in use where that is known."""
+    report("critical sharpness")
+    if update is None:
+        return critical_sharpness(objective)
+    params = objective.unflatten(objective.point)
+    delta = next_update(update, model, params, objective.unflatten(gradient))
+    rate = None
+    if _is_optimizer(update):
+        groups = update.param_groups if isinstance(update, Optimizer) else update["param_groups"]
+        rate = max(float(group.get("lr", 0.0)) for group in groups) or None
+    return critical_sharpness(objective, flatten(list(delta.values())), start=rate)
 
 
 class _Tally:

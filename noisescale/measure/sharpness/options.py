@@ -37,6 +37,8 @@ class SharpnessOptions(Settings):
             lies between.
         interaction_batches: for the gradient–noise interaction, each a product over all examples; 0
             leaves it out.
+        critical: whether to measure critical sharpness, see `critical_sharpness`: a few forward
+            passes along the next update.
         dtype: None: the parameters' own, at least float32. φ is always computed in float64.
         seed: of the subset and of every random start, batch and probe.
         param_filter: names of parameters, or patterns as "head.*", whose curvature it is; the
@@ -67,6 +69,7 @@ class SharpnessOptions(Settings):
     batch_size: int | None = None
     num_batches: int | None = None
     interaction_batches: int = 16
+    critical: bool = False
     dtype: torch.dtype | None = None
     seed: int = 0
     param_filter: tuple[str, ...] | None = None

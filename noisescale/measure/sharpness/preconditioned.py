@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +13,9 @@ from torch.optim import Optimizer
 from noisescale.measure.curvature.products import CurvatureProduct
 from noisescale.measure.objective import flatten
 from noisescale.measure.objective.preconditioner import (
-    PreconditionerLike,
     by_leaf,
     is_optimizer_state,
     preconditioner_of,
-    read_optimizer_state,
 )
 from noisescale.measure.sharpness.eigenvalue import Eigenvalue
 from noisescale.measure.sharpness.step_rule import StepRule, step_rule
@@ -134,21 +132,18 @@ class Geometry:
 
     @classmethod
     def of(
-        cls, given: PreconditionerLike, model: nn.Module, operator: CurvatureProduct
+        cls, given: Optimizer | Mapping[str, Any], model: nn.Module, operator: CurvatureProduct
     ) -> Geometry:
         """That of a preconditioner.
 
         Args:
-            given: P by parameter, an optimizer, its state or a file of it, see `preconditioner_of`.
+            given: P by parameter, an optimizer or its state, see `preconditioner_of`.
             model: whose parameters they are.
             operator: the product with H.
 
         Raises:
             SettingError: P that is not known, or of other parameters.
-            CheckpointError: a file that cannot be read.
         """
-        if isinstance(given, str | Path):
-            given = read_optimizer_state(Path(given))
         leaves = operator.objective.params()
         root = flatten(list(by_leaf(preconditioner_of(given, model), leaves).values())).sqrt()
         if not isinstance(given, Optimizer) and not is_optimizer_state(given):

@@ -11,6 +11,7 @@ from torch import Tensor
 from noisescale.measure.curvature.eigenpairs import EigenPairs
 from noisescale.measure.curvature.keskar import KeskarSharpness
 from noisescale.measure.curvature.spectrum import SpectralDensity, SpectralMoments
+from noisescale.measure.sharpness.critical import CriticalSharpness
 from noisescale.measure.sharpness.eigenvalue import NAMES, Eigenvalue
 from noisescale.measure.sharpness.preconditioned import PreconditionedSharpness
 from noisescale.statistics.display import Shown, Summary, share
@@ -42,6 +43,7 @@ class Sharpness(Shown):
         batch_sharpness: E_B[g_Bᵀ H_B g_B / |g_B|²].
         gradient_noise_interaction: E_B[g_Bᵀ H g_B]/|G|².
         preconditioned: λ_max(P^½HP^½) and its limit, with a preconditioner.
+        critical: 2/η_c, with η_c the smallest rate at which the next update raises the loss.
         num_matvecs: products with the matrix over all n examples, and with the Hessian for the
             interaction.
         pairs: the eigenpairs of each end, and of P^½HP^½ as "preconditioned", to start the next
@@ -73,6 +75,7 @@ class Sharpness(Shown):
     batch_sharpness: Estimate | None = None
     gradient_noise_interaction: Estimate | None = None
     preconditioned: PreconditionedSharpness | None = None
+    critical: CriticalSharpness | None = None
     num_matvecs: int
     pairs: dict[str, EigenPairs] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
@@ -125,6 +128,7 @@ class Sharpness(Shown):
             "gradient_noise_interaction": self.gradient_noise_interaction
             and self.gradient_noise_interaction.to_dict(),
             "preconditioned": self.preconditioned and self.preconditioned.to_dict(),
+            "critical": self.critical and self.critical.to_dict(),
             "phi": [phi.to_dict() for phi in self.phi],
             "density": self.density and self.density.to_dict(),
             "num_matvecs": self.num_matvecs,
@@ -142,6 +146,9 @@ class Sharpness(Shown):
             measured["batch_sharpness"] = self.batch_sharpness
         if self.gradient_noise_interaction is not None:
             measured["gradient_noise_interaction"] = self.gradient_noise_interaction
+        if self.critical is not None:
+            measured["critical_sharpness"] = self.critical.value
+            measured["critical_rate"] = self.critical.learning_rate
         return measured
 
     def labelled(self) -> list[tuple[str, Eigenvalue]]:
@@ -243,4 +250,6 @@ def estimate_labels(batch_size: int | None) -> dict[str, str]:
         "frobenius": "squared Frobenius norm",
         "batch_sharpness": f"batch sharpness, B = {batch_size}",
         "gradient_noise_interaction": f"gradient-noise interaction, B = {batch_size}",
+        "critical_sharpness": "critical sharpness 2/η_c",
+        "critical_rate": "critical rate η_c",
     }
