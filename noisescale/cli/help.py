@@ -51,7 +51,7 @@ SUBJECTS = (
             "--bs 32",
             "--lr 0.05",
         ),
-        "--bs --lr --lr-min --lr-max --num-lr --bisect --factor --precision --lr-bend",
+        "--bs --lr --lr-min --lr-max --num-lr --bisect --folds --factor --precision --lr-bend",
     ),
     Subject(
         "Training",
