@@ -94,11 +94,15 @@ class Recommendation(Shown):
 
     @property
     def column(self) -> str:
-        """𝓑 in noise.csv."""
+        """That of 𝓑 in noise.csv."""
         return self.column_of(self.quantity)
 
     def column_of(self, quantity: Scale) -> str:
-        """A noise scale in noise.csv, in the geometry of this one."""
+        """A noise scale's column in noise.csv, in the geometry of this one.
+
+        Args:
+            quantity: "simple" or "full".
+        """
         return quantity if self.geometry == "plain" else f"{UNDER_PRECONDITIONER}{quantity}"
 
     @property

@@ -122,7 +122,14 @@ class NoiseTracking:
         return self.options.per_layer
 
     def geometry_for(self, config: TrainConfig) -> Geometry:
-        """Which scales are recorded along a run; SettingError for one that its optimizer lacks."""
+        """Which scales are recorded along a run.
+
+        Args:
+            config: of the run, whose optimizer has a geometry of its own or none.
+
+        Raises:
+            SettingError: the options name one that the optimizer lacks.
+        """
         geometry, is_plain = self.options.geometry, config.optimizer == "sgd"
         if is_plain and geometry in ("optimizer", "both"):
             raise SettingError(
