@@ -84,7 +84,7 @@ SUBJECTS = (
             "--points 21 --to-alpha 1.2",
             "--no-predict",
         ),
-        "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer "
+        "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer --noise-geometry "
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
         "--per-layer --per-class --top --bottom --trace --density --phi --filter-normalised "
         "--points --from-alpha --to-alpha --buffers --phi-iterations --batch-sharpness --ggn "

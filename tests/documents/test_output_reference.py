@@ -53,6 +53,7 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
         train = [
             printed("train", *DIGITS, "--bs", "adaptive", *noise, "--out", "adaptive"),
             printed("train", *DIGITS, "--bs", 8, *noise, *kept, "--out", "run"),
+            printed("train", *DIGITS, "--bs", 8, "--optimizer", "adam", *noise, "--out", "adam"),
             printed("train", *DIGITS, "--bs", 64, "--bs", 128, "--out", "several"),
             printed("train", *DIGITS, "--bs", 1, "--lr", 1e6, "--out", "diverged"),
             printed("train", "--problem", QUADRATIC, "--bs", 8, "--epochs", 1, "--out", "own"),
@@ -120,6 +121,7 @@ def test_the_page_says_what_the_commands_print(outputs):
 STUDIES = {  # the section of each folder's files
     "adaptive": "a-run",
     "run": "a-run",
+    "adam": "a-run",
     "diverged": "a-run",
     "own": "a-run",
     "several/bs64": "a-run",
