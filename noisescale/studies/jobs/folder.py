@@ -101,8 +101,9 @@ def _differences(
     there: dict[str, Any], here: dict[str, Any], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
     differences: list[tuple[str, Any, Any]] = []
-    for name in here:
-        old, new = there.get(name), here[name]
+    # of what lies deeper, also what only an earlier command has said
+    for name in dict.fromkeys([*here, *there]) if prefix else here:
+        old, new = there.get(name), here.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             differences += _differences(old, new, f"{prefix}{name}.")
         elif old != new:

@@ -50,6 +50,7 @@ from noisescale.studies.stability_map.search import (
 from noisescale.studies.stability_map.tables import cell_row, cells_table, edge_of_cells, in_order
 from noisescale.training.config import resolve_batch_size
 from noisescale.training.records.names import file_digest, run_name
+from noisescale.training.updates.muon import check_muon
 
 SCAN_FACTOR = (
     4.0  # between the rates of seed 0's scan, about: two or three bisections of them follow
@@ -115,6 +116,7 @@ def run_sweep(
     """
     if not isinstance(options, SweepOptions):
         options = SweepOptions(**vars(options or StudyOptions()))
+    check_muon(config.training)
     num_examples = count_examples(config.problem)
     # of runs from a checkpoint no seed draws the start
     several = config.num_seeds if config.start is None else 1

@@ -29,6 +29,7 @@ TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE, LOSSES
 SHARPNESS_COLUMNS = (
     "step",
     "epoch",
+    "learning_rate",
     "num_examples",
     "loss",
     "gradient_norm",
@@ -48,6 +49,7 @@ NOISE_COLUMNS = (
         "step",
         "epoch",
         "batch_size",
+        "learning_rate",
         "num_examples",
         "population_size",
         "num_probes",
@@ -75,6 +77,7 @@ LOSS_COLUMNS = ("step", "epoch", "num_steps", "loss", "smallest", "largest")
 ADDED: dict[str, float | str] = {
     "effective_examples": math.nan,
     "noisiest_share": math.nan,
+    "learning_rate": math.nan,
     "population": "training",
 }
 
