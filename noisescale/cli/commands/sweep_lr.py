@@ -72,7 +72,9 @@ Examples:
     "allow]",
 )
 @click.option(
-    "--lr-min", type=float, help="Smallest learning rate.  [default: by the curvature at the start]"
+    "--lr-min",
+    type=float,
+    help="Smallest learning rate.  [default: by the curvature at the start; but for sgd, 1e-5]",
 )
 @click.option("--lr-max", type=float, help="Largest learning rate.  [default: five decades above]")
 @click.option(
