@@ -175,7 +175,7 @@ def _word(name: str, value: object) -> str:
     if isinstance(value, float) and float(f"{value:g}") == value:
         text = f"{value:g}"
     flag = FLAGS.get(name, "--" + name.replace("_", "-"))
-    return f"{flag} {text}"
+    return flag if value is True else f"{flag} {text}"
 
 
 def _changed(summary: dict[str, Any], **defaults: object) -> Words:

@@ -38,7 +38,7 @@ from noisescale.studies.stability_map.config import (
     Horizon,
     SweepConfig,
 )
-from noisescale.training.config import TrainConfig
+from noisescale.training.config import OF_OPTIMIZER, OF_OPTIMIZER_LATER, TrainConfig
 from noisescale.training.records.names import digest, problem_name
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ Examples:
     "allow]",
 )
 @click.option(
-    "--lr-min", type=float, help="Smallest learning rate.  [default: by the curvature at the start]"
+    "--lr-min",
+    type=float,
+    help="Smallest learning rate.  [default: by the curvature at the start; but for sgd, 1e-5]",
 )
 @click.option("--lr-max", type=float, help="Largest learning rate.  [default: five decades above]")
 @click.option(
@@ -306,7 +308,7 @@ def _config(
     config = SweepConfig(
         problem=problem,
         training=fill(
-            TrainConfig, {name: options[name] for name in ("optimizer", "momentum", "weight_decay")}
+            TrainConfig, {name: options[name] for name in (*OF_OPTIMIZER, *OF_OPTIMIZER_LATER)}
         ),
         batch_sizes=sizes or tuple(size for size in DEFAULT_BATCH_SIZES if size <= num_examples),
         horizon=Horizon(**(lengths or default)),

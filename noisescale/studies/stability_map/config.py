@@ -81,7 +81,8 @@ class SweepConfig(Settings):
             rate, length and seed are the sweep's.
         batch_sizes: examples per update, or "full".
         lr_min: the smallest learning rate; the rates lie evenly in log η. None: three decades below
-            the power of ten nearest to 2/λ_max where the runs start, or five below `lr_max`.
+            the power of ten nearest to 2/λ_max where the runs start, of an adaptive optimizer 1e-5;
+            or five below `lr_max`.
         lr_max: the largest learning rate; None: five decades above the smallest.
         num_lr: how many learning rates; every cell is run with every seed. None: as many as
             `factor` takes, and only cells that locate the edge are run: a scan with the first seed,
@@ -162,11 +163,6 @@ class SweepConfig(Settings):
             if rate is not None:
                 TrainConfig(learning_rate=rate)  # refuses what is no rate
         if self.lr_min is None or self.lr_max is None:
-            if self.training.optimizer != "sgd":
-                raise SettingError(
-                    f"no range of learning rates for {self.training.optimizer}, which the "
-                    "curvature does not tell: give --lr-min and --lr-max"
-                )
             return
         if self.lr_min > self.lr_max:
             raise SettingError(

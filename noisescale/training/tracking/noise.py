@@ -208,6 +208,7 @@ class NoiseTracker:
         row: dict[str, Any] = {
             **position,
             "batch_size": training.batch_size,
+            "learning_rate": training.learning_rate,
             **self._settings,
             "reason": "",
         }
