@@ -86,6 +86,8 @@ class Loaded(NamedTuple):
         """
         from noisescale.measure.objective.preconditioner import preconditioner_of
 
+        if self.checkpoint is not None and self.checkpoint.training.optimizer == "muon":
+            return None, "Muon has no diagonal preconditioner, so that B_simple is plain SGD's"
         state, note = self.own_optimizer(model)
         return (None if state is None else preconditioner_of(state, model)), note
 
@@ -101,9 +103,11 @@ class Loaded(NamedTuple):
             read_optimizer_state,
         )
 
-        state: Mapping[str, Any] | None = self.optimizer_state
-        if state is not None:
-            return (state if has_second_moments(state) else None), None
+        if self.checkpoint is not None:
+            if self.checkpoint.training.optimizer == "muon":  # which has no P
+                return None, None
+            ours = self.optimizer_state(model)
+            return (ours if has_second_moments(ours) else None), None
         folder = self.path if self.path.is_dir() else self.path.parent
         beside = folder / OPTIMIZER_FILE
         if self.content is None or not beside.is_file():
@@ -117,17 +121,26 @@ class Loaded(NamedTuple):
             return None, f"{beside} beside the weights is left aside: {error}"
         return state, None
 
-    @property
-    def optimizer_state(self) -> Mapping[str, Any] | None:
-        """The state of a checkpoint's optimizer, with how its weight decay acts, if torch lacks it.
+    def optimizer_state(self, model: nn.Module) -> dict[str, Any]:
+        """The state of a checkpoint's optimizer, with what torch does not keep of it.
 
-        None: it is no checkpoint of ours.
+        That is whether its weight decay is beside the gradient, of which torch 2.6 says nothing,
+        and which parameters are Muon's. Empty where there is no checkpoint of ours.
         """
+        from noisescale.training.updates.muon import muon_names
+
         if self.checkpoint is None:
-            return None
+            return {"state": {}, "param_groups": []}
         name, stored = self.checkpoint.training.optimizer, self.checkpoint.optimizer
-        said = {"decoupled_weight_decay": name == "adamw"} if name in ("adam", "adamw") else {}
-        groups = [said | group for group in stored.get("param_groups", [])]
+        groups = [dict(group) for group in stored.get("param_groups", [])]
+        for group in groups:
+            if "amsgrad" in group:
+                group["decoupled_weight_decay"] = name != "adam"
+        if name == "muon":
+            hidden = muon_names(model)
+            named = [name for name, _ in model.named_parameters()]
+            for group, is_muons in zip(groups, (True, False), strict=True):
+                group["param_names"] = [each for each in named if (each in hidden) == is_muons]
         return {"state": {}, **stored, "param_groups": groups}
 
     @property

@@ -1,5 +1,6 @@
 """The command line of `noisescale sharpness` and of sharpness along training."""
 
+import copy
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from noisescale import (
     measure_sharpness,
     read_sharpness,
 )
+from noisescale.training.updates.preparation import build_optimizer
 from tests.helpers.command_line import SMALL, run
 
 
@@ -277,3 +279,30 @@ def test_the_critical_rate_is_told_and_is_json(trained, with_adamw):
         text = " ".join(run(*where).stdout.split())
         assert "critical sharpness 2/η_c" in text
         assert "raises the loss from lr" in text
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="a torch without Muon")
+def test_the_critical_rate_of_muon_is_along_its_own_step():
+    options = ["--optimizer", "muon", "--lr", "1e-2", "--max-steps", 5, "--out", "run"]
+    assert run(*SMALL, *options).exit_code == 0
+    where = ["sharpness", "run/checkpoint.pt", "--critical", "--json"]
+    (entry,) = json.loads(run(*where).stdout)
+    assert entry["preconditioned"] is None
+    rate = entry["critical"]["learning_rate"]
+    checkpoint = load_checkpoint("run")
+    problem = build_problem(checkpoint.problem)
+
+    def rises(rate):
+        model = copy.deepcopy(problem.model)
+        model.load_state_dict({**checkpoint.params, **checkpoint.buffers})
+        optimizer = build_optimizer(model, checkpoint.training, capturable=False)
+        optimizer.load_state_dict(copy.deepcopy(checkpoint.optimizer))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        before = problem.loss(model(problem.train.inputs), problem.train.targets).mean()
+        before.backward()
+        optimizer.step()
+        return problem.loss(model(problem.train.inputs), problem.train.targets).mean() > before
+
+    assert not rises(0.99 * rate["low"])  # Muon itself steps in bfloat16
+    assert rises(1.01 * rate["high"])

@@ -182,12 +182,13 @@ def sharpness(
         note: str | None = None
         if preconditioner == "auto":
             given, note = loaded.own_optimizer(problem.model)
+        own = loaded.optimizer_state(problem.model) if loaded.checkpoint else None
         sharpness = measure_sharpness(
             problem,
             options=chosen,
             preconditioner=given,
             # what is given goes before the checkpoint's own
-            update=loaded.optimizer_state if preconditioner in ("auto", "none") else None,
+            update=own if preconditioner in ("auto", "none") else None,
             start=start,
             report=report,
         )

@@ -37,6 +37,10 @@ ALONG_TRAINING = {
     "gradient_variance": "tr Σ",
     "simple": "B_simple",
     "full": "B_noise",
+    "preconditioned_squared_gradient_norm": "GᵀPG",
+    "preconditioned_gradient_variance": "tr(PΣ)",
+    "preconditioned_simple": "B^P_simple",
+    "preconditioned_full": "B^P_noise",
 }
 SCALES = ("simple", "full")  # whose intervals have a column of their own
 INTERVAL = "95 % interval"
@@ -78,7 +82,7 @@ class NoiseReport:
             "problem": loaded.problem_text,
             "step": loaded.step,
             "batch_size": training and training.batch_size,
-            "learning_rate": training and training.learning_rate,
+            "learning_rate": loaded.checkpoint and loaded.checkpoint.learning_rate,
             "optimizer": training and training.optimizer,
             "reason": self.measured.reason,
         }
@@ -188,7 +192,7 @@ def print_noise(
 
 def growth_text(recommendation: Recommendation) -> str:
     """How the noise scale went along a run."""
-    name = ALONG_TRAINING[recommendation.quantity]
+    name = ALONG_TRAINING[recommendation.column]
     start, end, average = (
         estimate.text(number=_rounded)
         for estimate in (recommendation.start, recommendation.end, recommendation.average)
@@ -426,7 +430,7 @@ def _prediction(report: NoiseReport, noise: NoiseScale, full: Estimate) -> str:
             text += f"lr {rate.value:.3g}"
     checkpoint = report.measured.loaded.checkpoint
     if checkpoint is not None:
-        text += f" (trained with {checkpoint.training.learning_rate:g})"
+        text += f" (trained with {checkpoint.learning_rate:.3g})"
     return f"{text}."
 
 
@@ -435,7 +439,8 @@ def _print_recommendation(console: Console, run: str, recommendation: Recommenda
     by_progress = recommendation.by_progress.text(number=_rounded)
     text = f"Along {run}, {growth_text(recommendation)}, {by_progress} weighted by progress"
     if recommendation.full_by_progress is not None:
-        text += f" (B_noise {recommendation.full_by_progress.text(number=_rounded)})"
+        full = recommendation.full_by_progress.text(number=_rounded)
+        text += f" ({ALONG_TRAINING[recommendation.column_of('full')]} {full})"
     if recommendation.num_unresolved:
         text += (
             f" ({recommendation.num_unresolved} of {recommendation.num_measurements} measurements "

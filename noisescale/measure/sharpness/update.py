@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -110,15 +110,15 @@ def _stepped(
         rate = scale * group[RELATIVE_RATE]
         groups.append({**settings, **plainly, "params": [leaf], "lr": rate})
         kept[leaf] = {key: _copied(key, value) for key, value in state.items()}
-    optimizer = _with_groups(given, groups)
-    optimizer.state = kept
-    try:
-        optimizer.step()
-    except (TypeError, RuntimeError, KeyError) as error:  # as where it takes a closure
-        raise SettingError(
-            f"{type(optimizer).__name__} makes no step of a gradient alone: {own_words(error)}; "
-            "give the update itself, a tensor by parameter"
-        ) from error
+    for optimizer in _with_groups(given, groups):
+        optimizer.state = kept
+        try:
+            optimizer.step()
+        except (TypeError, RuntimeError, KeyError, AttributeError) as error:  # as for a closure
+            raise SettingError(
+                f"{type(optimizer).__name__} makes no step of a gradient alone: "
+                f"{own_words(error)}; give the update itself, a tensor by parameter"
+            ) from error
     return {name: params[name].detach().double() - leaf.detach() for name, leaf in leaves.items()}
 
 
@@ -129,19 +129,26 @@ def _copied(key: str, value: Any) -> Any:
     return value.clone() if key == "step" else value.double().clone()
 
 
-def _with_groups(given: UpdateLike, groups: list[dict[str, Any]]) -> Optimizer:
-    """An optimizer of the same kind, of other parameters."""
+def _with_groups(given: UpdateLike, groups: list[dict[str, Any]]) -> list[Optimizer]:
+    """Optimizers of the same kind, of other parameters; of a state one for each kind in it."""
     if isinstance(given, Optimizer):
         other = copy.copy(given)
         other.param_groups = groups
-        return other
-    name = next((kind for key, kind in BY_SETTING.items() if key in groups[0]), None)
-    make = None if name is None else getattr(torch.optim, name, None)
-    if make is None:
+        return [other]
+    by_kind: defaultdict[Callable[[Any], Optimizer], list[dict[str, Any]]] = defaultdict(list)
+    for group in groups:
+        by_kind[_kind_of(group)].append(group)
+    return [make(of_kind) for make, of_kind in by_kind.items()]
+
+
+def _kind_of(group: Mapping[str, Any]) -> Callable[[Any], Optimizer]:
+    """The optimizer of torch that a group with these settings is of."""
+    name = next((kind for setting, kind in BY_SETTING.items() if setting in group), None)
+    if name == "AdamW" and not group.get("decoupled_weight_decay", True):
+        name = "Adam"
+    if name is None or not hasattr(torch.optim, name):
         raise SettingError(
             "the optimizer's state does not say of which kind it is: give the optimizer itself"
         )
-    if not groups[0].get("decoupled_weight_decay", True):
-        make = torch.optim.Adam
-    optimizer: Optimizer = make(groups)
-    return optimizer
+    kind: Callable[[Any], Optimizer] = getattr(torch.optim, name)
+    return kind

@@ -65,7 +65,12 @@ class SharpnessTracker:
         training = self._training
         fits = training.batch_size <= (self._options.num_examples or 0)
         started = time.perf_counter()
-        row: dict[str, Any] = {"step": training.step, "epoch": training.epoch}
+        in_force = training.config.at_rate(training.learning_rate)
+        row: dict[str, Any] = {
+            "step": training.step,
+            "epoch": training.epoch,
+            "learning_rate": in_force.learning_rate,
+        }
         adaptive, refusal = self._adaptive()
         try:
             sharpness = measure_sharpness(
@@ -84,7 +89,7 @@ class SharpnessTracker:
         except MeasurementError as error:
             row |= {"reason": str(error)}
         row["stable_sharpness"] = (
-            None if has_batch_norm(training.model) else stable_sharpness(training.config)
+            None if has_batch_norm(training.model) else stable_sharpness(in_force)
         )
         row["num_examples"] = self._options.num_examples
         row["seconds"] = time.perf_counter() - started
@@ -93,7 +98,8 @@ class SharpnessTracker:
     def _adaptive(self) -> tuple[Optimizer | None, str]:
         """The optimizer where it has a preconditioner by now; else None, and perhaps why."""
         training = self._training
-        if not has_second_moments(training.optimizer.state_dict()):
+        is_muon = training.config.optimizer == "muon"  # which has no P
+        if is_muon or not has_second_moments(training.optimizer.state_dict()):
             return None, ""
         try:
             preconditioner_of(training.optimizer, training.model)
