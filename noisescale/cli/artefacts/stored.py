@@ -126,7 +126,7 @@ def _loaded(entry: Entry, batch_size: int | str | None) -> Loaded:
 def _noise(entry: Entry) -> NoiseScale:
     fields = ("population", "population_size", "split", "engine", "num_examples")
     common: dict[str, Any] = {name: entry[name] for name in fields}
-    common["units_per_example"] = entry.get("units_per_example")
+    common |= {name: entry.get(name) for name in ("units_per_example", "amp")}
     under = entry.get("preconditioned")
     return NoiseScale(
         **common,
@@ -227,6 +227,7 @@ def _sharpness(entry: Entry) -> Sharpness:
         phi=tuple(phi),
         batch_sharpness=estimate("batch_sharpness"),
         gradient_noise_interaction=estimate("gradient_noise_interaction"),
+        amp=entry.get("amp"),
         preconditioned=preconditioned,
         critical=critical,
         notes=tuple(entry["notes"]),

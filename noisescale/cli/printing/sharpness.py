@@ -35,6 +35,7 @@ UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that fail
     "num_examples": None,
     "population_size": None,
     "matrix": None,
+    "amp": None,
     "loss": None,
     "gradient_norm": None,
     "eigenvalues": [],

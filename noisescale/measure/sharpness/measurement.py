@@ -138,6 +138,7 @@ def measure_sharpness(
         examples=held(examples),
         dtype=options.dtype,
         param_filter=options.param_filter,
+        amp=options.amp,
     )
     check_ends(options, objective)
     operator = CurvatureProduct(objective, record_ggn if options.ggn else record_hessian)
@@ -159,6 +160,7 @@ def measure_sharpness(
         num_examples=objective.num_examples,
         population_size=population_size,
         matrix="ggn" if options.ggn else "hessian",
+        amp=options.amp,
         loss=loss,
         gradient_norm=float(gradient.double().norm()),
         eigenvalues=eigenvalues(pairs, operator, population_size, options, report),

@@ -33,6 +33,7 @@ class Sharpness(Shown):
         num_examples: n, how many of its examples were used.
         population_size: N, how many it has.
         matrix: whose eigenvalues, trace and density these are: "hessian" or "ggn".
+        amp: "bf16" where the model ran under autocast; None: in the precision of its parameters.
         loss: L, the mean over the n examples.
         gradient_norm: |G|, of the mean gradient over the same examples.
         eigenvalues: the largest, descending, then the smallest, ascending.
@@ -65,6 +66,7 @@ class Sharpness(Shown):
     num_examples: int
     population_size: int
     matrix: Literal["hessian", "ggn"]
+    amp: str | None = None
     loss: float
     gradient_norm: float
     eigenvalues: tuple[Eigenvalue, ...]
@@ -118,6 +120,7 @@ class Sharpness(Shown):
             "num_examples": self.num_examples,
             "population_size": self.population_size,
             "matrix": self.matrix,
+            "amp": self.amp,
             "loss": self.loss,
             "gradient_norm": self.gradient_norm,
             "eigenvalues": [eigenvalue.to_dict() for eigenvalue in self.eigenvalues],
