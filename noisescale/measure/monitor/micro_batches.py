@@ -71,11 +71,17 @@ def across(
 
     With w_r a process's weight and W their sum over n processes, its gradient before the reduction
     is n·w_r/W times its mean gradient, which counts w_r/W.
+
+    parts: that count; none of them in a process whose gradient is 0, which takes part in the sums.
     """
-    weight = 1.0 if parts[0].alike else sum(part.weight for part in parts)
-    size = _size(parts)
+    alike = bool(parts) and parts[0].alike
+    weight = 1.0 if alike or not parts else sum(part.weight for part in parts)
     own = processes.take(weight)  # (k,)
-    shares = own.new_tensor([weight, weight / size, weight**2 / size]) + 0 * scale
+    shares = own.new_zeros(3)
+    if parts:
+        size = _size(parts)
+        shares = own.new_tensor([weight, weight / size, weight**2 / size])
+    shares = shares + 0 * scale
     sums = processes.sum(torch.cat([own, shares]))
     whole, over_sizes, squares_over_sizes = sums[-3:]
     local, reduced = processes.squares(sums[:-3])
@@ -83,7 +89,7 @@ def across(
     sizes = torch.stack([whole / over_sizes, whole**2 / squares_over_sizes])
     factor = torch.ones_like(whole)
     if divided_by is not None:  # by itself a process counts 1 where all count alike
-        own_weight = float(len(parts)) if parts[0].alike else whole / processes.num_processes
+        own_weight = float(len(parts)) if alike else whole / processes.num_processes
         factor = divided_by / (factor * own_weight)
     return torch.stack([small, reduced]) * (factor / scale) ** 2, sizes
 
