@@ -57,7 +57,8 @@ def nested(squares: Tensor, parts: list[MicroBatch]) -> tuple[Tensor, Tensor]:
     """
     share = parts[0].weight / sum(part.weight for part in parts)
     sizes = torch.tensor([parts[0].num_examples, _size(parts)], dtype=torch.float64)
-    return squares / squares.new_tensor([[share**2], [1.0]]), sizes
+    first, last = squares
+    return torch.stack([first / share**2, last]), sizes
 
 
 def across(
@@ -77,12 +78,13 @@ def across(
     alike = bool(parts) and parts[0].alike
     weight = 1.0 if alike or not parts else sum(part.weight for part in parts)
     own = processes.take(weight)  # (k,)
-    shares = own.new_zeros(3)
+    shares = [0.0, 0.0, 0.0]
     if parts:
         size = _size(parts)
-        shares = own.new_tensor([weight, weight / size, weight**2 / size])
-    shares = shares + 0 * scale
-    sums = processes.sum(torch.cat([own, shares]))
+        shares = [weight, weight / size, weight**2 / size]
+    # filled in, and not copied to a GPU, which would be waited for
+    filled = [own.new_full((1,), share + 0 * scale) for share in shares]
+    sums = processes.sum(torch.cat([own, *filled]))
     whole, over_sizes, squares_over_sizes = sums[-3:]
     local, reduced = processes.squares(sums[:-3])
     small = local * whole / processes.num_processes**2

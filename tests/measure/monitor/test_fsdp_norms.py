@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from torch.distributed.tensor.parallel import (
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.distributed import process_group
+from noisescale.measure.monitor import fsdp_norms
+from noisescale.measure.monitor.gradients import squared_norms
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.build import build_problem
@@ -190,6 +193,10 @@ def as_rank(rank, port, path, size):
             rank, size, prepare=lambda module: module.set_gradient_divide_factor(size / 5)
         )
         found["factor"] = [value / 25 for value in values_of(monitor)]
+        with mock.patch.object(fsdp_norms, "squared_norms", wraps=squared_norms) as norms:
+            measured(rank, size)
+        # of each module in each of two updates: of the input, its sum and the gradient, once
+        assert norms.call_count == 2 * 3 * 3
         own = OwnReduceScatter()
         found["own"] = values_of(measured(rank, size, reduce_scatter=own)[1])
         assert own.calls == 2 * 3
