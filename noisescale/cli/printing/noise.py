@@ -47,7 +47,7 @@ INTERVAL = "95 % interval"
 LESS = ("n_eff", "tr Σ", "|G|²", "loss")  # of a table of checkpoints, what may be left out
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
-    *("units_per_example", "preconditioned"),
+    *("units_per_example", "preconditioned", "amp"),
     *("effective_examples", "noisiest_share", "gradient_norms"),
     *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
     "optimal_learning_rates",
