@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.monitor.gradients import squared_norms
 from noisescale.measure.monitor.groups import Groups
+from noisescale.measure.monitor.live_preconditioner import LivePreconditioner, flat_in_memory
 
 # (state, dist.GradBucket) -> reduced bucket
 CommHook = Callable[[Any, Any], torch.futures.Future[Tensor]]
@@ -22,6 +23,7 @@ class ReplicaNorms:
     """The squared norms, by group, of what a communication hook of a model reduces.
 
     comm_hook: the state and hook that do the reduction; None: the mean over the group's processes.
+    preconditioner: under which norms are taken; None: plain ones.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class ReplicaNorms:
         model: DistributedDataParallel,
         groups: Groups,
         comm_hook: tuple[Any, CommHook] | None = None,
+        preconditioner: LivePreconditioner | None = None,
     ) -> None:
         if model.process_group.size() < 2:
             raise SettingError(
@@ -41,6 +44,7 @@ class ReplicaNorms:
         if comm_hook is not None:
             self._state, self._reduce = comm_hook
         self._groups = groups
+        self._preconditioner = preconditioner
         self._group_of = {
             id(parameter): group
             for parameter, group in zip(groups.parameters, groups.of, strict=True)
@@ -60,30 +64,36 @@ class ReplicaNorms:
         """The hook."""
         self.rounds += bucket.is_last()
         parameters = bucket.parameters()
-        sizes = [parameter.numel() for parameter in parameters]
-        members = [self._group_of.get(id(parameter)) for parameter in parameters]
-        self._local.append(self._norms(bucket.buffer(), sizes, members))  # before it is overwritten
+        self._local.append(self._norms(bucket.buffer(), parameters))  # before it is overwritten
 
         def keep(future: torch.futures.Future[Any]) -> Tensor:
             reduced: Tensor = future.value()
-            self._reduced.append(self._norms(reduced, sizes, members))
+            self._reduced.append(self._norms(reduced, parameters))
             return reduced
 
         return self._reduce(self._state, bucket).then(keep)
 
-    def _norms(self, buffer: Tensor, sizes: list[int], members: list[int | None]) -> Tensor:
-        """(G,), of a bucket's gradients, which lie in it one after another."""
+    def _norms(self, buffer: Tensor, parameters: list[Tensor]) -> Tensor:
+        """(G,), of the gradients of a bucket's parameters, which lie in it one after another."""
         num_groups = len(self._groups.names)
-        if num_groups == 1 and None not in members:
+        members = [self._group_of.get(id(parameter)) for parameter in parameters]
+        if num_groups == 1 and None not in members and self._preconditioner is None:
             return squared_norms([buffer], [0], 1)
-        watched = [
-            (part, group)
-            for part, group in zip(buffer.split(sizes), members, strict=True)
-            if group is not None
-        ]
-        if not watched:
+        parts, places, owners = [], [], []
+        split = buffer.split([parameter.numel() for parameter in parameters])
+        for part, group, parameter in zip(split, members, parameters, strict=True):
+            if group is not None:
+                parts.append(part)
+                places.append(group)
+                owners.append(parameter)
+        if not parts:
             return torch.zeros(num_groups, dtype=torch.float64, device=buffer.device)
-        parts, places = zip(*watched, strict=True)
+        if self._preconditioner is not None:
+            roots = self._preconditioner.roots(owners)
+            parts = [
+                part * flat_in_memory(root, owner)
+                for part, root, owner in zip(parts, roots, owners, strict=True)
+            ]
         return squared_norms(parts, places, num_groups)
 
     def take(self, weight: float) -> Tensor:
