@@ -92,6 +92,8 @@ class Loaded(NamedTuple):
         )
 
         if self.checkpoint is not None:
+            if self.checkpoint.training.optimizer == "muon":
+                return None, "Muon has no diagonal preconditioner, so that B_simple is plain SGD's"
             state: Mapping[str, Any] = self.checkpoint.optimizer
             return (preconditioner_of(state, model) if has_second_moments(state) else None), None
         folder = self.path if self.path.is_dir() else self.path.parent

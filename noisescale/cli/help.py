@@ -51,7 +51,7 @@ SUBJECTS = (
             "--bs 32",
             "--lr 0.05",
         ),
-        "--bs --lr --lr-min --lr-max --num-lr --bisect --factor --precision --lr-bend",
+        "--bs --lr --lr-min --lr-max --num-lr --bisect --folds --factor --precision --lr-bend",
     ),
     Subject(
         "Training",
@@ -61,7 +61,8 @@ SUBJECTS = (
             "--lr-scaling noise --optimizer adam",
         ),
         "--epochs --max-steps --steps sweep-lr --examples --optimizer --momentum "
-        "--weight-decay --seed --seeds --max-seeds",
+        "--nesterov --weight-decay --beta1 --beta2 --epsilon --warmup --lr-schedule --decay-share "
+        "--seed --seeds --max-seeds",
     ),
     Subject("Goals", ("--goal 0.5 --goal 0.2",), "--goal --goal-split"),
     Subject(

@@ -23,6 +23,7 @@ from noisescale.training.config import (
     AdaptiveConfig,
     BatchRule,
     LrScaling,
+    LrSchedule,
     OptimizerName,
     TrainConfig,
 )
@@ -195,6 +196,7 @@ def training_options(command: Command) -> Command:
             "--max-steps", type=int, help="Stop after this many updates, if that comes first."
         ),
         optimizer_options,
+        schedule_options,
         click.option(
             "--seed",
             type=int,
@@ -213,6 +215,7 @@ def optimizer_options(command: Command) -> Command:
             type=click.Choice(get_args(OptimizerName)),
             default=TrainConfig.optimizer,
             show_default=True,
+            help="muon (torch 2.9 or later): of linear layers but the last; adamw of all else.",
         ),
         click.option(
             "--momentum",
@@ -221,8 +224,49 @@ def optimizer_options(command: Command) -> Command:
             show_default=True,
             help="Heavy ball, of sgd.",
         ),
+        click.option("--nesterov", is_flag=True, help="That momentum as Nesterov's."),
         click.option(
             "--weight-decay", type=float, default=TrainConfig.weight_decay, show_default=True
+        ),
+        click.option(
+            "--beta1",
+            type=float,
+            help="Decay of the mean gradient: adam, adamw 0.9; muon's momentum, 0.95.",
+        ),
+        click.option(
+            "--beta2",
+            type=float,
+            help="Decay of the mean square: adam, adamw, muon's adamw 0.999; rmsprop 0.99.",
+        ),
+        click.option("--epsilon", type=float, help="Added to the root of it.  [default: 1e-8]"),
+    )(command)
+
+
+def schedule_options(command: Command) -> Command:
+    """The fields of TrainConfig that say how the learning rate goes along a run."""
+    return together(
+        click.option(
+            "--warmup",
+            type=float,
+            metavar="STEPS|SHARE",
+            default=TrainConfig.warmup,
+            show_default=True,
+            help="Updates over which the rate rises to --lr; below 1, their share of all.",
+        ),
+        click.option(
+            "--lr-schedule",
+            type=click.Choice(get_args(LrSchedule)),
+            default=TrainConfig.lr_schedule,
+            show_default=True,
+            help="Then constant; down to zero as a cosine; or constant, then down in a line (wsd).",
+        ),
+        click.option(
+            "--decay-share",
+            type=float,
+            metavar="SHARE",
+            default=TrainConfig.decay_share,
+            show_default=True,
+            help="--lr-schedule wsd: of all updates, the last ones, in which it falls.",
         ),
     )(command)
 

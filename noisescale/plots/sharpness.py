@@ -194,10 +194,31 @@ def plot_sharpness(axes: Axes, table: pd.DataFrame, *, legend_size: float = LEGE
             if converged is not None:
                 loose = rows[rows[converged] != 1]
                 axes.plot(loose["step"], loose[name], "o", color=colour, fillstyle="none")
-    for limit in table["stable_sharpness"].dropna().unique():
-        _mark_limit(axes, limit, along="y")
+    if any(len(_limits(rows).dropna().unique()) > 1 for rows, _, _ in by_run(table)):
+        _plot_limits(axes, table)
+    else:
+        for limit in table["stable_sharpness"].dropna().unique():
+            _mark_limit(axes, limit, along="y")
     axes.xaxis.set_major_locator(whole_steps(integer=True))
     finish(axes, "step", CURVATURE, legend_size=legend_size)
+
+
+def _limits(rows: pd.DataFrame) -> pd.Series[float]:
+    """The limit of stability at each row, nan where there is none."""
+    return rows["stable_sharpness"].astype(float)
+
+
+def _plot_limits(axes: Axes, table: pd.DataFrame) -> None:
+    """The limit of stability of runs whose rate changes, where it is not far beyond what is drawn.
+
+    table: as for `plot_sharpness`.
+    """
+    highest = FAR * float(max(axes.yaxis.get_data_interval()))
+    for rows, style, run in by_run(table):
+        limits = _limits(rows)
+        shown = limits.where(limits <= highest) if highest > 0 else limits
+        look: Any = {"color": BLACK, "linestyle": "--" if style == "-" else style, "linewidth": 1}
+        axes.plot(rows["step"], shown, label=f"limit of stability{run}", **look)
 
 
 def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:

@@ -45,6 +45,7 @@ from noisescale.training.updates.preparation import (
     trainable_copy,
 )
 from noisescale.training.updates.proved import FAILURES, ProvedInPlaceSGD
+from noisescale.training.updates.rates import num_updates, rate_at
 
 # examples in a forward and backward pass: a larger batch is accumulated in chunks, to bound the
 # memory
@@ -135,6 +136,7 @@ class Training:
         self.batch_size = resolve_batch_size(config, num_examples)
         self._check_batch_norm()
         self.batches = Batches(num_examples, seed=config.seed_of_order, device=self.device)
+        self.num_steps = num_updates(config, batch_size=self.batch_size, num_examples=num_examples)
         self.optimizer = build_optimizer(self.model, config, capturable=self.device.type == "cuda")
         self.schedule: AdaptiveBatchSize | None = None
         if config.batch_size == "adaptive":
@@ -146,13 +148,21 @@ class Training:
         self.diverged_at_step: int | None = None
         self.losses = LossHistory()
         self.carried: dict[str, Any] = {}
+        self._set_rate()
         # epoch and loss of the latest updates, not yet looked at
         self._unseen: list[tuple[float, Tensor]] = []
         # not given a method of this object, which would then hold itself, and its data, in a cycle
         self._graphs: CudaGraphUpdate | None = None
-        is_resident = isinstance(self.examples, Examples)  # what is read anew is no part of a graph
-        if self.device.type == "cuda" and self.schedule is None and is_resident:
+        # what is read anew is no part of a graph, and a rate is a constant in it
+        is_constant = isinstance(self.examples, Examples) and config.has_constant_rate
+        is_constant &= self.schedule is None and config.optimizer != "muon"
+        if self.device.type == "cuda" and is_constant:
             self._graphs = CudaGraphUpdate(self.device, self.model, self.optimizer)
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next update; at the end, of the last one."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     @property
     def epoch(self) -> float:
@@ -188,6 +198,7 @@ class Training:
             indices = self.batches.take(self.batch_size)
             loss = self._update(indices)
             self.step += 1
+            self._set_rate()
             self.examples_seen += len(indices)
             self._unseen.append((self.epoch, loss))
             due = self.device.type == "cpu" or len(self._unseen) >= UNCHECKED_LOSSES
@@ -298,6 +309,16 @@ class Training:
             return examples.drawn(draw).part(indices).to(self.device)
         return examples.part(indices)
 
+    def _set_rate(self) -> None:
+        """Gives the optimizer the rate of the next update, where a schedule changes it."""
+        if self.config.has_constant_rate:
+            return
+        rate = rate_at(self.config, self.step, num_steps=self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.in_place is not None:
+            self.in_place.learning_rate = rate
+
     def _follow(self, schedule: AdaptiveBatchSize) -> None:
         """Takes over the batch size and the learning rate for the next update."""
         self.batch_size = schedule.batch_size
@@ -359,6 +380,7 @@ class Training:
                 f"the checkpoint does not fit the model or its training: {error}"
             ) from error
         self.step = start.step
+        self._set_rate()
         self.examples_seen = start.examples_seen
         self.seconds = start.seconds
         self.diverged_at_step = start.diverged_at_step

@@ -76,8 +76,10 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
         shutil.copy("run/checkpoint.pt", "weights.pt")
         recommended.append(printed("recommend", "weights.pt"))
         small = ("--num-train", 60, "--bs", 4, "--steps", 6, "--seeds", 1, "--factor", 9)
+        folds = ("--folds", 2, "--num-lr", 2, "--lr-min", 0.1, "--lr-max", 1, "--no-predict")
         sweep = [
             printed("sweep-lr", *DIGITS[:-2], *small, "--out", "sweep"),
+            printed("sweep-lr", *DIGITS[:-2], *small[:6], *folds, "--out", "folds"),
             json.loads(json.dumps(sweep_record(finished_sweep.result))),
         ]
         front = [
@@ -124,6 +126,7 @@ STUDIES = {  # the section of each folder's files
     "own": "a-run",
     "several/bs64": "a-run",
     "sweep": "a-sweep",
+    "folds": "a-sweep",
     "map": "a-sweep",
     "critical": "a-critical-batch-size",
     "branches": "branches",

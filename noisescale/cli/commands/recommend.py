@@ -23,7 +23,7 @@ from noisescale.cli.options import (
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.problems.config import FactoryConfig, ProblemConfig, resolve_device
 from noisescale.studies.recommend.config import DEFAULT_EPOCHS, LONGEST, RecommendConfig
-from noisescale.training.config import TrainConfig
+from noisescale.training.config import OF_OPTIMIZER, OF_OPTIMIZER_LATER, TrainConfig
 from noisescale.training.records.names import digest, problem_name
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Loaded
 
 OF_PROBLEM = tuple(ProblemConfig.__dataclass_fields__)
-OF_OPTIMIZER = ("optimizer", "momentum", "weight_decay")
-OF_TRAINING = (*OF_OPTIMIZER, "learning_rate", "epochs", "out", "force")
+OPTIMIZER = (*OF_OPTIMIZER, *OF_OPTIMIZER_LATER)
+OF_TRAINING = (*OPTIMIZER, "learning_rate", "epochs", "out", "force")
 
 
 @click.command(
@@ -156,7 +156,7 @@ def _train(
         chosen_data, notes = choose_dataset(options, console)
         options |= chosen_data
         chosen = fill(ProblemConfig, options)
-    names = (*OF_OPTIMIZER, "seed")
+    names = (*OPTIMIZER, "seed")
     config = RecommendConfig(
         problem=chosen,
         training=fill(TrainConfig, {name: options[name] for name in names}),

@@ -82,7 +82,7 @@ class NoiseReport:
             "problem": loaded.problem_text,
             "step": loaded.step,
             "batch_size": training and training.batch_size,
-            "learning_rate": training and training.learning_rate,
+            "learning_rate": loaded.checkpoint and loaded.checkpoint.learning_rate,
             "optimizer": training and training.optimizer,
             "reason": self.measured.reason,
         }
@@ -430,7 +430,7 @@ def _prediction(report: NoiseReport, noise: NoiseScale, full: Estimate) -> str:
             text += f"lr {rate.value:.3g}"
     checkpoint = report.measured.loaded.checkpoint
     if checkpoint is not None:
-        text += f" (trained with {checkpoint.training.learning_rate:g})"
+        text += f" (trained with {checkpoint.learning_rate:.3g})"
     return f"{text}."
 
 

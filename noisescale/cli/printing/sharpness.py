@@ -66,7 +66,7 @@ class SharpnessReport:
         """What it was trained with, or is to be, where that is known."""
         checkpoint, rate = self.measured.loaded.checkpoint, self.learning_rate
         if checkpoint is not None:
-            return checkpoint.training
+            return checkpoint.training_in_force
         return None if rate is None else TrainConfig(learning_rate=rate)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.monitor.gradients import squared_norms
 from noisescale.measure.monitor.groups import Groups
-from noisescale.measure.monitor.live_preconditioner import LivePreconditioner, flat_in_memory
+from noisescale.measure.monitor.live_preconditioner import (
+    LivePreconditioner,
+    flat_in_memory,
+    under,
+)
 
 # (state, dist.GradBucket) -> reduced bucket
 CommHook = Callable[[Any, Any], torch.futures.Future[Tensor]]
@@ -64,37 +69,33 @@ class ReplicaNorms:
         """The hook."""
         self.rounds += bucket.is_last()
         parameters = bucket.parameters()
-        self._local.append(self._norms(bucket.buffer(), parameters))  # before it is overwritten
+        norms = partial(
+            _norms,
+            sizes=[parameter.numel() for parameter in parameters],
+            members=[self._group_of.get(id(parameter)) for parameter in parameters],
+            num_groups=len(self._groups.names),
+            roots=self._roots(parameters),
+        )
+        self._local.append(norms(bucket.buffer()))  # before it is overwritten
+        # The callback must not hold the process group, as this object does: gloo's own thread may
+        # be the last to let go of it, and a group that ends there waits for itself and aborts.
+        squares = self._reduced
 
         def keep(future: torch.futures.Future[Any]) -> Tensor:
             reduced: Tensor = future.value()
-            self._reduced.append(self._norms(reduced, parameters))
+            squares.append(norms(reduced))
             return reduced
 
         return self._reduce(self._state, bucket).then(keep)
 
-    def _norms(self, buffer: Tensor, parameters: list[Tensor]) -> Tensor:
-        """(G,), of the gradients of a bucket's parameters, which lie in it one after another."""
-        num_groups = len(self._groups.names)
-        members = [self._group_of.get(id(parameter)) for parameter in parameters]
-        if num_groups == 1 and None not in members and self._preconditioner is None:
-            return squared_norms([buffer], [0], 1)
-        parts, places, owners = [], [], []
-        split = buffer.split([parameter.numel() for parameter in parameters])
-        for part, group, parameter in zip(split, members, parameters, strict=True):
-            if group is not None:
-                parts.append(part)
-                places.append(group)
-                owners.append(parameter)
-        if not parts:
-            return torch.zeros(num_groups, dtype=torch.float64, device=buffer.device)
-        if self._preconditioner is not None:
-            roots = self._preconditioner.roots(owners)
-            parts = [
-                part * flat_in_memory(root, owner)
-                for part, root, owner in zip(parts, roots, owners, strict=True)
-            ]
-        return squared_norms(parts, places, num_groups)
+    def _roots(self, parameters: list[Tensor]) -> list[Tensor | None]:
+        """√P of a bucket's parameters, in the order of their memory; None of those not watched."""
+        watched = [one for one in parameters if id(one) in self._group_of]
+        if self._preconditioner is None:
+            return [None] * len(parameters)
+        roots = zip(watched, self._preconditioner.roots(watched), strict=True)
+        flat = {id(one): flat_in_memory(root, one) for one, root in roots}
+        return [flat.get(id(one)) for one in parameters]
 
     def take(self, weight: float) -> Tensor:
         """This process's numbers to be summed over all, since the last look: |.|²/weight (G,).
@@ -123,3 +124,25 @@ class ReplicaNorms:
     def squares(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Σ|.|²/weight over processes and |.|² of the reduced gradient, (G,) each."""
         return sums, self._whole
+
+
+def _norms(
+    buffer: Tensor,
+    *,
+    sizes: list[int],
+    members: list[int | None],
+    num_groups: int,
+    roots: list[Tensor | None],
+) -> Tensor:
+    """(G,), of a bucket's gradients, which lie in it one after another, times these roots."""
+    if num_groups == 1 and None not in members and roots[0] is None:
+        return squared_norms([buffer], [0], 1)
+    watched = [
+        (under(root, part), group)
+        for part, group, root in zip(buffer.split(sizes), members, roots, strict=True)
+        if group is not None
+    ]
+    if not watched:
+        return torch.zeros(num_groups, dtype=torch.float64, device=buffer.device)
+    parts, places = zip(*watched, strict=True)
+    return squared_norms(parts, places, num_groups)

@@ -232,7 +232,7 @@ def optimizer_words(training: TrainConfig) -> list[str]:
     return [
         _option(name, value)
         for name, value in training.optimizer_settings().items()
-        if value != defaults[name]
+        if value != defaults.get(name)
     ]
 
 

@@ -18,6 +18,7 @@ from noisescale.statistics.gradient_noise import NoiseScale
 from noisescale.studies.jobs.cell import Cell, cell_problem
 from noisescale.studies.jobs.short_run import EVALUATED, LossCurve
 from noisescale.studies.recommend.budget import Budget
+from noisescale.training.config import ADAPTIVE_RATE
 from noisescale.training.console import duration_text
 from noisescale.training.records.folder import read_json, write_json
 from noisescale.training.tracking.noise import FEWEST_EXAMPLES, NUM_EXAMPLES
@@ -37,7 +38,6 @@ TYPICAL = 6  # rates that a search takes: 5 to 7 where the first guess is near
 SEARCH_SHARE, RUN_SHARE = 0.4, 0.5  # of what is left after the look; the rest is for a run again
 NOISE_SHARE = 0.5  # of the run's time
 FEWEST_RATE_STEPS, FEWEST_RUN_STEPS = 10, 40  # with fewer, no rate and no noise scale can be told
-ADAPTIVE_RATE = 1e-3  # of Adam and AdamW, to begin with: their customary default
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, read_json, write_json
 from noisescale.training.records.tables import LOSSES, NOISE
 from noisescale.training.tracking.noise import NUM_EXAMPLES, NoiseTracking
+from noisescale.training.updates.muon import check_muon
 
 PLAN = "plan.json"
 RUN = "run"  # the folder of the tracked run; a second one, at a lower rate, is run-2
@@ -88,6 +89,7 @@ def run_recommend(
         Interrupted: a SIGINT came; what is finished is kept.
     """
     options = common_options(options)
+    check_muon(config.training)
     if force and (out / SETTINGS).exists():
         _remove(out)
     claim(out, config.identity(), settings=SETTINGS)

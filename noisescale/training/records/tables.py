@@ -37,6 +37,7 @@ WORDS = (*REASONS, "parameter", "population")
 SHARPNESS_COLUMNS = (
     "step",
     "epoch",
+    "learning_rate",
     "num_examples",
     "loss",
     "gradient_norm",
@@ -56,6 +57,7 @@ NOISE_COLUMNS = (
         "step",
         "epoch",
         "batch_size",
+        "learning_rate",
         "num_examples",
         "population_size",
         "num_probes",
@@ -89,6 +91,7 @@ LOSS_COLUMNS = ("step", "epoch", "num_steps", "loss", "smallest", "largest")
 ADDED: dict[str, float | str] = {
     "effective_examples": math.nan,
     "noisiest_share": math.nan,
+    "learning_rate": math.nan,
     "population": "training",
     **dict.fromkeys((*PRECONDITIONED_COLUMNS, *PRECONDITIONED_LAYER_COLUMNS), math.nan),
     PRECONDITIONED_REASON: "",

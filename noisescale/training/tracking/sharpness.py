@@ -57,7 +57,12 @@ class SharpnessTracker:
         training = self._training
         fits = training.batch_size <= (self._options.num_examples or 0)
         started = time.perf_counter()
-        row: dict[str, Any] = {"step": training.step, "epoch": training.epoch}
+        in_force = training.config.at_rate(training.learning_rate)
+        row: dict[str, Any] = {
+            "step": training.step,
+            "epoch": training.epoch,
+            "learning_rate": in_force.learning_rate,
+        }
         try:
             sharpness = measure_sharpness(
                 replace(training.problem, model=training.model, train=training.examples),
@@ -71,7 +76,7 @@ class SharpnessTracker:
         except MeasurementError as error:
             row |= {"reason": str(error)}
         row["stable_sharpness"] = (
-            None if has_batch_norm(training.model) else stable_sharpness(training.config)
+            None if has_batch_norm(training.model) else stable_sharpness(in_force)
         )
         row["num_examples"] = self._options.num_examples
         row["seconds"] = time.perf_counter() - started
