@@ -59,7 +59,7 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
             printed("train", "--problem", QUADRATIC, "--bs", 8, "--epochs", 1, "--out", "own"),
             printed("train", *TEXT, "--out", "text"),
         ]
-        every = ("--hessian", "--num-probes", 4, "--per-layer", "--per-class")
+        every = ("--hessian", "--num-probes", 4, "--per-layer", "--per-class", "--sign")
         measured = [
             printed("measure-noise", "run", *FEW, *every),
             printed("measure-noise", "--problem", QUADRATIC, *FEW),
