@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -65,6 +65,7 @@ class Recommendation(Shown):
             zero; None where it was not measured.
         full_by_progress: beside B_simple, B_noise averaged by progress, where it was tracked and is
             resolved along most of the run; else None.
+        geometry: "plain", or "optimizer" where 𝓑 is that under the optimizer's preconditioner.
     """
 
     quantity: Scale
@@ -82,6 +83,7 @@ class Recommendation(Shown):
     rate_over_best: float | None = None
     negative_curvature: float | None = None
     full_by_progress: Estimate | None = None
+    geometry: Literal["plain", "optimizer"] = "plain"
 
     @property
     def by_progress(self) -> Estimate:
@@ -186,6 +188,7 @@ class Recommendation(Shown):
         critical = self.critical_batch_size
         record: dict[str, Any] = {
             "from": self.quantity,
+            "geometry": self.geometry,
             "covered": self.covered,
             "start": self.start,
             "average": self.average,
@@ -304,9 +307,9 @@ def recommend(
     full = None
     if quantity is None:
         quantity = "simple"
-        if _covered(table, "full") >= LEAST_COVERED:
+        if covered_share(table, "full") >= LEAST_COVERED:
             full = recommend(table, quantity="full").by_progress
-    rows, covered = table[_resolved(table, quantity)], _covered(table, quantity)
+    rows, covered = table[_resolved(table, quantity)], covered_share(table, quantity)
     if len(rows) < 2 or covered == 0:
         few = f"{len(rows)} of {len(table)} measurements along the run have a noise scale"
         raise MeasurementError(
@@ -391,8 +394,13 @@ def _resolved(table: pd.DataFrame, quantity: Scale) -> np.ndarray:
     return resolved
 
 
-def _covered(table: pd.DataFrame, quantity: Scale) -> float:
-    """The share of steps in stretches at both of whose ends the quantity is known."""
+def covered_share(table: pd.DataFrame, quantity: Scale) -> float:
+    """The share of steps in stretches at both of whose ends the quantity is known.
+
+    Args:
+        table: rows of noise.csv.
+        quantity: which noise scale.
+    """
     resolved, steps = _resolved(table, quantity), table["step"].to_numpy(dtype=float)
     if len(steps) < 2:
         return 0.0

@@ -17,6 +17,7 @@ from noisescale.statistics.estimate import estimate_of, jsonable
 from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.statistics.stability.edge import LABELS
 from noisescale.studies.critical_batch.config import firmer_command
+from noisescale.studies.jobs.cell import count_units
 from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend.measured import advise_on_map
@@ -245,7 +246,5 @@ def _advice(config: SweepConfig, cells: pd.DataFrame, outcome: Outcome) -> Advic
         num_examples=outcome.num_examples,
     )
     firmer = firmer_command(config.problem, config.training)
-    units = None
-    if isinstance(config.problem, ProblemConfig):  # one's own may be gone when results are shown
-        units = config.problem.units_per_example
+    units = count_units(config.problem)
     return replace(advice, cost=cost, firmer=firmer, units_per_example=units)

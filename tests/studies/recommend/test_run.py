@@ -204,9 +204,14 @@ def test_adam_goes_by_the_root_and_says_so(tmp_path):
     training = TrainConfig(optimizer="adam")
     found = run_recommend(config(training=training), tmp_path / "out", options=QUIET)
     small, middle, _ = found.advice.sizes
+    sentences = found.advice.sentences
     ratio = math.sqrt(middle.batch_size / small.batch_size)
     assert middle.learning_rate / small.learning_rate == pytest.approx(ratio, rel=0.1)
-    assert "∝ √B, a rule" in " ".join(found.advice.worth)
+    assert "Rules of thumb: lr ∝ √B 2205.10287, β₂^(B'/B) 2507.07101." in sentences
+    assert "adam's B_crit may lie far above" in found.advice.worth[0]
+    assert small.beta2 == pytest.approx(0.999 ** (small.batch_size / 64), rel=1e-4)
+    assert found.summary["recommendation"][0]["beta2"] == small.beta2
+    assert small.weight_decay is None  # of Adam it is a part of the gradient
     assert "--optimizer adam" in found.advice.firmer
 
 
@@ -257,7 +262,7 @@ def test_an_unresolved_noise_scale_is_an_answer(tmp_path, monkeypatch):
     def unresolved(*args, **options):
         raise MeasurementError("1 of 17 measurements along the run have a noise scale")
 
-    monkeypatch.setattr(results, "recommend", unresolved)
+    monkeypatch.setattr(results, "recommend_for", unresolved)
     found = run_recommend(config(), tmp_path / "out")  # whose picture has no sizes
     assert found.summary["recommendation"] == []
     assert (tmp_path / "out" / "recommendation.png").exists()
