@@ -29,6 +29,7 @@ QUADRATIC = f"{Path(own_problems.__file__)}:quadratic"
 TEXT = ("--dataset", "markov", "--model", "gpt", "--depth", "1", "--width", "8", "--heads", "1")
 TEXT = (*TEXT, "--context", "8", "--num-train", "64", "--epochs", "1")
 FEW = ("--num-examples", "40")
+ADAMW = ("--optimizer", "adamw", "--weight-decay", "0.1", "--bs", "8")
 
 
 def printed(*arguments):
@@ -57,11 +58,13 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
             printed("train", *DIGITS, "--bs", 1, "--lr", 1e6, "--out", "diverged"),
             printed("train", "--problem", QUADRATIC, "--bs", 8, "--epochs", 1, "--out", "own"),
             printed("train", *TEXT, "--out", "text"),
+            printed("train", *DIGITS, *noise, *ADAMW, "--out", "adam"),
         ]
         every = ("--hessian", "--num-probes", 4, "--per-layer", "--per-class")
         measured = [
             printed("measure-noise", "run", *FEW, *every),
             printed("measure-noise", "--problem", QUADRATIC, *FEW),
+            printed("measure-noise", "adam", *FEW, "--schedule", "levanter"),
         ]
         parts = ("--trace", "--density", "--phi", "--batch-sharpness", 4)
         sharp = [
@@ -71,6 +74,7 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
         recommended = [
             printed("recommend", QUADRATIC, "--bs", 64, "--epochs", 1, "--out", "recommend"),
             printed("recommend", "run"),
+            printed("recommend", "adam", "--schedule", "levanter"),
         ]
         shutil.copy("run/checkpoint.pt", "weights.pt")
         recommended.append(printed("recommend", "weights.pt"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +197,7 @@ def _measure(path: Path, options: dict[str, Any], started: float) -> None:
     """The answer of a run that was tracked or, of other weights, by the noise at them."""
     from noisescale.cli.checkpoints import load_all, with_problems
     from noisescale.cli.printing.recommend import print_advice, print_schedule, schedule_record
+    from noisescale.problems.factory import factory_config
     from noisescale.statistics.estimate import jsonable
     from noisescale.studies.recommend.checkpoint import advise_on_run, advise_on_weights
     from noisescale.studies.recommend.config import Budget
@@ -220,6 +222,8 @@ def _measure(path: Path, options: dict[str, Any], started: float) -> None:
         budget.add(time.monotonic() - started)
         where = {name: options[name] for name in ("problem", "data_dir", "device")}
         ((_, problem),) = with_problems([loaded], **where)
+        if (own := options["problem"]) is not None:
+            problem = replace(problem, config=factory_config(own))
         preconditioner, said = loaded.own_preconditioner(problem.model)
         notes = (*notes, *filter(None, [said]))
         advice, noise = advise_on_weights(

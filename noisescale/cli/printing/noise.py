@@ -446,7 +446,7 @@ def _prediction(report: NoiseReport, noise: NoiseScale, full: Estimate) -> str:
 
 
 def _print_recommendation(
-    console: Console, run: str, recommendation: Recommendation, advice: Advice | None
+    console: Screen, run: str, recommendation: Recommendation, advice: Advice | None
 ) -> None:
     """How the noise scale went, where B_crit lies by it, batch sizes, and what γ would be."""
     by_progress = recommendation.by_progress.text(number=_rounded)

@@ -194,9 +194,9 @@ def advise_on_weights(
         sizes=aimed_sizes(
             simple,
             population_size=num_examples,
-            rate=rules and rules.rate_at,
-            beta2=rules and rules.beta2_at,
-            weight_decay=rules and rules.weight_decay_at,
+            rate=None if rules is None else rules.rate_at,
+            beta2=None if rules is None else rules.beta2_at,
+            weight_decay=None if rules is None else rules.weight_decay_at,
         ),
         in_use=None if used is None else in_use_text(used, simple),
         rules=() if rules is None else rules.rules,

@@ -50,7 +50,9 @@ def in_optimizers_geometry(table: pd.DataFrame, training: TrainConfig) -> pd.Dat
         The rows; None of SGD, and where that noise was not tracked, or resolved along too little.
     """
     columns = {
-        name: name.removeprefix(PRECONDITIONED) for name in table if name.startswith(PRECONDITIONED)
+        name: name.removeprefix(PRECONDITIONED)
+        for name in map(str, table)
+        if name.startswith(PRECONDITIONED)
     }
     if not training.is_adaptive or not columns:
         return None

@@ -597,6 +597,24 @@ def test_a_start_that_config_and_options_disagree_about_is_refused(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.parametrize("optimizer", ["nesterov", "rmsprop", "muon"])
+def test_every_optimizer_has_its_map(optimizer, tmp_path):
+    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch has no Muon")
+    nesterov = TrainConfig(momentum=0.9, nesterov=True)
+    training = nesterov if optimizer == "nesterov" else TrainConfig(optimizer=optimizer)
+    config = replace(CONFIG, problem=replace(PROBLEM, depth=2), training=training)
+    config = replace(config, lr_min=None, lr_max=None, factor=30, batch_sizes=(50,), num_seeds=1)
+    result = run_sweep(config, tmp_path, executor=Here())
+    assert result.summary["failures"] == []
+    assert result.summary["constants"] is None  # the predictions are of plain SGD
+    stored = json.loads((tmp_path / "sweep.json").read_text())["training"]
+    assert stored == training.optimizer_settings()
+    assert (result.config.lr_min == pytest.approx(1e-5)) == (optimizer != "nesterov")
+    labels = result.cells.set_index("learning_rate")["label"]
+    assert labels.iloc[0] != "diverged"
+
+
 def test_models_of_many_outputs_need_no_rates(tmp_path):
     """Of them no edge is predicted, but λ takes products with the mean matrix alone."""
     text = ProblemConfig(
