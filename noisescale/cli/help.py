@@ -51,7 +51,7 @@ SUBJECTS = (
             "--bs 32",
             "--lr 0.05",
         ),
-        "--bs --lr --lr-min --lr-max --num-lr --bisect --factor --precision --lr-bend",
+        "--bs --lr --lr-min --lr-max --num-lr --bisect --folds --factor --precision --lr-bend",
     ),
     Subject(
         "Training",
@@ -85,7 +85,7 @@ SUBJECTS = (
             "--points 21 --to-alpha 1.2",
             "--no-predict",
         ),
-        "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer "
+        "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer --noise-geometry "
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
         "--per-layer --per-class --top --bottom --trace --density --phi --filter-normalised "
         "--points --from-alpha --to-alpha --buffers --phi-iterations --batch-sharpness --ggn "

@@ -54,6 +54,7 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
         train = [
             printed("train", *DIGITS, "--bs", "adaptive", *noise, "--out", "adaptive"),
             printed("train", *DIGITS, "--bs", 8, *noise, *kept, "--out", "run"),
+            printed("train", *DIGITS, "--bs", 8, "--optimizer", "adam", *noise, "--out", "adam"),
             printed("train", *DIGITS, "--bs", 64, "--bs", 128, "--out", "several"),
             printed("train", *DIGITS, "--bs", 1, "--lr", 1e6, "--out", "diverged"),
             printed("train", "--problem", QUADRATIC, "--bs", 8, "--epochs", 1, "--out", "own"),
@@ -79,8 +80,10 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
         shutil.copy("run/checkpoint.pt", "weights.pt")
         recommended.append(printed("recommend", "weights.pt"))
         small = ("--num-train", 60, "--bs", 4, "--steps", 6, "--seeds", 1, "--factor", 9)
+        folds = ("--folds", 2, "--num-lr", 2, "--lr-min", 0.1, "--lr-max", 1, "--no-predict")
         sweep = [
             printed("sweep-lr", *DIGITS[:-2], *small, "--out", "sweep"),
+            printed("sweep-lr", *DIGITS[:-2], *small[:6], *folds, "--out", "folds"),
             json.loads(json.dumps(sweep_record(finished_sweep.result))),
         ]
         front = [
@@ -122,10 +125,12 @@ def test_the_page_says_what_the_commands_print(outputs):
 STUDIES = {  # the section of each folder's files
     "adaptive": "a-run",
     "run": "a-run",
+    "adam": "a-run",
     "diverged": "a-run",
     "own": "a-run",
     "several/bs64": "a-run",
     "sweep": "a-sweep",
+    "folds": "a-sweep",
     "map": "a-sweep",
     "critical": "a-critical-batch-size",
     "branches": "branches",

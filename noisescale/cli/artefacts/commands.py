@@ -75,7 +75,10 @@ def sweep_command(folder: Path, result: SweepResult) -> str:
     words += [
         _word(name, amount) for name, amount in vars(config.horizon).items() if amount is not None
     ]
-    words.append(f"--seeds {config.num_seeds}")
+    if config.folds is None:
+        words.append(f"--seeds {config.num_seeds}")
+    else:
+        words.append(f"--folds {config.folds}")
     if summary["constants"] is None:
         words.append("--no-predict")
     return _command(words, folder)

@@ -39,6 +39,10 @@ ALONG_TRAINING = {
     "gradient_variance": "tr Σ",
     "simple": "B_simple",
     "full": "B_noise",
+    "preconditioned_squared_gradient_norm": "GᵀPG",
+    "preconditioned_gradient_variance": "tr(PΣ)",
+    "preconditioned_simple": "B^P_simple",
+    "preconditioned_full": "B^P_noise",
 }
 SCALES = ("simple", "full")  # whose intervals have a column of their own
 INTERVAL = "95 % interval"
@@ -201,9 +205,7 @@ def print_noise(
 
 def growth_text(recommendation: Recommendation) -> str:
     """How the noise scale went along a run."""
-    name = ALONG_TRAINING[recommendation.quantity]
-    if recommendation.geometry == "optimizer":
-        name = "B^P_simple"
+    name = ALONG_TRAINING[recommendation.column]
     start, end, average = (
         estimate.text(number=_rounded)
         for estimate in (recommendation.start, recommendation.end, recommendation.average)
@@ -452,7 +454,8 @@ def _print_recommendation(
     by_progress = recommendation.by_progress.text(number=_rounded)
     text = f"Along {run}, {growth_text(recommendation)}, {by_progress} weighted by progress"
     if recommendation.full_by_progress is not None:
-        text += f" (B_noise {recommendation.full_by_progress.text(number=_rounded)})"
+        full = recommendation.full_by_progress.text(number=_rounded)
+        text += f" ({ALONG_TRAINING[recommendation.column_of('full')]} {full})"
     if recommendation.num_unresolved:
         text += (
             f" ({recommendation.num_unresolved} of {recommendation.num_measurements} measurements "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,31 +61,23 @@ class ReplicaNorms:
         """The hook."""
         self.rounds += bucket.is_last()
         parameters = bucket.parameters()
-        sizes = [parameter.numel() for parameter in parameters]
-        members = [self._group_of.get(id(parameter)) for parameter in parameters]
-        self._local.append(self._norms(bucket.buffer(), sizes, members))  # before it is overwritten
+        norms = partial(
+            _norms,
+            sizes=[parameter.numel() for parameter in parameters],
+            members=[self._group_of.get(id(parameter)) for parameter in parameters],
+            num_groups=len(self._groups.names),
+        )
+        self._local.append(norms(bucket.buffer()))  # before it is overwritten
+        # The callback must not hold the process group, as this object does: gloo's own thread may
+        # be the last to let go of it, and a group that ends there waits for itself and aborts.
+        squares = self._reduced
 
         def keep(future: torch.futures.Future[Any]) -> Tensor:
             reduced: Tensor = future.value()
-            self._reduced.append(self._norms(reduced, sizes, members))
+            squares.append(norms(reduced))
             return reduced
 
         return self._reduce(self._state, bucket).then(keep)
-
-    def _norms(self, buffer: Tensor, sizes: list[int], members: list[int | None]) -> Tensor:
-        """(G,), of a bucket's gradients, which lie in it one after another."""
-        num_groups = len(self._groups.names)
-        if num_groups == 1 and None not in members:
-            return squared_norms([buffer], [0], 1)
-        watched = [
-            (part, group)
-            for part, group in zip(buffer.split(sizes), members, strict=True)
-            if group is not None
-        ]
-        if not watched:
-            return torch.zeros(num_groups, dtype=torch.float64, device=buffer.device)
-        parts, places = zip(*watched, strict=True)
-        return squared_norms(parts, places, num_groups)
 
     def take(self, weight: float) -> Tensor:
         """This process's numbers to be summed over all, since the last look: |.|²/weight (G,).
@@ -113,3 +106,20 @@ class ReplicaNorms:
     def squares(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Σ|.|²/weight over processes and |.|² of the reduced gradient, (G,) each."""
         return sums, self._whole
+
+
+def _norms(
+    buffer: Tensor, *, sizes: list[int], members: list[int | None], num_groups: int
+) -> Tensor:
+    """(G,), of a bucket's gradients, which lie in it one after another."""
+    if num_groups == 1 and None not in members:
+        return squared_norms([buffer], [0], 1)
+    watched = [
+        (part, group)
+        for part, group in zip(buffer.split(sizes), members, strict=True)
+        if group is not None
+    ]
+    if not watched:
+        return torch.zeros(num_groups, dtype=torch.float64, device=buffer.device)
+    parts, places = zip(*watched, strict=True)
+    return squared_norms(parts, places, num_groups)

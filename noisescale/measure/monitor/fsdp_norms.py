@@ -17,6 +17,9 @@ from noisescale.measure.monitor.gradients import local, squared_norms
 from noisescale.measure.monitor.groups import Groups
 from noisescale.statistics.display import counted
 
+# Newer torch warns of the older name
+_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 
 class ShardNorms:
     """The squared norms, by group, of what the reduce-scatters of a sharded model reduce.
@@ -134,7 +137,7 @@ class _Part:
         self.rounds += 1
         self._inputs = self._norms(input_tensor.view(group.size(), -1))
         if self._inner is None:
-            work = dist.reduce_scatter_tensor(output_tensor, input_tensor, op, group, async_op)
+            work = _reduce_scatter(output_tensor, input_tensor, op, group, async_op)
         else:
             work = self._inner(output_tensor, input_tensor, group, op, async_op)
         if self._factor is None:
@@ -203,22 +206,30 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def _owned(model: nn.Module) -> dict[FSDPModule, list[DTensor]]:
-    """The modules that shard parameters, each with those that no module within it shards.
+    """The modules that shard parameters, each with those, in the order that FSDP reduces them in.
 
-    In the order of the rows of its reduce-scatter.
+    Of modules that are sharded together, as `fully_shard` takes a list of them, the first alone.
     """
     owned: dict[FSDPModule, list[DTensor]] = {}
-    taken: set[int] = set()
-    for module in reversed(list(model.modules())):  # those within others first
-        if not isinstance(module, FSDPModule):
+    states: set[int] = set()
+    for module in model.modules():
+        if not isinstance(module, FSDPModule) or id(module._get_fsdp_state()) in states:
             continue
-        assert isinstance(module, nn.Module), "fully_shard takes no other"
-        own = [one for one in module.parameters() if id(one) not in taken]
-        taken |= {id(one) for one in own}
-        sharded: list[DTensor] = [one for one in own if isinstance(one, DTensor)]
+        states.add(id(module._get_fsdp_state()))
+        sharded: list[DTensor] = [
+            parameter.sharded_param for group in _groups(module) for parameter in group.fsdp_params
+        ]
         if sharded:
             owned[module] = sharded
     return owned
+
+
+def _groups(module: FSDPModule) -> list[Any]:
+    """FSDP's own records of the parameters that a module shards."""
+    state = module._get_fsdp_state()
+    several = getattr(state, "_fsdp_param_groups", None)  # of newer torch
+    found: list[Any] = [state._fsdp_param_group] if several is None else several
+    return [group for group in found if group is not None]
 
 
 def _mesh_of(parameters: list[DTensor]) -> DeviceMesh:
@@ -269,8 +280,7 @@ def _replace_reduce_scatter(module: FSDPModule, part: _Part) -> None:
             f"torch {torch.__version__} does not show what FSDP reduces: use torch 2.9 or later, "
             "DistributedDataParallel, or micro-batches"
         )
-    groups = getattr(module._get_fsdp_state(), "_fsdp_param_groups", ())
-    for group in groups:
+    for group in _groups(module):
         present = type(getattr(group, "_reduce_scatter_comm", part))
         if not present.__module__.startswith("torch.") and part._inner is None:
             raise SettingError(

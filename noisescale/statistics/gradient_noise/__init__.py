@@ -12,8 +12,10 @@ from noisescale.statistics.gradient_noise.result import (
     GRADIENT_NOISE,
     PRECONDITIONED,
     QUANTITIES,
+    UNDER_PRECONDITIONER,
     GradientNoise,
     NoiseScale,
+    under_preconditioner,
 )
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "GRADIENT_NOISE",
     "PRECONDITIONED",
     "QUANTITIES",
+    "UNDER_PRECONDITIONER",
     "GradientNoise",
     "NoiseScale",
     "NormTest",
@@ -29,4 +32,5 @@ __all__ = [
     "noise_scale",
     "norm_test",
     "table",
+    "under_preconditioner",
 ]

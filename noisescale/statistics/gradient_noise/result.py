@@ -39,7 +39,13 @@ PRECONDITIONED = {
 }
 GRADIENT_NOISE = ("squared_gradient_norm", "gradient_variance", "simple")
 CURVATURE_NOISE = ("hessian_covariance_trace", "gradient_curvature", "full", "max_learning_rate")
+UNDER_PRECONDITIONER = "preconditioned_"  # before the names of quantities, in a table's columns
 FIRST = ("simple", "full")  # of what is shown: the rest is what they are made of
+
+
+def under_preconditioner(*names: str) -> list[str]:
+    """The columns of quantities or of their parts under an optimizer's preconditioner."""
+    return [f"{UNDER_PRECONDITIONER}{name}" for name in names]
 
 
 class GradientNoise(NamedTuple):
@@ -252,6 +258,9 @@ class NoiseScale(Shown):
         for name in ("effective_examples", "noisiest_share"):
             value = getattr(self, name)
             row[name] = math.nan if value is None else value
+        if self.preconditioned is not None:
+            for name, estimate in self.preconditioned.estimates.items():
+                row |= estimate_row(f"{UNDER_PRECONDITIONER}{name}", estimate)
         return row
 
     def to_frame(self) -> pd.DataFrame:

@@ -127,6 +127,7 @@ class LocalProcesses(Executor):
             self.num_processes,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
+            initargs=(multiprocessing.get_start_method(allow_none=True),),
         )
 
 
@@ -175,8 +176,14 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker() -> None:
-    """Ends this process with its parent, even where that is killed."""
+def _start_worker(start_method: str | None) -> None:
+    """Ends this process with its parent, even where that is killed.
+
+    start_method: of the parent, for processes that this one starts, such as a DataLoader's workers.
+    Being spawned itself it would spawn those too, each of which then imports torch: seconds at the
+    beginning of every pass over the data, where forking takes hundredths of one.
+    """
+    multiprocessing.set_start_method(start_method, force=True)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

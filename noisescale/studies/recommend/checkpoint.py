@@ -18,7 +18,7 @@ from noisescale.statistics.critical_batch.advice import (
     interval_text,
     number_text,
 )
-from noisescale.statistics.critical_batch.recommendation import Recommendation
+from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
 from noisescale.statistics.gradient_noise import NoiseScale
 from noisescale.studies.critical_batch.config import (
     OWN_FACTORY,
@@ -30,8 +30,6 @@ from noisescale.studies.recommend.config import Budget
 from noisescale.studies.recommend.look import noise_within
 from noisescale.studies.recommend.optimizer import (
     caveat,
-    in_optimizers_geometry,
-    recommend_for,
     scaling_rules,
 )
 from noisescale.training.config import TrainConfig
@@ -59,7 +57,7 @@ def advise_on_run(
     rows = read_noise(path)
     if not rows:
         return None
-    found = recommend_for(pd.DataFrame(rows), training)
+    found = recommend(pd.DataFrame(rows), learning_rate=training.constant_sgd_rate)
     critical, size = found.critical_batch_size, _own_size(training, found.population_size)
     rules = scaling_rules(
         training,
@@ -117,10 +115,9 @@ def schedule_of_run(
     if not rows:
         return None
     table = pd.DataFrame(rows)
-    under = in_optimizers_geometry(table, training)
     return batch_size_schedule(
-        table if under is None else under,
-        recommend_for(table, training),
+        table,
+        recommend(table, learning_rate=training.constant_sgd_rate),
         multiple_of=multiple_of,
         units_per_example=(read_json(path / SUMMARY) or {}).get("units_per_example"),
     )

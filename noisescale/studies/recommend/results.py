@@ -19,7 +19,7 @@ from noisescale.statistics.critical_batch.advice import (
     interval_text,
     number_text,
 )
-from noisescale.statistics.critical_batch.recommendation import Recommendation
+from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, jsonable
 from noisescale.studies.critical_batch.config import firmer_command
@@ -29,7 +29,6 @@ from noisescale.studies.recommend.config import RecommendConfig
 from noisescale.studies.recommend.look import Look, Plan
 from noisescale.studies.recommend.optimizer import (
     caveat,
-    recommend_for,
     scaling_rules,
 )
 from noisescale.training.console import duration_text
@@ -113,9 +112,8 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
     where = f"a run at B = {size:,}, lr {rate:g}"
     is_sgd = config.training.optimizer == "sgd"
     try:
-        found = recommend_for(
+        found = recommend(
             pd.DataFrame(read_noise(run.path)),
-            config.training,
             rate_over_best=rate / outcome.best_rate if is_sgd else None,
         )
     except MeasurementError:

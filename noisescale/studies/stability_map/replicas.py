@@ -201,6 +201,7 @@ def alike(cell: Cell) -> tuple[Any, ...] | None:
         replace(training, learning_rate=1.0, seed=0, order_seed=None),
         cell.start,
         cell.device,
+        cell.fold,
     )
 
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from noisescale.errors import (
 from noisescale.problems.factory import seeding_notes
 from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import Estimate
+from noisescale.statistics.scores.cross_validation import fold_indices
 from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell, count_examples
 from noisescale.studies.jobs.folder import CELL_FOLDER, Orders, claim, ordered
@@ -125,6 +126,8 @@ def run_sweep(
         options = SweepOptions(**vars(options or StudyOptions()))
     check_muon(config.training)
     num_examples = count_examples(config.problem)
+    if config.folds is not None:
+        num_examples -= max(map(len, fold_indices(num_examples, config.folds)))
     # of runs from a checkpoint no seed draws the start
     several = config.num_seeds if config.start is None else 1
     options = with_notes(options, seeding_notes(config.problem, num_seeds=several))
@@ -385,10 +388,15 @@ class _Sweep:
     def _cell(self, batch_size: BatchSize, learning_rate: float, seed: int) -> Cell:
         training = self.config.run(batch_size, learning_rate, seed, num_examples=self.num_examples)
         training = ordered(training, self.orders)
-        path = self.out / CELL_FOLDER / run_name(self.config.problem, training)
-        return make_cell(
+        name, fold = run_name(self.config.problem, training), None
+        if self.config.folds is not None:
+            fold = (seed, self.config.folds)
+            name += f"-fold{seed}of{self.config.folds}"
+        path = self.out / CELL_FOLDER / name
+        cell = make_cell(
             self.options, path, self.config.problem, training, start=self.options.start
         )
+        return replace(cell, fold=fold)
 
     def _take_others(self) -> None:
         """Adds the cells that other sweeps have finished in this folder, so that none is lost."""

@@ -1,11 +1,16 @@
 """The monitor on DistributedDataParallel: two gloo processes against closed forms."""
 
+import gc
 import json
+import time
 
 import pytest
 import torch
 from torch import distributed as dist, multiprocessing, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    allreduce_hook,
+    fp16_compress_hook,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from noisescale.errors import MeasurementError, SettingError
@@ -151,6 +156,47 @@ def test_two_processes_are_the_small_batches(tmp_path):
     )  # micro-batches of 2, 1, 2 and 1 examples count alike
     mean = (weights.double() @ per_example(6)).tolist()
     assert first["gradient"][0] == pytest.approx(mean, rel=1e-2)
+
+
+class Lingering:
+    """A reduction's future whose thread holds each callback for a while after it has run."""
+
+    def __init__(self, future):
+        self.future = future
+
+    def then(self, callback):
+        following = self.future.then(callback)
+        self.future.then(lambda future, held=callback: time.sleep(3))
+        return following
+
+
+def reduced_and_held(state, bucket):
+    return Lingering(allreduce_hook(dist.group.WORLD, bucket))
+
+
+def measured_once(rank, port):
+    """Leaves nothing behind but what the thread of the reduction holds."""
+    be_rank(rank, port=port, size=2)
+    weights, inputs, targets, _ = regression(6)
+    with process_group(device="cpu"):
+        model = DistributedDataParallel(weights)
+        monitor = NoiseScaleMonitor(model.parameters())
+        monitor.attach(model, (None, reduced_and_held))
+        step(model, monitor, inputs, targets, ((3,), (3,)), 3 * rank, 6)
+        del model, monitor
+        gc.collect()
+
+
+def as_rank_that_ends_at_once(rank, port):
+    measured_once(rank, port)
+    time.sleep(4)  # the thread lets go meanwhile
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_a_group_ends_though_its_own_thread_is_the_last_to_let_go_of_a_look():
+    """Else the process aborts: the thread would wait for itself, "Resource deadlock avoided"."""
+    multiprocessing.spawn(as_rank_that_ends_at_once, (free_port(),), nprocs=2)
 
 
 def as_only_rank(rank, port):

@@ -262,7 +262,7 @@ def test_an_unresolved_noise_scale_is_an_answer(tmp_path, monkeypatch):
     def unresolved(*args, **options):
         raise MeasurementError("1 of 17 measurements along the run have a noise scale")
 
-    monkeypatch.setattr(results, "recommend_for", unresolved)
+    monkeypatch.setattr(results, "recommend", unresolved)
     found = run_recommend(config(), tmp_path / "out")  # whose picture has no sizes
     assert found.summary["recommendation"] == []
     assert (tmp_path / "out" / "recommendation.png").exists()

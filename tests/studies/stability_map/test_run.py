@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -385,6 +386,18 @@ def _die_or_answer(path):
 def _die():
     time.sleep(0.2)
     os._exit(1)
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_a_study_starts_workers_of_a_data_loader_as_its_parent_does():
+    """Spawned as itself is, each would import torch in every pass over the data."""
+    pool = LocalProcesses(1)
+    try:
+        method = pool.submit(multiprocessing.get_start_method).result(timeout=120)
+    finally:
+        pool.shutdown()
+    assert method == multiprocessing.get_start_method()
 
 
 @pytest.mark.processes

@@ -80,7 +80,7 @@ def batch_size_schedule(
     are moved; over stretches that are not resolved as many as it took.
 
     Args:
-        table: the rows of noise.csv, the noise in the geometry that `found` is of.
+        table: the rows of noise.csv.
         found: what `recommend` made of them.
         multiple_of: a number that divides every batch size, such as the examples that all devices
             take at once.
@@ -99,7 +99,7 @@ def batch_size_schedule(
         )
     steps = table["step"].to_numpy(dtype=float)
     sizes = table["batch_size"].to_numpy(dtype=float)
-    values = table[found.quantity].to_numpy(dtype=float)
+    values = table[found.column].to_numpy(dtype=float)
     resolved = np.isfinite(values) & (values > 0)
     if not resolved.any():
         raise MeasurementError("no measurement of the noise along the run is resolved")
