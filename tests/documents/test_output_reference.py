@@ -59,13 +59,13 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
             printed("train", *DIGITS, "--bs", 1, "--lr", 1e6, "--out", "diverged"),
             printed("train", "--problem", QUADRATIC, "--bs", 8, "--epochs", 1, "--out", "own"),
             printed("train", *TEXT, "--out", "text"),
-            printed("train", *DIGITS, *noise, *ADAMW, "--out", "adam"),
+            printed("train", *DIGITS, *noise, *ADAMW, "--out", "adamw"),
         ]
         every = ("--hessian", "--num-probes", 4, "--per-layer", "--per-class")
         measured = [
             printed("measure-noise", "run", *FEW, *every),
             printed("measure-noise", "--problem", QUADRATIC, *FEW),
-            printed("measure-noise", "adam", *FEW, "--schedule", "levanter"),
+            printed("measure-noise", "adamw", *FEW, "--schedule", "levanter"),
         ]
         parts = ("--trace", "--density", "--phi", "--batch-sharpness", 4)
         sharp = [
@@ -75,7 +75,7 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
         recommended = [
             printed("recommend", QUADRATIC, "--bs", 64, "--epochs", 1, "--out", "recommend"),
             printed("recommend", "run"),
-            printed("recommend", "adam", "--schedule", "levanter"),
+            printed("recommend", "adamw", "--schedule", "levanter"),
         ]
         shutil.copy("run/checkpoint.pt", "weights.pt")
         recommended.append(printed("recommend", "weights.pt"))
