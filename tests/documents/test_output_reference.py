@@ -126,6 +126,7 @@ STUDIES = {  # the section of each folder's files
     "adaptive": "a-run",
     "run": "a-run",
     "adam": "a-run",
+    "adamw": "a-run",
     "diverged": "a-run",
     "own": "a-run",
     "several/bs64": "a-run",
