@@ -223,7 +223,9 @@ def test_the_settings_of_adam_stand_in_the_block(width, units, critical):
 def test_what_is_exact_says_so():
     exact = between(200.0, 200.0, 200.0)
     rows = aimed_sizes(exact, population_size=500, rate=None)
-    assert [row.cells()[2] for row in rows] == ["exact", "exact", "–"]  # the last: all examples
+    assert [row.cells()[2] for row in rows] == 3 * ["exact"]
+    close = aimed_sizes(between(2.0, 1.9, 2.1), population_size=500, rate=None)
+    assert [row.cells()[2] for row in close] == ["1–1", "2–2", "19–21"]  # whole numbers, no errors
     assert in_use_text(100, exact) == (
         "You use 100: 1.5 times the least examples, 3 times the steps."
     )

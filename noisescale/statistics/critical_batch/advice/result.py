@@ -30,6 +30,7 @@ class AimedSize:
         worth: what the row is worth: "measured", "extrapolated ×40" or another word or two.
         beta2: that goes with it, by a rule of thumb; None where none does.
         weight_decay: likewise.
+        exact: whether it follows from a number without an error, so that there is no interval.
     """
 
     aim: str
@@ -40,18 +41,19 @@ class AimedSize:
     worth: str = ""
     beta2: float | None = None
     weight_decay: float | None = None
+    exact: bool = False
 
     def cells(self) -> tuple[str, ...]:
         """The row under HEADINGS."""
         ends = f"{self.low:,} or more" if self.high is None else f"{self.low:,}–{self.high:,}"
-        if self.low == self.high:
-            ends = "–" if self.worth.startswith("bound") else "exact"
+        if self.exact:
+            ends = "exact"
         rate = "–" if self.learning_rate is None else f"{self.learning_rate:g}"
         return self.aim, f"{self.batch_size:,}", ends, rate, self.worth
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON: an entry of the list `recommendation`."""
-        left_out = {"worth", *(name for name in LATER if getattr(self, name) is None)}
+        left_out = {"worth", "exact", *(name for name in LATER if getattr(self, name) is None)}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 

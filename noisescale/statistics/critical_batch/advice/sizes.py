@@ -55,6 +55,7 @@ def aimed_sizes(
                 worth=_worth(size, measured_at, largest=largest),
                 beta2=None if beta2 is None else _near_one(beta2(size)),
                 weight_decay=None if weight_decay is None else _rounded(weight_decay(size)),
+                exact=critical.low == critical.high,
             )
         )
     return tuple(sizes)
