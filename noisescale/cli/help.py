@@ -108,6 +108,7 @@ SUBJECTS = (
             "--out report.html",
         ),
         "--out --force --checkpoint-every --evaluate-every --log-dir --unit --json --csv --plot "
+        "--schedule --multiple-of "
         "--format --debug --help",
     ),
 )
