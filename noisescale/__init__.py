@@ -17,6 +17,7 @@ Gradient noise at one point: |G|², tr Σ, B_simple and B_noise
     measure_noise, NoiseOptions -> NoiseScale.
     gradient_moments -> GradientMoments, noise_scale: its two halves.
     preconditioner_of: an optimizer's P, for the noise in its geometry.
+    sign_noise -> SignNoise: the noise scale of descent along the sign.
     gradient_rule, Outer: per-example gradients of a layer of one's own.
 
 Gradient noise along a training loop of one's own

@@ -89,8 +89,10 @@ from .statistics.gradient_noise import (
     GradientNoise as GradientNoise,
     NoiseScale as NoiseScale,
     NormTest as NormTest,
+    SignNoise as SignNoise,
     noise_scale as noise_scale,
     norm_test as norm_test,
+    sign_noise as sign_noise,
 )
 from .statistics.running_noise import RunningNoise as RunningNoise, two_batch as two_batch
 from .statistics.sample import Weighting as Weighting

@@ -89,7 +89,7 @@ SUBJECTS = (
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
         "--per-layer --per-class --top --bottom --trace --density --phi --filter-normalised "
         "--points --from-alpha --to-alpha --buffers --phi-iterations --batch-sharpness --ggn "
-        "--critical --noise --predict measure-noise --bs --preconditioner",
+        "--critical --sign --noise --predict measure-noise --bs --preconditioner",
     ),
     Subject(
         "How to compute",
@@ -108,6 +108,7 @@ SUBJECTS = (
             "--out report.html",
         ),
         "--out --force --checkpoint-every --evaluate-every --log-dir --unit --json --csv --plot "
+        "--schedule --multiple-of "
         "--format --debug --help",
     ),
 )

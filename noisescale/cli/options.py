@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import click
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Config = TypeVar("Config", ProblemConfig, TrainConfig)
+# as statistics.critical_batch.advice has it, which loads NumPy
+Project = Literal["megatron", "olmo", "levanter", "lightning"]
 FOLDER = click.Path(path_type=Path, file_okay=False)
 MOST_PROCESSES = 1024  # local ones, each with a torch of its own
 DTYPES = ("float32", "float64")
@@ -269,6 +271,25 @@ def schedule_options(command: Command) -> Command:
             default=TrainConfig.decay_share,
             show_default=True,
             help="--lr-schedule wsd: of all updates, the last ones, in which it falls.",
+        ),
+    )(command)
+
+
+def batch_schedule_options(command: Command) -> Command:
+    """A batch-size schedule of a tracked run, for another project to read."""
+    return together(
+        click.option(
+            "--schedule",
+            type=click.Choice(get_args(Project)),
+            help="Of a tracked run: also print a batch size that grows along another like it, as "
+            "Megatron-LM, OLMo-core, Levanter or Lightning read it.",
+        ),
+        click.option(
+            "--multiple-of",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="--schedule: a number that divides its batch sizes, such as the examples that all "
+            "devices take at once.  [default: 1]",
         ),
     )(command)
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from noisescale.errors import SettingError, StoppedEarly, check_choice
 from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
-from noisescale.measure.noise_probes import probe_curvature
+from noisescale.measure.noise_parts.fold_sums import measure_sign
+from noisescale.measure.noise_parts.probes import probe_curvature
 from noisescale.measure.objective import Objective, flatten
 from noisescale.measure.objective.preconditioner import (
     PreconditionerLike,
@@ -28,6 +29,7 @@ from noisescale.problems.sampling import Selection, select, split_source
 from noisescale.statistics.display import Settings
 from noisescale.statistics.gradient_noise import (
     NoiseScale,
+    SignNoise,
     gradient_noise,
     mean_estimate,
     noise_scale,
@@ -83,6 +85,10 @@ class NoiseOptions(Settings):
             "optimizer", for half the Hessian products of "both". None: both. Along a run, see
             `NoiseTracking`, of which scales there are columns.
 
+        sign: whether to measure B_ℓ1 = ‖σ‖₁²/‖G‖₁², the noise scale of descent along the sign of
+            the gradient, see `sign_noise`: a further pass, for which most models' gradients are
+            written out, in the memory of 16 gradients in float64.
+
     Raises:
         SettingError: another geometry than these.
 
@@ -109,6 +115,7 @@ class NoiseOptions(Settings):
     augmentations: int = 1
     param_filter: tuple[str, ...] | None = None
     geometry: Geometry | None = None
+    sign: bool = False
 
     def __post_init__(self) -> None:
         if self.geometry is not None:
@@ -244,6 +251,9 @@ def measure_noise(
                 rounds=len(coordinates) if index == 0 else 0,  # one announcement for all
             )
             noise = _with_curvature(noise, curvature, in_metric=in_metric)
+        if options.sign:
+            report("the noise of the sign")
+            noise = replace(noise, sign=_sign_noise(measured, generator))
         if options.per_class:
             per_class, left_out = _per_class(measured, report)
             noise = replace(noise, per_class=per_class)
@@ -425,6 +435,17 @@ def _curvature_noise(
         seconds=seconds,
         rounds=rounds,
         report=report,
+    )
+
+
+def _sign_noise(measured: _Measured, generator: torch.Generator) -> SignNoise:
+    """The noise in the geometry of sign descent."""
+    return measure_sign(
+        measured.objective,
+        mean=flatten(list(measured.moments.mean.values())),
+        engine=measured.moments.engine,
+        sample=measured.sample,
+        generator=generator,
     )
 
 

@@ -196,6 +196,8 @@ class ProblemConfig(Config):
                 "give a file as text with dataset text, and with no other"
             )
         if self.text is not None and self.text_sha256 is None:
+            if not self.text:
+                raise SettingError("text '': give the name of a file")
             path = Path(self.text)
             check_file(path, SettingError)
             try:

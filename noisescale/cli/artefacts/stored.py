@@ -22,7 +22,7 @@ from noisescale.measure.sharpness import (
 )
 from noisescale.problems.config import FactoryConfig
 from noisescale.statistics.estimate import Estimate, from_record
-from noisescale.statistics.gradient_noise import NoiseScale
+from noisescale.statistics.gradient_noise import SIGN_QUANTITIES, NoiseScale, SignNoise
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import Checkpoint
@@ -136,6 +136,17 @@ def _noise(entry: Entry) -> NoiseScale:
         effective_examples=entry["effective_examples"],
         noisiest_share=entry["noisiest_share"],
         preconditioned=None if under is None else NoiseScale(**common, **_parts(under, of=entry)),
+        sign=_sign(entry),
+    )
+
+
+def _sign(entry: Entry) -> SignNoise | None:
+    record = entry.get("sign")
+    if record is None:
+        return None
+    count = entry["num_examples"]
+    return SignNoise(
+        **{name: from_record(record[name], num_samples=count) for name in SIGN_QUANTITIES}
     )
 
 

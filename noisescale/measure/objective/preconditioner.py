@@ -89,7 +89,7 @@ def preconditioner_of(given: PreconditionerLike, model: nn.Module) -> Params:
             "AdamW, or has made no step"
         )
     states = states_by_name(given, model)
-    return _checked({name: _diagonal(name, *of_one) for name, of_one in states.items()}, params)
+    return _checked({name: diagonal_of(name, *of_one) for name, of_one in states.items()}, params)
 
 
 def is_optimizer_state(given: Mapping[str, Any]) -> bool:
@@ -192,7 +192,7 @@ def _of_optimizer(optimizer: Optimizer, params: Params) -> dict[str, ParameterSt
     said = {"decoupled_weight_decay": isinstance(optimizer, torch.optim.AdamW)}
     groups = {
         id(param): (said if "amsgrad" in group else {}) | group
-        for group in _with_relative_rates(optimizer.param_groups)
+        for group in with_relative_rates(optimizer.param_groups)
         for param in group["params"]
     }
     for name, param in params.items():
@@ -210,7 +210,7 @@ def _of_state(
 ) -> dict[str, ParameterState]:
     """The states in a state dict, whose parameters are numbers, matched with the model's."""
     by_number = state["state"]
-    groups = _with_relative_rates(state["param_groups"])
+    groups = with_relative_rates(state["param_groups"])
     numbers = [number for group in groups for number in group["params"]]
     for names in _orders(groups, params, model):
         if len(names) == len(numbers) and all(
@@ -273,8 +273,24 @@ def _second_moment(state: Mapping[str, Any]) -> Source | None:
     return next((name for name in names if isinstance(state.get(name), Tensor)), None)
 
 
-def _diagonal(name: str, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    """P of one parameter."""
+def diagonal_of(
+    name: str,
+    state: Mapping[str, Any],
+    group: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """P of one parameter, a new tensor, without waiting for a device.
+
+    Args:
+        name: of the parameter, for messages.
+        state: of the parameter, as an optimizer keeps it.
+        group: of the parameter, one of `with_relative_rates`.
+        dtype: in which to compute.
+
+    Raises:
+        SettingError: no second moments, or those of an optimizer whose P is not known here.
+    """
     moment = _second_moment(state)
     if moment is None:
         raise SettingError(
@@ -287,18 +303,24 @@ def _diagonal(name: str, state: Mapping[str, Any], group: Mapping[str, Any]) -> 
             f"the optimizer's state of {name} is of {what}, of which no preconditioner is known "
             "here: give P itself, a tensor by parameter"
         )
-    second = state[moment].detach().double()
+    second = state[moment].detach().to(dtype)
     if isinstance(average := state.get("grad_avg"), Tensor):  # RMSprop, centred
-        second = (second - average.detach().double().square()).clamp(min=0)
+        second = (second - average.detach().to(dtype).square()).clamp(min=0)
     if moment in ("exp_avg_sq", "max_exp_avg_sq"):
         decay = float(group.get("betas", (0.9, 0.999))[1])
-        second = second / (1 - decay ** float(state["step"]))
+        # the count may lie on a device; in float32 1 − β₂ would lose three digits of seven
+        steps = torch.as_tensor(state["step"]).double()
+        second = second / (1 - decay**steps)
     diagonal: Tensor = group[RELATIVE_RATE] / (second.sqrt() + float(group.get("eps", 1e-8)))
     return diagonal
 
 
-def _with_relative_rates(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The groups with their learning rates over the largest; 1 where none has one above zero."""
+def with_relative_rates(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with their learning rates over the largest; 1 where none has one above zero.
+
+    Args:
+        groups: param_groups of an optimizer or of its state.
+    """
     rates = [float(group.get("lr", 1.0)) for group in groups]
     largest = max(rates, default=0.0) or 1.0
     return [
