@@ -12,6 +12,7 @@ import click
 from noisescale.errors import Interrupted, SettingError
 from noisescale.problems.config import (
     TEXTS,
+    Amp,
     DatasetName,
     LossName,
     ModelName,
@@ -197,6 +198,7 @@ def training_options(command: Command) -> Command:
         click.option(
             "--max-steps", type=int, help="Stop after this many updates, if that comes first."
         ),
+        amp_option,
         optimizer_options,
         schedule_options,
         click.option(
@@ -373,6 +375,15 @@ class FileOf(click.ParamType[Path]):
         return path
 
 
+def amp_option(command: Command) -> Command:
+    """Automatic mixed precision."""
+    return click.option(
+        "--amp",
+        type=click.Choice(get_args(Amp)),
+        help="The model under torch.autocast: matrix products in bfloat16, all else float32.",
+    )(command)
+
+
 def measurement_options(command: Command) -> Command:
     """What to measure on which examples of which problem, and how to print it."""
     return together(
@@ -397,6 +408,7 @@ def measurement_options(command: Command) -> Command:
             type=click.Choice(DTYPES),
             help="Of all computing.  [default: the parameters' own]",
         ),
+        amp_option,
         click.option(
             "--param",
             "param_filter",

@@ -14,19 +14,22 @@ from torch import Tensor
 from noisescale.errors import SettingError, StoppedEarly, check_choice
 from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
-from noisescale.measure.noise_probes import probe_curvature
+from noisescale.measure.noise_parts.fold_sums import measure_sign
+from noisescale.measure.noise_parts.probes import probe_curvature
 from noisescale.measure.objective import Objective, flatten
 from noisescale.measure.objective.preconditioner import (
     PreconditionerLike,
     by_leaf,
     preconditioner_of,
 )
+from noisescale.problems.config import Amp
 from noisescale.problems.data.stream import Stream
 from noisescale.problems.problem import Params, Problem, Source, held, units_per_example
 from noisescale.problems.sampling import Selection, select, split_source
 from noisescale.statistics.display import Settings
 from noisescale.statistics.gradient_noise import (
     NoiseScale,
+    SignNoise,
     gradient_noise,
     mean_estimate,
     noise_scale,
@@ -68,6 +71,8 @@ class NoiseOptions(Settings):
         engine: how per-example gradients are computed, see `gradient_moments`.
         chunk_size: examples at a time, None: as many as the memory holds.
         dtype: in which to compute, None: the parameters' own.
+        amp: "bf16": the model runs under torch.autocast, its matrix products in bfloat16, and
+            statistics are float32 and float64 all the same. None: it does not.
         augmentations: K draws of each example, of a Dataset whose items change from read to read.
             The split is then made of K·N examples, of which num_examples are a random subset: tr Σ
             is of examples and draws together, and |G|² of a gradient averaged over K draws, which
@@ -79,6 +84,10 @@ class NoiseOptions(Settings):
         geometry: under a preconditioner, the coordinates in which `hessian` is measured: "plain",
             "optimizer", for half the Hessian products of "both". None: both. Along a run, see
             `NoiseTracking`, of which scales there are columns.
+
+        sign: whether to measure B_ℓ1 = ‖σ‖₁²/‖G‖₁², the noise scale of descent along the sign of
+            the gradient, see `sign_noise`: a further pass, for which most models' gradients are
+            written out, in the memory of 16 gradients in float64.
 
     Raises:
         SettingError: another geometry than these.
@@ -102,9 +111,11 @@ class NoiseOptions(Settings):
     engine: EngineName = "auto"
     chunk_size: int | None = None
     dtype: torch.dtype | None = None
+    amp: Amp | None = None
     augmentations: int = 1
     param_filter: tuple[str, ...] | None = None
     geometry: Geometry | None = None
+    sign: bool = False
 
     def __post_init__(self) -> None:
         if self.geometry is not None:
@@ -222,6 +233,7 @@ def measure_noise(
         loss=mean_estimate(moments.losses, measured.sample, moments.weighting),
         top_examples=_top_examples(moments, measured.selected, options.augmentations),
         units_per_example=units,
+        amp=measured.options.amp,
         notes=tuple(notes),
         preconditioned=_preconditioned(measured, units),
     )
@@ -239,6 +251,9 @@ def measure_noise(
                 rounds=len(coordinates) if index == 0 else 0,  # one announcement for all
             )
             noise = _with_curvature(noise, curvature, in_metric=in_metric)
+        if options.sign:
+            report("the noise of the sign")
+            noise = replace(noise, sign=_sign_noise(measured, generator))
         if options.per_class:
             per_class, left_out = _per_class(measured, report)
             noise = replace(noise, per_class=per_class)
@@ -298,6 +313,7 @@ def _measure_gradients(
         dtype=options.dtype,
         chunk_size=options.chunk_size,
         param_filter=options.param_filter,
+        amp=options.amp,
     )
     diagonal: Params | None = None
     if preconditioner is not None:
@@ -419,6 +435,17 @@ def _curvature_noise(
         seconds=seconds,
         rounds=rounds,
         report=report,
+    )
+
+
+def _sign_noise(measured: _Measured, generator: torch.Generator) -> SignNoise:
+    """The noise in the geometry of sign descent."""
+    return measure_sign(
+        measured.objective,
+        mean=flatten(list(measured.moments.mean.values())),
+        engine=measured.moments.engine,
+        sample=measured.sample,
+        generator=generator,
     )
 
 

@@ -12,6 +12,7 @@ from noisescale.errors import SettingError, check_choice, check_count, check_fil
 from noisescale.statistics.display import Settings
 
 DatasetName = Literal["mnist", "fashion-mnist", "digits", "shakespeare", "markov", "text"]
+Amp = Literal["bf16"]  # automatic mixed precision: of a model's matrix products
 PixelScale = Literal["unit", "raw"]
 ModelName = Literal["mlp", "cnn", "gpt"]
 Norm = Literal["none", "layer", "batch", "ghost"]

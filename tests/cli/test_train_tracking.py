@@ -69,7 +69,7 @@ def test_sgd_has_no_geometry_of_its_own():
     tracking = ["--measure-noise-every", "10", "--noise-geometry", "both"]
     result = run(*SMALL, *tracking, "--out", "run")
     assert result.exit_code == 2
-    assert "noise geometry both with SGD" in result.stderr
+    assert "noise geometry both with sgd" in result.stderr
     assert not Path("run").exists()
     result = run(*SMALL, "--noise-geometry", "both")
     assert "--noise-geometry without --measure-noise-every" in " ".join(result.stderr.split())

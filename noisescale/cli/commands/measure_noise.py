@@ -98,6 +98,11 @@ Examples:
 @click.option("--per-layer", is_flag=True, help="Every parameter tensor's share.")
 @click.option("--per-class", is_flag=True, help="Every class by itself, and the noisiest examples.")
 @click.option(
+    "--sign",
+    is_flag=True,
+    help="B_ℓ1 = ‖σ‖₁²/‖G‖₁² of sign descent as well, in a further pass.",
+)
+@click.option(
     "--unit",
     type=click.Choice(["examples", "tokens"]),
     default="examples",

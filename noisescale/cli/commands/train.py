@@ -153,7 +153,7 @@ Examples:
     "--noise-geometry",
     type=click.Choice(["plain", "optimizer", "both"]),
     help="plain: B_simple; optimizer: B^P_simple, of gradients scaled as Adam scales its steps.  "
-    "[default: both for adam and adamw, else plain]",
+    "[default: both for adam, adamw and rmsprop, else plain]",
 )
 @click.option(
     "--measure-sharpness-every",

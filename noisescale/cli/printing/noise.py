@@ -24,7 +24,7 @@ from noisescale.cli.printing.tables import (
 )
 from noisescale.errors import MeasurementError, RunFolderError
 from noisescale.statistics.estimate import Estimate, estimate_of
-from noisescale.statistics.gradient_noise import PRECONDITIONED, QUANTITIES
+from noisescale.statistics.gradient_noise import PRECONDITIONED, QUANTITIES, SIGN_QUANTITIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ INTERVAL = "95 % interval"
 LESS = ("n_eff", "tr Σ", "|G|²", "loss")  # of a table of checkpoints, what may be left out
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
-    *("units_per_example", "preconditioned"),
+    *("units_per_example", "preconditioned", "amp", "sign"),
     *("effective_examples", "noisiest_share", "gradient_norms"),
     *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
     "optimal_learning_rates",
@@ -231,6 +231,10 @@ def _quantities(report: NoiseReport, *, in_tokens: bool) -> NumberTable:
         for name, label in PRECONDITIONED.items() if under is not None else ():
             if (estimate := _shown(under, name, in_tokens=in_tokens)) is not None:
                 table.add_row(label, *estimate.cells())
+        for name, label in SIGN_QUANTITIES.items() if noise.sign is not None else ():
+            of_sign: Estimate = getattr(noise.sign, name)
+            units = noise.units_per_example if in_tokens and name == "simple" else None
+            table.add_row(label, *of_sign.scaled(units or 1.0).cells())
         for size, rate in report.rates.items():
             table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
         effective, noisiest = _concentration(noise)

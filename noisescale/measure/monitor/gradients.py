@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from noisescale.errors import MeasurementError
 from noisescale.measure.monitor.groups import Groups
+from noisescale.measure.monitor.live_preconditioner import LivePreconditioner, under
 
 # Numbers of which a product is taken by one thread, and in float32 without loss
 ONE_THREAD = 2**16
@@ -52,8 +54,12 @@ def squared_norms(gradients: Sequence[Tensor], groups: Sequence[int], num_groups
     flat = torch.cat([square.reshape(-1).to(device) for square in squares])
     if num_groups == 1:
         return flat.sum()[None]
-    index = torch.tensor(members, device=device)
-    return flat.new_zeros(num_groups).index_add_(0, index, flat)  # (G,)
+    return flat.new_zeros(num_groups).index_add_(0, _index(tuple(members), device), flat)  # (G,)
+
+
+@lru_cache(maxsize=64)  # a copy to a GPU waits for it
+def _index(members: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(members, device=device)
 
 
 def _own_part(gradient: Tensor, num_processes: int) -> tuple[Tensor, int]:
@@ -101,12 +107,14 @@ class Gradients:
     """The gradients of the parameters that require one now, and their state after the last look.
 
     groups: of the parameters.
+    preconditioner: under which norms are taken; None: plain ones.
     num_processes: that one model is spread over, each of which holds all of some gradients and
         parts of others.
     """
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: Groups, preconditioner: LivePreconditioner | None = None) -> None:
         self.groups = groups
+        self._preconditioner = preconditioner
         self.num_processes = 1
         # by parameter: which tensor its gradient is, and how often that has been written to
         self._seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -123,11 +131,14 @@ class Gradients:
             raise MeasurementError(
                 "no parameter has a gradient: call this after backward(), before zero_grad()"
             )
+        roots: Sequence[Tensor | None] = [None] * len(gradients)
+        if self._preconditioner is not None:
+            roots = self._preconditioner.roots([self.groups.parameters[at] for at in gradients])
         by_copies: dict[int, tuple[list[Tensor], list[int]]] = {}
-        for place, gradient in gradients.items():
+        for (place, gradient), root in zip(gradients.items(), roots, strict=True):
             part, copies = _own_part(gradient, self.num_processes)
             tensors, members = by_copies.setdefault(copies, ([], []))
-            tensors.append(part)
+            tensors.append(under(None if root is None else local(root), part))
             members.append(self.groups.of[place])
         squares = [
             squared_norms(tensors, members, len(self.groups.names)) / copies

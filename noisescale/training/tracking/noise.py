@@ -27,7 +27,7 @@ from noisescale.statistics.gradient_noise import (
     NoiseScale,
     under_preconditioner,
 )
-from noisescale.training.config import TrainConfig
+from noisescale.training.config import OptimizerName, TrainConfig
 from noisescale.training.records.tables import (
     NOISE,
     NOISE_COLUMNS,
@@ -43,6 +43,7 @@ from noisescale.training.tracking.rows import Every, Rows, is_due, num_due
 from noisescale.training.trainer import Training
 
 NUM_EXAMPLES = 10_000  # resolve B_simple along most of a run, in seconds for a measurement
+DIAGONAL: tuple[OptimizerName, ...] = ("adam", "adamw", "rmsprop")  # with a preconditioner
 PLAIN_COLUMNS = estimate_columns(*GRADIENT_NOISE, *CURVATURE_NOISE)
 FEWEST_EXAMPLES = 4  # that B_noise takes; one limit, whether it is measured or not
 
@@ -56,8 +57,9 @@ class NoiseTracking:
         options: what is measured each time. The random subset of the training examples is the same
             throughout; all of them where there are fewer. The population is "dataset". Its geometry
             says which scales are recorded: "plain", B_simple; "optimizer", B^P_simple under the
-            optimizer's own preconditioner, from its first step on; "both". None: both for Adam and
-            AdamW, since one pass gives both, and plain for SGD, which has no other.
+            optimizer's own preconditioner, from its first step on; "both". None: both for Adam,
+            AdamW and RMSprop, since one pass gives both, and plain for SGD and Muon, which have no
+            diagonal preconditioner.
         seed: of the subset and the probes.
     """
 
@@ -130,12 +132,12 @@ class NoiseTracking:
         Raises:
             SettingError: the options name one that the optimizer lacks.
         """
-        geometry, is_plain = self.options.geometry, config.optimizer == "sgd"
+        geometry, is_plain = self.options.geometry, config.optimizer not in DIAGONAL
         if is_plain and geometry in ("optimizer", "both"):
             raise SettingError(
-                f"noise geometry {geometry} with SGD: it divides the gradient by nothing, so that "
-                "its noise scale is the plain one; leave the geometry out, or train with adam or "
-                "adamw"
+                f"noise geometry {geometry} with {config.optimizer}: it multiplies the gradient by "
+                "no diagonal matrix, so that it has no such geometry; leave it out, or train with "
+                f"{', '.join(DIAGONAL)}"
             )
         return geometry or ("plain" if is_plain else "both")
 

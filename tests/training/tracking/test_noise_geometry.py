@@ -141,7 +141,7 @@ def test_the_optimizer_alone_leaves_the_plain_columns_empty_and_saves_their_prod
 
 @pytest.mark.parametrize("geometry", ["optimizer", "both"])
 def test_sgd_is_refused_before_there_is_a_folder(geometry, tmp_path):
-    with pytest.raises(SettingError, match=f"noise geometry {geometry} with SGD.*leave"):
+    with pytest.raises(SettingError, match=f"noise geometry {geometry} with sgd.*leave"):
         tracked(tmp_path / "run", SGD, geometry=geometry)
     assert not (tmp_path / "run").exists()
 
