@@ -128,7 +128,8 @@ class Training:
         self.config = config
         self.problem = problem
         self.model = trainable_copy(problem.model)
-        self.device = next(self.model.parameters()).device
+        self._trained = list(self.model.parameters())
+        self.device = self._trained[0].device
         self.examples: Source = resident(source_of(problem.train), self.device)
         if problem.weights is not None and isinstance(self.examples, Examples):
             check_weights(weights_of(problem.weights, self.examples.targets))
@@ -263,7 +264,7 @@ class Training:
         for examples, part in self._with_shares(chunks, len(indices)):
             loss = part(self._losses_of(self.model, examples))
             loss.backward()
-            make_gradients_dense(self.model)
+            make_gradients_dense(self._trained)
             chunk_losses.append(loss.detach())
             if schedule:
                 schedule.take(examples.num_examples, weight=part.weight)
