@@ -42,14 +42,15 @@ Which batch size
 
 Curvature
     measure_sharpness, SharpnessOptions -> Sharpness: all of the following
-        as one record.
+        as one record, PreconditionedSharpness in it.
     Objective, hessian_matvec, ggn_matvec -> CurvatureProduct: the loss,
         and products with a matrix.
     top_eigenpairs -> EigenPairs; spectral_moments -> SpectralMoments.
     spectral_density -> SpectralDensity; keskar_sharpness ->
         KeskarSharpness.
     batch_sharpness, gradient_noise_interaction; stable_sharpness: the 2/η
-        beside them.
+        beside them; critical_sharpness -> CriticalSharpness: by a few
+        forward passes.
 
 Between two models
     interpolate -> Interpolation: loss and accuracy along the line, and the

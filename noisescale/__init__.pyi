@@ -35,8 +35,11 @@ from .measure.noise import NoiseOptions as NoiseOptions, measure_noise as measur
 from .measure.objective import Objective as Objective
 from .measure.objective.preconditioner import preconditioner_of as preconditioner_of
 from .measure.sharpness import (
+    CriticalSharpness as CriticalSharpness,
+    PreconditionedSharpness as PreconditionedSharpness,
     Sharpness as Sharpness,
     SharpnessOptions as SharpnessOptions,
+    critical_sharpness as critical_sharpness,
     measure_sharpness as measure_sharpness,
 )
 from .measure.stability import (

@@ -89,13 +89,13 @@ SUBJECTS = (
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
         "--per-layer --per-class --top --bottom --trace --density --phi --filter-normalised "
         "--points --from-alpha --to-alpha --buffers --phi-iterations --batch-sharpness --ggn "
-        "--sign --noise --predict measure-noise --bs --preconditioner",
+        "--critical --sign --noise --predict measure-noise --bs --preconditioner",
     ),
     Subject(
         "How to compute",
         ("--processes 4", "--dtype float64 --seed 1", "--device cpu"),
         "--engine measure-noise --seed sharpness --seed interpolate --seed "
-        "sharpness --method --rtol --max-matvecs --dtype --device --data-dir --executor "
+        "sharpness --method --rtol --max-matvecs --dtype --amp --device --data-dir --executor "
         "--processes --scheduler",
     ),
     Subject(
@@ -108,6 +108,7 @@ SUBJECTS = (
             "--out report.html",
         ),
         "--out --force --checkpoint-every --evaluate-every --log-dir --unit --json --csv --plot "
+        "--schedule --multiple-of "
         "--format --debug --help",
     ),
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import click
 
 from noisescale.errors import Interrupted, SettingError
 from noisescale.problems.config import (
     TEXTS,
+    Amp,
     DatasetName,
     LossName,
     ModelName,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Config = TypeVar("Config", ProblemConfig, TrainConfig)
+# as statistics.critical_batch.advice has it, which loads NumPy
+Project = Literal["megatron", "olmo", "levanter", "lightning"]
 FOLDER = click.Path(path_type=Path, file_okay=False)
 MOST_PROCESSES = 1024  # local ones, each with a torch of its own
 DTYPES = ("float32", "float64")
@@ -195,6 +198,7 @@ def training_options(command: Command) -> Command:
         click.option(
             "--max-steps", type=int, help="Stop after this many updates, if that comes first."
         ),
+        amp_option,
         optimizer_options,
         schedule_options,
         click.option(
@@ -267,6 +271,25 @@ def schedule_options(command: Command) -> Command:
             default=TrainConfig.decay_share,
             show_default=True,
             help="--lr-schedule wsd: of all updates, the last ones, in which it falls.",
+        ),
+    )(command)
+
+
+def batch_schedule_options(command: Command) -> Command:
+    """A batch-size schedule of a tracked run, for another project to read."""
+    return together(
+        click.option(
+            "--schedule",
+            type=click.Choice(get_args(Project)),
+            help="Of a tracked run: also print a batch size that grows along another like it, as "
+            "Megatron-LM, OLMo-core, Levanter or Lightning read it.",
+        ),
+        click.option(
+            "--multiple-of",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="--schedule: a number that divides its batch sizes, such as the examples that all "
+            "devices take at once.  [default: 1]",
         ),
     )(command)
 
@@ -352,6 +375,15 @@ class FileOf(click.ParamType[Path]):
         return path
 
 
+def amp_option(command: Command) -> Command:
+    """Automatic mixed precision."""
+    return click.option(
+        "--amp",
+        type=click.Choice(get_args(Amp)),
+        help="The model under torch.autocast: matrix products in bfloat16, all else float32.",
+    )(command)
+
+
 def measurement_options(command: Command) -> Command:
     """What to measure on which examples of which problem, and how to print it."""
     return together(
@@ -376,6 +408,7 @@ def measurement_options(command: Command) -> Command:
             type=click.Choice(DTYPES),
             help="Of all computing.  [default: the parameters' own]",
         ),
+        amp_option,
         click.option(
             "--param",
             "param_filter",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from noisescale.errors import SettingError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.monitor.fsdp_norms import is_sharded
 from noisescale.measure.monitor.noise_monitor import SCALARS, NoiseScaleMonitor
 
@@ -25,8 +26,9 @@ class NoiseScaleCallback(Callback):
 
     It needs two gradients to compare: accumulate_grad_batches of 2 or more, also by a
     GradientAccumulationScheduler, or several processes, by DistributedDataParallel or FSDP2
-    (`fully_shard`, as in ModelParallelStrategy), without which it gives a warning and the training
-    goes on unmeasured, as it does with manual optimization. The loss must be a mean over the
+    (`fully_shard`, as in ModelParallelStrategy; without accumulation), without which it gives a
+    warning and the training goes on unmeasured, as it does with manual optimization and with the
+    older FSDPStrategy. The loss must be a mean over the
     examples of a batch, or a sum of as many terms as `weight` says. The values go to every logger
     as noise_scale/simple and so on, nan where unresolved, and the averages into checkpoints.
     Clipping and mixed precision do not disturb it.
@@ -93,7 +95,8 @@ class NoiseScaleCallback(Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._measures and self.monitor is not None:
             scale = _loss_scale(trainer)
-            self.monitor.micro_batch(self._count, weight=self._terms, scale=scale)
+            with self._or_give_up():
+                self.monitor.micro_batch(self._count, weight=self._terms, scale=scale)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -104,7 +107,8 @@ class NoiseScaleCallback(Callback):
             return
         # gradients are unscaled by now, but not when they were reduced
         scale = _loss_scale(trainer) if self._reduced else 1.0
-        self.monitor.update(scale=scale, divided_by=trainer.accumulate_grad_batches)
+        with self._or_give_up():
+            self.monitor.update(scale=scale, divided_by=trainer.accumulate_grad_batches)
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             scalars = (
                 self.monitor.scalars()
@@ -112,6 +116,14 @@ class NoiseScaleCallback(Callback):
                 else dict.fromkeys(SCALARS, math.nan)
             )
             pl_module.log_dict({f"noise_scale/{name}": value for name, value in scalars.items()})
+
+    @contextmanager
+    def _or_give_up(self) -> Iterator[None]:
+        """Leaves the training unmeasured, and running, where its gradients cannot be compared."""
+        try:
+            yield
+        except (MeasurementError, SettingError) as error:
+            self._give_up(str(error))
 
     def _give_up(self, reason: str) -> None:
         """Leaves the training unmeasured, with a warning."""
@@ -146,6 +158,11 @@ def _obstacle(trainer: Trainer, pl_module: LightningModule, *, is_reduced: bool)
         and callback.going_to_accumulate_grad_batches()
         for callback in trainer.callbacks  # type: ignore[attr-defined]
     )
+    if accumulates and is_reduced and is_sharded(cast(nn.Module, trainer.strategy.model)):
+        return (
+            "Lightning reduces every batch of a sharded model, where only an update's last may be: "
+            "leave accumulate_grad_batches at 1, which is enough with several processes"
+        )
     if not accumulates and not is_reduced:
         return (
             "one batch per update leaves nothing to compare it with: give the Trainer "

@@ -22,6 +22,7 @@ from noisescale.measure.objective.preconditioner import (
     by_leaf,
     preconditioner_of,
 )
+from noisescale.problems.config import Amp
 from noisescale.problems.data.stream import Stream
 from noisescale.problems.problem import Params, Problem, Source, held, units_per_example
 from noisescale.problems.sampling import Selection, select, split_source
@@ -70,6 +71,8 @@ class NoiseOptions(Settings):
         engine: how per-example gradients are computed, see `gradient_moments`.
         chunk_size: examples at a time, None: as many as the memory holds.
         dtype: in which to compute, None: the parameters' own.
+        amp: "bf16": the model runs under torch.autocast, its matrix products in bfloat16, and
+            statistics are float32 and float64 all the same. None: it does not.
         augmentations: K draws of each example, of a Dataset whose items change from read to read.
             The split is then made of K·N examples, of which num_examples are a random subset: tr Σ
             is of examples and draws together, and |G|² of a gradient averaged over K draws, which
@@ -108,6 +111,7 @@ class NoiseOptions(Settings):
     engine: EngineName = "auto"
     chunk_size: int | None = None
     dtype: torch.dtype | None = None
+    amp: Amp | None = None
     augmentations: int = 1
     param_filter: tuple[str, ...] | None = None
     geometry: Geometry | None = None
@@ -229,6 +233,7 @@ def measure_noise(
         loss=mean_estimate(moments.losses, measured.sample, moments.weighting),
         top_examples=_top_examples(moments, measured.selected, options.augmentations),
         units_per_example=units,
+        amp=measured.options.amp,
         notes=tuple(notes),
         preconditioned=_preconditioned(measured, units),
     )
@@ -308,6 +313,7 @@ def _measure_gradients(
         dtype=options.dtype,
         chunk_size=options.chunk_size,
         param_filter=options.param_filter,
+        amp=options.amp,
     )
     diagonal: Params | None = None
     if preconditioner is not None:

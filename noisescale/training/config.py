@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from noisescale.errors import LARGEST, SettingError, check_choice, check_count, is_real
-from noisescale.problems.config import Config
+from noisescale.problems.config import Amp, Config
 from noisescale.statistics.display import Settings
 
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop", "muon"]
@@ -128,6 +128,9 @@ class TrainConfig(Config):
             batch sizes, have one each.
         adaptive: how an adaptive batch size follows the noise; None: as AdaptiveConfig's defaults
             say. No other batch size takes it.
+        amp: "bf16": the model runs under torch.autocast, its matrix products in bfloat16; weights,
+            the loss and updates are float32. None: it does not. Evaluations and what is measured
+            along the run are float32.
 
     Raises:
         SettingError: for a value out of its range, or settings that exclude each other.
@@ -157,8 +160,11 @@ class TrainConfig(Config):
     seed: int = 0
     order_seed: int | None = None
     adaptive: AdaptiveConfig | None = None
+    amp: Amp | None = None
 
     def __post_init__(self) -> None:
+        if self.amp is not None:
+            check_choice("amp", self.amp, get_args(Amp))
         _as_floats(self, "learning_rate", "momentum", "weight_decay", "beta1", "beta2", "epsilon")
         _as_floats(self, "warmup", "decay_share")
         if self.batch_size not in get_args(BatchRule):

@@ -20,6 +20,8 @@ from noisescale.errors import (
     is_out_of_memory,
     own_words,
 )
+from noisescale.measure.objective.mean_loss.precision import autocast, check_amp
+from noisescale.measure.objective.outputs import with_tensors
 from noisescale.problems.data.stream import Stream
 from noisescale.problems.models import GhostBatchNorm
 from noisescale.problems.problem import (
@@ -130,6 +132,12 @@ class Training:
         self.model = trainable_copy(problem.model)
         self._trained = list(self.model.parameters())
         self.device = self._trained[0].device
+        check_amp(config.amp, self.device)
+        if config.amp and any(param.dtype == torch.float64 for param in self._trained):
+            raise SettingError(
+                f"amp {config.amp} of a model in float64, which autocast leaves as it is: give "
+                "model.float(), or leave amp out"
+            )
         self.examples: Source = resident(source_of(problem.train), self.device)
         if problem.weights is not None and isinstance(self.examples, Examples):
             check_weights(weights_of(problem.weights, self.examples.targets))
@@ -300,7 +308,11 @@ class Training:
 
     def _losses_of(self, model: nn.Module, examples: Examples) -> Tensor:
         """The losses of examples (n,)."""
-        return self.problem.loss(call_model(model, examples.inputs), examples.targets)
+        with autocast(self.config.amp, self.device):
+            outputs = call_model(model, examples.inputs)
+        if self.config.amp is not None:  # the loss in float32
+            outputs = with_tensors(outputs, _as_float32)
+        return self.problem.loss(outputs, examples.targets)
 
     def _examples_at(self, indices: Tensor) -> Examples:
         """The examples at these indices (B,); of a Dataset that is read anew, this epoch's draw."""
@@ -345,7 +357,7 @@ class Training:
     def _in_place_sgd(self) -> ProvedInPlaceSGD | None:
         """The in-place update of linear layers, where the optimizer is SGD without momentum."""
         config, num_examples = self.config, self.examples.num_examples
-        if config.optimizer != "sgd" or config.momentum or self.schedule:
+        if config.optimizer != "sgd" or config.momentum or self.schedule or config.amp:
             return None
         return ProvedInPlaceSGD(
             self.model,
@@ -410,6 +422,11 @@ class Training:
                 f"{what}, which has no variance; give another batch size, {other}--num-train "
                 "or --norm layer"
             )
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    """Numbers of less precision in float32; all else as it is."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def has_batch_norm(model: nn.Module) -> bool:

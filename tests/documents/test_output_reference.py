@@ -29,6 +29,7 @@ QUADRATIC = f"{Path(own_problems.__file__)}:quadratic"
 TEXT = ("--dataset", "markov", "--model", "gpt", "--depth", "1", "--width", "8", "--heads", "1")
 TEXT = (*TEXT, "--context", "8", "--num-train", "64", "--epochs", "1")
 FEW = ("--num-examples", "40")
+ADAMW = ("--optimizer", "adamw", "--weight-decay", "0.1", "--bs", "8")
 
 
 def printed(*arguments):
@@ -58,11 +59,13 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
             printed("train", *DIGITS, "--bs", 1, "--lr", 1e6, "--out", "diverged"),
             printed("train", "--problem", QUADRATIC, "--bs", 8, "--epochs", 1, "--out", "own"),
             printed("train", *TEXT, "--out", "text"),
+            printed("train", *DIGITS, *noise, *ADAMW, "--out", "adamw"),
         ]
         every = ("--hessian", "--num-probes", 4, "--per-layer", "--per-class", "--sign")
         measured = [
             printed("measure-noise", "run", *FEW, *every),
             printed("measure-noise", "--problem", QUADRATIC, *FEW),
+            printed("measure-noise", "adamw", *FEW, "--schedule", "levanter"),
         ]
         parts = ("--trace", "--density", "--phi", "--batch-sharpness", 4)
         sharp = [
@@ -72,6 +75,7 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
         recommended = [
             printed("recommend", QUADRATIC, "--bs", 64, "--epochs", 1, "--out", "recommend"),
             printed("recommend", "run"),
+            printed("recommend", "adamw", "--schedule", "levanter"),
         ]
         shutil.copy("run/checkpoint.pt", "weights.pt")
         recommended.append(printed("recommend", "weights.pt"))
@@ -122,6 +126,7 @@ STUDIES = {  # the section of each folder's files
     "adaptive": "a-run",
     "run": "a-run",
     "adam": "a-run",
+    "adamw": "a-run",
     "diverged": "a-run",
     "own": "a-run",
     "several/bs64": "a-run",

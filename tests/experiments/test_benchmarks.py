@@ -9,14 +9,21 @@ import pytest
 import torch
 from rich.console import Console
 
-from noisescale import Horizon, ProblemConfig, TrainConfig, build_problem, train
+from noisescale import (
+    Horizon,
+    NoiseScaleMonitor,
+    ProblemConfig,
+    TrainConfig,
+    build_problem,
+    train,
+)
 from noisescale.problems.problem import as_examples
 from noisescale.studies.stability_map.run import SweepOptions
 
 for peer in ("backpack", "curvlinops", "opacus", "pyhessian"):
     pytest.importorskip(peer)
 
-from experiments.benchmarks import curvature, monitor, noise, startup, sweep
+from experiments.benchmarks import curvature, monitor, monitor_sizes, noise, startup, sweep
 
 pytestmark = pytest.mark.peers
 
@@ -113,3 +120,20 @@ def test_the_sweep_is_counted_and_compared(digits, monkeypatch):
     assert row["replicas/eager"] == pytest.approx(
         row["updates_per_second"]["replicas"] / row["updates_per_second"]["eager"]
     )
+
+
+def test_the_monitors_share_of_a_step_is_that_of_two_programs_in_turn():
+    def work(count):
+        return lambda: sum(range(count))
+
+    found = monitor_sizes.overhead(work(400_000), work(800_000), rounds=9)
+    assert found["seconds"] > 0
+    assert found["overhead"] == pytest.approx(1, abs=0.5)
+    assert found["mean_overhead"] == pytest.approx(1, abs=0.5)
+
+
+def test_the_monitors_watch_the_steps_they_are_timed_in(digits):
+    seen = NoiseScaleMonitor(digits.model)
+    monitor_sizes.accumulating(digits, (4, 8), seen)()
+    assert seen.num_updates == 1
+    assert all(parameter.grad is None for parameter in digits.model.parameters())

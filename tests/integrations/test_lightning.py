@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.statistics.running_noise import two_batch
+from noisescale.statistics.running_noise import RunningNoise, two_batch
 from tests.helpers.micro_batches import BATCH, NAMES, assert_same, data, mean_gradient, replayed
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import environment
@@ -19,7 +20,7 @@ from tests.helpers.processes import environment
 pytest.importorskip("lightning.pytorch")
 
 from noisescale.integrations.lightning import NoiseScaleCallback
-from tests.helpers.lightning_training import Recorder, lightning_trainer
+from tests.helpers.lightning_training import Manual, Recorder, lightning_trainer
 
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:.*isinstance\(treespec, LeafSpec\).*:FutureWarning"
@@ -59,12 +60,6 @@ class Silent(Recorder):
         return None
 
 
-class Manual(Recorder):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-
 def test_what_has_no_noise_is_trained_all_the_same(tmp_path):
     loader = DataLoader(data(), batch_size=BATCH)
     for model, reason in (
@@ -86,6 +81,30 @@ def test_what_has_no_noise_is_trained_all_the_same(tmp_path):
     assert callback.monitor.num_updates == 0
 
 
+def test_manual_optimization_has_a_monitor_of_its_own(tmp_path):
+    model, callback = Manual(), NoiseScaleCallback()
+    trainer = lightning_trainer(
+        tmp_path, callback, callbacks=[], accumulate_grad_batches=1, gradient_clip_val=None
+    )
+    trainer.fit(model, DataLoader(data(16), batch_size=BATCH))
+    assert [len(parts) for _, parts in model.updates] == [4] * 4
+    assert_same(model.noise_monitor.noise(), replayed(model.updates))
+
+
+def test_a_gradient_that_cannot_be_compared_ends_no_training(tmp_path):
+    class Meddling(NoiseScaleCallback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.monitor.discard()
+            self.monitor.micro_batch(2, scale=2.0)  # which is not in the gradient
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    callback = Meddling()
+    trainer = lightning_trainer(tmp_path, callback)
+    with pytest.warns(UserWarning, match="the noise scale is not measured: update"):
+        trainer.fit(Recorder(), DataLoader(data(), batch_size=BATCH))
+    assert trainer.current_epoch == 2
+
+
 def unknown_size(batch):
     raise SettingError("a batch of nothing")
 
@@ -98,11 +117,44 @@ def test_a_training_step_without_a_loss_leaves_nothing_out(tmp_path):
     assert callback.monitor.num_updates == 0
 
 
+def over_processes(ranks):
+    """|G|² and tr Σ: small batches are the processes' mean gradients, the big one their mean."""
+    running = RunningNoise()
+    for updates in zip(*(rank["updates"] for rank in ranks), strict=True):
+        assert torch.equal(updates[0][0], updates[1][0])  # one weight
+        means = np.array(
+            [
+                np.mean([mean_gradient(weight, *part) for part in parts], axis=0)
+                for weight, parts in updates
+            ]
+        )
+        whole, size = means.mean(0), BATCH * len(updates[0][1])
+        small = (means**2).sum(1).mean()
+        running.memory = running.memory or 100 * 2 * size
+        running.add(*two_batch(small, size, whole @ whole, 2 * size), num_examples=2 * size)
+    return [getattr(running.noise, name).value for name in NAMES]
+
+
+def test_the_older_sharding_is_refused():
+    """Which Lightning starts on a GPU alone."""
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    strategy = FSDPStrategy()
+    strategy._model = torch.nn.Linear(3, 1)  # its wrapper needs processes
+    trainer = SimpleNamespace(
+        world_size=2, strategy=strategy, accumulate_grad_batches=4, callbacks=[]
+    )
+    callback = NoiseScaleCallback()
+    with pytest.warns(UserWarning, match="2 processes by FSDPStrategy: only Distributed.* FSDP2"):
+        callback.on_fit_start(trainer, Recorder())
+
+
 @pytest.mark.processes
 @pytest.mark.slow
 def test_it_over_two_processes(tmp_path):
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.lightning_training", str(tmp_path)],
+        [sys.executable, *start, "-m", "tests.helpers.lightning_training", str(tmp_path)],
         env=environment(),
         capture_output=True,
         text=True,
@@ -110,19 +162,22 @@ def test_it_over_two_processes(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    assert str(ranks[0]["scalars"]) == str(ranks[1]["scalars"])
-    (weight, _), *others = ranks[0]["updates"]
-    assert not others
-    means = np.array(
-        [
-            np.mean([mean_gradient(weight, *part) for part in rank["updates"][0][1]], axis=0)
-            for rank in ranks
-        ]
-    )
-    whole = means.mean(0)
-    expected = two_batch((means**2).sum(1).mean(), 8, whole @ whole, 16)
-    found = [ranks[0]["scalars"][name] for name in NAMES]
-    assert found == pytest.approx(expected, rel=1e-4)
+    micro_batches = {
+        "ddp": [4] * 2,
+        "schedule": [1] * 4 + [4],
+        "manual": [4] * 2,
+        "fsdp2": [1] * 8,
+    }
+    for case, counts in micro_batches.items():
+        both = [rank[case] for rank in ranks]
+        assert str(both[0]["scalars"]) == str(both[1]["scalars"])
+        assert [len(parts) for _, parts in both[0]["updates"]] == counts, case
+        found = [both[0]["scalars"][name] for name in NAMES]
+        assert found == pytest.approx(over_processes(both), rel=1e-4), case
+    for rank in ranks:  # Lightning reduces each of its batches
+        refused = rank["fsdp2 accumulated"]
+        assert "reduces every batch of a sharded model" in refused["unmeasured"]
+        assert refused["epochs"] == 2
 
 
 def test_a_ragged_last_batch_does_not_end_a_training(tmp_path):

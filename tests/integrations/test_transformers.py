@@ -51,7 +51,7 @@ def updates_of(model):
     return found
 
 
-def trainer_of(folder, model, *, rows=None, **settings):
+def trainer_of(folder, model, *, rows=None, build=transformers.Trainer, **settings):
     rows = rows or [{"x": x, "labels": y} for x, y in data()]
     arguments = transformers.TrainingArguments(
         **{
@@ -69,7 +69,7 @@ def trainer_of(folder, model, *, rows=None, **settings):
             **settings,
         }
     )
-    return transformers.Trainer(model=model, args=arguments, train_dataset=rows)
+    return build(model=model, args=arguments, train_dataset=rows)
 
 
 def test_a_training_step_of_the_trainers_own_stays(tmp_path):
@@ -115,6 +115,48 @@ def test_it_measures_what_it_trains_with(tmp_path):
     assert trainer.callback_handler.callbacks[0] is callback
 
 
+def test_a_step_of_several_backward_passes_is_seen_as_a_whole(tmp_path):
+    """Of a subclass, as for losses that are added up one by one."""
+
+    class Twofold(transformers.Trainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            loss = model(**self._prepare_inputs(inputs))["loss"] / STEPS
+            for share in (0.25, 0.75):
+                self.accelerator.backward(share * loss, retain_graph=True)
+            return loss.detach()
+
+    model = Regression()
+    rows = [{"x": x, "labels": y} for x, y in data(2 * STEPS * BATCH)]
+    trainer = trainer_of(tmp_path, model, rows=rows, build=Twofold)
+    callback = NoiseScaleCallback().add_to(trainer)
+    trainer.train()
+    assert callback.monitor.num_updates == 4
+    assert_same(callback.monitor.noise(), replayed(updates_of(model)))
+
+
+def test_a_step_that_leaves_no_gradient_is_trained_all_the_same(tmp_path):
+    class Idle(transformers.Trainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            return torch.zeros(())
+
+    trainer = trainer_of(tmp_path, Regression(), build=Idle, max_grad_norm=0.0)
+    callback = NoiseScaleCallback().add_to(trainer)
+    with pytest.warns(UserWarning, match="the noise scale is not measured: no parameter has a"):
+        trainer.train()
+    assert trainer.state.global_step == 6
+    with pytest.raises(MeasurementError, match="no noise scale yet: no parameter has a gradient"):
+        callback.monitor.noise()
+
+
+def test_labels_none_of_which_counts_end_no_training(tmp_path):
+    rows = [{"x": x, "labels": torch.tensor([-100.0])} for x, _ in data()]
+    trainer = trainer_of(tmp_path, Tokens(), rows=rows, learning_rate=0.0)
+    callback = NoiseScaleCallback().add_to(trainer)
+    trainer.train()
+    assert (callback.monitor.num_updates, callback.monitor.num_skipped) == (0, 6)
+
+
 def test_it_weighs_micro_batches_by_tokens(tmp_path):
     rows = [
         {"x": x, "labels": torch.tensor([-100.0]) if number % 3 == 0 else y}
@@ -127,11 +169,11 @@ def test_it_weighs_micro_batches_by_tokens(tmp_path):
     running = RunningNoise()
     for weight, parts in updates_of(model):
         kept = [part[1].ne(-100)[:, 0] for part in parts]
-        counts = np.array([int(one.sum()) for one in kept])
-        if not counts.all():  # nothing to compare with
-            continue
+        counts = np.array([int(one.sum()) for one in kept if one.any()])  # others add nothing
         means = [
-            mean_gradient(weight, x[one], y[one]) for (x, y), one in zip(parts, kept, strict=True)
+            mean_gradient(weight, x[one], y[one])
+            for (x, y), one in zip(parts, kept, strict=True)
+            if one.any()
         ]
         shares = counts / counts.sum()
         whole, size = shares @ means, 1 / (shares**2 / 2).sum()

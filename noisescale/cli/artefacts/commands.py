@@ -153,6 +153,8 @@ def sharpness_command(path: Path, entries: list[dict[str, Any]]) -> str:
         words.append(f"--phi-iterations {iterations}")
     if entry["batch_size"] is not None:
         words.append(f"--batch-sharpness {entry['batch_size']}")
+    if entry.get("critical") is not None:
+        words.append("--critical")
     if entry.get("matrix") == "ggn":
         words.append("--ggn")
     return _measured(words, path, entries)

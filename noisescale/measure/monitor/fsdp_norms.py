@@ -117,6 +117,8 @@ class _Part:
         self._inputs: Tensor | None = None  # (G,)
         self._summed: Tensor | None = None  # (G,)
         self._reduced: Tensor | None = None  # (G,)
+        self._waiting: list[tuple[Tensor, int]] = []  # shards, of the present reduction
+        self._is_whole = False  # it is of all the parameters
 
     def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory for an input or an output, as torch asks for."""
@@ -135,7 +137,9 @@ class _Part:
     ) -> Any:
         """The reduction, with a look before and after it."""
         self.rounds += 1
-        self._inputs = self._norms(input_tensor.view(group.size(), -1))
+        rows = input_tensor.view(group.size(), -1)
+        self._inputs, self._waiting = self._norms(rows), []
+        self._is_whole = sum(self._widths()) == rows.shape[1]
         if self._inner is None:
             work = _reduce_scatter(output_tensor, input_tensor, op, group, async_op)
         else:
@@ -171,18 +175,28 @@ class _Part:
         return factor
 
     def _look(self, group: int, parameter: Tensor) -> None:
-        """FSDP calls it once the gradient's shard is there."""
+        """FSDP calls it once the gradient's shard is there; the last takes one norm of all."""
         if parameter.grad is None:
             return
-        square = squared_norms([local(parameter.grad)], [group], self._num_groups)
+        self._waiting.append((local(parameter.grad), group))
+        watched = sum(one.requires_grad for one, place in self._parameters if place is not None)
+        if self._is_whole and len(self._waiting) < watched:
+            return
+        parts, places = zip(*self._waiting, strict=True)
+        self._waiting = []
+        square = squared_norms(parts, places, self._num_groups)
         self._reduced = square if self._reduced is None else self._reduced + square
+
+    def _widths(self) -> list[int]:
+        """Of the parameters' gradients in each row, where all of them take part."""
+        return [_width(one, self._mesh) for one, _ in self._parameters if one.requires_grad]
 
     def _norms(self, rows: Tensor) -> Tensor:
         """(G,), of the parameters' gradients, which lie in the rows side by side."""
         members = [group for one, group in self._parameters if one.requires_grad]
         if self._num_groups == 1 and None not in members:
             return squared_norms([rows], [0], 1)
-        widths = [_width(one, self._mesh) for one, _ in self._parameters if one.requires_grad]
+        widths = self._widths()
         if sum(widths) != rows.shape[1]:
             raise MeasurementError(
                 "some parameters of a sharded module have no gradient in this update, so that "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -53,8 +54,12 @@ def squared_norms(gradients: Sequence[Tensor], groups: Sequence[int], num_groups
     flat = torch.cat([square.reshape(-1).to(device) for square in squares])
     if num_groups == 1:
         return flat.sum()[None]
-    index = torch.tensor(members, device=device)
-    return flat.new_zeros(num_groups).index_add_(0, index, flat)  # (G,)
+    return flat.new_zeros(num_groups).index_add_(0, _index(tuple(members), device), flat)  # (G,)
+
+
+@lru_cache(maxsize=64)  # a copy to a GPU waits for it
+def _index(members: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(members, device=device)
 
 
 def _own_part(gradient: Tensor, num_processes: int) -> tuple[Tensor, int]:

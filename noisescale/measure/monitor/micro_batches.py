@@ -68,7 +68,8 @@ def nested(squares: Tensor, parts: list[MicroBatch]) -> tuple[Tensor, Tensor]:
     """
     share = parts[0].weight / sum(part.weight for part in parts)
     sizes = torch.tensor([parts[0].num_examples, _size(parts)], dtype=torch.float64)
-    return squares / squares.new_tensor([[share**2], [1.0]]), sizes
+    first, last = squares
+    return torch.stack([first / share**2, last]), sizes
 
 
 def across(
@@ -82,19 +83,26 @@ def across(
 
     With w_r a process's weight and W their sum over n processes, its gradient before the reduction
     is n·w_r/W times its mean gradient, which counts w_r/W.
+
+    parts: that count; none of them in a process whose gradient is 0, which takes part in the sums.
     """
-    weight = 1.0 if parts[0].alike else sum(part.weight for part in parts)
-    size = _size(parts)
+    alike = bool(parts) and parts[0].alike
+    weight = 1.0 if alike or not parts else sum(part.weight for part in parts)
     own = processes.take(weight)  # (k,)
-    shares = own.new_tensor([weight, weight / size, weight**2 / size]) + 0 * scale
-    sums = processes.sum(torch.cat([own, shares]))
+    shares = [0.0, 0.0, 0.0]
+    if parts:
+        size = _size(parts)
+        shares = [weight, weight / size, weight**2 / size]
+    # filled in, and not copied to a GPU, which would be waited for
+    filled = [own.new_full((1,), share + 0 * scale) for share in shares]
+    sums = processes.sum(torch.cat([own, *filled]))
     whole, over_sizes, squares_over_sizes = sums[-3:]
     local, reduced = processes.squares(sums[:-3])
     small = local * whole / processes.num_processes**2
     sizes = torch.stack([whole / over_sizes, whole**2 / squares_over_sizes])
     factor = torch.ones_like(whole)
     if divided_by is not None:  # by itself a process counts 1 where all count alike
-        own_weight = float(len(parts)) if parts[0].alike else whole / processes.num_processes
+        own_weight = float(len(parts)) if alike else whole / processes.num_processes
         factor = divided_by / (factor * own_weight)
     return torch.stack([small, reduced]) * (factor / scale) ** 2, sizes
 

@@ -237,11 +237,12 @@ class NoiseScaleMonitor:
         Args:
             num_examples: in the micro-batch.
             weight: what its mean gradient counts for beside the others', such as its number of
-                tokens where the loss is a mean over those; None: as `reduction` says.
+                tokens where the loss is a mean over those, 0 where none of them counts; None: as
+                `reduction` says.
             scale: a further factor in `.grad`, such as an AMP GradScaler's get_scale().
 
         Raises:
-            SettingError: an argument that is not positive.
+            SettingError: an argument that is not positive, or a weight that is negative.
             MeasurementError: no parameter has a gradient.
         """
         if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
@@ -251,10 +252,11 @@ class NoiseScaleMonitor:
         alike = weight is None and self.reduction == "mean"
         if weight is None:
             weight = 1.0 if alike else num_examples
-        _check_positive(weight=weight, scale=scale)
+        _check_positive(weight=1.0 if weight == 0 else weight, scale=scale)
         if self._parts:
             self._look_for_a_break()
-        if not self._parts and self._processes is None:
+        is_first = weight > 0 and not any(part.weight for part in self._parts)
+        if is_first and self._processes is None:
             self._check_spread()
             self._first = self._gradients.squared_norms()
         self._parts.append(MicroBatch(num_examples, float(weight), float(scale), alike))
@@ -375,6 +377,7 @@ class NoiseScaleMonitor:
             scale = parts[-1].scale
         else:
             self._check_scale(scale, parts)
+        parts = [part for part in parts if part.weight]  # others have added nothing
         if self._processes is not None:
             scale = math.nan if is_spoilt else scale
             compared = across(self._processes, parts, scale=scale, divided_by=divided_by)

@@ -133,6 +133,7 @@ class NoiseScale(Shown):
         notes: what a reader should know.
         units_per_example: the mean number of units, such as tokens, of the examples measured, by
             which noise scales are had in these; None where it is not told.
+        amp: "bf16" where the model ran under autocast; None: in the precision of its parameters.
         preconditioned: the same of √P g_i under an optimizer's diagonal preconditioner P:
             squared_gradient_norm is GᵀPG, gradient_variance tr(PΣ), simple B^P_simple, full
             B^P_noise, per_layer of each tensor. None where no preconditioner was given.
@@ -170,6 +171,7 @@ class NoiseScale(Shown):
     top_examples: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
     units_per_example: float | None = None
+    amp: str | None = None
     preconditioned: NoiseScale | None = None
     sign: SignNoise | None = None
 
@@ -215,6 +217,7 @@ class NoiseScale(Shown):
             "num_examples": self.num_examples,
             "population_size": self.population_size,
             "units_per_example": self.units_per_example,
+            "amp": self.amp,
             "engine": self.engine,
             "loss": self.loss,
             **self._parts(),

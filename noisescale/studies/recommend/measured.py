@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -24,6 +25,7 @@ from noisescale.statistics.critical_batch.learning_rate_law import LearningRateL
 from noisescale.statistics.critical_batch.recommendation import AIMS
 from noisescale.statistics.estimate import Estimate, estimate_of
 from noisescale.statistics.scores.cross_validation import CrossValidation
+from noisescale.studies.recommend.optimizer import caveat
 
 LITTLE, MORE = 0.05, 0.2  # of the least loss, which a balanced size and an extreme one may cost
 
@@ -55,13 +57,17 @@ def advise_on_front(
     goal = min(resolved, default=min(fits)) if fits else math.nan
     simple = _by_noise(predicted, goal, is_sgd=optimizer == "sgd")
     if not resolved:
-        return _by_noise_alone(goal, simple, rates, laws, fits, population_size)
+        advice = _by_noise_alone(goal, simple, rates, laws, fits, population_size)
+        said = None if simple is None else caveat(optimizer, in_geometry=False)
+        return replace(advice, worth=(*filter(None, [said]), *advice.worth))
     critical = fits[goal].critical_batch_size
     to_goal = "" if math.isnan(goal) else f" to a loss of {goal:g}"
     tuned, rate = _rates(goal, rates, laws)
     reached = of_goal(table, goal)
     sizes = sorted(reached[reached["censored"] == 0]["batch_size"].unique().tolist())
     worth = [_compared(critical, simple)] if simple is not None else []
+    if optimizer != "sgd":
+        worth.append(f"Runs of {optimizer} at one β₂ and decay, which the rates are for.")
     if tuned:
         worth.append(
             f"Rates: tuned at B = {tuned[0]:,.0f} to {tuned[-1]:,.0f}; the best one of each size "

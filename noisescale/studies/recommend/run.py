@@ -14,8 +14,7 @@ from noisescale.errors import Interrupted, MeasurementError, SettingError
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim, closing
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
 from noisescale.studies.jobs.short_run import ShortRun
-from noisescale.studies.recommend.budget import Budget
-from noisescale.studies.recommend.config import SETTINGS, RecommendConfig
+from noisescale.studies.recommend.config import SETTINGS, Budget, RecommendConfig
 from noisescale.studies.recommend.look import (
     LOOK,
     LOOKS,
@@ -203,7 +202,7 @@ class _Study:
                     self.budget,
                     seconds=seconds,
                     num_evaluated=look.num_evaluated,
-                    say=self._say,
+                    console=self.options.console,
                 )
             search.runs[index] = run
             self._say(f"lr {rate:g}: {_fate(run, look.loss)}, {run.summary['took']:.1f} s")
@@ -226,7 +225,7 @@ class _Study:
                     tracking,
                     self.budget,
                     num_evaluated=look.num_evaluated,
-                    say=self._say,
+                    console=self.options.console,
                 )
             if trained(run):
                 break

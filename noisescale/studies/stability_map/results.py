@@ -18,6 +18,7 @@ from noisescale.statistics.scores.cross_validation import CrossValidation
 from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.statistics.stability.edge import LABELS
 from noisescale.studies.critical_batch.config import firmer_command
+from noisescale.studies.jobs.cell import count_units
 from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend.measured import advise_on_map
@@ -269,7 +270,5 @@ def _advice(config: SweepConfig, cells: pd.DataFrame, outcome: Outcome) -> Advic
         score=score_of_folds(cells),
     )
     firmer = firmer_command(config.problem, config.training)
-    units = None
-    if isinstance(config.problem, ProblemConfig):  # one's own may be gone when results are shown
-        units = config.problem.units_per_example
+    units = count_units(config.problem)
     return replace(advice, cost=cost, firmer=firmer, units_per_example=units)

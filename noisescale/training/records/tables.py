@@ -30,6 +30,14 @@ STEPS_TO_GOAL, RATES, PREDICTED, BRANCHES = (
 )
 TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE, LOSSES)
 
+# λ_max(P^½HP^½) under an adaptive optimizer, its error, and the limit of stability
+PRECONDITIONED_CURVATURE = (
+    "preconditioned_eigenvalue",
+    "preconditioned_eigenvalue_stderr",
+    "preconditioned_residual",
+    "preconditioned_converged",
+    "preconditioned_stable",
+)
 PRECONDITIONED_REASON = "preconditioned_reason"
 REASONS = ("reason", PRECONDITIONED_REASON)  # why there is no number
 WORDS = (*REASONS, "parameter", "population")
@@ -48,6 +56,7 @@ SHARPNESS_COLUMNS = (
     "stable_sharpness",
     "batch_sharpness",
     "batch_sharpness_stderr",
+    *PRECONDITIONED_CURVATURE,
     "num_matvecs",
     "seconds",
     "reason",
@@ -93,6 +102,7 @@ ADDED: dict[str, float | str] = {
     "noisiest_share": math.nan,
     "learning_rate": math.nan,
     "population": "training",
+    **dict.fromkeys(PRECONDITIONED_CURVATURE, math.nan),
     **dict.fromkeys((*PRECONDITIONED_COLUMNS, *PRECONDITIONED_LAYER_COLUMNS), math.nan),
     PRECONDITIONED_REASON: "",
 }

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,14 +19,22 @@ from torch.distributed.tensor.parallel import (
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.distributed import process_group
+from noisescale.measure.monitor import fsdp_norms
+from noisescale.measure.monitor.gradients import squared_norms
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
+from noisescale.measure.noise import measure_noise
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig
 from noisescale.statistics.running_noise import two_batch
+from noisescale.training.config import TrainConfig
+from noisescale.training.trainer import train
 from tests.helpers.processes import be_rank, free_port
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 if not hasattr(torch.distributed.fsdp.FSDPModule, "set_custom_reduce_scatter"):
     pytestmark.append(pytest.mark.skip(reason="this torch does not show what FSDP reduces"))
 
+ALL = ("squared_gradient_norm", "gradient_variance", "simple")
 PARTS = 2  # micro-batches of a process, of two examples each
 SHAPES = {"first": (5, 3), "second": (3, 5), "third": (1, 3)}  # uneven over 2, 3 and 4 processes
 
@@ -183,6 +193,10 @@ def as_rank(rank, port, path, size):
             rank, size, prepare=lambda module: module.set_gradient_divide_factor(size / 5)
         )
         found["factor"] = [value / 25 for value in values_of(monitor)]
+        with mock.patch.object(fsdp_norms, "squared_norms", wraps=squared_norms) as norms:
+            measured(rank, size)
+        # of each module in each of two updates: of the input, its sum and the gradient, once
+        assert norms.call_count == 2 * 3 * 3
         own = OwnReduceScatter()
         found["own"] = values_of(measured(rank, size, reduce_scatter=own)[1])
         assert own.calls == 2 * 3
@@ -286,3 +300,43 @@ def test_sharded_processes_are_the_small_batches(size, tmp_path):
     for other in others:
         for name, values in other.items():
             assert values == pytest.approx(first[name], rel=1e-12)
+
+
+def on_mnist_as_rank(rank, port, path, data_dir):
+    be_rank(rank, port=port, size=2)
+    with process_group(device="cpu"):
+        problem = build_problem(ProblemConfig(dataset="mnist", width=128), data_dir=data_dir)
+        model, examples = problem.model, problem.train
+        model.load_state_dict(torch.load(path / "params.pt", weights_only=True))
+        fully_shard(model)
+        monitor = NoiseScaleMonitor(model, memory=1e9)
+        monitor.attach(model)
+        order = torch.randperm(60_000, generator=torch.Generator().manual_seed(0))
+        for batch in order[:59_904].split(64):
+            part = batch.split(32)[rank]
+            model.zero_grad()
+            problem.loss(model(examples.inputs[part]), examples.targets[part]).mean().backward()
+            monitor.micro_batch(32)
+            monitor.update()
+    noise = monitor.noise()
+    (path / f"{rank}.json").write_text(
+        json.dumps(
+            {name: [getattr(noise, name).value, getattr(noise, name).stderr] for name in ALL}
+        )
+    )
+
+
+def test_it_agrees_with_the_exact_measurement_on_mnist(tmp_path, mnist_dir):
+    problem = build_problem(ProblemConfig(dataset="mnist", width=128), data_dir=mnist_dir)
+    *_, last = train(problem, TrainConfig(batch_size=128, learning_rate=0.1, max_steps=100))
+    problem.model.load_state_dict(last.params)
+    torch.save(problem.model.state_dict(), tmp_path / "params.pt")
+    truth = measure_noise(problem, population="distribution")
+    multiprocessing.spawn(on_mnist_as_rank, (free_port(), tmp_path, mnist_dir), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    value, stderr = first["simple"]
+    assert stderr < 0.1 * value
+    for name, (value, stderr) in first.items():
+        exact = getattr(truth, name)
+        assert abs(value - exact.value) < 3 * math.hypot(stderr, exact.stderr), name

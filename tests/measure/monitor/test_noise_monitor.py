@@ -71,6 +71,34 @@ def test_a_mean_over_tokens_weighs_micro_batches_by_them():
     )
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_micro_batch_in_which_nothing_counts_changes_nothing(place):
+    model, inputs, targets, _ = regression()
+    plain, other = NoiseScaleMonitor(model), NoiseScaleMonitor(model)
+    weights = [1.0, 2.0]
+    for monitor, given in ((plain, weights), (other, [*weights[:place], 0.0, *weights[place:]])):
+        model.zero_grad()
+        rows = iter(([0, 1], [2, 3]))
+        for weight in given:
+            losses = losses_of(model, inputs, targets, next(rows) if weight else [4])
+            (losses.mean() * weight / sum(weights)).backward()
+            monitor.micro_batch(2, weight=weight)
+        assert monitor.update()
+    assert plain.state_dict() == other.state_dict()
+
+
+def test_an_update_in_which_nothing_counts_is_left_out():
+    model, inputs, _, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    for _ in range(2):
+        (0 * model(inputs)).sum().backward()
+        monitor.micro_batch(5, weight=0)
+    assert not monitor.update()
+    assert (monitor.num_updates, monitor.num_skipped) == (0, 1)
+    with pytest.raises(SettingError, match="give a positive number"):
+        monitor.micro_batch(5, weight=-1)
+
+
 def test_losses_divided_by_something_else_are_put_right():
     model, inputs, targets, _ = regression()
     plain, other, none = (NoiseScaleMonitor(model) for _ in range(3))

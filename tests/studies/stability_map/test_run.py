@@ -27,6 +27,7 @@ from noisescale.errors import (
 )
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
+from noisescale.problems.factory import factory_config
 from noisescale.problems.models import LOSSES, chance_loss
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.folder import INDEPENDENT, SHARED, ordered
@@ -608,6 +609,50 @@ def test_a_start_that_config_and_options_disagree_about_is_refused(tmp_path):
         with pytest.raises(SettingError, match="the start of the config"):
             run_sweep(config, tmp_path / "sweep", executor=Here(), options=options)
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["nesterov", "rmsprop", "muon"])
+def test_every_optimizer_has_its_map(optimizer, tmp_path):
+    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch has no Muon")
+    nesterov = TrainConfig(momentum=0.9, nesterov=True)
+    training = nesterov if optimizer == "nesterov" else TrainConfig(optimizer=optimizer)
+    config = replace(CONFIG, problem=replace(PROBLEM, depth=2), training=training)
+    config = replace(config, lr_min=None, lr_max=None, factor=30, batch_sizes=(50,), num_seeds=1)
+    result = run_sweep(config, tmp_path, executor=Here())
+    assert result.summary["failures"] == []
+    assert result.summary["constants"] is None  # the predictions are of plain SGD
+    stored = json.loads((tmp_path / "sweep.json").read_text())["training"]
+    assert stored == training.optimizer_settings()
+    assert (result.config.lr_min == pytest.approx(1e-5)) == (optimizer != "nesterov")
+    labels = result.cells.set_index("learning_rate")["label"]
+    assert labels.iloc[0] != "diverged"
+
+
+def test_the_sizes_of_ones_own_problem_are_told_in_its_units(tmp_path):
+    file = tmp_path / "sequences.py"
+    file.write_text(
+        "import torch\n"
+        "from noisescale import Examples, Problem\n"
+        "def make():\n"
+        "    inputs = torch.arange(32.0).reshape(16, 2) / 32\n"
+        "    loss = lambda outputs, targets: (outputs - targets).square().mean(1)\n"
+        "    train = Examples(inputs, inputs.flip(1))\n"
+        "    return Problem(model=torch.nn.Linear(2, 2), loss=loss, train=train, units=12)\n"
+    )
+    own = factory_config(f"{file}:make")
+    config = SweepConfig(
+        problem=own,
+        batch_sizes=(4, 8),
+        lr_min=0.01,
+        lr_max=0.1,
+        num_lr=2,
+        num_seeds=1,
+        horizon=Horizon(epochs=2),
+    )
+    advice = run_sweep(config, tmp_path / "out", executor=Here(), options=QUIET).advice
+    assert advice.units_per_example == 12
+    assert "In tokens, 12 an example: " in " ".join(advice.block())
 
 
 def test_models_of_many_outputs_need_no_rates(tmp_path):

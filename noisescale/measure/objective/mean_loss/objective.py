@@ -20,6 +20,7 @@ from noisescale.errors import (
 from noisescale.measure.objective.checks import check_any_company, check_separate
 from noisescale.measure.objective.mean_loss.chunks import first_broken, largest_chunk, saved_bytes
 from noisescale.measure.objective.mean_loss.point import LossesAtPoint, name_of
+from noisescale.measure.objective.mean_loss.precision import check_amp
 from noisescale.measure.objective.mean_loss.weights import RelativeWeights
 from noisescale.measure.objective.parameters import (
     State,
@@ -29,6 +30,7 @@ from noisescale.measure.objective.parameters import (
     named,
     precise_dtype,
 )
+from noisescale.problems.config import Amp
 from noisescale.problems.problem import (
     Data,
     Examples,
@@ -67,6 +69,8 @@ class Objective(LossesAtPoint):
             when the memory does not suffice.
         param_filter: names of parameters, or patterns as "head.*", that θ consists of; the others
             are constants. None: all that require a gradient.
+        amp: "bf16": the model runs under torch.autocast, its matrix products in bfloat16; losses
+            and derivatives are float32, and sums over examples what they are without. None: no.
 
     Attributes:
         name: of the model and its loss, for messages.
@@ -98,6 +102,7 @@ class Objective(LossesAtPoint):
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
         param_filter: Sequence[str] | None = None,
+        amp: Amp | None = None,
     ) -> None:
         if chunk_size is not None:
             check_count("chunk size", chunk_size)
@@ -113,7 +118,13 @@ class Objective(LossesAtPoint):
             )
         chosen = choose(trainable, param_filter)
         dtype = dtype or precise_dtype(params[name] for name in trainable)
-        super().__init__(problem, params, chosen, dtype=dtype)
+        super().__init__(problem, params, chosen, dtype=dtype, amp=amp)
+        check_amp(amp, self.device)
+        if amp is not None and dtype != torch.float32:
+            raise SettingError(
+                f"amp {amp} with {dtype}: autocast leaves float64 as it is; give "
+                "dtype=torch.float32, or leave amp out"
+            )
         self.examples: Source = (
             held(source_of(problem.train)) if examples is None else source_of(examples)
         )

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from noisescale.errors import MeasurementError, SettingError, is_out_of_memory, own_words
+from noisescale.measure.objective.mean_loss.precision import autocast
 from noisescale.measure.objective.model_copy import ModelCopy, forgetting
+from noisescale.measure.objective.outputs import with_tensors
 from noisescale.measure.objective.parameters import Layout, State, flatten
 from noisescale.measure.objective.passes import as_measured
+from noisescale.problems.config import Amp
 from noisescale.problems.problem import (
     Examples,
     LossFn,
@@ -36,6 +39,8 @@ class LossesAtPoint:
         params: all values by name, as `State.values` gives them.
         chosen: names of those that θ consists of; the others, and buffers, are constants.
         dtype: what everything is computed in.
+        amp: "bf16": the model runs under torch.autocast, so that its matrix products are in
+            bfloat16; its outputs, the losses and all that is made of them are in `dtype`.
 
     Attributes:
         name: of the model and its loss, for messages.
@@ -48,13 +53,20 @@ class LossesAtPoint:
     """
 
     def __init__(
-        self, problem: Problem, params: Params, chosen: list[str], *, dtype: torch.dtype
+        self,
+        problem: Problem,
+        params: Params,
+        chosen: list[str],
+        *,
+        dtype: torch.dtype,
+        amp: Amp | None = None,
     ) -> None:
         state = State.of(problem)
         differentiated = {name: params[name] for name in chosen}
         self.name = f"{name_of(problem.model)} with the loss {name_of(problem.loss)}"
         self.dtype = dtype
         self.point = flatten(list(differentiated.values())).to(dtype)
+        self._amp = amp
         self._layout = Layout.of(differentiated)
         self._detaches = True  # inputs that require a gradient
         self.constants: Params = {
@@ -119,8 +131,9 @@ class LossesAtPoint:
         """
         arguments, keywords = arguments_of(self.cast(inputs))
         tensors = self._layout.as_given(params) | self.constants
-        with self._model.exchanged(tensors) as model, as_measured():
-            return model(*arguments, **keywords)
+        with self._model.exchanged(tensors) as model, as_measured(), self._autocast():
+            returned = model(*arguments, **keywords)
+        return self._precise(returned)
 
     def call(self, model: nn.Module, inputs: Tree) -> Any:
         """What another instance of the model returns, to be differentiated once, by autograd.
@@ -129,8 +142,9 @@ class LossesAtPoint:
             model: as of `instance`.
             inputs: (B, *F), or a dict, tuple or list of such, on any device.
         """
-        with forgetting(model), as_measured(once=True):
-            return call_model(model, self.cast(inputs))
+        with forgetting(model), as_measured(once=True), self._autocast():
+            returned = call_model(model, self.cast(inputs))
+        return self._precise(returned)
 
     def losses(self, outputs: Any, targets: Tree, params: Params | None = None) -> Tensor:
         """One loss per example (B,).
@@ -239,6 +253,17 @@ class LossesAtPoint:
             return leaf.to(self.point if leaf.is_floating_point() else self.device)
 
         return tree_map(move, values)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        return autocast(self._amp, self.device)
+
+    def _precise(self, returned: Any) -> Any:
+        """What a model under autocast has returned, in the dtype that the loss is computed in."""
+        if self._amp is None:
+            return returned
+        return with_tensors(
+            returned, lambda tensor: tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        )
 
     def _loss_at(self, params: Params | None) -> contextlib.AbstractContextManager[LossFn]:
         """The loss, with these values of the parameters that it may have."""
