@@ -81,6 +81,23 @@ def _noise(record: Record) -> Iterator[Rows]:
         ["seconds", _number(record["seconds_with_errors"])],
         ["peak memory above model and data, MiB", _mib(record["peak_bytes"])],
     ]
+    if (geometry := record.get("geometry")) is not None:
+        where = geometry["environment"]
+        yield [
+            [f"character GPT, {_size(geometry['num_parameters'])}, {geometry['num_examples']} "
+             f"sequences, with errors ({where['device']}, {geometry['date']}, `--geometry`)",
+             "", "target"],
+            ["B_simple, seconds of the process", _number(geometry["seconds"]["plain"]), ""],
+            ["B_simple and B^P_simple", _number(geometry["seconds"]["both"]), ""],
+            ["both in the plain one (quartiles)",
+             "{median:.2f} ({low:.2f}–{high:.2f})".format(**geometry["ratio"]),
+             f"≤ {geometry['target']:g}"],
+            *(
+                [f"peak memory of both on {int(size):,} sequences in chunks of "
+                 f"{geometry['chunk_size']}, MiB", _mib(peak), ""]
+                for size, peak in geometry["peak_bytes"].items()
+            ),
+        ]  # fmt: skip
 
 
 def _curvature(record: Record) -> Iterator[Rows]:

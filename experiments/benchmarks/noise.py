@@ -21,6 +21,7 @@ whose ghost norms write no gradient out, beside its GradSampleModule, which does
 from __future__ import annotations
 
 import copy
+import json
 import statistics
 import warnings
 from collections.abc import Callable
@@ -38,14 +39,21 @@ from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from rich.console import Console
 from torch import Tensor, nn
 
-from experiments.benchmarks.resources import peak_bytes, seconds, where_and_when
-from noisescale import Problem, ProblemConfig, build_problem, gradient_moments
+from experiments.benchmarks.resources import (
+    cpu_seconds,
+    peak_bytes,
+    return_freed_memory,
+    seconds,
+    where_and_when,
+)
+from noisescale import Problem, ProblemConfig, build_problem, gradient_moments, measure_noise
 from noisescale.problems.problem import Examples
 from noisescale.problems.sampling import select
 from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
 VOCABULARY, LENGTH, WIDTH, HEADS, LAYERS = 256, 64, 128, 4, 2
+GEOMETRY_CHUNK = 64  # sequences: a quarter of those measured on, so that memory may be flat
 # In plain passes: without errors, with them, and the peak of memory
 TARGETS: dict[str, Any] = {
     "mlp": {"hooks": 1.1, "hooks, with errors": 2.2},
@@ -53,6 +61,7 @@ TARGETS: dict[str, Any] = {
     "transformer": {"hooks": 1.5, "hooks, with errors": 2.7, "memory": 1.4},
     "gpt2 small": {"hooks": 1.5},
     "gpt2": {"hooks": 1.5, "memory": 1.4},
+    "geometry": 1.15,
     "compiled": 4.0,
     "compiled against eager vmap": 12.0,
     "peak bytes": 2**30,
@@ -286,6 +295,67 @@ def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
     }
 
 
+def compare_geometries(
+    problem: Problem, *, num_examples: int, rounds: int, device: str
+) -> dict[str, Any]:
+    """What statistics under a preconditioner cost beside plain ones alone, with errors.
+
+    Medians over interleaved rounds, on a CPU of the process's own time, which others on the machine
+    lengthen less; and the peak of memory of both on so many examples and on four times as many, in
+    chunks of one size.
+
+    Args:
+        problem: a model with a training set of four times as many examples or more.
+        num_examples: measured on.
+        rounds: of time.
+        device: that it lies on.
+    """
+    generator = torch.Generator().manual_seed(0)
+    preconditioner = {
+        name: 0.1 + torch.rand(param.shape, generator=generator)
+        for name, param in problem.model.named_parameters()
+    }
+    plain = partial(measure_noise, problem)
+    both = partial(measure_noise, problem, preconditioner=preconditioner)
+    ways: dict[str, Callable[..., Any]] = {"plain": plain, "both": both}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    cost = seconds if device == "cuda" else cpu_seconds
+    for counted in [False, *[True] * rounds]:  # the first, for what is done once
+        for name, way in ways.items():
+            now = cost(partial(way, num_examples=num_examples))
+            if counted:
+                taken[name].append(now)
+    if device == "cpu":
+        return_freed_memory()
+    ratios = [two / one for one, two in zip(taken["plain"], taken["both"], strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {
+        "num_parameters": _size(problem.model),
+        "num_examples": num_examples,
+        "rounds": rounds,
+        "seconds": {name: statistics.median(values) for name, values in taken.items()},
+        "ratio": {"median": median, "low": low, "high": high},
+        "target": TARGETS["geometry"],
+        "peak_bytes": {
+            str(size): peak_bytes(
+                partial(both, num_examples=size, chunk_size=GEOMETRY_CHUNK), device=device
+            )
+            for size in (num_examples, 4 * num_examples)
+        },
+        "chunk_size": GEOMETRY_CHUNK,
+    }
+
+
+def geometries(device: str, *, rounds: int, console: Console) -> dict[str, Any]:
+    """The costs of `compare_geometries` on the character GPT, with where and when."""
+    console.print("statistics under a preconditioner, of the character GPT")
+    characters = build_problem(ProblemConfig(dataset="shakespeare", model="gpt"), device=device)
+    return {
+        **where_and_when(device),
+        **compare_geometries(characters, num_examples=256, rounds=2 * rounds + 1, device=device),
+    }
+
+
 def _memory(case: Case, examples: Examples) -> dict[str, Any]:
     """Peak memory above the model and the examples, of ours and of a plain pass of its chunk."""
     device = next(case.problem.model.parameters()).device.type
@@ -312,13 +382,25 @@ def _size(model: nn.Module) -> int:
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Share of the examples.")
 @click.option("--large", is_flag=True, help="With a GPT-2 of 124 M parameters.")
 @click.option("--only", multiple=True, help="These models alone, e.g. --only mlp.")
+@click.option("--geometry", is_flag=True, help="The character GPT alone, into the present file.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file.")
 def main(
-    rounds: int, device: str, scale: float, large: bool, only: tuple[str, ...], out: Path | None
+    rounds: int,
+    device: str,
+    scale: float,
+    large: bool,
+    only: tuple[str, ...],
+    geometry: bool,
+    out: Path | None,
 ) -> None:
-    """Compare ways of measuring per-example gradients on models of four kinds."""
+    """Compare ways of measuring per-example gradients on models of four kinds, and geometries."""
     warnings.simplefilter("ignore")  # the peers' own
     console = Console(stderr=True, highlight=False)
+    path = out or RESULTS / f"noise-{device}.json"
+    if geometry:
+        of_geometry = geometries(device, rounds=rounds, console=console)
+        write_json(path, {**json.loads(path.read_text()), "geometry": of_geometry})
+        return
     measured = cases(device, scale=scale, large=large)
     result: dict[str, Any] = {**where_and_when(device), "targets": TARGETS, "models": {}}
     whole = measured["mlp"].problem
@@ -333,7 +415,8 @@ def main(
     if rates := result["models"].get("mlp", {}).get("rates"):
         fast, slow = (rates[name]["examples_per_second"] for name in ("compiled", "eager vmap"))
         result["compiled_against_eager_vmap"] = fast / slow
-    write_json(out or RESULTS / f"noise-{device}.json", result)
+    of_geometry = geometries(device, rounds=rounds, console=console)  # changes the allocator
+    write_json(path, {**result, "geometry": of_geometry})
 
     for name, row in result["models"].items():
         click.echo(f"\n{name}, {row['num_parameters']:,} parameters\n")

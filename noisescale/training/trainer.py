@@ -130,9 +130,10 @@ class Training:
         self.config = config
         self.problem = problem
         self.model = trainable_copy(problem.model)
-        self.device = next(self.model.parameters()).device
+        self._trained = list(self.model.parameters())
+        self.device = self._trained[0].device
         check_amp(config.amp, self.device)
-        if config.amp and any(param.dtype == torch.float64 for param in self.model.parameters()):
+        if config.amp and any(param.dtype == torch.float64 for param in self._trained):
             raise SettingError(
                 f"amp {config.amp} of a model in float64, which autocast leaves as it is: give "
                 "model.float(), or leave amp out"
@@ -271,7 +272,7 @@ class Training:
         for examples, part in self._with_shares(chunks, len(indices)):
             loss = part(self._losses_of(self.model, examples))
             loss.backward()
-            make_gradients_dense(self.model)
+            make_gradients_dense(self._trained)
             chunk_losses.append(loss.detach())
             if schedule:
                 schedule.take(examples.num_examples, weight=part.weight)

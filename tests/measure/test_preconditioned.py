@@ -16,6 +16,7 @@ from noisescale import (
     preconditioner_of,
 )
 from noisescale.errors import CheckpointError, SettingError
+from noisescale.measure.gradients.hooks import LayerEngine
 from tests.helpers.small_networks import gradients_of, network
 
 
@@ -48,6 +49,48 @@ def test_weighted_norms_and_projections_are_those_of_a_plain_loop(kind, engine):
     columns = scaled.split([param.numel() for param in problem.model.parameters()], 1)
     by_hand = [float((part - part.mean(0)).square().sum() / count) for part in columns]
     assert under.per_layer["gradient_variance"].tolist() == pytest.approx(by_hand, rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_the_compiled_engine_knows_weights_too(kind):
+    """With a short last chunk, which is filled up."""
+    problem = network(kind)
+    diagonal = random_diagonal(problem.model)
+    found, wanted = (
+        measure_noise(
+            problem, preconditioner=diagonal, engine=engine, num_examples=37, chunk_size=16
+        )
+        for engine in ("compiled", "loop")
+    )
+    assert found.engine == "compiled"
+    for name in ("squared_gradient_norm", "gradient_variance", "simple"):
+        for part in ("value", "stderr", "low", "high"):
+            expected = getattr(getattr(wanted.preconditioned, name), part)
+            assert getattr(getattr(found.preconditioned, name), part) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shows_at", [1, 3])
+def test_wrong_norms_under_it_alone_are_found(shows_at, monkeypatch):
+    """At once, or only of other examples than the first two."""
+    wrong = LayerEngine.statistics
+
+    def statistics(engine, chunk, weights=None):
+        given = wrong(engine, chunk, weights)
+        if given.weighted is None or chunk.num_examples < shows_at:
+            return given
+        return given._replace(weighted=2 * given.weighted)
+
+    problem = network("mlp")
+    diagonal = random_diagonal(problem.model)
+    wanted = measure_noise(problem, preconditioner=diagonal, engine="loop").preconditioned
+    monkeypatch.setattr(LayerEngine, "statistics", statistics)
+    noise = measure_noise(problem, preconditioner=diagonal)
+    assert noise.engine != "hooks"
+    assert any("used instead" in note for note in noise.notes)
+    found = noise.preconditioned.gradient_variance.value
+    assert found == pytest.approx(wanted.gradient_variance.value)
+    assert measure_noise(problem).engine == "hooks"
 
 
 @pytest.mark.parametrize("hessian", [False, True])
@@ -106,18 +149,20 @@ def test_the_rescaled_parametrisation_measured_plainly_gives_the_same(weighted, 
     options = {"num_examples": num_examples, "hessian": True, "num_probes": 8}
     plain = measure_noise(problem(diagonal.sqrt()), **options)
     given = {"weight": diagonal}
-    # the probes' draws go on where the plain ones ended: so the plain Hessian is left out
-    both = measure_noise(problem(torch.ones(4).double()), preconditioner=given, **options)
-    under = both.preconditioned
+    # the probes' draws would go on where plain ones ended: so the plain Hessian is left out
+    options["geometry"] = "optimizer"
+    found = measure_noise(problem(torch.ones(4).double()), preconditioner=given, **options)
+    assert found.curvature is None
+    under = found.preconditioned
     for name in ("squared_gradient_norm", "gradient_variance", "simple"):
         found, wanted = getattr(under, name), getattr(plain, name)
         for part in ("value", "stderr", "low", "high"):
             assert getattr(found, part) == pytest.approx(getattr(wanted, part), rel=1e-9)
-    for name in ("covariance_trace", "gradient_curvature"):
+    for name in ("covariance_trace", "gradient_curvature", "full", "max_learning_rate"):
         found, wanted = getattr(under.curvature, name), getattr(plain.curvature, name)
-        # exact where the four eigenvectors are all there are: no error of probes is left
-        error = math.hypot(found.stderr, wanted.stderr)
-        assert abs(found.value - wanted.value) <= 4 * error + 1e-9 * abs(wanted.value)
+        for part in ("value", "stderr", "low", "high"):
+            expected = pytest.approx(getattr(wanted, part), rel=1e-9, nan_ok=True)
+            assert getattr(found, part) == expected, (name, part)
 
 
 def exact_scales(moments, diagonal):

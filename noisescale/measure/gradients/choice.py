@@ -17,7 +17,7 @@ from noisescale.measure.gradients.hooks import LayerEngine
 from noisescale.measure.gradients.loop import LoopEngine
 from noisescale.measure.gradients.vmap import VmapEngine
 from noisescale.measure.objective import Objective
-from noisescale.problems.problem import Examples
+from noisescale.problems.problem import Examples, Params
 
 # What follows an engine that does not work on a model; the last one is the definition
 ROWS: dict[EngineName, tuple[EngineName, ...]] = {
@@ -48,6 +48,7 @@ class EngineChoice:
     Args:
         name: of the first engine, or "auto".
         objective: the point, and the examples on the first of which engines are checked.
+        preconditioner: P by parameter, for the norms under it, which are checked too; None: none.
 
     Attributes:
         notes: on the engines that failed.
@@ -56,13 +57,15 @@ class EngineChoice:
         SettingError: there is no such engine.
     """
 
-    def __init__(self, name: EngineName, objective: Objective) -> None:
+    def __init__(
+        self, name: EngineName, objective: Objective, preconditioner: Params | None = None
+    ) -> None:
         if name not in get_args(EngineName):
             raise SettingError(f"engine {name!r}: give one of {', '.join(get_args(EngineName))}")
         self.notes: list[str] = []
         self._is_free = name == "auto"
         self._row = list(ROWS[name])
-        self._objective = objective
+        self._objective, self._preconditioner = objective, preconditioner
         self._few = objective.examples.part(slice(COMPARED))
 
     def make(self, objective: Objective) -> Engine:
@@ -83,7 +86,9 @@ class EngineChoice:
             raise EngineError("the engine compiled does not work under autocast")
         return CompiledEngine(objective) if name == "compiled" else LoopEngine(objective)
 
-    def confirm(self, engine: Engine, squared_norms: np.ndarray) -> None:
+    def confirm(
+        self, engine: Engine, squared_norms: np.ndarray, weighted: np.ndarray | None = None
+    ) -> None:
         """EngineError unless some examples' norms (n, L) are those of backward passes of their own.
 
         The largest and some at random: what shows only in a large batch, as a model that sorts it.
@@ -91,6 +96,7 @@ class EngineChoice:
         Args:
             engine: that gave the norms.
             squared_norms: |g_i|² of the engine's examples by parameter, (n, L).
+            weighted: those under the preconditioner (n, L); None without one.
         """
         num_examples = len(squared_norms)
         if isinstance(engine, LoopEngine) or not np.isfinite(squared_norms).all():
@@ -101,9 +107,14 @@ class EngineChoice:
         rows = np.random.default_rng(0).choice(num_examples, num_confirmed, replace=False)
         rows[0] = squared_norms.sum(1).argmax()
         examples = engine.objective.examples.part(torch.from_numpy(rows))
-        wanted = LoopEngine(engine.objective).statistics(examples).squared_norms.cpu()
-        given = torch.from_numpy(squared_norms[rows])
-        if not _agree(engine.objective, given, wanted).all():
+        wanted = LoopEngine(engine.objective).statistics(examples, self._preconditioner)
+        pairs = [(squared_norms, wanted.squared_norms)]
+        if weighted is not None and wanted.weighted is not None:
+            pairs.append((weighted, wanted.weighted))
+        if not all(
+            _agree(engine.objective, torch.from_numpy(given[rows]), norms.cpu()).all()
+            for given, norms in pairs
+        ):
             raise EngineError(
                 f"the engine {engine.name} gave wrong norms, as where a model reorders its batch"
             )
@@ -130,8 +141,7 @@ class EngineChoice:
     def _layers(self, objective: Objective) -> LayerEngine:
         """The engine "hooks", its doubtful parameters given up."""
         engine = LayerEngine(objective)
-        given = engine.statistics(self._few).squared_norms
-        agree = _agree(objective, given, self._wanted).tolist()
+        agree = self._agree_on_few(engine).tolist()
         wrong = [name for name, right in zip(engine.params, agree, strict=True) if not right]
         if doubtful := set(wrong) - engine.unreached.keys():
             engine.give_up(sorted(doubtful), "not what backward passes of single examples give")
@@ -142,15 +152,18 @@ class EngineChoice:
     def _vmap(self, objective: Objective) -> VmapEngine:
         """The engine "vmap"."""
         engine = VmapEngine(objective)
-        given = engine.statistics(self._few).squared_norms
-        if not _agree(objective, given, self._wanted).all():
+        if not self._agree_on_few(engine).all():
             raise EngineError("the engine vmap gives other gradients than single backward passes")
         return engine
 
-    @property
-    def _wanted(self) -> Tensor:
-        """|g_i|² of the few examples by parameter, a backward pass each."""
-        return LoopEngine(self._objective).statistics(self._few).squared_norms
+    def _agree_on_few(self, engine: Engine) -> Tensor:
+        """Which tensors' norms of the few examples are those of a backward pass each: (L,)."""
+        given = engine.statistics(self._few, self._preconditioner)
+        wanted = LoopEngine(self._objective).statistics(self._few, self._preconditioner)
+        agree = _agree(self._objective, given.squared_norms, wanted.squared_norms)
+        if given.weighted is not None and wanted.weighted is not None:
+            agree &= _agree(self._objective, given.weighted, wanted.weighted)
+        return agree
 
     def _quickest(self, layers: LayerEngine) -> Engine:
         """The engine "hooks", or where it has to go through the whole model as well a quicker one.

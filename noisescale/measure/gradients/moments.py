@@ -188,7 +188,7 @@ def moments_on(
         raise SettingError(
             f"{counted(num_examples, 'example')}: the covariance of gradients takes at least 2"
         )
-    choice = EngineChoice(engine, objective)
+    choice = EngineChoice(engine, objective, preconditioner)
     objective.check_separate()
     share = Share(num_examples)
     of_share = objective.differentiated_once().part(objective.examples.subset(share.rows))
@@ -204,7 +204,7 @@ def moments_on(
         try:
             chosen = choice.make(of_share)
             sums = _statistics(chosen, preconditioner)
-            choice.confirm(chosen, sums.squared_norms)
+            choice.confirm(chosen, sums.squared_norms, sums.weighted)
         except EngineError as error:
             failure = error
         if not choice.all_did(failure, share):

@@ -7,6 +7,17 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from noisescale.errors import SettingError
+
+
+def check_example_losses(losses: Tensor) -> None:
+    """SettingError unless there is one loss per example, (B,)."""
+    if losses.ndim != 1 or not len(losses):
+        raise SettingError(
+            f"losses of shape {tuple(losses.shape)}: give one loss per example, shape (B,), as "
+            'reduction="none" leaves them'
+        )
+
 
 class MicroBatch(NamedTuple):
     """What an update's micro-batch counts for.

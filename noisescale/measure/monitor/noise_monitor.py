@@ -21,7 +21,13 @@ from noisescale.measure.monitor.fsdp_norms import ShardNorms, is_sharded
 from noisescale.measure.monitor.gradients import Gradients
 from noisescale.measure.monitor.groups import Grouping, Groups
 from noisescale.measure.monitor.live_preconditioner import LivePreconditioner
-from noisescale.measure.monitor.micro_batches import MicroBatch, ProcessNorms, across, nested
+from noisescale.measure.monitor.micro_batches import (
+    MicroBatch,
+    ProcessNorms,
+    across,
+    check_example_losses,
+    nested,
+)
 from noisescale.statistics.display import counted, one_line
 from noisescale.statistics.gradient_noise import GradientNoise, under_preconditioner
 
@@ -283,11 +289,7 @@ class NoiseScaleMonitor:
                 attached, or an `every` below 1.
         """
         check_count("every", every)
-        if losses.ndim != 1 or not len(losses):
-            raise SettingError(
-                f"losses of shape {tuple(losses.shape)}: give one loss per example, shape (B,), as "
-                'reduction="none" leaves them'
-            )
+        check_example_losses(losses)
         if self._processes is not None:
             raise SettingError(
                 "backward() of a model that is attached: its processes are compared; call "

@@ -61,9 +61,9 @@ def measure_sign(
             sums[:, fold] = _sums(of_share.part(of_share.examples.subset(rows)), engine)
     sums = share.sum(sums)
     total = sums[0].sum(0)
-    if (total / n - mean.cpu()).norm() > AGREE * mean.norm().cpu() + AGREE * (
-        sums[1].sum() ** 0.5 / n
-    ):
+    agree = max(AGREE, torch.finfo(objective.coarsest_dtype).eps)
+    size = mean.norm().cpu() + sums[1].sum().sqrt() / n  # of the mean, and of its noise
+    if (total / n - mean.cpu()).norm() > agree * size:
         raise MeasurementError(
             f"{objective.name}: sums of its gradients are not those of the pass before, as where a "
             "forward pass is random"

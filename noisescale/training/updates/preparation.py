@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -68,12 +69,14 @@ def build_optimizer(model: nn.Module, config: TrainConfig, *, capturable: bool) 
     return adam(params, betas=(beta1, beta2), **shared, **options)
 
 
-def make_gradients_dense(model: nn.Module) -> None:
+def make_gradients_dense(params: Iterable[nn.Parameter]) -> None:
     """Stores as dense tensors the sparse gradients of embeddings, which few optimizers take.
 
     Args:
-        model: whose gradients are stored.
+        params: whose gradients are stored; a list, where it is asked for at every step: to find
+            them in a model takes longer than to look at them.
     """
-    for param in model.parameters():
-        if param.grad is not None and param.grad.is_sparse:
-            param.grad = param.grad.to_dense()
+    for param in params:
+        gradient = param.grad
+        if gradient is not None and gradient.is_sparse:
+            param.grad = gradient.to_dense()

@@ -139,7 +139,7 @@ class ProvedInPlaceSGD:
             self._note(in_place.departure)
         loss.backward()
         if not in_place.served_all:
-            make_gradients_dense(model)
+            make_gradients_dense(model.parameters())
             optimizer.step()
             optimizer.zero_grad()
         return loss.detach()
@@ -148,7 +148,7 @@ class ProvedInPlaceSGD:
         """One step by autograd and torch.optim."""
         loss = mean(losses(self._model))
         loss.backward()
-        make_gradients_dense(self._model)
+        make_gradients_dense(self._model.parameters())
         self._optimizer.step()
         self._optimizer.zero_grad()
         return loss.detach()

@@ -253,3 +253,22 @@ def test_one_example_is_left_out():
     monitor.micro_batch(1)
     assert not monitor.update()
     assert monitor.num_skipped == 1
+
+
+def test_it_leaves_no_hook_behind_once_it_is_removed():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+    monitor = NormLayerMonitor(model)
+    monitor.backward(model(torch.randn(8, 3))[:, 0].square())
+    monitor.update()
+    norm = model[1]
+    assert norm._forward_hooks
+    assert model._forward_pre_hooks
+    monitor.remove()
+    assert not norm._forward_hooks
+    assert not model._forward_pre_hooks
+    assert monitor.norm_layer_noise().gradient_variance.value > 0
+    with pytest.raises(SettingError, match=r"after remove\(\): make another one"):
+        monitor.backward(model(torch.randn(8, 3))[:, 0].square())
+    other = NormLayerMonitor(model)
+    other.load_state_dict(monitor.state_dict())
+    assert other.state_dict() == monitor.state_dict()

@@ -13,6 +13,7 @@ from noisescale.errors import MeasurementError, SettingError, check_count
 from noisescale.measure.monitor.averages import Averages
 from noisescale.measure.monitor.gradients import Gradients
 from noisescale.measure.monitor.groups import Groups
+from noisescale.measure.monitor.micro_batches import check_example_losses
 from noisescale.measure.monitor.norm_layers.watch import Watch, is_norm
 from noisescale.statistics.display import counted, one_line
 from noisescale.statistics.estimate import Estimate, quotient, ratio, undefined
@@ -87,7 +88,8 @@ class NormLayerMonitor:
         # tr Σ and |G|² of all parameters and of the norm layers, of each update that was split
         self._pairs: list[tuple[float, float, float, float]] = []
         self._watches = [Watch(name, module) for name, module in layers.items()]
-        model.register_forward_pre_hook(self._begin)
+        self._hook = model.register_forward_pre_hook(self._begin)
+        self._removed = False
         self._squares: Tensor | float = 0.0  # Σ|γ_i|² over examples, whose γ_i add up to .grad
         self._count = 0  # examples since the last update
         self._scale = 1.0
@@ -118,15 +120,13 @@ class NormLayerMonitor:
             SettingError: losses of another shape, an `every` below 1, or a second batch.
         """
         check_count("every", every)
+        self._check_attached()
         if self._count:
             raise SettingError(
                 "a second backward() before update(): of batches that are accumulated call "
                 "micro_batch(num_examples) after each backward pass of your own"
             )
-        if losses.ndim != 1 or not len(losses):
-            raise SettingError(
-                f"losses of shape {tuple(losses.shape)}: give one loss per example, shape (B,)"
-            )
+        check_example_losses(losses)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         is_split = self._since_split % every == 0 and len(losses) > 1
         self._since_split += 1
@@ -154,6 +154,7 @@ class NormLayerMonitor:
             MeasurementError: no norm layer has taken part in a backward pass.
         """
         check_count("num examples", num_examples)
+        self._check_attached()
         sums = [watch.take(num_examples) for watch in self._watches]
         if not any(found is not None for found in sums):
             raise MeasurementError(
@@ -194,11 +195,29 @@ class NormLayerMonitor:
             self._pairs.append((trace, norm, trace_of_layers, of_layers))
         return True
 
+    def remove(self) -> None:
+        """Takes the hooks off the model, which costs a training nothing from then on.
+
+        What was measured stays; another monitor may take its state.
+        """
+        self.discard()
+        self._removed = True
+        self._hook.remove()
+        for watch in self._watches:
+            watch.remove()
+
     def discard(self) -> None:
         """Forgets the backward passes since the last update, where that one is not to be made."""
         self._squares, self._count, self._halves = 0.0, 0, None
         for watch in self._watches:
             watch.clear()
+
+    def _check_attached(self) -> None:
+        if self._removed:
+            raise SettingError(
+                "a NormLayerMonitor after remove(): make another one of the model, and give it "
+                "this one's state_dict() to go on from"
+            )
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Before a forward pass: forgets a backward pass of which nobody took note."""

@@ -31,7 +31,7 @@ class Watch:
         self._examples: list[Tensor] = []  # of weight and bias (B, D), since the last micro-batch
         self._sums: list[Tensor] = []  # of weight and bias (D,), since the last update
         self._is_half = False
-        layer.register_forward_hook(self._forward)
+        self._hook = layer.register_forward_hook(self._forward)
 
     def _forward(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad and args:
@@ -114,6 +114,11 @@ class Watch:
         if not self._sums:
             return torch.zeros((), dtype=torch.float64, device=self._weight.device)
         return _square(self._sums)
+
+    def remove(self) -> None:
+        """Leaves the layer as it was."""
+        self._hook.remove()
+        self.clear()
 
     def drop(self) -> None:
         """Forgets what there is since the last micro-batch."""
