@@ -17,6 +17,7 @@ Gradient noise at one point: |G|², tr Σ, B_simple and B_noise
     measure_noise, NoiseOptions -> NoiseScale.
     gradient_moments -> GradientMoments, noise_scale: its two halves.
     preconditioner_of: an optimizer's P, for the noise in its geometry.
+    sign_noise -> SignNoise: the noise scale of descent along the sign.
     gradient_rule, Outer: per-example gradients of a layer of one's own.
 
 Gradient noise along a training loop of one's own
@@ -41,14 +42,15 @@ Which batch size
 
 Curvature
     measure_sharpness, SharpnessOptions -> Sharpness: all of the following
-        as one record.
+        as one record, PreconditionedSharpness in it.
     Objective, hessian_matvec, ggn_matvec -> CurvatureProduct: the loss,
         and products with a matrix.
     top_eigenpairs -> EigenPairs; spectral_moments -> SpectralMoments.
     spectral_density -> SpectralDensity; keskar_sharpness ->
         KeskarSharpness.
     batch_sharpness, gradient_noise_interaction; stable_sharpness: the 2/η
-        beside them.
+        beside them; critical_sharpness -> CriticalSharpness: by a few
+        forward passes.
 
 Between two models
     interpolate -> Interpolation: loss and accuracy along the line, and the

@@ -35,8 +35,11 @@ from .measure.noise import NoiseOptions as NoiseOptions, measure_noise as measur
 from .measure.objective import Objective as Objective
 from .measure.objective.preconditioner import preconditioner_of as preconditioner_of
 from .measure.sharpness import (
+    CriticalSharpness as CriticalSharpness,
+    PreconditionedSharpness as PreconditionedSharpness,
     Sharpness as Sharpness,
     SharpnessOptions as SharpnessOptions,
+    critical_sharpness as critical_sharpness,
     measure_sharpness as measure_sharpness,
 )
 from .measure.stability import (
@@ -86,8 +89,10 @@ from .statistics.gradient_noise import (
     GradientNoise as GradientNoise,
     NoiseScale as NoiseScale,
     NormTest as NormTest,
+    SignNoise as SignNoise,
     noise_scale as noise_scale,
     norm_test as norm_test,
+    sign_noise as sign_noise,
 )
 from .statistics.running_noise import RunningNoise as RunningNoise, two_batch as two_batch
 from .statistics.sample import Weighting as Weighting

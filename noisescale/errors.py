@@ -58,6 +58,10 @@ class MeasurementError(NoisescaleError):
     """A quantity is not defined, or cannot be computed, for this model at these parameters."""
 
 
+class NotMeasurable(MeasurementError):
+    """A quantity cannot be computed for models of this kind, whatever the settings."""
+
+
 class Interrupted(BaseException):
     """A signal ended the work after its state was saved.
 

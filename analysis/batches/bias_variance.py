@@ -16,6 +16,7 @@ from analysis.tables import Runs, analysis
 from noisescale.statistics.estimate import Estimate, estimate_row, from_samples
 from noisescale.statistics.scores.accuracy import accuracy_estimate
 from noisescale.statistics.scores.bias_variance import BiasVariance, bias_variance as decompose
+from noisescale.statistics.scores.cross_validation import choose_rate
 from noisescale.statistics.scores.out_of_bag import out_of_bag
 
 PREDICTIONS = "predictions.npz"
@@ -95,15 +96,14 @@ def out_of_bag_table(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def folds_table(runs: Runs) -> pd.DataFrame:
+def folds_table(records: pd.DataFrame) -> pd.DataFrame:
     """A row per batch size and rate: the error left out, over folds, and the test error.
 
     left_out: the mean over five folds with its standard error (1/(n − 1) over them). test: of
     models trained on the whole pool, the mean over seeds.
     """
-    table = pd.DataFrame(record for _, record in runs if record["part"] == "folds")
     rows = []
-    for (batch_size, factor), group in table.groupby(["batch_size", "factor"]):
+    for (batch_size, factor), group in records.groupby(["batch_size", "factor"]):
         left_out = 1 - group.loc[group["fold"] >= 0, "left_out_accuracy"]
         whole = group[group["fold"] < 0]
         rows.append(
@@ -119,29 +119,30 @@ def folds_table(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def choices_table(folds: pd.DataFrame) -> pd.DataFrame:
+def choices_table(records: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
     """A row per batch size and rule: the rate that it chooses, and what that costs in test error.
 
     rule: "lowest" left-out error; "one standard error": the smallest rate whose left-out error is
-    within that of the lowest. excess: its test error less the lowest over rates, which is chosen
-    with the test images, and so favoured.
+    within that of the lowest, since runs that end at a loss fit less at a smaller one. excess: its
+    test error less the lowest over rates, which is chosen with the test images, and so favoured.
     """
+    left_out = records[records["fold"] >= 0].assign(error=1 - records["left_out_accuracy"])
     rows = []
-    for batch_size, group in folds.groupby("batch_size"):
-        ordered = group.sort_values("learning_rate").reset_index(drop=True)
-        lowest = ordered.iloc[int(ordered["left_out"].argmin())]
-        limit = lowest["left_out"] + lowest["left_out_stderr"]
-        careful = ordered[ordered["left_out"] <= limit].iloc[0]
-        for rule, chosen in (("lowest", lowest), ("one standard error", careful)):
+    for batch_size, of_rates in folds.set_index("learning_rate").groupby("batch_size"):
+        own = left_out[left_out["batch_size"] == batch_size]
+        scores = own.pivot_table("error", "fold", "learning_rate", dropna=False)
+        found = choose_rate(list(map(float, scores.columns)), scores.to_numpy(), prefer="smallest")
+        for rule, rate in (("lowest", found.best), ("one standard error", found.chosen)):
+            chosen = of_rates.loc[rate]
             rows.append(
                 {
                     "batch_size": batch_size,
                     "rule": rule,
-                    "learning_rate": chosen["learning_rate"],
+                    "learning_rate": rate,
                     "factor": chosen["factor"],
                     "left_out": chosen["left_out"],
                     "test": chosen["test"],
-                    "excess": chosen["test"] - ordered["test"].min(),
+                    "excess": chosen["test"] - of_rates["test"].min(),
                 }
             )
     return pd.DataFrame(rows)
@@ -167,13 +168,14 @@ def _predictions(folder: Path) -> dict[str, np.ndarray]:
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
     found = decompositions(runs)
-    folds = folds_table(runs)
+    records = pd.DataFrame(record for _, record in runs if record["part"] == "folds")
+    folds = folds_table(records)
     return {
         "parts": parts_table(found),
         "bagging": bagging_table(found),
         "out_of_bag": out_of_bag_table(runs),
         "folds": folds,
-        "choices": choices_table(folds),
+        "choices": choices_table(records, folds),
     }
 
 

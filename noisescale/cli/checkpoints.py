@@ -82,8 +82,20 @@ class Loaded(NamedTuple):
     def own_preconditioner(self, model: nn.Module) -> tuple[Params | None, str | None]:
         """P of the adaptive optimizer at these weights; None, and perhaps a note, if there is none.
 
-        By a checkpoint's own state or, beside anybody's weights, that of an optimizer.pt in their
-        folder, as Hugging Face's Trainer leaves it; which may be of something else.
+        By `own_optimizer`.
+        """
+        from noisescale.measure.objective.preconditioner import preconditioner_of
+
+        if self.checkpoint is not None and self.checkpoint.training.optimizer == "muon":
+            return None, "Muon has no diagonal preconditioner, so that B_simple is plain SGD's"
+        state, note = self.own_optimizer(model)
+        return (None if state is None else preconditioner_of(state, model)), note
+
+    def own_optimizer(self, model: nn.Module) -> tuple[Mapping[str, Any] | None, str | None]:
+        """The state of the adaptive optimizer at these weights; None, perhaps with a note, if none.
+
+        A checkpoint's own or, beside anybody's weights, that of an optimizer.pt in their folder, as
+        Hugging Face's Trainer leaves it; which may be of something else.
         """
         from noisescale.measure.objective.preconditioner import (
             has_second_moments,
@@ -92,17 +104,44 @@ class Loaded(NamedTuple):
         )
 
         if self.checkpoint is not None:
-            state: Mapping[str, Any] = self.checkpoint.optimizer
-            return (preconditioner_of(state, model) if has_second_moments(state) else None), None
+            if self.checkpoint.training.optimizer == "muon":  # which has no P
+                return None, None
+            ours = self.optimizer_state(model)
+            return (ours if has_second_moments(ours) else None), None
         folder = self.path if self.path.is_dir() else self.path.parent
         beside = folder / OPTIMIZER_FILE
         if self.content is None or not beside.is_file():
             return None, None
         try:
             state = read_optimizer_state(beside)
-            return (preconditioner_of(state, model) if has_second_moments(state) else None), None
+            if not has_second_moments(state):
+                return None, None
+            preconditioner_of(state, model)  # whether it is of this model
         except (CheckpointError, SettingError) as error:
             return None, f"{beside} beside the weights is left aside: {error}"
+        return state, None
+
+    def optimizer_state(self, model: nn.Module) -> dict[str, Any]:
+        """The state of a checkpoint's optimizer, with what torch does not keep of it.
+
+        That is whether its weight decay is beside the gradient, of which torch 2.6 says nothing,
+        and which parameters are Muon's. Empty where there is no checkpoint of ours.
+        """
+        from noisescale.training.updates.muon import muon_names
+
+        if self.checkpoint is None:
+            return {"state": {}, "param_groups": []}
+        name, stored = self.checkpoint.training.optimizer, self.checkpoint.optimizer
+        groups = [dict(group) for group in stored.get("param_groups", [])]
+        for group in groups:
+            if "amsgrad" in group:
+                group["decoupled_weight_decay"] = name != "adam"
+        if name == "muon":
+            hidden = muon_names(model)
+            named = [name for name, _ in model.named_parameters()]
+            for group, is_muons in zip(groups, (True, False), strict=True):
+                group["param_names"] = [each for each in named if (each in hidden) == is_muons]
+        return {"state": {}, **stored, "param_groups": groups}
 
     @property
     def optimizer_name(self) -> str:

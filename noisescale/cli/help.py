@@ -51,7 +51,7 @@ SUBJECTS = (
             "--bs 32",
             "--lr 0.05",
         ),
-        "--bs --lr --lr-min --lr-max --num-lr --bisect --factor --precision --lr-bend",
+        "--bs --lr --lr-min --lr-max --num-lr --bisect --folds --factor --precision --lr-bend",
     ),
     Subject(
         "Training",
@@ -61,7 +61,8 @@ SUBJECTS = (
             "--lr-scaling noise --optimizer adam",
         ),
         "--epochs --max-steps --steps sweep-lr --examples --optimizer --momentum "
-        "--weight-decay --seed --seeds --max-seeds",
+        "--nesterov --weight-decay --beta1 --beta2 --epsilon --warmup --lr-schedule --decay-share "
+        "--seed --seeds --max-seeds",
     ),
     Subject("Goals", ("--goal 0.5 --goal 0.2",), "--goal --goal-split"),
     Subject(
@@ -84,17 +85,17 @@ SUBJECTS = (
             "--points 21 --to-alpha 1.2",
             "--no-predict",
         ),
-        "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer "
+        "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer --noise-geometry "
         "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
         "--per-layer --per-class --top --bottom --trace --density --phi --filter-normalised "
         "--points --from-alpha --to-alpha --buffers --phi-iterations --batch-sharpness --ggn "
-        "--noise --predict measure-noise --bs --preconditioner",
+        "--critical --sign --noise --predict measure-noise --bs --preconditioner",
     ),
     Subject(
         "How to compute",
         ("--processes 4", "--dtype float64 --seed 1", "--device cpu"),
         "--engine measure-noise --seed sharpness --seed interpolate --seed "
-        "sharpness --method --rtol --max-matvecs --dtype --device --data-dir --executor "
+        "sharpness --method --rtol --max-matvecs --dtype --amp --device --data-dir --executor "
         "--processes --scheduler",
     ),
     Subject(
@@ -107,6 +108,7 @@ SUBJECTS = (
             "--out report.html",
         ),
         "--out --force --checkpoint-every --evaluate-every --log-dir --unit --json --csv --plot "
+        "--schedule --multiple-of "
         "--format --debug --help",
     ),
 )

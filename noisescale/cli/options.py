@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import click
 
 from noisescale.errors import Interrupted, SettingError
 from noisescale.problems.config import (
     TEXTS,
+    Amp,
     DatasetName,
     LossName,
     ModelName,
@@ -23,6 +24,7 @@ from noisescale.training.config import (
     AdaptiveConfig,
     BatchRule,
     LrScaling,
+    LrSchedule,
     OptimizerName,
     TrainConfig,
 )
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Config = TypeVar("Config", ProblemConfig, TrainConfig)
+# as statistics.critical_batch.advice has it, which loads NumPy
+Project = Literal["megatron", "olmo", "levanter", "lightning"]
 FOLDER = click.Path(path_type=Path, file_okay=False)
 MOST_PROCESSES = 1024  # local ones, each with a torch of its own
 DTYPES = ("float32", "float64")
@@ -194,7 +198,9 @@ def training_options(command: Command) -> Command:
         click.option(
             "--max-steps", type=int, help="Stop after this many updates, if that comes first."
         ),
+        amp_option,
         optimizer_options,
+        schedule_options,
         click.option(
             "--seed",
             type=int,
@@ -213,6 +219,7 @@ def optimizer_options(command: Command) -> Command:
             type=click.Choice(get_args(OptimizerName)),
             default=TrainConfig.optimizer,
             show_default=True,
+            help="muon (torch 2.9 or later): of linear layers but the last; adamw of all else.",
         ),
         click.option(
             "--momentum",
@@ -221,8 +228,68 @@ def optimizer_options(command: Command) -> Command:
             show_default=True,
             help="Heavy ball, of sgd.",
         ),
+        click.option("--nesterov", is_flag=True, help="That momentum as Nesterov's."),
         click.option(
             "--weight-decay", type=float, default=TrainConfig.weight_decay, show_default=True
+        ),
+        click.option(
+            "--beta1",
+            type=float,
+            help="Decay of the mean gradient: adam, adamw 0.9; muon's momentum, 0.95.",
+        ),
+        click.option(
+            "--beta2",
+            type=float,
+            help="Decay of the mean square: adam, adamw, muon's adamw 0.999; rmsprop 0.99.",
+        ),
+        click.option("--epsilon", type=float, help="Added to the root of it.  [default: 1e-8]"),
+    )(command)
+
+
+def schedule_options(command: Command) -> Command:
+    """The fields of TrainConfig that say how the learning rate goes along a run."""
+    return together(
+        click.option(
+            "--warmup",
+            type=float,
+            metavar="STEPS|SHARE",
+            default=TrainConfig.warmup,
+            show_default=True,
+            help="Updates over which the rate rises to --lr; below 1, their share of all.",
+        ),
+        click.option(
+            "--lr-schedule",
+            type=click.Choice(get_args(LrSchedule)),
+            default=TrainConfig.lr_schedule,
+            show_default=True,
+            help="Then constant; down to zero as a cosine; or constant, then down in a line (wsd).",
+        ),
+        click.option(
+            "--decay-share",
+            type=float,
+            metavar="SHARE",
+            default=TrainConfig.decay_share,
+            show_default=True,
+            help="--lr-schedule wsd: of all updates, the last ones, in which it falls.",
+        ),
+    )(command)
+
+
+def batch_schedule_options(command: Command) -> Command:
+    """A batch-size schedule of a tracked run, for another project to read."""
+    return together(
+        click.option(
+            "--schedule",
+            type=click.Choice(get_args(Project)),
+            help="Of a tracked run: also print a batch size that grows along another like it, as "
+            "Megatron-LM, OLMo-core, Levanter or Lightning read it.",
+        ),
+        click.option(
+            "--multiple-of",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="--schedule: a number that divides its batch sizes, such as the examples that all "
+            "devices take at once.  [default: 1]",
         ),
     )(command)
 
@@ -308,6 +375,15 @@ class FileOf(click.ParamType[Path]):
         return path
 
 
+def amp_option(command: Command) -> Command:
+    """Automatic mixed precision."""
+    return click.option(
+        "--amp",
+        type=click.Choice(get_args(Amp)),
+        help="The model under torch.autocast: matrix products in bfloat16, all else float32.",
+    )(command)
+
+
 def measurement_options(command: Command) -> Command:
     """What to measure on which examples of which problem, and how to print it."""
     return together(
@@ -332,6 +408,7 @@ def measurement_options(command: Command) -> Command:
             type=click.Choice(DTYPES),
             help="Of all computing.  [default: the parameters' own]",
         ),
+        amp_option,
         click.option(
             "--param",
             "param_filter",

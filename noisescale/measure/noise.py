@@ -5,28 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from noisescale.errors import SettingError, StoppedEarly
+from noisescale.errors import SettingError, StoppedEarly, check_choice
 from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
-from noisescale.measure.noise_probes import probe_curvature
+from noisescale.measure.noise_parts.fold_sums import measure_sign
+from noisescale.measure.noise_parts.probes import probe_curvature
 from noisescale.measure.objective import Objective, flatten
 from noisescale.measure.objective.preconditioner import (
     PreconditionerLike,
     by_leaf,
     preconditioner_of,
 )
+from noisescale.problems.config import Amp
 from noisescale.problems.data.stream import Stream
 from noisescale.problems.problem import Params, Problem, Source, held, units_per_example
 from noisescale.problems.sampling import Selection, select, split_source
 from noisescale.statistics.display import Settings
 from noisescale.statistics.gradient_noise import (
     NoiseScale,
+    SignNoise,
     gradient_noise,
     mean_estimate,
     noise_scale,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from _typeshed import DataclassInstance
 
+Geometry = Literal["plain", "optimizer", "both"]
 Options = TypeVar("Options", bound="DataclassInstance")  # of a measurement, all with defaults
 
 HESSIAN_EXAMPLES = 4096  # a compromise: each probe and eigenvector costs a product on all of them
@@ -67,6 +71,8 @@ class NoiseOptions(Settings):
         engine: how per-example gradients are computed, see `gradient_moments`.
         chunk_size: examples at a time, None: as many as the memory holds.
         dtype: in which to compute, None: the parameters' own.
+        amp: "bf16": the model runs under torch.autocast, its matrix products in bfloat16, and
+            statistics are float32 and float64 all the same. None: it does not.
         augmentations: K draws of each example, of a Dataset whose items change from read to read.
             The split is then made of K·N examples, of which num_examples are a random subset: tr Σ
             is of examples and draws together, and |G|² of a gradient averaged over K draws, which
@@ -75,6 +81,16 @@ class NoiseOptions(Settings):
             and more would not be independent.
         param_filter: names of parameters, or patterns as "head.*", whose gradients these are; the
             others are constants. None: all.
+        geometry: under a preconditioner, the coordinates in which `hessian` is measured: "plain",
+            "optimizer", for half the Hessian products of "both". None: both. Along a run, see
+            `NoiseTracking`, of which scales there are columns.
+
+        sign: whether to measure B_ℓ1 = ‖σ‖₁²/‖G‖₁², the noise scale of descent along the sign of
+            the gradient, see `sign_noise`: a further pass, for which most models' gradients are
+            written out, in the memory of 16 gradients in float64.
+
+    Raises:
+        SettingError: another geometry than these.
 
     Examples:
         >>> from noisescale import ProblemConfig, build_problem, NoiseOptions, measure_noise
@@ -95,8 +111,15 @@ class NoiseOptions(Settings):
     engine: EngineName = "auto"
     chunk_size: int | None = None
     dtype: torch.dtype | None = None
+    amp: Amp | None = None
     augmentations: int = 1
     param_filter: tuple[str, ...] | None = None
+    geometry: Geometry | None = None
+    sign: bool = False
+
+    def __post_init__(self) -> None:
+        if self.geometry is not None:
+            check_choice("geometry", self.geometry, get_args(Geometry))
 
 
 def with_settings(options: Options, settings: Mapping[str, Any]) -> Options:
@@ -178,6 +201,10 @@ def measure_noise(
             f"augmentations {options.augmentations} with the population distribution: one draw of "
             "each example is a sample of it already; leave it at 1"
         )
+    if preconditioner is None and options.geometry in ("optimizer", "both"):
+        raise SettingError(
+            f"geometry {options.geometry} without a preconditioner: give one, or leave it out"
+        )
     if generator is None:
         generator = torch.Generator().manual_seed(seed)
     elif seed != 0:
@@ -206,19 +233,27 @@ def measure_noise(
         loss=mean_estimate(moments.losses, measured.sample, moments.weighting),
         top_examples=_top_examples(moments, measured.selected, options.augmentations),
         units_per_example=units,
+        amp=measured.options.amp,
         notes=tuple(notes),
         preconditioned=_preconditioned(measured, units),
     )
     try:
-        if options.hessian:
-            curvature = _curvature_noise(measured, generator, seconds, report)
-            noise = replace(noise, curvature=curvature, notes=(*noise.notes, *curvature.notes))
-            if noise.preconditioned is not None:
+        coordinates = _coordinates(measured) if options.hessian else []
+        for index, in_metric in enumerate(coordinates):
+            if in_metric:
                 report("B_noise under the preconditioner")
-                under = _curvature_noise(measured, generator, seconds, report, in_metric=True)
-                said = (*noise.preconditioned.notes, *under.notes)
-                both = replace(noise.preconditioned, curvature=under, notes=said)
-                noise = replace(noise, preconditioned=both)
+            curvature = _curvature_noise(
+                measured,
+                generator,
+                seconds,
+                report,
+                in_metric=in_metric,
+                rounds=len(coordinates) if index == 0 else 0,  # one announcement for all
+            )
+            noise = _with_curvature(noise, curvature, in_metric=in_metric)
+        if options.sign:
+            report("the noise of the sign")
+            noise = replace(noise, sign=_sign_noise(measured, generator))
         if options.per_class:
             per_class, left_out = _per_class(measured, report)
             noise = replace(noise, per_class=per_class)
@@ -278,6 +313,7 @@ def _measure_gradients(
         dtype=options.dtype,
         chunk_size=options.chunk_size,
         param_filter=options.param_filter,
+        amp=options.amp,
     )
     diagonal: Params | None = None
     if preconditioner is not None:
@@ -338,17 +374,36 @@ def _notes(measured: _Measured, noise: NoiseScale) -> list[str]:
     return notes
 
 
+def _coordinates(measured: _Measured) -> list[bool]:
+    """The coordinates in which H is measured, in turn: whether they are the preconditioner's."""
+    geometry = measured.options.geometry or "both"
+    plain = [] if geometry == "optimizer" else [False]
+    has_metric = measured.preconditioner is not None and geometry != "plain"
+    return plain + ([True] if has_metric else [])
+
+
+def _with_curvature(noise: NoiseScale, curvature: CurvatureNoise, *, in_metric: bool) -> NoiseScale:
+    """The noise scale with what was measured of H, in either of its coordinates."""
+    if not in_metric:
+        return replace(noise, curvature=curvature, notes=(*noise.notes, *curvature.notes))
+    assert noise.preconditioned is not None, "the metric is a preconditioner's"
+    return replace(
+        noise, preconditioned=_with_curvature(noise.preconditioned, curvature, in_metric=False)
+    )
+
+
 def _curvature_noise(
     measured: _Measured,
     generator: torch.Generator,
     seconds: float,
     report: Callable[[str], None],
     *,
-    in_metric: bool = False,
+    in_metric: bool,
+    rounds: int,
 ) -> CurvatureNoise:
     """B_noise and its parts, with H on examples that are independent of the gradients'.
 
-    in_metric: whether under the preconditioner.
+    in_metric: whether under the preconditioner. rounds: as for `probe_curvature`.
     """
     moments = measured.moments
     on_gradients = excess(
@@ -378,9 +433,19 @@ def _curvature_noise(
         metric=metric,
         generator=generator,
         seconds=seconds,
-        # one announcement for both
-        rounds=0 if in_metric else 1 + (moments.preconditioned is not None),
+        rounds=rounds,
         report=report,
+    )
+
+
+def _sign_noise(measured: _Measured, generator: torch.Generator) -> SignNoise:
+    """The noise in the geometry of sign descent."""
+    return measure_sign(
+        measured.objective,
+        mean=flatten(list(measured.moments.mean.values())),
+        engine=measured.moments.engine,
+        sample=measured.sample,
+        generator=generator,
     )
 
 

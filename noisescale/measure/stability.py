@@ -90,8 +90,8 @@ def measure_stability(
 
     Raises:
         SettingError: an option is given twice.
-        MeasurementError: λ cannot be found or is zero, or the model gives more than 128 numbers for
-            an example.
+        MeasurementError: λ cannot be found or is zero; NotMeasurable, one of these: the model gives
+            more than 128 numbers for an example, of whose square single examples' matrices are.
 
     Examples:
         >>> from noisescale import ProblemConfig, build_problem, StabilityOptions, measure_stability

@@ -33,10 +33,12 @@ from noisescale.plots.style import (
     whole_steps,
 )
 
-Scale = Literal["simple", "full"]
+Scale = Literal["simple", "full", "preconditioned_simple", "preconditioned_full"]
 SCALES: dict[Scale, tuple[str, str]] = {  # label and colour of each column
     "simple": (r"$B_{\mathrm{simple}}$", BLUE),
     "full": (r"$B_{\mathrm{noise}}$", VERMILION),
+    "preconditioned_simple": (r"$B^P_{\mathrm{simple}}$, of the optimizer", GREEN),
+    "preconditioned_full": (r"$B^P_{\mathrm{noise}}$, of the optimizer", ORANGE),
 }
 WIDE = 10.0  # times B_simple, so far the trade-off of signal and noise is shown to either side
 
@@ -71,7 +73,8 @@ def plot_noise(
     Args:
         axes: drawn on.
         table: rows with step, `against`, `quantity`, and its _low and _high, as in noise.csv.
-        quantity: "simple" for B_simple, "full" for B_noise.
+        quantity: "simple" for B_simple, "full" for B_noise; "preconditioned_simple" and
+            "preconditioned_full" for them under the optimizer's preconditioner.
         against: "step", or "loss", which falls to the right.
         label: in the legend; None: the quantity's name.
         **style: of the line, instead of the quantity's colour and a width of 1.2.
@@ -297,10 +300,10 @@ def _scale_text(noise: dict[str, Any]) -> str:
 
 
 def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
-    """Both noise scales of several checkpoints against the step."""
+    """The noise scales of several checkpoints against the step."""
     positions, counted = checkpoint_positions(entries)
     columns = {
-        f"{quantity}{suffix}": [(entry[quantity] or {}).get(part) for entry in entries]
+        f"{quantity}{suffix}": [_stored(entry, quantity).get(part) for entry in entries]
         for quantity in SCALES
         for part, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))
     }
@@ -314,10 +317,19 @@ def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
     finish(axes, counted, f"noise scale (examples, {population} population)", legend_size=SMALL)
 
 
+def _stored(entry: dict[str, Any], quantity: Scale) -> dict[str, Any]:
+    """An estimate of an entry, by its name in tables; empty where it was not measured."""
+    name = quantity.removeprefix("preconditioned_")
+    record = entry if name == quantity else entry.get("preconditioned")
+    return (record or {}).get(name) or {}
+
+
 def _plot_scales(axes: Axes, table: pd.DataFrame, *, against: Literal["step", "loss"]) -> None:
     """Every noise scale that the table has a value or a bound of, run by run."""
     bounded = False
     for quantity, (label, _) in SCALES.items():
+        if quantity not in table:  # of SGD, or of before there was one
+            continue
         there = table[table[[quantity, f"{quantity}_low"]].notna().any(axis=1)]
         bounded = bounded or bool(_is_bound(there, quantity).any())
         for rows, style, run in by_run(there):

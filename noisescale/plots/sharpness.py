@@ -36,14 +36,18 @@ QUANTITIES = {  # label and colour of each column, and the column that says whet
 }
 LEAST_DENSITY = 1e-8  # of the axis: below it are the tails of the smoothing kernel
 ENDS = {"largest": (BLUE, "largest eigenvalues"), "smallest": (GREEN, "smallest eigenvalues")}
+UNDER_P = r"$\lambda_{\max}(P^{1/2}HP^{1/2})$"
 CURVATURE = "curvature (loss/parameter²)"
 FAR = 4.0  # times the largest curvature: a limit of stability beyond it is named, but not drawn
 
 
 def sharpness_figure(table: pd.DataFrame, *, title: str) -> Figure:
-    """Sharpness along training, from the rows of sharpness.csv."""
-    figure, (axes,) = panels(1, width=6, height=3.8, title=title)
-    plot_sharpness(axes, table)
+    """Sharpness along training, from the rows of sharpness.csv; under an adaptive optimizer too."""
+    drawn = [plot_sharpness, *([plot_preconditioned] if has_preconditioned(table) else [])]
+    width = 6.0 if len(drawn) == 1 else 4.8
+    figure, panel_axes = panels(len(drawn), width=width, height=3.8, title=title)
+    for plot, axes in zip(drawn, panel_axes, strict=True):
+        plot(axes, table)
     return figure
 
 
@@ -59,6 +63,8 @@ def measurements_figure(entries: list[dict[str, Any]]) -> Figure:
     drawn = []
     if len(entries) > 1:
         drawn.append(_plot_along_training)
+        if has_preconditioned(_table_of(entries)):
+            drawn.append(_plot_preconditioned_along)
     elif _has_spectrum(entries[0]):
         drawn.append(lambda axes, entries: plot_eigenvalues(axes, entries[0]))
     if any(entry["density"] for entry in entries):
@@ -194,19 +200,87 @@ def plot_sharpness(axes: Axes, table: pd.DataFrame, *, legend_size: float = LEGE
             if converged is not None:
                 loose = rows[rows[converged] != 1]
                 axes.plot(loose["step"], loose[name], "o", color=colour, fillstyle="none")
-    for limit in table["stable_sharpness"].dropna().unique():
-        _mark_limit(axes, limit, along="y")
+    if any(len(_limits(rows).dropna().unique()) > 1 for rows, _, _ in by_run(table)):
+        _plot_limits(axes, table)
+    else:
+        for limit in table["stable_sharpness"].dropna().unique():
+            _mark_limit(axes, limit, along="y")
     axes.xaxis.set_major_locator(whole_steps(integer=True))
     finish(axes, "step", CURVATURE, legend_size=legend_size)
 
 
+def _limits(rows: pd.DataFrame) -> pd.Series[float]:
+    """The limit of stability at each row, nan where there is none."""
+    return rows["stable_sharpness"].astype(float)
+
+
+def _plot_limits(axes: Axes, table: pd.DataFrame) -> None:
+    """The limit of stability of runs whose rate changes, where it is not far beyond what is drawn.
+
+    table: as for `plot_sharpness`.
+    """
+    highest = FAR * float(max(axes.yaxis.get_data_interval()))
+    for rows, style, run in by_run(table):
+        limits = _limits(rows)
+        shown = limits.where(limits <= highest) if highest > 0 else limits
+        look: Any = {"color": BLACK, "linestyle": "--" if style == "-" else style, "linewidth": 1}
+        axes.plot(rows["step"], shown, label=f"limit of stability{run}", **look)
+
+
+def has_preconditioned(table: pd.DataFrame) -> bool:
+    """Whether rows of sharpness.csv have λ_max(P^½HP^½)."""
+    name = "preconditioned_eigenvalue"
+    return name in table and bool(np.isfinite(table[name].astype(float)).any())
+
+
+def plot_preconditioned(
+    axes: Axes, table: pd.DataFrame, *, legend_size: float = LEGEND_SIZE
+) -> None:
+    """λ_max(P^½HP^½) ± 2 standard errors by step, and the optimizer's limit of stability.
+
+    Args:
+        axes: drawn on.
+        table: rows of sharpness.csv, some with λ_max(P^½HP^½); in a line style for each of its
+            column "run" where it has one. What has not converged is an open marker.
+        legend_size: of the type.
+    """
+    name = "preconditioned_eigenvalue"
+    measured = table[np.isfinite(table[name].astype(float))]
+    for rows, style, run in by_run(measured):
+        if rows.empty:
+            continue
+        look: Any = {"color": BLUE, "linestyle": style, "markersize": 3}
+        axes.plot(rows["step"], rows[name], marker=".", label=f"{UNDER_P}{run}", **look)
+        error = 2 * rows[f"{name}_stderr"].fillna(0.0)
+        plot_band(axes, rows["step"], rows[name] - error, rows[name] + error, color=BLUE)
+        loose = rows[rows["preconditioned_converged"] != 1]
+        axes.plot(loose["step"], loose[name], "o", color=BLUE, fillstyle="none")
+        limits = rows[rows["preconditioned_stable"].notna()]
+        look = {"color": BLACK, "linestyle": "--", "linewidth": 1}
+        axes.plot(
+            limits["step"], limits["preconditioned_stable"], label="limit of stability", **look
+        )
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(whole_steps(integer=True))
+    finish(axes, "step", "curvature under the optimizer's P", legend_size=legend_size)
+
+
+def _plot_preconditioned_along(axes: Axes, entries: list[dict[str, Any]]) -> None:
+    """The same of several checkpoints."""
+    plot_preconditioned(axes, _table_of(entries), legend_size=SMALL)
+    axes.set_xlabel(checkpoint_positions(entries)[1])
+
+
+def _table_of(entries: list[dict[str, Any]]) -> pd.DataFrame:
+    """Entries of `noisescale sharpness --json` as rows like those of sharpness.csv."""
+    positions, _ = checkpoint_positions(entries)
+    return pd.concat([positions, pd.DataFrame([_measurement(entry) for entry in entries])], axis=1)
+
+
 def _plot_along_training(axes: Axes, entries: list[dict[str, Any]]) -> None:
     """λ_max, λ_min and batch sharpness of several checkpoints against the step."""
-    positions, counted = checkpoint_positions(entries)
-    measurements = [_measurement(entry) for entry in entries]
-    table = pd.concat([positions, pd.DataFrame(measurements)], axis=1)
-    plot_sharpness(axes, table, legend_size=SMALL)
-    axes.set_xlabel(counted)
+    plot_sharpness(axes, _table_of(entries), legend_size=SMALL)
+    axes.set_xlabel(checkpoint_positions(entries)[1])
 
 
 def _measurement(entry: dict[str, Any]) -> dict[str, float]:
@@ -220,6 +294,13 @@ def _measurement(entry: dict[str, Any]) -> dict[str, float]:
         values[converged] = eigenvalue["converged"]
     batch = entry["batch_sharpness"] or missing
     values |= {"batch_sharpness": batch["value"], "batch_sharpness_stderr": batch["stderr"]}
+    under = entry.get("preconditioned") or {"largest": missing, "stable_sharpness": None}
+    values |= {
+        "preconditioned_eigenvalue": under["largest"]["value"],
+        "preconditioned_eigenvalue_stderr": under["largest"]["stderr"],
+        "preconditioned_converged": under["largest"]["converged"],
+        "preconditioned_stable": under["stable_sharpness"],
+    }
     return {name: np.nan if value is None else float(value) for name, value in values.items()}
 
 

@@ -12,6 +12,7 @@ from noisescale.errors import SettingError, check_choice, check_count, check_fil
 from noisescale.statistics.display import Settings
 
 DatasetName = Literal["mnist", "fashion-mnist", "digits", "shakespeare", "markov", "text"]
+Amp = Literal["bf16"]  # automatic mixed precision: of a model's matrix products
 PixelScale = Literal["unit", "raw"]
 ModelName = Literal["mlp", "cnn", "gpt"]
 Norm = Literal["none", "layer", "batch", "ghost"]
@@ -195,6 +196,8 @@ class ProblemConfig(Config):
                 "give a file as text with dataset text, and with no other"
             )
         if self.text is not None and self.text_sha256 is None:
+            if not self.text:
+                raise SettingError("text '': give the name of a file")
             path = Path(self.text)
             check_file(path, SettingError)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from noisescale.problems.problem import (
     held,
     source_of,
 )
+from noisescale.statistics.scores.cross_validation import fold_indices
 
 
 class Selection(NamedTuple):
@@ -101,6 +103,20 @@ def split_source(problem: Problem, split: str, *, seed: int = 0, augmentations: 
                 "read to read; leave it at 1"
             )
     return source
+
+
+def without_fold(problem: Problem, fold: int, num_folds: int) -> Problem:
+    """The problem on its training examples but those of one fold, now its validation split.
+
+    Args:
+        problem: whose training examples are divided, always in the same way, see `fold_indices`.
+        fold: which one is left out, from 0.
+        num_folds: k.
+    """
+    source = source_of(problem.train)
+    parts = [torch.from_numpy(part) for part in fold_indices(source.num_examples, num_folds)]
+    kept = torch.cat([part for number, part in enumerate(parts) if number != fold]).sort().values
+    return replace(problem, train=source.subset(kept), validation=source.subset(parts[fold]))
 
 
 def part_of(data: Data, indices: Tensor) -> Examples:

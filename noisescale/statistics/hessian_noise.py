@@ -159,7 +159,7 @@ def curvature_noise(
     hessian_examples: int,
     num_matvecs: int,
 ) -> CurvatureNoise:
-    """The estimates from blocks of gradients; `measure.noise_probes` says what they estimate.
+    """The estimates from blocks of gradients; `measure.noise_parts.probes` says what they estimate.
 
     A form errs by its block, its group and for itself. The spread of blocks' means and that of
     groups' add up to the error, each with a little of the other, for a block has a part of the

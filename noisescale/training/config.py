@@ -8,12 +8,26 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from noisescale.errors import LARGEST, SettingError, check_choice, check_count, is_real
-from noisescale.problems.config import Config
+from noisescale.problems.config import Amp, Config
 from noisescale.statistics.display import Settings
 
-OptimizerName = Literal["sgd", "adam", "adamw"]
+OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop", "muon"]
 BatchRule = Literal["full", "adaptive"]
 LrScaling = Literal["none", "sqrt", "linear", "noise"]
+LrSchedule = Literal["constant", "cosine", "wsd"]
+DECAY_SHARE = 0.2  # 10 to 20 % are customary (Hägele et al. 2024, arXiv 2405.18392)
+MOST_WARMUP = 2**53  # updates, beyond which a float is no whole number
+ADAMS: tuple[OptimizerName, ...] = ("adam", "adamw")
+# what those options are where they are not given, as torch.optim has them; 0.999 and 1e-8 of Muon
+# are of the AdamW beside it
+BETA1 = {"adam": 0.9, "adamw": 0.9, "muon": 0.95}
+BETA2 = {"adam": 0.999, "adamw": 0.999, "rmsprop": 0.99, "muon": 0.999}
+EPSILON = dict.fromkeys(BETA2, 1e-8)
+ADAPTIVE_RATE = 1e-3  # a learning rate to begin with, of all but SGD: their customary default
+# the fields that say how a gradient becomes an update; those of the first release, then later ones,
+# which are stored only where they are not at their defaults
+OF_OPTIMIZER = ("optimizer", "momentum", "weight_decay")
+OF_OPTIMIZER_LATER = ("nesterov", "beta1", "beta2", "epsilon")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -87,11 +101,25 @@ class TrainConfig(Config):
     Attributes:
         batch_size: examples per update, "full" for gradient descent on all of them, or "adaptive":
             B = √(r·B_simple) with the noise scale measured from the very gradients of training.
-        learning_rate: of the update on the *mean* loss of the batch; constant, unless the
-            lr_scaling of an adaptive batch size says otherwise.
-        optimizer: "sgd", "adam" or "adamw".
+        learning_rate: of the update on the *mean* loss of the batch; what it is at each update
+            follows from `warmup` and `lr_schedule` or, of an adaptive batch size, `lr_scaling`.
+        optimizer: "sgd", "adam", "adamw", "rmsprop" or "muon": torch.optim.Muon, of torch 2.9 or
+            later, for the weights of linear layers but the last one, and AdamW for all else, see
+            `muon_names`.
         momentum: SGD's, in [0, 1), as heavy ball; the other optimizers take none.
         weight_decay: as torch.optim defines it for the optimizer.
+        nesterov: whether SGD's momentum is Nesterov's.
+        beta1: the decay of the mean gradient of Adam, AdamW and Muon, whose momentum it is; None:
+            0.9, of Muon 0.95.
+        beta2: that of the mean squared gradient, RMSprop's smoothing constant; None: 0.999, of
+            RMSprop 0.99.
+        epsilon: what an adaptive optimizer adds to the root of that; None: 1e-8.
+        warmup: the updates over which the rate rises in proportion to their number; below 1, their
+            share of all updates.
+        lr_schedule: the rate after that: "constant"; "cosine", down to zero at the end (Loshchilov
+            and Hutter 2017); or "wsd", constant and then down to zero in a straight line (Hu et al.
+            2024, arXiv 2404.06395).
+        decay_share: of all updates, the last ones, in which the rate of "wsd" falls.
         epochs: passes over the training set, unless max_steps ends the training first.
         max_steps: updates at most; None: as many as the epochs take.
         seed: of the initial parameters and, unless order_seed is given, the order of the examples.
@@ -100,6 +128,9 @@ class TrainConfig(Config):
             batch sizes, have one each.
         adaptive: how an adaptive batch size follows the noise; None: as AdaptiveConfig's defaults
             say. No other batch size takes it.
+        amp: "bf16": the model runs under torch.autocast, its matrix products in bfloat16; weights,
+            the loss and updates are float32. None: it does not. Evaluations and what is measured
+            along the run are float32.
 
     Raises:
         SettingError: for a value out of its range, or settings that exclude each other.
@@ -117,14 +148,25 @@ class TrainConfig(Config):
     optimizer: OptimizerName = "sgd"
     momentum: float = 0.0
     weight_decay: float = 0.0
+    nesterov: bool = False
+    beta1: float | None = None
+    beta2: float | None = None
+    epsilon: float | None = None
+    warmup: float = 0.0
+    lr_schedule: LrSchedule = "constant"
+    decay_share: float = DECAY_SHARE
     epochs: int = 5
     max_steps: int | None = None
     seed: int = 0
     order_seed: int | None = None
     adaptive: AdaptiveConfig | None = None
+    amp: Amp | None = None
 
     def __post_init__(self) -> None:
-        _as_floats(self, "learning_rate", "momentum", "weight_decay")
+        if self.amp is not None:
+            check_choice("amp", self.amp, get_args(Amp))
+        _as_floats(self, "learning_rate", "momentum", "weight_decay", "beta1", "beta2", "epsilon")
+        _as_floats(self, "warmup", "decay_share")
         if self.batch_size not in get_args(BatchRule):
             check_count("batch size", self.batch_size, instead=', "full" or "adaptive"')
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
@@ -143,6 +185,8 @@ class TrainConfig(Config):
             raise SettingError(
                 f"weight decay {self.weight_decay!r}: give a number of 0 or above, below 3e38"
             )
+        self._check_optimizer()
+        self._check_schedule()
         check_count("epochs", self.epochs)
         if self.max_steps is not None:
             check_count("max steps", self.max_steps)
@@ -160,6 +204,84 @@ class TrainConfig(Config):
                 "only an adaptive batch size takes them"
             )
 
+    def _check_optimizer(self) -> None:
+        """SettingError for options of another optimizer, or out of their range."""
+        if self.nesterov and not self.momentum:
+            raise SettingError(
+                f"nesterov with momentum {self.momentum:g}: give sgd a momentum, such as 0.9"
+            )
+        for name, defaults in (("beta1", BETA1), ("beta2", BETA2), ("epsilon", EPSILON)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if self.optimizer not in defaults:
+                raise SettingError(
+                    f"{name} {value!r} with {self.optimizer}: only {', '.join(defaults)} take one"
+                )
+            most, example = (LARGEST, "1e-8") if name == "epsilon" else (1, defaults["adam"])
+            if not (is_real(value) and 0 <= value < most):
+                raise SettingError(
+                    f"{name} {value!r}: give a number from 0 to below {most:g}, such as {example}"
+                )
+
+    def _check_schedule(self) -> None:
+        """SettingError for a course of the learning rate that is none."""
+        check_choice("lr schedule", self.lr_schedule, get_args(LrSchedule))
+        whole = is_real(self.warmup) and (self.warmup < 1 or float(self.warmup).is_integer())
+        if not (whole and 0 <= self.warmup <= MOST_WARMUP):
+            raise SettingError(
+                f"warm-up {self.warmup!r}: give a whole number of updates, such as 100, or a share "
+                "of them below 1, such as 0.05"
+            )
+        if not (is_real(self.decay_share) and 0 < self.decay_share <= 1):
+            raise SettingError(
+                f"decay share {self.decay_share!r}: give a number above 0, 1 at most, such as 0.2"
+            )
+        if self.lr_schedule != "wsd" and self.decay_share != DECAY_SHARE:
+            raise SettingError(
+                f"decay share {self.decay_share:g} with lr schedule {self.lr_schedule}: only wsd "
+                "takes one"
+            )
+        if self.batch_size == "adaptive" and not self.has_constant_rate:
+            raise SettingError(
+                "a warm-up or an lr schedule with an adaptive batch size, whose number of updates "
+                "is not known beforehand: leave one of them out"
+            )
+
+    @property
+    def has_constant_rate(self) -> bool:
+        """Whether neither warm-up nor schedule changes the learning rate."""
+        return self.lr_schedule == "constant" and not self.warmup
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the optimizer divides gradients by the root of their mean squares, or the like.
+
+        All but SGD: their best rates go as √B, not by the noise of the plain gradient.
+        """
+        return self.optimizer != "sgd"
+
+    @property
+    def second_moment_decay(self) -> float | None:
+        """β₂ in use; None of SGD."""
+        return BETA2.get(self.optimizer) if self.beta2 is None else self.beta2
+
+    def at_rate(self, learning_rate: float) -> TrainConfig:
+        """The same training at a constant learning rate, as at one of its updates.
+
+        Args:
+            learning_rate: at that update.
+        """
+        adaptive = self.adaptive and dataclasses.replace(self.adaptive, lr_scaling="none")
+        return dataclasses.replace(
+            self,
+            learning_rate=learning_rate,
+            warmup=0.0,
+            lr_schedule="constant",
+            decay_share=DECAY_SHARE,
+            adaptive=adaptive,
+        )
+
     @property
     def seed_of_order(self) -> int:
         """What the order of the examples is drawn from."""
@@ -168,13 +290,19 @@ class TrainConfig(Config):
     @property
     def constant_sgd_rate(self) -> float | None:
         """The learning rate of plain SGD where it stays what it is; None of any other training."""
-        changes = self.adaptive is not None and self.adaptive.lr_scaling != "none"
+        scales = self.adaptive is not None and self.adaptive.lr_scaling != "none"
+        changes = scales or not self.has_constant_rate
         plain = self.optimizer == "sgd" and not self.momentum
         return self.learning_rate if plain and not changes else None
 
     def optimizer_settings(self) -> dict[str, Any]:
-        """The fields that say how a gradient becomes an update, apart from the learning rate."""
-        return {name: getattr(self, name) for name in ("optimizer", "momentum", "weight_decay")}
+        """The fields that say how a gradient becomes an update, apart from the learning rate.
+
+        Those which earlier releases do not know only where they differ from their defaults.
+        """
+        later = set(self.changed()) & set(OF_OPTIMIZER_LATER)
+        names = (*OF_OPTIMIZER, *(name for name in OF_OPTIMIZER_LATER if name in later))
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def stored_defaults(cls) -> dict[str, Any]:
@@ -244,9 +372,9 @@ def stable_sharpness(config: TrainConfig) -> float | None:
         config: how the model is trained.
 
     Returns:
-        The limit, in units of loss per squared unit of parameters. None for Adam and AdamW, whose
-        preconditioner the Hessian's eigenvalues leave out, and where the weight decay alone is
-        beyond the limit.
+        The limit, in units of loss per squared unit of parameters. None for adaptive optimizers,
+        whose preconditioner the Hessian's eigenvalues leave out, for Nesterov's momentum, and where
+        the weight decay alone is beyond the limit.
 
     Examples:
         >>> from noisescale import TrainConfig, stable_sharpness
@@ -254,7 +382,7 @@ def stable_sharpness(config: TrainConfig) -> float | None:
         20.0
     """
     limit = 2 * (1 + config.momentum) / config.learning_rate - config.weight_decay
-    return limit if config.optimizer == "sgd" and limit > 0 else None
+    return limit if config.optimizer == "sgd" and not config.nesterov and limit > 0 else None
 
 
 def _as_floats(config: object, *names: str) -> None:

@@ -63,15 +63,22 @@ class Heartbeat:
     """While open, says every 30 seconds what is being done, where no terminal shows it.
 
     Args:
-        console: where to write; a terminal, or a quiet console, gets nothing.
+        console: where to write; a quiet console gets nothing.
         text: what to say then; it is called in another thread, and should only read.
         every: seconds between two lines.
+        on_terminals: whether a terminal gets them too, which shows no bar.
     """
 
     def __init__(
-        self, console: Console, text: Callable[[], str], *, every: float = SAY_EVERY
+        self,
+        console: Console,
+        text: Callable[[], str],
+        *,
+        every: float = SAY_EVERY,
+        on_terminals: bool = False,
     ) -> None:
         self._console = console
+        self._writes = not console.quiet and (on_terminals or not console.is_terminal)
         self._text = text
         self._every = every
         self._last = time.monotonic()
@@ -79,7 +86,7 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        if not (self._console.is_terminal or self._console.quiet):
+        if self._writes:
             self._thread = threading.Thread(target=self._beat, daemon=True)
             self._thread.start()
         return self

@@ -158,6 +158,8 @@ def run_training(
         'metrics.csv'
     """
     options = options or RunOptions()
+    if options.noise is not None:
+        options.noise.geometry_for(training_config)  # which says so where it cannot be
     config = object_config(problem) if isinstance(problem, Problem) else problem
     # 1 + seed: with seed 0 alone there is nothing to tell apart
     notes = (*options.notes, *seeding_notes(config, num_seeds=1 + training_config.seed))

@@ -20,6 +20,8 @@ from noisescale.errors import (
     is_out_of_memory,
     own_words,
 )
+from noisescale.measure.objective.mean_loss.precision import autocast, check_amp
+from noisescale.measure.objective.outputs import with_tensors
 from noisescale.problems.data.stream import Stream
 from noisescale.problems.models import GhostBatchNorm
 from noisescale.problems.problem import (
@@ -45,6 +47,7 @@ from noisescale.training.updates.preparation import (
     trainable_copy,
 )
 from noisescale.training.updates.proved import FAILURES, ProvedInPlaceSGD
+from noisescale.training.updates.rates import num_updates, rate_at
 
 # examples in a forward and backward pass: a larger batch is accumulated in chunks, to bound the
 # memory
@@ -128,6 +131,12 @@ class Training:
         self.problem = problem
         self.model = trainable_copy(problem.model)
         self.device = next(self.model.parameters()).device
+        check_amp(config.amp, self.device)
+        if config.amp and any(param.dtype == torch.float64 for param in self.model.parameters()):
+            raise SettingError(
+                f"amp {config.amp} of a model in float64, which autocast leaves as it is: give "
+                "model.float(), or leave amp out"
+            )
         self.examples: Source = resident(source_of(problem.train), self.device)
         if problem.weights is not None and isinstance(self.examples, Examples):
             check_weights(weights_of(problem.weights, self.examples.targets))
@@ -135,6 +144,7 @@ class Training:
         self.batch_size = resolve_batch_size(config, num_examples)
         self._check_batch_norm()
         self.batches = Batches(num_examples, seed=config.seed_of_order, device=self.device)
+        self.num_steps = num_updates(config, batch_size=self.batch_size, num_examples=num_examples)
         self.optimizer = build_optimizer(self.model, config, capturable=self.device.type == "cuda")
         self.schedule: AdaptiveBatchSize | None = None
         if config.batch_size == "adaptive":
@@ -146,13 +156,21 @@ class Training:
         self.diverged_at_step: int | None = None
         self.losses = LossHistory()
         self.carried: dict[str, Any] = {}
+        self._set_rate()
         # epoch and loss of the latest updates, not yet looked at
         self._unseen: list[tuple[float, Tensor]] = []
         # not given a method of this object, which would then hold itself, and its data, in a cycle
         self._graphs: CudaGraphUpdate | None = None
-        is_resident = isinstance(self.examples, Examples)  # what is read anew is no part of a graph
-        if self.device.type == "cuda" and self.schedule is None and is_resident:
+        # what is read anew is no part of a graph, and a rate is a constant in it
+        is_constant = isinstance(self.examples, Examples) and config.has_constant_rate
+        is_constant &= self.schedule is None and config.optimizer != "muon"
+        if self.device.type == "cuda" and is_constant:
             self._graphs = CudaGraphUpdate(self.device, self.model, self.optimizer)
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next update; at the end, of the last one."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     @property
     def epoch(self) -> float:
@@ -188,6 +206,7 @@ class Training:
             indices = self.batches.take(self.batch_size)
             loss = self._update(indices)
             self.step += 1
+            self._set_rate()
             self.examples_seen += len(indices)
             self._unseen.append((self.epoch, loss))
             due = self.device.type == "cpu" or len(self._unseen) >= UNCHECKED_LOSSES
@@ -288,7 +307,11 @@ class Training:
 
     def _losses_of(self, model: nn.Module, examples: Examples) -> Tensor:
         """The losses of examples (n,)."""
-        return self.problem.loss(call_model(model, examples.inputs), examples.targets)
+        with autocast(self.config.amp, self.device):
+            outputs = call_model(model, examples.inputs)
+        if self.config.amp is not None:  # the loss in float32
+            outputs = with_tensors(outputs, _as_float32)
+        return self.problem.loss(outputs, examples.targets)
 
     def _examples_at(self, indices: Tensor) -> Examples:
         """The examples at these indices (B,); of a Dataset that is read anew, this epoch's draw."""
@@ -297,6 +320,16 @@ class Training:
             draw = self.config.seed_of_order * MOST_EPOCHS + self.batches.epoch
             return examples.drawn(draw).part(indices).to(self.device)
         return examples.part(indices)
+
+    def _set_rate(self) -> None:
+        """Gives the optimizer the rate of the next update, where a schedule changes it."""
+        if self.config.has_constant_rate:
+            return
+        rate = rate_at(self.config, self.step, num_steps=self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.in_place is not None:
+            self.in_place.learning_rate = rate
 
     def _follow(self, schedule: AdaptiveBatchSize) -> None:
         """Takes over the batch size and the learning rate for the next update."""
@@ -323,7 +356,7 @@ class Training:
     def _in_place_sgd(self) -> ProvedInPlaceSGD | None:
         """The in-place update of linear layers, where the optimizer is SGD without momentum."""
         config, num_examples = self.config, self.examples.num_examples
-        if config.optimizer != "sgd" or config.momentum or self.schedule:
+        if config.optimizer != "sgd" or config.momentum or self.schedule or config.amp:
             return None
         return ProvedInPlaceSGD(
             self.model,
@@ -359,6 +392,7 @@ class Training:
                 f"the checkpoint does not fit the model or its training: {error}"
             ) from error
         self.step = start.step
+        self._set_rate()
         self.examples_seen = start.examples_seen
         self.seconds = start.seconds
         self.diverged_at_step = start.diverged_at_step
@@ -387,6 +421,11 @@ class Training:
                 f"{what}, which has no variance; give another batch size, {other}--num-train "
                 "or --norm layer"
             )
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    """Numbers of less precision in float32; all else as it is."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisescale.plots.noise import SCALES
+from noisescale.plots.noise import SCALES, Scale
 from noisescale.plots.style import BLACK, GREEN, error_bars
 from paper_figures.style import STYLE
 
@@ -21,14 +21,16 @@ CAPTION = (
     "MNIST, 784–256–256–10, ReLU, SGD with a constant rate, training loss of 2,000 images: {sizes} "
     "batch sizes from {smallest} to {largest:,}, {seeds} seeds, each size at the learning rate "
     "with the fewest steps; points are means of log S over seeds. Bars: 95 % intervals. "
-    "Predictions from {noise_seeds} runs at B = {noise_size}, averaged by progress. Quadratic: "
-    "curvatures 1/k, k = 1 to 100. Branches: from runs at B = 16, sizes from {branch_size} on, "
-    "within {tolerance:.0%} of the loss at the smallest; triangles: bounds from above."
+    "Predictions from {noise_seeds} runs at B = {noise_size}, averaged by progress, or "
+    "over the steps (crosses). Quadratic: curvatures 1/k, k = 1 to 100. Branches: from runs at "
+    "B = 16, sizes from {branch_size} on, within {tolerance:.0%} of the loss at the smallest; "
+    "triangles: bounds."
 )
 MARKERS = "osv^DP"  # one a goal
 CRITICAL = r"$B_{\mathrm{crit}}$"
 TICKS = [digit * 10.0**power for power in range(-2, 4) for digit in (1, 2, 5)]
 TOLERANCE = 0.05  # of the branches, a share of the loss at the smallest batch size
+QUANTITIES: tuple[Scale, ...] = ("simple", "full")
 SIDE_BY_SIDE = 1.03  # factor in the loss between two series at one loss
 
 
@@ -141,18 +143,20 @@ def _measured(axes: Axes, fits: pd.DataFrame, data: Path) -> None:
 
 
 def _ratios(axes: Axes, predicted: pd.DataFrame) -> None:
-    """B_crit over each noise scale; 1 where it predicts it."""
-    for (quantity, (label, colour)), side in zip(SCALES.items(), (-1, 1), strict=True):
+    """B_crit over each noise scale, averaged in two ways; 1 where it predicts it."""
+    shift = SIDE_BY_SIDE**-1.5
+    for quantity in QUANTITIES:
+        label, colour = SCALES[quantity]
         rows = predicted[predicted["quantity"] == quantity]
-        of_noise = f"{CRITICAL}/{label}"
-        shift = SIDE_BY_SIDE**side
-        _bars(
-            axes, rows, "ratio_by_progress", marker="o", colour=colour, label=of_noise, shift=shift
-        )
+        for name, marker in (("ratio_by_progress", "o"), ("ratio", "x")):
+            named = f"{CRITICAL}/{label}" if name == "ratio_by_progress" else "_"
+            _bars(axes, rows, name, marker=marker, colour=colour, label=named, shift=shift)
+            shift *= SIDE_BY_SIDE
     axes.axhline(1, color=BLACK, linewidth=0.8)
     _loss_axis(axes, predicted["goal"], "ratio")
-    axes.set_ylim(top=3 * axes.get_ylim()[1])  # room for the legend above the bars
-    axes.legend(loc="upper left")
+    axes.plot([], [], "x", color=BLACK, markersize=3, label="over steps")
+    axes.set_ylim(top=6 * axes.get_ylim()[1])  # room for the legend above the bars
+    axes.legend(loc="upper left", ncols=2, columnspacing=0.8, handletextpad=0.2)
 
 
 def _rates(axes: Axes, rates: pd.DataFrame, laws: pd.DataFrame) -> None:

@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_measure_noise_prints_what_it_has_before_the_hessian(checkpoint, monkeypatch):
-    monkeypatch.setattr("noisescale.measure.noise_probes._deflation", interrupt)
+    monkeypatch.setattr("noisescale.measure.noise_parts.probes._deflation", interrupt)
     result = run("measure-noise", checkpoint, "--hessian", "--num-examples", "50")
     assert result.exit_code == 130
     assert "B_simple" in result.stdout

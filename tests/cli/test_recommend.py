@@ -100,7 +100,10 @@ def test_weights_of_others_take_their_problem(tmp_path):
     assert result.exit_code == 0, result.output
     assert "You use 64: " in result.stdout
     assert "learning rate" in result.stdout
-    assert re.search(r"balanced +\d+ +\d+–\d+ +–", result.stdout)  # no rate is known
+    assert re.search(
+        r"balanced +\d+ +exact +–", result.stdout
+    )  # of all there are; no rate is known
+    assert f"Firmer: noisescale recommend {QUADRATIC}" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -165,3 +168,53 @@ def test_a_command_to_be_copied_is_in_one_piece_on_a_narrow_screen(monkeypatch, 
     command = "noisescale critical-batch --problem a/long/path/my_model.py:make --optimizer adamw"
     print_advice(Advice(heading="B_crit by runs:", reason="none was made", firmer=command), ("so",))
     assert f"Firmer: {command}\n" in capsys.readouterr().out
+
+
+def test_a_schedule_follows_the_answer_of_a_tracked_run(tracked, tmp_path):
+    text = run("recommend", tracked, "--schedule", "levanter").stdout
+    assert "Firmer: " in text[: text.index("# B(t)")]
+    assert "  train_batch_size:\n    - start: 0\n      value: " in text
+    planned = strict(
+        run("recommend", tracked, "--schedule", "lightning", "--multiple-of", 8, "--json").stdout
+    )["schedule"]
+    assert planned["project"] == "lightning"
+    assert all(stage["batch_size"] % 8 == 0 for stage in planned["stages"])
+    assert planned["text"].splitlines()[-1].startswith("GradientAccumulationScheduler(")
+    measured = run("measure-noise", tracked, "--num-examples", 50, "--schedule", "lightning")
+    assert measured.stdout.splitlines()[-1].startswith("GradientAccumulationScheduler(")
+    (*_, entry) = strict(
+        run(
+            "measure-noise", tracked, "--num-examples", 50, "--schedule", "levanter", "--json"
+        ).stdout
+    )
+    assert entry["schedule"]["project"] == "levanter"
+    assert entry["advice"]["firmer"].startswith("noisescale critical-batch --dataset digits")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("RUN", "--multiple-of", 8), "--multiple-of goes with --schedule"),
+        (("RUN", "--schedule", "megatron"), "not told how many an example has"),
+        (("RUN/checkpoint.pt", "--schedule", "deepspeed"), "is not one of"),
+        (("--dataset", "digits", "--schedule", "olmo"), "--schedule without a run"),
+        (("RUN", "--schedule", "levanter", "--multiple-of", 99_999), "give 1297 at most"),
+    ],
+)
+def test_a_schedule_that_cannot_be_says_why(tracked, arguments, says):
+    words = [str(word).replace("RUN", str(tracked)) for word in arguments]
+    result = run("recommend", *words)
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.split())
+
+
+def test_a_run_that_was_not_tracked_has_no_schedule(tmp_path):
+    out = tmp_path / "run"
+    assert (
+        run("train", "--dataset", "digits", "--width", 4, "--max-steps", 2, "--out", out).exit_code
+        == 0
+    )
+    for command in ("recommend", "measure-noise"):
+        result = run(command, out, "--schedule", "olmo")
+        assert result.exit_code == 2
+        assert "that was tracked, by --measure-noise-every log" in " ".join(result.output.split())

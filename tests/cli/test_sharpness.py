@@ -1,11 +1,22 @@
 """The command line of `noisescale sharpness` and of sharpness along training."""
 
+import copy
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from noisescale import (
+    SharpnessOptions,
+    build_problem,
+    load_checkpoint,
+    measure_sharpness,
+    read_sharpness,
+)
+from noisescale.training.updates.preparation import build_optimizer
 from tests.helpers.command_line import SMALL, run
 
 
@@ -200,3 +211,98 @@ def test_phi_by_filters_after_10_and_50_iterations(trained):
     refused = run("sharpness", trained / "checkpoint.pt", "--phi-iterations", 50)
     assert refused.exit_code == 2
     assert "give --phi or --filter-normalised too" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def with_adamw(tmp_path_factory):
+    """A short run of AdamW whose sharpness was tracked."""
+    folder = tmp_path_factory.mktemp("adamw") / "run"
+    options = ["--optimizer", "adamw", "--weight-decay", "0.1", "--lr", "1e-3"]
+    tracked = ["--measure-sharpness-every", 10, "--sharpness-examples", 200, "--out", folder]
+    result = run(*SMALL, *options, *tracked)
+    assert result.exit_code == 0, result.output
+    assert "under P" in result.stderr
+    return folder
+
+
+def test_the_curvature_under_adamw_is_held_against_its_limit(with_adamw):
+    limit = 19 * (2 / 1e-3 - 0.1)
+    result = run("sharpness", with_adamw / "checkpoint.pt", "--num-examples", 200, "--json")
+    (entry,) = json.loads(result.stdout)
+    under = entry["preconditioned"]
+    assert under["optimizer"] == "AdamW"
+    assert under["stable_sharpness"] == pytest.approx(limit)
+    assert under["ratio"]["value"] == pytest.approx(under["largest"]["value"] / limit)
+    assert entry["stable_sharpness"] is None  # of the plain Hessian
+    text = " ".join(run("sharpness", with_adamw / "checkpoint.pt").stdout.split())
+    assert "λ_max(P^½HP^½)" in text
+    assert "the limit of full-batch stability of AdamW" in text
+    plain = run("sharpness", with_adamw / "checkpoint.pt", "--preconditioner", "none", "--json")
+    assert json.loads(plain.stdout)[0]["preconditioned"] is None
+
+
+def test_a_run_of_adamw_has_columns_of_its_own_from_the_first_step_on(with_adamw):
+    rows = read_sharpness(with_adamw)
+    assert math.isnan(rows[0]["preconditioned_eigenvalue"])
+    assert all(row["preconditioned_converged"] == 1 for row in rows[1:])
+    assert all(row["preconditioned_stable"] == pytest.approx(37998.1) for row in rows[1:])
+    checkpoint = load_checkpoint(with_adamw)
+    problem = build_problem(checkpoint.problem)
+    options = SharpnessOptions(num_examples=200)
+    found = measure_sharpness(
+        problem, checkpoint.params, options, preconditioner=checkpoint.optimizer
+    )
+    last = rows[-1]
+    assert last["preconditioned_eigenvalue"] == pytest.approx(
+        found.preconditioned.largest.value.value, rel=1e-2
+    )
+
+
+def test_a_file_of_an_optimizer_is_taken_and_another_is_refused(with_adamw):
+    state = load_checkpoint(with_adamw).optimizer
+    torch.save(state, "state.pt")
+    where = [with_adamw / "checkpoint.pt", "--num-examples", 50, "--json", "--preconditioner"]
+    (entry,) = json.loads(run("sharpness", *where, "state.pt").stdout)
+    assert entry["preconditioned"]["optimizer"] == "AdamW"
+    result = run("sharpness", *where, "nowhere.pt")
+    assert result.exit_code == 1
+    assert "there is no nowhere.pt" in result.stderr
+
+
+def test_the_critical_rate_is_told_and_is_json(trained, with_adamw):
+    for run_folder in (trained, with_adamw):
+        where = ["sharpness", run_folder / "checkpoint.pt", "--critical", "--top", 0]
+        (entry,) = json.loads(run(*where, "--json").stdout)
+        rate = entry["critical"]["learning_rate"]
+        assert rate["low"] < rate["value"] < rate["high"] < 1.03 * rate["low"]
+        assert entry["critical"]["value"]["value"] == pytest.approx(2 / rate["value"])
+        text = " ".join(run(*where).stdout.split())
+        assert "critical sharpness 2/η_c" in text
+        assert "raises the loss from lr" in text
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="a torch without Muon")
+def test_the_critical_rate_of_muon_is_along_its_own_step():
+    options = ["--optimizer", "muon", "--lr", "1e-2", "--max-steps", 5, "--out", "run"]
+    assert run(*SMALL, *options).exit_code == 0
+    where = ["sharpness", "run/checkpoint.pt", "--critical", "--json"]
+    (entry,) = json.loads(run(*where).stdout)
+    assert entry["preconditioned"] is None
+    rate = entry["critical"]["learning_rate"]
+    checkpoint = load_checkpoint("run")
+    problem = build_problem(checkpoint.problem)
+
+    def rises(rate):
+        model = copy.deepcopy(problem.model)
+        model.load_state_dict({**checkpoint.params, **checkpoint.buffers})
+        optimizer = build_optimizer(model, checkpoint.training, capturable=False)
+        optimizer.load_state_dict(copy.deepcopy(checkpoint.optimizer))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        before = problem.loss(model(problem.train.inputs), problem.train.targets).mean()
+        before.backward()
+        optimizer.step()
+        return problem.loss(model(problem.train.inputs), problem.train.targets).mean() > before
+
+    assert not rises(0.99 * rate["low"])  # Muon itself steps in bfloat16
+    assert rises(1.01 * rate["high"])

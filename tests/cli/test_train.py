@@ -310,3 +310,22 @@ def test_comparisons_in_one_folder_have_names_of_their_own():
     assert runs == {("64", "full"), ("32", "64")}
     assert run(*SMALL, "--bs", 16).exit_code == 0  # one run is no comparison
     assert len(list(Path("runs").glob("comparison*.csv"))) == 2
+
+
+def test_an_optimizer_and_a_schedule_are_recorded_and_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = ["--optimizer", "rmsprop", "--beta2", 0.9, "--warmup", 4, "--lr-schedule", "cosine"]
+    assert run(*SMALL, "--bs", 64, *settings, "--out", "run").exit_code == 0
+    stored = json.loads(Path("run/config.json").read_text())["training"]
+    assert (stored["optimizer"], stored["beta2"], stored["beta1"]) == ("rmsprop", 0.9, None)
+    assert (stored["warmup"], stored["lr_schedule"]) == (4.0, "cosine")
+    assert run("train", "--resume", "run").exit_code == 0
+    for wrong, says in (
+        (["--warmup", 1.5], "whole number of updates, such as 100, or a share"),
+        (["--warmup", 1000], "warm-up 1000: the run has 21 updates"),
+        (["--beta1", 0.9], "beta1 0.9 with sgd"),
+        (["--decay-share", 0.5], "only wsd takes one"),
+    ):
+        result = run(*SMALL, "--bs", 64, *wrong, "--out", "other")
+        assert result.exit_code == 2
+        assert says in " ".join(result.output.split())

@@ -52,6 +52,29 @@ def test_the_full_noise_scale_is_tracked_on_demand():
     assert "B_noise" in result.stderr
 
 
+def test_under_adam_the_noise_scale_of_its_own_geometry_is_tracked_and_spoken_of():
+    tracking = ["--measure-noise-every", "10", "--noise-examples", "300"]
+    result = run(*SMALL, "--optimizer", "adamw", "--lr", 0.01, *tracking, "--out", "run")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("B^P_simple") == result.stderr.count("B_simple") > 2
+    assert "no B^P_simple: adamw has made no step" in " ".join(result.stderr.split())
+    assert "B^P_simple goes from" in " ".join(result.stdout.split())
+    text = " ".join(run("measure-noise", "run").stdout.split())
+    assert "Along run, B^P_simple goes from" in text
+    (entry,) = strict(run("measure-noise", "run", "--json").stdout)
+    assert entry["recommendation"]["geometry"] == "optimizer"
+
+
+def test_sgd_has_no_geometry_of_its_own():
+    tracking = ["--measure-noise-every", "10", "--noise-geometry", "both"]
+    result = run(*SMALL, *tracking, "--out", "run")
+    assert result.exit_code == 2
+    assert "noise geometry both with sgd" in result.stderr
+    assert not Path("run").exists()
+    result = run(*SMALL, "--noise-geometry", "both")
+    assert "--noise-geometry without --measure-noise-every" in " ".join(result.stderr.split())
+
+
 def test_a_damaged_table_costs_the_recommendation_alone():
     tracking = [
         "--measure-noise-every",

@@ -29,6 +29,7 @@ QUADRATIC = f"{Path(own_problems.__file__)}:quadratic"
 TEXT = ("--dataset", "markov", "--model", "gpt", "--depth", "1", "--width", "8", "--heads", "1")
 TEXT = (*TEXT, "--context", "8", "--num-train", "64", "--epochs", "1")
 FEW = ("--num-examples", "40")
+ADAMW = ("--optimizer", "adamw", "--weight-decay", "0.1", "--bs", "8")
 
 
 def printed(*arguments):
@@ -53,15 +54,18 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
         train = [
             printed("train", *DIGITS, "--bs", "adaptive", *noise, "--out", "adaptive"),
             printed("train", *DIGITS, "--bs", 8, *noise, *kept, "--out", "run"),
+            printed("train", *DIGITS, "--bs", 8, "--optimizer", "adam", *noise, "--out", "adam"),
             printed("train", *DIGITS, "--bs", 64, "--bs", 128, "--out", "several"),
             printed("train", *DIGITS, "--bs", 1, "--lr", 1e6, "--out", "diverged"),
             printed("train", "--problem", QUADRATIC, "--bs", 8, "--epochs", 1, "--out", "own"),
             printed("train", *TEXT, "--out", "text"),
+            printed("train", *DIGITS, *noise, *ADAMW, "--out", "adamw"),
         ]
-        every = ("--hessian", "--num-probes", 4, "--per-layer", "--per-class")
+        every = ("--hessian", "--num-probes", 4, "--per-layer", "--per-class", "--sign")
         measured = [
             printed("measure-noise", "run", *FEW, *every),
             printed("measure-noise", "--problem", QUADRATIC, *FEW),
+            printed("measure-noise", "adamw", *FEW, "--schedule", "levanter"),
         ]
         parts = ("--trace", "--density", "--phi", "--batch-sharpness", 4)
         sharp = [
@@ -71,12 +75,15 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
         recommended = [
             printed("recommend", QUADRATIC, "--bs", 64, "--epochs", 1, "--out", "recommend"),
             printed("recommend", "run"),
+            printed("recommend", "adamw", "--schedule", "levanter"),
         ]
         shutil.copy("run/checkpoint.pt", "weights.pt")
         recommended.append(printed("recommend", "weights.pt"))
         small = ("--num-train", 60, "--bs", 4, "--steps", 6, "--seeds", 1, "--factor", 9)
+        folds = ("--folds", 2, "--num-lr", 2, "--lr-min", 0.1, "--lr-max", 1, "--no-predict")
         sweep = [
             printed("sweep-lr", *DIGITS[:-2], *small, "--out", "sweep"),
+            printed("sweep-lr", *DIGITS[:-2], *small[:6], *folds, "--out", "folds"),
             json.loads(json.dumps(sweep_record(finished_sweep.result))),
         ]
         front = [
@@ -118,10 +125,13 @@ def test_the_page_says_what_the_commands_print(outputs):
 STUDIES = {  # the section of each folder's files
     "adaptive": "a-run",
     "run": "a-run",
+    "adam": "a-run",
+    "adamw": "a-run",
     "diverged": "a-run",
     "own": "a-run",
     "several/bs64": "a-run",
     "sweep": "a-sweep",
+    "folds": "a-sweep",
     "map": "a-sweep",
     "critical": "a-critical-batch-size",
     "branches": "branches",

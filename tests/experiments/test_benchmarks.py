@@ -9,7 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from noisescale import Horizon, NoiseScaleMonitor, ProblemConfig, TrainConfig, build_problem, train
+from noisescale import (
+    Horizon,
+    NoiseScaleMonitor,
+    ProblemConfig,
+    TrainConfig,
+    build_problem,
+    train,
+)
 from noisescale.problems.problem import as_examples
 from noisescale.studies.stability_map.run import SweepOptions
 

@@ -75,7 +75,10 @@ def sweep_command(folder: Path, result: SweepResult) -> str:
     words += [
         _word(name, amount) for name, amount in vars(config.horizon).items() if amount is not None
     ]
-    words.append(f"--seeds {config.num_seeds}")
+    if config.folds is None:
+        words.append(f"--seeds {config.num_seeds}")
+    else:
+        words.append(f"--folds {config.folds}")
     if summary["constants"] is None:
         words.append("--no-predict")
     return _command(words, folder)
@@ -150,6 +153,8 @@ def sharpness_command(path: Path, entries: list[dict[str, Any]]) -> str:
         words.append(f"--phi-iterations {iterations}")
     if entry["batch_size"] is not None:
         words.append(f"--batch-sharpness {entry['batch_size']}")
+    if entry.get("critical") is not None:
+        words.append("--critical")
     if entry.get("matrix") == "ggn":
         words.append("--ggn")
     return _measured(words, path, entries)
@@ -172,7 +177,7 @@ def _word(name: str, value: object) -> str:
     if isinstance(value, float) and float(f"{value:g}") == value:
         text = f"{value:g}"
     flag = FLAGS.get(name, "--" + name.replace("_", "-"))
-    return f"{flag} {text}"
+    return flag if value is True else f"{flag} {text}"
 
 
 def _changed(summary: dict[str, Any], **defaults: object) -> Words:

@@ -73,17 +73,15 @@ class Section(Screen):
         Args:
             advice: None: nothing is added.
         """
-        from noisescale.statistics.critical_batch.advice import HEADINGS
-
         if advice is None:
             return
         self.answer = self.answer or advice.heading.rstrip(":")
         inside = [f"<p><strong>{html.escape(advice.heading)}</strong></p>"]
         if advice.sizes:
-            headings = (*HEADINGS[:2], advice.ends, *HEADINGS[3:])
-            table = plain_table(*headings, left=("aim", "worth"))
-            for size in advice.sizes:
-                table.add_row(*size.cells())
+            columns = advice.table()
+            table = plain_table(*columns, left=("aim", "worth"))
+            for row in zip(*columns.values(), strict=True):
+                table.add_row(*row)
             inside.append(_table(table))
         inside += [_sentence(text) for text in advice.sentences]
         if advice.firmer is not None:

@@ -297,12 +297,17 @@ def _noise(section: Section, path: Path) -> None:
         text = f"At the last checkpoint: {text}"
     section.say_first(text if last.full is None else f"{text}; B_noise {last.full}")
     print_noise(reports, section)
+    from noisescale.statistics.critical_batch.advice import Advice
+
     for entry in entries:
         if (recommended := entry["recommendation"]) is not None:
             section.heading(f"For another run like {entry['run']}")
             critical = from_record({"stderr": None, **recommended["critical_batch_size"]})
             section.print(f"B_crit {critical}, by the noise scale along it.")
-            section.print(_sizes(recommended))
+            if entry.get("advice") is None:
+                section.print(_sizes(recommended))
+            else:
+                section.advice(Advice.from_dict(entry["advice"]))
             for warning in recommended["warnings"]:
                 section.print(f"Note: {warning}.")
     _draw(section, path)

@@ -14,10 +14,15 @@ from noisescale.cli.printing.noise import NoiseReport
 from noisescale.cli.printing.sharpness import SharpnessReport
 from noisescale.measure.curvature.keskar import KeskarSharpness
 from noisescale.measure.curvature.spectrum import SpectralMoments
-from noisescale.measure.sharpness import Eigenvalue, Sharpness
+from noisescale.measure.sharpness import (
+    CriticalSharpness,
+    Eigenvalue,
+    PreconditionedSharpness,
+    Sharpness,
+)
 from noisescale.problems.config import FactoryConfig
 from noisescale.statistics.estimate import Estimate, from_record
-from noisescale.statistics.gradient_noise import NoiseScale
+from noisescale.statistics.gradient_noise import SIGN_QUANTITIES, NoiseScale, SignNoise
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import Checkpoint
@@ -43,6 +48,10 @@ def stored_noise(entries: list[Entry]) -> list[NoiseReport]:
         for entry in entries
         for noise in [None if entry["reason"] else _noise(entry)]
     ]
+
+
+# what is known of an optimizer beside the curvature in its geometry
+UNDER_OPTIMIZER = ("optimizer", "learning_rate", "stable_sharpness", "formula")
 
 
 def stored_sharpness(entries: list[Entry]) -> list[SharpnessReport]:
@@ -117,7 +126,7 @@ def _loaded(entry: Entry, batch_size: int | str | None) -> Loaded:
 def _noise(entry: Entry) -> NoiseScale:
     fields = ("population", "population_size", "split", "engine", "num_examples")
     common: dict[str, Any] = {name: entry[name] for name in fields}
-    common["units_per_example"] = entry.get("units_per_example")
+    common |= {name: entry.get(name) for name in ("units_per_example", "amp")}
     under = entry.get("preconditioned")
     return NoiseScale(
         **common,
@@ -127,6 +136,17 @@ def _noise(entry: Entry) -> NoiseScale:
         effective_examples=entry["effective_examples"],
         noisiest_share=entry["noisiest_share"],
         preconditioned=None if under is None else NoiseScale(**common, **_parts(under, of=entry)),
+        sign=_sign(entry),
+    )
+
+
+def _sign(entry: Entry) -> SignNoise | None:
+    record = entry.get("sign")
+    if record is None:
+        return None
+    count = entry["num_examples"]
+    return SignNoise(
+        **{name: from_record(record[name], num_samples=count) for name in SIGN_QUANTITIES}
     )
 
 
@@ -164,6 +184,15 @@ def _frame(rows: list[Entry] | None) -> pd.DataFrame | None:
     return None if rows is None else pd.DataFrame(rows).fillna(np.nan)
 
 
+def _eigenvalue(record: Entry, num_examples: int) -> Eigenvalue:
+    return Eigenvalue(
+        which=record["which"],
+        value=from_record(record, num_samples=num_examples),
+        residual=record["residual"],
+        converged=record["converged"],
+    )
+
+
 def _sharpness(entry: Entry) -> Sharpness:
     count = entry["num_examples"]
 
@@ -171,15 +200,22 @@ def _sharpness(entry: Entry) -> Sharpness:
         record = entry[name]
         return None if record is None else from_record(record, num_samples=count)
 
-    eigenvalues = [
-        Eigenvalue(
-            which=record["which"],
-            value=from_record(record, num_samples=count),
-            residual=record["residual"],
-            converged=record["converged"],
+    eigenvalues = [_eigenvalue(record, count) for record in entry["eigenvalues"]]
+    preconditioned = None
+    if (under := entry.get("preconditioned")) is not None:
+        preconditioned = PreconditionedSharpness(
+            largest=_eigenvalue(under["largest"], count),
+            notes=tuple(under["notes"]),
+            **{name: under[name] for name in UNDER_OPTIMIZER},
         )
-        for record in entry["eigenvalues"]
-    ]
+    critical = None
+    if (stored := entry.get("critical")) is not None:
+        critical = CriticalSharpness(
+            value=from_record(stored["value"], num_samples=count),
+            learning_rate=from_record(stored["learning_rate"], num_samples=count),
+            num_passes=stored["num_passes"],
+            reason=stored["reason"] or "",
+        )
     trace, frobenius = estimate("trace"), estimate("frobenius")
     moments = None
     if trace is not None and frobenius is not None:
@@ -202,5 +238,8 @@ def _sharpness(entry: Entry) -> Sharpness:
         phi=tuple(phi),
         batch_sharpness=estimate("batch_sharpness"),
         gradient_noise_interaction=estimate("gradient_noise_interaction"),
+        amp=entry.get("amp"),
+        preconditioned=preconditioned,
+        critical=critical,
         notes=tuple(entry["notes"]),
     )

@@ -28,7 +28,7 @@ from noisescale.cli.options import (
 from noisescale.errors import SettingError
 from noisescale.problems.config import FactoryConfig, ProblemConfig, resolve_device
 from noisescale.studies.critical_batch.config import DEFAULT_WIDTH, PRESETS, CriticalBatchConfig
-from noisescale.training.config import TrainConfig
+from noisescale.training.config import OF_OPTIMIZER, OF_OPTIMIZER_LATER, TrainConfig
 from noisescale.training.records.names import digest, problem_name
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ OF_FRONT = (
 )
 OF_BRANCH = ("learning_rate", "examples", "tolerance", "scaling")
 OF_BOTH = ("rate_bend",)
-OF_OPTIMIZER = ("optimizer", "momentum", "weight_decay")
+OPTIMIZER = (*OF_OPTIMIZER, *OF_OPTIMIZER_LATER)
 OF_RUNS = (
     "batch_sizes",
     "split",
@@ -269,7 +269,7 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
             *OF_BRANCH,
             *OF_BOTH,
             *OF_PROBLEM,
-            *OF_OPTIMIZER,
+            *OPTIMIZER,
             *OF_RUNS,
         )
         refuse(kept, "--from-csv runs nothing")
@@ -280,7 +280,7 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
             )
         refuse(OF_FRONT, "--method branch compares losses after equal examples")
         refuse(
-            (*OF_PROBLEM, *OF_OPTIMIZER),
+            (*OF_PROBLEM, *OPTIMIZER),
             "--method branch takes problem and optimizer from the checkpoint",
         )
     else:
@@ -355,7 +355,7 @@ def _config(
         problem = fill(ProblemConfig, options)
     config = CriticalBatchConfig(
         problem=problem,
-        training=fill(TrainConfig, {name: options[name] for name in OF_OPTIMIZER}),
+        training=fill(TrainConfig, {name: options[name] for name in OPTIMIZER}),
         batch_sizes=tuple(dict.fromkeys(options["batch_sizes"])) or None,
         goals=tuple(dict.fromkeys(options["goals"])) or None,
         split=options["split"],

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from noisescale.cli.help import Command
-from noisescale.cli.options import measurement_options, showing_what_is_found
+from noisescale.cli.options import (
+    Project,
+    batch_schedule_options,
+    measurement_options,
+    showing_what_is_found,
+)
 from noisescale.errors import SettingError
 from noisescale.problems.config import resolve_device
 
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 Examples:
   noisescale measure-noise runs/NAME-KEY/checkpoint.pt
   noisescale measure-noise runs/NAME-KEY --plot noise.png   all its checkpoints, along training
+  noisescale measure-noise runs/NAME-KEY --schedule megatron --multiple-of 8
   noisescale measure-noise checkpoint.pt --num-examples 5000 --per-layer
   noisescale measure-noise checkpoint.pt --hessian --bs 32 --bs 1024
   noisescale measure-noise weights.safetensors --problem my_module:make_problem
@@ -92,6 +98,11 @@ Examples:
 @click.option("--per-layer", is_flag=True, help="Every parameter tensor's share.")
 @click.option("--per-class", is_flag=True, help="Every class by itself, and the noisiest examples.")
 @click.option(
+    "--sign",
+    is_flag=True,
+    help="B_ℓ1 = ‖σ‖₁²/‖G‖₁² of sign descent as well, in a further pass.",
+)
+@click.option(
     "--unit",
     type=click.Choice(["examples", "tokens"]),
     default="examples",
@@ -99,6 +110,7 @@ Examples:
     help="Of the noise scales in the tables; JSON has examples, and units_per_example.",
 )
 @measurement_options
+@batch_schedule_options
 def measure_noise(
     checkpoints: tuple[Path, ...],
     problem: str | None,
@@ -110,6 +122,8 @@ def measure_noise(
     batch_sizes: tuple[int, ...],
     unit: str,
     preconditioner: str,
+    schedule: Project | None,
+    multiple_of: int | None,
     **options: Any,
 ) -> None:
     """The gradient noise scale B_simple = tr Σ/|G|² at checkpoints, or of all in a run folder.
@@ -125,6 +139,7 @@ def measure_noise(
     from noisescale import NoiseOptions, measure_noise
     from noisescale.cli.checkpoints import load_all, measure_all
     from noisescale.cli.printing.noise import noise_reports, print_noise
+    from noisescale.cli.printing.recommend import print_schedule, schedule_record
     from noisescale.measure.distributed import process_group, rank_and_size
 
     dtype = options.pop("dtype")
@@ -147,16 +162,20 @@ def measure_noise(
         return noise if note is None else replace(noise, notes=(*noise.notes, note))
 
     is_first = True
+    planned: dict[str, Any] | None = None
 
     def show(measured: list[Measured[NoiseScale]]) -> None:
         if not is_first:  # of several processes one speaks
             return
         reports = noise_reports(measured, batch_sizes)
         entries = [report.to_dict() for report in reports]
+        if planned is not None:
+            entries[-1]["schedule"] = planned
         if as_json:
             click.echo(json.dumps(entries, indent=2, allow_nan=False))
         else:
             print_noise(reports, in_tokens=unit == "tokens")
+            print_schedule(planned)
         if plot is not None:
             from noisescale.plots.noise import noise_figure
             from noisescale.plots.style import image
@@ -171,6 +190,7 @@ def measure_noise(
     ):
         loaded = load_all(checkpoints, device=own_device, problem=problem)
         is_first = rank_and_size()[0] == 0
+        planned = schedule_record(loaded, schedule, multiple_of)
         measured = measure_all(
             loaded,
             measure,

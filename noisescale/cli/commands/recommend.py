@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from click.core import ParameterSource
 from noisescale.cli.help import Command
 from noisescale.cli.options import (
     FOLDER,
+    batch_schedule_options,
     choose_dataset,
     fill,
     flag,
@@ -23,7 +25,7 @@ from noisescale.cli.options import (
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.problems.config import FactoryConfig, ProblemConfig, resolve_device
 from noisescale.studies.recommend.config import DEFAULT_EPOCHS, LONGEST, RecommendConfig
-from noisescale.training.config import TrainConfig
+from noisescale.training.config import OF_OPTIMIZER, OF_OPTIMIZER_LATER, TrainConfig
 from noisescale.training.records.names import digest, problem_name
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Loaded
 
 OF_PROBLEM = tuple(ProblemConfig.__dataclass_fields__)
-OF_OPTIMIZER = ("optimizer", "momentum", "weight_decay")
-OF_TRAINING = (*OF_OPTIMIZER, "learning_rate", "epochs", "out", "force")
+OPTIMIZER = (*OF_OPTIMIZER, *OF_OPTIMIZER_LATER)
+OF_TRAINING = (*OPTIMIZER, "learning_rate", "epochs", "out", "force")
 
 
 @click.command(
@@ -45,6 +47,7 @@ Examples:
   noisescale recommend my_model.py:make --bs 128 --optimizer adamw --lr 3e-4
   noisescale recommend --dataset digits --minutes 1
   noisescale recommend runs/NAME-KEY                      a run, tracked or not
+  noisescale recommend runs/NAME-KEY --schedule olmo      a batch size that grows
   noisescale recommend weights.pt --problem my_model.py:make
 """,
 )
@@ -82,6 +85,7 @@ Examples:
     help="That you train for: passes over the data of the tracked run, as far as the time allows.",
 )
 @optimizer_options
+@batch_schedule_options
 @click.option(
     "--seed",
     type=int,
@@ -123,6 +127,10 @@ def recommend(ctx: click.Context, /, **options: Any) -> None:
             raise SettingError(f"{target} and --problem {problem}: give the problem once")
         target, problem = None, target
     if target is None:
+        if others := [flag(ctx, name) for name in ("schedule", "multiple_of") if name in given]:
+            raise SettingError(
+                f"{', '.join(others)} without a run: give the folder of one that was tracked"
+            )
         _train(ctx, options, given, problem, console, started)
         return
     if others := [flag(ctx, name) for name in (*OF_PROBLEM, *OF_TRAINING) if name in given]:
@@ -156,7 +164,7 @@ def _train(
         chosen_data, notes = choose_dataset(options, console)
         options |= chosen_data
         chosen = fill(ProblemConfig, options)
-    names = (*OF_OPTIMIZER, "seed")
+    names = (*OPTIMIZER, "seed")
     config = RecommendConfig(
         problem=chosen,
         training=fill(TrainConfig, {name: options[name] for name in names}),
@@ -188,13 +196,16 @@ def _name(config: RecommendConfig) -> str:
 def _measure(path: Path, options: dict[str, Any], started: float) -> None:
     """The answer of a run that was tracked or, of other weights, by the noise at them."""
     from noisescale.cli.checkpoints import load_all, with_problems
-    from noisescale.cli.printing.recommend import print_advice
+    from noisescale.cli.printing.recommend import print_advice, print_schedule, schedule_record
+    from noisescale.problems.factory import factory_config
     from noisescale.statistics.estimate import jsonable
-    from noisescale.studies.recommend.budget import Budget
     from noisescale.studies.recommend.checkpoint import advise_on_run, advise_on_weights
+    from noisescale.studies.recommend.config import Budget
 
     loaded = load_all((path,), device=options["device"], problem=options["problem"])[-1]
-    training = None if loaded.checkpoint is None else loaded.checkpoint.training
+    checkpoint = loaded.checkpoint
+    training = None if checkpoint is None else checkpoint.training
+    planned = schedule_record([loaded], options["schedule"], options["multiple_of"])
     notes: tuple[str, ...] = ()
     found = None
     if training is not None and _is_end(path, loaded):
@@ -211,10 +222,15 @@ def _measure(path: Path, options: dict[str, Any], started: float) -> None:
         budget.add(time.monotonic() - started)
         where = {name: options[name] for name in ("problem", "data_dir", "device")}
         ((_, problem),) = with_problems([loaded], **where)
+        if (own := options["problem"]) is not None:
+            problem = replace(problem, config=factory_config(own))
+        preconditioner, said = loaded.own_preconditioner(problem.model)
+        notes = (*notes, *filter(None, [said]))
         advice, noise = advise_on_weights(
             problem,
+            preconditioner=preconditioner,
             name=loaded.title,
-            training=training,
+            training=None if checkpoint is None else checkpoint.training_in_force,
             in_use=options["batch_size"],
             budget=budget,
             seed=options["seed"],
@@ -227,10 +243,12 @@ def _measure(path: Path, options: dict[str, Any], started: float) -> None:
             "measurements": measurements,
             "advice": advice.to_dict(),
             "notes": list(notes),
+            **({} if planned is None else {"schedule": planned}),
         }
         click.echo(json.dumps(record, indent=2, allow_nan=False))
     else:
         print_advice(advice, notes)
+        print_schedule(planned)
 
 
 def _is_end(path: Path, loaded: Loaded) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ Examples:
   noisescale sharpness checkpoint.pt --filter-normalised --phi-iterations 50
   noisescale sharpness --problem my_file.py:make_problem    the model as it is made
   noisescale sharpness weights.pt --problem my_file.py:make_problem --lr 0.1    against 2/η
+  noisescale sharpness weights.pt --problem my_file.py:make_problem --preconditioner optimizer.pt
 """,
 )
 @click.option(
@@ -74,6 +76,20 @@ Examples:
     metavar="RATE",
     help="Hold λ_max against 2/η of this rate of plain SGD, for weights that do not say theirs.",
 )
+@click.option(
+    "--preconditioner",
+    metavar="auto|none|FILE",
+    default="auto",
+    show_default=True,
+    help="λ_max(P^½HP^½) too, under an optimizer's state in a FILE of torch.save. auto: of the "
+    "checkpoint's own Adam or AdamW, or of optimizer.pt beside the weights.",
+)
+@click.option(
+    "--critical",
+    is_flag=True,
+    help="2/η_c: from which learning rate on the optimizer's next step raises the loss; a few "
+    "forward passes.",
+)
 @click.option("--ggn", is_flag=True, help="The Gauss-Newton matrix instead of the Hessian.")
 @click.option(
     "--method",
@@ -105,6 +121,7 @@ def sharpness(
     as_json: bool,
     plot: Path | None,
     learning_rate: float | None,
+    preconditioner: str,
     **options: Any,
 ) -> None:
     """Curvature of the loss at checkpoints of `noisescale train`, or of all in a run folder.
@@ -114,7 +131,8 @@ def sharpness(
     With --plot: sharpness along training, the density and φ, whichever is there.
 
     Eigenvalues come with their residual, the sampling error of a subset, and the limit of stability
-    2/η of the rate they were trained with. Several checkpoints make a table along training, each
+    2/η of the rate they were trained with; under Adam, AdamW and RMSprop those of P^½HP^½, with the
+    limit of that optimizer. Several checkpoints make a table along training, each
     search started from the eigenvectors of the one before.
     """
     import torch
@@ -126,7 +144,7 @@ def sharpness(
     from noisescale.training.trainer import has_batch_norm
 
     searched = ("phi", "filter_normalised")
-    wanted = ("top", "bottom", "trace", "density", *searched, "batch_size")
+    wanted = ("top", "bottom", "trace", "density", *searched, "batch_size", "critical")
     if not any(options[name] for name in wanted):
         raise SettingError(
             "nothing to measure: give --top, --bottom, --trace, --density, --phi or another"
@@ -160,7 +178,22 @@ def sharpness(
     def measure(problem: Problem, report: Callable[[str], None], loaded: Loaded) -> Sharpness:
         nonlocal previous
         start = previous[1] if previous is not None and previous[0] is problem else None
-        sharpness = measure_sharpness(problem, options=chosen, start=start, report=report)
+        given: Any = None if preconditioner == "none" else preconditioner
+        note: str | None = None
+        if preconditioner == "auto":
+            given, note = loaded.own_optimizer(problem.model)
+        own = loaded.optimizer_state(problem.model) if loaded.checkpoint else None
+        sharpness = measure_sharpness(
+            problem,
+            options=chosen,
+            preconditioner=given,
+            # what is given goes before the checkpoint's own
+            update=own if preconditioner in ("auto", "none") else None,
+            start=start,
+            report=report,
+        )
+        if note is not None:
+            sharpness = replace(sharpness, notes=(*sharpness.notes, note))
         previous = problem, sharpness
         return sharpness
 

@@ -32,12 +32,13 @@ from noisescale.problems.config import FactoryConfig, ProblemConfig, resolve_dev
 from noisescale.studies.stability_map.config import (
     DEFAULT_BATCH_SIZES,
     DEFAULT_WIDTH,
+    FOLD_RATES,
     MINIMUM_STEPS,
     PRESETS,
     Horizon,
     SweepConfig,
 )
-from noisescale.training.config import TrainConfig
+from noisescale.training.config import OF_OPTIMIZER, OF_OPTIMIZER_LATER, TrainConfig
 from noisescale.training.records.names import digest, problem_name
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from noisescale.studies.stability_map.results import SweepResult
 
 HORIZONS = ("epochs", "steps", "examples")
-GRID = ("lr_min", "lr_max", "num_lr", "factor", "num_seeds", "precision", "max_seeds")
+GRID = ("lr_min", "lr_max", "num_lr", "factor", "num_seeds", "precision", "max_seeds", "folds")
 
 
 @click.command(
@@ -58,6 +59,7 @@ Examples:
   noisescale sweep-lr --pixel-scale raw --seeds 8
   noisescale sweep-lr --bs 1 --bs 32 --num-lr 12 --lr-min 1e-3 --lr-max 1
   noisescale sweep-lr --problem my_file.py:make_problem --bs 8 --bs 64
+  noisescale sweep-lr --folds 5 --bs 32 --lr-min .01 --lr-max 1
   noisescale sweep-lr --from runs/NAME-KEY/checkpoint.pt --steps 2000
   noisescale sweep-lr --executor dask --scheduler tcp://HOST:8786
 """,
@@ -72,7 +74,9 @@ Examples:
     "allow]",
 )
 @click.option(
-    "--lr-min", type=float, help="Smallest learning rate.  [default: by the curvature at the start]"
+    "--lr-min",
+    type=float,
+    help="Smallest learning rate.  [default: by the curvature at the start; but for sgd, 1e-5]",
 )
 @click.option("--lr-max", type=float, help="Largest learning rate.  [default: five decades above]")
 @click.option(
@@ -114,6 +118,14 @@ Examples:
     default=40,
     show_default=True,
     help="With --precision: this many at most.",
+)
+@click.option(
+    "--folds",
+    type=int,
+    metavar="K",
+    help="Choose each batch size's rate by K-fold cross-validation: each rate is run K times, with "
+    "another part of the training examples held out.  [with it, --num-lr: "
+    f"{FOLD_RATES}]",
 )
 @click.option("--epochs", type=int, help="Length of each run, in epochs.  [default: 1]")
 @click.option(
@@ -181,6 +193,8 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
     }
     if options["bisect"] and options["num_lr"] is not None:
         raise SettingError("--bisect and --num-lr: give one of them")
+    if options["folds"] is not None:
+        _take_folds(ctx, options, given)
     check_executor(options)
     options |= {
         name: value
@@ -215,6 +229,18 @@ def sweep_lr(ctx: click.Context, /, **options: Any) -> None:
             f"{count} failed, see the failures in {out / 'summary.json'}: the same command tries "
             "them again"
         )
+
+
+def _take_folds(ctx: click.Context, options: dict[str, Any], given: set[str]) -> None:
+    """Puts the grid that folds take into `options`; SettingError beside what chooses otherwise."""
+    beside = ("bisect", "num_seeds", "precision", "max_seeds", "factor", "start")
+    if others := [flag(ctx, name) for name in beside if name in given]:
+        raise SettingError(
+            f"--folds runs every rate once with each fold: leave out {', '.join(others)}"
+        )
+    options["num_seeds"] = options["folds"]
+    if options["num_lr"] is None:
+        options["num_lr"] = FOLD_RATES
 
 
 def sweep_name(config: SweepConfig) -> str:
@@ -282,7 +308,7 @@ def _config(
     config = SweepConfig(
         problem=problem,
         training=fill(
-            TrainConfig, {name: options[name] for name in ("optimizer", "momentum", "weight_decay")}
+            TrainConfig, {name: options[name] for name in (*OF_OPTIMIZER, *OF_OPTIMIZER_LATER)}
         ),
         batch_sizes=sizes or tuple(size for size in DEFAULT_BATCH_SIZES if size <= num_examples),
         horizon=Horizon(**(lengths or default)),

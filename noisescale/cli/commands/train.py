@@ -51,7 +51,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Options that carry out a run without changing its result, and so go with --resume
 MEASURING = ("checkpoint_every", "evaluate_every", "measure_sharpness_every", "sharpness_examples")
-TRACKING = ("measure_noise_every", "noise_examples", "noise_hessian", "noise_per_layer")
+TRACKING = (
+    "measure_noise_every",
+    "noise_examples",
+    "noise_hessian",
+    "noise_per_layer",
+    "noise_geometry",
+)
 CARRYING_OUT = {"resume", "device", "data_dir", "log_dir", "as_json", *MEASURING, *TRACKING}
 
 
@@ -142,6 +148,12 @@ Examples:
 )
 @click.option(
     "--noise-per-layer", is_flag=True, help="Every parameter tensor's as well, in noise_layers.csv."
+)
+@click.option(
+    "--noise-geometry",
+    type=click.Choice(["plain", "optimizer", "both"]),
+    help="plain: B_simple; optimizer: B^P_simple, of gradients scaled as Adam scales its steps.  "
+    "[default: both for adam, adamw and rmsprop, else plain]",
 )
 @click.option(
     "--measure-sharpness-every",
@@ -265,6 +277,7 @@ def _noise_tracking(options: dict[str, Any]) -> NoiseTracking | None:
         num_examples=options["noise_examples"],
         hessian=options["noise_hessian"],
         per_layer=options["noise_per_layer"],
+        geometry=options["noise_geometry"],
     )
 
 

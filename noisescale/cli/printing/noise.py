@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from noisescale.cli.printing.recommend import print_advice
 from noisescale.cli.printing.tables import (
     NumberTable,
     Screen,
@@ -23,12 +24,13 @@ from noisescale.cli.printing.tables import (
 )
 from noisescale.errors import MeasurementError, RunFolderError
 from noisescale.statistics.estimate import Estimate, estimate_of
-from noisescale.statistics.gradient_noise import PRECONDITIONED, QUANTITIES
+from noisescale.statistics.gradient_noise import PRECONDITIONED, QUANTITIES, SIGN_QUANTITIES
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from noisescale.cli.checkpoints import Loaded, Measured
+    from noisescale.statistics.critical_batch.advice import Advice
     from noisescale.statistics.critical_batch.recommendation import Recommendation
     from noisescale.statistics.gradient_noise import NoiseScale
 
@@ -37,13 +39,17 @@ ALONG_TRAINING = {
     "gradient_variance": "tr Σ",
     "simple": "B_simple",
     "full": "B_noise",
+    "preconditioned_squared_gradient_norm": "GᵀPG",
+    "preconditioned_gradient_variance": "tr(PΣ)",
+    "preconditioned_simple": "B^P_simple",
+    "preconditioned_full": "B^P_noise",
 }
 SCALES = ("simple", "full")  # whose intervals have a column of their own
 INTERVAL = "95 % interval"
 LESS = ("n_eff", "tr Σ", "|G|²", "loss")  # of a table of checkpoints, what may be left out
 UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
-    *("units_per_example", "preconditioned"),
+    *("units_per_example", "preconditioned", "amp", "sign"),
     *("effective_examples", "noisiest_share", "gradient_norms"),
     *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
     "optimal_learning_rates",
@@ -61,12 +67,15 @@ class NoiseReport:
         recommendation: what the noise scale tracked along its run recommends, at the run's last
             checkpoint.
         notes: what a reader should know.
+        advice: which batch sizes and settings follow from the recommendation, for the optimizer in
+            use; None where it is not known how the run was trained.
     """
 
     measured: Measured[NoiseScale]
     rates: dict[int, Estimate]
     recommendation: Recommendation | None
     notes: tuple[str, ...]
+    advice: Advice | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """One entry of `noisescale measure-noise --json`."""
@@ -78,7 +87,7 @@ class NoiseReport:
             "problem": loaded.problem_text,
             "step": loaded.step,
             "batch_size": training and training.batch_size,
-            "learning_rate": training and training.learning_rate,
+            "learning_rate": loaded.checkpoint and loaded.checkpoint.learning_rate,
             "optimizer": training and training.optimizer,
             "reason": self.measured.reason,
         }
@@ -92,7 +101,12 @@ class NoiseReport:
                     {"batch_size": size, **rate.to_dict()} for size, rate in self.rates.items()
                 ]
         recommended = self.recommendation and self.recommendation.to_dict()
-        return entry | {"notes": list(self.notes), "recommendation": recommended}
+        advice = self.advice and self.advice.to_dict()
+        return entry | {
+            "notes": list(self.notes),
+            "recommendation": recommended,
+            "advice": advice,
+        }
 
 
 def noise_reports(
@@ -110,10 +124,10 @@ def _report(
 ) -> NoiseReport:
     noise = measured.result
     notes = () if noise is None else noise.notes
-    recommendation = None
+    recommendation = advice = None
     if ends_run:
         try:
-            recommendation = _recommendation(measured.loaded)
+            recommendation, advice = _recommendation(measured.loaded)
         except (MeasurementError, RunFolderError) as error:
             notes = (*notes, f"no batch size is recommended: {error}")
     curvature = None if noise is None else noise.curvature
@@ -126,23 +140,24 @@ def _report(
         if not sizes and isinstance(own_size, int) and own_size <= (largest or own_size):
             sizes = (own_size,)
         rates = {size: curvature.optimal_learning_rate(size) for size in sizes}
-    return NoiseReport(measured=measured, rates=rates, recommendation=recommendation, notes=notes)
+    return NoiseReport(
+        measured=measured, rates=rates, recommendation=recommendation, notes=notes, advice=advice
+    )
 
 
-def _recommendation(loaded: Loaded) -> Recommendation | None:
+def _recommendation(loaded: Loaded) -> tuple[Recommendation | None, Advice | None]:
     """What the noise scale tracked along a run recommends; None where it was not tracked."""
     import pandas as pd
 
     from noisescale.statistics.critical_batch.recommendation import recommend
+    from noisescale.studies.recommend.checkpoint import advise_on_run
     from noisescale.training.records.tables import read_noise
 
-    rows = read_noise(Path(loaded.run))
-    if not rows:
-        return None
-    rate = None
     if loaded.checkpoint is not None:
-        rate = loaded.checkpoint.training.constant_sgd_rate
-    return recommend(pd.DataFrame(rows), learning_rate=rate)
+        found = advise_on_run(Path(loaded.run), loaded.checkpoint.training, in_use=None)
+        return (None, None) if found is None else (found[1], found[0])
+    rows = read_noise(Path(loaded.run))
+    return (recommend(pd.DataFrame(rows)) if rows else None), None
 
 
 def print_noise(
@@ -183,12 +198,14 @@ def print_noise(
     _print_sentences(console, reports)
     for report in reports:
         if report.recommendation is not None:
-            _print_recommendation(console, report.measured.loaded.run, report.recommendation)
+            _print_recommendation(
+                console, report.measured.loaded.run, report.recommendation, report.advice
+            )
 
 
 def growth_text(recommendation: Recommendation) -> str:
     """How the noise scale went along a run."""
-    name = ALONG_TRAINING[recommendation.quantity]
+    name = ALONG_TRAINING[recommendation.column]
     start, end, average = (
         estimate.text(number=_rounded)
         for estimate in (recommendation.start, recommendation.end, recommendation.average)
@@ -214,6 +231,10 @@ def _quantities(report: NoiseReport, *, in_tokens: bool) -> NumberTable:
         for name, label in PRECONDITIONED.items() if under is not None else ():
             if (estimate := _shown(under, name, in_tokens=in_tokens)) is not None:
                 table.add_row(label, *estimate.cells())
+        for name, label in SIGN_QUANTITIES.items() if noise.sign is not None else ():
+            of_sign: Estimate = getattr(noise.sign, name)
+            units = noise.units_per_example if in_tokens and name == "simple" else None
+            table.add_row(label, *of_sign.scaled(units or 1.0).cells())
         for size, rate in report.rates.items():
             table.add_row(f"ε_opt(B = {size:,})", *rate.cells())
         effective, noisiest = _concentration(noise)
@@ -426,16 +447,19 @@ def _prediction(report: NoiseReport, noise: NoiseScale, full: Estimate) -> str:
             text += f"lr {rate.value:.3g}"
     checkpoint = report.measured.loaded.checkpoint
     if checkpoint is not None:
-        text += f" (trained with {checkpoint.training.learning_rate:g})"
+        text += f" (trained with {checkpoint.learning_rate:.3g})"
     return f"{text}."
 
 
-def _print_recommendation(console: Console, run: str, recommendation: Recommendation) -> None:
+def _print_recommendation(
+    console: Screen, run: str, recommendation: Recommendation, advice: Advice | None
+) -> None:
     """How the noise scale went, where B_crit lies by it, batch sizes, and what γ would be."""
     by_progress = recommendation.by_progress.text(number=_rounded)
     text = f"Along {run}, {growth_text(recommendation)}, {by_progress} weighted by progress"
     if recommendation.full_by_progress is not None:
-        text += f" (B_noise {recommendation.full_by_progress.text(number=_rounded)})"
+        full = recommendation.full_by_progress.text(number=_rounded)
+        text += f" ({ALONG_TRAINING[recommendation.column_of('full')]} {full})"
     if recommendation.num_unresolved:
         text += (
             f" ({recommendation.num_unresolved} of {recommendation.num_measurements} measurements "
@@ -449,7 +473,10 @@ def _print_recommendation(console: Console, run: str, recommendation: Recommenda
         f"{_rounded(critical.value)} (95 %, by runs on MNIST whose B_crit was measured; other "
         "tasks may differ by more):"
     )
-    console.print(_batch_sizes(recommendation))
+    if advice is None:
+        console.print(_batch_sizes(recommendation))
+    else:
+        print_advice(advice, console=console)
     gain = recommendation.course.gain
     console.print(
         f"A batch size that follows the noise scale (--bs adaptive): γ = {gain:.2f}, so at best "

@@ -22,7 +22,12 @@ from noisescale.training.console import NOTE_STYLE
 
 if TYPE_CHECKING:
     from noisescale.cli.checkpoints import Measured
-    from noisescale.measure.sharpness import Eigenvalue, Sharpness
+    from noisescale.measure.sharpness import (
+        CriticalSharpness,
+        Eigenvalue,
+        PreconditionedSharpness,
+        Sharpness,
+    )
 
 PAPER_ITERATIONS = 10  # after which Keskar et al. 2017 stop their search for φ
 UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that failed
@@ -30,6 +35,7 @@ UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that fail
     "num_examples": None,
     "population_size": None,
     "matrix": None,
+    "amp": None,
     "loss": None,
     "gradient_norm": None,
     "eigenvalues": [],
@@ -39,6 +45,8 @@ UNMEASURED: dict[str, Any] = {  # what an entry holds of a measurement that fail
     "batch_size": None,
     "batch_sharpness": None,
     "gradient_noise_interaction": None,
+    "preconditioned": None,
+    "critical": None,
     "phi": [],
     "density": None,
     "num_matvecs": None,
@@ -66,7 +74,7 @@ class SharpnessReport:
         """What it was trained with, or is to be, where that is known."""
         checkpoint, rate = self.measured.loaded.checkpoint, self.learning_rate
         if checkpoint is not None:
-            return checkpoint.training
+            return checkpoint.training_in_force
         return None if rate is None else TrainConfig(learning_rate=rate)
 
     @property
@@ -111,20 +119,34 @@ def print_sharpness(reports: list[SharpnessReport], console: Screen | None = Non
             "inwards; residuals are of the subset's own. Errors of the trace, the norm and the "
             "batch quantities are of their probes and batches alone, on these examples."
         )
-    for note in dict.fromkeys(note for result in results for note in result.notes):
+    for note in dict.fromkeys(note for result in results for note in _notes(result)):
         console.print(f"Note: {note}.")
     for report in reports:
         name = name_text(report.measured, every)
         if report.measured.result is None:
             console.print(f"{name}: not measured. {report.measured.reason}")
-        elif sentence := _verdict(report, report.measured.result.largest):
-            console.print(f"{name}: {sentence}")
+            continue
+        largest, under = report.measured.result.largest, report.measured.result.preconditioned
+        critical = report.measured.result.critical
+        for sentence in (
+            _verdict(report, largest),
+            under and _under_optimizer(under),
+            critical and _of_next_step(critical),
+        ):
+            if sentence:
+                console.print(f"{name}: {sentence}")
     if not all(eigenvalue.converged for result in results for eigenvalue in result.eigenvalues):
         console.print(
             "Not converged: the residual is above its tolerance. Some eigenvalue lies that near "
             "the value, but which one is open: raise --max-matvecs.",
             style=f"bold {NOTE_STYLE}",
         )
+
+
+def _notes(sharpness: Sharpness) -> tuple[str, ...]:
+    """What a reader should know, of the optimizer's geometry too."""
+    under = sharpness.preconditioned
+    return sharpness.notes + (() if under is None else under.notes)
 
 
 def _table(every: list[Measured[Sharpness]]) -> NumberTable:
@@ -177,9 +199,38 @@ def _verdict(report: SharpnessReport, largest: Eigenvalue | None) -> str | None:
         f"the limit of full-batch stability, {formula} = {limit:.4g} "
         f"at lr {training.learning_rate:g}"
     )
+    return _beside("λ_max", largest, limit, named)
+
+
+def _under_optimizer(under: PreconditionedSharpness) -> str | None:
+    """λ_max(P^½HP^½) beside the limit of the optimizer that P is of; None without a limit."""
+    limit = under.stable_sharpness
+    if limit is None:
+        return None
+    named = (
+        f"the limit of full-batch stability of {under.optimizer}, {under.formula} = {limit:.4g} "
+        f"at lr {under.learning_rate:g}"
+    )
+    return _beside("λ_max(P^½HP^½)", under.largest, limit, named)
+
+
+def _of_next_step(critical: CriticalSharpness) -> str:
+    """From which learning rate on the next step raises the loss, or why that is not known."""
+    if critical.reason:
+        return f"no critical rate was found: {critical.reason}."
+    rate = critical.learning_rate
+    return (
+        f"the optimizer's next step, on these examples as its batch, raises the loss from lr "
+        f"{rate.text('value')} on (between {rate.low:.3g} and {rate.high:.3g}, "
+        f"{critical.num_passes} forward passes)."
+    )
+
+
+def _beside(name: str, largest: Eigenvalue, limit: float, named: str) -> str:
+    """An eigenvalue beside a limit that has a name, as far as its errors allow."""
     estimate, margin = largest.value, largest.residual
     if estimate.kind == "point" or not largest.converged:
-        return f"λ_max against {named}, cannot be judged."
+        return f"{name} against {named}, cannot be judged."
     low, high = estimate.low - margin, estimate.high + margin
     ratio = f"{estimate.value / limit:.3g} ({low / limit:.3g}–{high / limit:.3g})"
-    return f"λ_max is {ratio} times {named}: {side_of(limit, low=low, high=high)} the edge."
+    return f"{name} is {ratio} times {named}: {side_of(limit, low=low, high=high)} the edge."

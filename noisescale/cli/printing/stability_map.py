@@ -52,6 +52,8 @@ def print_sweep(result: SweepResult, console: Screen | None = None) -> None:
     console.print(table)
     labels = ", ".join(f"{count} {label}" for label, count in summary["labels"].items() if count)
     console.print(f"{counted(summary['num_cells'], 'cell')}: {labels or 'none finished'}.")
+    if result.config.folds is not None:
+        _print_folds(result, console)
     training = result.config.training
     if training.optimizer != "sgd" or training.momentum or training.weight_decay:
         console.print(
@@ -76,6 +78,28 @@ def print_sweep(result: SweepResult, console: Screen | None = None) -> None:
         for note in constants["notes"]:
             console.print(f"Note: {note}.")
     print_advice(result.advice, console=console)
+
+
+def _print_folds(result: SweepResult, console: Screen) -> None:
+    """The rates that folds choose, a row for each batch size."""
+    from noisescale.studies.stability_map.tables import score_of_folds
+
+    score = score_of_folds(result.cells)
+    table = plain_table("batch size", "rate chosen", f"held-out {score}", "lowest at")
+    for size, found in result.cross_validation.items():
+        of_chosen = found.scores[found.rates.index(found.chosen)]
+        table.add_row(
+            str(size), f"{found.chosen:g}", of_chosen.text("value ± stderr"), f"{found.best:g}"
+        )
+    console.print(
+        f"The learning rate by {result.config.folds} folds: of those within one standard error of "
+        f"the lowest mean held-out {score}, the largest"
+    )
+    console.print(table)
+    if without := set(result.cells["batch_size"]) - set(result.cross_validation):
+        console.print(
+            f"No rate at which all folds trained: B = {', '.join(sorted(map(str, without)))}."
+        )
 
 
 def sweep_record(result: SweepResult) -> dict[str, Any]:

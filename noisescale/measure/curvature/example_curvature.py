@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 from torch.utils._pytree import tree_map
 
-from noisescale.errors import MeasurementError, first_line
+from noisescale.errors import MeasurementError, NotMeasurable, first_line
 from noisescale.measure.curvature.products import Boundary, derivative, record_boundary
 from noisescale.measure.objective import Objective, flatten, is_out_of_memory
 from noisescale.measure.objective.outputs import with_tensors
@@ -114,7 +114,7 @@ class OutputJacobian:
             raise MeasurementError(f"{name}: its outputs do not depend on the parameters")
         rows = torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], 1)
         if rows.shape[1] > LARGEST_OUTPUT:
-            raise MeasurementError(
+            raise NotMeasurable(
                 f"{name} gives {rows.shape[1]} numbers for one example: "
                 f"the curvature of single examples is measured for at most {LARGEST_OUTPUT}"
             )

@@ -65,6 +65,9 @@ class CompiledEngine:
         in_metric = torch.stack(weighted, 1)[rows].double() if weighted else None
         return ChunkStatistics(losses[rows], squared_norms, gradient, in_metric)
 
+    def coordinate_sums(self, chunk: Examples) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        return self._losses.coordinate_sums(chunk)  # rarely asked for, and so not compiled
+
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         return self._losses.projections(chunk, directions)
 

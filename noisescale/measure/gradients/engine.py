@@ -54,6 +54,13 @@ class Engine(Protocol):
             weights: of the squared components by parameter, for norms beside the plain ones.
         """
 
+    def coordinate_sums(self, chunk: Examples) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Σ g_i and Σ g_i², coordinate by coordinate, by parameter tensor.
+
+        Args:
+            chunk: the examples.
+        """
+
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         """g_i·v for K directions v: (K, B, L) by parameter tensor, or (K, B, 1) in all; float64."""
 

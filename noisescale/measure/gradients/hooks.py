@@ -24,6 +24,7 @@ from noisescale.measure.gradients.layers.factors import (
     Outer,
     Pulled,
     Summary,
+    coordinate_sums,
     project_all,
     summarise,
 )
@@ -102,6 +103,9 @@ class LayerEngine:
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         return self._once_foreseen(lambda: self._projections(chunk, directions))
 
+    def coordinate_sums(self, chunk: Examples) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        return self._once_foreseen(lambda: self._coordinate_sums(chunk))
+
     def give_up(self, names: Iterable[str], reason: str) -> None:
         """Reaches parameters through the whole model from now on.
 
@@ -169,6 +173,28 @@ class LayerEngine:
         return ChunkStatistics(
             losses.detach(), norms, [summary.total for summary in of_all], weighted
         )
+
+    def _coordinate_sums(self, chunk: Examples) -> tuple[list[Tensor], list[Tensor]]:
+        of_name: dict[str, tuple[Tensor, Tensor]] = {}
+        held: Pieces = defaultdict(list)
+
+        def receive(use: Use, gradient: Tensor) -> None:
+            for source, pieces in _by_source(use, gradient):
+                if source.is_parameter and current.counts[source.key] == 1:
+                    of_name[source.key] = coordinate_sums([pieces])
+                else:
+                    held[source.key].append(pieces)
+
+        current, losses = self._forward(chunk, receive)
+        self._backward(current, losses)
+        for name, pieces in self._by_parameter(held, current.derived).items():
+            of_name[name] = coordinate_sums(pieces)
+        if self._rest is not None:
+            rest = self._of_rest(lambda engine: engine.coordinate_sums(chunk))
+            of_name |= zip(self.unreached, zip(*rest, strict=True), strict=True)
+        nothing = {name: torch.zeros_like(leaf) for name, leaf in self.params.items()}
+        both = [of_name.get(name, (zeros, zeros)) for name, zeros in nothing.items()]
+        return [sums for sums, _ in both], [squares for _, squares in both]
 
     def _projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         size = (len(directions), chunk.num_examples, len(self.params))

@@ -55,6 +55,18 @@ class LoopEngine:
             torch.stack(weighted) if weighted else None,
         )
 
+    def coordinate_sums(self, chunk: Examples) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        leaves = self._leaves.values()
+        sums, squares = (
+            [torch.zeros_like(leaf, dtype=torch.float64) for leaf in leaves] for _ in range(2)
+        )
+        with whatever_fails(self.name, self.objective):
+            for _, gradient in self._gradients(chunk):
+                for total, square, part in zip(sums, squares, gradient, strict=True):
+                    total.add_(part)
+                    square.add_(part.double().square())
+        return sums, squares
+
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         along = []
         with whatever_fails(self.name, self.objective):

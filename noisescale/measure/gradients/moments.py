@@ -14,6 +14,7 @@ from noisescale.measure.distributed import Share
 from noisescale.measure.gradients.choice import EngineChoice
 from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
 from noisescale.measure.objective import Objective, flatten
+from noisescale.problems.config import Amp
 from noisescale.problems.problem import Examples, Params, Problem
 from noisescale.problems.sampling import select
 from noisescale.statistics.display import counted, one_line
@@ -105,6 +106,7 @@ def gradient_moments(
     chunk_size: int | None = None,
     standard_errors: bool = True,
     dtype: torch.dtype | None = None,
+    amp: Amp | None = None,
     generator: torch.Generator | None = None,
 ) -> GradientMoments:
     """Mean, squared norms and projections on the mean of the per-example gradients at `params`.
@@ -127,6 +129,7 @@ def gradient_moments(
         chunk_size: examples in one pass, which does not change the result; None: by the memory.
         standard_errors: whether to compute projections, in a second pass of about the same price.
         dtype: float32 or float64; None: the parameters' own, at least float32.
+        amp: "bf16": the model runs under torch.autocast, see `Objective`. None: it does not.
         generator: of the subset, on the CPU; None: seed 0.
 
     Returns:
@@ -150,7 +153,12 @@ def gradient_moments(
     check_modes(problem.model)
     selected = select(problem, split=split, num_examples=num_examples, generator=generator)
     objective = Objective(
-        problem, params, examples=selected.examples, dtype=dtype, chunk_size=chunk_size
+        problem,
+        params,
+        examples=selected.examples,
+        dtype=dtype,
+        chunk_size=chunk_size,
+        amp=amp,
     )
     moments = moments_on(
         objective,

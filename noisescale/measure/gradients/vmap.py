@@ -61,6 +61,10 @@ class VmapEngine:
                 return self._losses.projections_by_tensor(chunk, directions)
             return self._losses.projections(chunk, directions)
 
+    def coordinate_sums(self, chunk: Examples) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        with whatever_fails(self.name, self.objective):
+            return self._losses.coordinate_sums(chunk)
+
     def _of_part(self, part: Examples, weights: Params | None) -> ChunkStatistics:
         gradients, losses = self._losses.gradients(part)
         norms = [_squared_norms(values) for values in gradients.values()]
@@ -105,6 +109,18 @@ class VmappedLosses:
     def gradients(self, chunk: Examples) -> tuple[Params, Tensor]:
         """The examples' gradients (B, *shape) by parameter, and their losses (B,)."""
         return example_gradients(self.objective, self.params, chunk, self.names)
+
+    def coordinate_sums(self, chunk: Examples) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Σ g_i and Σ g_i², coordinate by coordinate, by parameter."""
+        parts = []
+        for part in self.parts(chunk):
+            gradients, _ = self.gradients(part)
+            parts.append([(one.sum(0), one.square().sum(0)) for one in gradients.values()])
+        of_each = [zip(*of_parts, strict=True) for of_parts in zip(*parts, strict=True)]
+        sums, squares = zip(
+            *([torch.stack(one).sum(0) for one in of_one] for of_one in of_each), strict=True
+        )
+        return sums, squares
 
     def projections(self, chunk: Examples, directions: Sequence[Params]) -> Tensor:
         """g_i·v for K directions v, by forward-mode differentiation of the losses: (K, B, 1).

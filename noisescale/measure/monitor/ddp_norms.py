@@ -14,6 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.monitor.gradients import squared_norms
 from noisescale.measure.monitor.groups import Groups
+from noisescale.measure.monitor.live_preconditioner import (
+    LivePreconditioner,
+    flat_in_memory,
+    under,
+)
 
 # (state, dist.GradBucket) -> reduced bucket
 CommHook = Callable[[Any, Any], torch.futures.Future[Tensor]]
@@ -23,6 +28,7 @@ class ReplicaNorms:
     """The squared norms, by group, of what a communication hook of a model reduces.
 
     comm_hook: the state and hook that do the reduction; None: the mean over the group's processes.
+    preconditioner: under which norms are taken; None: plain ones.
     """
 
     def __init__(
@@ -30,6 +36,7 @@ class ReplicaNorms:
         model: DistributedDataParallel,
         groups: Groups,
         comm_hook: tuple[Any, CommHook] | None = None,
+        preconditioner: LivePreconditioner | None = None,
     ) -> None:
         if model.process_group.size() < 2:
             raise SettingError(
@@ -42,6 +49,7 @@ class ReplicaNorms:
         if comm_hook is not None:
             self._state, self._reduce = comm_hook
         self._groups = groups
+        self._preconditioner = preconditioner
         self._group_of = {
             id(parameter): group
             for parameter, group in zip(groups.parameters, groups.of, strict=True)
@@ -66,6 +74,7 @@ class ReplicaNorms:
             sizes=[parameter.numel() for parameter in parameters],
             members=[self._group_of.get(id(parameter)) for parameter in parameters],
             num_groups=len(self._groups.names),
+            roots=self._roots(parameters),
         )
         self._local.append(norms(bucket.buffer()))  # before it is overwritten
         # The callback must not hold the process group, as this object does: gloo's own thread may
@@ -78,6 +87,15 @@ class ReplicaNorms:
             return reduced
 
         return self._reduce(self._state, bucket).then(keep)
+
+    def _roots(self, parameters: list[Tensor]) -> list[Tensor | None]:
+        """√P of a bucket's parameters, in the order of their memory; None of those not watched."""
+        watched = [one for one in parameters if id(one) in self._group_of]
+        if self._preconditioner is None:
+            return [None] * len(parameters)
+        roots = zip(watched, self._preconditioner.roots(watched), strict=True)
+        flat = {id(one): flat_in_memory(root, one) for one, root in roots}
+        return [flat.get(id(one)) for one in parameters]
 
     def take(self, weight: float) -> Tensor:
         """This process's numbers to be summed over all, since the last look: |.|²/weight (G,).
@@ -109,14 +127,19 @@ class ReplicaNorms:
 
 
 def _norms(
-    buffer: Tensor, *, sizes: list[int], members: list[int | None], num_groups: int
+    buffer: Tensor,
+    *,
+    sizes: list[int],
+    members: list[int | None],
+    num_groups: int,
+    roots: list[Tensor | None],
 ) -> Tensor:
-    """(G,), of a bucket's gradients, which lie in it one after another."""
-    if num_groups == 1 and None not in members:
+    """(G,), of a bucket's gradients, which lie in it one after another, times these roots."""
+    if num_groups == 1 and None not in members and roots[0] is None:
         return squared_norms([buffer], [0], 1)
     watched = [
-        (part, group)
-        for part, group in zip(buffer.split(sizes), members, strict=True)
+        (under(root, part), group)
+        for part, group, root in zip(buffer.split(sizes), members, roots, strict=True)
         if group is not None
     ]
     if not watched:

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from noisescale.errors import MeasurementError
 from noisescale.measure.monitor.groups import Groups
+from noisescale.measure.monitor.live_preconditioner import LivePreconditioner, under
 
 # Numbers of which a product is taken by one thread, and in float32 without loss
 ONE_THREAD = 2**16
@@ -106,12 +107,14 @@ class Gradients:
     """The gradients of the parameters that require one now, and their state after the last look.
 
     groups: of the parameters.
+    preconditioner: under which norms are taken; None: plain ones.
     num_processes: that one model is spread over, each of which holds all of some gradients and
         parts of others.
     """
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: Groups, preconditioner: LivePreconditioner | None = None) -> None:
         self.groups = groups
+        self._preconditioner = preconditioner
         self.num_processes = 1
         # by parameter: which tensor its gradient is, and how often that has been written to
         self._seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -128,11 +131,14 @@ class Gradients:
             raise MeasurementError(
                 "no parameter has a gradient: call this after backward(), before zero_grad()"
             )
+        roots: Sequence[Tensor | None] = [None] * len(gradients)
+        if self._preconditioner is not None:
+            roots = self._preconditioner.roots([self.groups.parameters[at] for at in gradients])
         by_copies: dict[int, tuple[list[Tensor], list[int]]] = {}
-        for place, gradient in gradients.items():
+        for (place, gradient), root in zip(gradients.items(), roots, strict=True):
             part, copies = _own_part(gradient, self.num_processes)
             tensors, members = by_copies.setdefault(copies, ([], []))
-            tensors.append(part)
+            tensors.append(under(None if root is None else local(root), part))
             members.append(self.groups.of[place])
         squares = [
             squared_norms(tensors, members, len(self.groups.names)) / copies

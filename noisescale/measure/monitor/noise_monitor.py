@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed as dist, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from noisescale.errors import MeasurementError, SettingError, check_count, is_real
 from noisescale.measure.distributed import rank_and_size
@@ -19,9 +20,10 @@ from noisescale.measure.monitor.ddp_norms import CommHook, ReplicaNorms
 from noisescale.measure.monitor.fsdp_norms import ShardNorms, is_sharded
 from noisescale.measure.monitor.gradients import Gradients
 from noisescale.measure.monitor.groups import Grouping, Groups
+from noisescale.measure.monitor.live_preconditioner import LivePreconditioner
 from noisescale.measure.monitor.micro_batches import MicroBatch, ProcessNorms, across, nested
 from noisescale.statistics.display import counted, one_line
-from noisescale.statistics.gradient_noise import GradientNoise
+from noisescale.statistics.gradient_noise import GradientNoise, under_preconditioner
 
 Reduction = Literal["mean", "sum"]
 SCALARS = ("squared_gradient_norm", "gradient_variance", "simple", "simple_low", "simple_high")
@@ -77,6 +79,14 @@ class NoiseScaleMonitor:
             writer.add_scalar(f"noise_scale/{name}", value, step)
         wandb.log({f"noise_scale/{name}": value for name, value in monitor.scalars().items()})
 
+    Under Adam the noise scale that bears on the batch size is B^P_simple = tr(PΣ)/GᵀPG, with P =
+    1/(√v̂ + ε) as the optimizer has it before its step (see `preconditioner_of`). Given the
+    optimizer, the monitor measures it in place of the plain one:
+
+        monitor = NoiseScaleMonitor(model.parameters(), preconditioner=optimizer)
+
+    Updates before the optimizer's first step, when it has no v̂ yet, are left out.
+
     The estimates are of the population "training", see `RunningNoise`: of examples that have not
     been used before, that of fresh examples, and of N used again, |G_N|² − tr Σ/N of their own.
     They are unbiased for micro-batches drawn independently or without replacement, of a model that
@@ -102,6 +112,9 @@ class NoiseScaleMonitor:
             that holds a parameter; "layer", by its name; or the names of groups, each with a
             pattern or several of the names of its parameters, such as {"attention": "*.attn.*"}.
             Those that no pattern matches are the group "other".
+        preconditioner: the optimizer of the parameters, such as Adam, AdamW, RMSprop or Adagrad,
+            under whose diagonal P norms are taken: |G|² is then GᵀPG, and tr Σ is tr(PΣ). None:
+            plain norms.
 
     Attributes:
         reduction: as given.
@@ -112,8 +125,9 @@ class NoiseScaleMonitor:
 
     Raises:
         SettingError: a DistributedDataParallel model, no parameter that requires a gradient,
-            another reduction or memory than these, or groups that overlap, match nothing, or are
-            asked for of parameters without a module.
+            another reduction or memory than these, groups that overlap, match nothing, or are
+            asked for of parameters without a module, or as preconditioner SGD, another model's
+            optimizer, or what is none.
 
     Examples:
         >>> import torch
@@ -144,6 +158,7 @@ class NoiseScaleMonitor:
         reduction: Reduction = "mean",
         memory: float | None = None,
         groups: Grouping | None = None,
+        preconditioner: Optimizer | None = None,
     ) -> None:
         if isinstance(parameters, DistributedDataParallel):
             raise SettingError(
@@ -161,7 +176,12 @@ class NoiseScaleMonitor:
         self.unmeasured: str | None = None
         self._model = parameters if isinstance(parameters, nn.Module) else None
         self._watched = watched
-        self._gradients = Gradients(watched)
+        self._preconditioner = (
+            None
+            if preconditioner is None
+            else LivePreconditioner(preconditioner, watched.parameters)
+        )
+        self._gradients = Gradients(watched, self._preconditioner)
         self._averages = Averages(memory=memory, groups=watched.names if groups else [])
         self._first: Tensor | None = None  # |.grad|² (G,) after the first micro-batch
         self._parts: list[MicroBatch] = []  # since the last update
@@ -182,6 +202,7 @@ class NoiseScaleMonitor:
             counted(trained, "parameter tensor"),
             counted(len(self._watched.names), "group") if self._watched.by_group else "",
             f"reduction {self.reduction}",
+            f"under {self._preconditioner}" if self._preconditioner is not None else "",
             counted(updates, "update"),
             f"{self.num_skipped:,} left out" if self.num_skipped else "",
         )
@@ -316,7 +337,8 @@ class NoiseScaleMonitor:
                 micro-batches in an update that has fewer, or 1 where mean losses were not divided
                 at all; None: those of this update. With `attach`, all processes must have as many
                 micro-batches where those have no weight.
-            last: the squared norm of the gradient, where the caller has it.
+            last: the squared norm of the gradient, where the caller has it; under a preconditioner
+                it has none.
 
         Raises:
             SettingError: gradients that were changed, a scale that is not the micro-batches', a
@@ -336,6 +358,11 @@ class NoiseScaleMonitor:
             )
         _check_positive(scale=scale, divided_by=divided_by)
         self._check_same_model()
+        if last is not None and self._preconditioner is not None:
+            raise SettingError(
+                "update(last=...) of a monitor with a preconditioner: a plain norm is of no use to "
+                "it; leave last out"
+            )
         if self._processes is None and self._gradients.num_processes < rank_and_size()[1]:
             raise SettingError(
                 "several processes: a gradient may be of one of them or reduced over all, which "
@@ -413,12 +440,19 @@ class NoiseScaleMonitor:
         Raises:
             SettingError: another model, a group of one process, a model that has a hook or a
                 custom reduce-scatter already (hand it over here instead), and of FSDP parameters
-                that it does not shard, tensor parallelism, or a torch that does not show what FSDP
-                reduces (2.6 does not).
+                that it does not shard, tensor parallelism, a torch that does not show what FSDP
+                reduces (2.6 does not), or a preconditioner, of which a process has a shard alone.
         """
         if isinstance(model, DistributedDataParallel):
-            self._processes = ReplicaNorms(model, self._watched, comm_hook)
+            self._processes = ReplicaNorms(model, self._watched, comm_hook, self._preconditioner)
         elif is_sharded(model):
+            if self._preconditioner is not None:
+                raise SettingError(
+                    "a preconditioner with a model sharded by fully_shard: a process has v̂ of its "
+                    "own shard alone, and the norm of its whole gradient takes all of it; leave "
+                    "the preconditioner out, use DistributedDataParallel, or measure_noise at a "
+                    "checkpoint"
+                )
             self._processes = ShardNorms(model, self._watched, reduce_scatter)
         else:
             raise SettingError(
@@ -435,6 +469,8 @@ class NoiseScaleMonitor:
         if self.num_updates == 0:
             skipped = f"; {self.num_skipped} were left out" if self.num_skipped else ""
             needed = "it takes an update of two or more micro-batches with finite gradients"
+            if self._preconditioner is not None and not self._preconditioner.is_known:
+                needed += f", after a first step of {self._preconditioner}"
             raise MeasurementError(f"no noise scale yet: {self.unmeasured or needed + skipped}")
         return self._averages.whole.noise
 
@@ -460,18 +496,24 @@ class NoiseScaleMonitor:
 
         squared_gradient_norm, |G|²; gradient_variance, tr Σ, both in the unit of the loss squared
         over that of the parameters; simple, B_simple in examples, and simple_low and simple_high,
-        its 95 % interval. With `groups` the same of each, as attention/simple.
+        its 95 % interval. With `groups` the same of each, as attention/simple. With a
+        preconditioner they are preconditioned_squared_gradient_norm, GᵀPG,
+        preconditioned_gradient_variance, tr(PΣ), and preconditioned_simple, B^P_simple, with
+        preconditioned_simple_low and preconditioned_simple_high.
         """
-        values = _scalars(self.noise())
+        names = SCALARS if self._preconditioner is None else under_preconditioner(*SCALARS)
+        values = dict(zip(names, _scalars(self.noise()), strict=True))
         if self._watched.by_group:
-            for name, noise in self.noise_by_group().items():
-                values |= {f"{name}/{key}": value for key, value in _scalars(noise).items()}
+            for group, noise in self.noise_by_group().items():
+                keys = (f"{group}/{name}" for name in names)
+                values |= zip(keys, _scalars(noise), strict=True)
         return values
 
     def state_dict(self) -> dict[str, Any]:
         """The averages between two updates, as plain numbers."""
         self._read()
-        return self._averages.state_dict() | {"num_skipped": self.num_skipped}
+        of_what = {} if self._preconditioner is None else {"preconditioned": True}
+        return self._averages.state_dict() | {"num_skipped": self.num_skipped} | of_what
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from another monitor's state, bit for bit.
@@ -480,8 +522,16 @@ class NoiseScaleMonitor:
             state: what `state_dict` gave. Groups that it says nothing of begin anew.
 
         Raises:
-            SettingError: a state of something else or of other groups; the monitor stays as it was.
+            SettingError: a state of something else, of other groups, or with a preconditioner where
+                the monitor has none, or the reverse; the monitor stays as it was.
         """
+        is_under = self._preconditioner is not None
+        if isinstance(state, dict) and bool(state.get("preconditioned")) != is_under:
+            one, other = ("without", "with") if is_under else ("with", "without")
+            raise SettingError(
+                f"the state is of a monitor {one} a preconditioner, this one is {other}: B_simple "
+                "and B^P_simple are two quantities; begin anew, or make the monitor alike"
+            )
         self._averages.load_state_dict(state)
         self._unread.clear()
         self.num_skipped = state["num_skipped"]
@@ -577,11 +627,11 @@ class NoiseScaleMonitor:
             self.num_skipped += not self._averages.add(squares, sizes)
 
 
-def _scalars(noise: GradientNoise) -> dict[str, float]:
-    """By the names of SCALARS."""
+def _scalars(noise: GradientNoise) -> tuple[float, ...]:
+    """In the order of SCALARS."""
     simple = noise.simple.value if noise.resolved else math.nan
     values = (noise.squared_gradient_norm.value, noise.gradient_variance.value, simple)
-    return dict(zip(SCALARS, (*values, noise.simple.low, noise.simple.high), strict=True))
+    return (*values, noise.simple.low, noise.simple.high)
 
 
 def _check_positive(**values: float | None) -> None:

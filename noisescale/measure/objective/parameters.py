@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.problems.problem import Params, Problem
@@ -209,6 +210,34 @@ def check_fits(params: Params, of_model: Params) -> None:
             f"the parameters {', '.join(broken[:NAMED])} are not finite: the run had diverged; "
             "measure an earlier checkpoint"
         )
+
+
+def check_whole(model: nn.Module) -> None:
+    """Whether all of a model's parameters are there, and in one process.
+
+    Args:
+        model: to be measured.
+
+    Raises:
+        SettingError: lazy parameters, or such as FSDP holds a part of.
+    """
+    if any(isinstance(param, UninitializedParameter) for param in model.parameters()):
+        raise SettingError(f"{type(model).__name__} has lazy parameters: run it on one batch first")
+    if _is_sharded(model):
+        raise SettingError(
+            f"{type(model).__name__} is sharded (FSDP, fully_shard or DTensor), and only whole "
+            "models are measured: gather its weights, as get_model_state_dict(model, options="
+            "StateDictOptions(full_state_dict=True)) does, load them into a model that is not "
+            "sharded, and measure that"
+        )
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether processes hold parts of a model's parameters each, by the names of what does so."""
+    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
+    return bool(kinds & {"FSDPModule", "FullyShardedDataParallel"}) or any(
+        hasattr(param, "full_tensor") for param in model.parameters()
+    )
 
 
 def _form(param: Tensor) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ NORMS = (
 )
 RELATIVE_RATE = "relative rate"  # of a group
 Source = Literal["exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"]
+
+
+class ParameterState(NamedTuple):
+    """What an optimizer keeps of one parameter, and the settings of the group that it is in."""
+
+    state: Mapping[str, Any]
+    group: Mapping[str, Any]
 
 
 def preconditioner_of(given: PreconditionerLike, model: nn.Module) -> Params:
@@ -69,16 +76,51 @@ def preconditioner_of(given: PreconditionerLike, model: nn.Module) -> Params:
     }
     if isinstance(given, str | Path):
         given = read_optimizer_state(Path(given))
-    if isinstance(given, Optimizer):
-        return _checked(_of_optimizer(given, params), params)
-    if not isinstance(given, Mapping):
+    if not isinstance(given, Optimizer | Mapping):
         raise SettingError(
             f"a preconditioner of {kind_of(given)}: give tensors by parameter, an optimizer, its "
             "state_dict(), or a file of that"
         )
-    if "state" in given and "param_groups" in given:
-        return _checked(_of_state(given, params, model), params)
-    return _checked(given, params)
+    if isinstance(given, Mapping) and not is_optimizer_state(given):
+        return _checked(given, params)
+    if isinstance(given, Mapping) and not has_second_moments(given):
+        raise SettingError(
+            "the optimizer's state has no second moments: it is of no adaptive optimizer, such as "
+            "AdamW, or has made no step"
+        )
+    states = states_by_name(given, model)
+    return _checked({name: diagonal_of(name, *of_one) for name, of_one in states.items()}, params)
+
+
+def is_optimizer_state(given: Mapping[str, Any]) -> bool:
+    """Whether a mapping is what `Optimizer.state_dict()` returns.
+
+    Args:
+        given: anything by name.
+    """
+    return "state" in given and "param_groups" in given
+
+
+def states_by_name(
+    given: Optimizer | Mapping[str, Any], model: nn.Module
+) -> dict[str, ParameterState]:
+    """What an optimizer keeps of each parameter that is trained, in the model's order.
+
+    The groups have their learning rate over the largest as `RELATIVE_RATE`.
+
+    Args:
+        given: the optimizer of this model's parameters, or its state_dict().
+        model: whose parameters they are.
+
+    Raises:
+        SettingError: it is of other parameters.
+    """
+    params: Params = {
+        name: param for name, param in model.named_parameters() if param.requires_grad
+    }
+    if isinstance(given, Optimizer):
+        return _of_optimizer(given, params)
+    return _of_state(given, params, model)
 
 
 def read_optimizer_state(path: Path) -> dict[str, Any]:
@@ -103,7 +145,7 @@ def read_optimizer_state(path: Path) -> dict[str, Any]:
     for name in ("optimizer", "optimizer_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
-    if not (isinstance(content, dict) and "state" in content and "param_groups" in content):
+    if not (isinstance(content, dict) and is_optimizer_state(content)):
         raise CheckpointError(
             f"{path} holds no optimizer's state: save optimizer.state_dict() with torch.save"
         )
@@ -143,12 +185,12 @@ def has_second_moments(state: Mapping[str, Any]) -> bool:
     return any(_second_moment(of_one) is not None for of_one in state["state"].values())
 
 
-def _of_optimizer(optimizer: Optimizer, params: Params) -> Params:
-    """P by name of a live optimizer of these very parameters."""
-    found: Params = {}
+def _of_optimizer(optimizer: Optimizer, params: Params) -> dict[str, ParameterState]:
+    """The states of a live optimizer of these very parameters."""
+    found: dict[str, ParameterState] = {}
     groups = {
         id(param): group
-        for group in _with_relative_rates(optimizer.param_groups)
+        for group in with_relative_rates(optimizer.param_groups)
         for param in group["params"]
     }
     for name, param in params.items():
@@ -157,19 +199,16 @@ def _of_optimizer(optimizer: Optimizer, params: Params) -> Params:
                 f"the optimizer has no parameter {name}: give the one that trains this model, or "
                 "its state_dict()"
             )
-        found[name] = _diagonal(name, optimizer.state.get(param, {}), groups[id(param)])
+        found[name] = ParameterState(optimizer.state.get(param, {}), groups[id(param)])
     return found
 
 
-def _of_state(state: Mapping[str, Any], params: Params, model: nn.Module) -> Params:
-    """P by name of a state dict, whose parameters are numbers, matched with the model's."""
+def _of_state(
+    state: Mapping[str, Any], params: Params, model: nn.Module
+) -> dict[str, ParameterState]:
+    """The states in a state dict, whose parameters are numbers, matched with the model's."""
     by_number = state["state"]
-    groups = _with_relative_rates(state["param_groups"])
-    if not has_second_moments(state):
-        raise SettingError(
-            "the optimizer's state has no second moments: it is of no adaptive optimizer, such as "
-            "AdamW, or has made no step"
-        )
+    groups = with_relative_rates(state["param_groups"])
     numbers = [number for group in groups for number in group["params"]]
     for names in _orders(groups, params, model):
         if len(names) == len(numbers) and all(
@@ -185,7 +224,7 @@ def _of_state(state: Mapping[str, Any], params: Params, model: nn.Module) -> Par
         )
     name_of = dict(zip(numbers, names, strict=True))
     found = {
-        name_of[number]: _diagonal(name_of[number], by_number.get(number, {}), group)
+        name_of[number]: ParameterState(by_number.get(number, {}), group)
         for group in groups
         for number in group["params"]
     }
@@ -221,8 +260,9 @@ def _orders(
 
 def _fits(state: Mapping[str, Any], param: Tensor) -> bool:
     """Whether a parameter's state has its shape, where it has any."""
-    moment = _second_moment(state)
-    return moment is None or state[moment].shape == param.shape
+    names = ("momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg", "sum")
+    kept = [state[name] for name in names if isinstance(state.get(name), Tensor)]
+    return all(tensor.shape == param.shape for tensor in kept)
 
 
 def _second_moment(state: Mapping[str, Any]) -> Source | None:
@@ -231,8 +271,24 @@ def _second_moment(state: Mapping[str, Any]) -> Source | None:
     return next((name for name in names if isinstance(state.get(name), Tensor)), None)
 
 
-def _diagonal(name: str, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    """P of one parameter."""
+def diagonal_of(
+    name: str,
+    state: Mapping[str, Any],
+    group: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """P of one parameter, a new tensor, without waiting for a device.
+
+    Args:
+        name: of the parameter, for messages.
+        state: of the parameter, as an optimizer keeps it.
+        group: of the parameter, one of `with_relative_rates`.
+        dtype: in which to compute.
+
+    Raises:
+        SettingError: no second moments, or those of an optimizer whose P is not known here.
+    """
     moment = _second_moment(state)
     if moment is None:
         raise SettingError(
@@ -245,18 +301,24 @@ def _diagonal(name: str, state: Mapping[str, Any], group: Mapping[str, Any]) -> 
             f"the optimizer's state of {name} is of {what}, of which no preconditioner is known "
             "here: give P itself, a tensor by parameter"
         )
-    second = state[moment].detach().double()
+    second = state[moment].detach().to(dtype)
     if isinstance(average := state.get("grad_avg"), Tensor):  # RMSprop, centred
-        second = (second - average.detach().double().square()).clamp(min=0)
+        second = (second - average.detach().to(dtype).square()).clamp(min=0)
     if moment in ("exp_avg_sq", "max_exp_avg_sq"):
         decay = float(group.get("betas", (0.9, 0.999))[1])
-        second = second / (1 - decay ** float(state["step"]))
+        # the count may lie on a device; in float32 1 − β₂ would lose three digits of seven
+        steps = torch.as_tensor(state["step"]).double()
+        second = second / (1 - decay**steps)
     diagonal: Tensor = group[RELATIVE_RATE] / (second.sqrt() + float(group.get("eps", 1e-8)))
     return diagonal
 
 
-def _with_relative_rates(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The groups with their learning rates over the largest; 1 where none has one above zero."""
+def with_relative_rates(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with their learning rates over the largest; 1 where none has one above zero.
+
+    Args:
+        groups: param_groups of an optimizer or of its state.
+    """
     rates = [float(group.get("lr", 1.0)) for group in groups]
     largest = max(rates, default=0.0) or 1.0
     return [

@@ -6,9 +6,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from noisescale.errors import MeasurementError, StoppedEarly
 from noisescale.measure.curvature.batch_sharpness import (
@@ -24,16 +27,25 @@ from noisescale.measure.curvature.spectrum import (
     spectral_density,
     spectral_moments,
 )
-from noisescale.measure.objective import Objective
+from noisescale.measure.objective import Objective, flatten
 from noisescale.measure.objective.gradient_field import check_one_function
+from noisescale.measure.objective.preconditioner import (
+    PreconditionerLike,
+    is_optimizer_state,
+    read_optimizer_state,
+)
+from noisescale.measure.sharpness.critical import CriticalSharpness, critical_sharpness
+from noisescale.measure.sharpness.eigenvalue import End
 from noisescale.measure.sharpness.options import (
     SharpnessOptions,
     check_ends,
     fresh_generator,
     with_seed,
 )
-from noisescale.measure.sharpness.result import End, Sharpness
-from noisescale.measure.sharpness.sampling_error import Report, eigenvalues
+from noisescale.measure.sharpness.preconditioned import Geometry
+from noisescale.measure.sharpness.result import Sharpness
+from noisescale.measure.sharpness.sampling_error import Product, Report, eigenvalues
+from noisescale.measure.sharpness.update import UpdateLike, next_update
 from noisescale.problems.problem import Examples, Params, Problem, held
 from noisescale.problems.sampling import select
 from noisescale.statistics.estimate import Estimate
@@ -59,6 +71,8 @@ def measure_sharpness(
     params: Params | None = None,
     options: SharpnessOptions | None = None,
     *,
+    preconditioner: PreconditionerLike | None = None,
+    update: UpdateLike | None = None,
     seed: int | None = None,
     start: Sharpness | Mapping[str, Tensor] | None = None,
     report: Report | None = None,
@@ -70,6 +84,13 @@ def measure_sharpness(
         params: θ by name; None: the model's own.
         options: what to measure, of which examples; None: the largest eigenvalue of the Hessian
             over the training examples.
+        preconditioner: P, for λ_max(P^½HP^½) beside λ_max(H), as `preconditioned`, with the limit
+            of stability where P is an optimizer's: a positive tensor by parameter's name, an Adam,
+            AdamW, RMSprop or the like that trains the model, its state_dict(), or a file of that;
+            see `preconditioner_of`. None: no such curvature.
+        update: what critical sharpness goes along: the next step of an optimizer that trains the
+            model, given as it is or by its state_dict(), or the step itself, a tensor by
+            parameter. None: that of `preconditioner` where it is an optimizer, else the gradient.
         seed: of the subset and of every random start, batch and probe. None: that of the options,
             which is 0 by default.
         start: an earlier checkpoint's measurement, whose eigenvectors the searches start from; or
@@ -81,7 +102,9 @@ def measure_sharpness(
 
     Raises:
         SettingError: an unknown split, more examples than it has, more eigenvalues than there are
-            parameters, or another bad option; a seed that is not the one the options give.
+            parameters, or another bad option; a seed that is not the one the options give; an
+            optimizer of other parameters, or one of which no P is known.
+        CheckpointError: an optimizer's file that cannot be read.
         MeasurementError: parameters, loss or gradient that are not finite, or a loss without a
             second derivative.
 
@@ -100,6 +123,8 @@ def measure_sharpness(
           squared Frobenius norm  5.51 ± 0.21 (5.04–5.97)
     """
     options = with_seed(options or SharpnessOptions(), seed)
+    if isinstance(preconditioner, str | Path):
+        preconditioner = read_optimizer_state(Path(preconditioner))
     report = report or (lambda activity: None)
     examples, indices, population_size = select(
         problem,
@@ -113,10 +138,14 @@ def measure_sharpness(
         examples=held(examples),
         dtype=options.dtype,
         param_filter=options.param_filter,
+        amp=options.amp,
     )
     check_ends(options, objective)
     operator = CurvatureProduct(objective, record_ggn if options.ggn else record_hessian)
     tally = _Tally(report)
+    geometry = (
+        None if preconditioner is None else Geometry.of(preconditioner, problem.model, operator)
+    )
 
     report("loss and gradient")
     loss, gradient = objective.value_and_gradient()
@@ -124,12 +153,14 @@ def measure_sharpness(
         raise MeasurementError(_say_not_finite(objective, loss, indices))
     if not options.ggn:
         _check_one_function(problem, params, objective, options)
-    pairs = _eigenpairs(operator, options, start, tally)
+    starts = start.starts if isinstance(start, Sharpness) else start or {}
+    pairs = _eigenpairs(operator, options, starts, tally)
     sharpness = Sharpness(
         split=options.split,
         num_examples=objective.num_examples,
         population_size=population_size,
         matrix="ggn" if options.ggn else "hessian",
+        amp=options.amp,
         loss=loss,
         gradient_norm=float(gradient.double().norm()),
         eigenvalues=eigenvalues(pairs, operator, population_size, options, report),
@@ -140,10 +171,17 @@ def measure_sharpness(
         batch_sharpness=None,
         gradient_noise_interaction=None,
         num_matvecs=tally.num_matvecs,
-        pairs=pairs,
+        pairs=dict(pairs.items()),
         notes=objective.notes,
     )
+    if options.critical:
+        if update is None and isinstance(preconditioner, Optimizer | Mapping):
+            update = preconditioner if _is_optimizer(preconditioner) else None
+        critical = _critical(objective, problem.model, gradient, update, report)
+        sharpness = replace(sharpness, critical=critical)
     try:
+        if geometry is not None:
+            sharpness = _with_preconditioned(sharpness, geometry, options, starts, tally)
         batch, interaction = _batch_quantities(operator, options, tally)
         sharpness = replace(
             sharpness, batch_sharpness=batch, gradient_noise_interaction=interaction
@@ -212,6 +250,30 @@ def _check_one_function(
     check_one_function(precise, CurvatureProduct(precise, record_hessian))
 
 
+def _is_optimizer(given: Optimizer | Mapping[str, Any]) -> bool:
+    return isinstance(given, Optimizer) or is_optimizer_state(given)
+
+
+def _critical(
+    objective: Objective,
+    model: nn.Module,
+    gradient: Tensor,
+    update: UpdateLike | None,
+    report: Report,
+) -> CriticalSharpness:
+    """Critical sharpness along the next update, from the rate in use where that is known."""
+    report("critical sharpness")
+    if update is None:
+        return critical_sharpness(objective)
+    params = objective.unflatten(objective.point)
+    delta = next_update(update, model, params, objective.unflatten(gradient))
+    rate = None
+    if _is_optimizer(update):
+        groups = update.param_groups if isinstance(update, Optimizer) else update["param_groups"]
+        rate = max(float(group.get("lr", 0.0)) for group in groups) or None
+    return critical_sharpness(objective, flatten(list(delta.values())), start=rate)
+
+
 class _Tally:
     """How many products a measurement has taken; each is reported under what it is for."""
 
@@ -229,7 +291,7 @@ class _Tally:
 class _Counted:
     """An operator whose products are counted, and reported as part of an activity."""
 
-    operator: CurvatureProduct
+    operator: Product
     activity: str
     tally: _Tally
 
@@ -255,28 +317,62 @@ class _Counted:
 
 
 def _eigenpairs(
-    operator: CurvatureProduct,
-    options: SharpnessOptions,
-    start: Sharpness | Mapping[str, Tensor] | None,
-    tally: _Tally,
+    operator: Product, options: SharpnessOptions, starts: Mapping[str, Tensor], tally: _Tally
 ) -> dict[End, EigenPairs]:
-    """The eigenpairs of each end that the options want, from those of `start` where it has them."""
+    """The eigenpairs of each end that the options want, from those of `starts` where it has any."""
     ends: tuple[tuple[End, int], ...] = (("largest", options.top), ("smallest", options.bottom))
-    earlier = start.starts if isinstance(start, Sharpness) else start or {}
     return {
-        which: top_eigenpairs(
+        which: _search(
             _Counted(operator, f"{which} eigenvalue", tally),
+            options,
             k=k,
             which=which,
-            method=options.method,
-            rtol=options.rtol,
-            max_matvecs=options.max_matvecs,
-            start=earlier.get(which),
-            generator=fresh_generator(options),
+            start=starts.get(which),
         )
         for which, k in ends
         if k
     }
+
+
+def _with_preconditioned(
+    sharpness: Sharpness,
+    geometry: Geometry,
+    options: SharpnessOptions,
+    starts: Mapping[str, Tensor],
+    tally: _Tally,
+) -> Sharpness:
+    """The measurement with λ_max(P^½HP^½), and what the next search for it starts from."""
+    pairs = _search(
+        _Counted(geometry.product, "largest preconditioned eigenvalue", tally),
+        options,
+        k=1,
+        which="largest",
+        start=starts.get("preconditioned"),
+    )
+    (largest,) = eigenvalues(
+        {"largest": pairs}, geometry.product, sharpness.population_size, options, tally.report
+    )
+    return replace(
+        sharpness,
+        preconditioned=geometry.sharpness(largest),
+        pairs=sharpness.pairs | {"preconditioned": pairs},
+    )
+
+
+def _search(
+    operator: _Counted, options: SharpnessOptions, *, k: int, which: End, start: Tensor | None
+) -> EigenPairs:
+    """The k eigenpairs of one end, as precisely as the options want."""
+    return top_eigenpairs(
+        operator,
+        k=k,
+        which=which,
+        method=options.method,
+        rtol=options.rtol,
+        max_matvecs=options.max_matvecs,
+        start=start,
+        generator=fresh_generator(options),
+    )
 
 
 def _spectrum(

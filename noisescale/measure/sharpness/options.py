@@ -9,6 +9,7 @@ import torch
 from noisescale.errors import SettingError
 from noisescale.measure.curvature.eigenpairs import Method
 from noisescale.measure.objective import Objective
+from noisescale.problems.config import Amp
 from noisescale.statistics.display import Settings
 
 
@@ -37,7 +38,11 @@ class SharpnessOptions(Settings):
             lies between.
         interaction_batches: for the gradient–noise interaction, each a product over all examples; 0
             leaves it out.
+        critical: whether to measure critical sharpness, see `critical_sharpness`: a few forward
+            passes along the next update.
         dtype: None: the parameters' own, at least float32. φ is always computed in float64.
+        amp: "bf16": the model runs under torch.autocast, its matrix products in bfloat16, but for
+            φ. None: it does not.
         seed: of the subset and of every random start, batch and probe.
         param_filter: names of parameters, or patterns as "head.*", whose curvature it is; the
             others are constants. None: all.
@@ -67,7 +72,9 @@ class SharpnessOptions(Settings):
     batch_size: int | None = None
     num_batches: int | None = None
     interaction_batches: int = 16
+    critical: bool = False
     dtype: torch.dtype | None = None
+    amp: Amp | None = None
     seed: int = 0
     param_filter: tuple[str, ...] | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from noisescale.measure.curvature.eigenpairs import EigenPairs
 from noisescale.measure.curvature.keskar import KeskarSharpness
 from noisescale.measure.curvature.spectrum import SpectralDensity, SpectralMoments
+from noisescale.measure.sharpness.critical import CriticalSharpness
+from noisescale.measure.sharpness.eigenvalue import NAMES, Eigenvalue
+from noisescale.measure.sharpness.preconditioned import PreconditionedSharpness
 from noisescale.statistics.display import Shown, Summary, share
 from noisescale.statistics.estimate import Estimate, estimate_row
 
@@ -17,38 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-
-End = Literal["largest", "smallest"]
-NAMES: dict[End, str] = {"largest": "λ_max", "smallest": "λ_min"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Eigenvalue:
-    """One eigenvalue with both of its errors.
-
-    Attributes:
-        which: the end of the spectrum it was sought at.
-        value: λ of the whole split: exact where all of it is measured on. From a subset, half-way
-            between the subset's own eigenvalue, which errs outwards, and the curvature of either
-            half along the other's eigenvectors, which errs inwards; the interval holds both and
-            the sampling error of each.
-        residual: |Hv − λv| of the subset's own eigenvalue, the numerical error.
-        converged: whether the residual is within the tolerance.
-    """
-
-    which: End
-    value: Estimate
-    residual: float
-    converged: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for strict JSON."""
-        return {
-            "which": self.which,
-            **self.value.to_dict(),
-            "residual": self.residual,
-            "converged": self.converged,
-        }
+PRECONDITIONED = "λ_max(P^½HP^½)"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -60,6 +33,7 @@ class Sharpness(Shown):
         num_examples: n, how many of its examples were used.
         population_size: N, how many it has.
         matrix: whose eigenvalues, trace and density these are: "hessian" or "ggn".
+        amp: "bf16" where the model ran under autocast; None: in the precision of its parameters.
         loss: L, the mean over the n examples.
         gradient_norm: |G|, of the mean gradient over the same examples.
         eigenvalues: the largest, descending, then the smallest, ascending.
@@ -69,9 +43,12 @@ class Sharpness(Shown):
         batch_size: of the two quantities below.
         batch_sharpness: E_B[g_Bᵀ H_B g_B / |g_B|²].
         gradient_noise_interaction: E_B[g_Bᵀ H g_B]/|G|².
+        preconditioned: λ_max(P^½HP^½) and its limit, with a preconditioner.
+        critical: 2/η_c, with η_c the smallest rate at which the next update raises the loss.
         num_matvecs: products with the matrix over all n examples, and with the Hessian for the
             interaction.
-        pairs: the eigenpairs of each end, to start the next checkpoint's search from.
+        pairs: the eigenpairs of each end, and of P^½HP^½ as "preconditioned", to start the next
+            checkpoint's searches from.
         notes: what a reader should know.
 
     Examples:
@@ -89,6 +66,7 @@ class Sharpness(Shown):
     num_examples: int
     population_size: int
     matrix: Literal["hessian", "ggn"]
+    amp: str | None = None
     loss: float
     gradient_norm: float
     eigenvalues: tuple[Eigenvalue, ...]
@@ -98,13 +76,18 @@ class Sharpness(Shown):
     batch_size: int | None = None
     batch_sharpness: Estimate | None = None
     gradient_noise_interaction: Estimate | None = None
+    preconditioned: PreconditionedSharpness | None = None
+    critical: CriticalSharpness | None = None
     num_matvecs: int
-    pairs: dict[End, EigenPairs] = field(default_factory=dict, repr=False)
+    pairs: dict[str, EigenPairs] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     @property
     def starts(self) -> dict[str, Tensor]:
-        """What the next checkpoint's search for the eigenpairs of each end starts from, (K, P)."""
+        """What the next checkpoint's search for the eigenpairs of each end starts from, (K, P).
+
+        With a preconditioner under "preconditioned" those of P^½HP^½ too.
+        """
         return {which: pairs.warm_start for which, pairs in self.pairs.items()}
 
     @property
@@ -137,6 +120,7 @@ class Sharpness(Shown):
             "num_examples": self.num_examples,
             "population_size": self.population_size,
             "matrix": self.matrix,
+            "amp": self.amp,
             "loss": self.loss,
             "gradient_norm": self.gradient_norm,
             "eigenvalues": [eigenvalue.to_dict() for eigenvalue in self.eigenvalues],
@@ -146,6 +130,8 @@ class Sharpness(Shown):
             "batch_sharpness": self.batch_sharpness and self.batch_sharpness.to_dict(),
             "gradient_noise_interaction": self.gradient_noise_interaction
             and self.gradient_noise_interaction.to_dict(),
+            "preconditioned": self.preconditioned and self.preconditioned.to_dict(),
+            "critical": self.critical and self.critical.to_dict(),
             "phi": [phi.to_dict() for phi in self.phi],
             "density": self.density and self.density.to_dict(),
             "num_matvecs": self.num_matvecs,
@@ -163,14 +149,24 @@ class Sharpness(Shown):
             measured["batch_sharpness"] = self.batch_sharpness
         if self.gradient_noise_interaction is not None:
             measured["gradient_noise_interaction"] = self.gradient_noise_interaction
+        if self.critical is not None:
+            measured["critical_sharpness"] = self.critical.value
+            measured["critical_rate"] = self.critical.learning_rate
         return measured
 
     def labelled(self) -> list[tuple[str, Eigenvalue]]:
-        """The eigenvalues with what they are called: λ_max, λ_max (2), …, λ_min and so on."""
-        return [
+        """The eigenvalues with what they are called: λ_max, λ_max (2), …, λ_min and so on.
+
+        Last, with a preconditioner, λ_max(P^½HP^½), of the Gauss–Newton matrix λ_max(P^½GP^½).
+        """
+        labelled = [
             (NAMES[eigenvalue.which] + (f" ({rank})" if rank > 1 else ""), eigenvalue)
             for rank, eigenvalue in self._ranked()
         ]
+        if self.preconditioned is not None:
+            name = PRECONDITIONED.replace("H", "G" if self.matrix == "ggn" else "H")
+            labelled.append((name, self.preconditioned.largest))
+        return labelled
 
     def _ranked(self) -> list[tuple[int, Eigenvalue]]:
         """The eigenvalues with their rank at their end of the spectrum, from 1."""
@@ -203,6 +199,8 @@ class Sharpness(Shown):
             row[f"{prefix}converged"] = eigenvalue.converged
         for name, estimate in self.estimates.items():
             row |= estimate_row(name, estimate)
+        if self.preconditioned is not None:
+            row |= preconditioned_columns(self.preconditioned)
         return pd.DataFrame([row | {"num_matvecs": self.num_matvecs}])
 
     def _summary(self) -> Summary:
@@ -216,12 +214,32 @@ class Sharpness(Shown):
         rows += [(labels[name], str(estimate)) for name, estimate in self.estimates.items()]
         beside = ["Keskar's φ in .phi"] if self.phi else []
         beside += [] if self.density is None else ["the spectral density in .density"]
+        under = () if self.preconditioned is None else self.preconditioned.notes
         return Summary(
             title=f"{matrix} of the mean loss over {count} {self.split} examples, "
             f"loss {self.loss:.4g}",
             rows=rows,
-            notes=(*self.notes, *([f"also measured: {' and '.join(beside)}"] if beside else [])),
+            notes=(
+                *self.notes,
+                *under,
+                *([f"also measured: {' and '.join(beside)}"] if beside else []),
+            ),
         )
+
+
+def preconditioned_columns(preconditioned: PreconditionedSharpness) -> dict[str, Any]:
+    """The columns of sharpness.csv that λ_max(P^½HP^½) fills.
+
+    Args:
+        preconditioned: it.
+    """
+    largest, limit = preconditioned.largest, preconditioned.stable_sharpness
+    return {
+        **estimate_row("preconditioned_eigenvalue", largest.value),
+        "preconditioned_residual": largest.residual,
+        "preconditioned_converged": float(largest.converged),
+        "preconditioned_stable": math.nan if limit is None else limit,
+    }
 
 
 def estimate_labels(batch_size: int | None) -> dict[str, str]:
@@ -235,4 +253,6 @@ def estimate_labels(batch_size: int | None) -> dict[str, str]:
         "frobenius": "squared Frobenius norm",
         "batch_sharpness": f"batch sharpness, B = {batch_size}",
         "gradient_noise_interaction": f"gradient-noise interaction, B = {batch_size}",
+        "critical_sharpness": "critical sharpness 2/η_c",
+        "critical_rate": "critical rate η_c",
     }

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.measure.curvature.products import CurvatureProduct
+from noisescale.measure.sharpness.eigenvalue import Eigenvalue, End
 from noisescale.measure.sharpness.options import SharpnessOptions, fresh_generator
-from noisescale.measure.sharpness.result import Eigenvalue, End
+from noisescale.measure.sharpness.preconditioned import PreconditionedProduct
 from noisescale.statistics.estimate import Estimate, between, exact, from_stderr
 from noisescale.statistics.sample import Sample
 
 Report = Callable[[str], None]
+Product = CurvatureProduct | PreconditionedProduct
 # Groups of a subset's examples, whose spread gives an eigenvalue its sampling error: as few as
 # leave Student's t (15 degrees of freedom, 2.13) near the normal's 1.96, since each costs products
 # of its own
@@ -24,7 +26,7 @@ GROUPS = 16
 
 def eigenvalues(
     pairs: dict[End, EigenPairs],
-    operator: CurvatureProduct,
+    operator: Product,
     population_size: int,
     options: SharpnessOptions,
     report: Report,
@@ -50,7 +52,7 @@ def eigenvalues(
 def _of_the_split(
     pairs: EigenPairs,
     which: End,
-    operator: CurvatureProduct,
+    operator: Product,
     sample: Sample,
     options: SharpnessOptions,
     report: Report,
@@ -93,7 +95,7 @@ def _groups(num_examples: int) -> list[slice]:
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
 
 
-def _curvatures(operator: CurvatureProduct, rows: slice, vectors: Tensor) -> Tensor:
+def _curvatures(operator: Product, rows: slice, vectors: Tensor) -> Tensor:
     """vᵀHv of these examples' mean loss along each of the vectors (K, P): (K,), float64."""
     product = operator.on(operator.objective.examples.subset(rows))
     along = [float(vector.double() @ product(vector).double()) for vector in vectors]
@@ -103,7 +105,7 @@ def _curvatures(operator: CurvatureProduct, rows: slice, vectors: Tensor) -> Ten
 def _held_out(
     pairs: EigenPairs,
     which: End,
-    operator: CurvatureProduct,
+    operator: Product,
     groups: list[slice],
     options: SharpnessOptions,
     report: Report,

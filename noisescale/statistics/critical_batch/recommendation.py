@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,12 +20,19 @@ from noisescale.statistics.critical_batch.calibration.model import (
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, estimate_columns, jsonable
-from noisescale.statistics.gradient_noise import NoiseScale
+from noisescale.statistics.gradient_noise import (
+    CURVATURE_NOISE,
+    GRADIENT_NOISE,
+    UNDER_PRECONDITIONER,
+    NoiseScale,
+    under_preconditioner,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # batch size in units of B_crit: steps or examples at 1.1 times their least, or both at twice it
+Geometry = Literal["plain", "optimizer"]  # the coordinates of a noise scale
 AIMS = {"fewest examples": 0.1, "balanced": 1.0, "fewest steps": 10.0}
 LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be given: what is left out is then little
 FAR = 3.0  # times the best rate, or a third of it: there 𝓑 and B_crit part by more than their error
@@ -65,6 +72,7 @@ class Recommendation(Shown):
             zero; None where it was not measured.
         full_by_progress: beside B_simple, B_noise averaged by progress, where it was tracked and is
             resolved along most of the run; else None.
+        geometry: "plain", or "optimizer" for the noise scales under its preconditioner.
     """
 
     quantity: Scale
@@ -82,6 +90,20 @@ class Recommendation(Shown):
     rate_over_best: float | None = None
     negative_curvature: float | None = None
     full_by_progress: Estimate | None = None
+    geometry: Geometry = "plain"
+
+    @property
+    def column(self) -> str:
+        """That of 𝓑 in noise.csv."""
+        return self.column_of(self.quantity)
+
+    def column_of(self, quantity: Scale) -> str:
+        """A noise scale's column in noise.csv, in the geometry of this one.
+
+        Args:
+            quantity: "simple" or "full".
+        """
+        return quantity if self.geometry == "plain" else f"{UNDER_PRECONDITIONER}{quantity}"
 
     @property
     def by_progress(self) -> Estimate:
@@ -121,6 +143,11 @@ class Recommendation(Shown):
             made.append(
                 f"the learning rate is about {rate:.2g} times the best one for this batch size, "
                 "and the noise scale depends on it: track a run nearer to the best rate"
+            )
+        if self.geometry == "optimizer":
+            made.append(
+                "the noise scale is that of the optimizer's geometry, the interval that of runs of "
+                "plain SGD"
             )
         if self.negative_curvature:
             made.append(
@@ -186,6 +213,7 @@ class Recommendation(Shown):
         critical = self.critical_batch_size
         record: dict[str, Any] = {
             "from": self.quantity,
+            "geometry": self.geometry,
             "covered": self.covered,
             "start": self.start,
             "average": self.average,
@@ -255,6 +283,7 @@ def recommend(
     rate_over_best: float | None = None,
     steps: Sequence[int] | None = None,
     batch_size: int | None = None,
+    geometry: Geometry | None = None,
 ) -> Recommendation:
     """The recommendation from the rows of a run's noise.csv, or from noise scales along a run.
 
@@ -276,6 +305,9 @@ def recommend(
         steps: of a list: the updates after which each was measured; None: at equal distances, which
             leaves out how the run's rate compares with the best.
         batch_size: of a list: that of the run.
+        geometry: "plain" for B_simple and B_noise, "optimizer" for B^P_simple and B^P_noise, which
+            are not known before the optimizer's first step. None: the optimizer's where they were
+            measured.
 
     Returns:
         The recommendation.
@@ -296,6 +328,10 @@ def recommend(
         47
     """
     table = _table(measured, steps=steps, batch_size=batch_size)
+    if geometry is None:
+        geometry = "optimizer" if _is_under_preconditioner(table).any() else "plain"
+    if geometry == "optimizer":
+        table = _under_preconditioner(table)
     at_steps = table["step"].to_numpy(dtype=float)
     if (np.diff(at_steps) <= 0).any() or (table["batch_size"] < 1).any():
         raise MeasurementError(
@@ -305,7 +341,7 @@ def recommend(
     if quantity is None:
         quantity = "simple"
         if _covered(table, "full") >= LEAST_COVERED:
-            full = recommend(table, quantity="full").by_progress
+            full = recommend(table, quantity="full", geometry="plain").by_progress
     rows, covered = table[_resolved(table, quantity)], _covered(table, quantity)
     if len(rows) < 2 or covered == 0:
         few = f"{len(rows)} of {len(table)} measurements along the run have a noise scale"
@@ -327,7 +363,8 @@ def recommend(
     inverse = _inverse(table, quantity)
     high = _course(table, inverse["low"])  # of 𝓑, from the lower ends of 1/𝓑
     decrease = None
-    if learning_rate is not None and (steps is not None or isinstance(measured, pd.DataFrame)):
+    has_steps = steps is not None or isinstance(measured, pd.DataFrame)
+    if learning_rate is not None and has_steps and geometry == "plain":
         decrease = relative_decrease(table, learning_rate=learning_rate)
     return Recommendation(
         quantity=quantity,
@@ -345,6 +382,7 @@ def recommend(
         rate_over_best=rate_over_best,
         negative_curvature=_negative_curvature(table),
         full_by_progress=full,
+        geometry=geometry,
     )
 
 
@@ -382,6 +420,33 @@ def _table(
         for step, scale in zip(range(len(scales)) if steps is None else steps, scales, strict=True)
     ]
     return pd.DataFrame(rows, columns=None if rows else list(NEEDED))
+
+
+def _is_under_preconditioner(table: pd.DataFrame) -> np.ndarray:
+    """Which rows have noise scales under a preconditioner."""
+    column = f"{UNDER_PRECONDITIONER}gradient_variance"
+    measured: np.ndarray = table.get(column, pd.Series(np.nan, table.index)).notna().to_numpy()
+    return measured
+
+
+def _under_preconditioner(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have noise scales under a preconditioner, with these in the plain ones' place.
+
+    Raises:
+        MeasurementError: there are none.
+    """
+    rows = table[_is_under_preconditioner(table)]
+    if not len(rows):
+        raise MeasurementError(
+            "no noise scale was measured under the optimizer's preconditioner: track it with "
+            "--noise-geometry both, or take the plain one"
+        )
+    plain = estimate_columns(*GRADIENT_NOISE, *CURVATURE_NOISE)
+    values = {
+        name: rows.get(under, pd.Series(np.nan, rows.index))
+        for name, under in zip(plain, under_preconditioner(*plain), strict=True)
+    }
+    return rows.assign(**values)
 
 
 def _resolved(table: pd.DataFrame, quantity: Scale) -> np.ndarray:

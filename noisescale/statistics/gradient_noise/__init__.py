@@ -12,21 +12,29 @@ from noisescale.statistics.gradient_noise.result import (
     GRADIENT_NOISE,
     PRECONDITIONED,
     QUANTITIES,
+    UNDER_PRECONDITIONER,
     GradientNoise,
     NoiseScale,
+    under_preconditioner,
 )
+from noisescale.statistics.gradient_noise.sign import SIGN_QUANTITIES, SignNoise, sign_noise
 
 __all__ = [
     "CURVATURE_NOISE",
     "GRADIENT_NOISE",
     "PRECONDITIONED",
     "QUANTITIES",
+    "SIGN_QUANTITIES",
+    "UNDER_PRECONDITIONER",
     "GradientNoise",
     "NoiseScale",
     "NormTest",
+    "SignNoise",
     "gradient_noise",
     "mean_estimate",
     "noise_scale",
     "norm_test",
+    "sign_noise",
     "table",
+    "under_preconditioner",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from noisescale.statistics.display import Shown, Summary, share
 from noisescale.statistics.estimate import Estimate, estimate_columns, estimate_row, jsonable
+from noisescale.statistics.gradient_noise.sign import SIGN_QUANTITIES, SignNoise
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.statistics.sample import Measured, Population
 
@@ -39,7 +40,13 @@ PRECONDITIONED = {
 }
 GRADIENT_NOISE = ("squared_gradient_norm", "gradient_variance", "simple")
 CURVATURE_NOISE = ("hessian_covariance_trace", "gradient_curvature", "full", "max_learning_rate")
+UNDER_PRECONDITIONER = "preconditioned_"  # before the names of quantities, in a table's columns
 FIRST = ("simple", "full")  # of what is shown: the rest is what they are made of
+
+
+def under_preconditioner(*names: str) -> list[str]:
+    """The columns of quantities or of their parts under an optimizer's preconditioner."""
+    return [f"{UNDER_PRECONDITIONER}{name}" for name in names]
 
 
 class GradientNoise(NamedTuple):
@@ -126,9 +133,12 @@ class NoiseScale(Shown):
         notes: what a reader should know.
         units_per_example: the mean number of units, such as tokens, of the examples measured, by
             which noise scales are had in these; None where it is not told.
+        amp: "bf16" where the model ran under autocast; None: in the precision of its parameters.
         preconditioned: the same of √P g_i under an optimizer's diagonal preconditioner P:
             squared_gradient_norm is GᵀPG, gradient_variance tr(PΣ), simple B^P_simple, full
             B^P_noise, per_layer of each tensor. None where no preconditioner was given.
+        sign: ‖G‖₁, ‖σ‖₁ and B_ℓ1 of descent along the sign of the gradient; None where they were
+            not measured.
 
     Examples:
         >>> from noisescale import ProblemConfig, build_problem, measure_noise
@@ -161,7 +171,9 @@ class NoiseScale(Shown):
     top_examples: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
     units_per_example: float | None = None
+    amp: str | None = None
     preconditioned: NoiseScale | None = None
+    sign: SignNoise | None = None
 
     @property
     def full(self) -> Estimate | None:
@@ -205,6 +217,7 @@ class NoiseScale(Shown):
             "num_examples": self.num_examples,
             "population_size": self.population_size,
             "units_per_example": self.units_per_example,
+            "amp": self.amp,
             "engine": self.engine,
             "loss": self.loss,
             **self._parts(),
@@ -217,6 +230,7 @@ class NoiseScale(Shown):
             "top_examples": self.top_examples,
             "preconditioned": self.preconditioned
             and {**self.preconditioned._parts(), "notes": self.preconditioned.notes},
+            "sign": self.sign and self.sign.to_dict(),
             "notes": self.notes,
         }
         stored: dict[str, Any] = jsonable(record)
@@ -252,6 +266,9 @@ class NoiseScale(Shown):
         for name in ("effective_examples", "noisiest_share"):
             value = getattr(self, name)
             row[name] = math.nan if value is None else value
+        if self.preconditioned is not None:
+            for name, estimate in self.preconditioned.estimates.items():
+                row |= estimate_row(f"{UNDER_PRECONDITIONER}{name}", estimate)
         return row
 
     def to_frame(self) -> pd.DataFrame:
@@ -276,6 +293,12 @@ class NoiseScale(Shown):
         ]
 
     @property
+    def _of_sign(self) -> list[tuple[str, str]]:
+        if self.sign is None:
+            return []
+        return [(label, str(getattr(self.sign, name))) for name, label in SIGN_QUANTITIES.items()]
+
+    @property
     def _notes_under_preconditioner(self) -> tuple[str, ...]:
         under = self.preconditioned
         if under is None:
@@ -293,7 +316,7 @@ class NoiseScale(Shown):
         ]
         return Summary(
             title=f"Gradient noise over {count}{split} examples (population: {self.population})",
-            rows=[*_rows(self.estimates), *self._under_preconditioner],
+            rows=[*_rows(self.estimates), *self._under_preconditioner, *self._of_sign],
             notes=(
                 *_unresolved(self.resolved, self.examples_to_resolve),
                 *self.notes,

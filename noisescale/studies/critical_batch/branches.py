@@ -336,7 +336,7 @@ def _training_at(
     path: Path, stored: Checkpoint | None, sizes: tuple[int, ...], learning_rate: float | None
 ) -> TrainConfig:
     """The training that branches are scaled from: a rate and a batch size, and the optimizer."""
-    training = TrainConfig() if stored is None else stored.training
+    training = TrainConfig() if stored is None else stored.training_in_force
     if learning_rate is None:
         if stored is None:
             raise SettingError(f"{path} does not say how it was trained: give --lr and --bs")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from noisescale.errors import MOST_RUNS, SettingError, check_choice, check_count, is_real
-from noisescale.problems.config import FactoryConfig, ProblemConfig
+from noisescale.problems.config import AnyConfig, FactoryConfig, ObjectConfig, ProblemConfig
 from noisescale.statistics.display import Settings
 from noisescale.statistics.estimate import Estimate
 from noisescale.training.config import TrainConfig
@@ -17,6 +17,7 @@ GoalSplit = Literal["train", "test"]
 SETTINGS = "critical_batch.json"  # what all runs of a measurement's folder have in common
 BRANCH_SETTINGS, BRANCH_RESULT = "branches.json", "branch.json"
 FIRMER_SIZES = 6  # about a B_crit that is to be measured: a factor of five on either side of it
+OWN_FACTORY = "FILE.py:FACTORY"  # in a command, for a function of the user's own
 MLP_WIDTH = 1024  # of `mlp`, where no width is given
 DEFAULT_WIDTH = 256  # of the command line's network: with it a measurement takes minutes
 LARGEST_SIZE = 2048  # of the default ones: beyond B_crit each doubling doubles the examples taken
@@ -184,7 +185,7 @@ def default_goals(start_loss: float) -> tuple[float, ...]:
 
 
 def firmer_command(
-    problem: ProblemConfig | FactoryConfig,
+    problem: AnyConfig | None,
     training: TrainConfig,
     *,
     critical: Estimate | None = None,
@@ -193,7 +194,7 @@ def firmer_command(
     """The `critical-batch` that measures B_crit, at batch sizes about the one expected.
 
     Args:
-        problem: what is trained.
+        problem: what is trained; None, and an object of Python: it stands for a factory.
         training: its optimizer, momentum and weight decay count.
         critical: B_crit as far as it is known; None: the command chooses the sizes.
         num_examples: in the training set.
@@ -209,8 +210,10 @@ def firmer_command(
     return " ".join(words)
 
 
-def problem_words(problem: ProblemConfig | FactoryConfig) -> list[str]:
-    """The options of a command that name this problem."""
+def problem_words(problem: AnyConfig | None) -> list[str]:
+    """The options of a command that name this problem, or one's own that is not known by a name."""
+    if problem is None or isinstance(problem, ObjectConfig):
+        return [f"--problem {OWN_FACTORY}"]
     if isinstance(problem, FactoryConfig):
         return [f"--problem {shlex.quote(problem.factory)}"]
     options = {"dataset": problem.dataset} | problem.changed()
@@ -218,7 +221,7 @@ def problem_words(problem: ProblemConfig | FactoryConfig) -> list[str]:
     return [_option(name, value) for name, value in options.items()]
 
 
-def study_words(problem: ProblemConfig | FactoryConfig) -> list[str]:
+def study_words(problem: AnyConfig | None) -> list[str]:
     """The same for a study's command, which takes a narrower network by itself."""
     words = problem_words(problem)
     if isinstance(problem, ProblemConfig) and problem.model == "mlp" and problem.width is None:
@@ -232,7 +235,7 @@ def optimizer_words(training: TrainConfig) -> list[str]:
     return [
         _option(name, value)
         for name, value in training.optimizer_settings().items()
-        if value != defaults[name]
+        if value != defaults.get(name)
     ]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from noisescale.errors import RunFolderError, SettingError
-from noisescale.problems.config import ProblemConfig
 from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
@@ -31,6 +30,7 @@ from noisescale.studies.critical_batch.fits import remembered_fits
 from noisescale.studies.critical_batch.goal_runs.goal_run import GoalRun
 from noisescale.studies.critical_batch.goal_runs.noise_runs import PREDICTED_COLUMNS, predicted_rows
 from noisescale.studies.critical_batch.goal_runs.start import Start
+from noisescale.studies.jobs.cell import count_units
 from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend.measured import advise_on_front
@@ -244,9 +244,7 @@ def write_results(
     )
     num_runs = len(table.groupby(["batch_size", "learning_rate", "seed"]))
     cost = f"Cost: {num_runs} runs."
-    units = None
-    if isinstance(config.problem, ProblemConfig):  # one's own may be gone when results are shown
-        units = config.problem.units_per_example
+    units = count_units(config.problem)
     advice = result.advice and replace(result.advice, cost=cost, units_per_example=units)
     result = replace(result, notes=notes, advice=advice)
     summary = {

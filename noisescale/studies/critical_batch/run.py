@@ -57,12 +57,12 @@ from noisescale.studies.jobs.search_loop import (
     read_finished,
 )
 from noisescale.studies.jobs.tasks import Tasks
-from noisescale.training.config import resolve_batch_size
+from noisescale.training.config import ADAPTIVE_RATE, resolve_batch_size
 from noisescale.training.records.folder import may_write, write_table
 from noisescale.training.records.names import run_name
 from noisescale.training.records.tables import STEPS_TO_GOAL
+from noisescale.training.updates.muon import check_muon
 
-ADAPTIVE_RATE = 1e-3  # of Adam and AdamW at the first batch size: their customary default
 CELLS_A_SEARCH = 5  # about, for the estimate of the time left: three rates and two beyond an end
 
 
@@ -104,6 +104,7 @@ def run_critical_batch(
     """
     notes = seeding_notes(config.problem, num_seeds=config.num_seeds)
     options = with_notes(common_options(options), notes)
+    check_muon(config.training)
     num_examples = examples_for(config.problem, config.split)
     config = config.resolved(num_examples=num_examples)
     for size in config.batch_sizes or ():

@@ -21,6 +21,7 @@ from noisescale.problems.problem import (
     source_of,
     units_per_example,
 )
+from noisescale.problems.sampling import without_fold
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.weight_files import read_weights
 from noisescale.training.records.weights import apply_weights
@@ -31,7 +32,8 @@ class Cell:
     """One run of a study: all that another process needs to know of it.
 
     path: its folder. start: the checkpoint it starts from; None: from initialisation under its
-    seed. notes: for its record.
+    seed. notes: for its record. fold: which of how many parts of the training examples is held out,
+    as (0, 5); None: nothing is.
     """
 
     path: Path
@@ -41,15 +43,17 @@ class Cell:
     device: str = "cpu"
     data_dir: Path | None = None
     notes: tuple[str, ...] = ()
+    fold: tuple[int, int] | None = None
 
 
 def cell_record(cell: Cell) -> dict[str, Any]:
     """The content of the cell's config.json."""
-    return {
+    record = {
         "problem": cell.problem.to_dict(),
         "training": cell.training.to_dict(),
         "notes": list(cell.notes),
     }
+    return record if cell.fold is None else record | {"fold": list(cell.fold)}
 
 
 def cell_problem(cell: Cell) -> Problem:
@@ -62,7 +66,7 @@ def cell_problem(cell: Cell) -> Problem:
     if cell.start is not None:
         path, content = read_weights(cell.start, device=cell.device)
         apply_weights(problem.model, content, path=path)
-    return problem
+    return problem if cell.fold is None else without_fold(problem, *cell.fold)
 
 
 def count_examples(problem: ProblemConfig | FactoryConfig) -> int:

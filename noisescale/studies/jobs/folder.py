@@ -17,6 +17,7 @@ from noisescale.training.records.folder import EXPERIMENT, read_json, write_json
 
 CELL_FOLDER = "cells"  # of the runs, each in a folder of its own
 LOCK = ".noisescale.lock"
+ORDERS = "orders"  # of a folder's settings: which of these two holds in it
 Orders = Literal["seed and batch size", "seed"]
 INDEPENDENT: Orders
 SHARED: Orders
@@ -51,7 +52,7 @@ def claim(out: Path, identity: dict[str, Any], *, settings: str) -> Orders:
         with FileLock(out / LOCK):
             stored = read_json(out / settings)
             if stored is None:
-                write_json(out / settings, {**identity, "orders": INDEPENDENT})
+                write_json(out / settings, {**identity, ORDERS: INDEPENDENT})
                 return INDEPENDENT
     differences = [
         f"{name} is {old!r} there, {new!r} here"
@@ -62,7 +63,7 @@ def claim(out: Path, identity: dict[str, Any], *, settings: str) -> Orders:
             f"{out} holds runs made by other settings ({'; '.join(differences)}): "
             "choose another --out"
         )
-    return INDEPENDENT if stored.get("orders") == INDEPENDENT else SHARED
+    return INDEPENDENT if stored.get(ORDERS) == INDEPENDENT else SHARED
 
 
 def ordered(training: TrainConfig, orders: Orders) -> TrainConfig:
@@ -101,8 +102,10 @@ def _differences(
     there: dict[str, Any], here: dict[str, Any], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
     differences: list[tuple[str, Any, Any]] = []
-    for name in here:
-        old, new = there.get(name), here[name]
+    for name in {**here, **there}:
+        if name == ORDERS:
+            continue
+        old, new = there.get(name), here.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             differences += _differences(old, new, f"{prefix}{name}.")
         elif old != new:

@@ -1,8 +1,9 @@
-"""What a recommendation is asked for, as plain data."""
+"""What a recommendation is asked for, as plain data, and the time that it may take."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from noisescale.training.config import TrainConfig
 SETTINGS = "recommend.json"  # what all runs of the folder have in common
 DEFAULT_EPOCHS = 10  # of the run that the noise is measured along, where the budget allows it
 LONGEST = 7 * 24 * 60  # minutes
+RESERVE = 0.08  # of all the time, for what is outside the phases: loading, tables, the picture
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -90,3 +92,34 @@ class RecommendConfig(Settings):
             "learning_rate": self.learning_rate,
             "epochs": self.epochs,
         }
+
+
+class Budget:
+    """Seconds that may be spent, by any clock.
+
+    Args:
+        seconds: in all.
+        clock: gives seconds from some moment on, as time.monotonic.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._started = clock()
+
+    def now(self) -> float:
+        """What the clock shows."""
+        return self._clock()
+
+    def add(self, seconds: float) -> None:
+        """Counts what was spent before, by what is kept of it."""
+        self._started -= seconds
+
+    @property
+    def spent(self) -> float:
+        return self._clock() - self._started
+
+    @property
+    def left(self) -> float:
+        """Seconds that phases may still take."""
+        return (1 - RESERVE) * self.seconds - self.spent

@@ -11,13 +11,14 @@ from typing import Any
 
 from noisescale.errors import MeasurementError, RunFolderError, SettingError
 from noisescale.measure.noise import measure_noise
-from noisescale.problems.problem import Problem, num_examples_of
+from noisescale.problems.problem import Params, Problem, num_examples_of
 from noisescale.statistics.critical_batch.calibration.model import calibration
 from noisescale.statistics.estimate import jsonable
 from noisescale.statistics.gradient_noise import NoiseScale
 from noisescale.studies.jobs.cell import Cell, cell_problem
 from noisescale.studies.jobs.short_run import EVALUATED, LossCurve
-from noisescale.studies.recommend.budget import Budget
+from noisescale.studies.recommend.config import Budget
+from noisescale.training.config import ADAPTIVE_RATE
 from noisescale.training.console import duration_text
 from noisescale.training.records.folder import read_json, write_json
 from noisescale.training.tracking.noise import FEWEST_EXAMPLES, NUM_EXAMPLES
@@ -37,7 +38,6 @@ TYPICAL = 6  # rates that a search takes: 5 to 7 where the first guess is near
 SEARCH_SHARE, RUN_SHARE = 0.4, 0.5  # of what is left after the look; the rest is for a run again
 NOISE_SHARE = 0.5  # of the run's time
 FEWEST_RATE_STEPS, FEWEST_RUN_STEPS = 10, 40  # with fewer, no rate and no noise scale can be told
-ADAPTIVE_RATE = 1e-3  # of Adam and AdamW, to begin with: their customary default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,18 +169,25 @@ def _num_evaluated(problem: Problem, budget: Budget) -> int:
 
 
 def noise_within(
-    problem: Problem, budget: Budget, *, seconds: float, most: int, seed: int = 0
+    problem: Problem,
+    budget: Budget,
+    *,
+    seconds: float,
+    most: int,
+    seed: int = 0,
+    preconditioner: Params | None = None,
 ) -> tuple[NoiseScale, float]:
     """The noise on as many examples as so many seconds pay for, and the seconds for an example.
 
     On few examples first, twice, of which the second time counts: the first loads libraries. most:
-    examples.
+    examples. preconditioner: P by parameter, under which the noise is measured as well.
     """
     examples = min(FIRST_NOISE_EXAMPLES, most)
-    measure_noise(problem, num_examples=examples, seed=seed)
+    common: dict[str, Any] = {"seed": seed, "preconditioner": preconditioner}
+    measure_noise(problem, num_examples=examples, **common)
     while True:
         before = budget.now()
-        noise = measure_noise(problem, num_examples=examples, seed=seed)
+        noise = measure_noise(problem, num_examples=examples, **common)
         an_example = (budget.now() - before) / examples
         more = int(min(most, seconds / max(an_example, 1e-9)))
         if more < 2 * examples:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -22,6 +24,8 @@ from noisescale.statistics.critical_batch.goal_table import of_goal
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
 from noisescale.statistics.critical_batch.recommendation import AIMS
 from noisescale.statistics.estimate import Estimate, estimate_of
+from noisescale.statistics.scores.cross_validation import CrossValidation
+from noisescale.studies.recommend.optimizer import caveat
 
 LITTLE, MORE = 0.05, 0.2  # of the least loss, which a balanced size and an extreme one may cost
 
@@ -53,13 +57,17 @@ def advise_on_front(
     goal = min(resolved, default=min(fits)) if fits else math.nan
     simple = _by_noise(predicted, goal, is_sgd=optimizer == "sgd")
     if not resolved:
-        return _by_noise_alone(goal, simple, rates, laws, fits, population_size)
+        advice = _by_noise_alone(goal, simple, rates, laws, fits, population_size)
+        said = None if simple is None else caveat(optimizer, in_geometry=False)
+        return replace(advice, worth=(*filter(None, [said]), *advice.worth))
     critical = fits[goal].critical_batch_size
     to_goal = "" if math.isnan(goal) else f" to a loss of {goal:g}"
     tuned, rate = _rates(goal, rates, laws)
     reached = of_goal(table, goal)
     sizes = sorted(reached[reached["censored"] == 0]["batch_size"].unique().tolist())
     worth = [_compared(critical, simple)] if simple is not None else []
+    if optimizer != "sgd":
+        worth.append(f"Runs of {optimizer} at one β₂ and decay, which the rates are for.")
     if tuned:
         worth.append(
             f"Rates: tuned at B = {tuned[0]:,.0f} to {tuned[-1]:,.0f}; the best one of each size "
@@ -139,7 +147,13 @@ def _rates(
 
 
 def advise_on_map(
-    cells: pd.DataFrame, *, horizon: str, equal_steps: bool, num_examples: int
+    cells: pd.DataFrame,
+    *,
+    horizon: str,
+    equal_steps: bool,
+    num_examples: int,
+    folds: Mapping[Any, CrossValidation] | None = None,
+    score: str = "loss",
 ) -> Advice:
     """The advice from a map of runs of one length: the best rate of each size, and their losses.
 
@@ -151,13 +165,20 @@ def advise_on_map(
         horizon: what the runs' length is called: "1 epoch".
         equal_steps: whether that is a number of steps.
         num_examples: in the training set, which "full" stands for.
+        folds: of a sweep with folds, by batch size, what they choose: the score of the examples
+            held out then stands in the place of the runs' own losses.
+        score: what that is called, "error" or "loss".
     """
-    best = _best_cells(cells, num_examples)
-    heading = f"By the loss after {horizon}, at the best rate tried for each batch size:"
+    if folds is None:
+        best = _best_cells(cells, num_examples)
+        heading = f"By the loss after {horizon}, at the best rate tried for each batch size:"
+    else:
+        best = _chosen_by_folds(folds, num_examples)
+        heading = f"By the held-out {score} after {horizon}, at the rates that folds choose:"
     if best.empty or not best["loss"].min() > 0:
         return Advice(
             heading=heading,
-            reason="no run that trains to a loss above 0 was made; give lower learning rates",
+            reason=f"no run that trains to {score} above 0 was made; give lower learning rates",
         )
     least = best["loss"].min()
     kept = {
@@ -182,15 +203,25 @@ def advise_on_map(
                 low=sizes[max(place - 1, 0)],
                 high=sizes[min(place + 1, len(sizes) - 1)],
                 learning_rate=rates[size],
-                worth=f"loss {losses[size]:.3g}{', an end' if is_end else ''}",
+                worth=f"{score} {losses[size]:.3g}{', an end' if is_end else ''}",
             )
         )
     return Advice(
         heading=heading,
         sizes=tuple(aimed),
-        worth=("A loss 5 % above the least is balanced, 20 % the end.",),
+        worth=(f"{score.capitalize()} 5 % above the least is balanced, 20 % the end.",),
         ends="next tried",
     )
+
+
+def _chosen_by_folds(folds: Mapping[Any, CrossValidation], num_examples: int) -> pd.DataFrame:
+    """Of each batch size the rate that folds choose, and its mean held-out score."""
+    rows = []
+    for size, found in folds.items():
+        score = found.scores[found.rates.index(found.chosen)].value
+        number = num_examples if isinstance(size, str) else size
+        rows.append({"batch_size": number, "learning_rate": found.chosen, "loss": score})
+    return pd.DataFrame(rows, columns=["batch_size", "learning_rate", "loss"])
 
 
 def _best_cells(cells: pd.DataFrame, num_examples: int) -> pd.DataFrame:

@@ -13,13 +13,11 @@ import pandas as pd
 from noisescale.errors import MeasurementError, RunFolderError
 from noisescale.problems.config import AnyConfig, parse_problem
 from noisescale.statistics.critical_batch.advice import (
-    HEADINGS,
     Advice,
     aimed_sizes,
     in_use_text,
     interval_text,
     number_text,
-    rate_law,
 )
 from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
 from noisescale.statistics.display import Shown, Summary
@@ -29,6 +27,10 @@ from noisescale.studies.jobs.cell import count_units
 from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.recommend.config import RecommendConfig
 from noisescale.studies.recommend.look import Look, Plan
+from noisescale.studies.recommend.optimizer import (
+    caveat,
+    scaling_rules,
+)
 from noisescale.training.console import duration_text
 from noisescale.training.records.folder import (
     SUMMARY,
@@ -73,10 +75,11 @@ class RecommendResult(Shown):
 
     def _summary(self) -> Summary:
         advice = self.advice
+        columns = advice.table() if advice.sizes else {}
         return Summary(
             title=advice.heading,
-            headings=HEADINGS,
-            rows=[size.cells() for size in advice.sizes],
+            headings=tuple(columns),
+            rows=list(zip(*columns.values(), strict=True)),
             notes=tuple(sentence.rstrip(".") for sentence in advice.sentences),
             numeric=True,
         )
@@ -127,22 +130,25 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
         )
         return advice, None
     critical = found.critical_batch_size
-    law = rate_law(
-        config.training.optimizer,
-        batch_size=size,
-        learning_rate=rate,
-        critical=critical.value,
+    rules = scaling_rules(
+        config.training, batch_size=size, learning_rate=rate, critical=critical.value
     )
     advice = Advice(
         heading=(
-            f"B_crit ≈ {number_text(critical.value)} ({interval_text(critical)}), by the noise "
-            f"scale of {where}:"
+            f"B_crit ≈ {number_text(critical.value)} ({interval_text(critical)}), by the noise of "
+            f"{where}:"
         ),
         sizes=aimed_sizes(
-            critical, population_size=look.num_examples, rate=law.rate, measured_at=[size]
+            critical,
+            population_size=look.num_examples,
+            rate=rules.rate_at,
+            measured_at=[size],
+            beta2=rules.beta2_at,
+            weight_decay=rules.weight_decay_at,
         ),
+        rules=rules.rules,
         in_use=None if config.batch_size is None else in_use_text(config.batch_size, critical),
-        worth=_worth(outcome),
+        worth=_worth(outcome, in_geometry=found.geometry == "optimizer"),
         cost=cost,
         firmer=firmer_command(
             config.problem, config.training, critical=critical, num_examples=look.num_examples
@@ -151,14 +157,13 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
     return advice, found
 
 
-def _worth(outcome: Outcome) -> tuple[str, ...]:
+def _worth(outcome: Outcome, *, in_geometry: bool) -> tuple[str, ...]:
     """What the numbers are worth: the error of the model, and the law of the rates."""
-    size = outcome.look.batch_size
-    if outcome.config.training.optimizer == "sgd":
-        known, law = "on MNIST", "1/(1+B_crit/B)"
-    else:
-        known, law = "for SGD, not Adam", "√B, a rule"
-    return (f"Sizes: calibrated {known}. Rates: tried at B = {size:,}, else ∝ {law}.",)
+    size, training = outcome.look.batch_size, outcome.config.training
+    said = caveat(training.optimizer, in_geometry=in_geometry)
+    if said is not None:
+        return said, f"Rates: tried at B = {size:,}."
+    return (f"Sizes: calibrated on MNIST. Rates: tried at B = {size:,}, else ∝ 1/(1+B_crit/B).",)
 
 
 def _notes(found: Recommendation, size: int, losses: pd.Series[float]) -> list[str]:

@@ -14,8 +14,7 @@ from noisescale.errors import Interrupted, MeasurementError, SettingError
 from noisescale.studies.jobs.folder import CELL_FOLDER, claim, closing
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
 from noisescale.studies.jobs.short_run import ShortRun
-from noisescale.studies.recommend.budget import Budget
-from noisescale.studies.recommend.config import SETTINGS, RecommendConfig
+from noisescale.studies.recommend.config import SETTINGS, Budget, RecommendConfig
 from noisescale.studies.recommend.look import (
     LOOK,
     LOOKS,
@@ -44,6 +43,7 @@ from noisescale.training.records.environment import environment
 from noisescale.training.records.folder import SUMMARY, read_json, write_json
 from noisescale.training.records.tables import LOSSES, NOISE
 from noisescale.training.tracking.noise import NUM_EXAMPLES, NoiseTracking
+from noisescale.training.updates.muon import check_muon
 
 PLAN = "plan.json"
 RUN = "run"  # the folder of the tracked run; a second one, at a lower rate, is run-2
@@ -88,6 +88,7 @@ def run_recommend(
         Interrupted: a SIGINT came; what is finished is kept.
     """
     options = common_options(options)
+    check_muon(config.training)
     if force and (out / SETTINGS).exists():
         _remove(out)
     claim(out, config.identity(), settings=SETTINGS)
@@ -201,7 +202,7 @@ class _Study:
                     self.budget,
                     seconds=seconds,
                     num_evaluated=look.num_evaluated,
-                    say=self._say,
+                    console=self.options.console,
                 )
             search.runs[index] = run
             self._say(f"lr {rate:g}: {_fate(run, look.loss)}, {run.summary['took']:.1f} s")
@@ -224,7 +225,7 @@ class _Study:
                     tracking,
                     self.budget,
                     num_evaluated=look.num_evaluated,
-                    say=self._say,
+                    console=self.options.console,
                 )
             if trained(run):
                 break

@@ -88,6 +88,10 @@ def cell_summary(
     test = None
     if problem.test is not None:
         test = evaluate(model, problem.loss, held(source_of(problem.test)), problem.weights)
+    held_out = None
+    if cell.fold is not None and problem.validation is not None:
+        left_out = held(source_of(problem.validation))
+        held_out = evaluate(model, problem.loss, left_out, problem.weights)
     losses = [loss for _, loss in curve.points]
     largest = max(losses, key=lambda loss: math.inf if math.isnan(loss) else loss)
     numbers = {
@@ -109,6 +113,7 @@ def cell_summary(
         **nullable(numbers),
         "train": final.stored(),
         **({} if test is None else {"test": test.stored()}),
+        **({} if held_out is None else {"held_out": held_out.stored()}),
     }
 
 

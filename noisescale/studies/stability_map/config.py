@@ -15,6 +15,7 @@ BatchSize = int | BatchRule
 SETTINGS = "sweep.json"  # what all cells of a folder have in common
 DEFAULT_BATCH_SIZES = (1, 4, 16, 64, 256, 1024)
 DEFAULT_WIDTH = 256  # of the command line's network: with it a map takes minutes
+FOLD_RATES = 11  # of the command line with folds: with the default ends half a decade apart
 MINIMUM_STEPS = 1000  # of runs from a checkpoint, by default; a rate at the edge may take longer
 ROUNDING = 1e-9  # of a quotient of logarithms, which must not add a rate to the grid
 # by name, what stands in the place of the defaults of the command line's options
@@ -80,7 +81,8 @@ class SweepConfig(Settings):
             rate, length and seed are the sweep's.
         batch_sizes: examples per update, or "full".
         lr_min: the smallest learning rate; the rates lie evenly in log η. None: three decades below
-            the power of ten nearest to 2/λ_max where the runs start, or five below `lr_max`.
+            the power of ten nearest to 2/λ_max where the runs start, of an adaptive optimizer 1e-5;
+            or five below `lr_max`.
         lr_max: the largest learning rate; None: five decades above the smallest.
         num_lr: how many learning rates; every cell is run with every seed. None: as many as
             `factor` takes, and only cells that locate the edge are run: a scan with the first seed,
@@ -96,6 +98,9 @@ class SweepConfig(Settings):
         horizon: how long each run is.
         start: digest of the checkpoint that every run starts from, see `file_digest`; None: the
             runs start from initialisation.
+        folds: k: each rate of the whole grid is run k times, once with each of k parts of the
+            training examples held out, and seed i with part i, so that `num_seeds` is k as well;
+            None: all runs train on all examples.
 
     Examples:
         >>> from noisescale import Horizon, ProblemConfig, SweepConfig
@@ -118,8 +123,11 @@ class SweepConfig(Settings):
     max_seeds: int = 40
     horizon: Horizon = Horizon(epochs=1)
     start: str | None = None
+    folds: int | None = None
 
     def __post_init__(self) -> None:
+        if self.folds is not None:
+            self._check_folds()
         if not self.batch_sizes:
             raise SettingError("an empty grid: give at least one batch size")
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
@@ -155,11 +163,6 @@ class SweepConfig(Settings):
             if rate is not None:
                 TrainConfig(learning_rate=rate)  # refuses what is no rate
         if self.lr_min is None or self.lr_max is None:
-            if self.training.optimizer != "sgd":
-                raise SettingError(
-                    f"no range of learning rates for {self.training.optimizer}, which the "
-                    "curvature does not tell: give --lr-min and --lr-max"
-                )
             return
         if self.lr_min > self.lr_max:
             raise SettingError(
@@ -168,6 +171,27 @@ class SweepConfig(Settings):
             )
         if self.num_lr == 1 and self.lr_min != self.lr_max:
             raise SettingError("one learning rate between two ends: give 2 or more, or equal ends")
+
+    def _check_folds(self) -> None:
+        """SettingError for folds that nothing can be chosen by, or settings they exclude."""
+        check_count("folds", self.folds, most=MOST_RUNS)
+        if self.folds == 1:
+            raise SettingError("folds 1: nothing would be trained on; give 2 or more")
+        if self.num_lr is None:
+            raise SettingError(
+                f"folds {self.folds} with bisection, which does not run every rate with each: give "
+                "the number of learning rates as well"
+            )
+        if self.num_seeds != self.folds or self.precision is not None:
+            raise SettingError(
+                f"folds {self.folds} with {self.num_seeds} seeds and precision {self.precision}: "
+                "each fold has a seed of its own; give as many seeds as folds, and no precision"
+            )
+        if self.start is not None:
+            raise SettingError(
+                f"folds {self.folds} from a checkpoint, which was trained on the examples held "
+                "out: leave one of them out"
+            )
 
     @property
     def learning_rates(self) -> list[float]:
@@ -226,4 +250,5 @@ class SweepConfig(Settings):
             "training": training,
             "horizon": vars(self.horizon),
             "start": self.start,
+            **({} if self.folds is None else {"folds": self.folds}),
         }

@@ -9,17 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from noisescale.errors import RunFolderError
+from noisescale.errors import MeasurementError, RunFolderError
+from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.measure.stability import measure_stability, simulate_threshold
+from noisescale.problems.problem import num_examples_of
 from noisescale.statistics.estimate import Estimate, undefined
 from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell, cell_problem, one_thread
 from noisescale.studies.stability_map.config import SweepConfig
+from noisescale.training.config import ADAPTIVE_RATE
 from noisescale.training.records.folder import read_json, write_json
 
 Record = TypeVar("Record")
 FOLDER = "predictions"
 CONSTANTS = "constants.json"
+SHARPNESS = "sharpness.json"
+SHARPNESS_EXAMPLES = 1000  # for λ alone, by which a range of five decades is chosen
 FIVE_DECADES = 1e5  # of rates where they are not given: 2/λ, two above it and three below
 CURVES = ("lower", "gaussian", "wu", "upper", "lyapunov", "descent")
 
@@ -40,6 +45,28 @@ def stored_constants(out: Path) -> StabilityConstants | None:
     path = out / FOLDER / CONSTANTS
     stored = read_json(path)
     return None if stored is None else _parse(path, StabilityConstants.from_dict, stored)
+
+
+def sharpness_at(cell: Cell, out: Path) -> float:
+    """λ alone where a cell's run starts, measured unless it lies in the sweep's folder.
+
+    By products with the mean matrix, so that it takes no more of a model with thousands of outputs.
+    """
+    path = out / FOLDER / SHARPNESS
+    if (stored := read_json(path)) is not None:
+        return _parse(path, lambda values: float(values["sharpness"]), stored)
+    with one_thread():
+        problem = cell_problem(cell)
+        examples = min(SHARPNESS_EXAMPLES, num_examples_of(problem.train))
+        options = SharpnessOptions(num_examples=examples, ggn=True)
+        top = measure_sharpness(problem, options=options).largest
+    if top is None or not (top.converged and top.value.value > 0):
+        raise MeasurementError(
+            f"{type(problem.model).__name__}: the largest eigenvalue of its Gauss–Newton matrix is "
+            "not above zero, or has not converged"
+        )
+    write_json(path, {"sharpness": top.value.value})
+    return float(top.value.value)
 
 
 def lyapunov_at(
@@ -63,14 +90,18 @@ def stored_lyapunov(out: Path, batch_size: int) -> Estimate | None:
     return None if (stored := read_json(path)) is None else _parse(path, Estimate.from_dict, stored)
 
 
-def with_rates(config: SweepConfig, constants: StabilityConstants) -> SweepConfig:
+def with_rates(config: SweepConfig, sharpness: float | None) -> SweepConfig:
     """The sweep with the ends of its learning rates, five decades apart where it does not say.
 
-    Without either, they go from three decades below the power of ten nearest to 2/λ to two above.
+    Without either, they go from three decades below the power of ten nearest to 2/λ to two above;
+    of an adaptive optimizer, where λ is None, from two below its customary rate to three above.
     """
     low, high = config.lr_min, config.lr_max
     if low is None and high is None:
-        low = 10.0 ** (round(math.log10(2 / constants.sharpness)) - 3)
+        if sharpness is None:
+            low = ADAPTIVE_RATE / 100
+        else:
+            low = 10.0 ** (round(math.log10(2 / sharpness)) - 3)
     if low is None and high is not None:
         low = high / FIVE_DECADES
     assert low is not None
@@ -114,5 +145,5 @@ def _parse(
     """The record in a file of ours; RunFolderError where it is damaged."""
     try:
         return read(values)
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged ({error}): delete it and run again") from error

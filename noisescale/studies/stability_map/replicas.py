@@ -181,13 +181,14 @@ def _run_held(cells: Sequence[Cell]) -> None:
 def alike(cell: Cell) -> tuple[Any, ...] | None:
     """What cells that run together share; None for one that must run alone.
 
-    Alone run Adam, batch normalisation, whose statistics change in place, and batches that fill a
-    device.
+    Alone run adaptive optimizers, Nesterov's momentum, batch normalisation, whose statistics change
+    in place, and batches that fill a device.
     """
     training = cell.training
     size = training.batch_size
     alone = (
         training.optimizer != "sgd"
+        or training.nesterov
         or not isinstance(cell.problem, ProblemConfig)
         or cell.problem.couples_examples
         or not isinstance(size, int)
@@ -200,6 +201,7 @@ def alike(cell: Cell) -> tuple[Any, ...] | None:
         replace(training, learning_rate=1.0, seed=0, order_seed=None),
         cell.start,
         cell.device,
+        cell.fold,
     )
 
 

@@ -14,9 +14,11 @@ from noisescale.problems.config import FactoryConfig, ObjectConfig, ProblemConfi
 from noisescale.statistics.critical_batch.advice import Advice
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import estimate_of, jsonable
+from noisescale.statistics.scores.cross_validation import CrossValidation
 from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.statistics.stability.edge import LABELS
 from noisescale.studies.critical_batch.config import firmer_command
+from noisescale.studies.jobs.cell import count_units
 from noisescale.studies.jobs.folder import changes, closing
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend.measured import advise_on_map
@@ -26,6 +28,8 @@ from noisescale.studies.stability_map.tables import (
     cells_table,
     counted_once,
     in_order,
+    rates_by_folds,
+    score_of_folds,
     scores,
 )
 from noisescale.training.config import TrainConfig
@@ -84,6 +88,11 @@ class SweepResult(Shown):
     advice: Advice | None = None
 
     @property
+    def cross_validation(self) -> dict[BatchSize, CrossValidation]:
+        """Of a sweep with folds, the rate they choose at each batch size at which all train."""
+        return rates_by_folds(self.cells)
+
+    @property
     def verb(self) -> str:
         """What runs above the edge do."""
         return "diverge" if self.config.start is None else "leave the minimum"
@@ -134,6 +143,7 @@ def read_sweep(folder: Path) -> SweepResult | None:
             num_seeds=summary["num_seeds"],
             horizon=Horizon(**summary["horizon"]),
             start=summary["start"],
+            folds=summary.get("folds"),
         )
         advice = Advice.of_summary(summary, HEADING)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -147,6 +157,18 @@ def read_sweep(folder: Path) -> SweepResult | None:
         summary=summary,
         advice=advice,
     )
+
+
+def _folds_record(cells: pd.DataFrame) -> list[dict[str, Any]]:
+    """What folds choose, for summary.json; empty without folds."""
+    return [
+        {
+            "batch_size": size,
+            "score": score_of_folds(cells),
+            **chosen.to_dict(),
+        }
+        for size, chosen in rates_by_folds(cells).items()
+    ]
 
 
 def _of_sweep(stored: dict[str, Any]) -> ProblemConfig | FactoryConfig:
@@ -205,6 +227,7 @@ def write_results(
         "failures": outcome.failures,
         "constants": constants and {**jsonable(constants), "notes": list(constants.notes)},
         "scores": jsonable(prediction_scores),
+        "cross_validation": _folds_record(cells),
         "recommendation": jsonable(advice.sizes),
         "advice": advice.to_dict(),
         **closing(outcome.seconds, options.notes, environment(options.device)),
@@ -243,9 +266,9 @@ def _advice(config: SweepConfig, cells: pd.DataFrame, outcome: Outcome) -> Advic
         horizon=f"{amount:,} {unit.removesuffix('s') if amount == 1 else unit}",
         equal_steps=unit == "steps",
         num_examples=outcome.num_examples,
+        folds=None if config.folds is None else rates_by_folds(cells),
+        score=score_of_folds(cells),
     )
     firmer = firmer_command(config.problem, config.training)
-    units = None
-    if isinstance(config.problem, ProblemConfig):  # one's own may be gone when results are shown
-        units = config.problem.units_per_example
+    units = count_units(config.problem)
     return replace(advice, cost=cost, firmer=firmer, units_per_example=units)

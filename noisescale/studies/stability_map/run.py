@@ -7,14 +7,21 @@ import time
 from collections import Counter
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from noisescale.errors import Interrupted, NoisescaleError, RunFolderError, SettingError
+from noisescale.errors import (
+    Interrupted,
+    NoisescaleError,
+    NotMeasurable,
+    RunFolderError,
+    SettingError,
+)
 from noisescale.problems.factory import seeding_notes
 from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import Estimate
+from noisescale.statistics.scores.cross_validation import fold_indices
 from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell, count_examples
 from noisescale.studies.jobs.folder import CELL_FOLDER, Orders, claim, ordered
@@ -36,6 +43,7 @@ from noisescale.studies.stability_map.predictions import (
     constants_at,
     lyapunov_at,
     predicted_rates,
+    sharpness_at,
     stored_constants,
     stored_lyapunov,
     with_rates,
@@ -50,6 +58,7 @@ from noisescale.studies.stability_map.search import (
 from noisescale.studies.stability_map.tables import cell_row, cells_table, edge_of_cells, in_order
 from noisescale.training.config import resolve_batch_size
 from noisescale.training.records.names import file_digest, run_name
+from noisescale.training.updates.muon import check_muon
 
 SCAN_FACTOR = (
     4.0  # between the rates of seed 0's scan, about: two or three bisections of them follow
@@ -115,7 +124,10 @@ def run_sweep(
     """
     if not isinstance(options, SweepOptions):
         options = SweepOptions(**vars(options or StudyOptions()))
+    check_muon(config.training)
     num_examples = count_examples(config.problem)
+    if config.folds is not None:
+        num_examples -= max(map(len, fold_indices(num_examples, config.folds)))
     # of runs from a checkpoint no seed draws the start
     several = config.num_seeds if config.start is None else 1
     options = with_notes(options, seeding_notes(config.problem, num_seeds=several))
@@ -167,9 +179,8 @@ class _Sweep:
         started = time.monotonic()
         with self.tasks:
             constants = self._constants()
-            if self.config.lr_min is None or self.config.lr_max is None:
-                assert constants is not None
-                self.config = with_rates(self.config, constants)
+            if not self._has_rates:
+                self.config = with_rates(self.config, self._sharpness(constants))
             first_seeds = self.config.num_seeds if self.config.num_lr is not None else 1
             for size in self.config.batch_sizes:
                 alike = self.config.seeds_alike(size, num_examples=self.num_examples)
@@ -209,10 +220,13 @@ class _Sweep:
         plain = training.optimizer == "sgd" and not training.momentum and not training.weight_decay
         return self.options.predict and plain
 
+    @property
+    def _has_rates(self) -> bool:
+        return self.config.lr_min is not None and self.config.lr_max is not None
+
     def _constants(self) -> StabilityConstants | None:
-        """What the predictions, and the default learning rates, are made of."""
-        rates_given = self.config.lr_min is not None and self.config.lr_max is not None
-        if not self.predicts and rates_given:
+        """What the predictions are made of; None where they are not wanted, or cannot be had."""
+        if not self.predicts:
             return None
         try:
             if (stored := stored_constants(self.out)) is not None:
@@ -226,13 +240,27 @@ class _Sweep:
         if error is None:
             constants: StabilityConstants = future.result()
             return constants
-        if not rates_given:
+        if isinstance(error, NotMeasurable):  # which no setting would change
+            self.options = with_notes(self.options, (f"no edge is predicted: {error}",))
+        else:
+            self.tasks.failed("the curvature at the start", error)
+        return None
+
+    def _sharpness(self, constants: StabilityConstants | None) -> float | None:
+        """λ, by which the learning rates are chosen; None of an adaptive optimizer."""
+        if self.config.training.is_adaptive:
+            return None
+        if constants is not None:
+            return constants.sharpness
+        self.tasks.progress.activity("measuring the sharpness at the start")
+        cell = self._cell(self.config.batch_sizes[0], 1.0, 0)
+        future = self.tasks.submit(sharpness_at, cell, self.out)
+        if (error := self.tasks.error(future)) is not None:
             raise NoisescaleError(
                 "the curvature at the start, by which the learning rates are chosen, cannot be "
                 f"measured ({error}): give --lr-min and --lr-max"
             ) from error
-        self.tasks.failed("the curvature at the start", error)
-        return None
+        return float(future.result())
 
     def _begin(self, size: BatchSize, num_seeds: int) -> None:
         """Starts the searches of a batch size for the seeds up to this number."""
@@ -360,10 +388,15 @@ class _Sweep:
     def _cell(self, batch_size: BatchSize, learning_rate: float, seed: int) -> Cell:
         training = self.config.run(batch_size, learning_rate, seed, num_examples=self.num_examples)
         training = ordered(training, self.orders)
-        path = self.out / CELL_FOLDER / run_name(self.config.problem, training)
-        return make_cell(
+        name, fold = run_name(self.config.problem, training), None
+        if self.config.folds is not None:
+            fold = (seed, self.config.folds)
+            name += f"-fold{seed}of{self.config.folds}"
+        path = self.out / CELL_FOLDER / name
+        cell = make_cell(
             self.options, path, self.config.problem, training, start=self.options.start
         )
+        return replace(cell, fold=fold)
 
     def _take_others(self) -> None:
         """Adds the cells that other sweeps have finished in this folder, so that none is lost."""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from noisescale.statistics.scores.cross_validation import (
+    FEWEST_FOLDS,
+    CrossValidation,
+    choose_rate,
+)
 from noisescale.statistics.stability.edge import (
     Edge,
     PredictionScore,
@@ -33,6 +38,7 @@ CELL_COLUMNS = (
     "unstable",
     "error",
 )
+HELD_OUT = ("held_out_loss", "held_out_error")  # columns besides, of runs that hold a fold out
 
 
 def cell_row(summary: dict[str, Any], *, from_checkpoint: bool) -> dict[str, Any]:
@@ -43,6 +49,14 @@ def cell_row(summary: dict[str, Any], *, from_checkpoint: bool) -> dict[str, Any
     """
     course = trajectory(summary)
     accuracy = (summary.get("test") or {}).get("accuracy")  # neither has every problem of one's own
+    held_out = {}
+    if left_out := summary.get("held_out"):
+        right = left_out.get("accuracy")
+        error = math.nan if right is None else 1 - right
+        held_out = {
+            "held_out_loss": math.nan if left_out["loss"] is None else left_out["loss"],
+            "held_out_error": error,
+        }
     return {
         "batch_size": summary["batch_size"],
         "learning_rate": summary["learning_rate"],
@@ -56,6 +70,7 @@ def cell_row(summary: dict[str, Any], *, from_checkpoint: bool) -> dict[str, Any
         "label": course.label,
         "unstable": int(course.left if from_checkpoint else course.label == "diverged"),
         "error": "",
+        **held_out,
     }
 
 
@@ -66,7 +81,8 @@ def in_order(batch_sizes: Iterable[BatchSize]) -> list[BatchSize]:
 
 def cells_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """All cells, by batch size, rate and seed; failed ones without numbers."""
-    table = pd.DataFrame(rows, columns=list(CELL_COLUMNS))
+    has_folds = any(HELD_OUT[0] in row for row in rows)
+    table = pd.DataFrame(rows, columns=[*CELL_COLUMNS, *(HELD_OUT if has_folds else ())])
     for name in ("steps", "diverged_at_step", "unstable"):
         table[name] = table[name].astype("Int64")
     order = {size: rank for rank, size in enumerate(in_order(table["batch_size"]))}
@@ -85,6 +101,34 @@ def edge_of_cells(cells: pd.DataFrame, *, seeds_alike: bool = False) -> Edge:
     finished = cells[cells["error"] == ""]
     columns = (finished["seed"], finished["learning_rate"], finished["unstable"] == 1)
     return edge_of(zip(*columns, strict=True), seeds_alike=seeds_alike)
+
+
+def rates_by_folds(cells: pd.DataFrame) -> dict[BatchSize, CrossValidation]:
+    """The learning rate that folds choose at each batch size, where all of them train at one.
+
+    By the error on the examples held out or, of a problem without classes, by the loss. Where a run
+    diverged or failed there is no score.
+
+    Args:
+        cells: the rows of cells.csv of a sweep with folds; of one without, none are chosen.
+    """
+    if HELD_OUT[0] not in cells:
+        return {}
+    scores = cells[f"held_out_{score_of_folds(cells)}"].where(
+        (cells["error"] == "") & (cells["label"] != "diverged")
+    )
+    chosen = {}
+    for size in in_order(cells["batch_size"]):
+        of_size = cells.assign(score=scores)[cells["batch_size"] == size]
+        table = of_size.pivot_table("score", "seed", "learning_rate", dropna=False)
+        if table.notna().all().any() and len(table) >= FEWEST_FOLDS:
+            chosen[size] = choose_rate(list(map(float, table.columns)), table.to_numpy())
+    return chosen
+
+
+def score_of_folds(cells: pd.DataFrame) -> Literal["error", "loss"]:
+    """What folds choose by: the share of wrong answers where there are classes, else the loss."""
+    return "error" if HELD_OUT[1] in cells and cells[HELD_OUT[1]].notna().any() else "loss"
 
 
 def boundary_table(

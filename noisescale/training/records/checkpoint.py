@@ -73,6 +73,17 @@ class Checkpoint:
     losses: torch.Tensor | None = None
     carried: dict[str, Any] | None = None
 
+    @property
+    def learning_rate(self) -> float:
+        """That of the update which follows; at the end of a run, of its last one."""
+        groups = self.optimizer.get("param_groups") or [{}]
+        return float(groups[0].get("lr", self.training.learning_rate))
+
+    @property
+    def training_in_force(self) -> TrainConfig:
+        """How the update that follows is made: the training at this point's learning rate."""
+        return self.training.at_rate(self.learning_rate)
+
     def __repr__(self) -> str:
         diverged = self.diverged_at_step
         return one_line(

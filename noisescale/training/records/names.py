@@ -92,7 +92,15 @@ def describe_training(training: TrainConfig) -> str:
     if training.optimizer != "sgd":
         described += f", {training.optimizer}"
     if training.momentum:
-        described += f", momentum {training.momentum:g}"
+        nesterov = " of Nesterov" if training.nesterov else ""
+        described += f", momentum {training.momentum:g}{nesterov}"
     if training.weight_decay:
         described += f", weight decay {training.weight_decay:g}"
+    for name in ("beta1", "beta2", "epsilon"):
+        if (value := getattr(training, name)) is not None:
+            described += f", {name} {value:g}"
+    if training.warmup:
+        described += f", warm-up {training.warmup:g}"
+    if training.lr_schedule != "constant":
+        described += f", {training.lr_schedule}"
     return described if training.seed == 0 else f"{described}, seed {training.seed}"

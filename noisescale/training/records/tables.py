@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from noisescale.errors import RunFolderError, check_file, first_line
 from noisescale.statistics.estimate import estimate_columns
-from noisescale.statistics.gradient_noise import CURVATURE_NOISE, GRADIENT_NOISE
+from noisescale.statistics.gradient_noise import (
+    CURVATURE_NOISE,
+    GRADIENT_NOISE,
+    under_preconditioner,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,9 +30,22 @@ STEPS_TO_GOAL, RATES, PREDICTED, BRANCHES = (
 )
 TABLES = (METRICS, CONFUSION, SHARPNESS, NOISE, NOISE_LAYERS, BATCH_SIZE, LOSSES)
 
+# λ_max(P^½HP^½) under an adaptive optimizer, its error, and the limit of stability
+PRECONDITIONED_CURVATURE = (
+    "preconditioned_eigenvalue",
+    "preconditioned_eigenvalue_stderr",
+    "preconditioned_residual",
+    "preconditioned_converged",
+    "preconditioned_stable",
+)
+PRECONDITIONED_REASON = "preconditioned_reason"
+REASONS = ("reason", PRECONDITIONED_REASON)  # why there is no number
+WORDS = (*REASONS, "parameter", "population")
+
 SHARPNESS_COLUMNS = (
     "step",
     "epoch",
+    "learning_rate",
     "num_examples",
     "loss",
     "gradient_norm",
@@ -39,6 +56,7 @@ SHARPNESS_COLUMNS = (
     "stable_sharpness",
     "batch_sharpness",
     "batch_sharpness_stderr",
+    *PRECONDITIONED_CURVATURE,
     "num_matvecs",
     "seconds",
     "reason",
@@ -48,6 +66,7 @@ NOISE_COLUMNS = (
         "step",
         "epoch",
         "batch_size",
+        "learning_rate",
         "num_examples",
         "population_size",
         "num_probes",
@@ -63,6 +82,12 @@ NOISE_LAYER_COLUMNS = (
     "num_examples",
     *estimate_columns(*GRADIENT_NOISE),
 )
+# what tables of runs with an adaptive optimizer have besides
+PRECONDITIONED_COLUMNS = (
+    *under_preconditioner(*estimate_columns(*GRADIENT_NOISE, *CURVATURE_NOISE)),
+    PRECONDITIONED_REASON,
+)
+PRECONDITIONED_LAYER_COLUMNS = tuple(under_preconditioner(*estimate_columns(*GRADIENT_NOISE)))
 BATCH_SIZE_COLUMNS = (
     *("step", "epoch", "batch_size", "learning_rate"),
     *estimate_columns(*GRADIENT_NOISE),
@@ -75,7 +100,11 @@ LOSS_COLUMNS = ("step", "epoch", "num_steps", "loss", "smallest", "largest")
 ADDED: dict[str, float | str] = {
     "effective_examples": math.nan,
     "noisiest_share": math.nan,
+    "learning_rate": math.nan,
     "population": "training",
+    **dict.fromkeys(PRECONDITIONED_CURVATURE, math.nan),
+    **dict.fromkeys((*PRECONDITIONED_COLUMNS, *PRECONDITIONED_LAYER_COLUMNS), math.nan),
+    PRECONDITIONED_REASON: "",
 }
 
 
@@ -126,14 +155,15 @@ def read_noise(folder: Path) -> list[dict[Any, Any]]:
         folder: of the run, finished or not.
 
     Returns:
-        A dictionary for each row, by column of `NOISE_COLUMNS`: each estimate with its standard
-        error (_stderr) and 95 % interval (_low, _high), nan where there is no value; none where
-        nothing is written yet.
+        A dictionary for each row, by column of `NOISE_COLUMNS` and `PRECONDITIONED_COLUMNS`: each
+        estimate with its standard error (_stderr) and 95 % interval (_low, _high), nan where there
+        is no value, as of preconditioned ones in a run of SGD; none where nothing is written yet.
 
     Raises:
         RunFolderError: where the table is damaged.
     """
-    return _read_rows(folder / NOISE, list(NOISE_COLUMNS), _types(NOISE_COLUMNS))
+    columns = (*NOISE_COLUMNS, *PRECONDITIONED_COLUMNS)
+    return _read_rows(folder / NOISE, list(columns), _types(columns))
 
 
 def read_noise_layers(folder: Path) -> list[dict[Any, Any]]:
@@ -143,14 +173,15 @@ def read_noise_layers(folder: Path) -> list[dict[Any, Any]]:
         folder: of the run, finished or not.
 
     Returns:
-        A dictionary for each row, by column of `NOISE_LAYER_COLUMNS`: each estimate with its
-        standard error (_stderr) and 95 % interval (_low, _high), nan where there is no value; none
-        where nothing is written yet.
+        A dictionary for each row, by column of `NOISE_LAYER_COLUMNS` and
+        `PRECONDITIONED_LAYER_COLUMNS`: each estimate with its standard error (_stderr) and 95 %
+        interval (_low, _high), nan where there is no value; none where nothing is written yet.
 
     Raises:
         RunFolderError: where the table is damaged.
     """
-    return _read_rows(folder / NOISE_LAYERS, list(NOISE_LAYER_COLUMNS), _types(NOISE_LAYER_COLUMNS))
+    columns = (*NOISE_LAYER_COLUMNS, *PRECONDITIONED_LAYER_COLUMNS)
+    return _read_rows(folder / NOISE_LAYERS, list(columns), _types(columns))
 
 
 def read_batch_size(folder: Path) -> list[dict[Any, Any]]:
@@ -242,9 +273,8 @@ def _read_sweep_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:
 
 def _types(columns: tuple[str, ...]) -> dict[str, Any]:
     """Numbers, but for the columns of words."""
-    words = {"reason", "parameter", "population"}
     whole = {"step", "batch_size", "num_examples", "num_probes", "hessian_examples"}
-    return {name: int if name in whole else float for name in columns if name not in words}
+    return {name: int if name in whole else float for name in columns if name not in WORDS}
 
 
 def _read_rows(path: Path, columns: list[str], types: dict[str, Any]) -> list[dict[Any, Any]]:
@@ -257,13 +287,11 @@ def _read_table(path: Path, columns: list[str], types: dict[str, Any]) -> pd.Dat
 
     check_file(path, RunFolderError)
     try:
-        table = pd.read_csv(path, dtype={"reason": str})
+        table = pd.read_csv(path, dtype=dict.fromkeys(REASONS, str))
         for name, value in ADDED.items():
             if name in columns and name not in table:
                 table[name] = value
-        table = table[columns]
-        if "reason" in columns:
-            table = table.fillna({"reason": ""})
+        table = table[columns].fillna(dict.fromkeys(REASONS, ""))
         # of counts that are missing where nothing was measured
         counts = [name for name in COUNTS if name in columns and table[name].notna().all()]
         wanted = types | dict.fromkeys(counts, int)

@@ -10,19 +10,32 @@ from typing import Any
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.noise import (
+    Geometry,
     NoiseOptions,
     hessian_sample_size,
     measure_noise,
     with_settings,
 )
+from noisescale.measure.objective.preconditioner import preconditioner_of
 from noisescale.problems.models import copy_of
-from noisescale.problems.problem import Problem
-from noisescale.statistics.estimate import estimate_of
+from noisescale.problems.problem import Params, Problem
+from noisescale.statistics.estimate import estimate_columns, estimate_of
+from noisescale.statistics.gradient_noise import (
+    CURVATURE_NOISE,
+    GRADIENT_NOISE,
+    UNDER_PRECONDITIONER,
+    NoiseScale,
+    under_preconditioner,
+)
+from noisescale.training.config import OptimizerName, TrainConfig
 from noisescale.training.records.tables import (
     NOISE,
     NOISE_COLUMNS,
     NOISE_LAYER_COLUMNS,
     NOISE_LAYERS,
+    PRECONDITIONED_COLUMNS,
+    PRECONDITIONED_LAYER_COLUMNS,
+    PRECONDITIONED_REASON,
     read_noise,
     read_noise_layers,
 )
@@ -30,6 +43,8 @@ from noisescale.training.tracking.rows import Every, Rows, is_due, num_due
 from noisescale.training.trainer import Training
 
 NUM_EXAMPLES = 10_000  # resolve B_simple along most of a run, in seconds for a measurement
+DIAGONAL: tuple[OptimizerName, ...] = ("adam", "adamw", "rmsprop")  # with a preconditioner
+PLAIN_COLUMNS = estimate_columns(*GRADIENT_NOISE, *CURVATURE_NOISE)
 FEWEST_EXAMPLES = 4  # that B_noise takes; one limit, whether it is measured or not
 
 
@@ -40,7 +55,11 @@ class NoiseTracking:
     Attributes:
         every: steps between two measurements, or "log" for eight in each decade of steps.
         options: what is measured each time. The random subset of the training examples is the same
-            throughout; all of them where there are fewer. The population is "dataset".
+            throughout; all of them where there are fewer. The population is "dataset". Its geometry
+            says which scales are recorded: "plain", B_simple; "optimizer", B^P_simple under the
+            optimizer's own preconditioner, from its first step on; "both". None: both for Adam,
+            AdamW and RMSprop, since one pass gives both, and plain for SGD and Muon, which have no
+            diagonal preconditioner.
         seed: of the subset and the probes.
     """
 
@@ -104,12 +123,30 @@ class NoiseTracking:
     def per_layer(self) -> bool:
         return self.options.per_layer
 
+    def geometry_for(self, config: TrainConfig) -> Geometry:
+        """Which scales are recorded along a run.
+
+        Args:
+            config: of the run, whose optimizer has a geometry of its own or none.
+
+        Raises:
+            SettingError: the options name one that the optimizer lacks.
+        """
+        geometry, is_plain = self.options.geometry, config.optimizer not in DIAGONAL
+        if is_plain and geometry in ("optimizer", "both"):
+            raise SettingError(
+                f"noise geometry {geometry} with {config.optimizer}: it multiplies the gradient by "
+                "no diagonal matrix, so that it has no such geometry; leave it out, or train with "
+                f"{', '.join(DIAGONAL)}"
+            )
+        return geometry or ("plain" if is_plain else "both")
+
 
 class NoiseTracker:
     """A run's |G|², tr Σ and noise scales, in noise.csv and, by parameter, in noise_layers.csv.
 
     They are of the population "dataset", the noise of the run's own batches, and of a copy of the
-    model in evaluation mode.
+    model in evaluation mode; of an adaptive optimizer also under its preconditioner.
     """
 
     def __init__(self, training: Training, path: Path, tracking: NoiseTracking) -> None:
@@ -121,6 +158,7 @@ class NoiseTracker:
                 f"{total} training examples: the noise of their gradients takes {FEWEST_EXAMPLES} "
                 "or more"
             )
+        self._geometry = tracking.geometry_for(training.config)
         self._options = _resolved(tracking.options, total)
         self._settings = {
             "num_examples": self._options.num_examples,
@@ -131,18 +169,28 @@ class NoiseTracker:
         rows, layers = read_noise(path), read_noise_layers(path)
         if not self._same(rows, layers):
             rows = []  # begun anew
-        self._rows = Rows(training, path / NOISE, columns=NOISE_COLUMNS, rows=rows)
+        columns, of_layers = NOISE_COLUMNS, NOISE_LAYER_COLUMNS
+        if self._geometry != "plain":
+            columns += PRECONDITIONED_COLUMNS
+            of_layers += PRECONDITIONED_LAYER_COLUMNS
+        self._rows = Rows(training, path / NOISE, columns=columns, rows=rows)
         steps = set(self._rows.table["step"])
         self._layers = Rows(
             training,
             path / NOISE_LAYERS,
-            columns=NOISE_LAYER_COLUMNS,
+            columns=of_layers,
             rows=[row for row in layers if row["step"] in steps],
         )
 
     def _same(self, rows: list[dict[Any, Any]], layers: list[dict[Any, Any]]) -> bool:
-        """Whether the folder's rows are of this measurement, with layers where it has them."""
+        """Whether the folder's rows are of this measurement, with layers where it has them.
+
+        A geometry that was not asked for is no reason to begin anew: tables of before there was one
+        go on with it.
+        """
         same = all(row[name] == value for row in rows for name, value in self._settings.items())
+        if self._options.geometry is not None:
+            same &= all(_geometry_of(row) == self._geometry for row in rows if not row["reason"])
         if self._options.per_layer:
             measured = {row["step"] for row in rows if not row["reason"]}
             same &= measured <= {row["step"] for row in layers}
@@ -162,6 +210,7 @@ class NoiseTracker:
         row: dict[str, Any] = {
             **position,
             "batch_size": training.batch_size,
+            "learning_rate": training.learning_rate,
             **self._settings,
             "reason": "",
         }
@@ -172,24 +221,51 @@ class NoiseTracker:
             weights=training.problem.weights,
             units=training.problem.units,
         )
+        preconditioner, row[PRECONDITIONED_REASON] = self._preconditioner()
+        options = self._options
+        if preconditioner is None:
+            options = replace(options, geometry=None)
+            if self._geometry == "optimizer":  # what is left is the loss
+                options = replace(options, hessian=False)
         try:
-            noise = measure_noise(problem, options=self._options, seed=self._seed)
+            noise = measure_noise(
+                problem, options=options, preconditioner=preconditioner, seed=self._seed
+            )
         except MeasurementError as error:
             row["reason"] = str(error)
         else:
+            left_out = dict.fromkeys(
+                PLAIN_COLUMNS if self._geometry == "optimizer" else (), math.nan
+            )
             if noise.per_layer is not None:
-                layers = noise.per_layer.to_dict("records")
-                self._layers.add(*({**position, **layer} for layer in layers))
-            row |= noise.to_row() | self._settings
+                layers = _layer_rows(noise)
+                self._layers.add(*({**position, **layer, **left_out} for layer in layers))
+            row |= noise.to_row() | self._settings | left_out
         row["seconds"] = time.perf_counter() - started
         return self._rows.add(row)
+
+    def _preconditioner(self) -> tuple[Params | None, str]:
+        """P of the run's optimizer as it is now; None, and perhaps why there is none."""
+        training = self._training
+        if self._geometry == "plain":
+            return None, ""
+        if not training.step:
+            return None, f"{training.config.optimizer} has made no step"
+        try:
+            return preconditioner_of(training.optimizer, training.model), ""
+        except SettingError as error:  # of second moments that are not finite, as in a divergence
+            return None, str(error)
 
     def describe(self, row: dict[str, Any]) -> str:
         if row["reason"]:
             return f"noise not measured: {row['reason']}"
-        scales = {"simple": "B_simple"}
-        if self._options.hessian:
+        scales = {"simple": "B_simple"} if self._geometry != "optimizer" else {}
+        if self._options.hessian and scales:
             scales["full"] = "B_noise"
+        if row.get(PRECONDITIONED_REASON) == "":
+            scales["preconditioned_simple"] = "B^P_simple"
+            if self._options.hessian:
+                scales["preconditioned_full"] = "B^P_noise"
         texts = []
         for name, label in scales.items():
             scale = estimate_of(row, name)
@@ -200,11 +276,32 @@ class NoiseTracker:
             else:
                 text = scale.text("value ± stderr", number="{:.4g}".format)
             texts.append(f"{label} {text:<12}")  # as wide as most, so that columns stay in line
+        if reason := row.get(PRECONDITIONED_REASON):
+            texts.append(f"no B^P_simple: {reason}")
         return f"{'  '.join(texts)}  loss {row['loss']:.4f}  {row['seconds']:.1f} s"
 
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
-        names = ("squared_gradient_norm", "gradient_variance", "simple", "full")
+        names = ["squared_gradient_norm", "gradient_variance", "simple", "full"]
+        names += under_preconditioner(*names) if self._geometry != "plain" else []
         return {f"noise/{name}": row[name] for name in names if not math.isnan(row[name])}
+
+
+def _geometry_of(row: dict[Any, Any]) -> Geometry:
+    """Which noise scales a row of noise.csv has, or says why it lacks them."""
+    under = f"{UNDER_PRECONDITIONER}gradient_variance"
+    if math.isnan(row[under]) and not row[PRECONDITIONED_REASON]:
+        return "plain"
+    return "optimizer" if math.isnan(row["gradient_variance"]) else "both"
+
+
+def _layer_rows(noise: NoiseScale) -> list[dict[Any, Any]]:
+    """The columns of noise_layers.csv that a measurement fills, by parameter."""
+    assert noise.per_layer is not None, "it is asked for"
+    layers = noise.per_layer
+    if noise.preconditioned is not None and noise.preconditioned.per_layer is not None:
+        under = noise.preconditioned.per_layer[estimate_columns(*GRADIENT_NOISE)]
+        layers = layers.join(under.add_prefix(UNDER_PRECONDITIONER))
+    return layers.to_dict("records")
 
 
 def _resolved(options: NoiseOptions, total: int) -> NoiseOptions:

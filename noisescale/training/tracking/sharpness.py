@@ -8,8 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from noisescale.errors import MeasurementError
-from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
+from torch.optim import Optimizer
+
+from noisescale.errors import MeasurementError, SettingError
+from noisescale.measure.objective.preconditioner import has_second_moments, preconditioner_of
+from noisescale.measure.sharpness import (
+    Sharpness,
+    SharpnessOptions,
+    measure_sharpness,
+    preconditioned_columns,
+)
 from noisescale.training.config import stable_sharpness
 from noisescale.training.records.tables import SHARPNESS, SHARPNESS_COLUMNS, read_sharpness
 from noisescale.training.tracking.rows import Every, Rows, is_due, num_due
@@ -19,7 +27,7 @@ CARRIED = "sharpness"  # the name of what the next measurement goes on from
 
 
 class SharpnessTracker:
-    """A run's λ_max and batch sharpness, in sharpness.csv.
+    """A run's λ_max and batch sharpness, in sharpness.csv; under Adam λ_max(P^½HP^½) too.
 
     Args:
         training: the run.
@@ -57,25 +65,47 @@ class SharpnessTracker:
         training = self._training
         fits = training.batch_size <= (self._options.num_examples or 0)
         started = time.perf_counter()
-        row: dict[str, Any] = {"step": training.step, "epoch": training.epoch}
+        in_force = training.config.at_rate(training.learning_rate)
+        row: dict[str, Any] = {
+            "step": training.step,
+            "epoch": training.epoch,
+            "learning_rate": in_force.learning_rate,
+        }
+        adaptive, refusal = self._adaptive()
         try:
             sharpness = measure_sharpness(
                 replace(training.problem, model=training.model, train=training.examples),
                 options=replace(self._options, batch_size=training.batch_size if fits else None),
+                preconditioner=adaptive,
                 start=training.carried.get(CARRIED),
             )
-            reason = "" if fits else "batch sharpness takes a subset of at least a batch"
-            row |= _sharpness_numbers(sharpness) | {"reason": reason}
+            reasons = [
+                "" if fits else "batch sharpness takes a subset of at least a batch",
+                refusal,
+            ]
+            row |= _sharpness_numbers(sharpness) | {"reason": "; ".join(filter(None, reasons))}
             # the eigenvectors, which a run that is continued starts the next search from too
             training.carried[CARRIED] = sharpness.starts
         except MeasurementError as error:
             row |= {"reason": str(error)}
         row["stable_sharpness"] = (
-            None if has_batch_norm(training.model) else stable_sharpness(training.config)
+            None if has_batch_norm(training.model) else stable_sharpness(in_force)
         )
         row["num_examples"] = self._options.num_examples
         row["seconds"] = time.perf_counter() - started
         return self._rows.add(row)
+
+    def _adaptive(self) -> tuple[Optimizer | None, str]:
+        """The optimizer where it has a preconditioner by now; else None, and perhaps why."""
+        training = self._training
+        is_muon = training.config.optimizer == "muon"  # which has no P
+        if is_muon or not has_second_moments(training.optimizer.state_dict()):
+            return None, ""
+        try:
+            preconditioner_of(training.optimizer, training.model)
+        except SettingError as error:  # as of second moments that have overflowed
+            return None, str(error)
+        return training.optimizer, ""
 
     def describe(self, row: dict[str, Any]) -> str:
         if math.isnan(row["largest_eigenvalue"]):
@@ -91,12 +121,15 @@ class SharpnessTracker:
             text += f"  batch {batch:<14}"
         if row["stable_sharpness"] is not None:
             text += f"  limit {row['stable_sharpness']:.4g}"
+        if not math.isnan(row["preconditioned_eigenvalue"]):
+            text += f"  under P {row['preconditioned_eigenvalue']:.4g}"
+            if not math.isnan(row["preconditioned_stable"]):
+                text += f", limit {row['preconditioned_stable']:.4g}"
         return f"{text}  {row['seconds']:.1f} s"
 
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
-        return {
-            f"sharpness/{name}": row[name] for name in ("largest_eigenvalue", "batch_sharpness")
-        }
+        names = ("largest_eigenvalue", "batch_sharpness", "preconditioned_eigenvalue")
+        return {f"sharpness/{name}": row[name] for name in names}
 
 
 def _sharpness_numbers(sharpness: Sharpness) -> dict[str, Any]:
@@ -113,4 +146,6 @@ def _sharpness_numbers(sharpness: Sharpness) -> dict[str, Any]:
         "batch_sharpness": batch.value if batch else math.nan,
         "batch_sharpness_stderr": batch.stderr if batch else math.nan,
         "num_matvecs": sharpness.num_matvecs,
-    }
+    } | (
+        {} if sharpness.preconditioned is None else preconditioned_columns(sharpness.preconditioned)
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -9,7 +11,8 @@ from torch.optim import Optimizer
 
 from noisescale.errors import SettingError, first_line
 from noisescale.problems.models import copy_of
-from noisescale.training.config import TrainConfig
+from noisescale.training.config import BETA1, EPSILON, TrainConfig
+from noisescale.training.updates.muon import MuonWithAdamW
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:
@@ -37,18 +40,32 @@ def build_optimizer(model: nn.Module, config: TrainConfig, *, capturable: bool) 
 
     Args:
         model: whose parameters are trained.
-        config: its optimizer, rate, momentum and weight decay.
+        config: its optimizer, rate and what else that takes.
         capturable: whether its steps go into a CUDA graph.
+
+    Raises:
+        SettingError: Muon, which the torch installed does not have, or the model no use for.
     """
-    params, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    params = model.parameters()
+    shared: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(params, lr=rate, momentum=config.momentum, weight_decay=decay)
-    adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return torch.optim.SGD(params, momentum=config.momentum, nesterov=config.nesterov, **shared)
+    beta2 = config.second_moment_decay
+    assert beta2 is not None
+    options: dict[str, Any] = {
+        "eps": EPSILON[config.optimizer] if config.epsilon is None else config.epsilon,
+        "capturable": capturable,
+    }
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(params, alpha=beta2, **shared, **options)
     # on a CPU torch's one-pass update of each tensor is no default, and three times as fast
     fused = all(param.is_cpu and param.is_floating_point() for param in model.parameters())
-    return adam(
-        params, lr=rate, weight_decay=decay, capturable=capturable, fused=True if fused else None
-    )
+    options["fused"] = True if fused else None
+    if config.optimizer == "muon":
+        return MuonWithAdamW(model, config, betas=(BETA1["adamw"], beta2), **options)
+    beta1 = BETA1[config.optimizer] if config.beta1 is None else config.beta1
+    adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return adam(params, betas=(beta1, beta2), **shared, **options)
 
 
 def make_gradients_dense(model: nn.Module) -> None:

@@ -52,8 +52,8 @@ class ProvedInPlaceSGD:
     ) -> None:
         self.note: str | None = None
         self._model = model
-        self._sgd = partial(SGD, lr=learning_rate, weight_decay=weight_decay)
-        self._optimizer = self._sgd(model.parameters())
+        self._sgd = partial(SGD, weight_decay=weight_decay)
+        self._optimizer = self._sgd(model.parameters(), lr=learning_rate)
         self._to_prove = PROVED_UPDATES
         self._in_place: InPlaceSGD | None = None
         if any(_is_compiled(module) for module in model.modules()):
@@ -64,6 +64,17 @@ class ProvedInPlaceSGD:
             self._in_place = mode if mode.covered else None
         except FAILURES as error:
             self._disprove(f"the model fails on two examples ({first_line(error)})")
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next update, which may be changed."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self._optimizer.param_groups[0]["lr"] = rate
+        if self._in_place is not None:
+            self._in_place.learning_rate = rate
 
     def update(self, losses: Losses, mean: Mean) -> Tensor:
         """One step; returns the mean loss () before it.
@@ -106,7 +117,7 @@ class ProvedInPlaceSGD:
             with preserved_random_state([device] if device.type == "cuda" else []):
                 twin = copy_of(self._model)
                 in_place.serve(twin)
-                optimizer = self._sgd(twin.parameters())
+                optimizer = self._sgd(twin.parameters(), lr=self.learning_rate)
                 self._without_storing(in_place, twin, optimizer, losses, mean)
         except FAILURES as error:
             self._disprove(f"an update in place fails ({first_line(error)})")

@@ -8,6 +8,8 @@ import pytest
 
 from noisescale.statistics.critical_batch.advice import (
     Advice,
+    AimedSize,
+    ScalingRules,
     aimed_sizes,
     differ,
     in_use_text,
@@ -139,3 +141,96 @@ def test_it_comes_back_from_json():
     assert Advice.from_dict(json.loads(text)) == given
     entry = given.sizes[0].to_dict()
     assert list(entry) == ["aim", "batch_size", "low", "high", "learning_rate"]
+
+
+def of_adam(critical=CRITICAL, *, optimizer="adamw", weight_decay=0.1, units=64.0):
+    """Advice for an adaptive optimizer, with all that it can have."""
+    rules = ScalingRules(
+        optimizer=optimizer,
+        batch_size=64,
+        learning_rate=0.003,
+        critical=critical.value,
+        beta2=0.95,
+        weight_decay=weight_decay,
+    )
+    return Advice(
+        heading="B_crit ≈ 1,234 (123–12,345), by the noise of a run at B = 1,024, lr 0.0032:",
+        sizes=aimed_sizes(
+            critical,
+            population_size=None,
+            rate=rules.rate_at,
+            measured_at=[64.0],
+            beta2=rules.beta2_at,
+            weight_decay=rules.weight_decay_at,
+        ),
+        in_use=in_use_text(1024, critical),
+        rules=rules.rules,
+        worth=("Plain noise: adamw's B_crit may lie far above (2505.23971); interval: SGD's.",),
+        cost="Cost: 4 min 35 s of 5 min: 12 rates, and 123,456 steps to loss 0.256.",
+        firmer="noisescale critical-batch --problem folder/my_model.py:make --optimizer adamw"
+        " --bs 8 --bs 16 --bs 32 --bs 64 --bs 128 --bs 256",
+        units_per_example=units,
+    )
+
+
+def test_what_goes_with_a_batch_size_of_an_adaptive_optimizer():
+    small, middle, large = of_adam().sizes
+    # up to B_crit = 200 with the root of B/64, and no more beyond
+    roots = [math.sqrt(size / 64) for size in (20, 200, 200)]
+    rates = [row.learning_rate for row in (small, middle, large)]
+    assert rates == pytest.approx([0.003 * root for root in roots], rel=0.05)
+    decays = [row.weight_decay for row in (small, middle, large)]
+    assert decays == pytest.approx([0.1 * root for root in roots], rel=0.05)
+    # the weight of a gradient of n examples ago, β₂^(n/B), is the same at every batch size
+    for row in (small, middle, large):
+        assert math.log(row.beta2) / row.batch_size == pytest.approx(math.log(0.95) / 64, rel=0.06)
+    assert all(row.weight_decay is None for row in of_adam(optimizer="adam").sizes)
+    assert all(row.weight_decay is None for row in of_adam(weight_decay=0.0).sizes)
+    sgd = ScalingRules(optimizer="sgd", batch_size=64, learning_rate=0.1, critical=200.0)
+    assert sgd.rate_at(20) == rate_law(
+        "sgd", batch_size=64, learning_rate=0.1, critical=200.0
+    ).rate(20)
+    assert (sgd.beta2_at(20), sgd.weight_decay_at(20), sgd.rules) == (None, None, ())
+
+
+def test_a_change_from_above_the_critical_batch_size_follows_the_root_below_it():
+    rules = ScalingRules(optimizer="adam", batch_size=800, learning_rate=0.01, critical=200.0)
+    assert rules.rate_at(400) == rules.rate_at(200) == 0.01
+    assert rules.rate_at(50) == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("units", [None, 64.0, 4096.0])
+@pytest.mark.parametrize("critical", [CRITICAL, between(12_345.0, 1_234.0, 123_456.0)])
+def test_the_settings_of_adam_stand_in_the_block(width, units, critical):
+    given = of_adam(critical, units=units)
+    lines = given.block(width)
+    text = " ".join(lines)
+    commands = [line for line in lines if "noisescale critical-batch" in line or "--bs" in line]
+    assert all(len(line) <= width for line in lines if line not in commands)
+    for row in given.sizes:
+        for value in (row.batch_size, row.learning_rate, row.beta2, row.weight_decay):
+            assert f"{value:,}" in text or f"{value:.12g}" in text
+        if units is not None:
+            assert f"{row.batch_size * units:,.0f}" in text
+    assert "lr ∝ √B 2205.10287, β₂^(B'/B) 2507.07101, decay 2405.13698" in text
+    if width >= 80:
+        assert len(lines) <= 10
+        assert "may lie far above" in text
+    assert Advice.from_dict(json.loads(json.dumps(given.to_dict()))) == given
+
+
+def test_what_is_exact_says_so():
+    exact = between(200.0, 200.0, 200.0)
+    rows = aimed_sizes(exact, population_size=500, rate=None)
+    assert [row.cells()[2] for row in rows] == 3 * ["exact"]
+    close = aimed_sizes(between(2.0, 1.9, 2.1), population_size=500, rate=None)
+    assert [row.cells()[2] for row in close] == ["1–1", "2–2", "19–21"]  # whole numbers, no errors
+    assert in_use_text(100, exact) == (
+        "You use 100: 1.5 times the least examples, 3 times the steps."
+    )
+
+
+def test_a_size_of_an_earlier_release_is_read():
+    stored = {"aim": "balanced", "batch_size": 8, "low": 4, "high": None, "learning_rate": 0.1}
+    assert AimedSize(**stored).to_dict() == stored

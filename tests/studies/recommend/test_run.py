@@ -14,6 +14,7 @@ from noisescale.statistics.critical_batch.fit import fit_critical_batch
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend import look, run as study, runs
 from noisescale.studies.recommend.config import RecommendConfig
+from noisescale.studies.recommend.optimizer import caveat
 from noisescale.studies.recommend.run import run_recommend
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import read_json
@@ -204,9 +205,16 @@ def test_adam_goes_by_the_root_and_says_so(tmp_path):
     training = TrainConfig(optimizer="adam")
     found = run_recommend(config(training=training), tmp_path / "out", options=QUIET)
     small, middle, _ = found.advice.sizes
+    sentences = found.advice.sentences
     ratio = math.sqrt(middle.batch_size / small.batch_size)
     assert middle.learning_rate / small.learning_rate == pytest.approx(ratio, rel=0.1)
-    assert "∝ √B, a rule" in " ".join(found.advice.worth)
+    assert "Rules of thumb: lr ∝ √B 2205.10287, β₂^(B'/B) 2507.07101." in sentences
+    assert "Noise in the geometry of adam" in found.advice.worth[0]
+    assert "adam's B_crit may lie far above" in caveat("adam", in_geometry=False)
+    assert caveat("sgd", in_geometry=False) is None
+    assert small.beta2 == pytest.approx(0.999 ** (small.batch_size / 64), rel=1e-4)
+    assert found.summary["recommendation"][0]["beta2"] == small.beta2
+    assert small.weight_decay is None  # of Adam it is a part of the gradient
     assert "--optimizer adam" in found.advice.firmer
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from noisescale.errors import (
     Interrupted,
@@ -24,15 +25,17 @@ from noisescale.errors import (
     RunFolderError,
     SettingError,
 )
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig
+from noisescale.problems.factory import factory_config
 from noisescale.problems.models import LOSSES, chance_loss
-from noisescale.statistics.stability.curves import StabilityConstants
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.folder import INDEPENDENT, SHARED, ordered
 from noisescale.studies.jobs.local import LocalProcesses
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.stability_map import run as engine
 from noisescale.studies.stability_map.cell_run import run_cell
-from noisescale.studies.stability_map.config import Horizon
+from noisescale.studies.stability_map.config import Horizon, SweepConfig
 from noisescale.studies.stability_map.pictures import draw_pictures
 from noisescale.studies.stability_map.predictions import with_rates
 from noisescale.studies.stability_map.run import SweepOptions, run_sweep
@@ -552,19 +555,9 @@ def test_predictions_are_of_batches_without_replacement_and_kept(tmp_path, monke
 
 
 def test_the_rates_that_are_not_given():
-    constants = StabilityConstants(
-        sharpness=4.0,  # 2/λ = 0.5, nearest to 1
-        concentration=1.0,
-        largest_example=4.0,
-        trace=4.0,
-        square_deviation=0.0,
-        best_rate=math.nan,
-        noise_batch_size=math.nan,
-        num_examples=1,
-    )
     free = replace(CONFIG, lr_min=None, lr_max=None)
     ends = [
-        with_rates(replace(free, **given), constants)
+        with_rates(replace(free, **given), sharpness=4.0)  # 2/λ = 0.5, nearest to 1
         for given in ({}, {"lr_min": 10.0}, {"lr_max": 10.0}, {"lr_min": 1.0, "lr_max": 2.0})
     ]
     assert [(one.lr_min, one.lr_max) for one in ends] == [
@@ -573,8 +566,8 @@ def test_the_rates_that_are_not_given():
         (pytest.approx(1e-4), 10.0),
         (1.0, 2.0),
     ]
-    with pytest.raises(SettingError, match="no range of learning rates for adam"):
-        replace(free, training=TrainConfig(optimizer="adam"))
+    adam = with_rates(replace(free, training=TrainConfig(optimizer="adam")), sharpness=None)
+    assert (adam.lr_min, adam.lr_max) == (pytest.approx(1e-5), pytest.approx(1.0))
 
 
 def test_an_executor_that_gives_up_is_one_message(tmp_path):
@@ -618,11 +611,86 @@ def test_a_start_that_config_and_options_disagree_about_is_refused(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.parametrize("optimizer", ["nesterov", "rmsprop", "muon"])
+def test_every_optimizer_has_its_map(optimizer, tmp_path):
+    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch has no Muon")
+    nesterov = TrainConfig(momentum=0.9, nesterov=True)
+    training = nesterov if optimizer == "nesterov" else TrainConfig(optimizer=optimizer)
+    config = replace(CONFIG, problem=replace(PROBLEM, depth=2), training=training)
+    config = replace(config, lr_min=None, lr_max=None, factor=30, batch_sizes=(50,), num_seeds=1)
+    result = run_sweep(config, tmp_path, executor=Here())
+    assert result.summary["failures"] == []
+    assert result.summary["constants"] is None  # the predictions are of plain SGD
+    stored = json.loads((tmp_path / "sweep.json").read_text())["training"]
+    assert stored == training.optimizer_settings()
+    assert (result.config.lr_min == pytest.approx(1e-5)) == (optimizer != "nesterov")
+    labels = result.cells.set_index("learning_rate")["label"]
+    assert labels.iloc[0] != "diverged"
+
+
+def test_the_sizes_of_ones_own_problem_are_told_in_its_units(tmp_path):
+    file = tmp_path / "sequences.py"
+    file.write_text(
+        "import torch\n"
+        "from noisescale import Examples, Problem\n"
+        "def make():\n"
+        "    inputs = torch.arange(32.0).reshape(16, 2) / 32\n"
+        "    loss = lambda outputs, targets: (outputs - targets).square().mean(1)\n"
+        "    train = Examples(inputs, inputs.flip(1))\n"
+        "    return Problem(model=torch.nn.Linear(2, 2), loss=loss, train=train, units=12)\n"
+    )
+    own = factory_config(f"{file}:make")
+    config = SweepConfig(
+        problem=own,
+        batch_sizes=(4, 8),
+        lr_min=0.01,
+        lr_max=0.1,
+        num_lr=2,
+        num_seeds=1,
+        horizon=Horizon(epochs=2),
+    )
+    advice = run_sweep(config, tmp_path / "out", executor=Here(), options=QUIET).advice
+    assert advice.units_per_example == 12
+    assert "In tokens, 12 an example: " in " ".join(advice.block())
+
+
+def test_models_of_many_outputs_need_no_rates(tmp_path):
+    """Of them no edge is predicted, but λ takes products with the mean matrix alone."""
+    text = ProblemConfig(
+        dataset="markov", model="gpt", num_train=8, width=4, depth=1, heads=1, context=5
+    )
+    config = SweepConfig(
+        problem=text, batch_sizes=(4,), factor=30, num_seeds=1, horizon=Horizon(steps=1)
+    )
+    result = run_sweep(config, tmp_path, executor=Here())
+    assert result.summary["failures"] == []
+    (note,) = [note for note in result.summary["notes"] if "no edge is predicted" in note]
+    assert "gives 135 numbers for one example" in note  # 5 characters of 27
+    model, inputs = (problem := build_problem(text, seed=0)).model.double(), problem.train.inputs
+    names, params = zip(*model.named_parameters(), strict=True)
+
+    def outputs(*values):
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (inputs,))
+
+    with sdpa_kernel(SDPBackend.MATH):
+        jacobian = torch.autograd.functional.jacobian(outputs, params)
+    rows = torch.cat([part.reshape(8 * 5, 27, -1) for part in jacobian], 2)  # (NT, C, P)
+    chances = outputs(*params).detach().reshape(8 * 5, 27).softmax(1)
+    curvature = torch.diag_embed(chances) - chances[:, :, None] * chances[:, None]
+    matrix = torch.einsum("ncp,ncd,ndq->pq", rows, curvature, rows) / (8 * 5)
+    low = math.log10(2 / float(torch.linalg.eigvalsh(matrix)[-1])) - 3
+    assert math.log10(result.config.lr_min) == pytest.approx(round(low))
+    again = run_sweep(config, tmp_path, executor=Here())
+    assert again.config == result.config
+
+
 def test_without_rates_a_curvature_that_cannot_be_measured_names_them(tmp_path, monkeypatch):
-    def fail(problem):
+    def fail(problem, **options):
         raise MeasurementError("no curvature")
 
-    monkeypatch.setattr("noisescale.studies.stability_map.predictions.measure_stability", fail)
+    for measure in ("measure_stability", "measure_sharpness"):
+        monkeypatch.setattr(f"noisescale.studies.stability_map.predictions.{measure}", fail)
     free = replace(CONFIG, lr_min=None)
     with pytest.raises(NoisescaleError, match=r"\(no curvature\): give --lr-min and --lr-max"):
         run_sweep(free, tmp_path / "free", executor=Here())

@@ -379,6 +379,27 @@ def summarise(pieces: Sequence[ExampleGradients], weights: Tensor | None = None)
     return _written_out(pieces, weights)
 
 
+def coordinate_sums(pieces: Sequence[ExampleGradients]) -> tuple[Tensor, Tensor]:
+    """Σ_i g_i and Σ_i g_i², coordinate by coordinate, of g_i = Σ pieces_i: (*shape) each.
+
+    Of outer products at a single place by a product of squares, else written out.
+
+    Args:
+        pieces: of the same B examples, with respect to the same tensor.
+    """
+    pieces = _merged(pieces)
+    first = pieces[0]
+    if len(pieces) == 1 and isinstance(first, Outer) and first.places == 1:
+        squared = Outer(first.left.square(), first.right.square(), first.shape)
+        return first.total(), squared.total()
+    sums, squares = [], []
+    for group in _groups(pieces, sum(piece.written for piece in pieces)):
+        written = _written_sum(group)
+        sums.append(written.sum(0))
+        squares.append(written.square().sum(0))
+    return torch.stack(sums).sum(0), torch.stack(squares).sum(0)
+
+
 def _by_blocks(piece: Outer, weights: Tensor | None) -> Summary:
     """Outer products written out, in blocks of rows where one example's exceed the budget."""
     blocks = piece.blocks()

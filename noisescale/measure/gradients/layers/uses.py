@@ -104,6 +104,11 @@ class Use:
         if bound is None:
             raise UnforeseenError(names, "its gradient is taken twice")
         bound.arguments["gradient"] = gradient
+        dtype = next(iter(self.sources.values())).tensor.dtype
+        if gradient.dtype != dtype:  # under autocast: products as precise as their parts are known
+            for argument, value in bound.arguments.items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    bound.arguments[argument] = value.to(dtype)
         try:
             return self._rule(*bound.args, **bound.kwargs)
         except UnfitError as error:
@@ -487,9 +492,13 @@ def _is_transpose(output: Tensor, source: Source) -> bool:
 def _check(
     output: Tensor, layout: Layout, num_examples: int, sources: Mapping[str, Source]
 ) -> None:
-    """UnforeseenError unless an output holds the examples as planned, in the parameters' dtype."""
+    """UnforeseenError unless an output holds the examples as planned, in the parameters' dtype.
+
+    Under autocast, which casts parameters as it goes, it may be in another one.
+    """
     size = output.shape[layout.dim] if output.ndim > layout.dim else None
     if size != layout.per_example * num_examples:
         raise UnforeseenError(_names(sources.values()), "it is used on a part of the examples")
-    if any(source.tensor.dtype != output.dtype for source in sources.values()):
+    is_cast = any(source.tensor.dtype != output.dtype for source in sources.values())
+    if is_cast and not torch.is_autocast_enabled(output.device.type):
         raise UnforeseenError(_names(sources.values()), "it is used in another dtype than its own")

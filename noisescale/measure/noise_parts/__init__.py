@@ -1,0 +1,1 @@
+"""What a noise scale takes beside the norms of per-example gradients."""

@@ -1,0 +1,41 @@
+"""What an optimizer has to do with a recommendation: its rules and its caveats."""
+
+from __future__ import annotations
+
+from noisescale.statistics.critical_batch.advice import ScalingRules
+from noisescale.training.config import TrainConfig
+
+
+def scaling_rules(
+    training: TrainConfig, *, batch_size: int, learning_rate: float, critical: float
+) -> ScalingRules:
+    """How this training is to be set at another batch size.
+
+    Args:
+        training: its optimizer, β₂ and weight decay.
+        batch_size: in use.
+        learning_rate: at that batch size.
+        critical: B_crit.
+    """
+    return ScalingRules(
+        optimizer=training.optimizer,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        critical=critical,
+        beta2=training.second_moment_decay,
+        weight_decay=training.weight_decay,
+    )
+
+
+def caveat(optimizer: str, *, in_geometry: bool) -> str | None:
+    """What keeps a noise scale from being this optimizer's B_crit; None of SGD.
+
+    Args:
+        optimizer: as TrainConfig names it.
+        in_geometry: whether the noise is that under the optimizer's P.
+    """
+    if optimizer == "sgd":
+        return None
+    if in_geometry:
+        return f"Noise in the geometry of {optimizer}; the interval is calibrated for SGD alone."
+    return f"Plain noise: {optimizer}'s B_crit may lie far above (2505.23971); interval: SGD's."
