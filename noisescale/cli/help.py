@@ -38,8 +38,8 @@ SUBJECTS = (
             "--problem my_file.py:make_problem --num-examples 5000",
             "--problem my_file.py:make_problem",
         ),
-        "--problem --dataset --text --pixel-scale --num-train --model --width --depth --heads "
-        "--context --tied --norm --ghost-size "
+        "--problem --dataset --text --pixel-scale --num-train --label-noise --classes "
+        "--model --width --depth --heads --context --tied --norm --ghost-size "
         "--loss --split --num-examples --population --param --augmentations",
     ),
     Subject(
@@ -136,6 +136,8 @@ OTHER_NAMES = {
     "--num-heads": ("--heads",),
     "--num-samples": ("--num-examples", "--num-train"),
     "--subset": ("--num-examples", "--num-train"),
+    "--noisy-labels": ("--label-noise",),
+    "--num-classes": ("--classes",),
     "--factory": ("--problem",),
     "--data": ("--data-dir",),
     "--data-root": ("--data-dir",),

@@ -111,6 +111,21 @@ def problem_options(command: Command) -> Command:
             "every seed.  [default: all]",
         ),
         click.option(
+            "--label-noise",
+            type=float,
+            metavar="p",
+            default=ProblemConfig.label_noise,
+            show_default=True,
+            help="Share of the training labels that another class replaces, the same ones for "
+            "every seed, and at a larger p as well.",
+        ),
+        click.option(
+            "--classes",
+            type=int,
+            metavar="k",
+            help="Images of the first k classes alone.  [default: all]",
+        ),
+        click.option(
             "--model",
             type=click.Choice(get_args(ModelName)),
             help="mlp or cnn of images, gpt of texts.  [default: mlp, of texts gpt]",

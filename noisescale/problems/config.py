@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from noisescale.errors import SettingError, check_choice, check_count, check_file
+from noisescale.errors import SettingError, check_choice, check_count, check_file, is_real
 from noisescale.statistics.display import Settings
 
 DatasetName = Literal["mnist", "fashion-mnist", "digits", "shakespeare", "markov", "text"]
@@ -19,8 +20,11 @@ Norm = Literal["none", "layer", "batch", "ghost"]
 LossName = Literal["cross_entropy", "mse"]
 TEXTS: tuple[DatasetName, ...] = ("shakespeare", "markov", "text")  # the others are images
 # The fields that one kind of data takes and the other does not
-OF_IMAGES = ("pixel_scale", "norm", "ghost_size", "loss")
+OF_IMAGES = ("pixel_scale", "norm", "ghost_size", "loss", "label_noise", "classes")
 OF_TEXTS = ("heads", "context", "tied", "text", "text_sha256")
+# Stored where they are set alone: there were runs and studies before them
+STORED_IF_SET = ("label_noise", "classes")
+MOST_CLASSES = 10  # of every data set of images
 CONTEXT = 64  # characters of a sequence, unless the context is given
 DEEPEST = 10_000  # layers, which take a second to make; far beyond any that can be trained
 
@@ -76,6 +80,12 @@ class ProblemConfig(Config):
             0…255.
         num_train: train on the first so many of one fixed shuffle of the training examples, the
             same for every seed, so that a smaller subset lies in a larger one; None: on all.
+        label_noise: p, the share of the training labels that are replaced by another class, drawn
+            evenly from the others: round(p·N) of them, the same for every seed, and the labels
+            wrong at one p are wrong, in the same way, at every larger p. Validation and test labels
+            are left as they are.
+        classes: k: images of the first k classes alone, in every split, and k outputs of the
+            model; num_train counts among these. None: all.
         model: "mlp" or "cnn", of images; "gpt", of texts.
         width: hidden units of the MLP, channels of the CNN's first block or the GPT's embeddings;
             None: the model's own (1024, 32, 64).
@@ -111,6 +121,8 @@ class ProblemConfig(Config):
     dataset: DatasetName = "mnist"
     pixel_scale: PixelScale = "unit"
     num_train: int | None = None
+    label_noise: float = 0.0
+    classes: int | None = None
     model: ModelName = "mlp"
     width: int | None = None
     depth: int | None = None
@@ -135,6 +147,7 @@ class ProblemConfig(Config):
         if self.depth is not None and self.depth > DEEPEST:
             raise SettingError(f"depth {self.depth}: give {DEEPEST:,} layers at most")
         self._check_kind()
+        self._check_labels()
         self._take_text()
 
         if self.norm != "ghost" and self.ghost_size is not None:
@@ -167,12 +180,16 @@ class ProblemConfig(Config):
     def to_dict(self) -> dict[str, Any]:
         """The fields as they are stored: of images those alone that there were before texts.
 
-        So the records and the names of runs and studies made then are those of runs made now.
+        Of those that came later, only what differs from the default. So the records and the names
+        of runs and studies made then are those of runs made now.
         """
-        fields = super().to_dict()
-        if self.is_text:
-            return fields
-        return {name: value for name, value in fields.items() if name not in OF_TEXTS}
+        left_out = () if self.is_text else OF_TEXTS
+        defaults = self.stored_defaults()
+        return {
+            name: value
+            for name, value in super().to_dict().items()
+            if name not in left_out and (name not in STORED_IF_SET or value != defaults[name])
+        }
 
     def _check_kind(self) -> None:
         """SettingError for a model of images on a text, the reverse, or settings of the other."""
@@ -187,6 +204,19 @@ class ProblemConfig(Config):
                     f"{name.replace('_', ' ')} {getattr(self, name)!r} with model {self.model}: "
                     f"leave it out, it is for {'images' if self.is_text else 'texts'}"
                 )
+
+    def _check_labels(self) -> None:
+        """SettingError for a share of wrong labels, or a number of classes, that cannot be."""
+        share = self.label_noise
+        if not is_real(share) or not math.isfinite(share) or not 0 <= share <= 1:
+            raise SettingError(
+                f"label noise {share!r}: give a share of the training labels, from 0 to 1"
+            )
+        object.__setattr__(self, "label_noise", float(share))  # 1 and 1.0 are one key
+        if self.classes is not None:
+            check_count("classes", self.classes, most=MOST_CLASSES)
+            if self.classes == 1:
+                raise SettingError("classes 1: one class leaves nothing to learn; give 2 or more")
 
     def _take_text(self) -> None:
         """Notes what the file of a text holds; SettingError where it cannot be read."""

@@ -14,7 +14,13 @@ from rich.console import Console
 
 from noisescale.errors import Interrupted
 from noisescale.problems.build import build_problem
-from noisescale.problems.config import CONTEXT, AnyConfig, FactoryConfig, ProblemConfig
+from noisescale.problems.config import (
+    CONTEXT,
+    STORED_IF_SET,
+    AnyConfig,
+    FactoryConfig,
+    ProblemConfig,
+)
 from noisescale.problems.factory import (
     build_own_problem,
     object_config,
@@ -460,6 +466,8 @@ def what_is_trained(config: AnyConfig) -> dict[str, Any]:
     if isinstance(config, ProblemConfig):
         named = ("dataset", "pixel_scale", "num_train", "model")
         values = {name: getattr(config, name) for name in named}
+        changed = config.changed()
+        values |= {name: changed[name] for name in STORED_IF_SET if name in changed}
         return values | ({"context": config.context or CONTEXT} if config.is_text else {})
     return {"problem": config.factory if isinstance(config, FactoryConfig) else config.model}
 

@@ -39,6 +39,20 @@ def test_a_subset_is_said_on_the_screen_and_in_the_summary():
     assert whole["num_train"] is None
 
 
+def test_wrong_labels_and_classes_are_said_on_the_screen_and_in_the_summary():
+    options = ("--classes", 3, "--label-noise", 0.25, "--max-steps", 4)
+    result = run(*SMALL, *options)
+    assert result.stdout.splitlines()[0].endswith("3 classes, 25 % wrong labels, seed 0")
+    folder = Path(result.stdout.split()[-1])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["classes"], summary["label_noise"]) == (3, 0.25)
+    stored = json.loads((folder / "config.json").read_text())["problem"]
+    assert (stored["classes"], stored["label_noise"]) == (3, 0.25)
+    assert not {"classes", "label_noise"} & set(
+        json.loads(run(*SMALL, "--max-steps", 1, "--json").stdout)[0]
+    )
+
+
 def test_the_accuracy_has_its_interval_and_stored_runs_without_one_are_shown(tmp_path):
     result = run(*SMALL, "--out", "run", env={"COLUMNS": "80"})
     summary = json.loads(Path("run/summary.json").read_text())

@@ -4,7 +4,7 @@ import pytest
 
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import TrainConfig
-from noisescale.training.records.names import run_key, run_name
+from noisescale.training.records.names import describe_problem, run_key, run_name
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,15 @@ def test_a_training_setting_out_of_range_says_what_is_allowed(fields, message):
         ({"width": 0}, "width 0"),
         ({"depth": -1}, "depth -1"),
         ({"num_train": 0}, "num train 0"),
+        ({"label_noise": -0.1}, "label noise -0.1: give a share of the training labels"),
+        ({"label_noise": 1.1}, "label noise 1.1"),
+        ({"label_noise": math.nan}, "label noise nan"),
+        ({"label_noise": True}, "label noise True"),
+        ({"label_noise": 0.1, "dataset": "markov", "model": "gpt"}, "it is for images"),
+        ({"classes": 0}, "classes 0"),
+        ({"classes": 1}, "classes 1: one class leaves nothing to learn"),
+        ({"classes": 11}, "classes 11"),
+        ({"classes": 3, "dataset": "markov", "model": "gpt"}, "it is for images"),
     ],
 )
 def test_a_problem_setting_out_of_range_says_what_is_allowed(fields, message):
@@ -58,7 +67,16 @@ def test_configurations_survive_a_round_trip_and_refuse_unknown_fields():
         TrainConfig.from_dict({"warmup": 3})
 
 
+def test_what_came_later_is_stored_where_it_is_set_alone():
+    assert not {"label_noise", "classes"} & set(ProblemConfig(label_noise=0).to_dict())
+    config = ProblemConfig(label_noise=0.2, classes=5)
+    assert config.to_dict()["label_noise"] == 0.2
+    assert ProblemConfig.from_dict(config.to_dict()) == config
+    assert describe_problem(config).startswith("mnist, 5 classes, 20 % wrong labels")
+
+
 def test_equal_configurations_have_one_key():
+    assert run_key(ProblemConfig(label_noise=1)) == run_key(ProblemConfig(label_noise=1.0))
     assert run_key(TrainConfig(learning_rate=1)) == run_key(TrainConfig(learning_rate=1.0))
 
 

@@ -74,6 +74,10 @@ def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = N
         named = f"{first['dataset']}, {data}, {first['model']}"
         if (num_train := first.get("num_train")) is not None:
             named += f", {num_train:,} training examples"
+        if "classes" in first:
+            named += f", {first['classes']} classes"
+        if "label_noise" in first:
+            named += f", {100 * first['label_noise']:g} % wrong labels"
     console.print(f"{named}, seed {first['seed']}")
     console.print(table)
     if with_interval:

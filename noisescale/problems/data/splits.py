@@ -13,6 +13,7 @@ from torch import Tensor
 from noisescale.errors import DataError, SettingError
 from noisescale.problems.config import (
     CONTEXT,
+    MOST_CLASSES,
     TEXTS,
     DatasetName,
     PixelScale,
@@ -29,8 +30,13 @@ from noisescale.problems.data.texts import (
 )
 from noisescale.problems.problem import Examples
 
-# Training examples; of the digits' 1,797 images 500 are held out
-NUM_TRAIN = {"mnist": 60_000, "fashion-mnist": 60_000, "digits": 1_297}
+# Training examples of each class; of the digits' 1,797 images 500 are held out
+NUM_OF_CLASS = {
+    "mnist": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+    "fashion-mnist": (6000,) * 10,
+    "digits": (130, 137, 133, 130, 125, 118, 132, 132, 134, 126),
+}
+LABEL_SEED = 1  # of which labels are replaced, and by what: other draws than the subsets'
 SPLIT_SEED = 42  # the three-case study's
 
 
@@ -106,7 +112,10 @@ def num_training_examples(config: ProblemConfig) -> int:
     Raises:
         SettingError: a subset larger than the data set.
     """
-    available = num_sequences(config) if config.is_text else NUM_TRAIN[config.dataset]
+    if config.is_text:
+        available = num_sequences(config)
+    else:
+        available = sum(NUM_OF_CLASS[config.dataset][: config.classes])
     _check_num_train(config, available)
     return config.num_train or available
 
@@ -115,6 +124,8 @@ def _check_num_train(config: ProblemConfig, available: int) -> None:
     """SettingError where a problem names more training examples than there are."""
     if config.num_train is not None and config.num_train > available:
         kind = f"sequences of {config.context or CONTEXT}" if config.is_text else "images"
+        if config.classes is not None:
+            kind += f" of the first {config.classes} classes"
         raise SettingError(
             f"num train {config.num_train}: {config.dataset} has {available} training {kind}; "
             "give at most that"
@@ -126,6 +137,8 @@ def load_splits(
     *,
     pixel_scale: PixelScale = "unit",
     num_train: int | None = None,
+    label_noise: float = 0.0,
+    classes: int | None = None,
     context: int | None = None,
     text: str | None = None,
     data_dir: Path | None = None,
@@ -149,6 +162,9 @@ def load_splits(
             in 0…largest.
         num_train: the first so many of one fixed shuffle of the training examples, the same in
             every call, so that a smaller subset lies in a larger one; None: all, in their order.
+        label_noise: share of the training labels that another class replaces, of images, see
+            `ProblemConfig`.
+        classes: k: only images of the first k classes, in all three splits; None: all.
         context: T, characters of a sequence; None: 64.
         text: the file of "text": UTF-8, or any bytes.
         data_dir: where the files are, or are to be put; None: $NOISESCALE_DATA, else the user's
@@ -174,6 +190,8 @@ def load_splits(
         dataset=name,
         pixel_scale=pixel_scale,
         num_train=num_train,
+        label_noise=label_noise,
+        classes=classes,
         model="gpt" if name in TEXTS else "mlp",  # no part of the data
         context=context,
         text=text,
@@ -228,9 +246,14 @@ def _images(config: ProblemConfig, root: Path, device: torch.device | str) -> Sp
         mnist_files.verify(source, root)
         (images, classes), (held_out_images, held_out_classes) = mnist_files.read(source, root)
 
+    num_classes = config.classes or MOST_CLASSES
+    if config.classes is not None:
+        chosen = classes < num_classes
+        images, classes = images[chosen], classes[chosen]
     if config.num_train is not None:
         subset = _subset(len(images), config.num_train)
         images, classes = images[subset], classes[subset]
+    classes = _with_wrong_labels(classes, config.label_noise, num_classes)
 
     def to_device(images: Tensor, classes: Tensor) -> Examples:
         pixels = _PIXELS[name]
@@ -242,12 +265,27 @@ def _images(config: ProblemConfig, root: Path, device: torch.device | str) -> Sp
         return Examples(inputs, classes.to(device=device, dtype=torch.int64))
 
     validation, test = _split(len(held_out_images), test_size=0.5 if name == "digits" else 0.2)
+    validation, test = (part[held_out_classes[part] < num_classes] for part in (validation, test))
     return Splits(
         train=to_device(images, classes),
         validation=to_device(held_out_images[validation], held_out_classes[validation]),
         test=to_device(held_out_images[test], held_out_classes[test]),
-        num_classes=10,
+        num_classes=num_classes,
     )
+
+
+def _with_wrong_labels(classes: Tensor, share: float, num_classes: int) -> Tensor:
+    """The classes (N,), round(share·N) of them replaced by another one; a new tensor.
+
+    Which come first and what replaces each does not depend on the share.
+    """
+    generator = torch.Generator().manual_seed(LABEL_SEED)
+    order = torch.randperm(len(classes), generator=generator)
+    shifts = torch.randint(1, num_classes, (len(classes),), generator=generator)
+    wrong = order[: round(share * len(classes))]
+    replaced = classes.to(torch.int64, copy=True)
+    replaced[wrong] = (replaced[wrong] + shifts[wrong]) % num_classes
+    return replaced
 
 
 def _subset(num_examples: int, size: int) -> Tensor:

@@ -50,6 +50,8 @@ FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("environment", *SPLITS), (dict,)),
     "batch_size": (int, str),
     **dict.fromkeys(("diverged_at_step", "num_train"), (int, NoneType)),
+    "label_noise": _NUMBER,
+    "classes": (int,),
     "notes": (list,),
 }
 OF_RUN = (

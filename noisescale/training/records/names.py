@@ -70,6 +70,10 @@ def describe_problem(problem: AnyConfig) -> str:
         data += " at raw pixels"
     if problem.num_train is not None:
         data += f" ({problem.num_train:,} examples)"
+    if problem.classes is not None:
+        data += f", {problem.classes} classes"
+    if problem.label_noise:
+        data += f", {100 * problem.label_noise:g} % wrong labels"
     if problem.width is not None:
         model.append(f"width {problem.width}")
     if problem.depth is not None:

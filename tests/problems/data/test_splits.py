@@ -1,6 +1,7 @@
 import gc
 import gzip
 import hashlib
+import itertools
 import shutil
 import socket
 import struct
@@ -11,14 +12,17 @@ import time
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torchvision import datasets, transforms
 
 from noisescale.errors import DataError, SettingError
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig
 from noisescale.problems.data import mnist_files
 from noisescale.problems.data.mnist_files import FILES, Source
-from noisescale.problems.data.splits import load_splits, resolve_dataset
+from noisescale.problems.data.splits import load_splits, num_training_examples, resolve_dataset
 
 
 def idx(values):
@@ -205,6 +209,46 @@ def test_a_subset_is_random_and_always_the_same():
     assert len({image.numpy().tobytes() for image in subset.inputs}) == 100  # of no image twice
     with pytest.raises(SettingError, match="digits has 1297 training images"):
         load_splits("digits", num_train=1298)
+
+
+def test_the_share_of_wrong_labels_is_exact_and_nested():
+    right = load_splits("digits").train.targets
+    shares = (0.0, 0.1, 0.2, 1.0)
+    noisy = [load_splits("digits", label_noise=share) for share in shares]
+    labels = [splits.train.targets for splits in noisy]
+    assert [int((each != right).sum()) for each in labels] == [0, 130, 259, 1297]
+    for fewer, more in itertools.pairwise(labels):
+        wrong = fewer != right
+        assert torch.equal(fewer[wrong], more[wrong])
+    clean = load_splits("digits")
+    assert all(torch.equal(splits.test.targets, clean.test.targets) for splits in noisy)
+    # each of the nine others as often, by the chi-square of 9 shifts: 8 degrees of freedom
+    counts = torch.bincount((labels[-1] - right) % 10, minlength=10)
+    assert counts[0] == 0
+    expected = len(right) / 9
+    assert ((counts[1:] - expected) ** 2 / expected).sum() < stats.chi2.ppf(0.999, 8)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_classes_are_the_first_ones_in_every_split(name, mnist_dir):
+    whole = load_splits(name, data_dir=mnist_dir)
+    counts = torch.bincount(whole.train.targets).tolist()
+    some = load_splits(name, classes=3, label_noise=0.5, data_dir=mnist_dir)
+    assert some.num_classes == 3
+    for part, all_of_it in zip(some[:3], whole[:3], strict=True):
+        assert torch.equal(part.inputs, all_of_it.inputs[all_of_it.targets < 3])
+        assert part.targets.unique().tolist() == [0, 1, 2]
+    for number in (2, 3, 10):  # known without the data
+        config = ProblemConfig(dataset=name, classes=number)
+        assert num_training_examples(config) == sum(counts[:number])
+    with pytest.raises(SettingError, match="images of the first 2 classes"):
+        num_training_examples(ProblemConfig(dataset=name, classes=2, num_train=50_000))
+
+
+def test_a_model_has_an_output_for_each_class():
+    problem = build_problem(ProblemConfig(dataset="digits", classes=4, num_train=20, width=4))
+    assert problem.train.num_examples == 20
+    assert problem.model(problem.train.inputs).shape == (20, 4)
 
 
 def test_a_flipped_bit_in_mnist_is_noticed(mnist_dir, tmp_path):
