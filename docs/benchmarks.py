@@ -179,6 +179,50 @@ def _monitor(record: Record) -> Iterator[Rows]:
     ]
 
 
+def _monitor_sizes(record: Record) -> Iterator[Rows]:
+    def share(row: Record, target: float | None = None, key: str = "overhead") -> str:
+        return _with_target(f"{100 * row[key]:.1f}", None if target is None else 100 * target, "≤")
+
+    targets = record["targets"]
+    yield [
+        ["model", "micro-batches × examples", "step, CPU ms", "monitor, %"],
+        *(
+            [
+                f"{MODELS[name]}, {_size(row['parameters'])}",
+                f"{row['micro_batches']} × {row['examples']}",
+                _number(1e3 * row["seconds"]),
+                share(row, targets["monitor"] if name == "mlp" else None),
+            ]
+            for name, row in record["models"].items()
+        ),
+    ]
+    yield [
+        ["norm-layer monitor", "examples", "step, CPU ms", "not split, %", "splits included, %"],
+        *(
+            [
+                MODELS[name],
+                str(row["examples"]),
+                _number(1e3 * row["seconds"]),
+                share(row, targets["norm layers"] if name == "transformer" else None),
+                share(row, key="mean_overhead"),
+            ]
+            for name, row in record["norm_layers"].items()
+        ),
+    ]
+    yield [
+        ["two processes", "examples in each", "step, CPU ms of one", "monitor, %"],
+        *(
+            [
+                f"{MODELS[name.split()[0]]}, {name.split()[1].upper()}",
+                str(row["examples"]),
+                _number(1e3 * row["seconds"]),
+                share(row),
+            ]
+            for name, row in record["processes"].items()
+        ),
+    ]
+
+
 def _sweep(record: Record) -> Iterator[Rows]:
     targets, bisection, processes = (record[key] for key in ("targets", "bisection", "processes"))
     one, two = (float(np.median(processes["seconds"][count])) for count in ("1", "2"))
@@ -218,6 +262,7 @@ TABLES: dict[str, Callable[[Record], Iterator[Rows]]] = {
     "curvature": _curvature,
     "training": _training,
     "monitor": _monitor,
+    "monitor_sizes": _monitor_sizes,
     "sweep": _sweep,
     "startup": _startup,
 }

@@ -87,9 +87,11 @@ from .statistics.critical_batch.steps_vs_examples import Tradeoff as Tradeoff
 from .statistics.estimate import Estimate as Estimate
 from .statistics.gradient_noise import (
     GradientNoise as GradientNoise,
+    NoiseAnatomy as NoiseAnatomy,
     NoiseScale as NoiseScale,
     NormTest as NormTest,
     SignNoise as SignNoise,
+    noise_anatomy as noise_anatomy,
     noise_scale as noise_scale,
     norm_test as norm_test,
     sign_noise as sign_noise,

@@ -23,8 +23,9 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
-from torch import Tensor, distributed as dist, multiprocessing, nn
+from torch import Tensor, distributed as dist, nn
 from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.benchmarks.noise import cases
@@ -187,7 +188,7 @@ def main(rounds: int, out: Path) -> None:
     with TemporaryDirectory() as folder:
         os.environ["OMP_NUM_THREADS"] = "1"
         place = Path(folder)
-        multiprocessing.spawn(in_process, (str(place / "meet"), folder, rounds), nprocs=2)
+        spawn(in_process, (str(place / "meet"), folder, rounds), nprocs=2)
         record["processes"] = json.loads((place / "found.json").read_text())
     console.print(record["processes"])
     write_json(out, {**where_and_when("cpu"), "rounds": rounds, **record})

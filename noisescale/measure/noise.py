@@ -14,6 +14,8 @@ from torch import Tensor
 from noisescale.errors import SettingError, StoppedEarly, check_choice
 from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
+from noisescale.measure.noise_parts.anatomy import measure_anatomy
+from noisescale.measure.noise_parts.classes import check_classes, measure_classes
 from noisescale.measure.noise_parts.fold_sums import measure_sign
 from noisescale.measure.noise_parts.probes import probe_curvature
 from noisescale.measure.objective import Objective, flatten
@@ -23,17 +25,14 @@ from noisescale.measure.objective.preconditioner import (
     preconditioner_of,
 )
 from noisescale.problems.config import Amp
-from noisescale.problems.data.stream import Stream
 from noisescale.problems.problem import Params, Problem, Source, held, units_per_example
 from noisescale.problems.sampling import Selection, select, split_source
 from noisescale.statistics.display import Settings
 from noisescale.statistics.gradient_noise import (
     NoiseScale,
     SignNoise,
-    gradient_noise,
     mean_estimate,
     noise_scale,
-    table,
 )
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.statistics.sample import Population, Sample, excess, squared_deviations
@@ -68,6 +67,8 @@ class NoiseOptions(Settings):
             are others, taken from the gradients' where the split has no more.
         per_layer: whether to give a row for each parameter tensor.
         per_class: whether to give a row for each class of the target.
+        anatomy: whether to say who carries tr Σ, see `NoiseAnatomy`: at about the price of two
+            gradients more where the targets are classes.
         engine: how per-example gradients are computed, see `gradient_moments`.
         chunk_size: examples at a time, None: as many as the memory holds.
         dtype: in which to compute, None: the parameters' own.
@@ -108,6 +109,7 @@ class NoiseOptions(Settings):
     hessian_examples: int | None = None
     per_layer: bool = False
     per_class: bool = False
+    anatomy: bool = False
     engine: EngineName = "auto"
     chunk_size: int | None = None
     dtype: torch.dtype | None = None
@@ -254,15 +256,13 @@ def measure_noise(
         if options.sign:
             report("the noise of the sign")
             noise = replace(noise, sign=_sign_noise(measured, generator))
-        if options.per_class:
-            per_class, left_out = _per_class(measured, report)
-            noise = replace(noise, per_class=per_class)
-            if left_out:
-                names = ", ".join(map(str, left_out))
-                note = f"classes with fewer than 2 examples are left out: {names}"
-                noise = replace(noise, notes=(*noise.notes, note))
+        if options.per_class or options.anatomy:
+            noise = _with_classes(noise, measured, report)
     except KeyboardInterrupt as interrupt:
-        note = "stopped by Ctrl-C: what --hessian and --per-class add is missing, or a part of it"
+        note = (
+            "stopped by Ctrl-C: what --hessian, --per-class and --anatomy add is missing, or a "
+            "part of it"
+        )
         raise StoppedEarly(replace(noise, notes=(*noise.notes, note))) from interrupt
     return noise
 
@@ -499,61 +499,30 @@ def _whole_split(measured: _Measured, seed: int) -> Source:
     )
 
 
-def _targets(examples: Source) -> Tensor | None:
-    """The classes (n,), of a Dataset read for it; None where the targets are none."""
-    first = examples.part(slice(1)).targets
-    is_column = isinstance(first, Tensor) and first.ndim == 1
-    if not is_column or first.is_floating_point() or first.is_complex():
-        return None
-    targets: Tensor = (
-        examples.targets() if isinstance(examples, Stream) else examples.part(slice(None)).targets
+def _with_classes(
+    noise: NoiseScale, measured: _Measured, report: Callable[[str], None]
+) -> NoiseScale:
+    """The noise scale with what is measured class by class: each class's own, and the anatomy."""
+    options = measured.options
+    classes = measure_classes(
+        measured.objective,
+        measured.selected,
+        lambda: _whole_split(measured, 0),
+        engine=options.engine,
+        report=report,
     )
-    return targets
-
-
-def _per_class(
-    measured: _Measured, report: Callable[[str], None]
-) -> tuple[pd.DataFrame, list[int]]:
-    """A row per class, each its own population, and the classes of fewer than two examples."""
-    selected = measured.selected
-    targets = _targets(selected.examples)
-    if targets is None:
-        raise SettingError(
-            "per class: the targets are no classes, one whole number for each example"
-        )
-    sizes = _class_sizes(measured, targets)
-    noises = {}
-    left_out = []
-    for number in sorted(sizes):
-        rows = (targets == number).nonzero().squeeze(1)
-        if len(rows) < 2:
-            left_out.append(number)
-            continue
-        report(f"class {number}")
-        moments = moments_on(
-            measured.objective.on(selected.examples.subset(rows)),
-            indices=selected.indices[rows.cpu()],
-            population_size=sizes[number],
-            engine=measured.options.engine,
-        )
-        noises[number] = gradient_noise(
-            moments.squared_norms.sum(1),
-            moments.total_projections,
-            float(moments.mean_squares.sum()),
-            replace(measured.sample, num_examples=len(rows), population_size=sizes[number]),
-            moments.whole_weighting,
-        )
-    return table("class", noises), left_out
-
-
-def _class_sizes(measured: _Measured, targets: Tensor) -> dict[int, int]:
-    """How many examples of each class the split has; targets: those that were measured."""
-    if len(targets) < measured.selected.population_size:
-        of_split = _targets(_whole_split(measured, 0))
-        assert of_split is not None, "those of a part are classes"
-        targets = of_split
-    values, counts = targets.unique(return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+    if options.per_class:
+        classes = check_classes(classes)
+        noise = replace(noise, per_class=classes.noise(measured.sample))
+        if classes.left_out:
+            names = ", ".join(map(str, classes.left_out))
+            note = f"classes with fewer than 2 examples are left out: {names}"
+            noise = replace(noise, notes=(*noise.notes, note))
+    if options.anatomy:
+        report("anatomy")
+        anatomy = measure_anatomy(measured.objective, measured.moments, measured.sample, classes)
+        noise = replace(noise, anatomy=anatomy)
+    return noise
 
 
 def _top_examples(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from noisescale.plots.anatomy import plot_components, plot_images, plot_lorenz
 from noisescale.plots.style import (
     BLACK,
     BLUE,
@@ -126,11 +127,16 @@ def batch_size_figure(table: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
-def noise_figure(entries: list[dict[str, Any]]) -> Figure:
+def noise_figure(
+    entries: list[dict[str, Any]], images: Sequence[tuple[np.ndarray, str]] = ()
+) -> Figure:
     """What `noisescale measure-noise --json` gave.
 
     Of several checkpoints the scales along training; of a single one how signal and noise depend
     on the batch size, and the examples' gradient norms. Then the last one's parts.
+
+    entries: of each checkpoint. images: the noisiest examples, each (H, W) or (H, W, 3) from 0 to
+    1 with its caption, where they are images.
     """
     last = next(entry for entry in reversed(entries) if not entry["reason"])
     drawn: list[Callable[[Axes], None]] = []
@@ -144,6 +150,12 @@ def noise_figure(entries: list[dict[str, Any]]) -> Figure:
         drawn.append(lambda axes: _plot_parts(axes, last, key="parameter"))
     if last["per_class"]:
         drawn.append(lambda axes: _plot_parts(axes, last, key="class"))
+    if (anatomy := last.get("anatomy")) is not None:
+        drawn.append(lambda axes: plot_lorenz(axes, anatomy))
+        if anatomy["components"]:
+            drawn.append(lambda axes: plot_components(axes, anatomy))
+    if images:
+        drawn.append(lambda axes: plot_images(axes, images))
     figure, panel_axes = panels(len(drawn), width=4.8, height=4.2)
     name_figure(figure, measured_title(entries))
     for plot, axes in zip(drawn, panel_axes, strict=True):

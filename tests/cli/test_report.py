@@ -89,7 +89,7 @@ def left(tmp_path_factory, finished_sweep, finished_critical_batch):
              "--examples", "320", "--out", "branches")  # fmt: skip
         made("recommend", "recommend", QUADRATIC, "--bs", 64, "--epochs", 1, "--out", "recommend")
         few = ("--num-examples", "60")
-        parts = ("--hessian", "--num-probes", "4", "--per-layer", "--per-class")
+        parts = ("--hessian", "--num-probes", "4", "--per-layer", "--per-class", "--anatomy")
         both = ("measure-noise", "runs/bs8", "adaptive", *few, *parts)
         made("noise.json", *both, json_to="noise.json")
         one = "runs/bs8/checkpoint.pt"

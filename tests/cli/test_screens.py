@@ -68,7 +68,7 @@ def printed(tmp_path_factory):
         diverged = ("train", *DIGITS, "--bs", "1", "--lr", "1e4", "--epochs", "1")
         record("diverged", *diverged, "--out", out / "dv")
         few = ("--num-examples", "60")
-        parts = ("--hessian", "--num-probes", "4", "--per-layer", "--per-class")
+        parts = ("--hessian", "--num-probes", "4", "--per-layer", "--per-class", "--anatomy")
         one = out / "runs" / "bs32" / "checkpoint.pt"
         record("measure-noise", "measure-noise", one, *few, *parts)
         paths = (out / "adaptive", one, out / "runs" / "bs8")

@@ -61,7 +61,15 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
             printed("train", *TEXT, "--out", "text"),
             printed("train", *DIGITS, *noise, *ADAMW, "--out", "adamw"),
         ]
-        every = ("--hessian", "--num-probes", 4, "--per-layer", "--per-class", "--sign")
+        every = (
+            "--hessian",
+            "--num-probes",
+            4,
+            "--per-layer",
+            "--per-class",
+            "--anatomy",
+            "--sign",
+        )
         measured = [
             printed("measure-noise", "run", *FEW, *every),
             printed("measure-noise", "--problem", QUADRATIC, *FEW),

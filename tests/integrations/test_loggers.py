@@ -2,6 +2,7 @@
 
 import csv
 import math
+import sys
 
 import pytest
 
@@ -53,6 +54,38 @@ def test_tensorboard(tmp_path):
     assert events.Tags()["scalars"] == ["noise_scale/simple"]
     (event,) = events.Scalars("noise_scale/simple")
     assert (event.step, event.value) == (3, 12.5)
+
+
+class Calls:
+    """Stands in for the two trackers' clients, by the signatures that they document."""
+
+    def __init__(self):
+        self.made = []
+
+    def log(self, data, step=None, commit=None):  # wandb.Run
+        self.made.append((data, step))
+
+    def log_metrics(  # mlflow
+        self,
+        metrics,
+        step=None,
+        synchronous=None,
+        run_id=None,
+        timestamp=None,
+        model_id=None,
+        dataset=None,
+    ):
+        self.made.append((metrics, step, run_id))
+
+
+def test_the_trackers_are_called_as_they_document(monkeypatch):
+    calls = Calls()
+    WandbLogger(calls).log(SCALARS, 3)
+    monkeypatch.setitem(sys.modules, "mlflow", calls)
+    MLflowLogger().log(SCALARS, 4)
+    MLflowLogger("a1").log(SCALARS, 5)
+    resolved = {"noise_scale/simple": 12.5}
+    assert calls.made == [(resolved, 3), (resolved, 4, None), (resolved, 5, "a1")]
 
 
 @pytest.mark.processes

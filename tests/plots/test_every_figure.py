@@ -158,7 +158,7 @@ class Gallery:
             torch.save(torch.nn.Linear(4, 2).state_dict(), name)
         own = ("--problem", "own.py:make")
         noise, sharp = ("measure-noise",), ("sharpness",)
-        parts = ("--hessian", "--per-layer", "--per-class")
+        parts = ("--hessian", "--per-layer", "--per-class", "--anatomy")
         self.command("noise of one checkpoint", *noise, file, "--num-examples", 400, *plot)
         self.command("noise with its parts", *noise, file, *parts, *plot)
         self.command("noise that is not resolved", *noise, file, "--num-examples", 12, *plot)

@@ -112,6 +112,12 @@ def test_a_heartbeat_says_something_where_nothing_else_does():
         with Heartbeat(console, lambda: "at step 3", every=0.0):
             time.sleep(0.03)
     assert silent.getvalue() == ""
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    with Heartbeat(terminal, lambda: "at step 3", every=0.02, on_terminals=True):
+        deadline = time.monotonic() + 10
+        while "at step 3" not in terminal.file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "at step 3" in terminal.file.getvalue()  # where no bar is
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,13 @@ from noisescale.measure.sharpness import (
 )
 from noisescale.problems.config import FactoryConfig
 from noisescale.statistics.estimate import Estimate, from_record
-from noisescale.statistics.gradient_noise import SIGN_QUANTITIES, NoiseScale, SignNoise
+from noisescale.statistics.gradient_noise import (
+    SIGN_QUANTITIES,
+    NoiseAnatomy,
+    NoiseScale,
+    SignNoise,
+)
+from noisescale.statistics.gradient_noise.anatomy import Group
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import Checkpoint
@@ -135,6 +141,7 @@ def _noise(entry: Entry) -> NoiseScale:
         top_examples=_frame(entry["top_examples"]),
         effective_examples=entry["effective_examples"],
         noisiest_share=entry["noisiest_share"],
+        anatomy=_anatomy(entry),
         preconditioned=None if under is None else NoiseScale(**common, **_parts(under, of=entry)),
         sign=_sign(entry),
     )
@@ -147,6 +154,30 @@ def _sign(entry: Entry) -> SignNoise | None:
     count = entry["num_examples"]
     return SignNoise(
         **{name: from_record(record[name], num_samples=count) for name in SIGN_QUANTITIES}
+    )
+
+
+def _anatomy(entry: Entry) -> NoiseAnatomy | None:
+    """Who carries tr Σ, but for the single examples; None where it was not asked for."""
+    record = entry.get("anatomy")
+    if record is None:
+        return None
+    count = entry["num_examples"]
+    wrong, between = record["misclassified"], record["between_classes"]
+    return NoiseAnatomy(
+        num_examples=count,
+        population_size=entry["population_size"],
+        lorenz=pd.DataFrame(record["lorenz"]),
+        effective_examples=record["effective_examples"],
+        sample_digest=record["sample_digest"],
+        noisiest=np.array(record["noisiest"]),
+        importance=from_record(record["importance"], num_samples=count),
+        importance_simple=from_record(record["importance_simple"], num_samples=count),
+        per_layer=pd.DataFrame(record["per_layer"]),
+        per_class=_frame(record["per_class"]),
+        between_classes=None if between is None else from_record(between, num_samples=count),
+        misclassified=None if wrong is None else Group(**wrong),
+        components=_frame(record["components"]),
     )
 
 

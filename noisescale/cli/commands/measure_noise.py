@@ -35,6 +35,7 @@ Examples:
   noisescale measure-noise runs/NAME-KEY --plot noise.png   all its checkpoints, along training
   noisescale measure-noise runs/NAME-KEY --schedule megatron --multiple-of 8
   noisescale measure-noise checkpoint.pt --num-examples 5000 --per-layer
+  noisescale measure-noise checkpoint.pt --anatomy --plot anatomy.png
   noisescale measure-noise checkpoint.pt --hessian --bs 32 --bs 1024
   noisescale measure-noise weights.safetensors --problem my_module:make_problem
   noisescale measure-noise --problem my_file.py:make_problem    the model as it is made
@@ -103,6 +104,12 @@ Examples:
     help="B_ℓ1 = ‖σ‖₁²/‖G‖₁² of sign descent as well, in a further pass.",
 )
 @click.option(
+    "--anatomy",
+    is_flag=True,
+    help="Who carries tr Σ: the noisiest examples, classes, layers, the misclassified, principal "
+    "components; and what importance sampling would leave of it.",
+)
+@click.option(
     "--unit",
     type=click.Choice(["examples", "tokens"]),
     default="examples",
@@ -138,6 +145,7 @@ def measure_noise(
 
     from noisescale import NoiseOptions, measure_noise
     from noisescale.cli.checkpoints import load_all, measure_all
+    from noisescale.cli.images import Image, noisiest_images
     from noisescale.cli.printing.noise import noise_reports, print_noise
     from noisescale.cli.printing.recommend import print_schedule, schedule_record
     from noisescale.measure.distributed import process_group, rank_and_size
@@ -159,8 +167,11 @@ def measure_noise(
         noise = measure_noise(
             problem, options=chosen, preconditioner=given, seed=seed, report=report
         )
+        if plot is not None and noise.anatomy is not None:
+            shown[:] = noisiest_images(problem, noise)
         return noise if note is None else replace(noise, notes=(*noise.notes, note))
 
+    shown: list[Image] = []  # of the last checkpoint measured
     is_first = True
     planned: dict[str, Any] | None = None
 
@@ -181,7 +192,7 @@ def measure_noise(
             from noisescale.plots.style import image
             from noisescale.training.records.folder import write_atomically
 
-            write_atomically(plot, image(noise_figure(entries), plot.suffix[1:]))
+            write_atomically(plot, image(noise_figure(entries, shown), plot.suffix[1:]))
             click.echo(plot, err=as_json)
 
     with (

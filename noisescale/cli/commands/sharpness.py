@@ -82,7 +82,7 @@ Examples:
     default="auto",
     show_default=True,
     help="λ_max(P^½HP^½) too, under an optimizer's state in a FILE of torch.save. auto: of the "
-    "checkpoint's own Adam or AdamW, or of optimizer.pt beside the weights.",
+    "checkpoint's own Adam, AdamW or RMSprop, or of optimizer.pt beside the weights.",
 )
 @click.option(
     "--critical",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from noisescale.cli.printing.anatomy import OfCheckpoint, print_anatomy
 from noisescale.cli.printing.recommend import print_advice
 from noisescale.cli.printing.tables import (
     NumberTable,
@@ -51,7 +52,7 @@ UNMEASURED = (  # what an entry lacks of a checkpoint that could not be measured
     *("split", "population", "engine", "num_examples", "population_size", "examples_to_resolve"),
     *("units_per_example", "preconditioned", "amp", "sign"),
     *("effective_examples", "noisiest_share", "gradient_norms"),
-    *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples"),
+    *("hessian_examples", "num_matvecs", "per_layer", "per_class", "top_examples", "anatomy"),
     "optimal_learning_rates",
     *QUANTITIES,
 )
@@ -187,6 +188,14 @@ def print_noise(
         console.print(_along_training(reports, in_tokens=in_tokens))
     for report, noise in _results(reports):
         _print_parts(console, report, noise, reports, in_tokens=in_tokens)
+    print_anatomy(
+        [
+            OfCheckpoint(step_text(report.measured), noise.anatomy)
+            for report, noise in _results(reports)
+            if noise.anatomy is not None
+        ],
+        console,
+    )
     if in_tokens:
         units = _rounded(results[0].units_per_example or 1.0)
         console.print(f"Noise scales in the tables are in tokens, {units} an example.")

@@ -82,6 +82,8 @@ class EngineChoice:
             return self._quickest(self._layers(objective))
         if name == "vmap":
             return self._vmap(objective)
+        if name == "compiled" and objective.amp is not None:  # torch's compiler fails at length
+            raise EngineError("the engine compiled does not work under autocast")
         return CompiledEngine(objective) if name == "compiled" else LoopEngine(objective)
 
     def confirm(
@@ -174,7 +176,7 @@ class EngineChoice:
         if not self._is_free or not layers.unreached or not is_worth_it:
             return layers
         written_out = sum(layers.params[name].numel() for name in layers.unreached)
-        if written_out * objective.num_examples > WORTH_COMPILING:
+        if written_out * objective.num_examples > WORTH_COMPILING and objective.amp is None:
             self._row[0:0] = ["compiled"]
             self.notes.append("compiled instead of hooks, which cannot reach most parameters")
             return CompiledEngine(objective)

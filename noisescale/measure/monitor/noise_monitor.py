@@ -343,8 +343,9 @@ class NoiseScaleMonitor:
                 it has none.
 
         Raises:
-            SettingError: gradients that were changed, a scale that is not the micro-batches',
-                several processes without `attach`, or an argument that is not positive.
+            SettingError: gradients that were changed, a scale that is not the micro-batches', a
+                module with other parameters than the monitor was made with, several processes
+                without `attach`, or an argument that is not positive.
             MeasurementError: no micro-batch since the last update, or other than one reduction.
         """
         parts, first = self._parts, self._first
@@ -358,6 +359,7 @@ class NoiseScaleMonitor:
                 "update() before any micro_batch(): call that after each backward pass"
             )
         _check_positive(scale=scale, divided_by=divided_by)
+        self._check_same_model()
         if last is not None and self._preconditioner is not None:
             raise SettingError(
                 "update(last=...) of a monitor with a preconditioner: a plain norm is of no use to "
@@ -559,6 +561,18 @@ class NoiseScaleMonitor:
                 "all processes is measured"
             )
         self._gradients.num_processes = size
+
+    def _check_same_model(self) -> None:
+        """SettingError where the module's parameters are not those that are watched."""
+        if self._model is None or self._processes is not None:  # FSDP puts others there at times
+            return
+        known = {id(parameter) for parameter in self._watched.parameters}
+        if {id(parameter) for parameter in self._model.parameters()} != known:
+            raise SettingError(
+                "the model has other parameters than when the monitor was made, as where a layer "
+                "was replaced or added: make a new monitor, and give it the old one's averages by "
+                "load_state_dict(old.state_dict()) if they are to go on"
+            )
 
     def _look_for_a_break(self) -> None:
         """Forgets the micro-batches so far where their update was not brought to its end."""

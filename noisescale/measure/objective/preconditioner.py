@@ -188,8 +188,10 @@ def has_second_moments(state: Mapping[str, Any]) -> bool:
 def _of_optimizer(optimizer: Optimizer, params: Params) -> dict[str, ParameterState]:
     """The states of a live optimizer of these very parameters."""
     found: dict[str, ParameterState] = {}
+    # how a weight decay acts, which an Adam of torch 2.6 says by its class alone
+    said = {"decoupled_weight_decay": isinstance(optimizer, torch.optim.AdamW)}
     groups = {
-        id(param): group
+        id(param): (said if "amsgrad" in group else {}) | group
         for group in with_relative_rates(optimizer.param_groups)
         for param in group["params"]
     }

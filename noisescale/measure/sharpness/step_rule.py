@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -104,10 +103,9 @@ def _kind_of(group: Mapping[str, Any]) -> Kind | None:
 
 def _says_how(given: Optimizer | Mapping[str, Any]) -> bool:
     """Whether it is known of an Adam whether its weight decay is decoupled."""
-    if isinstance(given, torch.optim.AdamW):
-        return True
-    groups = given.param_groups if isinstance(given, Optimizer) else given["param_groups"]
-    return all("decoupled_weight_decay" in group for group in groups)
+    return isinstance(given, Optimizer) or all(
+        "decoupled_weight_decay" in group for group in given["param_groups"]
+    )
 
 
 def _rate(of_one: ParameterState, kind: Kind | None) -> float:

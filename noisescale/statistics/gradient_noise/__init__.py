@@ -1,5 +1,6 @@
 """|G|², tr Σ and B_simple of a set of examples: estimators, and the result they give."""
 
+from noisescale.statistics.gradient_noise.anatomy import NoiseAnatomy, noise_anatomy
 from noisescale.statistics.gradient_noise.estimators import (
     gradient_noise,
     mean_estimate,
@@ -27,11 +28,13 @@ __all__ = [
     "SIGN_QUANTITIES",
     "UNDER_PRECONDITIONER",
     "GradientNoise",
+    "NoiseAnatomy",
     "NoiseScale",
     "NormTest",
     "SignNoise",
     "gradient_noise",
     "mean_estimate",
+    "noise_anatomy",
     "noise_scale",
     "norm_test",
     "sign_noise",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from noisescale.statistics.display import Shown, Summary, share
 from noisescale.statistics.estimate import Estimate, estimate_columns, estimate_row, jsonable
+from noisescale.statistics.gradient_noise.anatomy import NoiseAnatomy
 from noisescale.statistics.gradient_noise.sign import SIGN_QUANTITIES, SignNoise
 from noisescale.statistics.hessian_noise import CurvatureNoise
 from noisescale.statistics.sample import Measured, Population
@@ -130,6 +131,7 @@ class NoiseScale(Shown):
         per_class: the same, a row for each class of the target.
         top_examples: index in the split, share of tr Σ and loss of the examples with the largest
             shares.
+        anatomy: who carries tr Σ; None where it was not asked for.
         notes: what a reader should know.
         units_per_example: the mean number of units, such as tokens, of the examples measured, by
             which noise scales are had in these; None where it is not told.
@@ -169,6 +171,7 @@ class NoiseScale(Shown):
     per_layer: pd.DataFrame | None = None
     per_class: pd.DataFrame | None = None
     top_examples: pd.DataFrame | None = None
+    anatomy: NoiseAnatomy | None = None
     notes: tuple[str, ...] = ()
     units_per_example: float | None = None
     amp: str | None = None
@@ -228,6 +231,7 @@ class NoiseScale(Shown):
             "num_matvecs": curvature and curvature.num_matvecs,
             "per_class": self.per_class,
             "top_examples": self.top_examples,
+            "anatomy": self.anatomy and self.anatomy.to_dict(),
             "preconditioned": self.preconditioned
             and {**self.preconditioned._parts(), "notes": self.preconditioned.notes},
             "sign": self.sign and self.sign.to_dict(),

@@ -109,6 +109,35 @@ def test_a_model_that_changes_within_an_update_is_left_out(change):
     assert (monitor.num_updates, monitor.num_skipped) == (1, 1)
 
 
+@pytest.mark.parametrize("change", ["replace", "add", "remove"])
+def test_a_model_of_other_parameters_needs_another_monitor(change):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4))
+    monitor = NoiseScaleMonitor(model)
+
+    def train():
+        model.zero_grad()
+        for _ in range(2):
+            (model(torch.randn(2, 3)).square().mean() / 2).backward()
+            monitor.micro_batch(2)
+        return monitor.update()
+
+    assert train()
+    if change == "replace":
+        model[1] = nn.Linear(4, 4)
+    elif change == "add":
+        model.append(nn.Linear(4, 4))
+    else:
+        del model[1]
+    with pytest.raises(SettingError, match="make a new monitor"):
+        train()
+    averages = monitor.state_dict()
+    monitor = NoiseScaleMonitor(model)
+    monitor.load_state_dict(averages)
+    assert train()
+    assert monitor.num_updates == 2
+
+
 def test_a_frozen_parameters_old_gradient_does_not_count_and_an_unfrozen_ones_does():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)).double()

@@ -10,7 +10,6 @@ import shlex
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.isotonic import IsotonicRegression
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.critical_batch.advice import (
@@ -19,7 +18,6 @@ from noisescale.statistics.critical_batch.advice import (
     batch_size_schedule,
     schedule_text,
 )
-from noisescale.statistics.critical_batch.advice.schedule import _isotonic
 from noisescale.statistics.critical_batch.recommendation import recommend
 
 POPULATION = 100_000
@@ -85,13 +83,6 @@ def test_a_noise_scale_that_falls_gives_one_batch_size():
     made, critical, share = schedule_of(tracked([800.0, 200.0, 100.0, 50.0]))
     mean = (800 * 200 * 100 * 50) ** 0.25  # pooled in logarithms
     assert made.stages == (Stage(0, 0, round(math.sqrt(critical * share * mean))),)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_monotone_course_is_the_nearest_one(seed):
-    values = np.random.default_rng(seed).normal(size=30).cumsum()
-    expected = IsotonicRegression().fit_transform(np.arange(30), values)
-    np.testing.assert_allclose(_isotonic(values), expected, atol=1e-12)
 
 
 def test_every_schedule_is_one_that_all_can_read():

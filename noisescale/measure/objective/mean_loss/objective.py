@@ -78,6 +78,7 @@ class Objective(LossesAtPoint):
         dtype: what everything is computed in.
         point: θ as a vector (P,), in the order of `model.named_parameters()`. Parameters of the
             loss follow those of the model, as "loss.NAME".
+        amp: "bf16" where the model runs under torch.autocast.
 
     Raises:
         SettingError: parameters that do not fit the model, none that requires a gradient, or a bad

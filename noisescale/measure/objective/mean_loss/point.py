@@ -47,6 +47,7 @@ class LossesAtPoint:
         dtype: what everything is computed in.
         point: θ as a vector (P,).
         constants: by name, in that dtype.
+        amp: as given.
 
     Raises:
         MeasurementError: the model cannot be copied.
@@ -66,7 +67,7 @@ class LossesAtPoint:
         self.name = f"{name_of(problem.model)} with the loss {name_of(problem.loss)}"
         self.dtype = dtype
         self.point = flatten(list(differentiated.values())).to(dtype)
-        self._amp = amp
+        self.amp = amp
         self._layout = Layout.of(differentiated)
         self._detaches = True  # inputs that require a gradient
         self.constants: Params = {
@@ -255,11 +256,11 @@ class LossesAtPoint:
         return tree_map(move, values)
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
-        return autocast(self._amp, self.device)
+        return autocast(self.amp, self.device)
 
     def _precise(self, returned: Any) -> Any:
         """What a model under autocast has returned, in the dtype that the loss is computed in."""
-        if self._amp is None:
+        if self.amp is None:
             return returned
         return with_tensors(
             returned, lambda tensor: tensor.to(self.dtype) if tensor.is_floating_point() else tensor

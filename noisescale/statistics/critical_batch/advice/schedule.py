@@ -90,6 +90,8 @@ def batch_size_schedule(
         MeasurementError: no measurement is resolved.
         SettingError: a multiple of more than all training examples.
     """
+    from scipy.optimize import isotonic_regression  # takes 0.1 s to load
+
     check_count("multiple of", multiple_of)
     largest = found.population_size // multiple_of * multiple_of
     if largest == 0:
@@ -106,7 +108,7 @@ def batch_size_schedule(
     critical = found.critical_batch_size.value
     scale = np.full(len(values), np.nan)
     calibrated = values[resolved] * critical / found.by_progress.value
-    scale[resolved] = np.exp(_isotonic(np.log(calibrated)))
+    scale[resolved] = np.exp(isotonic_regression(np.log(calibrated)).x)
     wanted = np.sqrt(critical * scale)
     first = _multiple(float(wanted[resolved][0]), multiple_of, largest=largest)
     doublings = math.floor(math.log2(largest / first))
@@ -146,21 +148,3 @@ def batch_size_schedule(
 def _multiple(size: float, of: int, *, largest: int) -> int:
     """The multiple nearest to a batch size, from one of them to the largest."""
     return min(max(round(size / of), 1) * of, largest)
-
-
-def _isotonic(values: np.ndarray) -> np.ndarray:
-    """The values (n,) that never fall and are nearest to these, by least squares.
-
-    Neighbours that fall are pooled into their mean until none do.
-    """
-    means: list[float] = []
-    counts: list[int] = []
-    for value in values:
-        means.append(float(value))
-        counts.append(1)
-        while len(means) > 1 and means[-2] > means[-1]:
-            mean, count = means.pop(), counts.pop()
-            total = counts[-1] + count
-            means[-1] = (means[-1] * counts[-1] + mean * count) / total
-            counts[-1] = total
-    return np.repeat(means, counts)

@@ -1,0 +1,133 @@
+"""The gradient of a first linear layer along the principal components of what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from noisescale.measure.objective import Objective
+from noisescale.problems.problem import Examples
+from noisescale.statistics.gradient_noise import noise_scale
+from noisescale.statistics.sample import Sample
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WIDEST = 4096  # inputs, of whose covariance the eigenvectors take a minute
+
+
+def first_linear(objective: Objective) -> str | None:
+    """The name of the first linear layer, where its weight is differentiated.
+
+    None where the model's first operation with parameters is another.
+    """
+    for name, module in objective.model.named_modules():
+        if next(module.parameters(recurse=False), None) is None:
+            continue
+        is_chosen = f"{name}.weight".lstrip(".") in objective.params()
+        return name if isinstance(module, nn.Linear) and is_chosen else None
+    return None
+
+
+def component_noise(
+    objective: Objective, layer: str, mean: Tensor, sample: Sample
+) -> pd.DataFrame | None:
+    """|G|², tr Σ and B_simple of a linear layer's weights along groups of principal components.
+
+    In an orthonormal basis v_k of its inputs x an example's gradient δ xᵀ has the columns
+    δ (v_k·x), and |G|² and tr Σ are sums over k. The basis is that of the inputs' covariance, by
+    falling variance; its groups are 1, 2, 3 to 4, 5 to 8 and so on.
+
+    Args:
+        objective: the examples, and where.
+        layer: the name of the layer.
+        mean: the mean gradient of its weight (h, d), float64.
+        sample: which part of which population the examples are.
+
+    Returns:
+        A row for each group: first and last component, their share of the inputs' variance, and
+        |G|², tr Σ and B_simple with their errors. None where inputs are no table (B, d), where the
+        layer is used several times, or where it is wider than 4,096.
+    """
+    num_inputs = mean.shape[1]
+    if num_inputs > WIDEST:
+        return None
+    total = torch.zeros(num_inputs, dtype=torch.float64, device=mean.device)
+    square = torch.zeros(num_inputs, num_inputs, dtype=torch.float64, device=mean.device)
+    for inputs, _ in _passes(objective, layer):
+        if inputs is None:
+            return None
+        total += inputs.sum(0)
+        square += inputs.T @ inputs
+    n = objective.num_examples
+    variances, basis = torch.linalg.eigh(square / n - torch.outer(total, total) / n**2)
+    variances, basis = variances.flip(0).clamp(min=0), basis.flip(1)  # (d,), (d, d)
+    groups = _groups(num_inputs)
+    member = torch.zeros(num_inputs, len(groups), dtype=torch.float64, device=mean.device)
+    for column, (first, last) in enumerate(groups):
+        member[first - 1 : last, column] = 1
+    means = mean @ basis  # (h, d)
+    squares, projections = [], []
+    for inputs, signals in _passes(objective, layer):
+        if inputs is None or signals is None:
+            return None
+        along = inputs @ basis  # (B, d)
+        squares.append((signals.square().sum(1, keepdim=True) * along.square()) @ member)
+        projections.append((along * (signals @ means)) @ member)
+    noise = noise_scale(
+        torch.cat(squares).cpu().numpy(),
+        torch.cat(projections).cpu().numpy(),
+        (means.square().sum(0) @ member).cpu().numpy(),
+        population=sample.population,
+        population_size=sample.population_size,
+        names=[f"{first}–{last}" if last > first else str(first) for first, last in groups],
+    )
+    rows = noise.per_layer
+    assert rows is not None, "there are names"
+    shares = (variances @ member / variances.sum().clamp(min=torch.finfo(torch.float64).tiny)).cpu()
+    rows.insert(0, "input_variance", np.asarray(shares))
+    rows.insert(0, "last", [last for _, last in groups])
+    rows.insert(0, "first", [first for first, _ in groups])
+    return rows.drop(columns=["parameter", "num_examples"])
+
+
+def _groups(count: int) -> list[tuple[int, int]]:
+    """First and last component, from 1, of groups that double: 1, 2, 3–4, 5–8 and so on."""
+    groups, first, size = [], 1, 1
+    while first <= count:
+        groups.append((first, min(first + size - 1, count)))
+        first += size
+        size = max(first - 1, 1)
+    return groups
+
+
+def _passes(objective: Objective, layer: str) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """Of each chunk what the layer is given (B, d) and the loss's gradient by what it returns.
+
+    None, None where that is no table, or the layer is not used once.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, arguments: tuple[Any, ...], returned: Any) -> None:
+        seen.append((arguments[0], returned))
+
+    size = objective.chunk_size
+    for start in range(0, objective.num_examples, size):
+        chunk: Examples = objective.examples.part(slice(start, start + size))
+        params = objective.params()
+        model = objective.instance(params)
+        handle = model.get_submodule(layer).register_forward_hook(keep)
+        try:
+            losses = objective.losses(objective.call(model, chunk.inputs), chunk.targets, params)
+        finally:
+            handle.remove()
+        if len(seen) != 1 or seen[0][0].ndim != 2 or len(seen[0][0]) != chunk.num_examples:
+            yield None, None
+            return
+        inputs, returned = seen.pop()
+        (signals,) = torch.autograd.grad(losses.sum(), returned)
+        yield inputs.detach().double(), signals.double()
