@@ -22,7 +22,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import statistics
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -42,7 +45,6 @@ from torch import Tensor, nn
 from experiments.benchmarks.resources import (
     cpu_seconds,
     peak_bytes,
-    return_freed_memory,
     seconds,
     where_and_when,
 )
@@ -54,6 +56,13 @@ from noisescale.training.records.folder import write_json
 RESULTS = Path(__file__).parent / "results"
 VOCABULARY, LENGTH, WIDTH, HEADS, LAYERS = 256, 64, 128, 4, 2
 GEOMETRY_CHUNK = 64  # sequences: a quarter of those measured on, so that memory may be flat
+# glibc keeps freed blocks otherwise, in pieces that later ones do not fit into, so that a process's
+# peak grows with how often its work is repeated
+RETURNING = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**18),
+    "MALLOC_TRIM_THRESHOLD_": str(2**18),
+}
 # In plain passes: without errors, with them, and the peak of memory
 TARGETS: dict[str, Any] = {
     "mlp": {"hooks": 1.1, "hooks, with errors": 2.2},
@@ -295,28 +304,51 @@ def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
     }
 
 
+def some_preconditioner(problem: Problem) -> dict[str, Tensor]:
+    """A diagonal P, at random from .1 to 1.1."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: (0.1 + torch.rand(param.shape, generator=generator)).to(param.device)
+        for name, param in problem.model.named_parameters()
+    }
+
+
+def character_gpt(device: str) -> Problem:
+    """The character GPT on tiny Shakespeare, as `noisescale train` makes it."""
+    return build_problem(ProblemConfig(dataset="shakespeare", model="gpt"), device=device)
+
+
+def peaks(device: str) -> dict[str, int]:
+    """Peak memory of both geometries by number of sequences, of the character GPT."""
+    problem = character_gpt(device)
+    both = partial(
+        measure_noise,
+        problem,
+        preconditioner=some_preconditioner(problem),
+        chunk_size=GEOMETRY_CHUNK,
+    )
+    sizes = (4 * GEOMETRY_CHUNK, 16 * GEOMETRY_CHUNK)
+    return {
+        str(size): peak_bytes(partial(both, num_examples=size), device=device) for size in sizes
+    }
+
+
 def compare_geometries(
     problem: Problem, *, num_examples: int, rounds: int, device: str
 ) -> dict[str, Any]:
     """What statistics under a preconditioner cost beside plain ones alone, with errors.
 
     Medians over interleaved rounds, on a CPU of the process's own time, which others on the machine
-    lengthen less; and the peak of memory of both on so many examples and on four times as many, in
-    chunks of one size.
+    lengthen less.
 
     Args:
-        problem: a model with a training set of four times as many examples or more.
+        problem: a model with its training set.
         num_examples: measured on.
         rounds: of time.
         device: that it lies on.
     """
-    generator = torch.Generator().manual_seed(0)
-    preconditioner = {
-        name: 0.1 + torch.rand(param.shape, generator=generator)
-        for name, param in problem.model.named_parameters()
-    }
     plain = partial(measure_noise, problem)
-    both = partial(measure_noise, problem, preconditioner=preconditioner)
+    both = partial(measure_noise, problem, preconditioner=some_preconditioner(problem))
     ways: dict[str, Callable[..., Any]] = {"plain": plain, "both": both}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     cost = seconds if device == "cuda" else cpu_seconds
@@ -325,8 +357,6 @@ def compare_geometries(
             now = cost(partial(way, num_examples=num_examples))
             if counted:
                 taken[name].append(now)
-    if device == "cpu":
-        return_freed_memory()
     ratios = [two / one for one, two in zip(taken["plain"], taken["both"], strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4)
     return {
@@ -336,24 +366,25 @@ def compare_geometries(
         "seconds": {name: statistics.median(values) for name, values in taken.items()},
         "ratio": {"median": median, "low": low, "high": high},
         "target": TARGETS["geometry"],
-        "peak_bytes": {
-            str(size): peak_bytes(
-                partial(both, num_examples=size, chunk_size=GEOMETRY_CHUNK), device=device
-            )
-            for size in (num_examples, 4 * num_examples)
-        },
-        "chunk_size": GEOMETRY_CHUNK,
     }
 
 
 def geometries(device: str, *, rounds: int, console: Console) -> dict[str, Any]:
     """The costs of `compare_geometries` on the character GPT, with where and when."""
     console.print("statistics under a preconditioner, of the character GPT")
-    characters = build_problem(ProblemConfig(dataset="shakespeare", model="gpt"), device=device)
-    return {
-        **where_and_when(device),
-        **compare_geometries(characters, num_examples=256, rounds=2 * rounds + 1, device=device),
-    }
+    compared = compare_geometries(
+        character_gpt(device), num_examples=256, rounds=2 * rounds + 1, device=device
+    )
+    code = f"from experiments.benchmarks.noise import *; print(json.dumps(peaks({device!r})))"
+    of_child = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | RETURNING,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    memory = {"chunk_size": GEOMETRY_CHUNK, "peak_bytes": json.loads(of_child.stdout)}
+    return {**where_and_when(device), **compared, **memory}
 
 
 def _memory(case: Case, examples: Examples) -> dict[str, Any]:
@@ -415,7 +446,7 @@ def main(
     if rates := result["models"].get("mlp", {}).get("rates"):
         fast, slow = (rates[name]["examples_per_second"] for name in ("compiled", "eager vmap"))
         result["compiled_against_eager_vmap"] = fast / slow
-    of_geometry = geometries(device, rounds=rounds, console=console)  # changes the allocator
+    of_geometry = geometries(device, rounds=rounds, console=console)
     write_json(path, {**result, "geometry": of_geometry})
 
     for name, row in result["models"].items():

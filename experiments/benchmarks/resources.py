@@ -12,8 +12,6 @@ import torch
 
 from noisescale.training.records.environment import environment
 
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
-
 
 def where_and_when(device: str) -> dict[str, Any]:
     """The environment and the date of a benchmark, which its results begin with."""
@@ -34,17 +32,6 @@ def cpu_seconds(work: Callable[[], Any]) -> float:
     started = time.process_time()
     work()
     return time.process_time() - started
-
-
-def return_freed_memory() -> None:
-    """From now on blocks of 256 KiB or more go back to the system when they are freed.
-
-    glibc keeps them otherwise, in pieces that later blocks do not fit into, so that a process's
-    peak grows with how often its work is repeated.
-    """
-    libc = ctypes.CDLL("libc.so.6")
-    for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-        libc.mallopt(option, 2**18)
 
 
 def peak_bytes(work: Callable[[], Any], *, device: str) -> int:
