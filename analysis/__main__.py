@@ -8,6 +8,10 @@ from analysis.batches.batch_cost import batch_cost
 from analysis.batches.bias_variance import bias_variance
 from analysis.batches.sharp_minima import sharp_minima
 from analysis.batches.small_batches import small_batches
+from analysis.composition.anatomy import anatomy
+from analysis.composition.heterogeneity import heterogeneity
+from analysis.composition.model_size import model_size
+from analysis.composition.temperature import temperature
 from analysis.noise.adaptive_batch import adaptive_batch
 from analysis.noise.calibration import calibration
 from analysis.noise.critical_batch import critical_batch
@@ -62,6 +66,10 @@ main.add_command(small_batches)
 main.add_command(sharp_minima)
 main.add_command(bias_variance)
 main.add_command(catapult)
+main.add_command(model_size)
+main.add_command(heterogeneity)
+main.add_command(anatomy)
+main.add_command(temperature)
 
 if __name__ == "__main__":
     main(prog_name="python -m analysis")

@@ -8,6 +8,10 @@ from experiments.batches.batch_cost import batch_cost
 from experiments.batches.bias_variance import bias_variance
 from experiments.batches.sharp_minima import sharp_minima
 from experiments.batches.small_batches import small_batches
+from experiments.composition.anatomy import anatomy
+from experiments.composition.heterogeneity import heterogeneity
+from experiments.composition.model_size import model_size
+from experiments.composition.temperature import temperature
 from experiments.durations import duration, timed
 from experiments.noise.adaptive_batch import adaptive_batch
 from experiments.noise.calibration import calibration
@@ -95,6 +99,10 @@ main.add_command(small_batches)
 main.add_command(sharp_minima)
 main.add_command(bias_variance)
 main.add_command(catapult)
+main.add_command(model_size)
+main.add_command(heterogeneity)
+main.add_command(anatomy)
+main.add_command(temperature)
 
 if __name__ == "__main__":
     main(prog_name="python -m experiments")

@@ -7,6 +7,7 @@ import click
 from matplotlib.figure import Figure
 
 from paper_figures.batches import batch_cost, bias_variance, sharp_minima, small_batches
+from paper_figures.composition import anatomy, heterogeneity, model_size, temperature
 from paper_figures.noise import adaptive_batch, critical_batch, noise_growth
 from paper_figures.stability import (
     catapult,
@@ -32,6 +33,10 @@ PENDING = {
     "batch_cost": batch_cost.figure,
     "bias_variance": bias_variance.figure,
     "catapult": catapult.figure,
+    "model_size": model_size.figure,
+    "heterogeneity": heterogeneity.figure,
+    "anatomy": anatomy.figure,
+    "temperature": temperature.figure,
 }
 # the experiment whose tables a figure is drawn from, where it is not that of its own name
 DRAWN_FROM = {"stability_prediction": "stability_map"}

@@ -1,0 +1,1 @@
+"""Tables of what gradient noise is made of."""

@@ -1,0 +1,123 @@
+"""What do wrong labels, and fewer classes, make of the noise scale?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.batches.intervals import holm
+from analysis.composition.slopes import PARTS, over_seeds, quotient
+from analysis.tables import Runs, analysis
+from noisescale.statistics.estimate import estimate_row, from_log_samples, undefined
+
+CASE = ["classes", "label_noise"]
+START = "step 0"
+MOST_CLASSES = 10  # that the fewer are compared with
+QUANTITIES = ("simple", *PARTS)
+
+
+def points_table(runs: Runs) -> pd.DataFrame:
+    """A row per run and point: means over its looks, and B_simple, mean tr Σ over mean |G|².
+
+    predicted: B_simple at this seed's initialisation by (B_simple(0) + 1)/(1 − q)² − 1, of wrong
+    labels that are q = p·C/(C − 1) in the measure of evenly drawn ones; nan at other points.
+    """
+    rows = [
+        {
+            "classes": record["num_classes"],
+            "label_noise": record.get("label_noise", 0.0),
+            "seed": record["seed"],
+            **{name: row[name] for name in ("point", "step", "validation_loss", *PARTS)},
+        }
+        for _, record in runs
+        for row in record["rows"]
+    ]
+    looks = pd.DataFrame(rows).astype({"validation_loss": float})
+    grouped = looks.groupby([*CASE, "seed", "point"])
+    table = grouped[["step", "validation_loss", *PARTS]].mean()
+    table = table.join(grouped.size().rename("num_looks")).reset_index()
+    table["simple"] = quotient(table["gradient_variance"], table["squared_gradient_norm"])
+    clean = _clean(table, "simple")
+    found = (clean + 1) / (1 - evenly_drawn(table["label_noise"], table["classes"])) ** 2 - 1
+    table["predicted"] = found.where(table["point"] == START)
+    return table
+
+
+def evenly_drawn(share: Any, classes: Any) -> Any:
+    """The share of evenly drawn labels that a share of wrong ones amounts to: p·C/(C − 1)."""
+    return share * classes / (classes - 1)
+
+
+def _clean(table: pd.DataFrame, quantity: str) -> pd.Series[float]:
+    """A quantity at p = 0, of the same classes, seed and point, for each row."""
+    keys = ["classes", "seed", "point"]
+    clean = table[table["label_noise"] == 0].set_index(keys)[quantity]
+    return pd.Series(
+        clean.reindex(pd.MultiIndex.from_frame(table[keys])).to_numpy(), index=table.index
+    )
+
+
+def law_table(points: pd.DataFrame) -> pd.DataFrame:
+    """A row per case at initialisation: B_simple measured, predicted, and the ratio of the two.
+
+    Geometric means over seeds with Student's t. p: of a ratio of one, by Holm over all p > 0.
+    """
+    rows = []
+    for case, group in points[points["point"] == START].groupby(CASE):
+        row: dict[str, Any] = dict(zip(CASE, case, strict=True))
+        row |= estimate_row("measured", _geometric(group["simple"]))
+        row |= estimate_row("predicted", _geometric(group["predicted"]))
+        ratio = group["simple"] / group["predicted"]
+        _, beside = over_seeds(np.log(ratio.to_numpy()))
+        if row["label_noise"] == 0:
+            beside["p"] = np.nan  # the prediction's own source
+        rows.append(row | estimate_row("ratio", _geometric(ratio)) | beside)
+    table = pd.DataFrame(rows)
+    table["p"] = holm(table["p"].tolist())
+    return table
+
+
+def ratios_table(points: pd.DataFrame) -> pd.DataFrame:
+    """A row per case, point and quantity: over that at p = 0, or at ten classes, paired by seed.
+
+    over: "right labels", of the same classes, or "ten classes", of right labels alone.
+    """
+    rows = []
+    for quantity in QUANTITIES:
+        noisy = points.assign(ratio=points[quantity] / _clean(points, quantity))
+        noisy = noisy[noisy["label_noise"] > 0].assign(over="right labels")
+        clean = points[points["label_noise"] == 0]
+        all_classes = clean[clean["classes"] == MOST_CLASSES].set_index(["seed", "point"])[quantity]
+        fewer = clean[clean["classes"] < MOST_CLASSES]
+        index = pd.MultiIndex.from_frame(fewer[["seed", "point"]])
+        whole = all_classes.reindex(index).to_numpy()
+        fewer = fewer.assign(ratio=fewer[quantity] / whole, over="ten classes")
+        for key, group in pd.concat([noisy, fewer]).groupby(["over", *CASE, "point"]):
+            row: dict[str, Any] = {"quantity": quantity}
+            row |= dict(zip(["over", *CASE, "point"], key, strict=True))
+            row |= {"step": group["step"].mean()}
+            row |= estimate_row("ratio", _geometric(group["ratio"]))
+            rows.append(row | {"num_seeds": int(group["ratio"].notna().sum())})
+    return pd.DataFrame(rows)
+
+
+def _geometric(values: pd.Series[float]) -> Any:
+    """The geometric mean over seeds with Student's t, undefined of fewer than two."""
+    known = values[values > 0].to_numpy()
+    return from_log_samples(known) if len(known) > 1 else undefined(num_samples=len(known))
+
+
+def tables(runs: Runs) -> dict[str, pd.DataFrame]:
+    """Everything the figure is drawn from."""
+    points = points_table(runs)
+    return {"points": points, "law": law_table(points), "ratios": ratios_table(points)}
+
+
+heterogeneity = analysis(
+    "heterogeneity",
+    tables,
+    help="Tables of the noise scale under wrong labels and fewer classes from the experiment's "
+    "runs.",
+)

@@ -1,0 +1,119 @@
+"""What do wrong labels, and fewer classes, make of the noise scale?
+
+MNIST, 784–256–256–10, SGD, B = 64, ε = .1, five seeds. A share p = 0, .05, .1, .2, .4, .6 of the
+training labels is replaced by another class; then the first C = 2 and 5 classes alone, at p = 0, .2
+and .4. |G|² and tr Σ on 10,000 random training images at initialisation and after 100, 300 and 938
+updates, and at each look within ± 10 % of a validation loss of .52·log C, .52 of chance's
+(validation labels are right, so it is the same task at every p; at C = 10 it is 1.2, and at p = .6
+no model can come below .92). Runs of one seed share their initialisation, their orders at equal C,
+and the images measured on.
+
+The law: at initialisation outputs are about equal, so an example's gradient is that of 1/C − e_y at
+its outputs, and the mean over the C − 1 wrong labels is −1/(C − 1) times that of the right one. So
+G is (1 − q)G(0), q = p·C/(C − 1), which is the share of labels that would be drawn evenly from all
+classes, and the mean of |g|² is unchanged: B_simple(p) + 1 = (B_simple(0) + 1)/(1 − q)².
+
+Primary statistic: at initialisation B_simple(p) over this prediction from the same seed's
+B_simple(0), for each p > 0 and C, a geometric mean over seeds with Student's t; Holm over all of
+them. Beside it: B_simple(p)/B_simple(0) later on and at equal validation loss, and the same ratio
+of |G|² and tr Σ; B_simple at C = 2 and 5 over that at 10.
+
+Some 12 core minutes at full scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.batches.scores import identity
+from experiments.composition.equal_loss import NEAR, noise_at, sparse_looks
+from experiments.runs import Unit, unit_experiment
+from noisescale import ProblemConfig, TrainConfig
+from noisescale.problems.config import MOST_CLASSES
+from noisescale.problems.sampling import independent_seed
+from noisescale.studies.jobs.cell import Cell
+from noisescale.studies.jobs.short_run import LossCurve
+from noisescale.training.records.folder import nullable
+from noisescale.training.trainer import Training
+
+WIDTH, BATCH_SIZE, RATE = 256, 64, 0.1
+NUM_EXAMPLES = 10_000
+STEPS = (0, 100, 300, 938)  # updates; 938 are an epoch of all classes
+EQUAL_LOSS = "equal loss"  # what the looks near the validation loss are called
+OF_CHANCE = 0.52  # of the validation loss log C of equal outputs
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6)  # of wrong labels
+FEWER = tuple((classes, share) for classes in (2, 5) for share in (0.0, 0.2, 0.4))
+SCALES: dict[str, dict[str, Any]] = {
+    "quick": {"seeds": 2, "steps": (0, 100), "cases": ((10, 0.0), (10, 0.4), (2, 0.0))},
+    "full": {
+        "seeds": 5,
+        "steps": STEPS,
+        "cases": (*((10, share) for share in SHARES), *FEWER),
+    },
+}
+
+
+def course(
+    cell: Cell, training: Training, curve: LossCurve, *, classes: int, steps: tuple[int, ...]
+) -> dict[str, Any]:
+    """Trains to the last of the steps, and measures at each and near the validation loss."""
+    goal = OF_CHANCE * math.log(classes)
+    rows: list[dict[str, Any]] = []
+
+    def note(point: str, validation_loss: float) -> None:
+        losses = {
+            "validation_loss": validation_loss,
+            "train_loss": curve.look(training.step, training.model),
+        }
+        noise = noise_at(training, num_examples=NUM_EXAMPLES)
+        rows.append({"point": point, "step": training.step, **nullable(losses), **noise})
+
+    held_out = LossCurve(training.problem, "validation")
+    for step, loss in sparse_looks(training, held_out, besides=steps):
+        if step in steps:
+            note(f"step {step}", loss)
+        if abs(loss / goal - 1) <= NEAR:
+            note(EQUAL_LOSS, loss)
+    return {**identity(cell, training), "num_classes": classes, "goal": goal, "rows": rows}
+
+
+def units(scale: str, out: Path) -> Iterator[list[Unit]]:
+    """All shares and classes of a seed, then those of the next."""
+    settings = SCALES[scale]
+    yield [
+        Unit(
+            folder=f"classes{classes}-noise{share:g}-seed{seed}",
+            problem=ProblemConfig(
+                dataset="mnist",
+                width=WIDTH,
+                label_noise=share,
+                classes=None if classes == MOST_CLASSES else classes,
+            ),
+            training=TrainConfig(
+                batch_size=BATCH_SIZE,
+                learning_rate=RATE,
+                epochs=10,
+                max_steps=max(settings["steps"]),
+                seed=seed,
+                order_seed=independent_seed("heterogeneity", seed, classes),
+            ),
+            course=partial(course, classes=classes, steps=settings["steps"]),
+        )
+        for seed in range(settings["seeds"])
+        for classes, share in settings["cases"]
+    ]
+
+
+heterogeneity = unit_experiment(
+    "heterogeneity",
+    units,
+    scales={
+        "quick": "two seeds, three cases, 100 updates",
+        "full": "five seeds of six shares of wrong labels, and of two and five classes",
+    },
+    help="The noise scale against wrong labels and the number of classes.",
+)

@@ -1,0 +1,1 @@
+"""Figures of what gradient noise is made of."""

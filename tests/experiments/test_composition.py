@@ -1,0 +1,146 @@
+"""The experiments on the noise's composition: their grids, and each course in small, on digits."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from experiments.composition import anatomy, equal_loss, heterogeneity, model_size, temperature
+from experiments.runs import Unit, carry_out
+from noisescale.measure.noise import measure_noise
+from noisescale.problems.build import build_problem
+from noisescale.problems.config import ProblemConfig
+from noisescale.studies.jobs.short_run import LossCurve
+from noisescale.training.config import TrainConfig
+from noisescale.training.trainer import Training
+
+DIGITS = ProblemConfig(dataset="digits", num_train=300, width=8)
+PLAN = TrainConfig(batch_size=20, learning_rate=0.1, epochs=20)
+
+
+def carried_out(course, path, *, problem=DIGITS, training=PLAN):
+    """The summary of a course on the digits."""
+    carry_out(Unit(folder=path.name, problem=problem, training=training, course=course), path)
+    return json.loads((path / "summary.json").read_text())
+
+
+def test_looks_grow_apart_and_hold_the_steps_asked_for():
+    training = Training(build_problem(DIGITS), PLAN)
+    curve = LossCurve(training.problem)
+    steps = [step for step, _ in equal_loss.sparse_looks(training, curve, besides=(101, 203))]
+    assert steps[:33] == list(range(33))
+    assert {101, 203, 300} < set(steps)  # 300 is the end
+    gaps = [(later - step, step) for step, later in itertools.pairwise(steps) if step >= 32]
+    assert all(gap <= step // 16 for gap, step in gaps)
+    assert len(steps) < 85
+
+
+def test_a_look_s_subset_follows_from_seed_and_step(monkeypatch):
+    training = Training(build_problem(DIGITS), PLAN)
+    first, again = (equal_loss.noise_at(training, num_examples=50) for _ in range(2))
+    assert first == again
+    whole = equal_loss.noise_at(training, num_examples=5000)
+    exact = measure_noise(training.problem)
+    assert whole["gradient_variance"] == pytest.approx(exact.gradient_variance.value, rel=1e-5)
+    next(iter(training))
+    problem = replace(training.problem, model=training.model)
+    later = equal_loss.noise_at(training, num_examples=50)
+    at_first_subset = measure_noise(
+        problem, num_examples=50, seed=equal_loss.independent_seed("noise", 0, 0)
+    )
+    assert later["gradient_variance"] != pytest.approx(
+        at_first_subset.gradient_variance.value, rel=1e-3
+    )
+
+
+def test_networks_are_measured_near_each_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_size, "HESSIAN_EXAMPLES", 60)
+    course = partial(model_size.course, goals=(2.0, 1.0))
+    summary = carried_out(course, tmp_path / "run")
+    rows = summary["rows"]
+    assert {row["goal"] for row in rows} == {2.0, 1.0}
+    assert all(abs(row["loss"] / row["goal"] - 1) <= 0.1 for row in rows)
+    assert sum("hessian_covariance_trace" in row for row in rows) == 2  # once for each loss
+    assert len(rows) > 4
+    assert summary["num_parameters"] == 64 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10
+    assert summary["steps"] < 300  # it ends below the lowest
+
+
+def test_every_network_of_a_seed_is_there_once():
+    at_full, at_half = model_size.units("full", None)
+    assert len(at_full) == 5 * (8 + 9)
+    assert len(at_half) == 3 * 7
+    assert len({unit.folder for unit in [*at_full, *at_half]}) == len(at_full) + len(at_half)
+    assert {unit.problem.depth for unit in at_half} == {2}
+    sizes = {(unit.problem.width, unit.problem.depth) for unit in at_full}
+    assert (1024, 2) in sizes
+    assert (256, 4) in sizes
+
+
+def test_all_pairs_of_a_seed_have_orders_by_batch_size(tmp_path):
+    (units,) = temperature.units("full", None)
+    assert len(units) == len({unit.folder for unit in units}) == 5 * 16
+    orders = {(unit.training.seed, unit.training.batch_size): unit.training for unit in units}
+    assert len({training.order_seed for training in orders.values()}) == 5 * 4
+    course = partial(temperature.course, goals=(2.0,))
+    assert {row["goal"] for row in carried_out(course, tmp_path / "run")["rows"]} == {2.0}
+
+
+def test_wrong_labels_are_measured_at_steps_and_at_equal_loss(tmp_path):
+    (units,) = heterogeneity.units("full", None)
+    assert len(units) == len({unit.folder for unit in units}) == 5 * (6 + 6)
+    problem = replace(DIGITS, classes=3, label_noise=0.2)
+    course = partial(heterogeneity.course, classes=3, steps=(0, 7, 40))
+    plan = replace(PLAN, max_steps=40)
+    summary = carried_out(course, tmp_path / "run", problem=problem, training=plan)
+    points = {row["point"]: row for row in summary["rows"]}
+    assert set(points) == {"step 0", "step 7", "step 40", "equal loss"}
+    assert points["step 40"]["step"] == 40
+    for row in summary["rows"]:
+        if row["point"] == "equal loss":
+            assert abs(row["validation_loss"] / (0.52 * math.log(3)) - 1) <= 0.1
+    built = build_problem(problem, seed=0)
+    exact = measure_noise(built).squared_gradient_norm.value
+    assert points["step 0"]["squared_gradient_norm"] == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize(("classes", "share"), [(10, 0.3), (2, 0.25)])
+def test_the_law_of_wrong_labels_holds_where_outputs_are_equal(classes, share):
+    """Of a linear model without weights, whose softmax is 1/C exactly; so on every label drawn."""
+    found = []
+    for noise in (0.0, share):
+        config = ProblemConfig(dataset="digits", classes=classes, label_noise=noise, width=8)
+        problem = build_problem(config)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))
+        for param in model.parameters():
+            torch.nn.init.zeros_(param)
+        found.append(measure_noise(replace(problem, model=model, config=None)).simple.value)
+    evenly = share * classes / (classes - 1)
+    predicted = (found[0] + 1) / (1 - evenly) ** 2 - 1
+    assert found[1] == pytest.approx(predicted, rel=0.15)  # which labels are wrong is a draw
+
+
+def test_deletion_is_of_the_noisiest_or_of_as_many(tmp_path):
+    course = partial(anatomy.course, goals=(2.0, 1.0))
+    summary = carried_out(course, tmp_path / "run")
+    points = summary["points"]
+    assert [point["goal"] for point in points] == [None, 2.0, 1.0]
+    start = points[0]
+    problem = build_problem(DIGITS)
+    # the mean of deviations about the old mean, over those left: an upper bound of tr Σ about the
+    # new one, which it exceeds by the square of their difference
+    noisiest = torch.tensor(start["anatomy"]["noisiest"])
+    assert len(noisiest) == 3
+    kept = torch.ones(300, dtype=torch.bool)
+    kept[noisiest] = False
+    expected = measure_noise(replace(problem, train=problem.train.part(kept.nonzero()[:, 0])))
+    left = start["without_noisiest"]
+    assert left["gradient_variance"] == pytest.approx(expected.gradient_variance.value, rel=1e-5)
+    assert left["gradient_variance"] < start["without_random"]["gradient_variance"]
+    assert start["top_share"] == pytest.approx(
+        1 - left["gradient_variance"] * 297 / (start["gradient_variance"] * 300), rel=0.05
+    )

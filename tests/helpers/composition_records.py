@@ -1,0 +1,144 @@
+"""Records of runs as the experiments on the noise's composition leave them, of known numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COMPOSITION = {"model_size", "heterogeneity", "anatomy", "temperature"}  # the experiments
+Runs = list[tuple[Path, dict[str, Any]]]
+
+
+def looks(simple: float, goals: tuple[float, ...], *, full: float | None = None) -> list[Any]:
+    """Two looks a loss, whose means have this B_simple, though neither has it by itself."""
+    rows: list[dict[str, Any]] = []
+    for goal in goals:
+        for signal, noise in ((0.5, 1.25), (1.5, 0.75)):
+            row = {"goal": goal, "step": int(100 / goal), "loss": goal}
+            row |= {"squared_gradient_norm": signal, "gradient_variance": noise * simple}
+            if full is not None and signal == 0.5:
+                row |= {"gradient_curvature": 2.0, "hessian_covariance_trace": 2.0 * full}
+            rows.append(row)
+    return rows
+
+
+def model_size(slope: float = 0.1, by_depth: float = -0.3) -> Runs:
+    """B_simple ∝ P^slope·depth^by_depth, each seed's slope .01 apart, and B_noise twice that."""
+    sizes = [(width, 2) for width in (8, 32, 128)] + [(32, depth) for depth in (1, 4)]
+    runs: Runs = []
+    for rate in (0.1, 0.05):
+        for seed in range(3):
+            for width, depth in sizes:
+                count = 800 * width  # of a depth's own layers there are none
+                simple = 50 * (1 + seed) * count ** (slope + 0.01 * (seed - 1)) * depth**by_depth
+                runs.append(
+                    (
+                        Path(f"{rate}-{width}-{depth}-{seed}"),
+                        {
+                            "learning_rate": rate,
+                            "width": width,
+                            "depth": depth,
+                            "num_parameters": count,
+                            "seed": seed,
+                            "rows": looks(simple, (0.5, 0.25), full=2 * simple),
+                        },
+                    )
+                )
+    return runs
+
+
+def temperature(of_size: float = 1.0, of_rate: float = 0.5) -> Runs:
+    """B_simple ∝ B^of_size·ε^(−of_rate), each seed's first exponent .01 apart."""
+    runs: Runs = []
+    for seed in range(3):
+        for size in (16, 64):
+            for rate in (0.05, 0.2):
+                exponent = of_size + 0.01 * (seed - 1)
+                simple = (1 + seed) * size**exponent / rate**of_rate
+                run = {"batch_size": size, "learning_rate": rate, "seed": seed}
+                runs.append(
+                    (Path(f"{size}-{rate}-{seed}"), run | {"rows": looks(simple, (0.5, 0.25))})
+                )
+    return runs
+
+
+def heterogeneity(excess: float = 1.1) -> Runs:
+    """The law at initialisation times `excess`, give or take a seed's own .01; later p triples."""
+    runs: Runs = []
+    for classes, share in ((10, 0.0), (10, 0.2), (10, 0.4), (2, 0.0), (2, 0.2)):
+        evenly = share * classes / (classes - 1)
+        for seed in range(3):
+            clean = (90 if classes == 10 else 45) + seed
+            off = excess * np.exp(0.01 * (seed - 1)) if share else 1.0
+            simple = ((clean + 1) / (1 - evenly) ** 2 - 1) * off
+            record: dict[str, Any] = {"num_classes": classes, "seed": seed, "rows": []}
+            if share:  # as a configuration says it
+                record["label_noise"] = share
+            for point, step, value in (
+                ("step 0", 0, simple),
+                ("step 100", 100, clean * (3 if share else 1)),
+                ("equal loss", 40, clean * (2 if share else 1)),
+            ):
+                rows = looks(value, (1.0,)) if point == "equal loss" else looks(value, (1.0,))[:1]
+                for row in rows:
+                    noise = {
+                        "squared_gradient_norm": row["squared_gradient_norm"],
+                        "gradient_variance": row["gradient_variance"],
+                    }
+                    if len(rows) == 1:  # of one look the ratio is its own
+                        noise["gradient_variance"] = value * noise["squared_gradient_norm"]
+                    record["rows"].append(
+                        {"point": point, "step": step, "validation_loss": 1.2, **noise}
+                    )
+            runs.append((Path(f"{classes}-{share}-{seed}"), record))
+    return runs
+
+
+def anatomy() -> Runs:
+    """From loss .4 to .02 |G|² falls by 16 and tr Σ by 4; of 100 noisiest two seeds share 40."""
+    runs: Runs = []
+    for seed in range(3):
+        points = []
+        for goal, signal, noise, leading in (
+            (None, 0.25, 30.0, 1.0),
+            (0.4, 1.6, 160.0 * np.exp(0.01 * seed), 2.0),
+            (0.25, 0.8, 120.0, 4.0),
+            (0.02, 0.1, 40.0 * np.exp(0.01 * seed), 8.0),
+        ):
+            values = {"squared_gradient_norm": signal, "gradient_variance": noise}
+            own = np.arange(60) + 1000 * (seed + 1) + (0 if goal == 0.02 else 100)
+            components = [
+                {"first": first, "last": last, "simple": simple}
+                | {"squared_gradient_norm": 0.1, "gradient_variance": 0.1 * simple}
+                for first, last, simple in (
+                    (1, 1, 10.0 * leading),
+                    (5, 8, 10.0 * leading),
+                    (9, 16, 1e6),
+                    (65, 128, 20.0),
+                )
+            ]
+            lorenz = [{"examples": 0.01, "variance": 0.5}, {"examples": 1.0, "variance": 1.0}]
+            points.append(
+                {
+                    "goal": goal,
+                    "step": 0 if goal is None else int(10 / goal),
+                    "loss": goal,
+                    **values,
+                    "top_share": 0.5,
+                    "without_noisiest": values | {"gradient_variance": noise / 2},
+                    "without_random": values,
+                    "anatomy": {
+                        "effective_examples": 1000.0,
+                        "importance": {"value": 0.2},
+                        "between_classes": {"value": 0.1},
+                        "misclassified": {"examples": 0.05, "variance": 0.4},
+                        "noisiest": [*range(40), *own.tolist()],
+                        "lorenz": lorenz,
+                        "components": components,
+                    },
+                }
+            )
+        runs.append((Path(f"seed{seed}"), {"seed": seed, "points": points}))
+    return runs
