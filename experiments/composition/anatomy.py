@@ -20,7 +20,7 @@ Primary statistics, means over seeds with Student's t:
    that at initialisation, paired by seed; above 1 the leading components' signal is spent first.
 Holm over 4 and 6. Beside them all of it at every loss, and overlaps between losses of one seed.
 
-Some 30 core minutes at full scale.
+Some 20 core minutes at full scale.
 """
 
 from __future__ import annotations

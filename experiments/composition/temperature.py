@@ -12,7 +12,7 @@ one slope for each seed, their mean with Student's t; 1 is the law, 0 no effect.
 at the other losses, and the two slopes of log B and log 1/ε taken apart, which the law has equal;
 Holm over the losses.
 
-Some 30 core minutes at full scale.
+Some 25 core minutes at full scale.
 """
 
 from __future__ import annotations

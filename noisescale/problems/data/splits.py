@@ -29,6 +29,7 @@ from noisescale.problems.data.texts import (
     num_sequences,
 )
 from noisescale.problems.problem import Examples
+from noisescale.problems.sampling import independent_seed
 
 # Training examples of each class; of the digits' 1,797 images 500 are held out
 NUM_OF_CLASS = {
@@ -36,7 +37,6 @@ NUM_OF_CLASS = {
     "fashion-mnist": (6000,) * 10,
     "digits": (130, 137, 133, 130, 125, 118, 132, 132, 134, 126),
 }
-LABEL_SEED = 1  # of which labels are replaced, and by what: other draws than the subsets'
 SPLIT_SEED = 42  # the three-case study's
 
 
@@ -279,7 +279,9 @@ def _with_wrong_labels(classes: Tensor, share: float, num_classes: int) -> Tenso
 
     Which come first and what replaces each does not depend on the share.
     """
-    generator = torch.Generator().manual_seed(LABEL_SEED)
+    # of no seed that a user gives: a permutation under that is also what measurements draw their
+    # examples from, which would then be the wrong ones
+    generator = torch.Generator().manual_seed(independent_seed("label noise"))
     order = torch.randperm(len(classes), generator=generator)
     shifts = torch.randint(1, num_classes, (len(classes),), generator=generator)
     wrong = order[: round(share * len(classes))]

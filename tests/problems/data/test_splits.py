@@ -229,6 +229,16 @@ def test_the_share_of_wrong_labels_is_exact_and_nested():
     assert ((counts[1:] - expected) ** 2 / expected).sum() < stats.chi2.ppf(0.999, 8)
 
 
+def test_wrong_labels_are_not_what_a_seed_draws():
+    """A permutation under a user's seed chooses what is measured on, and the order of training."""
+    right, noisy = (load_splits("digits", label_noise=p).train.targets for p in (0.0, 0.1))
+    wrong = (right != noisy).numpy()
+    for seed in range(100):
+        order = torch.randperm(1297, generator=torch.Generator().manual_seed(seed))
+        # hypergeometric, of 130 among 1,297: beyond these ends once in 10⁶
+        assert 1 <= wrong[order[:130]].sum() <= stats.hypergeom.isf(1e-6, 1297, 130, 130)
+
+
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_classes_are_the_first_ones_in_every_split(name, mnist_dir):
     whole = load_splits(name, data_dir=mnist_dir)
