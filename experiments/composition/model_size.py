@@ -11,7 +11,7 @@ networks, one slope for each seed, their mean with Student's t. Beside it the sa
 losses and rate, of B_noise, over the widths alone, and over the depths alone (log B_simple against
 log depth at equal width); Holm over the losses.
 
-Some 45 core minutes at full scale.
+Some 50 core minutes at full scale.
 """
 
 from __future__ import annotations

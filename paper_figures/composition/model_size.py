@@ -66,6 +66,7 @@ def _draw_sizes(axes: Axes, sizes: pd.DataFrame) -> None:
         draw_geometric(axes, of_depth, "num_parameters", "simple", color=colour, fmt="^")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    plain_log_axis(axes.xaxis)
     plain_log_axis(axes.yaxis)
     axes.set_xlabel("parameters P")
     axes.set_ylabel(r"$B_{\mathrm{simple}}$ (examples)")

@@ -58,6 +58,7 @@ def _draw_pairs(axes: Axes, pairs: pd.DataFrame) -> None:
     axes.plot(ends, level * ends, ":", color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    plain_log_axis(axes.xaxis)
     plain_log_axis(axes.yaxis)
     axes.set_xlabel("B/ε (examples)")
     axes.set_ylabel(r"$B_{\mathrm{simple}}$ (examples)")
