@@ -59,6 +59,7 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
             printed("train", *DIGITS, "--bs", 1, "--lr", 1e6, "--out", "diverged"),
             printed("train", "--problem", QUADRATIC, "--bs", 8, "--epochs", 1, "--out", "own"),
             printed("train", *TEXT, "--out", "text"),
+            printed("train", *DIGITS, "--classes", 3, "--label-noise", 0.1, "--out", "labels"),
             printed("train", *DIGITS, *noise, *ADAMW, "--out", "adamw"),
         ]
         every = (
