@@ -182,7 +182,7 @@ def test_a_frame_is_the_readers_own(result):
 def test_a_frame_of_noise_is_rows_of_noise_csv():
     whole = noise(hessian=True, num_probes=4)
     frame = whole.to_frame()
-    beside = {"step", "epoch", "batch_size", "num_probes", "seconds", "reason"}
+    beside = {"step", "epoch", "batch_size", "learning_rate", "num_probes", "seconds", "reason"}
     assert list(frame) == [name for name in NOISE_COLUMNS if name not in beside]
     (row,) = frame.to_dict("records")
     assert row["simple_low"] == whole.simple.low
@@ -197,8 +197,9 @@ def test_a_frame_of_noise_is_rows_of_noise_csv():
 def test_a_frame_of_sharpness_has_the_columns_of_sharpness_csv():
     measured = sharpness()
     (row,) = measured.to_frame().to_dict("records")
-    beside = {"step", "epoch", "stable_sharpness", "seconds", "reason"}
-    assert set(SHARPNESS_COLUMNS) - beside <= set(row)
+    beside = {"step", "epoch", "learning_rate", "stable_sharpness", "seconds", "reason"}
+    under = {name for name in SHARPNESS_COLUMNS if name.startswith("preconditioned_")}
+    assert set(SHARPNESS_COLUMNS) - beside - under <= set(row)
     assert row["largest_eigenvalue"] == measured.eigenvalues[0].value.value
     assert row["largest_eigenvalue_3"] == measured.eigenvalues[2].value.value
     assert row["smallest_eigenvalue_2_residual"] == measured.eigenvalues[4].residual

@@ -276,7 +276,7 @@ def test_the_critical_rate_is_told_and_is_json(trained, with_adamw):
         rate = entry["critical"]["learning_rate"]
         assert rate["low"] < rate["value"] < rate["high"] < 1.03 * rate["low"]
         assert entry["critical"]["value"]["value"] == pytest.approx(2 / rate["value"])
-        text = " ".join(run(*where).stdout.split())
+        text = " ".join(run(*where, env={"COLUMNS": "120"}).stdout.split())
         assert "critical sharpness 2/η_c" in text
         assert "raises the loss from lr" in text
 

@@ -33,7 +33,8 @@ Examples:
   noisescale sharpness checkpoint.pt --filter-normalised --phi-iterations 50
   noisescale sharpness --problem my_file.py:make_problem    the model as it is made
   noisescale sharpness weights.pt --problem my_file.py:make_problem --lr 0.1    against 2/η
-  noisescale sharpness weights.pt --problem my_file.py:make_problem --preconditioner optimizer.pt
+  noisescale sharpness weights.pt --problem my_file.py:make_problem
+      --preconditioner optimizer.pt                         in its geometry
 """,
 )
 @click.option(
