@@ -82,7 +82,7 @@ def noise_scale_of(model: Net, spread: float, num_examples: int = TRUTH) -> floa
 def simulate(
     spread: float, batch_size: int, num_updates: int, every: int, num_draws: int
 ) -> dict[str, Any]:
-    """A row: how many trainings resolve B_simple, and the share of these whose interval holds it."""
+    """A row: how many trainings resolve B_simple, and how many of their intervals hold it."""
     model = network()
     truth = noise_scale_of(model, spread)
     generator = torch.Generator().manual_seed(2)
