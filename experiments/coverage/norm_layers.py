@@ -68,8 +68,7 @@ def noise_scale_of(model: Net, spread: float, num_examples: int = TRUTH) -> floa
         return (outputs - target).square()
 
     generator = torch.Generator().manual_seed(1)
-    total: Tensor | float = 0.0
-    squares = 0.0
+    total, squares = torch.zeros((), dtype=torch.float64), 0.0
     for _ in range(num_examples // CHUNK):
         each = vmap(grad(loss), (None, 0, 0))(params, *batch(CHUNK, spread, generator))
         rows = torch.cat([part.flatten(1) for part in each.values()], 1)
