@@ -190,12 +190,12 @@ def measure_noise(
         >>> noise = measure_noise(problem, num_examples=500)
         >>> noise
         Gradient noise over 500 of 1,297 train examples (population: dataset)
-          B_simple = tr Σ/|G|²  102 ± 12 (83–132)
-          mean loss             2.3101 ± 0.0058 (2.2987–2.3214)
-          |G|²                  0.0312 ± 0.0038 (0.0238–0.0387)
-          tr Σ                  3.179 ± 0.051 (3.079–3.279)
+          B_simple = tr Σ/|G|²  80.6 ± 8.6 (66.8–102.3)
+          mean loss             2.3189 ± 0.0058 (2.3075–2.3302)
+          |G|²                  0.0406 ± 0.0046 (0.0315–0.0497)
+          tr Σ                  3.271 ± 0.050 (3.173–3.368)
         >>> print(noise.simple)
-        102 ± 12 (83–132)
+        80.6 ± 8.6 (66.8–102.3)
     """
     options = with_settings(options or NoiseOptions(), settings)
     if options.augmentations != 1 and _population(options) == "distribution":

@@ -22,6 +22,8 @@ from noisescale.problems.problem import (
 )
 from noisescale.statistics.scores.cross_validation import fold_indices
 
+LARGEST_SEED = 2**62  # of a draw that is to be a seed
+
 
 class Selection(NamedTuple):
     """A random subset of a split.
@@ -79,7 +81,10 @@ def select(
             f"num examples {num_examples}: the {split} split has {population_size}; "
             f"give 1 to {population_size}"
         )
-    indices = torch.randperm(population_size, generator=generator)[:num_examples]
+    # not the order in which a run of the same seed first trains on them, see `Batches`
+    drawn = int(torch.randint(LARGEST_SEED, (), generator=generator))
+    own = torch.Generator().manual_seed(independent_seed("subset", drawn))
+    indices = torch.randperm(population_size, generator=own)[:num_examples]
     return Selection(_checked(source.subset(indices)), indices, population_size)
 
 

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from noisescale.problems.sampling import Batches
+from noisescale.problems.problem import Examples, Problem
+from noisescale.problems.sampling import Batches, select
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 10])
@@ -48,3 +49,24 @@ def test_no_global_random_state_is_used():
     before = torch.get_rng_state()
     Batches(10, seed=0).take(5)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_random_subset_is_not_what_a_run_of_the_same_seed_trains_on_first():
+    """Else the first epoch is measured on what it was trained on, and |G|² comes out too low."""
+    values = torch.zeros(1000, 1)
+    problem = Problem(
+        model=torch.nn.Linear(1, 1),
+        loss=torch.nn.MSELoss(reduction="none"),
+        train=Examples(values, values),
+    )
+    shares = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        chosen = select(problem, num_examples=200, generator=generator).indices
+        assert len(chosen.unique()) == 200
+        trained = Batches(1000, seed=seed).take(200)
+        shares.append(torch.isin(chosen, trained).double().mean().item())
+    # hypergeometric: mean .2, standard deviation .025
+    assert abs(sum(shares) / 40 - 0.2) < 4 * 0.025 / 40**0.5
+    again = select(problem, num_examples=200, generator=torch.Generator().manual_seed(39))
+    assert torch.equal(again.indices, chosen)

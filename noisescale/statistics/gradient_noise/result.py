@@ -147,10 +147,10 @@ class NoiseScale(Shown):
         >>> problem = build_problem(ProblemConfig(dataset="digits", width=16))
         >>> noise = measure_noise(problem, num_examples=500)
         >>> noise.resolved, f"{noise.simple:.3g}"
-        (True, '102 ± 11.6 (83.3–132)')
+        (True, '80.6 ± 8.58 (66.8–102)')
         >>> noise.to_frame()[["simple", "simple_low", "simple_high"]].round()
            simple  simple_low  simple_high
-        0   102.0        83.0        132.0
+        0    81.0        67.0        102.0
     """
 
     squared_gradient_norm: Estimate

@@ -49,7 +49,7 @@ def test_measuring_leaves_the_trajectory_bit_identical(norm, tmp_path):
 
 @pytest.mark.pictures
 def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
-    options = RunOptions(measure_sharpness_every=10, sharpness_examples=200, checkpoint_every=10)
+    options = RunOptions(measure_sharpness_every=10, sharpness_examples=250, checkpoint_every=10)
     run_training(PROBLEM, TRAINING, tmp_path / "run", options)
     rows = table(tmp_path / "run")
     assert list(rows.columns) == list(SHARPNESS_COLUMNS)
@@ -62,7 +62,7 @@ def test_rows_are_those_of_a_measurement_of_the_checkpoint(tmp_path):
     found = measure_sharpness(
         build_problem(PROBLEM),
         checkpoint.params,
-        SharpnessOptions(num_examples=200, batch_size=100),
+        SharpnessOptions(num_examples=250, batch_size=100),
     )
     assert rows["largest_eigenvalue"][2] == pytest.approx(found.largest.value.value, rel=1e-4)
     assert rows["largest_eigenvalue_stderr"][2] == pytest.approx(
