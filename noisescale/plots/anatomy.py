@@ -93,6 +93,8 @@ def plot_images(axes: Axes, images: Sequence[tuple[np.ndarray, str]]) -> None:
         images: each (H, W) or (H, W, 3), from 0 to 1, and a caption.
     """
     axes.axis("off")
+    axes.set_xticks([])
+    axes.set_yticks([])
     rows = math.ceil(len(images) / ACROSS)
     width, height = 1 / ACROSS, 1 / rows
     for number, (image, caption) in enumerate(images):
