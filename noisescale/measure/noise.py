@@ -85,7 +85,6 @@ class NoiseOptions(Settings):
         geometry: under a preconditioner, the coordinates in which `hessian` is measured: "plain",
             "optimizer", for half the Hessian products of "both". None: both. Along a run, see
             `NoiseTracking`, of which scales there are columns.
-
         sign: whether to measure B_ℓ1 = ‖σ‖₁²/‖G‖₁², the noise scale of descent along the sign of
             the gradient, see `sign_noise`: a further pass, for which most models' gradients are
             written out, in the memory of 16 gradients in float64.
@@ -202,6 +201,11 @@ def measure_noise(
         raise SettingError(
             f"augmentations {options.augmentations} with the population distribution: one draw of "
             "each example is a sample of it already; leave it at 1"
+        )
+    if options.anatomy and problem.weights is not None:
+        raise SettingError(
+            "anatomy of a problem with weights: it is not known what importance sampling leaves of "
+            "its noise; leave it out, or the weights"
         )
     if preconditioner is None and options.geometry in ("optimizer", "both"):
         raise SettingError(
@@ -518,6 +522,9 @@ def _with_classes(
             names = ", ".join(map(str, classes.left_out))
             note = f"classes with fewer than 2 examples are left out: {names}"
             noise = replace(noise, notes=(*noise.notes, note))
+    if options.anatomy and noise.effective_examples is None:
+        note = "all gradients are one: there is no noise whose parts could be told"
+        return replace(noise, notes=(*noise.notes, note))
     if options.anatomy:
         report("anatomy")
         anatomy = measure_anatomy(measured.objective, measured.moments, measured.sample, classes)

@@ -264,8 +264,11 @@ def test_a_layer_used_twice_has_no_components():
 
 def test_what_has_no_anatomy_is_refused():
     weighted = network(weights=lambda targets: targets + 1.0)
-    with pytest.raises(MeasurementError, match="anatomy of a problem with weights"):
+    with pytest.raises(SettingError, match="anatomy of a problem with weights"):
         measure_noise(weighted, anatomy=True)
     alike = network(train=Examples(torch.ones(4, 5, dtype=torch.float64), torch.zeros(4).long()))
+    noise = measure_noise(alike, anatomy=True)
+    assert noise.anatomy is None
+    assert any("all gradients are one" in note for note in noise.notes)
     with pytest.raises(MeasurementError, match="all gradients are one"):
-        measure_noise(alike, anatomy=True)
+        of(np.ones((4, 2)))

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisescale.errors import MeasurementError
 from noisescale.measure.gradients.moments import GradientMoments
 from noisescale.measure.noise_parts.classes import Classes
 from noisescale.measure.noise_parts.components import component_noise, first_linear
@@ -23,18 +22,13 @@ def measure_anatomy(
 
     Args:
         objective: the examples, and where.
-        moments: of their gradients, with standard errors.
+        moments: of their gradients, with standard errors and without weights.
         sample: which part of which population they are.
         classes: of their targets; None: these are no classes.
 
     Raises:
-        MeasurementError: of a problem with weights, or all gradients are one.
+        MeasurementError: all gradients are one.
     """
-    if moments.weighting is not None:
-        raise MeasurementError(
-            "anatomy of a problem with weights: it is not known what importance sampling leaves of "
-            "its noise; leave it out, or the weights"
-        )
     total = moments.total_projections
     assert total is not None, "measured with standard errors"
     layer, components = first_linear(objective), None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -58,11 +57,17 @@ def component_noise(
         return None
     total = torch.zeros(num_inputs, dtype=torch.float64, device=mean.device)
     square = torch.zeros(num_inputs, num_inputs, dtype=torch.float64, device=mean.device)
-    for inputs, _ in _passes(objective, layer):
-        if inputs is None:
-            return None
-        total += inputs.sum(0)
-        square += inputs.T @ inputs
+
+    def add_inputs(chunk: Examples, start: int) -> None:
+        with torch.no_grad():
+            inputs, _ = _seen(objective, layer, chunk)
+            total.add_(inputs.sum(0))
+            square.add_(inputs.T @ inputs)
+
+    try:
+        objective.for_each_chunk(add_inputs)
+    except _NoTable:
+        return None
     n = objective.num_examples
     variances, basis = torch.linalg.eigh(square / n - torch.outer(total, total) / n**2)
     variances, basis = variances.flip(0).clamp(min=0), basis.flip(1)  # (d,), (d, d)
@@ -72,12 +77,15 @@ def component_noise(
         member[first - 1 : last, column] = 1
     means = mean @ basis  # (h, d)
     squares, projections = [], []
-    for inputs, signals in _passes(objective, layer):
-        if inputs is None or signals is None:
-            return None
+
+    def add_gradients(chunk: Examples, start: int) -> None:
+        inputs, signals = _seen(objective, layer, chunk)
         along = inputs @ basis  # (B, d)
-        squares.append((signals.square().sum(1, keepdim=True) * along.square()) @ member)
+        squared = (signals.square().sum(1, keepdim=True) * along.square()) @ member
         projections.append((along * (signals @ means)) @ member)
+        squares.append(squared)
+
+    objective.for_each_chunk(add_gradients)
     noise = noise_scale(
         torch.cat(squares).cpu().numpy(),
         torch.cat(projections).cpu().numpy(),
@@ -105,29 +113,30 @@ def _groups(count: int) -> list[tuple[int, int]]:
     return groups
 
 
-def _passes(objective: Objective, layer: str) -> Iterator[tuple[Tensor | None, Tensor | None]]:
-    """Of each chunk what the layer is given (B, d) and the loss's gradient by what it returns.
+class _NoTable(Exception):
+    """A layer is not used once, or on other than a table (B, d)."""
 
-    None, None where that is no table, or the layer is not used once.
+
+def _seen(objective: Objective, layer: str, chunk: Examples) -> tuple[Tensor, Tensor]:
+    """A layer's inputs (B, d) and the loss's gradient by its outputs (B, h), float64.
+
+    The gradient is zero where gradients are not enabled.
     """
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def keep(module: nn.Module, arguments: tuple[Any, ...], returned: Any) -> None:
-        seen.append((arguments[0], returned))
-
-    size = objective.chunk_size
-    for start in range(0, objective.num_examples, size):
-        chunk: Examples = objective.examples.part(slice(start, start + size))
-        params = objective.params()
-        model = objective.instance(params)
-        handle = model.get_submodule(layer).register_forward_hook(keep)
-        try:
-            losses = objective.losses(objective.call(model, chunk.inputs), chunk.targets, params)
-        finally:
-            handle.remove()
-        if len(seen) != 1 or seen[0][0].ndim != 2 or len(seen[0][0]) != chunk.num_examples:
-            yield None, None
-            return
-        inputs, returned = seen.pop()
+    uses: list[tuple[Tensor, Tensor]] = []
+    params = objective.params()
+    model = objective.instance(params)
+    handle = model.get_submodule(layer).register_forward_hook(
+        lambda module, arguments, returned: uses.append((arguments[0], returned))
+    )
+    try:
+        outputs = objective.call(model, chunk.inputs)
+    finally:
+        handle.remove()
+    if len(uses) != 1 or uses[0][0].ndim != 2 or len(uses[0][0]) != chunk.num_examples:
+        raise _NoTable
+    ((inputs, returned),) = uses
+    signals = torch.zeros_like(returned)
+    if returned.requires_grad:
+        losses = objective.losses(outputs, chunk.targets, params)
         (signals,) = torch.autograd.grad(losses.sum(), returned)
-        yield inputs.detach().double(), signals.double()
+    return inputs.detach().double(), signals.double()
