@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,3 +36,25 @@ def be_rank(rank: int, *, port: int, size: int) -> None:
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def torchrun(helper: str, folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    """What two processes of a helper under torchrun leave in a folder, rank by rank.
+
+    Args:
+        helper: a module of tests.helpers, run with the folder and the arguments, each rank of which
+            leaves RANK.pt there.
+        folder: where to.
+        *arguments: further ones.
+    """
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["-m", f"tests.helpers.{helper}", str(folder), *arguments]
+    done = subprocess.run(
+        [sys.executable, *start, *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]

@@ -1,16 +1,12 @@
 """A loop of one's own with Accelerate in two processes, DDP and FSDP2, in closed form."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 from noisescale.statistics.running_noise import RunningNoise, two_batch
 from tests.helpers.micro_batches import BATCH, NAMES, mean_gradient
-from tests.helpers.paths import ROOT
-from tests.helpers.processes import environment
+from tests.helpers.processes import torchrun
 
 pytest.importorskip("accelerate")
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
@@ -39,16 +35,7 @@ def expected(ranks):
 
 
 def test_accumulation_in_two_processes(tmp_path):
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *start, "-m", "tests.helpers.accelerated_training", str(tmp_path)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = torchrun("accelerated_training", tmp_path)
     for name, wrapper in (("ddp", "DistributedDataParallel"), ("fsdp2", "FSDPLinear")):
         both = [rank[name] for rank in ranks]
         assert [one["wrapped"] for one in both] == [wrapper, wrapper]

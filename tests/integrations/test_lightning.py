@@ -1,7 +1,5 @@
 """The callback in the real Lightning Trainer, against gradients in closed form."""
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +12,7 @@ from torch.utils.data import DataLoader
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.running_noise import RunningNoise, two_batch
 from tests.helpers.micro_batches import BATCH, NAMES, assert_same, data, mean_gradient, replayed
-from tests.helpers.paths import ROOT
-from tests.helpers.processes import environment
+from tests.helpers.processes import torchrun
 
 pytest.importorskip("lightning.pytorch")
 
@@ -152,16 +149,7 @@ def test_the_older_sharding_is_refused():
 @pytest.mark.processes
 @pytest.mark.slow
 def test_it_over_two_processes(tmp_path):
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *start, "-m", "tests.helpers.lightning_training", str(tmp_path)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = torchrun("lightning_training", tmp_path)
     micro_batches = {
         "ddp": [4] * 2,
         "schedule": [1] * 4 + [4],

@@ -1,16 +1,12 @@
 """The Hugging Face Trainer in two processes, DDP and FSDP2, against one plain loop in float64."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.nn import functional as F
 
 from noisescale.statistics.running_noise import RunningNoise, two_batch
 from tests.helpers.micro_batches import NAMES
-from tests.helpers.paths import ROOT
-from tests.helpers.processes import environment
+from tests.helpers.processes import torchrun
 
 pytest.importorskip("transformers")
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
@@ -75,17 +71,7 @@ def expected(case, seen):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_trainer_in_two_processes(strategy, tmp_path):
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    helper = ["-m", "tests.helpers.hugging_face_training", str(tmp_path), strategy]
-    done = subprocess.run(
-        [sys.executable, *start, *helper],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = torchrun("hugging_face_training", tmp_path, strategy)
     for case in CASES:
         one, other = (rank[case] for rank in ranks)
         assert str(one["scalars"]) == str(other["scalars"])  # in which nan equals nan
