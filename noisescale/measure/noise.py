@@ -16,7 +16,7 @@ from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_parts.anatomy import measure_anatomy
 from noisescale.measure.noise_parts.classes import check_classes, measure_classes
-from noisescale.measure.noise_parts.fold_sums import measure_sign
+from noisescale.measure.noise_parts.fold_sums import FEWEST, measure_sign
 from noisescale.measure.noise_parts.probes import probe_curvature
 from noisescale.measure.objective import Objective, flatten
 from noisescale.measure.objective.preconditioner import (
@@ -207,6 +207,11 @@ def measure_noise(
             "anatomy of a problem with weights: it is not known what importance sampling leaves of "
             "its noise; leave it out, or the weights"
         )
+    if options.sign and problem.weights is not None:
+        raise SettingError(
+            "the noise of the sign of a problem with weights: it is known of plain means alone; "
+            "leave it out"
+        )
     if preconditioner is None and options.geometry in ("optimizer", "both"):
         raise SettingError(
             f"geometry {options.geometry} without a preconditioner: give one, or leave it out"
@@ -264,8 +269,8 @@ def measure_noise(
             noise = _with_classes(noise, measured, report)
     except KeyboardInterrupt as interrupt:
         note = (
-            "stopped by Ctrl-C: what --hessian, --per-class and --anatomy add is missing, or a "
-            "part of it"
+            "stopped by Ctrl-C: what --hessian, --sign, --per-class and --anatomy add is missing, "
+            "or a part of it"
         )
         raise StoppedEarly(replace(noise, notes=(*noise.notes, note))) from interrupt
     return noise
@@ -319,6 +324,10 @@ def _measure_gradients(
         param_filter=options.param_filter,
         amp=options.amp,
     )
+    if options.sign and objective.num_examples < FEWEST:
+        raise SettingError(
+            f"{objective.num_examples} examples: the noise of the sign takes {FEWEST} or more"
+        )
     diagonal: Params | None = None
     if preconditioner is not None:
         diagonal = by_leaf(preconditioner_of(preconditioner, problem.model), objective.params())
@@ -527,7 +536,13 @@ def _with_classes(
         return replace(noise, notes=(*noise.notes, note))
     if options.anatomy:
         report("anatomy")
-        anatomy = measure_anatomy(measured.objective, measured.moments, measured.sample, classes)
+        anatomy = measure_anatomy(
+            measured.objective,
+            measured.moments,
+            measured.sample,
+            classes,
+            num_items=measured.selected.population_size // options.augmentations,
+        )
         noise = replace(noise, anatomy=anatomy)
     return noise
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from noisescale.errors import MeasurementError, SettingError, check_choice
-from noisescale.problems.models import copy_of
+from noisescale.problems.models import copy_of, has_batch_norm
 from noisescale.problems.problem import SPLITS, Params, Problem, held, source_of
 from noisescale.problems.sampling import select
 from noisescale.statistics.display import Shown, Summary, counted
@@ -23,7 +23,6 @@ from noisescale.statistics.scores.barrier import Barrier, line_barrier
 from noisescale.training.evaluation import ExampleScores, renew_batch_statistics, score_examples
 from noisescale.training.records.checkpoint import Checkpoint
 from noisescale.training.records.weights import apply_weights
-from noisescale.training.trainer import has_batch_norm
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, get_args
 from noisescale.errors import LARGEST, SettingError, check_choice, check_count, is_real
 from noisescale.problems.config import Amp, Config
 from noisescale.statistics.display import Settings
+from noisescale.statistics.stability.limits import limit_of_heavy_ball
 
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop", "muon"]
 BatchRule = Literal["full", "adaptive"]
@@ -381,7 +382,9 @@ def stable_sharpness(config: TrainConfig) -> float | None:
         >>> stable_sharpness(TrainConfig(learning_rate=0.1))
         20.0
     """
-    limit = 2 * (1 + config.momentum) / config.learning_rate - config.weight_decay
+    limit = limit_of_heavy_ball(
+        config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
     return limit if config.optimizer == "sgd" and not config.nesterov and limit > 0 else None
 
 

@@ -23,7 +23,7 @@ from noisescale.errors import (
 from noisescale.measure.objective.mean_loss.precision import autocast, check_amp
 from noisescale.measure.objective.outputs import with_tensors
 from noisescale.problems.data.stream import Stream
-from noisescale.problems.models import GhostBatchNorm
+from noisescale.problems.models import GhostBatchNorm, has_batch_norm
 from noisescale.problems.problem import (
     Examples,
     Problem,
@@ -427,11 +427,6 @@ class Training:
 def _as_float32(tensor: Tensor) -> Tensor:
     """Numbers of less precision in float32; all else as it is."""
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a part of the model normalises over the batch."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def ghost_sizes(model: nn.Module) -> set[int]:

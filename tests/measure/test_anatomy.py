@@ -168,8 +168,8 @@ def test_numerators_and_denominators_are_unbiased_over_all_subsets(monkeypatch):
         within = ((own - means[classes]) ** 2).sum(1)
         of(own, 8, classes=classes, within=within, class_sizes={0: 4, 1: 4})
     between, total = np.mean(seen[0::3], axis=0)
-    taken, variance = np.mean(seen[1::3], axis=0)
-    _, signal = np.mean(seen[2::3], axis=0)
+    _, signal = np.mean(seen[1::3], axis=0)
+    taken, variance = np.mean(seen[2::3], axis=0)
     of_classes = [gradients[targets == c].mean(0) - mean for c in (0, 1)]
     assert between == pytest.approx(np.mean([(part**2).sum() for part in of_classes]))
     assert taken == pytest.approx(norms.var())
@@ -260,6 +260,60 @@ def test_a_layer_used_twice_has_no_components():
 
     problem = network(inputs=3, model=Twice().double())
     assert measure_noise(problem, anatomy=True).anatomy.components is None
+
+
+class Tied(torch.nn.Module):
+    """A linear layer whose weight leads back too, without another call of the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(5, 3)
+
+    def forward(self, inputs):
+        hidden = torch.tanh(self.layer(inputs))
+        return torch.nn.functional.linear(hidden, self.layer.weight.T)
+
+
+def test_a_weight_that_is_used_elsewhere_too_has_no_components():
+    def error(outputs, targets):
+        return (outputs - 1).square().sum(1)
+
+    tied = network(model=Tied().double(), loss=error)
+    assert measure_noise(tied, anatomy=True).anatomy.components is None
+
+
+def test_other_draws_of_an_item_are_of_that_item():
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            return torch.randn(3) + index, float(index)
+
+    problem = Problem(
+        model=torch.nn.Linear(3, 1),
+        loss=lambda outputs, targets: (outputs[:, 0] - targets).square(),
+        train=Noisy(),
+    )
+    noise = measure_noise(problem, anatomy=True, augmentations=4)
+    assert noise.num_examples == 40
+    assert noise.anatomy.noisiest[0] == noise.top_examples["index"][0]
+    assert set(noise.anatomy.indices) == set(range(10))
+
+
+def test_shares_of_a_signal_that_is_not_resolved_are_not_told():
+    gradients = np.random.default_rng(3).standard_normal((50, 4))
+    assert of(gradients, population="distribution").per_layer["signal"].isna().all()
+    assert of(gradients + 9, population="distribution").per_layer["signal"].tolist() == [1]
+
+
+def test_bad_input_is_named():
+    with pytest.raises(SettingError, match="1 example: a variance takes at least 2"):
+        of(np.ones((1, 2)), 5)
+    with pytest.raises(SettingError, match="give within and class_sizes"):
+        of(np.eye(4), classes=np.arange(4))
+    with pytest.raises(MeasurementError, match="not finite"):
+        of(np.array([[1.0], [np.nan], [2.0]]))
 
 
 def test_what_has_no_anatomy_is_refused():

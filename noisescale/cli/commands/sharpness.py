@@ -141,8 +141,8 @@ def sharpness(
     from noisescale.cli.checkpoints import load_all, measure_all
     from noisescale.cli.printing.sharpness import SharpnessReport, print_sharpness
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
+    from noisescale.problems.models import has_batch_norm
     from noisescale.training.config import TrainConfig
-    from noisescale.training.trainer import has_batch_norm
 
     searched = ("phi", "filter_normalised")
     wanted = ("top", "bottom", "trace", "density", *searched, "batch_size", "critical")

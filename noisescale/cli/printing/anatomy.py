@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from noisescale.cli.printing.tables import NumberTable, Screen, plain_table
+from noisescale.cli.printing.tables import NumberTable, Screen, or_dash, plain_table
 from noisescale.errors import SettingError
 from noisescale.statistics.estimate import Estimate, estimate_of
 from noisescale.statistics.gradient_noise import NoiseAnatomy
@@ -104,7 +104,7 @@ def _components(anatomy: NoiseAnatomy) -> NumberTable:
         *(key, "of inputs", "|G|²", "tr Σ", "B_simple", INTERVAL),
         words=(key,),
         less=("of inputs", "|G|²", "tr Σ"),
-        title="The first layer along the principal components of its inputs",
+        title="The first linear layer along the principal components of its inputs",
     )
     assert anatomy.components is not None
     for row in anatomy.components.to_dict("records"):
@@ -127,5 +127,5 @@ def _with_interval(share: Estimate) -> tuple[str, str]:
 
 
 def _share(value: float) -> str:
-    """Such as "12.3 %"."""
-    return f"{100 * value:.3g} %"
+    """Such as "12.3 %"; a dash where there is none."""
+    return or_dash(value, lambda share: f"{100 * share:.3g} %")

@@ -16,7 +16,12 @@ from noisescale.statistics.sample import Sample
 
 
 def measure_anatomy(
-    objective: Objective, moments: GradientMoments, sample: Sample, classes: Classes | None
+    objective: Objective,
+    moments: GradientMoments,
+    sample: Sample,
+    classes: Classes | None,
+    *,
+    num_items: int,
 ) -> NoiseAnatomy:
     """The anatomy of tr Σ.
 
@@ -25,6 +30,7 @@ def measure_anatomy(
         moments: of their gradients, with standard errors and without weights.
         sample: which part of which population they are.
         classes: of their targets; None: these are no classes.
+        num_items: in the split, behind which come their other draws.
 
     Raises:
         MeasurementError: all gradients are one.
@@ -43,7 +49,7 @@ def measure_anatomy(
         population=sample.population,
         population_size=sample.population_size,
         names=list(moments.mean),
-        indices=moments.indices,
+        indices=moments.indices % num_items,
         classes=None if classes is None else classes.targets,
         within=None if classes is None else classes.deviations(),
         class_sizes=None if classes is None else classes.sizes,

@@ -16,13 +16,14 @@ from noisescale.statistics.sample import Sample
 if TYPE_CHECKING:
     import pandas as pd
 
+AGREE = 1e-3  # of the norm: what two passes in float32 may differ by
 WIDEST = 4096  # inputs, of whose covariance the eigenvectors take a minute
 
 
 def first_linear(objective: Objective) -> str | None:
-    """The name of the first linear layer, where its weight is differentiated.
+    """The name of the linear layer that is registered first, where its weight is differentiated.
 
-    None where the model's first operation with parameters is another.
+    None where the first module that has parameters of its own is another.
     """
     for name, module in objective.model.named_modules():
         if next(module.parameters(recurse=False), None) is None:
@@ -50,7 +51,7 @@ def component_noise(
     Returns:
         A row for each group: first and last component, their share of the inputs' variance, and
         |G|², tr Σ and B_simple with their errors. None where inputs are no table (B, d), where the
-        layer is used several times, or where it is wider than 4,096.
+        layer is used several times, or its weight elsewhere too, and where it is wider than 4,096.
     """
     num_inputs = mean.shape[1]
     if num_inputs > WIDEST:
@@ -77,6 +78,7 @@ def component_noise(
         member[first - 1 : last, column] = 1
     means = mean @ basis  # (h, d)
     squares, projections = [], []
+    through_layer = torch.zeros_like(mean)  # (h, d), the sum of the gradients δ xᵀ
 
     def add_gradients(chunk: Examples, start: int) -> None:
         inputs, signals = _seen(objective, layer, chunk)
@@ -84,8 +86,13 @@ def component_noise(
         squared = (signals.square().sum(1, keepdim=True) * along.square()) @ member
         projections.append((along * (signals @ means)) @ member)
         squares.append(squared)
+        through_layer.add_(signals.T @ inputs)
 
     objective.for_each_chunk(add_gradients)
+    size = mean.norm() + torch.cat(squares).sum().sqrt() / n  # of the mean, and of its noise
+    off = (through_layer / n - mean).norm()
+    if off > max(AGREE, torch.finfo(objective.coarsest_dtype).eps) * size:
+        return None  # the loss has the weight from elsewhere too
     noise = noise_scale(
         torch.cat(squares).cpu().numpy(),
         torch.cat(projections).cpu().numpy(),

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import MeasurementError
 from noisescale.measure.distributed import Share
 from noisescale.measure.gradients.choice import EngineChoice
-from noisescale.measure.gradients.engine import EngineName
+from noisescale.measure.gradients.engine import Engine, EngineName
 from noisescale.measure.objective import Objective, flatten
 from noisescale.problems.problem import Examples
 from noisescale.statistics.gradient_noise.sign import FOLDS, SignNoise, sign_noise
@@ -32,33 +32,27 @@ def measure_sign(
     Its memory is that of 16 gradients in float64, however many examples there are.
 
     Args:
-        objective: the point and the examples.
+        objective: the point and the examples, 16 or more without weights.
         mean: ḡ (P,), which the sums must have.
         engine: that fits the model.
         sample: what the examples are a sample of.
         generator: of which example is in which fold.
 
     Raises:
-        SettingError: fewer than 16 examples, or a problem with weights.
         MeasurementError: sums that are not those of the mean gradient.
     """
     n = objective.num_examples
-    if n < FEWEST:
-        raise SettingError(f"{n} examples: the noise of the sign takes {FEWEST} or more")
-    if objective.relative_weights() is not None:
-        raise SettingError(
-            "the noise of the sign of a problem with weights: it is known of plain means alone; "
-            "leave it out"
-        )
+    assert not objective.is_weighted, "refused before"
     fold_of = torch.randperm(n, generator=generator) % FOLDS  # (n,)
     share = Share(n)
     own = fold_of[share.rows]
     of_share = objective.differentiated_once().part(objective.examples.subset(share.rows))
+    chosen = EngineChoice(engine, of_share).make(of_share)
     sums = torch.zeros(2, FOLDS, objective.dim, dtype=torch.float64)  # of g, of g²
     for fold in range(FOLDS):
         rows = (own == fold).nonzero().squeeze(1)
         if len(rows):
-            sums[:, fold] = _sums(of_share.part(of_share.examples.subset(rows)), engine)
+            sums[:, fold] = _sums(of_share.part(of_share.examples.subset(rows)), chosen)
     sums = share.sum(sums)
     total = sums[0].sum(0)
     agree = max(AGREE, torch.finfo(objective.coarsest_dtype).eps)
@@ -72,9 +66,8 @@ def measure_sign(
     return sign_noise(sums[0].numpy(), sums[1].numpy(), counts, sample=sample)
 
 
-def _sums(objective: Objective, engine: EngineName) -> Tensor:
+def _sums(objective: Objective, chosen: Engine) -> Tensor:
     """Σ g_i and Σ g_i² of the objective's examples, (2, P), float64."""
-    chosen = EngineChoice(engine, objective).make(objective)
     sums = torch.zeros(2, objective.dim, dtype=torch.float64)
 
     def add(chunk: Examples, start: int) -> None:

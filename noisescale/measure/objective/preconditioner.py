@@ -85,8 +85,8 @@ def preconditioner_of(given: PreconditionerLike, model: nn.Module) -> Params:
         return _checked(given, params)
     if isinstance(given, Mapping) and not has_second_moments(given):
         raise SettingError(
-            "the optimizer's state has no second moments: it is of no adaptive optimizer, such as "
-            "AdamW, or has made no step"
+            "the optimizer's state has no second moments: it keeps none, as SGD and Adamax, or has "
+            "made no step"
         )
     states = states_by_name(given, model)
     return _checked({name: diagonal_of(name, *of_one) for name, of_one in states.items()}, params)
@@ -294,8 +294,8 @@ def diagonal_of(
     moment = _second_moment(state)
     if moment is None:
         raise SettingError(
-            f"the optimizer has no second moments of {name}: it is of no adaptive optimizer, such "
-            "as AdamW, or has made no step"
+            f"the optimizer has no second moments of {name}: it keeps none, as SGD and Adamax, or "
+            "has made no step"
         )
     if "acc_delta" in state or state[moment].is_complex():
         what = "Adadelta" if "acc_delta" in state else "complex numbers"
@@ -311,6 +311,10 @@ def diagonal_of(
         # the count may lie on a device; in float32 1 − β₂ would lose three digits of seven
         steps = torch.as_tensor(state["step"]).double()
         second = second / (1 - decay**steps)
+    if group[RELATIVE_RATE] == 0:
+        raise SettingError(
+            f"the learning rate of {name} is zero: leave it out by requires_grad_(False)"
+        )
     diagonal: Tensor = group[RELATIVE_RATE] / (second.sqrt() + float(group.get("eps", 1e-8)))
     return diagonal
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from noisescale.errors import MeasurementError, StoppedEarly
+from noisescale.errors import MeasurementError, SettingError, StoppedEarly
 from noisescale.measure.curvature.batch_sharpness import (
     batch_sharpness,
     gradient_noise_interaction,
@@ -34,7 +34,7 @@ from noisescale.measure.objective.preconditioner import (
     is_optimizer_state,
     read_optimizer_state,
 )
-from noisescale.measure.sharpness.critical import CriticalSharpness, critical_sharpness
+from noisescale.measure.sharpness.critical import critical_sharpness
 from noisescale.measure.sharpness.eigenvalue import End
 from noisescale.measure.sharpness.options import (
     SharpnessOptions,
@@ -141,6 +141,11 @@ def measure_sharpness(
         amp=options.amp,
     )
     check_ends(options, objective)
+    if update is not None and not options.critical:
+        raise SettingError(
+            "an update without critical sharpness, which alone goes along it: give critical=True, "
+            "or leave it out"
+        )
     operator = CurvatureProduct(objective, record_ggn if options.ggn else record_hessian)
     tally = _Tally(report)
     geometry = (
@@ -151,6 +156,11 @@ def measure_sharpness(
     loss, gradient = objective.value_and_gradient()
     if not (math.isfinite(loss) and gradient.isfinite().all()):
         raise MeasurementError(_say_not_finite(objective, loss, indices))
+    if update is None and isinstance(preconditioner, Optimizer | Mapping):
+        update = preconditioner if _is_optimizer(preconditioner) else None
+    step: _NextStep | None = None
+    if options.critical:
+        step = _NextStep.of(objective, problem.model, gradient, update)
     if not options.ggn:
         _check_one_function(problem, params, objective, options)
     starts = start.starts if isinstance(start, Sharpness) else start or {}
@@ -174,12 +184,11 @@ def measure_sharpness(
         pairs=dict(pairs.items()),
         notes=objective.notes,
     )
-    if options.critical:
-        if update is None and isinstance(preconditioner, Optimizer | Mapping):
-            update = preconditioner if _is_optimizer(preconditioner) else None
-        critical = _critical(objective, problem.model, gradient, update, report)
-        sharpness = replace(sharpness, critical=critical)
     try:
+        if step is not None:
+            report("critical sharpness")
+            critical = critical_sharpness(objective, step.change, start=step.rate)
+            sharpness = replace(sharpness, critical=critical)
         if geometry is not None:
             sharpness = _with_preconditioned(sharpness, geometry, options, starts, tally)
         batch, interaction = _batch_quantities(operator, options, tally)
@@ -254,24 +263,32 @@ def _is_optimizer(given: Optimizer | Mapping[str, Any]) -> bool:
     return isinstance(given, Optimizer) or is_optimizer_state(given)
 
 
-def _critical(
-    objective: Objective,
-    model: nn.Module,
-    gradient: Tensor,
-    update: UpdateLike | None,
-    report: Report,
-) -> CriticalSharpness:
-    """Critical sharpness along the next update, from the rate in use where that is known."""
-    report("critical sharpness")
-    if update is None:
-        return critical_sharpness(objective)
-    params = objective.unflatten(objective.point)
-    delta = next_update(update, model, params, objective.unflatten(gradient))
-    rate = None
-    if _is_optimizer(update):
-        groups = update.param_groups if isinstance(update, Optimizer) else update["param_groups"]
-        rate = max(float(group.get("lr", 0.0)) for group in groups) or None
-    return critical_sharpness(objective, flatten(list(delta.values())), start=rate)
+@dataclass(frozen=True)
+class _NextStep:
+    """What critical sharpness goes along, and the learning rate in use.
+
+    change: Δ (P,); None: the gradient. rate: None where it is not known.
+    """
+
+    change: Tensor | None = None
+    rate: float | None = None
+
+    @classmethod
+    def of(
+        cls, objective: Objective, model: nn.Module, gradient: Tensor, update: UpdateLike | None
+    ) -> _NextStep:
+        """That of an update; SettingError for one of which it is not known."""
+        if update is None:
+            return cls()
+        params = objective.unflatten(objective.point)
+        change = next_update(update, model, params, objective.unflatten(gradient))
+        rate = None
+        if _is_optimizer(update):
+            groups = (
+                update.param_groups if isinstance(update, Optimizer) else update["param_groups"]
+            )
+            rate = max(float(group.get("lr", 0.0)) for group in groups) or None
+        return cls(flatten(list(change.values())), rate)
 
 
 class _Tally:

@@ -14,6 +14,7 @@ from noisescale.measure.objective.preconditioner import (
     ParameterState,
     states_by_name,
 )
+from noisescale.problems.models import has_batch_norm
 from noisescale.statistics.stability.limits import limit_of_averages, limit_of_heavy_ball
 
 Kind = Literal["Adam", "AdamW", "RMSprop", "Adagrad"]
@@ -76,7 +77,7 @@ def step_rule(given: Optimizer | Mapping[str, Any], model: nn.Module) -> StepRul
             "beside the gradient, as AdamW's"
         )
     limit, formula = _limit(states, kind, rate, max(decays), notes)
-    if _has_batch_norm(model) and limit is not None:
+    if has_batch_norm(model) and limit is not None:
         limit, formula = None, None
         notes.append(
             "no limit of stability is given: with batch norm, training descends another loss than "
@@ -155,7 +156,3 @@ def _memory(group: Mapping[str, Any], kind: Kind) -> float:
     if kind in ("Adam", "AdamW"):
         return float(group["betas"][0])
     return float(group.get("momentum", 0.0))
-
-
-def _has_batch_norm(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())

@@ -64,8 +64,8 @@ def next_update(given: UpdateLike, model: nn.Module, params: Params, gradient: P
         if name not in states or values.shape != model.get_parameter(name).shape
     ]:
         raise SettingError(
-            f"the optimizer's next update is not known of {missing[0]}, of the loss or complex: "
-            "give the update itself, a tensor by parameter"
+            f"the optimizer's next update of {missing[0]} is not known, since it is a parameter of "
+            "the loss or complex: give the update itself, a tensor by parameter"
         )
     update, half = (
         _stepped(given, {name: states[name] for name in params}, params, gradient, scale)
@@ -144,6 +144,11 @@ def _with_groups(given: UpdateLike, groups: list[dict[str, Any]]) -> list[Optimi
 def _kind_of(group: Mapping[str, Any]) -> Callable[[Any], Optimizer]:
     """The optimizer of torch that a group with these settings is of."""
     name = next((kind for setting, kind in BY_SETTING.items() if setting in group), None)
+    if name == "AdamW" and group.get("weight_decay") and "decoupled_weight_decay" not in group:
+        raise SettingError(
+            "the optimizer's state does not say how its weight decay acts, as Adam's or AdamW's: "
+            "give the optimizer itself"
+        )
     if name == "AdamW" and not group.get("decoupled_weight_decay", True):
         name = "Adam"
     if name is None or not hasattr(torch.optim, name):

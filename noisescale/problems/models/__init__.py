@@ -1,7 +1,7 @@
 """The studies' models and losses, and copies of any model."""
 
 from noisescale.problems.models.copies import copy_of, rebind_closures
-from noisescale.problems.models.ghost_norm import GhostBatchNorm
+from noisescale.problems.models.ghost_norm import GhostBatchNorm, has_batch_norm
 from noisescale.problems.models.gpt import GPT, gpt
 from noisescale.problems.models.losses import (
     LOSSES,
@@ -22,6 +22,7 @@ __all__ = [
     "copy_of",
     "cross_entropy",
     "gpt",
+    "has_batch_norm",
     "mlp",
     "rebind_closures",
     "sequence_cross_entropy",

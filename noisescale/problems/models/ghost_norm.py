@@ -109,3 +109,12 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
     def extra_repr(self) -> str:
         """What torch shows, and the parts' size."""
         return f"{super().extra_repr()}, ghost_size={self.ghost_size}"
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a part of the model normalises over the batch.
+
+    Args:
+        model: of any kind.
+    """
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())

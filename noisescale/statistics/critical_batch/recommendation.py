@@ -31,8 +31,8 @@ from noisescale.statistics.gradient_noise import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# batch size in units of B_crit: steps or examples at 1.1 times their least, or both at twice it
 Geometry = Literal["plain", "optimizer"]  # the coordinates of a noise scale
+# batch size in units of B_crit: steps or examples at 1.1 times their least, or both at twice it
 AIMS = {"fewest examples": 0.1, "balanced": 1.0, "fewest steps": 10.0}
 LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be given: what is left out is then little
 FAR = 3.0  # times the best rate, or a third of it: there 𝓑 and B_crit part by more than their error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.statistics.display import Shown, Summary, share
+from noisescale.statistics.display import Shown, Summary, counted, share
 from noisescale.statistics.estimate import Estimate, jsonable, ratio, rescaled
 from noisescale.statistics.sample import (
     Population,
@@ -59,7 +59,7 @@ class NoiseAnatomy(Shown):
             2014; Katharopoulos and Fleuret 2018).
         importance_simple: B_simple under it, in examples: undefined where |G|² is not resolved.
         per_layer: a row for each parameter tensor: its shares of tr Σ, variance, and of |G|²,
-            signal.
+            signal, which is nan where |G|² is not resolved.
         per_class: a row for each class of the targets: its shares of the examples and of tr Σ.
             None: the targets are no classes.
         between_classes: Σ_c p_c |G_c − G|²/tr Σ, of what classes' mean gradients differ by; the
@@ -216,7 +216,9 @@ def noise_anatomy(
         The anatomy.
 
     Raises:
-        MeasurementError: all gradients are one, so that there is no noise to divide.
+        SettingError: fewer than 2 examples, or classes without what goes with them.
+        MeasurementError: all gradients are one, so that there is no noise to divide, or some are
+            not finite.
 
     Examples:
         >>> import numpy as np
@@ -243,8 +245,14 @@ def noise_anatomy(
     import pandas as pd
 
     n = len(squared_norms)
+    if n < 2:
+        raise SettingError(f"{counted(n, 'example')}: a variance takes at least 2")
+    if classes is not None and (within is None or class_sizes is None):
+        raise SettingError("classes alone: give within and class_sizes with them")
     sample = Sample(num_examples=n, population_size=population_size, population=population)
     total, mean_square = squared_norms.sum(1), float(mean_squares.sum())
+    if not (np.isfinite(total).all() and np.isfinite(projections).all()):
+        raise MeasurementError("gradients that are not finite have no noise to divide")
     deviations = np.maximum(squared_deviations(total, projections, mean_square), 0.0)  # rounding
     if not deviations.sum() > 0:
         raise MeasurementError("all gradients are one: there is no noise whose parts could be told")
@@ -270,6 +278,12 @@ def noise_anatomy(
         )
     of_tensors = (squared_norms.mean(0) - mean_squares) * n / (n - 1)
     signals = mean_squares - sample.mean_factor * of_tensors
+    importance_simple = _ratio(
+        np.array([variance - taken, signal]),
+        np.stack([of_variance - of_taken, of_signal]),
+        sample,
+    )
+    resolved = np.isfinite(importance_simple.value)
     return NoiseAnatomy(
         num_examples=n,
         population_size=sample.population_size,
@@ -282,11 +296,7 @@ def noise_anatomy(
         importance=_rest(
             _ratio(np.array([taken, variance]), np.stack([of_taken, of_variance]), sample)
         ),
-        importance_simple=_ratio(
-            np.array([variance - taken, signal]),
-            np.stack([of_variance - of_taken, of_signal]),
-            sample,
-        ),
+        importance_simple=importance_simple,
         per_class=per_class,
         between_classes=between,
         misclassified=None if wrong is None else Group(wrong.mean(), float(shares[wrong].sum())),
@@ -294,7 +304,7 @@ def noise_anatomy(
             {
                 "parameter": names,
                 "variance": of_tensors / of_tensors.sum(),
-                "signal": signals / signals.sum(),
+                "signal": signals / signals.sum() if resolved else np.nan,
             }
         ),
         components=components,

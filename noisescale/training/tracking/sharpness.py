@@ -18,10 +18,11 @@ from noisescale.measure.sharpness import (
     measure_sharpness,
     preconditioned_columns,
 )
+from noisescale.problems.models import has_batch_norm
 from noisescale.training.config import stable_sharpness
 from noisescale.training.records.tables import SHARPNESS, SHARPNESS_COLUMNS, read_sharpness
 from noisescale.training.tracking.rows import Every, Rows, is_due, num_due
-from noisescale.training.trainer import Training, has_batch_norm
+from noisescale.training.trainer import Training
 
 CARRIED = "sharpness"  # the name of what the next measurement goes on from
 
