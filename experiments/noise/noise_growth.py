@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.runs import Case, experiment
 from noisescale import ProblemConfig, RunOptions, TrainConfig
+from noisescale.problems.sampling import independent_seed
 from noisescale.training.records.names import run_name
 from noisescale.training.tracking.noise import NoiseTracking
 
@@ -36,7 +37,13 @@ def grid(*, seeds: tuple[int, ...], epochs: int) -> list[tuple[ProblemConfig, Tr
     return [
         (
             ProblemConfig(dataset="mnist"),
-            TrainConfig(batch_size=batch_size, learning_rate=0.01, epochs=epochs, seed=seed),
+            TrainConfig(
+                batch_size=batch_size,
+                learning_rate=0.01,
+                epochs=epochs,
+                seed=seed,
+                order_seed=independent_seed("noise growth", seed, batch_size),
+            ),
         )
         for seed in seeds
         for batch_size in BATCH_SIZES

@@ -89,7 +89,12 @@ class Loaded(NamedTuple):
         if self.checkpoint is not None and self.checkpoint.training.optimizer == "muon":
             return None, "Muon has no diagonal preconditioner, so that B_simple is plain SGD's"
         state, note = self.own_optimizer(model)
-        return (None if state is None else preconditioner_of(state, model)), note
+        if state is None:
+            return None, note
+        try:
+            return preconditioner_of(state, model), note
+        except SettingError as error:  # as of a run that has diverged
+            return None, str(error)
 
     def own_optimizer(self, model: nn.Module) -> tuple[Mapping[str, Any] | None, str | None]:
         """The state of the adaptive optimizer at these weights; None, perhaps with a note, if none.

@@ -30,16 +30,9 @@ def noisiest_images(problem: Problem, noise: NoiseScale) -> list[Image]:
         return []
     chosen = torch.tensor(rows["index"].to_numpy())
     inputs = part_of(split_data(problem, noise.split), chosen).inputs
-    if (
-        not isinstance(inputs, Tensor)
-        or not inputs.is_floating_point()
-        or inputs.ndim not in (3, 4)
-    ):
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] not in (1, COLOURS):
         return []
-    if inputs.ndim == 4:
-        if inputs.shape[1] not in (1, COLOURS):
-            return []
-        inputs = inputs[:, 0] if inputs.shape[1] == 1 else inputs.permute(0, 2, 3, 1)
+    inputs = inputs[:, 0] if inputs.shape[1] == 1 else inputs.permute(0, 2, 3, 1)
     values = inputs.detach().cpu().double().numpy()
     images = []
     for value, row in zip(values, rows.to_dict("records"), strict=True):

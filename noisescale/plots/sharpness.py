@@ -256,10 +256,10 @@ def plot_preconditioned(
         loose = rows[rows["preconditioned_converged"] != 1]
         axes.plot(loose["step"], loose[name], "o", color=BLUE, fillstyle="none")
         limits = rows[rows["preconditioned_stable"].notna()]
-        look = {"color": BLACK, "linestyle": "--", "linewidth": 1}
-        axes.plot(
-            limits["step"], limits["preconditioned_stable"], label="limit of stability", **look
-        )
+        look = {"color": BLACK, "linestyle": "--" if style == "-" else style, "linewidth": 1}
+        if len(limits):
+            label = f"limit of stability{run}"
+            axes.plot(limits["step"], limits["preconditioned_stable"], label=label, **look)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(whole_steps(integer=True))
     finish(axes, "step", "curvature under the optimizer's P", legend_size=legend_size)

@@ -18,7 +18,6 @@ LrScaling = Literal["none", "sqrt", "linear", "noise"]
 LrSchedule = Literal["constant", "cosine", "wsd"]
 DECAY_SHARE = 0.2  # 10 to 20 % are customary (Hägele et al. 2024, arXiv 2405.18392)
 MOST_WARMUP = 2**53  # updates, beyond which a float is no whole number
-ADAMS: tuple[OptimizerName, ...] = ("adam", "adamw")
 # what those options are where they are not given, as torch.optim has them; 0.999 and 1e-8 of Muon
 # are of the AdamW beside it
 BETA1 = {"adam": 0.9, "adamw": 0.9, "muon": 0.95}
@@ -386,6 +385,19 @@ def stable_sharpness(config: TrainConfig) -> float | None:
         config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
     )
     return limit if config.optimizer == "sgd" and not config.nesterov and limit > 0 else None
+
+
+def check_of_study(training: TrainConfig) -> None:
+    """SettingError for what the runs of a study have not: a rate that changes, mixed precision.
+
+    Args:
+        training: of all of them.
+    """
+    if not training.has_constant_rate or training.amp is not None:
+        raise SettingError(
+            "the runs of a study have a constant learning rate and full precision: leave warmup, "
+            "lr_schedule and amp out of their training"
+        )
 
 
 def _as_floats(config: object, *names: str) -> None:

@@ -11,7 +11,7 @@ from noisescale.cli.printing.sharpness import PAPER_ITERATIONS
 from noisescale.errors import SettingError
 from noisescale.problems.config import AnyConfig, FactoryConfig, ObjectConfig, parse_problem
 from noisescale.studies.critical_batch.config import optimizer_words, problem_words, study_words
-from noisescale.training.config import TrainConfig
+from noisescale.training.config import BETA2, TrainConfig
 from noisescale.training.records.folder import EXPERIMENT, read_json
 
 if TYPE_CHECKING:
@@ -128,8 +128,9 @@ def noise_command(path: Path, entries: list[dict[str, Any]]) -> str:
     """The `measure-noise` whose JSON this is."""
     words = ["measure-noise", *_checkpoints(entries)]
     measured = {"--hessian": "full", "--per-layer": "per_layer", "--per-class": "per_class"}
+    measured |= {"--anatomy": "anatomy", "--sign": "sign"}
     for flag, name in measured.items():
-        if any(entry[name] is not None for entry in entries):
+        if any(entry.get(name) is not None for entry in entries):
             words.append(flag)
     return _measured(words, path, entries)
 
@@ -220,4 +221,9 @@ def _measured(words: Words, path: Path, entries: list[dict[str, Any]]) -> str:
         words.append(f"--num-examples {entry['num_examples']}")
     if entry.get("split") not in (None, "train"):
         words.append(f"--split {entry['split']}")
+    if entry.get("amp") is not None:
+        words.append(f"--amp {entry['amp']}")
+    has_own = entry.get("optimizer") in BETA2 and entry.get("step")
+    if has_own and entry.get("preconditioned", False) is None:
+        words.append("--preconditioner none")
     return " ".join(["noisescale", *words, "--json >", shlex.quote(str(path))])

@@ -230,7 +230,8 @@ def _measure(path: Path, options: dict[str, Any], started: float) -> None:
             problem,
             preconditioner=preconditioner,
             name=loaded.title,
-            training=None if checkpoint is None else checkpoint.training_in_force,
+            # of a schedule the rate that it came from: that in force may be next to none
+            training=None if checkpoint is None else checkpoint.training,
             in_use=options["batch_size"],
             budget=budget,
             seed=options["seed"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,13 +183,15 @@ def sharpness(
         note: str | None = None
         if preconditioner == "auto":
             given, note = loaded.own_optimizer(problem.model)
-        own = loaded.optimizer_state(problem.model) if loaded.checkpoint else None
+        own: Mapping[str, Any] | None = None
+        # what is given goes before the checkpoint's own
+        if chosen.critical and loaded.checkpoint and preconditioner in ("auto", "none"):
+            own = loaded.optimizer_state(problem.model)
         sharpness = measure_sharpness(
             problem,
             options=chosen,
             preconditioner=given,
-            # what is given goes before the checkpoint's own
-            update=own if preconditioner in ("auto", "none") else None,
+            update=own,
             start=start,
             report=report,
         )

@@ -212,9 +212,10 @@ def _of_state(
     by_number = state["state"]
     groups = with_relative_rates(state["param_groups"])
     numbers = [number for group in groups for number in group["params"]]
+    every = dict(model.named_parameters())  # frozen ones too, which an optimizer may have
     for names in _orders(groups, params, model):
         if len(names) == len(numbers) and all(
-            _fits(by_number.get(number, {}), params[name])
+            _fits(by_number.get(number, {}), every[name])
             for number, name in zip(numbers, names, strict=True)
         ):
             break
@@ -239,7 +240,7 @@ def _orders(
     """The orders in which an optimizer may have the model's parameters, the likeliest first."""
     if all("param_names" in group for group in groups):
         names = [name for group in groups for name in group["param_names"]]
-        if set(names) == set(params):
+        if set(params) <= set(names) <= {name for name, _ in model.named_parameters()}:
             yield names
         return
     if len(groups) > 1:
@@ -258,6 +259,7 @@ def _orders(
             if len(first) == len(groups[0]["params"]):
                 yield [*first, *(name for name in params if not decays(name))]
     yield list(params)
+    yield [name for name, _ in model.named_parameters()]
 
 
 def _fits(state: Mapping[str, Any], param: Tensor) -> bool:

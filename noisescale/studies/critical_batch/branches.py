@@ -207,7 +207,7 @@ class BranchConfig(Settings):
             start=file_digest(path),
             examples=examples or 0,
             batch_sizes=sizes,
-            scaling=scaling or ("linear" if training.optimizer == "sgd" else "sqrt"),
+            scaling=scaling or ("sqrt" if training.is_adaptive else "linear"),
             rate_bend=rate_bend,
             num_seeds=num_seeds,
             tolerance=tolerance,

@@ -11,7 +11,7 @@ from noisescale.errors import MOST_RUNS, SettingError, check_choice, check_count
 from noisescale.problems.config import AnyConfig, FactoryConfig, ObjectConfig, ProblemConfig
 from noisescale.statistics.display import Settings
 from noisescale.statistics.estimate import Estimate
-from noisescale.training.config import TrainConfig
+from noisescale.training.config import TrainConfig, check_of_study
 
 GoalSplit = Literal["train", "test"]
 SETTINGS = "critical_batch.json"  # what all runs of a measurement's folder have in common
@@ -55,7 +55,7 @@ class CriticalBatchConfig(Settings):
             batch size.
         factor: between neighbouring learning rates.
         max_rate: ε* of the law ε*/(1 + B*/B) that the first rates are centred on. None: ε_max by
-            the curvature where seed 0 starts; 1e-3 of Adam.
+            the curvature where seed 0 starts; 1e-3 of adaptive optimizers.
         rate_bend: B* of that law. None: B_noise where seed 0 starts.
         epochs: of the first (middle) batch size's runs at most; the lengths of the others follow
             from what it takes.
@@ -84,6 +84,7 @@ class CriticalBatchConfig(Settings):
     noise_examples: int | None = 4000
 
     def __post_init__(self) -> None:
+        check_of_study(self.training)
         if self.batch_sizes:
             _check_batch_sizes(self.batch_sizes, self.problem)
         if self.goals is not None:

@@ -180,7 +180,7 @@ class _Measurement:
     def _look_at_start(self) -> None:
         """The loss and the curvature where seed 0 starts, and from the loss the default goals."""
         config = self.config
-        curvature = config.training.optimizer == "sgd" and config.max_rate is None
+        curvature = not config.training.is_adaptive and config.max_rate is None
         self.start = stored_start(self.out, curvature=curvature) or self._measure_start(curvature)
         goals = config.goals
         if goals is None:
@@ -209,7 +209,7 @@ class _Measurement:
     def _first_rate(self) -> float:
         """ε*/(1 + B*/B) at the first batch size."""
         config, start = self.config, self.start
-        if config.training.optimizer != "sgd":
+        if config.training.is_adaptive:
             return ADAPTIVE_RATE if config.max_rate is None else config.max_rate
         max_rate = start.max_rate if config.max_rate is None else config.max_rate
         if not max_rate > 0:
@@ -286,7 +286,7 @@ class _Measurement:
 
     def _rate_at(self, size: int, tuned_size: int, rate: float) -> float:
         """The rate to begin with at a batch size, from the best one at another."""
-        if self.config.training.optimizer != "sgd":
+        if self.config.training.is_adaptive:
             return rate * math.sqrt(size / tuned_size)
         bend = self._bend()
         return rate * ((1 + bend / tuned_size) / (1 + bend / size))

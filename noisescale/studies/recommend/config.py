@@ -11,7 +11,7 @@ from noisescale.errors import SettingError, check_count, is_real
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.display import Settings
 from noisescale.studies.critical_batch.config import default_batch_sizes
-from noisescale.training.config import TrainConfig
+from noisescale.training.config import TrainConfig, check_of_study
 
 SETTINGS = "recommend.json"  # what all runs of the folder have in common
 DEFAULT_EPOCHS = 10  # of the run that the noise is measured along, where the budget allows it
@@ -44,6 +44,7 @@ class RecommendConfig(Settings):
     minutes: float = 5.0
 
     def __post_init__(self) -> None:
+        check_of_study(self.training)
         check_count("epochs", self.epochs)
         if self.batch_size is not None:
             check_count("batch size", self.batch_size)

@@ -207,7 +207,7 @@ def _first_rate(cell: Cell, loss: float, square: float) -> float:
 
     Over the runs of the calibration, ε·E|g_B|²/L_0 at the best rate is about the same.
     """
-    if cell.training.optimizer != "sgd":
+    if cell.training.is_adaptive:
         return ADAPTIVE_RATE
     if not square > 0:
         raise MeasurementError(

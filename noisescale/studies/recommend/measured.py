@@ -175,11 +175,13 @@ def advise_on_map(
     else:
         best = _chosen_by_folds(folds, num_examples)
         heading = f"By the held-out {score} after {horizon}, at the rates that folds choose:"
-    if best.empty or not best["loss"].min() > 0:
-        return Advice(
-            heading=heading,
-            reason=f"no run that trains to {score} above 0 was made; give lower learning rates",
-        )
+    untrained = None
+    if folds is not None and best.empty:
+        untrained = "there is no rate at which all folds trained"
+    elif folds is None and (best.empty or not best["loss"].min() > 0):
+        untrained = "no run that trains to a loss above 0 was made"
+    if untrained is not None:
+        return Advice(heading=heading, reason=f"{untrained}; give lower learning rates")
     least = best["loss"].min()
     kept = {
         share: best[best["loss"] <= (1 + share) * least]["batch_size"] for share in (LITTLE, MORE)

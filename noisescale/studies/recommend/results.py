@@ -110,7 +110,7 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
     size, rate = look.batch_size, run.summary["learning_rate"]
     cost = _cost(outcome)
     where = f"a run at B = {size:,}, lr {rate:g}"
-    is_sgd = config.training.optimizer == "sgd"
+    is_sgd = not config.training.is_adaptive
     try:
         found = recommend(
             pd.DataFrame(read_noise(run.path)),

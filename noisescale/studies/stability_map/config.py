@@ -9,7 +9,7 @@ from typing import Any
 from noisescale.errors import MOST_RUNS, SettingError, check_count
 from noisescale.problems.config import FactoryConfig, ProblemConfig
 from noisescale.statistics.display import Settings
-from noisescale.training.config import BatchRule, TrainConfig, resolve_batch_size
+from noisescale.training.config import BatchRule, TrainConfig, check_of_study, resolve_batch_size
 
 BatchSize = int | BatchRule
 SETTINGS = "sweep.json"  # what all cells of a folder have in common
@@ -126,6 +126,7 @@ class SweepConfig(Settings):
     folds: int | None = None
 
     def __post_init__(self) -> None:
+        check_of_study(self.training)
         if self.folds is not None:
             self._check_folds()
         if not self.batch_sizes:

@@ -180,7 +180,9 @@ class _Sweep:
         with self.tasks:
             constants = self._constants()
             if not self._has_rates:
-                self.config = with_rates(self.config, self._sharpness(constants))
+                config = self.config
+                is_free = config.lr_min is None and config.lr_max is None
+                self.config = with_rates(config, self._sharpness(constants) if is_free else None)
             first_seeds = self.config.num_seeds if self.config.num_lr is not None else 1
             for size in self.config.batch_sizes:
                 alike = self.config.seeds_alike(size, num_examples=self.num_examples)

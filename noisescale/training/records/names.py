@@ -107,4 +107,8 @@ def describe_training(training: TrainConfig) -> str:
         described += f", warm-up {training.warmup:g}"
     if training.lr_schedule != "constant":
         described += f", {training.lr_schedule}"
+    if training.lr_schedule == "wsd":
+        described += f" over the last {100 * training.decay_share:g} %"
+    if training.amp is not None:
+        described += f", {training.amp}"
     return described if training.seed == 0 else f"{described}, seed {training.seed}"

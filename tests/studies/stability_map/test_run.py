@@ -691,9 +691,13 @@ def test_without_rates_a_curvature_that_cannot_be_measured_names_them(tmp_path, 
 
     for measure in ("measure_stability", "measure_sharpness"):
         monkeypatch.setattr(f"noisescale.studies.stability_map.predictions.{measure}", fail)
-    free = replace(CONFIG, lr_min=None)
+    free = replace(CONFIG, lr_min=None, lr_max=None)
     with pytest.raises(NoisescaleError, match=r"\(no curvature\): give --lr-min and --lr-max"):
         run_sweep(free, tmp_path / "free", executor=Here())
+    one_end = run_sweep(
+        replace(CONFIG, lr_max=None, num_lr=2), tmp_path / "one", executor=Here(), options=QUIET
+    )
+    assert one_end.config.lr_max == 1e5 * CONFIG.lr_min
     given = run_sweep(CONFIG, tmp_path / "given", executor=Here())
     assert "no curvature" in given.summary["failures"][0]
     assert given.summary["num_cells"] > 0
