@@ -161,7 +161,7 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         """The Trainer's optimizer, out of Accelerate's wrapper; None for plain norms."""
         if self._geometry == "plain" or self._trainer is None:
             return None
-        optimizer: Optimizer = self._trainer.optimizer
+        optimizer: Optimizer | None = self._trainer.optimizer
         return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
 
     def _give_up(self, reason: str) -> None:
