@@ -245,7 +245,11 @@ def optimizer_options(command: Command) -> Command:
         ),
         click.option("--nesterov", is_flag=True, help="That momentum as Nesterov's."),
         click.option(
-            "--weight-decay", type=float, default=TrainConfig.weight_decay, show_default=True
+            "--weight-decay",
+            type=float,
+            default=TrainConfig.weight_decay,
+            show_default=True,
+            help="Beside the gradient for adamw and muon, added to it for the others.",
         ),
         click.option(
             "--beta1",
@@ -257,7 +261,9 @@ def optimizer_options(command: Command) -> Command:
             type=float,
             help="Decay of the mean square: adam, adamw, muon's adamw 0.999; rmsprop 0.99.",
         ),
-        click.option("--epsilon", type=float, help="Added to the root of it.  [default: 1e-8]"),
+        click.option(
+            "--epsilon", type=float, help="Added to the root of the mean square.  [default: 1e-8]"
+        ),
     )(command)
 
 
@@ -441,8 +447,8 @@ def measurement_options(command: Command) -> Command:
         ),
         click.option(
             "--problem",
-            metavar="MODULE:FACTORY",
-            help="A function of your own (or FILE.py:FACTORY) that returns a noisescale.Problem; "
+            metavar="FILE.py:FACTORY",
+            help="A function of your own (or MODULE:FACTORY) that returns a noisescale.Problem; "
             "then any state dict will do, or a folder as save_pretrained leaves it, or no "
             "CHECKPOINT for the model as it is made (under seed 0).",
         ),

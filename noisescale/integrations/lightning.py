@@ -123,7 +123,8 @@ class NoiseScaleCallback(Callback):
         scale = _loss_scale(trainer) if self._reduced else 1.0
         with self._or_give_up():
             self.monitor.update(scale=scale, divided_by=trainer.accumulate_grad_batches)
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (trainer.global_step + 1) % every == 0:  # 0: never
             scalars = (
                 self.monitor.scalars()
                 if self.monitor.num_updates

@@ -18,6 +18,12 @@ def rank_and_size() -> tuple[int, int]:
     return 0, 1
 
 
+def _served(device: torch.device, backends: str) -> torch.device:
+    """The device, or one that the group's backends, as "cuda:nccl", serve in its place."""
+    kinds = [backend.partition(":")[0] for backend in backends.split(",")]
+    return device if device.type in kinds else torch.device(kinds[0])
+
+
 class Share:
     """This process's part of some pieces of work, and what the processes' parts make together.
 
@@ -35,8 +41,9 @@ class Share:
     def sum(self, values: Tensor) -> Tensor:
         """The sum of every process's `values`, of one shape."""
         if self._size > 1:
-            values = values.clone()
-            dist.all_reduce(values)
+            reduced = values.to(_served(values.device, dist.get_backend_config()), copy=True)
+            dist.all_reduce(reduced)
+            return reduced.to(values.device)
         return values
 
     def gather(self, values: np.ndarray) -> np.ndarray:

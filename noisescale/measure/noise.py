@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisescale.errors import SettingError, StoppedEarly, check_choice
+from noisescale.errors import SettingError, StoppedEarly, check_choice, check_count
 from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_parts.anatomy import measure_anatomy
@@ -121,6 +121,7 @@ class NoiseOptions(Settings):
     def __post_init__(self) -> None:
         if self.geometry is not None:
             check_choice("geometry", self.geometry, get_args(Geometry))
+        check_count("num probes", self.num_probes)
 
 
 def with_settings(options: Options, settings: Mapping[str, Any]) -> Options:
@@ -273,7 +274,7 @@ def measure_noise(
 
 def hessian_sample_size(population_size: int) -> int:
     """How many examples H is taken on unless it is said."""
-    return min(HESSIAN_EXAMPLES, population_size // 2)
+    return max(min(HESSIAN_EXAMPLES, population_size // 2), 2)  # fewer have no error
 
 
 def _silent(activity: str) -> None:
@@ -522,7 +523,8 @@ def _with_classes(
         noise = replace(noise, per_class=classes.noise(measured.sample))
         if classes.left_out:
             names = ", ".join(map(str, classes.left_out))
-            note = f"classes with fewer than 2 examples are left out: {names}"
+            few = "fewer than 2 examples" + (" or no weight" if measured.problem.weights else "")
+            note = f"classes with {few} are left out: {names}"
             noise = replace(noise, notes=(*noise.notes, note))
     if options.anatomy and noise.effective_examples is None:
         note = "all gradients are one: there is no noise whose parts could be told"

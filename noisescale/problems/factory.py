@@ -306,6 +306,15 @@ def object_config(problem: Problem) -> ObjectConfig:
             part = source if isinstance(source, Examples) else source.part(slice(DIGESTED_ITEMS))
             add(split, part)
     digest.update(_name_of(problem.weights).encode())
+    if isinstance(loss := problem.loss, nn.Module):
+        for name, tensor in (*loss.named_parameters(), *loss.named_buffers()):
+            add(f"loss.{name}", tensor)
+        settings = {  # such as label_smoothing, of which torch's own repr says nothing
+            name: value
+            for name, value in sorted(vars(loss).items())
+            if isinstance(value, int | float | str) and name != "training"
+        }
+        digest.update(f"{loss!r} {settings}".encode())
     return ObjectConfig(
         model=type(problem.model).__name__,
         loss=_name_of(problem.loss),

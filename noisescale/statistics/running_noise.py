@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from noisescale.errors import LARGEST, SettingError
+from noisescale.errors import LARGEST, SettingError, is_real
 from noisescale.statistics.display import counted, one_line
 from noisescale.statistics.estimate import from_stderr, ratio, student_t
 from noisescale.statistics.gradient_noise import GradientNoise
@@ -93,7 +93,7 @@ class RunningNoise:
     """
 
     def __init__(self, *, memory: float | None = None) -> None:
-        if memory is not None and not (isinstance(memory, int | float) and 0 < memory <= LARGEST):
+        if memory is not None and not (is_real(memory) and 0 < memory <= LARGEST):
             raise SettingError(f"memory {memory!r}: give a number of examples above 0, or None")
         self.memory = memory
         self.num_updates = 0
@@ -116,8 +116,10 @@ class RunningNoise:
             num_examples: that the update saw, its weight.
 
         Raises:
-            SettingError: an estimate that is not finite.
+            SettingError: an estimate that is not finite, or a weight that is not above zero.
         """
+        if not (is_real(num_examples) and 0 < num_examples <= LARGEST):
+            raise SettingError(f"num examples {num_examples!r}: give a number above 0")
         x = np.array([variance, squared_norm])
         if not np.isfinite(x).all():
             raise SettingError(

@@ -171,7 +171,7 @@ def evaluate(
             if classifies:
                 num_classes = outputs.shape[1]
                 # (B,), of the matrix laid flat
-                cells = chunk.targets * num_classes + outputs.argmax(1)
+                cells = chunk.targets.long() * num_classes + outputs.argmax(1)
                 counts = torch.bincount(cells, minlength=num_classes**2)
                 counts = counts.reshape(num_classes, num_classes)  # (C·C,) -> (C, C)
                 confusion = counts if confusion is None else confusion + counts
@@ -355,7 +355,7 @@ def _chunks(model: nn.Module, examples: Source) -> Iterator[Examples]:
     size = CHUNK
     if isinstance(examples, Examples):
         targets: Tensor = tree_leaves(examples.targets)[0]
-        size = max(1, CHUNK * examples.num_examples // targets.numel())
+        size = max(1, CHUNK * examples.num_examples // max(targets.numel(), 1))
     for start in range(0, examples.num_examples, size):
         yield examples.part(slice(start, start + size)).to(device)
 

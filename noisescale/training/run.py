@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from noisescale.errors import Interrupted
+from noisescale.errors import Interrupted, check_count
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import (
     CONTEXT,
@@ -113,6 +113,13 @@ class RunOptions(Settings):
     console: Console | None = None
     notes: tuple[str, ...] = ()
     pictures: bool = True
+
+    def __post_init__(self) -> None:
+        check_count("evaluate every", self.evaluate_every)
+        check_count("sharpness examples", self.sharpness_examples)
+        for name in ("checkpoint_every", "measure_sharpness_every"):
+            if (value := getattr(self, name)) not in (None, "log"):
+                check_count(name.replace("_", " "), value)
 
 
 def run_training(
@@ -354,6 +361,8 @@ class _Run:
         if evaluated or training.finished:
             self._evaluate(report)
         checkpoint = training.checkpoint()
+        for tracker in self.trackers:
+            tracker.flush()
         losses = pd.DataFrame(training.losses.rows, columns=list(LOSS_COLUMNS))
         write_table(self.path / LOSSES, losses)
         if kept:
@@ -442,7 +451,10 @@ class _Run:
             **{name: self._stored(each) for name, each in self.evaluations.items()},
             **({} if schedule is None else schedule.summary(training.step)),
             "seconds": training.seconds,
-            "examples_per_second": training.examples_seen / training.seconds,
+            # no update is made where the loss is not finite at the start
+            "examples_per_second": training.examples_seen / training.seconds
+            if training.seconds > 0
+            else 0.0,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "notes": [*record.get("notes", []), *training.notes],
             "environment": record.get("environment", {}),

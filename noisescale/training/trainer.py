@@ -398,7 +398,7 @@ class Training:
         self.seconds = start.seconds
         self.diverged_at_step = start.diverged_at_step
         self.losses = LossHistory.restored(start.losses)
-        self.carried = start.carried or {}
+        self.carried = copy.deepcopy(start.carried or {})
 
     def _check_batch_norm(self) -> None:
         """SettingError where batch norm would meet a batch of one, which has no variance."""

@@ -29,8 +29,8 @@ LAYERS = {
 CAPTION = (
     "MNIST, unit pixels, 784–1024–1024–10, SGD at lr 0.01, two epochs, on a random 10,000 training "
     "images (population: dataset). a, c: a line for each seed, {seeds}. a: 95 % bands. b: the "
-    "ratio of the batch sizes' B_simple at equal loss, paired by seed, 95 % intervals, one of them "
-    "longer than the panel. c: the two parts of B_noise with their signs. d: B = 128, geometric "
+    "ratio of the batch sizes' B_simple at equal loss, paired by seed, 95 % intervals. "
+    "c: the two parts of B_noise with their signs. d: B = 128, geometric "
     "mean of the seeds, where all are resolved."
 )
 LINEAR = 0.1  # about the error of GᵀHG: within, the axis of the two parts is linear

@@ -62,6 +62,13 @@ def test_a_geometry_that_there_is_not_is_refused_or_told(tmp_path):
         lightning_trainer(tmp_path, callback).fit(Recorder(), DataLoader(data(), batch_size=BATCH))
 
 
+def test_a_trainer_that_never_logs_trains(tmp_path):
+    callback = NoiseScaleCallback()
+    trainer = lightning_trainer(tmp_path, callback, log_every_n_steps=0)
+    trainer.fit(Recorder(), DataLoader(data(), batch_size=BATCH))
+    assert callback.monitor.num_updates == 6
+
+
 def test_it_goes_on_from_a_checkpoint(tmp_path):
     whole, first, second = (NoiseScaleCallback() for _ in range(3))
     loader = DataLoader(data(), batch_size=BATCH)

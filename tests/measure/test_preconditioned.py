@@ -381,3 +381,16 @@ def test_the_record_has_it_in_strict_json():
     assert np.isfinite(stored["gradient_variance"]["value"])
     assert "B^P_simple" in repr(noise)
     assert measure_noise(problem).to_dict()["preconditioned"] is None
+
+
+def test_radams_first_steps_have_no_preconditioner():
+    """They are not divided by second moments until these are known well enough."""
+    model = nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.RAdam(model.parameters())
+    for step in range(1, 8):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        if step < 6:
+            with pytest.raises(SettingError, match="of RAdam's first steps"):
+                preconditioner_of(optimizer, model)
+    assert preconditioner_of(optimizer, model)["weight"].shape == (1, 2)

@@ -180,3 +180,35 @@ def test_equal_weights_change_nothing():
     one, other = (measure_noise(each, per_layer=True) for each in (plain, alike))
     for name in ("squared_gradient_norm", "gradient_variance", "simple", "loss"):
         assert getattr(other, name).value == pytest.approx(getattr(one, name).value)
+
+
+def test_examples_without_weight_leave_no_group_class_or_batch_undefined():
+    """What they leave is measured as if they were not there."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 3, generator=generator, dtype=torch.float64)
+    targets = torch.arange(60) % 3
+    weights = (targets != 2).double()
+    weights[:20] = 0.0
+    numbered = torch.stack([targets.double(), weights], 1)  # the weight goes with the target
+    problem = Problem(
+        model=torch.nn.Linear(3, 2).double(),
+        loss=lambda outputs, pairs: torch.nn.functional.cross_entropy(
+            outputs, pairs[:, 0].long().clamp(max=1), reduction="none"
+        ),
+        train=Examples(inputs, numbered),
+        weights=lambda pairs: pairs[:, 1],
+    )
+    part = measure_sharpness(problem, options=SharpnessOptions(num_examples=40, batch_size=2))
+    assert part.largest.value.stderr > 0
+    assert part.batch_sharpness.value > 0
+    classes = dataclasses.replace(
+        problem,
+        train=Examples(inputs, targets),
+        loss=lambda outputs, classes: torch.nn.functional.cross_entropy(
+            outputs, classes.clamp(max=1), reduction="none"
+        ),
+        weights=lambda classes: (classes != 2).double(),
+    )
+    noise = measure_noise(classes, per_class=True)
+    assert noise.per_class["class"].tolist() == [0, 1]
+    assert "classes with fewer than 2 examples or no weight are left out: 2" in noise.notes

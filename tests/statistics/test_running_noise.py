@@ -161,3 +161,9 @@ def test_wrong_values_are_refused():
         RunningNoise(memory=0)
     with pytest.raises(SettingError, match="no update yet"):
         _ = RunningNoise().noise
+
+
+@pytest.mark.parametrize("num_examples", [0, -5, float("nan"), True])
+def test_an_update_of_no_examples_is_refused(num_examples):
+    with pytest.raises(SettingError, match="give a number above 0"):
+        RunningNoise().add(1.0, 2.0, num_examples=num_examples)

@@ -54,3 +54,15 @@ def test_modes_and_buffers_are_left_as_they_were(examples):
     evaluate(model, cross_entropy, examples)
     assert [layer.training for layer in model] == [True, False, True]
     assert torch.equal(model[0].running_mean, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+def test_classes_in_few_bits_are_counted_right(dtype):
+    """Class times the number of classes is more than a byte holds."""
+    targets = torch.arange(20).repeat(5)
+    model = nn.Linear(20, 20, bias=False)
+    nn.init.eye_(model.weight)
+    examples = Examples(nn.functional.one_hot(targets).float(), targets.to(dtype))
+    scores = evaluate(model, lambda outputs, classes: outputs.sum(1), examples)
+    assert scores.accuracy == scores.f1 == 1.0
+    assert (scores.confusion == 5 * np.eye(20)).all()

@@ -6,14 +6,14 @@ import json
 import pytest
 import torch
 
-from noisescale.errors import RunFolderError
+from noisescale.errors import RunFolderError, SettingError
 from noisescale.problems.factory import build_own_problem, factory_config
 from noisescale.problems.problem import Examples, Problem
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import read_json
 from noisescale.training.records.pictures import draw_pictures
-from noisescale.training.records.tables import read_metrics, read_noise
+from noisescale.training.records.tables import read_metrics, read_noise, read_sharpness
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
 from noisescale.training.trainer import Training
@@ -104,3 +104,67 @@ def test_a_classifier_without_a_test_split_is_scored_on_what_there_is(tmp_path):
     summary = run_training(problem, CONFIG, tmp_path / "run")
     assert summary["validation"]["accuracy"] > 0.5
     assert "confusion.png" in {path.name for path in draw_pictures(tmp_path / "run")}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weight": torch.tensor([1.0, 50.0, 1.0])}, {"label_smoothing": 0.3}]
+)
+def test_another_loss_is_another_run(settings, tmp_path):
+    def problem(**others):
+        torch.manual_seed(0)
+        return Problem(
+            model=torch.nn.Linear(4, 3),
+            loss=torch.nn.CrossEntropyLoss(reduction="none", **others),
+            train=Examples(torch.randn(12, 4), torch.randint(3, (12,))),
+        )
+
+    first = run_training(problem(), CONFIG, tmp_path / "run")
+    assert run_training(problem(), CONFIG, tmp_path / "run") == first
+    with pytest.raises(RunFolderError, match="holds another run"):
+        run_training(problem(**settings), CONFIG, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_at_the_start_ends_the_run(tmp_path):
+    inputs = torch.ones(12, 4)
+    inputs[3] = torch.inf
+    problem = Problem(
+        model=torch.nn.Linear(4, 3),
+        loss=torch.nn.CrossEntropyLoss(reduction="none"),
+        train=Examples(inputs, torch.zeros(12, dtype=torch.long)),
+    )
+    summary = run_training(problem, CONFIG, tmp_path / "run")
+    assert (summary["steps"], summary["diverged_at_step"]) == (0, 0)
+    assert summary["examples_per_second"] == 0
+    assert run_training(problem, CONFIG, tmp_path / "run") == summary
+
+
+def test_batches_without_weight_do_not_end_a_tracked_run(tmp_path):
+    """Their gradient is zero; a half of the examples has no weight here."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randn(32, 1, generator=generator)
+    problem = Problem(
+        model=torch.nn.Linear(3, 1),
+        loss=lambda outputs, targets: (outputs - targets).square().sum(1),
+        train=Examples(torch.randn(32, 3, generator=generator), targets),
+        weights=lambda targets: (targets[:, 0] > 0).float(),
+    )
+    options = RunOptions(measure_sharpness_every=4)
+    config = TrainConfig(batch_size=2, learning_rate=0.01, epochs=1)
+    run_training(problem, config, tmp_path / "run", options)
+    rows = read_sharpness(tmp_path / "run")
+    assert [row["reason"] for row in rows] == [""] * len(rows)
+    assert all(row["batch_sharpness"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"evaluate_every": 0},
+        {"checkpoint_every": 0},
+        {"measure_sharpness_every": 0},
+        {"sharpness_examples": 2.5},
+    ],
+)
+def test_options_that_can_never_be_met_are_refused_at_once(settings):
+    with pytest.raises(SettingError, match="give a whole number of 1 or more"):
+        RunOptions(**settings)

@@ -137,8 +137,8 @@ Examples:
     "max_rate",
     type=float,
     metavar="RATE",
-    help="ε* of ε*/(1 + B*/B), on which the first rates are centred.  [default: ε_max by the "
-    "curvature at the start; adam: 1e-3]",
+    help="ε* of ε*/(1 + B*/B), on which the first rates are centred.  [default: of sgd ε_max "
+    "by the curvature at the start, of others 1e-3]",
 )
 @click.option(
     "--lr-bend",
@@ -200,7 +200,8 @@ Examples:
     "scaling",
     type=click.Choice(["linear", "sqrt", "noise"]),
     help="branch: how the rate follows the batch size; noise: as 1/(1 + B_c/B), B_c by --lr-bend, "
-    "and batch sizes from 1 on in steps of √2 unless given.  [default: linear; adam: sqrt]",
+    "and batch sizes from 1 on in steps of √2 unless given.  [default: of sgd linear, of others "
+    "sqrt]",
 )
 @own_problem_option
 @optimizer_options

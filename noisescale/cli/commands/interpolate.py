@@ -88,8 +88,8 @@ Examples:
 )
 @click.option(
     "--problem",
-    metavar="MODULE:FACTORY",
-    help="A function of your own (or FILE.py:FACTORY) that returns a noisescale.Problem, for "
+    metavar="FILE.py:FACTORY",
+    help="A function of your own (or MODULE:FACTORY) that returns a noisescale.Problem, for "
     "weights of any origin.",
 )
 @machine_options

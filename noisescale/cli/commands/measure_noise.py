@@ -94,7 +94,7 @@ Examples:
     default="auto",
     show_default=True,
     help="B^P_simple under an optimizer's state in a FILE of torch.save. auto: of the checkpoint's "
-    "own Adam or AdamW, or of optimizer.pt beside the weights.",
+    "own Adam, AdamW or RMSprop, or of optimizer.pt beside the weights.",
 )
 @click.option("--per-layer", is_flag=True, help="Every parameter tensor's share.")
 @click.option("--per-class", is_flag=True, help="Every class by itself, and the noisiest examples.")
@@ -135,11 +135,12 @@ def measure_noise(
 ) -> None:
     """The gradient noise scale B_simple = tr Σ/|G|² at checkpoints, or of all in a run folder.
 
-    From per-example gradients, with standard errors and 95 % intervals, at about the price of two
-    gradients over the same examples. What a subset cannot resolve is called so, with a lower bound.
-    Several checkpoints make a table along training; checkpoints of `noisescale train` need nothing
-    else. Without any, --problem's model is measured as it is made. Where the run was tracked
-    (`noisescale train --measure-noise-every log`), batch sizes are recommended for another like it.
+    From per-example gradients, with standard errors and 95 % intervals, for about three times the
+    price of one gradient over the same examples. What a subset cannot resolve is called so, with a
+    lower bound. Several checkpoints make a table along training; checkpoints of `noisescale train`
+    need nothing else. Without any, --problem's model is measured as it is made. Where the run was
+    tracked (`noisescale train --measure-noise-every log`), batch sizes are recommended for another
+    like it.
     """
     import torch
 

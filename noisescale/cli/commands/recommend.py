@@ -54,8 +54,9 @@ Examples:
 @click.argument("target", required=False, metavar="[FILE.py:FACTORY|RUN|CHECKPOINT]")
 @click.option(
     "--problem",
-    metavar="MODULE:FACTORY",
-    help="The problem, where the argument is weights of another's; else the same as the argument.",
+    metavar="FILE.py:FACTORY",
+    help="The problem of the weights given as the argument, where noisescale did not write them; "
+    "otherwise the same as giving it as the argument.",
 )
 @click.option(
     "--bs",
@@ -75,14 +76,14 @@ Examples:
     type=click.FloatRange(min=0, min_open=True, max=LONGEST),
     default=RecommendConfig.minutes,
     show_default=True,
-    help="In which it all ends; what they do not pay for is said.",
+    help="A limit for all of it; what there is no time for is left out, and named.",
 )
 @click.option(
     "--epochs",
     type=int,
     default=DEFAULT_EPOCHS,
     show_default=True,
-    help="That you train for: passes over the data of the tracked run, as far as the time allows.",
+    help="How many you mean to train for; the tracked run is as long, if the time allows.",
 )
 @optimizer_options
 @batch_schedule_options

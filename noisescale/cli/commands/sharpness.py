@@ -129,12 +129,13 @@ def sharpness(
 
     Without any, of --problem's model as it is made.
 
-    With --plot: sharpness along training, the density and φ, whichever is there.
+    With --plot: the eigenvalues of one checkpoint, or sharpness along training of several; the
+    density and φ, where they are asked for.
 
     Eigenvalues come with their residual, the sampling error of a subset, and the limit of stability
-    2/η of the rate they were trained with; under Adam, AdamW and RMSprop those of P^½HP^½, with the
-    limit of that optimizer. Several checkpoints make a table along training, each
-    search started from the eigenvectors of the one before.
+    2/η of the rate they were trained with; under Adam, AdamW and RMSprop also the largest of
+    P^½HP^½, beside the limit of that optimizer. Several checkpoints make a table along training,
+    each search started from the eigenvectors of the one before.
     """
     import torch
 

@@ -76,9 +76,11 @@ Examples:
 @click.option(
     "--lr-min",
     type=float,
-    help="Smallest learning rate.  [default: by the curvature at the start; but for sgd, 1e-5]",
+    help="Smallest learning rate.  [default: of sgd by the curvature at the start, of others 1e-5]",
 )
-@click.option("--lr-max", type=float, help="Largest learning rate.  [default: five decades above]")
+@click.option(
+    "--lr-max", type=float, help="Largest learning rate.  [default: 10⁵ times the smallest]"
+)
 @click.option(
     "--num-lr",
     type=int,

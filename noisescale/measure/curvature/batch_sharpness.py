@@ -49,6 +49,8 @@ def batch_sharpness(
     objective.check_any_company()
     ratios = []
     for batch in _batches(objective, batch_size, num_batches, generator):
+        if not objective.counts(batch):  # whose gradient is zero
+            continue
         of_batch = objective.on(batch)
         gradient = of_batch.value_and_gradient()[1]
         if gradient.any():
@@ -97,6 +99,9 @@ def gradient_noise_interaction(
         )
     quadratics = []
     for batch in _batches(objective, batch_size, num_batches, generator):
+        if not objective.counts(batch):
+            quadratics.append(0.0)
+            continue
         gradient = objective.on(batch).value_and_gradient()[1]
         quadratics.append(float(gradient.double() @ matvec(gradient).double()) / squared_norm)
     return _mean(quadratics, objective, batch_size)

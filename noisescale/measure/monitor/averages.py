@@ -66,6 +66,8 @@ class Averages:
             raise SettingError(FOREIGN.format(given or "an empty one"))
         whole, groups = RunningNoise(), {name: RunningNoise() for name in self._groups}
         whole.load_state_dict(state.get("running", {}))
+        if whole.memory is None:  # of a state before the first update
+            whole.memory = self.whole.memory
         stored = state.get("groups", {})
         if not isinstance(stored, dict):
             raise SettingError(FOREIGN.format(f"groups {stored!r}"))

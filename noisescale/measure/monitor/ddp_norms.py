@@ -67,7 +67,10 @@ class ReplicaNorms:
 
     def _watch(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """The hook."""
+        is_first = self.rounds == 0
         self.rounds += bucket.is_last()
+        if not is_first:  # a second reduction that nobody has looked at, which `take` refuses
+            return self._reduce(self._state, bucket)
         parameters = bucket.parameters()
         norms = partial(
             _norms,

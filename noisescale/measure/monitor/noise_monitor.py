@@ -45,8 +45,8 @@ class NoiseScaleMonitor:
 
         monitor = NoiseScaleMonitor(model.parameters())
         for batch in batches:
-            for inputs, targets in micro_batches(batch):  # two or more
-                (loss(model(inputs), targets) / len(micro_batches)).backward()
+            for inputs, targets in batch:  # two or more micro-batches
+                (loss(model(inputs), targets) / len(batch)).backward()
                 monitor.micro_batch(len(inputs))
             monitor.update()  # before the gradient is unscaled, clipped or zeroed
             optimizer.step()
@@ -54,7 +54,7 @@ class NoiseScaleMonitor:
         print(monitor.noise().simple)
 
     A loop without accumulation hands its losses over, one per example, and `backward` splits them;
-    in every tenth update, for a twelfth of the time:
+    in every tenth update, which takes about a tenth longer on average:
 
         monitor.backward(losses, every=10)  # instead of losses.mean().backward()
         monitor.update()
@@ -63,7 +63,7 @@ class NoiseScaleMonitor:
     mixed precision the gradient holds the scaler's factor, of which both calls must know, before
     `scaler.unscale_`:
 
-        scaler.scale(loss / len(micro_batches)).backward()
+        scaler.scale(loss / len(batch)).backward()
         monitor.micro_batch(len(inputs), scale=scaler.get_scale())
         ...
         monitor.update()  # takes the last micro-batch's scale
@@ -509,7 +509,8 @@ class NoiseScaleMonitor:
         """The averages between two updates, as plain numbers."""
         self._read()
         of_what = {} if self._preconditioner is None else {"preconditioned": True}
-        return self._averages.state_dict() | {"num_skipped": self.num_skipped} | of_what
+        counts = {"num_skipped": self.num_skipped, "since_split": self._since_split}
+        return self._averages.state_dict() | counts | of_what
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from another monitor's state, bit for bit.
@@ -531,6 +532,7 @@ class NoiseScaleMonitor:
         self._averages.load_state_dict(state)
         self._unread.clear()
         self.num_skipped = state["num_skipped"]
+        self._since_split = int(state.get("since_split", 0))  # which older states lack
 
     def _check_spread(self) -> None:
         """SettingError where gradients are sharded other than over all processes, by DTensor."""

@@ -106,11 +106,12 @@ def measure_classes(
     moments = {}
     for number in sorted(sizes):
         rows = (targets == number).nonzero().squeeze(1)
-        if len(rows) < 2:
+        of_class = selected.examples.subset(rows)
+        if len(rows) < 2 or not objective.counts(of_class):
             continue
         report(f"class {number}")
         moments[number] = moments_on(
-            objective.on(selected.examples.subset(rows)),
+            objective.on(of_class),
             indices=selected.indices[rows.cpu()],
             population_size=sizes[number],
             engine=engine,

@@ -22,6 +22,7 @@ NORMS = (
     nn.modules.instancenorm._InstanceNorm,
 )
 RELATIVE_RATE = "relative rate"  # of a group
+RECTIFIED = 5.0  # length of the average of second moments above which RAdam divides by them
 Source = Literal["exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"]
 
 
@@ -299,8 +300,10 @@ def diagonal_of(
             f"the optimizer has no second moments of {name}: it keeps none, as SGD and Adamax, or "
             "has made no step"
         )
-    if "acc_delta" in state or state[moment].is_complex():
-        what = "Adadelta" if "acc_delta" in state else "complex numbers"
+    if "acc_delta" in state or state[moment].is_complex() or _is_unrectified(state, group):
+        what = "complex numbers"
+        if not state[moment].is_complex():
+            what = "Adadelta" if "acc_delta" in state else "RAdam's first steps"
         raise SettingError(
             f"the optimizer's state of {name} is of {what}, of which no preconditioner is known "
             "here: give P itself, a tensor by parameter"
@@ -319,6 +322,16 @@ def diagonal_of(
         )
     diagonal: Tensor = group[RELATIVE_RATE] / (second.sqrt() + float(group.get("eps", 1e-8)))
     return diagonal
+
+
+def _is_unrectified(state: Mapping[str, Any], group: Mapping[str, Any]) -> bool:
+    """Whether it is RAdam's before its steps are divided by second moments (Liu et al. 2020)."""
+    is_radam = "betas" in group and "amsgrad" not in group and "momentum_decay" not in group
+    if not is_radam or "step" not in state:
+        return False
+    decay, steps = float(group["betas"][1]), float(state["step"])
+    remembered: float = 1 - decay**steps
+    return 2 / (1 - decay) - 1 - 2 * steps * (1 - remembered) / remembered <= RECTIFIED
 
 
 def with_relative_rates(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

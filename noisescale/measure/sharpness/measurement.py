@@ -229,7 +229,7 @@ def _say_not_finite(objective: Objective, loss: float, indices: Tensor) -> str:
     """What is not finite, and of which example of the split, in a sentence."""
 
     def is_broken(part: Examples) -> bool:
-        value, gradient = objective.on(part).value_and_gradient()
+        value, gradient = objective.part(part).value_and_gradient()
         return not (math.isfinite(value) and bool(gradient.isfinite().all()))
 
     index = int(indices[objective.first_broken(is_broken)])
@@ -245,10 +245,13 @@ def _check_one_function(
     problem: Problem, params: Params | None, objective: Objective, options: SharpnessOptions
 ) -> None:
     """MeasurementError where the gradient is not that of one function, by a few examples."""
+    few = objective.examples.part(slice(COMPARED))
+    if not objective.counts(few):
+        return
     precise = Objective(
         problem,
         params,
-        examples=objective.examples.part(slice(COMPARED)),
+        examples=few,
         dtype=torch.float64,
         param_filter=options.param_filter,
     )

@@ -68,7 +68,12 @@ def _of_the_split(
     """
     if sample.remaining == 0:
         return [exact(float(value), num_samples=sample.num_examples) for value in pairs.values]
-    groups = _groups(sample.num_examples)
+    objective = operator.objective
+    groups = [
+        rows
+        for rows in _groups(sample.num_examples)
+        if objective.counts(objective.examples.subset(rows))
+    ]
     if len(groups) < 2:
         return [from_stderr(float(value), math.nan, num_samples=1) for value in pairs.values]
     report("sampling error")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from noisescale.errors import SettingError
 from noisescale.statistics.estimate import Estimate, undefined
 
 NORMAL_95 = 1.959963984540054  # standard deviations that hold 95 % of a normal distribution
@@ -23,11 +24,18 @@ def accuracy_estimate(num_correct: int, num_examples: int) -> Estimate:
     Returns:
         k/n; the stderr is of a normal interval as long. Undefined for no examples.
 
+    Raises:
+        SettingError: more right answers than examples, or fewer than none.
+
     Examples:
         >>> from noisescale import accuracy_estimate
         >>> accuracy_estimate(1940, 2000)
         Estimate(0.9700 ± 0.0038 (0.9616–0.9766))
     """
+    if not 0 <= num_correct <= max(num_examples, 0):
+        raise SettingError(
+            f"{num_correct} right answers of {num_examples}: give 0 to {max(num_examples, 0)}"
+        )
     if num_examples < 1:
         return undefined(num_samples=0)
     share = num_correct / num_examples

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from noisescale.errors import SettingError
 from noisescale.statistics.display import Shown, Summary, counted
 from noisescale.statistics.estimate import Estimate, student_t
 
@@ -201,7 +202,8 @@ def known_edge(threshold: Threshold) -> Estimate:
     """
     low, high = threshold.low, threshold.high
     both = low > 0 and high < math.inf
-    return _edge(math.sqrt(low * high) if both else math.nan, low, high, 1)
+    value = math.sqrt(low * high) if both else math.nan
+    return Estimate.from_interval(value, low, high, num_samples=1)
 
 
 def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
@@ -226,16 +228,24 @@ def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
         The edge. Where too many seeds are stable at every rate tried, or unstable at every one, the
         value is nan and the interval reaches to infinity or to 0. One seed gives no interval.
 
+    Raises:
+        SettingError: a threshold whose lower end is not below its upper one.
+
     Examples:
         >>> from noisescale import Threshold, fit_edge
         >>> of_seeds = [(0.2, 0.25), (0.25, 0.35), (0.2, 0.3), (0.2, 0.25)]
         >>> fit_edge([Threshold(low=low, high=high) for low, high in of_seeds])
         Estimate(0.247 ± 0.025 (0.200–0.298))
     """
+    if wrong := [seed for seed in thresholds if not 0 <= seed.low < seed.high]:
+        raise SettingError(
+            f"a threshold between {wrong[0].low:g} and {wrong[0].high:g}: give a lower end below "
+            "the upper one, 0 or more"
+        )
     informative = [seed for seed in thresholds if seed.low > 0 or seed.high < math.inf]
     num_seeds = len(informative)
     if num_seeds == 0:
-        return _edge(math.nan, math.nan, math.nan, 0)
+        return Estimate.from_interval(math.nan, math.nan, math.nan, num_samples=0)
     low = np.array([math.log(seed.low) if seed.low > 0 else -math.inf for seed in informative])
     high = np.array([math.log(seed.high) for seed in informative])
     ends = np.concatenate([low, high])
@@ -254,13 +264,13 @@ def fit_edge(thresholds: Sequence[Threshold]) -> Estimate:
     ):
         value = math.nan
     if num_seeds < 2:
-        return _edge(value, math.nan, math.nan, 1)
+        return Estimate.from_interval(value, math.nan, math.nan, num_samples=1)
     t = student_t(num_seeds - 1)
     inside = np.flatnonzero(deviance <= num_seeds * math.log1p(t**2 / (num_seeds - 1)))
     first, last = inside[0] - 1, inside[-1] + 1  # outwards to the steps of `middles`
     bottom = 0.0 if first < 0 else float(np.exp(middles[first]))
     top = math.inf if last == len(middles) else float(np.exp(middles[last]))
-    return _edge(value, bottom, top, num_seeds)
+    return Estimate.from_interval(value, bottom, top, num_samples=num_seeds)
 
 
 def _profile(
@@ -279,11 +289,6 @@ def _profile(
         )
         best = np.maximum(best, (log_expit(above) + log_expit(-below) + gap).sum(0))
     return best
-
-
-def _edge(value: float, low: float, high: float, num_seeds: int) -> Estimate:
-    spread = (math.log(high) - math.log(low)) / 4 if low > 0 and math.isfinite(high) else math.nan
-    return Estimate(value=value, stderr=value * spread, low=low, high=high, num_samples=num_seeds)
 
 
 @dataclass(frozen=True, kw_only=True)

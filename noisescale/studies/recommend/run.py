@@ -10,8 +10,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from noisescale.errors import Interrupted, MeasurementError, SettingError
-from noisescale.studies.jobs.folder import CELL_FOLDER, claim, closing
+from filelock import FileLock, Timeout
+
+from noisescale.errors import (
+    Interrupted,
+    MeasurementError,
+    RunFolderBusyError,
+    RunFolderError,
+    SettingError,
+)
+from noisescale.studies.jobs.folder import CELL_FOLDER, LOCK, claim, closing
 from noisescale.studies.jobs.options import StudyOptions, common_options, make_cell
 from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.recommend.config import SETTINGS, Budget, RecommendConfig
@@ -46,7 +54,7 @@ from noisescale.training.tracking.noise import NUM_EXAMPLES, NoiseTracking
 from noisescale.training.updates.muon import check_muon
 
 PLAN = "plan.json"
-RUN = "run"  # the folder of the tracked run; a second one, at a lower rate, is run-2
+RUN = "run"  # the folder of the tracked run, with its rate and length
 MOST_RUNS = 3  # with the noise along it, each at half the rate of the last, which diverged
 AGAIN_SHARE = 0.1  # of the budget, with less of which no run is begun again
 
@@ -171,8 +179,13 @@ class _Study:
     def _plan(self, look: Look) -> Plan:
         """The plan of the first time in this folder, so that runs which are kept count."""
         stored = read_json(self.out / PLAN)
-        if stored is not None and stored["minutes"] == self.config.minutes:
-            return Plan(**{name: stored[name] for name in Plan.__dataclass_fields__})
+        try:
+            if stored is not None and stored["minutes"] == self.config.minutes:
+                return Plan(**{name: stored[name] for name in Plan.__dataclass_fields__})
+        except KeyError as error:
+            raise RunFolderError(
+                f"{self.out / PLAN} is damaged: delete it and run again"
+            ) from error
         wanted = self.config.steps(look.batch_size, look.num_examples)
         try:
             planned = plan(look, self.budget, wanted_steps=wanted)
@@ -217,7 +230,8 @@ class _Study:
         for attempt in range(1, 1 + MOST_RUNS):
             rate = float(f"{rate:.2g}")
             self._say(f"a run at lr {rate:g} with the noise along it")
-            path = self.out / (RUN if attempt == 1 else f"{RUN}-{attempt}")
+            # another plan, as of more minutes, makes another run
+            path = self.out / f"{RUN}-lr-{rate:g}-{planned.run_steps}"
             cell = with_run(self.cell, look.batch_size, rate, planned.run_steps)
             with self._counted(path):
                 run = tracked_run(
@@ -272,7 +286,18 @@ def _fate(run: ShortRun, start: float) -> str:
 
 
 def _remove(out: Path) -> None:
-    """Deletes what a recommendation has left in its folder, its settings last."""
+    """Deletes what a recommendation has left in its folder, its settings last.
+
+    RunFolderBusyError where another process is writing in it.
+    """
+    for lock in out.rglob(LOCK):
+        try:
+            with FileLock(lock, timeout=0):
+                pass
+        except Timeout:
+            raise RunFolderBusyError(
+                f"{out} is being written by another process: wait for it or choose another --out"
+            ) from None
     for entry in sorted(out.iterdir()):
         if entry.is_dir() and (entry.name == CELL_FOLDER or entry.name.split("-")[0] == RUN):
             shutil.rmtree(entry)

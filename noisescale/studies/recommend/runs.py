@@ -86,6 +86,7 @@ def tracked_run(
                     slowest = max(slowest, budget.now() - before)
                 if cut or not math.isfinite(curve.points[-1][1]):
                     break
+        tracker.flush()
         save_checkpoint(training.checkpoint(), cell.path / CHECKPOINT)
         cut &= not training.finished
         return _summary(training, curve, cut=cut, took=budget.now() - started)

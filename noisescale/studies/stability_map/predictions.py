@@ -34,7 +34,9 @@ def constants_at(cell: Cell, out: Path) -> StabilityConstants:
     if (constants := stored_constants(out)) is not None:
         return constants
     with one_thread():
-        measured = measure_stability(cell_problem(cell))
+        problem = cell_problem(cell)
+        problem.model.eval()  # as runs are evaluated, however a factory leaves it
+        measured = measure_stability(problem)
     path, values = out / FOLDER / CONSTANTS, _spelt(dataclasses.asdict(measured))
     write_json(path, values)
     return _parse(path, StabilityConstants.from_dict, values)

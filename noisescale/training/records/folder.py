@@ -145,6 +145,8 @@ class RunFolder:
                 "wait for it or choose another --out"
             ) from None
         try:
+            if (self.path / ASIDE).exists() and not (self.path / CONFIG).exists():
+                _put_back(self.path)  # a kill came while it was put aside
             if self.force and (self.path / CONFIG).exists():
                 _put_aside(self.path)
                 write_json(self.path / CONFIG, self.config)
@@ -232,12 +234,24 @@ def _settle(path: Path, *, failed: bool) -> None:
         _remove(aside)
     elif not (path / CHECKPOINT).exists():
         _remove(path)
-        for file in _files_of_run(aside):
-            target = path / file.relative_to(aside)
-            target.parent.mkdir(exist_ok=True)
-            file.replace(target)
+        _put_back(path)
+        return
     else:
         return
+    _remove_folder(aside)
+
+
+def _put_back(path: Path) -> None:
+    """Moves what was put aside into the folder again."""
+    aside = path / ASIDE
+    for file in reversed(_files_of_run(aside)):  # config.json before the results
+        target = path / file.relative_to(aside)
+        target.parent.mkdir(exist_ok=True)
+        file.replace(target)
+    _remove_folder(aside)
+
+
+def _remove_folder(aside: Path) -> None:
     if (aside / STEP_CHECKPOINTS).exists():
         (aside / STEP_CHECKPOINTS).rmdir()
     aside.rmdir()

@@ -41,6 +41,9 @@ class BatchSizeTracker:
     def num_left(self, last: int) -> int:
         return 0  # a row is written in no time
 
+    def flush(self) -> None:
+        self._rows.flush()
+
     def measure(self) -> dict[str, Any]:
         training, schedule = self._training, self._schedule
         row: dict[str, Any] = {

@@ -46,6 +46,7 @@ NUM_EXAMPLES = 10_000  # resolve B_simple along most of a run, in seconds for a 
 DIAGONAL: tuple[OptimizerName, ...] = ("adam", "adamw", "rmsprop")  # with a preconditioner
 PLAIN_COLUMNS = estimate_columns(*GRADIENT_NOISE, *CURVATURE_NOISE)
 FEWEST_EXAMPLES = 4  # that B_noise takes; one limit, whether it is measured or not
+CARRIED = "noise"  # the name of what a run that goes on compares its settings with
 
 
 @dataclass(frozen=True, init=False)
@@ -167,8 +168,10 @@ class NoiseTracker:
             "hessian_examples": self._options.hessian_examples or 0,
         }
         rows, layers = read_noise(path), read_noise_layers(path)
-        if not self._same(rows, layers):
+        is_other = training.carried.get(CARRIED, self._how) != self._how
+        if is_other or not self._same(rows, layers):
             rows = []  # begun anew
+        training.carried[CARRIED] = self._how
         columns, of_layers = NOISE_COLUMNS, NOISE_LAYER_COLUMNS
         if self._geometry != "plain":
             columns += PRECONDITIONED_COLUMNS
@@ -197,11 +200,28 @@ class NoiseTracker:
         return same
 
     @property
+    def _how(self) -> dict[str, Any]:
+        """What else the rows are measured by, which the table has no columns for."""
+        options = self._options
+        chosen = options.param_filter
+        return {
+            "seed": self._seed,
+            "param_filter": None if chosen is None else list(chosen),
+            "dtype": None if options.dtype is None else str(options.dtype),
+            "amp": options.amp,
+            "augmentations": options.augmentations,
+        }
+
+    @property
     def due(self) -> bool:
         return self._rows.due(now=is_due(self._training.step, self._every))
 
     def num_left(self, last: int) -> int:
         return num_due(self._training.step, last, self._every)
+
+    def flush(self) -> None:
+        self._rows.flush()
+        self._layers.flush()
 
     def measure(self) -> dict[str, Any]:
         training = self._training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 # steps between two measurements, or "log" for eight in each decade of steps
 Every = int | Literal["log"]
+SHORT = 500  # rows, of a table that is written in a moment
 PER_DECADE = 8  # neighbours are a third apart: a course in logarithms, at few measurements
 
 
@@ -57,6 +59,9 @@ class Tracker(Protocol):
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
         """What of it goes to a logger."""
 
+    def flush(self) -> None:
+        """Writes the rows that the files lack."""
+
 
 class Rows:
     """A table in a run's folder, its rows along the run's steps.
@@ -80,6 +85,8 @@ class Rows:
         self._file = file
         self._columns = columns
         self._rows = [row for row in rows if row["step"] <= training.step] if training.step else []
+        self._written_at = self._took = 0.0
+        self._is_behind = False  # the file, of the rows
 
     @property
     def table(self) -> pd.DataFrame:
@@ -96,5 +103,21 @@ class Rows:
     def add(self, *rows: dict[str, Any]) -> dict[str, Any]:
         """Appends rows, nan for what they lack, writes the file, and returns the last of them."""
         self._rows += [{name: row.get(name, math.nan) for name in self._columns} for row in rows]
-        write_table(self._file, self.table)
+        begun = time.monotonic()
+        # a long table takes a while to write: it is written in a twentieth of the time at most
+        if len(self._rows) <= SHORT or begun - self._written_at > 20 * self._took:
+            self._write()
+        else:
+            self._is_behind = True
         return self._rows[-1]
+
+    def flush(self) -> None:
+        """Writes the rows that the file lacks, as before a checkpoint."""
+        if self._is_behind:
+            self._write()
+
+    def _write(self) -> None:
+        begun = time.monotonic()
+        write_table(self._file, self.table)
+        self._written_at = time.monotonic()
+        self._took, self._is_behind = self._written_at - begun, False

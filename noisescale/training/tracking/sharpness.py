@@ -62,6 +62,9 @@ class SharpnessTracker:
     def num_left(self, last: int) -> int:
         return num_due(self._training.step, last, self._every)
 
+    def flush(self) -> None:
+        self._rows.flush()
+
     def measure(self) -> dict[str, Any]:
         training = self._training
         fits = training.batch_size <= (self._options.num_examples or 0)
@@ -87,7 +90,7 @@ class SharpnessTracker:
             row |= _sharpness_numbers(sharpness) | {"reason": "; ".join(filter(None, reasons))}
             # the eigenvectors, which a run that is continued starts the next search from too
             training.carried[CARRIED] = sharpness.starts
-        except MeasurementError as error:
+        except (MeasurementError, SettingError) as error:  # the training itself goes on
             row |= {"reason": str(error)}
         row["stable_sharpness"] = (
             None if has_batch_norm(training.model) else stable_sharpness(in_force)

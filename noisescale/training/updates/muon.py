@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.optim import AdamW, Optimizer
 
 from noisescale.errors import SettingError
 from noisescale.training.config import BETA1, TrainConfig
+
+MUONS = "ns_steps"  # a setting that Muon's groups have alone
 
 
 def check_muon(config: TrainConfig) -> None:
@@ -90,11 +93,18 @@ class MuonWithAdamW(Optimizer):
 
     def _share(self) -> None:
         """Has both work on this optimizer's groups and state."""
-        self._muon.param_groups, self._adamw.param_groups = (
-            self.param_groups[:1],
-            self.param_groups[1:],
-        )
+        self._muon.param_groups = [group for group in self.param_groups if MUONS in group]
+        self._adamw.param_groups = [group for group in self.param_groups if MUONS not in group]
         self._muon.state = self._adamw.state = self.state
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_muon": self._muon, "_adamw": self._adamw}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, whose parts are its own; `load_state_dict` gives no parts."""
+        parts = {name: copy.copy(state[name]) for name in ("_muon", "_adamw") if name in state}
+        super().__setstate__({**state, **parts})
+        self._share()
 
     def step(self, closure: Any = None) -> Any:
         """One update of all parameters from their gradients.
@@ -103,6 +113,7 @@ class MuonWithAdamW(Optimizer):
             closure: none is taken.
         """
         assert closure is None, "a closure would be called twice"
+        self._share()  # where groups or states were replaced, as of a copy
         self._muon.step()
         self._adamw.step()
 

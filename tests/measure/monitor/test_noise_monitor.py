@@ -519,3 +519,22 @@ def test_a_scale_of_which_one_call_alone_knows_is_refused(scaled_micro_batches):
     feed(monitor, model, inputs, targets, range(4), [2, 2], scale=scale)
     assert monitor.update(scale=scale)
     assert monitor.state_dict() == plain.state_dict()
+
+
+def test_a_monitor_that_goes_on_splits_the_same_updates_and_keeps_its_memory():
+    model = torch.nn.Linear(3, 1)
+
+    def train(monitor, count):
+        for _ in range(count):
+            model.zero_grad()
+            monitor.backward(model(torch.randn(4, 3)).square().mean(1), every=10)
+            monitor.update()
+        return monitor
+
+    first = train(NoiseScaleMonitor(model), 15)
+    again = NoiseScaleMonitor(model)
+    again.load_state_dict(first.state_dict())
+    assert train(again, 15).num_updates == 3
+    given = NoiseScaleMonitor(model, memory=1000)
+    given.load_state_dict(NoiseScaleMonitor(model).state_dict())
+    assert given.memory == 1000

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from noisescale.errors import SettingError
 from noisescale.statistics.scores.accuracy import accuracy_estimate
 
 
@@ -37,3 +38,8 @@ def test_it_holds_the_truth_as_often_as_it_says():
 
 def test_of_no_examples_there_is_none():
     assert math.isnan(float(accuracy_estimate(0, 0)))
+
+
+def test_more_right_answers_than_examples_are_refused():
+    with pytest.raises(SettingError, match="5 right answers of 3: give 0 to 3"):
+        accuracy_estimate(5, 3)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from noisescale.errors import SettingError
 from noisescale.statistics.stability.edge import (
     Threshold,
     Trajectory,
@@ -221,3 +222,9 @@ def test_seeds_that_are_not_monotone_are_counted():
     assert monotone([(2.0, True), (1.0, False)])
     assert monotone([])
     assert not monotone([(2.0, False), (1.0, True)])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.3, 0.2), (-1.0, 0.2)])
+def test_a_threshold_without_room_is_refused(low, high):
+    with pytest.raises(SettingError, match="give a lower end below the upper one"):
+        fit_edge([Threshold(low=low, high=high)] * 3)

@@ -191,7 +191,8 @@ def test_the_folder_holds_tables_report_picture_and_strict_json(tmp_path):
     assert {"noise.csv", "losses.csv", "learning_rates.csv"} <= {
         path.name for path in out.iterdir()
     }
-    assert read_json(out / "run" / "summary.json")["diverged_at_step"] is None
+    (run,) = out.glob("run-lr-*")
+    assert read_json(run / "summary.json")["diverged_at_step"] is None
 
 
 def test_the_batch_size_in_use_stands_beside(tmp_path):

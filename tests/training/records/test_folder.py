@@ -136,6 +136,29 @@ def test_a_run_that_cannot_be_replaced_is_put_back(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_kill_while_a_run_is_put_aside_loses_nothing(tmp_path, monkeypatch):
+    """After config.json has moved, the rest not yet."""
+    leave_a_run(tmp_path)
+    before = contents(tmp_path)
+    replace, moved = Path.replace, []
+
+    def killed(path, target):
+        if path.name == "step-3.pt":
+            raise KeyboardInterrupt
+        moved.append(path.name)
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        patch.setattr(RunFolder, "__exit__", lambda folder, *_: folder._lock.release())
+        with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path, CONFIG, force=True):
+            pass
+    assert "config.json" in moved
+    with RunFolder(tmp_path, CONFIG) as folder:
+        assert folder.state == "finished"
+    assert contents(tmp_path) == before
+
+
 def test_the_replaced_run_stays_until_its_successor_is_finished(tmp_path):
     """Which is stopped with a checkpoint, begun anew by force, stopped again, and continued."""
     leave_a_run(tmp_path)

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -16,8 +17,10 @@ from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.tables import NOISE, NOISE_COLUMNS, NOISE_LAYERS
 from noisescale.training.run import RunOptions, run_training
+from noisescale.training.tracking import rows
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.training.tracking.rows import is_due
+from noisescale.training.trainer import Training
 
 PROBLEM = ProblemConfig(dataset="digits", width=16)
 TRAINING = TrainConfig(batch_size=100, learning_rate=0.1, epochs=2)
@@ -120,6 +123,8 @@ def test_a_resumed_run_has_every_row_once(killed_after, tmp_path, monkeypatch):
         NoiseTracking(every=10, num_examples=100),
         NoiseTracking(every=10, num_examples=200, hessian=True, num_probes=2),
         NoiseTracking(every=10, num_examples=200, per_layer=True),
+        NoiseTracking(every=10, num_examples=200, seed=5),
+        NoiseTracking(every=10, num_examples=200, param_filter=("5.*",)),
     ],
 )
 def test_another_measurement_begins_the_table_anew(other, tmp_path, monkeypatch):
@@ -184,3 +189,25 @@ def test_settings_one_by_one_are_those_of_the_options():
     assert NoiseTracking().num_examples == NoiseTracking().options.num_examples == 10_000
     read = (tracking.hessian, tracking.num_probes, tracking.hessian_examples, tracking.per_layer)
     assert read == (True, 32, None, False)
+
+
+def test_a_long_table_is_written_now_and_then_and_whole_at_the_end(tmp_path, monkeypatch):
+    """Each writing takes as long as the table is; at every row they would take quadratic time."""
+    written = []
+    monkeypatch.setattr(rows, "SHORT", 3)
+    write = rows.write_table
+
+    def slowly(path, content):
+        time.sleep(0.05)
+        written.append(len(content))
+        write(path, content)
+
+    monkeypatch.setattr(rows, "write_table", slowly)
+    training = Training(build_problem(PROBLEM), TRAINING)
+    kept = rows.Rows(training, tmp_path / "table.csv", columns=("step", "value"), rows=[])
+    for step in range(40):
+        kept.add({"step": step, "value": 0.5})
+    assert written[:3] == [1, 2, 3]
+    assert len(written) < 10
+    kept.flush()
+    assert len(pd.read_csv(tmp_path / "table.csv")) == 40

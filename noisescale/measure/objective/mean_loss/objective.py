@@ -222,6 +222,14 @@ class Objective(LossesAtPoint):
         """
         return None if self._weights is None else self._weights.of(self.examples)
 
+    def counts(self, examples: Source) -> bool:
+        """Whether any of these examples counts for something: without weights every one does.
+
+        Args:
+            examples: some of these, or others.
+        """
+        return self._weights is None or self._weights.any_of(examples)
+
     def total_relative(self, chunk: Examples) -> float:
         """Σ r_i over a chunk, which counts for as many examples of mean weight.
 

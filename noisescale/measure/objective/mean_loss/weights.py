@@ -65,6 +65,14 @@ class RelativeWeights:
         """
         return self._absolute(examples) / self.mean
 
+    def any_of(self, examples: Source) -> bool:
+        """Whether any of the examples has a weight above zero.
+
+        Args:
+            examples: read part by part.
+        """
+        return bool((self._absolute(examples) > 0).any())
+
     def weigh(self, losses: Tensor, targets: Tree) -> Tensor:
         """The losses times r_i (B,).
 

@@ -118,6 +118,8 @@ def _course(goal_cell: GoalCell, training: Training, curve: LossCurve) -> dict[s
         if step > 0 and goals and not waiting and _reached(curve, goals[-1]):
             break
 
+    if tracker is not None:
+        tracker.flush()
     finite = [loss for _, loss in curve.points if math.isfinite(loss)]
     return {
         "batch_size": cell.training.batch_size,
