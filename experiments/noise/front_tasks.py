@@ -17,6 +17,7 @@ SGD = TrainConfig()
 MOMENTUM = TrainConfig(momentum=0.9)
 ADAM = TrainConfig(optimizer="adam")
 ADAMW = TrainConfig(optimizer="adamw", weight_decay=0.01)
+MOMENTUM_RATE = 0.1  # ε* of the first rates with momentum, since ε_max is of a step without it
 NUM_SEEDS = 3
 NOISE_EXAMPLES, FEWER = (2000, 250), (1000, 128)  # FEWER: of convolutions, which take longer
 QUICK_SIZES, QUICK_GOALS, QUICK_SEEDS = 4, 2, 2  # sizes evenly spread, the earliest goals
@@ -89,6 +90,7 @@ def _mnist(
         goals=goals,
         batch_sizes=doubled(8, 2048),
         epochs=2,
+        max_rate=MOMENTUM_RATE if training.momentum else None,
         noise_examples=noise_examples,
         minutes=minutes,
     )
@@ -112,6 +114,7 @@ def _digits(
         goals=goals,
         batch_sizes=doubled(1, 512),
         epochs=100,
+        max_rate=MOMENTUM_RATE if training.momentum else None,
         noise_examples=noise_examples,
         minutes=minutes,
     )
@@ -129,6 +132,7 @@ def _closed(
         split="test",
         training=training,
         batch_sizes=doubled(1, 512),
+        max_rate=MOMENTUM_RATE if training.momentum else None,
         minutes=minutes,
     )
 

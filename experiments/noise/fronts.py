@@ -28,7 +28,7 @@ from rich.console import Console
 from experiments.noise.front_tasks import TASKS, Task
 from noisescale import CriticalBatchConfig, StudyOptions, TrainConfig, run_critical_batch
 from noisescale.cli.options import machine_options
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, NoisescaleError
 from noisescale.problems.config import resolve_device
 from noisescale.problems.sampling import independent_seed
 from noisescale.statistics.critical_batch.advice import rate_between
@@ -169,7 +169,7 @@ def fronts(
             console.print(f"{name} (about {TASKS[name].minutes:g} core minutes at full scale)")
             try:
                 measure(TASKS[name], scale, out / name, pool, options)
-            except MeasurementError as error:
+            except NoisescaleError as error:
                 failures.append(f"{name}: {error}")
     finally:
         pool.shutdown(cancel_futures=True)
