@@ -49,8 +49,8 @@ def figure(data: Path) -> Figure:
 
 def _title(name: str, rows: pd.DataFrame, column: str) -> str:
     """With how far the median point is off."""
-    logs = np.log(rows[column] / rows["critical_batch_size"]).abs()
-    return f"{name}: off by ×/÷ {np.exp(logs.median()):.2g}"
+    logs = np.log((rows[column] / rows["critical_batch_size"]).dropna().to_numpy())
+    return f"{name}: off by ×/÷ {np.exp(np.median(np.abs(logs))):.2g}"
 
 
 def _draw(

@@ -140,6 +140,21 @@ def test_a_shuffled_table_fails():
     assert reach[1] > 2 * reach[0]
 
 
+def test_the_shipped_table_covers_tasks_left_out_unless_it_is_shuffled():
+    if not shipped.FRONTS.exists():
+        pytest.skip("no table of many tasks ships yet")
+    rows = pd.read_csv(shipped.FRONTS, comment="#")
+    rows = rows[(rows["quantity"] == "simple") & (rows["geometry"] == "plain")]
+    names = ("log_rate", "log_batch", "negative_curvature", "log_loss", "momentum", "adaptive")
+    left_out = leave_one_task_out(rows, names)
+    assert 0.8 <= coverage(left_out) <= 0.97  # of 28 tasks: 90 % ± 6
+    means = left_out.groupby("task")["critical_batch_size"].mean().sort_values()
+    dealt = dict(zip(means.index, np.roll(means, len(means) // 2), strict=True))
+    critical = left_out["task"].map(dealt)
+    holds = critical.between(left_out["low"], left_out["high"]).astype(int)
+    assert coverage(left_out.assign(covered=holds)) < 0.8
+
+
 def test_an_optimizer_that_no_other_task_has_is_predicted_without_its_own_term():
     """Left out, its column is all zero: the others' offset stands, and nothing is singular."""
     table = simulated(np.random.default_rng(4), num_tasks=12, goals=2)
@@ -170,6 +185,7 @@ def tracked(simple=100.0):
 def test_a_table_of_many_tasks_is_used_where_there_is_one(fronts):
     assert shipped.calibrated_on() == "24 tasks"
     assert shipped.version(fronts) == 7
+    assert shipped.calibrated_by().startswith("by the fronts of 24 tasks, table 7,")
     found = recommend(tracked(), rate_over_best=0.5, optimizer="sgd")
     known = {"log_rate": math.log(0.5), "log_loss": math.log(0.25), "adaptive": 0.0}
     known |= {"log_batch": math.log(32 / 100), "momentum": 0.0}

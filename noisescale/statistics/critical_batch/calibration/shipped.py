@@ -101,7 +101,10 @@ def calibrated_by() -> str:
     """How the interval came about, and what it leaves out, as a sentence has it in brackets."""
     if _rows(FRONTS) is None:
         return "by runs on MNIST whose B_crit was measured; other tasks may differ by more"
-    return f"by {calibrated_on()} whose B_crit was measured, each predicted from the others"
+    return (
+        f"by the fronts of {calibrated_on()}, table {version(FRONTS)}, each predicted from the "
+        "others"
+    )
 
 
 def covers_adaptive() -> bool:

@@ -215,7 +215,8 @@ def leave_one_task_out(
         )
         holds = own["critical_batch_size"].between(own["low"], own["high"])
         parts.append(own.assign(covered=holds.astype(int)))
-    return pd.concat(parts).sort_index()
+    together: pd.DataFrame = pd.concat(parts)
+    return together.sort_index()
 
 
 def coverage(left_out: pd.DataFrame) -> float:
