@@ -94,9 +94,13 @@ def _found(until: pd.DataFrame, record: dict[str, Any]) -> list[dict[str, Any]]:
                 )
             except MeasurementError:  # too early, or without B_noise
                 continue
-            facts = vars(found.facts) | {"noise_scale": found.by_progress.value}
-            del facts["rate_over_best"]  # which the front says
-            rows.append({"quantity": quantity, "geometry": geometry, **facts})
+            facts = {
+                name: math.nan if value is None else value
+                for name, value in vars(found.facts).items()
+                if name != "rate_over_best"  # which the front says
+            }
+            row = {"quantity": quantity, "geometry": geometry, **facts}
+            rows.append(row | {"noise_scale": found.by_progress.value})
     return rows
 
 
@@ -145,8 +149,9 @@ def derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         found = fits_table(fit_goals(steps))
         fits.append(found.assign(task=task))
         beside = measured["beside"][measured["beside"]["task"] == task]
-        predictions.append(_with_front(beside, steps, found))
-    all_fits, rows = pd.concat(fits), pd.concat(predictions, ignore_index=True)
+        predictions += _with_front(beside, steps, found)
+    all_fits = pd.concat(fits)
+    rows = pd.concat(predictions, ignore_index=True) if predictions else measured["beside"][:0]
     made = {
         "fits": all_fits[["task", *(name for name in all_fits if name != "task")]],
         "predictions": rows,
@@ -160,9 +165,12 @@ def derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return made
 
 
-def _with_front(beside: pd.DataFrame, steps: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a task whose goal resolves B_crit, with that and the rate over the best one."""
-    rates, rows = best_rates(steps), []
+def _with_front(
+    beside: pd.DataFrame, steps: pd.DataFrame, fits: pd.DataFrame
+) -> list[pd.DataFrame]:
+    """A task's rows of each goal that resolves B_crit, with that and the rate over the best one."""
+    rates = best_rates(steps)
+    rows: list[pd.DataFrame] = []
     for goal, fit in fits.set_index("goal").iterrows():
         own = beside[beside["goal"] == goal]
         best = of_goal(rates, float(str(goal))).dropna(subset="learning_rate")
@@ -176,7 +184,7 @@ def _with_front(beside: pd.DataFrame, steps: pd.DataFrame, fits: pd.DataFrame) -
         at_sizes = np.array([rate(round(size)) for size in own["batch_size"]])
         over = own["learning_rate"] / at_sizes
         rows.append(own.assign(rate_over_best=over, **{name: fit[name] for name in CRITICAL}))
-    return pd.concat(rows) if rows else beside[:0]
+    return rows
 
 
 def coverage_table(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -233,8 +241,8 @@ def _reach(found: pd.DataFrame) -> float:
 
 def _off(rows: pd.DataFrame, column: str) -> float:
     """The median factor between a column and B_crit, 1 or above."""
-    logs = np.log(rows[column] / rows["critical_batch_size"]).abs().dropna()
-    return float(np.exp(logs.median()))
+    ratios = (rows[column] / rows["critical_batch_size"]).dropna()
+    return float(np.exp(np.median(np.abs(np.log(ratios.to_numpy())))))
 
 
 def intervals_table(predictions: pd.DataFrame) -> pd.DataFrame:

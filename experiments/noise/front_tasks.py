@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from noisescale import CriticalBatchConfig, ProblemConfig, TrainConfig
+from noisescale.problems.config import DatasetName
 from noisescale.problems.factory import factory_config
 from noisescale.studies.critical_batch.config import GoalSplit
 
@@ -53,9 +54,11 @@ class Task:
     def config(self, scale: str) -> CriticalBatchConfig:
         """The measurement of its front at a scale, "quick" or "full"."""
         quick = scale == "quick"
-        problem = self.problem
-        if isinstance(problem, str):
-            problem = factory_config(f"experiments.noise.front_problems:{problem}")
+        problem = (
+            factory_config(f"experiments.noise.front_problems:{self.problem}")
+            if isinstance(self.problem, str)
+            else self.problem
+        )
         last = len(self.batch_sizes) - 1
         spread = [round(part * last / (QUICK_SIZES - 1)) for part in range(QUICK_SIZES)]
         return CriticalBatchConfig(
@@ -139,7 +142,7 @@ def _closed(
 
 def _gpt(
     name: str,
-    dataset: str,
+    dataset: DatasetName,
     goals: tuple[float, ...],
     *,
     minutes: float,

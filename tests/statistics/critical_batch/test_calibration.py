@@ -6,53 +6,28 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.coverage.new_task import (
+    BETWEEN,
+    OFFSET,
+    TRUE,
+    WITHIN,
+    dealt,
+    holds,
+    simulated,
+)
 from noisescale.statistics.critical_batch.calibration import shipped
 from noisescale.statistics.critical_batch.calibration.model import calibration
 from noisescale.statistics.critical_batch.calibration.tasks import (
     FEWEST_TASKS,
     TaskModel,
     coverage,
-    is_near,
     leave_one_task_out,
     regressors,
 )
 from noisescale.statistics.critical_batch.recommendation import recommend
 from noisescale.statistics.estimate import Estimate, student_t
 
-NAMES = ("log_rate", "negative_curvature", "log_loss", "adaptive")
-TRUE = {"log_rate": 0.4, "negative_curvature": 0.5, "log_loss": -0.25, "adaptive": 0.3}
-OFFSET, BETWEEN, WITHIN = -0.3, 0.4, 0.2
-
-
-def simulated(generator, *, num_tasks=24, effect=None, goals=4):
-    """Tasks with nine runs each to a few goals; effect: draws the tasks' own, None: normal."""
-    rows = []
-    for task in range(num_tasks):
-        own = BETWEEN * (generator.normal() if effect is None else effect(generator))
-        optimizer = ("sgd", "momentum", "adaptive")[task % 3]
-        critical = math.exp(generator.normal(4, 1))
-        for goal in range(goals):
-            for run in range(9):
-                rate = (0.25, 1.0, 2.0)[run % 3] * math.exp(0.1 * generator.normal())
-                row = {
-                    "task": f"task {task}",
-                    "goal": 1 / 2**goal,
-                    "quantity": "simple",
-                    "geometry": "plain",
-                    "optimizer": optimizer,
-                    "seed": run // 3,
-                    "batch_size": 2.0 ** (2 * (run // 3) + 3),
-                    "rate_over_best": rate,
-                    "relative_decrease": 0.15 * rate,
-                    "negative_curvature": generator.uniform(0, 0.4),
-                    "relative_loss": 0.5 / 2**goal,
-                    "critical_batch_size": critical * 2**goal,
-                }
-                rows.append(row | {"own": own, "error": WITHIN * generator.normal()})
-    table = pd.DataFrame(rows)
-    known = regressors(table.assign(noise_scale=1.0))
-    logs = OFFSET + known[list(TRUE)] @ pd.Series(TRUE) + table["own"] + table["error"]
-    return table.assign(noise_scale=table["critical_batch_size"] / np.exp(logs))
+NAMES = tuple(TRUE)
 
 
 def test_the_model_finds_what_was_put_in():
@@ -95,46 +70,17 @@ def test_the_fit_is_that_of_dense_matrices():
     assert reach == pytest.approx([student_t(10, confidence=0.9) * other.spread] * len(reach))
 
 
-@pytest.mark.statistical
-@pytest.mark.parametrize(
-    "effect", [None, lambda generator: generator.standard_t(4) / math.sqrt(2)], ids=["normal", "t4"]
-)
-def test_intervals_hold_b_crit_of_tasks_not_seen(effect):
-    """90 % intervals, 85 to 95 % of the time, over 60 tables of 24 tasks and 12 new ones."""
-    generator = np.random.default_rng(2)
-    shares = []
-    for _ in range(60):
-        model = TaskModel.fitted(simulated(generator, effect=effect), NAMES)
-        new = simulated(generator, num_tasks=12, effect=effect)
-        logs = [model.log_ratio(row) for row in regressors(new).to_dict("records")]
-        off = np.abs(np.log(new["critical_batch_size"] / new["noise_scale"]) - logs)
-        width = [model.half_width(near=bool(near), level=0.9) for near in is_near(new)]
-        shares.append(float((off <= width).mean()))
-    assert 0.85 < np.mean(shares) < 0.95
-
-
-def shuffled(table, generator):
-    """The same rows with the fronts dealt out anew among the tasks."""
-    tasks = table["task"].unique()
-    dealt = dict(zip(tasks, generator.permutation(tasks), strict=True))
-    of_front = table.groupby(["task", "goal"])["critical_batch_size"].first()
-    keys = zip(table["task"].map(dealt), table["goal"], strict=True)
-    return table.assign(critical_batch_size=[of_front[key] for key in keys])
-
-
 def test_a_shuffled_table_fails():
     """The true one's intervals do not hold its fronts; its own have to reach twice as far."""
     generator = np.random.default_rng(3)
     table = simulated(generator)
     left_out = leave_one_task_out(table, NAMES)
     assert 0.85 <= coverage(left_out) <= 0.95
-    other = shuffled(table, generator)
-    critical = other["critical_batch_size"]
-    holds = critical.between(left_out["low"], left_out["high"]).astype(int)
-    assert coverage(left_out.assign(covered=holds)) < 0.6
+    other = dealt(left_out, generator)
+    assert coverage(other.assign(covered=holds(other))) < 0.6
     reach = [
         float(np.log(found["high"] / found["predicted"]).median())
-        for found in (left_out, leave_one_task_out(other, NAMES))
+        for found in (left_out, leave_one_task_out(dealt(table, generator), NAMES))
     ]
     assert reach[0] < 1.0  # of σ = .45
     assert reach[1] > 2 * reach[0]
@@ -149,10 +95,9 @@ def test_the_shipped_table_covers_tasks_left_out_unless_it_is_shuffled():
     left_out = leave_one_task_out(rows, names)
     assert 0.8 <= coverage(left_out) <= 0.97  # of 28 tasks: 90 % ± 6
     means = left_out.groupby("task")["critical_batch_size"].mean().sort_values()
-    dealt = dict(zip(means.index, np.roll(means, len(means) // 2), strict=True))
-    critical = left_out["task"].map(dealt)
-    holds = critical.between(left_out["low"], left_out["high"]).astype(int)
-    assert coverage(left_out.assign(covered=holds)) < 0.8
+    far = dict(zip(means.index, np.roll(means, len(means) // 2), strict=True))
+    other = left_out.assign(critical_batch_size=left_out["task"].map(far))
+    assert coverage(other.assign(covered=holds(other))) < 0.8
 
 
 def test_an_optimizer_that_no_other_task_has_is_predicted_without_its_own_term():
