@@ -76,7 +76,12 @@ def predicted(model: TaskModel, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with the intervals of a model of other tasks, and whether they hold B_crit."""
     known = regressors(rows).to_dict("records")
     logs = np.log(rows["noise_scale"].to_numpy()) + [model.log_ratio(row) for row in known]
-    width = np.array([model.half_width(near=bool(near), level=LEVEL) for near in is_near(rows)])
+    width = np.array(
+        [
+            model.half_width(row, near=bool(near), level=LEVEL)
+            for row, near in zip(known, is_near(rows), strict=True)
+        ]
+    )
     found = rows.assign(low=np.exp(logs - width), high=np.exp(logs + width))
     return found.assign(covered=holds(found))
 
@@ -106,7 +111,7 @@ def simulate(own: str, num_tasks: int, num_draws: int) -> dict[str, Any]:
         shares.append(coverage(found))
         others = dealt(found, generator)
         shuffled.append(coverage(others.assign(covered=holds(others))))
-        reach.append(model.half_width(near=False, level=LEVEL))
+        reach.append(float(np.log(found["high"] / found["low"]).median()) / 2)
     return {
         "own": own,
         "tasks": num_tasks,

@@ -62,12 +62,15 @@ def test_the_fit_is_that_of_dense_matrices():
     held_out = table[table["task"] == "task 5"]
     other = TaskModel.fitted(table[table["task"] != "task 5"], NAMES)
     left_out = leave_one_task_out(table, NAMES).loc[held_out.index]
-    expected = held_out["noise_scale"] * np.exp(
-        [other.log_ratio(row) for row in regressors(held_out).to_dict("records")]
-    )
+    known = regressors(held_out).to_dict("records")
+    expected = held_out["noise_scale"] * np.exp([other.log_ratio(row) for row in known])
     assert left_out["predicted"].to_numpy() == pytest.approx(expected.to_numpy())
     reach = np.log(left_out["high"] / left_out["predicted"]).to_numpy()
-    assert reach == pytest.approx([student_t(10, confidence=0.9) * other.spread] * len(reach))
+    own = [np.array([1, *(row[name] for name in NAMES)]) for row in known]
+    farther = [max(x @ other.covariance @ x - other.leverage, 0) for x in own]
+    assert min(farther) == 0 < max(farther)
+    width = student_t(10, confidence=0.9) * np.sqrt(other.spread**2 + np.array(farther))
+    assert reach == pytest.approx(width)
 
 
 def test_a_shuffled_table_fails():
@@ -139,7 +142,7 @@ def test_a_table_of_many_tasks_is_used_where_there_is_one(fronts):
     model = TaskModel.fitted(table, ("log_rate", "log_batch", "log_loss", "momentum", "adaptive"))
     critical = found.critical_batch_size
     assert critical.value == pytest.approx(100 * math.exp(model.log_ratio(known)))
-    width = math.hypot(model.half_width(near=True), math.log(1 / 0.9))
+    width = math.hypot(model.half_width(known, near=True), math.log(1 / 0.9))
     assert critical.low == pytest.approx(critical.value * math.exp(-width))
     assert critical.num_samples == 24
     # far from the best rate another spread counts, and without a rate another model

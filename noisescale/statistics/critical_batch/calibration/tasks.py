@@ -60,7 +60,7 @@ def is_near(rows: pd.DataFrame) -> np.ndarray:
     return near
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TaskModel:
     """log(B_crit/𝓑) = offset + Σ coefficient·regressor + u + e, over runs of many tasks.
 
@@ -72,12 +72,15 @@ class TaskModel:
     A prediction for a task not seen has the error that the same fit without a task makes on that
     task's rows: s² is the mean over tasks of the mean over the rows of each, and s·t_{T−1} the
     half-width in logs. It assumes that the new task is drawn from where the T tasks were, and that
-    what is left of each is normal; of the coefficients' own errors the s² has its part already.
+    what is left of each is normal. Of the coefficients' own errors s² has the part that they have
+    for the table's rows; a run farther out than these has what is more of it on top.
 
     Attributes:
         names: of the regressors, see `REGRESSORS`.
         coefficients: the offset, then one for each (1 + p,).
         errors: their standard errors (1 + p,).
+        covariance: of the coefficients (1 + p, 1 + p).
+        leverage: xᵀ·covariance·x, the mean over tasks of the mean over the rows of each.
         between: σ_u.
         within: σ_e.
         spread: s over all rows.
@@ -90,6 +93,8 @@ class TaskModel:
     names: tuple[str, ...]
     coefficients: tuple[float, ...]
     errors: tuple[float, ...]
+    covariance: np.ndarray
+    leverage: float
     between: float
     within: float
     spread: float
@@ -111,17 +116,22 @@ class TaskModel:
         sums = _Sums.of(x, y, tasks)
         ratio = max(RATIOS, key=lambda ratio: sums.likelihood(float(ratio)))
         coefficients, within, inverse = sums.solved(float(ratio))
+        covariance = within**2 * inverse
         errors = _errors_left_out(x, y, tasks, sums, float(ratio))
         near = is_near(known)
         num_near = len(np.unique(tasks[near]))
         return cls(
             names=tuple(names),
             coefficients=tuple(coefficients.tolist()),
-            errors=tuple((within * np.sqrt(inverse.diagonal())).tolist()),
+            errors=tuple(np.sqrt(covariance.diagonal()).tolist()),
+            covariance=covariance,
+            leverage=_over_tasks(np.einsum("np,pq,nq->n", x, covariance, x), tasks),
             between=within * math.sqrt(ratio),
             within=within,
-            spread=_spread(errors, tasks),
-            spread_near=_spread(errors[near], tasks[near]) if num_near >= FEWEST_TASKS else None,
+            spread=math.sqrt(_over_tasks(errors**2, tasks)),
+            spread_near=math.sqrt(_over_tasks(errors[near] ** 2, tasks[near]))
+            if num_near >= FEWEST_TASKS
+            else None,
             num_tasks=len(sums.counts),
             num_near=num_near,
         )
@@ -137,16 +147,22 @@ class TaskModel:
             slope * known[name] for name, slope in zip(self.names, slopes, strict=True)
         )
 
-    def half_width(self, *, near: bool, level: float = CONFIDENCE) -> float:
+    def half_width(
+        self, known: Mapping[str, float], *, near: bool, level: float = CONFIDENCE
+    ) -> float:
         """How far the interval of log B_crit reaches either way.
 
         Args:
+            known: the value of each regressor.
             near: whether the run is of SGD within `NEAR` of the best rate.
             level: how often it is to hold B_crit.
         """
+        x = np.array([1.0, *(known[name] for name in self.names)])
+        farther = max(float(x @ self.covariance @ x) - self.leverage, 0.0)
+        spread, num_tasks = self.spread, self.num_tasks
         if near and self.spread_near is not None:
-            return student_t(self.num_near - 1, confidence=level) * self.spread_near
-        return student_t(self.num_tasks - 1, confidence=level) * self.spread
+            spread, num_tasks = self.spread_near, self.num_near
+        return student_t(num_tasks - 1, confidence=level) * math.hypot(spread, math.sqrt(farther))
 
     def critical_batch_size(
         self, noise_scale: Estimate, known: Mapping[str, float], *, near: bool
@@ -160,7 +176,7 @@ class TaskModel:
             known: the value of each regressor.
             near: whether the run is of SGD within `NEAR` of the best rate.
         """
-        model = self.half_width(near=near)
+        model = self.half_width(known, near=near)
         ends = [
             math.hypot(model, math.log(high / low)) if low > 0 and high < math.inf else math.inf
             for low, high in (
@@ -207,8 +223,12 @@ def leave_one_task_out(
         model = TaskModel.fitted(known[~held_out], names)
         log = np.log(known.loc[held_out, "noise_scale"].to_numpy())
         log = log + x[held_out] @ np.array(model.coefficients)
+        of_runs = [dict(zip(names, row[1:], strict=True)) for row in x[held_out].tolist()]
         width = np.array(
-            [model.half_width(near=bool(each), level=level) for each in near[held_out]]
+            [
+                model.half_width(run, near=bool(each), level=level)
+                for run, each in zip(of_runs, near[held_out], strict=True)
+            ]
         )
         own = known[held_out].assign(
             predicted=np.exp(log), low=np.exp(log - width), high=np.exp(log + width)
@@ -309,7 +329,6 @@ def _errors_left_out(
     return errors
 
 
-def _spread(errors: np.ndarray, tasks: np.ndarray) -> float:
-    """The root of the mean over tasks of the mean square of each."""
-    squares = pd.Series(errors**2).groupby(tasks).mean()
-    return float(np.sqrt(squares.mean()))
+def _over_tasks(values: np.ndarray, tasks: np.ndarray) -> float:
+    """The mean over tasks of the mean of each."""
+    return float(pd.Series(values).groupby(tasks).mean().mean())
