@@ -74,7 +74,8 @@ def simulated(
 
 def predicted(model: TaskModel, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with the intervals of a model of other tasks, and whether they hold B_crit."""
-    known = regressors(rows).to_dict("records")
+    values = regressors(rows)[list(model.names)].to_numpy().tolist()
+    known = [dict(zip(model.names, row, strict=True)) for row in values]
     logs = np.log(rows["noise_scale"].to_numpy()) + [model.log_ratio(row) for row in known]
     width = np.array(
         [
@@ -111,7 +112,7 @@ def simulate(own: str, num_tasks: int, num_draws: int) -> dict[str, Any]:
         shares.append(coverage(found))
         others = dealt(found, generator)
         shuffled.append(coverage(others.assign(covered=holds(others))))
-        reach.append(float(np.log(found["high"] / found["low"]).median()) / 2)
+        reach.append(math.log((found["high"] / found["low"]).median()) / 2)
     return {
         "own": own,
         "tasks": num_tasks,
