@@ -41,6 +41,7 @@ FRONT, BESIDE = "front", "beside"  # the folders of a task
 MEASURED = ("steps_to_goal", "beside")  # what the other tables are made of
 ROW = ["task", "goal", "quantity", "geometry", "batch_size"]
 CRITICAL = [f"critical_batch_size{end}" for end in ("", "_low", "_high")]
+OF_CURVES = ["held_out_error", "exponent", "exponent_held_out_error"]
 VERSION = 2  # of the calibration; 1 is that of one task
 LEVEL = 0.9  # of the intervals whose coverage is the primary statistic
 # what a run knows, by how its rate is known: by a search, by its own start, or not
@@ -59,6 +60,7 @@ def beside_table(runs: Runs) -> pd.DataFrame:
     noise_scale: 𝓑 averaged by progress up to the goal. two_batch: what the two-batch estimator
     comes to along the run, the mean of tr Σ over that of |G|². geometry: "plain"; or "optimizer",
     of SGD the plain one again, so that the rows of either geometry are of all tasks.
+    units_per_example: tokens, of language models alone.
     """
     rows = []
     for folder, record in runs:
@@ -74,6 +76,7 @@ def beside_table(runs: Runs) -> pd.DataFrame:
             until = noise[noise["step"] <= steps]
             row = {"task": task.name, "goal": goal, "learning_rate": record["learning_rate"]}
             row |= {"seed": record["seed"], "two_batch": _two_batch(until)}
+            row["units_per_example"] = record.get("context") or math.nan  # tokens of a sequence
             rows += [row | found for found in _found(until, record)]
     return pd.DataFrame(rows).sort_values([*ROW, "learning_rate", "seed"], ignore_index=True)
 
@@ -156,6 +159,8 @@ def derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         "fits": all_fits[["task", *(name for name in all_fits if name != "task")]],
         "predictions": rows,
     }
+    if rows["units_per_example"].notna().any():
+        made["language"] = language_table(made["fits"], rows)
     if rows["task"].nunique() >= FEWEST_TASKS:
         made |= {
             "coverage": coverage_table(rows),
@@ -187,6 +192,29 @@ def _with_front(
     return rows
 
 
+def language_table(fits: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """A row per language model and loss: B_crit in sequences and tokens, and scales beside it.
+
+    plain, optimizer: B_simple and B^P_simple averaged by progress, geometric means over the runs
+    within a factor of two of the best rate; ratio_plain, ratio_optimizer: B_crit over them. The fit
+    has the curve with a free exponent and the errors of both on batch sizes left out.
+    """
+    rows = predictions[predictions["units_per_example"].notna()]
+    rows = rows[(rows["quantity"] == "simple") & rows["rate_over_best"].between(0.5, 2)]
+    scales = rows.assign(log=np.log(rows["noise_scale"])).pivot_table(
+        index=["task", "goal"], columns="geometry", values="log"
+    )  # means
+    scales = np.exp(scales.reindex(columns=list(get_args(Geometry))))
+    units = rows.groupby(["task", "goal"])["units_per_example"].first()
+    shown = fits.set_index(["task", "goal"])[[*CRITICAL, *OF_CURVES]]
+    table = shown.join(units, how="inner").join(scales)
+    for end in CRITICAL:
+        table[f"{end}_tokens"] = table[end] * table["units_per_example"]
+    for geometry in get_args(Geometry):
+        table[f"ratio_{geometry}"] = table["critical_batch_size"] / table[geometry]
+    return table.reset_index()
+
+
 def coverage_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """A row per model, noise scale and geometry: how often and how far intervals reach.
 
@@ -197,6 +225,8 @@ def coverage_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (quantity, geometry), group in predictions.groupby(["quantity", "geometry"]):
+        if group["task"].nunique() < FEWEST_TASKS:
+            continue
         for name, names in MODELS.items():
             if not (usable := names_of(group, names)) and names:
                 continue
@@ -257,6 +287,8 @@ def models_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """A row per model, noise scale, geometry and term: its coefficient and standard error."""
     rows = []
     for (quantity, geometry), group in predictions.groupby(["quantity", "geometry"]):
+        if group["task"].nunique() < FEWEST_TASKS:
+            continue
         for name, names in MODELS.items():
             if not (usable := names_of(group, names)) and names:
                 continue
