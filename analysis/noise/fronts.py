@@ -201,10 +201,10 @@ def language_table(fits: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFram
     """
     rows = predictions[predictions["units_per_example"].notna()]
     rows = rows[(rows["quantity"] == "simple") & rows["rate_over_best"].between(0.5, 2)]
-    scales = rows.assign(log=np.log(rows["noise_scale"])).pivot_table(
+    means = rows.assign(log=np.log(rows["noise_scale"])).pivot_table(
         index=["task", "goal"], columns="geometry", values="log"
-    )  # means
-    scales = np.exp(scales.reindex(columns=list(get_args(Geometry))))
+    )
+    scales = means.reindex(columns=list(get_args(Geometry))).map(math.exp)
     units = rows.groupby(["task", "goal"])["units_per_example"].first()
     shown = fits.set_index(["task", "goal"])[[*CRITICAL, *OF_CURVES]]
     table = shown.join(units, how="inner").join(scales)

@@ -131,7 +131,7 @@ def _by_noise(
     if not simple.value > 0:
         return None
     facts = RunFacts(
-        batch_size=float(row["batch_size"]),
+        batch_size=row.get("batch_size"),
         rate_over_best=1.0 if is_sgd else None,
         optimizer=kind,
     )
