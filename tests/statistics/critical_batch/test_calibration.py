@@ -59,6 +59,13 @@ def test_the_fit_is_that_of_dense_matrices():
     inverse = np.linalg.inv(x.T @ weights @ x)
     assert model.coefficients == pytest.approx(inverse @ x.T @ weights @ y)
     assert model.errors == pytest.approx(np.sqrt(np.diag(inverse)), rel=1e-6)
+    squares = []
+    for task in table["task"].unique():
+        own = (table["task"] == task).to_numpy()
+        others = np.linalg.inv(covariance[np.ix_(~own, ~own)])
+        slopes = np.linalg.solve(x[~own].T @ others @ x[~own], x[~own].T @ others @ y[~own])
+        squares.append(np.mean((y[own] - x[own] @ slopes) ** 2))
+    assert model.spread == pytest.approx(math.sqrt(np.mean(squares)))
     held_out = table[table["task"] == "task 5"]
     other = TaskModel.fitted(table[table["task"] != "task 5"], NAMES)
     left_out = leave_one_task_out(table, NAMES).loc[held_out.index]
