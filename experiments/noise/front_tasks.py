@@ -207,7 +207,7 @@ TASKS: dict[str, Task] = {
             minutes=14,
         ),
         _closed("quadratic_steep", (0.43, 0.29, 0.14, 0.086), minutes=5),
-        _closed("quadratic_white", (1.2, 0.82, 0.41, 0.24), minutes=5),
+        _closed("quadratic_white", (0.6, 0.41, 0.24, 0.15), minutes=5),
         _closed("quadratic_curved", (0.43, 0.29, 0.14, 0.086), minutes=5),
         _closed("quadratic_steep", (0.43, 0.29, 0.14, 0.086), training=MOMENTUM, minutes=5),
         _closed("regression", (0.43, 0.29, 0.14, 0.086), minutes=5),
