@@ -15,6 +15,7 @@ from analysis.composition.temperature import temperature
 from analysis.noise.adaptive_batch import adaptive_batch
 from analysis.noise.calibration import calibration
 from analysis.noise.critical_batch import critical_batch
+from analysis.noise.fronts import fronts
 from analysis.noise.noise_growth import noise_growth
 from analysis.stability.catapult import catapult
 from analysis.stability.edge_of_stability import edge_of_stability
@@ -63,6 +64,7 @@ main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)
 main.add_command(calibration)
+main.add_command(fronts)
 main.add_command(batch_cost)
 main.add_command(small_batches)
 main.add_command(sharp_minima)

@@ -32,13 +32,16 @@ def analysis(
     out: Path | None = None,
     reuses: str | None = None,
     again: Callable[[Committed], dict[str, pd.DataFrame]] | None = None,
+    ships: Mapping[str, Path] | None = None,
+    version: int | None = None,
 ) -> click.Command:
     """A command that writes the tables of an experiment's runs, one file for each.
 
     out: the folder of the tables; None: the figure's, by the name. reuses: the table of
     measurements. Where `tables` does not give it, it is the committed one, and the others' headers
     say how that came about as well. again: for a command without RUNS, makes the others of the
-    committed measurements.
+    committed measurements. ships: tables that come with the package too, and their files there,
+    which are written unless --out says otherwise, with the version in their header.
     """
 
     @click.command(name, help=help)
@@ -62,6 +65,12 @@ def analysis(
             )
             for path in paths:
                 click.echo(path)
+                shipped = (ships or {}).get(path.stem)
+                if shipped is not None and path.parent == DATA / name:
+                    write_atomically(
+                        shipped, f"# version: {version}\n".encode() + path.read_bytes()
+                    )
+                    click.echo(shipped)
         except (NoisescaleError, OSError) as error:
             raise click.ClickException(str(error)) from error
 

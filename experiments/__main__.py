@@ -16,6 +16,7 @@ from experiments.durations import duration, timed
 from experiments.noise.adaptive_batch import adaptive_batch
 from experiments.noise.calibration import calibration
 from experiments.noise.critical_batch import critical_batch
+from experiments.noise.fronts import fronts
 from experiments.noise.noise_growth import noise_growth
 from experiments.stability.catapult import catapult
 from experiments.stability.edge_of_stability import edge_of_stability
@@ -96,6 +97,7 @@ main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)
 main.add_command(calibration)
+main.add_command(fronts)
 main.add_command(batch_cost)
 main.add_command(small_batches)
 main.add_command(sharp_minima)

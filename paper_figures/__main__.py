@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from paper_figures.batches import batch_cost, bias_variance, sharp_minima, small_batches
 from paper_figures.composition import anatomy, heterogeneity, model_size, temperature
-from paper_figures.noise import adaptive_batch, critical_batch, noise_growth
+from paper_figures.noise import adaptive_batch, critical_batch, fronts, noise_growth
 from paper_figures.stability import (
     catapult,
     edge_of_stability,
@@ -37,6 +37,7 @@ PENDING = {
     "heterogeneity": heterogeneity.figure,
     "anatomy": anatomy.figure,
     "temperature": temperature.figure,
+    "fronts": fronts.figure,
 }
 # the experiment whose tables a figure is drawn from, where it is not that of its own name
 DRAWN_FROM = {"stability_prediction": "stability_map"}

@@ -262,6 +262,13 @@ class TrainConfig(Config):
         return self.optimizer != "sgd"
 
     @property
+    def optimizer_kind(self) -> Literal["sgd", "momentum", "adaptive"]:
+        """Which of three kinds the optimizer is of, which a calibration tells apart."""
+        if self.is_adaptive:
+            return "adaptive"
+        return "momentum" if self.momentum else "sgd"
+
+    @property
     def second_moment_decay(self) -> float | None:
         """β₂ in use; None of SGD."""
         return BETA2.get(self.optimizer) if self.beta2 is None else self.beta2

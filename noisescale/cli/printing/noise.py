@@ -464,6 +464,8 @@ def _print_recommendation(
     console: Screen, run: str, recommendation: Recommendation, advice: Advice | None
 ) -> None:
     """How the noise scale went, where B_crit lies by it, batch sizes, and what γ would be."""
+    from noisescale.statistics.critical_batch.calibration.shipped import calibrated_by
+
     by_progress = recommendation.by_progress.text(number=_rounded)
     text = f"Along {run}, {growth_text(recommendation)}, {by_progress} weighted by progress"
     if recommendation.full_by_progress is not None:
@@ -479,8 +481,7 @@ def _print_recommendation(
     console.print(
         f"{text}. For another run like it, at the best rate for its batch size, B_crit lies "
         f"between {_rounded(critical.low)} and {_rounded(critical.high)}, about "
-        f"{_rounded(critical.value)} (95 %, by runs on MNIST whose B_crit was measured; other "
-        "tasks may differ by more):"
+        f"{_rounded(critical.value)} (95 %, {calibrated_by()}):"
     )
     if advice is None:
         console.print(_batch_sizes(recommendation))

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from noisescale.errors import MeasurementError, SettingError, check_count
 from noisescale.statistics.critical_batch.calibration.model import (
-    Calibration,
     Scale,
     calibration,
     relative_decrease,
+)
+from noisescale.statistics.critical_batch.calibration.shipped import (
+    Geometry,
+    OptimizerKind,
+    RunFacts,
+    covers_adaptive,
+    critical_batch_size,
 )
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.display import Shown, Summary
@@ -31,7 +37,6 @@ from noisescale.statistics.gradient_noise import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Geometry = Literal["plain", "optimizer"]  # the coordinates of a noise scale
 # batch size in units of B_crit: steps or examples at 1.1 times their least, or both at twice it
 AIMS = {"fewest examples": 0.1, "balanced": 1.0, "fewest steps": 10.0}
 LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be given: what is left out is then little
@@ -73,6 +78,10 @@ class Recommendation(Shown):
         full_by_progress: beside B_simple, B_noise averaged by progress, where it was tracked and is
             resolved along most of the run; else None.
         geometry: "plain", or "optimizer" for the noise scales under its preconditioner.
+        batch_size_of_run: the geometric mean over the measurements.
+        relative_loss: the loss at the last measurement over that at the run's start; None where the
+            table does not begin there, or either is not above zero.
+        optimizer: of which kind the run's is; None: not known.
     """
 
     quantity: Scale
@@ -91,6 +100,9 @@ class Recommendation(Shown):
     negative_curvature: float | None = None
     full_by_progress: Estimate | None = None
     geometry: Geometry = "plain"
+    batch_size_of_run: float | None = None
+    relative_loss: float | None = None
+    optimizer: OptimizerKind | None = None
 
     @property
     def column(self) -> str:
@@ -120,15 +132,28 @@ class Recommendation(Shown):
     @property
     def critical_batch_size(self) -> Estimate:
         """B_crit of another run like it, its interval that of the calibration: for a new run."""
-        x = self.relative_decrease if self.rate_over_best is None else self.rate_over_best
-        return self._calibration.critical_batch_size(self.by_progress, x)
+        return critical_batch_size(
+            self.by_progress, self.facts, quantity=self.quantity, geometry=self.geometry
+        )
+
+    @property
+    def facts(self) -> RunFacts:
+        """What the run tells beside its noise scale, of which B_crit depends as well."""
+        return RunFacts(
+            batch_size=self.batch_size_of_run,
+            rate_over_best=self.rate_over_best,
+            relative_decrease=self.relative_decrease,
+            negative_curvature=self.negative_curvature,
+            relative_loss=self.relative_loss,
+            optimizer=self.optimizer,
+        )
 
     @property
     def relative_rate(self) -> float | None:
         """The run's rate in units of about the best for its batch size; None where not known."""
         if self.rate_over_best is not None or self.relative_decrease is None:
             return self.rate_over_best
-        return self.relative_decrease / self._calibration.unit
+        return self.relative_decrease / calibration(self.quantity, with_rate=True).unit
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -144,7 +169,7 @@ class Recommendation(Shown):
                 f"the learning rate is about {rate:.2g} times the best one for this batch size, "
                 "and the noise scale depends on it: track a run nearer to the best rate"
             )
-        if self.geometry == "optimizer":
+        if self.geometry == "optimizer" and not covers_adaptive():
             made.append(
                 "the noise scale is that of the optimizer's geometry, the interval that of runs of "
                 "plain SGD"
@@ -155,12 +180,6 @@ class Recommendation(Shown):
                 "there is no B_noise"
             )
         return tuple(made)
-
-    @property
-    def _calibration(self) -> Calibration:
-        if self.rate_over_best is not None:
-            return calibration(self.quantity, with_rate=True, regressor="rate_over_best")
-        return calibration(self.quantity, with_rate=self.relative_decrease is not None)
 
     def batch_size(self, aim: str) -> int:
         """The batch size for an aim: a tenth of B_crit, B_crit, or ten times it.
@@ -284,6 +303,7 @@ def recommend(
     steps: Sequence[int] | None = None,
     batch_size: int | None = None,
     geometry: Geometry | None = None,
+    optimizer: OptimizerKind | None = None,
 ) -> Recommendation:
     """The recommendation from the rows of a run's noise.csv, or from noise scales along a run.
 
@@ -308,6 +328,8 @@ def recommend(
         geometry: "plain" for B_simple and B_noise, "optimizer" for B^P_simple and B^P_noise, which
             are not known before the optimizer's first step. None: the optimizer's where they were
             measured.
+        optimizer: of which kind the run's is: "sgd", "momentum" or "adaptive", as of Adam; None:
+            not known.
 
     Returns:
         The recommendation.
@@ -328,6 +350,7 @@ def recommend(
         47
     """
     table = _table(measured, steps=steps, batch_size=batch_size)
+    relative_loss = _relative_loss(table)  # before rows without a preconditioner are left out
     if geometry is None:
         geometry = "optimizer" if _is_under_preconditioner(table).any() else "plain"
     if geometry == "optimizer":
@@ -383,7 +406,18 @@ def recommend(
         negative_curvature=_negative_curvature(table),
         full_by_progress=full,
         geometry=geometry,
+        batch_size_of_run=float(np.exp(np.log(table["batch_size"].to_numpy(dtype=float)).mean())),
+        relative_loss=relative_loss,
+        optimizer=optimizer,
     )
+
+
+def _relative_loss(table: pd.DataFrame) -> float | None:
+    """The loss of the last row over that of the first, which is of the start; None without."""
+    if "loss" not in table or table.empty or table["step"].iloc[0] != 0:
+        return None
+    first, last = float(table["loss"].iloc[0]), float(table["loss"].iloc[-1])
+    return last / first if first > 0 and last > 0 else None
 
 
 def _table(

@@ -11,6 +11,7 @@ import pandas as pd
 
 from noisescale.errors import RunFolderError, SettingError
 from noisescale.statistics.critical_batch.advice import Advice
+from noisescale.statistics.critical_batch.calibration.shipped import OptimizerKind
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import (
     best_rates,
@@ -156,11 +157,12 @@ def analyse(
     *,
     num_examples: int | None = None,
     optimizer: str = "sgd",
+    kind: OptimizerKind | None = None,
 ) -> CriticalBatchResult:
     """What follows from steps_to_goal.csv and the runs along which the noise was measured.
 
     fits: to the table; None: they are computed. num_examples: in the training set, where that is
-    known. optimizer: of the runs.
+    known. optimizer: of the runs, and of which kind it is.
     """
     fits = fit_goals(table) if fits is None else fits
     rates = best_rates(table)
@@ -200,6 +202,7 @@ def analyse(
             predicted,
             population_size=num_examples,
             optimizer=optimizer,
+            kind=kind,
         ),
     )
 
@@ -236,6 +239,7 @@ def write_results(
         outcome.fits,
         num_examples=outcome.num_examples,
         optimizer=config.training.optimizer,
+        kind=config.training.optimizer_kind,
     )
     notes = (
         *result.notes,

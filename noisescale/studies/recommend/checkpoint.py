@@ -57,7 +57,7 @@ def advise_on_run(
     rows = read_noise(path)
     if not rows:
         return None
-    found = recommend(pd.DataFrame(rows), learning_rate=training.constant_sgd_rate)
+    found = _recommended(pd.DataFrame(rows), training)
     critical, size = found.critical_batch_size, _own_size(training, found.population_size)
     rules = scaling_rules(
         training,
@@ -97,6 +97,13 @@ def advise_on_run(
     return advice, found
 
 
+def _recommended(table: pd.DataFrame, training: TrainConfig) -> Recommendation:
+    """What a run's noise.csv says, with what its training tells of its rate."""
+    return recommend(
+        table, learning_rate=training.constant_sgd_rate, optimizer=training.optimizer_kind
+    )
+
+
 def schedule_of_run(
     path: Path, training: TrainConfig, *, multiple_of: int = 1
 ) -> BatchSizeSchedule | None:
@@ -117,7 +124,7 @@ def schedule_of_run(
     table = pd.DataFrame(rows)
     return batch_size_schedule(
         table,
-        recommend(table, learning_rate=training.constant_sgd_rate),
+        _recommended(table, training),
         multiple_of=multiple_of,
         units_per_example=(read_json(path / SUMMARY) or {}).get("units_per_example"),
     )

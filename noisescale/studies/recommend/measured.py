@@ -18,7 +18,11 @@ from noisescale.statistics.critical_batch.advice import (
     number_text,
     rate_between,
 )
-from noisescale.statistics.critical_batch.calibration.model import calibration
+from noisescale.statistics.critical_batch.calibration.shipped import (
+    OptimizerKind,
+    RunFacts,
+    critical_batch_size,
+)
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import of_goal
 from noisescale.statistics.critical_batch.learning_rate_law import LearningRateLaw
@@ -39,6 +43,7 @@ def advise_on_front(
     *,
     population_size: int | None = None,
     optimizer: str = "sgd",
+    kind: OptimizerKind | None = None,
 ) -> Advice:
     """The advice from runs to a goal at tuned rates: to the lowest one that resolves B_crit.
 
@@ -52,10 +57,11 @@ def advise_on_front(
         predicted: the rows of predicted.csv; none where the noise was not measured.
         population_size: the training examples; None: not known.
         optimizer: of the runs; the calibration is of SGD.
+        kind: of that optimizer; None: not known.
     """
     resolved = [goal for goal, fit in fits.items() if fit.resolved]
     goal = min(resolved, default=min(fits)) if fits else math.nan
-    simple = _by_noise(predicted, goal, is_sgd=optimizer == "sgd")
+    simple = _by_noise(predicted, goal, is_sgd=optimizer == "sgd", kind=kind)
     if not resolved:
         advice = _by_noise_alone(goal, simple, rates, laws, fits, population_size)
         said = None if simple is None else caveat(optimizer, in_geometry=False)
@@ -109,7 +115,9 @@ def _by_noise_alone(
     )
 
 
-def _by_noise(predicted: pd.DataFrame, goal: float, *, is_sgd: bool) -> Estimate | None:
+def _by_noise(
+    predicted: pd.DataFrame, goal: float, *, is_sgd: bool, kind: OptimizerKind | None
+) -> Estimate | None:
     """B_crit by B_simple along the runs to a goal, with the calibration's interval.
 
     The runs are at the best rate of those tried, as the calibration's are; but these are of SGD, so
@@ -118,11 +126,16 @@ def _by_noise(predicted: pd.DataFrame, goal: float, *, is_sgd: bool) -> Estimate
     rows = predicted[(predicted["quantity"] == "simple") & (predicted["goal"] == goal)]
     if rows.empty:
         return None
-    simple = estimate_of(rows.iloc[0].to_dict(), "by_progress")
+    row = rows.iloc[0].to_dict()
+    simple = estimate_of(row, "by_progress")
     if not simple.value > 0:
         return None
-    model = calibration("simple", with_rate=is_sgd, regressor="rate_over_best")
-    return model.critical_batch_size(simple, 1.0 if is_sgd else None)
+    facts = RunFacts(
+        batch_size=row.get("batch_size"),
+        rate_over_best=1.0 if is_sgd else None,
+        optimizer=kind,
+    )
+    return critical_batch_size(simple, facts, quantity="simple", geometry="plain")
 
 
 def _compared(critical: Estimate, simple: Estimate) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from noisescale.statistics.critical_batch.advice import ScalingRules
+from noisescale.statistics.critical_batch.calibration.shipped import calibrated_on, covers_adaptive
 from noisescale.training.config import TrainConfig
 
 
@@ -36,6 +37,9 @@ def caveat(optimizer: str, *, in_geometry: bool) -> str | None:
     """
     if optimizer == "sgd":
         return None
+    if covers_adaptive():
+        where = f"in the geometry of {optimizer}" if in_geometry else "of the plain gradient"
+        return f"Noise {where}; the interval is calibrated on {calibrated_on()}."
     if in_geometry:
         return f"Noise in the geometry of {optimizer}; the interval is calibrated for SGD alone."
     return f"Plain noise: {optimizer}'s B_crit may lie far above (2505.23971); interval: SGD's."

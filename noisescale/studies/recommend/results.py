@@ -19,6 +19,7 @@ from noisescale.statistics.critical_batch.advice import (
     interval_text,
     number_text,
 )
+from noisescale.statistics.critical_batch.calibration.shipped import calibrated_on
 from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, jsonable
@@ -115,6 +116,7 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
         found = recommend(
             pd.DataFrame(read_noise(run.path)),
             rate_over_best=rate / outcome.best_rate if is_sgd else None,
+            optimizer=config.training.optimizer_kind,
         )
     except MeasurementError:
         advice = Advice(
@@ -163,7 +165,10 @@ def _worth(outcome: Outcome, *, in_geometry: bool) -> tuple[str, ...]:
     said = caveat(training.optimizer, in_geometry=in_geometry)
     if said is not None:
         return said, f"Rates: tried at B = {size:,}."
-    return (f"Sizes: calibrated on MNIST. Rates: tried at B = {size:,}, else ∝ 1/(1+B_crit/B).",)
+    return (
+        f"Sizes: calibrated on {calibrated_on()}. Rates: tried at B = {size:,}, else ∝ "
+        "1/(1+B_crit/B).",
+    )
 
 
 def _notes(found: Recommendation, size: int, losses: pd.Series[float]) -> list[str]:

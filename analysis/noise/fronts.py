@@ -1,0 +1,323 @@
+"""Does one run's noise scale tell B_crit of a task not seen? Fronts, models and intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+
+from analysis.tables import Committed, Runs, analysis
+from noisescale.errors import MeasurementError
+from noisescale.statistics.critical_batch.advice import rate_between
+from noisescale.statistics.critical_batch.calibration.model import Scale
+from noisescale.statistics.critical_batch.calibration.shipped import (
+    FRONTS,
+    Geometry,
+    OptimizerKind,
+)
+from noisescale.statistics.critical_batch.calibration.tasks import (
+    FEWEST_TASKS,
+    TaskModel,
+    coverage,
+    is_near,
+    leave_one_task_out,
+    regressors,
+)
+from noisescale.statistics.critical_batch.curves.steps_to_goal import smoothed_losses, steps_to_goal
+from noisescale.statistics.critical_batch.goal_table import (
+    best_rates,
+    fit_goals,
+    fit_laws,
+    fits_table,
+    of_goal,
+)
+from noisescale.statistics.critical_batch.recommendation import recommend
+from noisescale.training.records.tables import STEPS_TO_GOAL, read_losses, read_noise
+
+FRONT, BESIDE = "front", "beside"  # the folders of a task
+MEASURED = ("steps_to_goal", "beside")  # what the other tables are made of
+ROW = ["task", "goal", "quantity", "geometry", "batch_size"]
+CRITICAL = [f"critical_batch_size{end}" for end in ("", "_low", "_high")]
+OF_CURVES = ["held_out_error", "exponent", "exponent_held_out_error"]
+VERSION = 2  # of the calibration; 1 is that of one task
+LEVEL = 0.9  # of the intervals whose coverage is the primary statistic
+# what a run knows, by how its rate is known: by a search, by its own start, or not
+OF_RUN = ("log_batch", "negative_curvature", "log_loss", "momentum", "adaptive")
+MODELS = {
+    "search": ("log_rate", *OF_RUN),
+    "one run": ("log_decrease", *OF_RUN),
+    "no rate": OF_RUN,
+    "constant": (),
+}
+
+
+def beside_table(runs: Runs) -> pd.DataFrame:
+    """A row per run beside a front, goal that it reached, noise scale and geometry.
+
+    noise_scale: 𝓑 averaged by progress up to the goal. two_batch: what the two-batch estimator
+    comes to along the run, the mean of tr Σ over that of |G|². geometry: "plain"; or "optimizer",
+    of SGD the plain one again, so that the rows of either geometry are of all tasks.
+    units_per_example: tokens, of language models alone.
+    """
+    rows = []
+    for folder, record in runs:
+        if folder.parent.name != BESIDE:
+            continue
+        losses, noise = read_losses(folder), pd.DataFrame(read_noise(folder))
+        smoothed = smoothed_losses(losses["step"].to_numpy(), losses["loss"].to_numpy())
+        task = folder.parent.parent
+        for goal in pd.read_csv(task / FRONT / STEPS_TO_GOAL)["goal"].unique().tolist():
+            steps = steps_to_goal(*smoothed, goal)
+            if steps is None:
+                continue
+            until = noise[noise["step"] <= steps]
+            row = {"task": task.name, "goal": goal, "learning_rate": record["learning_rate"]}
+            row |= {"seed": record["seed"], "two_batch": _two_batch(until)}
+            row["units_per_example"] = record.get("context") or math.nan  # tokens of a sequence
+            rows += [row | found for found in _found(until, record)]
+    return pd.DataFrame(rows).sort_values([*ROW, "learning_rate", "seed"], ignore_index=True)
+
+
+def _found(until: pd.DataFrame, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each noise scale that is resolved along a run says, in either geometry."""
+    kind = kind_of(record)
+    rows = []
+    for geometry in get_args(Geometry):
+        for quantity in get_args(Scale):
+            try:
+                found = recommend(
+                    until,
+                    quantity=quantity,
+                    learning_rate=record["learning_rate"] if kind == "sgd" else None,
+                    geometry=geometry if kind == "adaptive" else "plain",
+                    optimizer=kind,
+                )
+            except MeasurementError:  # too early, or without B_noise
+                continue
+            facts = {
+                name: math.nan if value is None else value
+                for name, value in vars(found.facts).items()
+                if name != "rate_over_best"  # which the front says
+            }
+            row = {"quantity": quantity, "geometry": geometry, **facts}
+            rows.append(row | {"noise_scale": found.by_progress.value})
+    return rows
+
+
+def kind_of(record: dict[str, Any]) -> OptimizerKind:
+    """Of which kind a run's optimizer is."""
+    if record["optimizer"] != "sgd":
+        return "adaptive"
+    return "momentum" if record["momentum"] else "sgd"
+
+
+def _two_batch(until: pd.DataFrame) -> float:
+    """The mean of tr Σ over that of |G|², over the steps; nan where that is not above zero."""
+    steps = until["step"].to_numpy(dtype=float)
+    variance, square = (
+        float(np.trapezoid(until[name].to_numpy(dtype=float), steps))
+        for name in ("gradient_variance", "squared_gradient_norm")
+    )
+    return variance / square if square > 0 else math.nan
+
+
+def tables(runs: Runs) -> dict[str, pd.DataFrame]:
+    """Everything the figure is drawn from, and the table that comes with the package."""
+    fronts = sorted(
+        {
+            front
+            for folder, _ in runs
+            for front in folder.parents
+            if front.name == FRONT and (front / STEPS_TO_GOAL).exists()
+        }
+    )
+    steps = pd.concat(
+        pd.read_csv(front / STEPS_TO_GOAL).assign(task=front.parent.name) for front in fronts
+    )
+    measured = {
+        "steps_to_goal": steps[["task", *(name for name in steps if name != "task")]],
+        "beside": beside_table(runs),
+    }
+    return measured | derived(measured)
+
+
+def derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """What is made of the measurements."""
+    fits, predictions = [], []
+    for task, table in measured["steps_to_goal"].groupby("task", sort=False):
+        steps = table.drop(columns="task").reset_index(drop=True)
+        found = fits_table(fit_goals(steps))
+        fits.append(found.assign(task=task))
+        beside = measured["beside"][measured["beside"]["task"] == task]
+        predictions += _with_front(beside, steps, found)
+    all_fits = pd.concat(fits)
+    rows = pd.concat(predictions, ignore_index=True) if predictions else measured["beside"][:0]
+    made = {
+        "fits": all_fits[["task", *(name for name in all_fits if name != "task")]],
+        "predictions": rows,
+    }
+    if rows["units_per_example"].notna().any():
+        made["language"] = language_table(made["fits"], rows)
+    if rows["task"].nunique() >= FEWEST_TASKS:
+        made |= {
+            "coverage": coverage_table(rows),
+            "intervals": intervals_table(rows),
+            "models": models_table(rows),
+        }
+    return made
+
+
+def _with_front(
+    beside: pd.DataFrame, steps: pd.DataFrame, fits: pd.DataFrame
+) -> list[pd.DataFrame]:
+    """A task's rows of each goal that resolves B_crit, with that and the rate over the best one."""
+    rates = best_rates(steps)
+    rows: list[pd.DataFrame] = []
+    for goal, fit in fits.set_index("goal").iterrows():
+        own = beside[beside["goal"] == goal]
+        best = of_goal(rates, float(str(goal))).dropna(subset="learning_rate")
+        if not fit["resolved"] or best.empty or own.empty:
+            continue
+        best = best.sort_values("batch_size")
+        law = next(iter(fit_laws(rates, float(str(goal)))), None)
+        rate = rate_between(
+            best["batch_size"].astype(float).tolist(), best["learning_rate"].tolist(), law
+        )
+        at_sizes = np.array([rate(round(size)) for size in own["batch_size"]])
+        over = own["learning_rate"] / at_sizes
+        rows.append(own.assign(rate_over_best=over, **{name: fit[name] for name in CRITICAL}))
+    return rows
+
+
+def language_table(fits: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """A row per language model and loss: B_crit in sequences and tokens, and scales beside it.
+
+    plain, optimizer: B_simple and B^P_simple averaged by progress, geometric means over the runs
+    within a factor of two of the best rate; ratio_plain, ratio_optimizer: B_crit over them. The fit
+    has the curve with a free exponent and the errors of both on batch sizes left out.
+    """
+    rows = predictions[predictions["units_per_example"].notna()]
+    rows = rows[(rows["quantity"] == "simple") & rows["rate_over_best"].between(0.5, 2)]
+    means = rows.assign(log=np.log(rows["noise_scale"])).pivot_table(
+        index=["task", "goal"], columns="geometry", values="log"
+    )
+    scales = means.reindex(columns=list(get_args(Geometry))).map(math.exp)
+    units = rows.groupby(["task", "goal"])["units_per_example"].first()
+    shown = fits.set_index(["task", "goal"])[[*CRITICAL, *OF_CURVES]]
+    table = shown.join(units, how="inner").join(scales)
+    for end in CRITICAL:
+        table[f"{end}_tokens"] = table[end] * table["units_per_example"]
+    for geometry in get_args(Geometry):
+        table[f"ratio_{geometry}"] = table["critical_batch_size"] / table[geometry]
+    return table.reset_index()
+
+
+def coverage_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """A row per model, noise scale and geometry: how often and how far intervals reach.
+
+    coverage: of 90 % intervals, by models that have not seen the task. factor: to which they reach
+    either way, the median; factor_near: of SGD within a factor of two of the best rate. off: the
+    factor by which the prediction itself is off, the median of either way. The last rows are peers'
+    practice, the two-batch estimator read as B_crit, which has no interval, and 𝓑 itself so read.
+    """
+    rows = []
+    for (quantity, geometry), group in predictions.groupby(["quantity", "geometry"]):
+        if group["task"].nunique() < FEWEST_TASKS:
+            continue
+        for name, names in MODELS.items():
+            if not (usable := names_of(group, names)) and names:
+                continue
+            found = leave_one_task_out(group, usable, level=LEVEL)
+            near = found[is_near(found)]
+            rows.append(
+                {
+                    **{"model": name, "quantity": quantity, "geometry": geometry},
+                    **{"coverage": coverage(found), "num_tasks": found["task"].nunique()},
+                    **{"num_rows": len(found), "factor": _reach(found)},
+                    **{"factor_near": _reach(near), "off": _off(found, "predicted")},
+                    **{"off_near": _off(near, "predicted")},
+                }
+            )
+        for read in ("noise_scale", "two_batch"):
+            if read == "two_batch" and (quantity, geometry) != ("simple", "plain"):
+                continue
+            near = group[is_near(group)]
+            rows.append(
+                {
+                    **{"model": f"{read} as it is", "quantity": quantity, "geometry": geometry},
+                    **{"num_tasks": group["task"].nunique(), "num_rows": len(group)},
+                    **{"off": _off(group, read), "off_near": _off(near, read)},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def names_of(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """Those regressors that enough tasks have; none where these are too few together."""
+    values = regressors(rows)[list(names)]
+    enough = [
+        name for name in names if rows.loc[values[name].notna(), "task"].nunique() >= FEWEST_TASKS
+    ]
+    complete = values[enough].notna().all(axis=1)
+    return enough if rows.loc[complete, "task"].nunique() >= FEWEST_TASKS else []
+
+
+def _reach(found: pd.DataFrame) -> float:
+    return float((found["high"] / found["predicted"]).median())
+
+
+def _off(rows: pd.DataFrame, column: str) -> float:
+    """The median factor between a column and B_crit, 1 or above."""
+    ratios = (rows[column] / rows["critical_batch_size"]).dropna()
+    return float(np.exp(np.median(np.abs(np.log(ratios.to_numpy())))))
+
+
+def intervals_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """What the figure shows: B_crit by the plain B_simple, with a search, each task left out."""
+    rows = predictions[(predictions["quantity"] == "simple") & (predictions["geometry"] == "plain")]
+    found = leave_one_task_out(rows, names_of(rows, MODELS["search"]), level=LEVEL)
+    shown = ["task", "goal", "optimizer", "batch_size", "learning_rate", "seed", "rate_over_best"]
+    return found[[*shown, "two_batch", *CRITICAL, "predicted", "low", "high", "covered"]]
+
+
+def models_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """A row per model, noise scale, geometry and term: its coefficient and standard error."""
+    rows = []
+    for (quantity, geometry), group in predictions.groupby(["quantity", "geometry"]):
+        if group["task"].nunique() < FEWEST_TASKS:
+            continue
+        for name, names in MODELS.items():
+            if not (usable := names_of(group, names)) and names:
+                continue
+            model = TaskModel.fitted(group, usable)
+            beside = {"between": model.between, "within": model.within}
+            beside |= {"spread": model.spread, "num_tasks": model.num_tasks}
+            for term, value, error in zip(
+                ("offset", *model.names), model.coefficients, model.errors, strict=True
+            ):
+                row = {"model": name, "quantity": quantity, "geometry": geometry, "term": term}
+                rows.append(row | {"coefficient": value, "stderr": error} | beside)
+    return pd.DataFrame(rows)
+
+
+def again(committed: Committed) -> dict[str, pd.DataFrame]:
+    """What is made of the committed measurements, by the fits and models as they are now."""
+    measured = {name: committed(name) for name in MEASURED}
+    for table in measured.values():
+        table["batch_size"] = pd.to_numeric(table["batch_size"])
+    return derived(measured)
+
+
+fronts = analysis(
+    "fronts",
+    tables,
+    help="Tables of the fronts of many tasks, and the calibration that comes with the package; "
+    "without RUNS, from the committed measurements.",
+    reuses="steps_to_goal",
+    again=again,
+    ships={"predictions": FRONTS},
+    version=VERSION,
+)

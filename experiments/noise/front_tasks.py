@@ -1,0 +1,218 @@
+"""The tasks of the fronts: small networks and closed forms, several optimizers, early goals.
+
+`minutes` are those of one core at full scale: the time of an update, of a look at the loss and of a
+measurement of the noise, as timed, by how many of them some 130 runs and nine beside take.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from noisescale import CriticalBatchConfig, ProblemConfig, TrainConfig
+from noisescale.problems.config import DatasetName
+from noisescale.problems.factory import factory_config
+from noisescale.studies.critical_batch.config import GoalSplit
+
+SGD = TrainConfig()
+MOMENTUM = TrainConfig(momentum=0.9)
+ADAM = TrainConfig(optimizer="adam")
+ADAMW = TrainConfig(optimizer="adamw", weight_decay=0.01)
+MOMENTUM_RATE = 0.1  # ε* of the first rates with momentum, since ε_max is of a step without it
+NUM_SEEDS = 3
+NOISE_EXAMPLES, FEWER = (2000, 250), (1000, 128)  # FEWER: of convolutions, which take longer
+QUICK_SIZES, QUICK_GOALS, QUICK_SEEDS = 4, 2, 2  # sizes evenly spread, the earliest goals
+
+
+def doubled(smallest: int, largest: int) -> tuple[int, ...]:
+    """Powers of two from the smallest to the largest."""
+    return tuple(2**power for power in range(smallest.bit_length() - 1, largest.bit_length()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A front and the noise scales beside it.
+
+    name: of its folder. problem: a configuration, or the name of a function in front_problems.
+    goals: losses on the split, the highest first. batch_sizes: ascending. minutes: see above.
+    epochs: of the middle batch size's runs at most. max_rate: ε* of the first rates; None: by the
+    curvature, or the optimizer's usual one. noise_examples: of a measurement of the noise
+    beside it, and those among them on which H is measured.
+    """
+
+    name: str
+    problem: ProblemConfig | str
+    goals: tuple[float, ...]
+    minutes: float
+    training: TrainConfig = field(default_factory=TrainConfig)
+    batch_sizes: tuple[int, ...] = doubled(2, 1024)
+    split: GoalSplit = "train"
+    epochs: int = 20
+    max_rate: float | None = None
+    noise_examples: tuple[int, int] = NOISE_EXAMPLES
+
+    def config(self, scale: str) -> CriticalBatchConfig:
+        """The measurement of its front at a scale, "quick" or "full"."""
+        quick = scale == "quick"
+        problem = (
+            factory_config(f"experiments.noise.front_problems:{self.problem}")
+            if isinstance(self.problem, str)
+            else self.problem
+        )
+        last = len(self.batch_sizes) - 1
+        spread = [round(part * last / (QUICK_SIZES - 1)) for part in range(QUICK_SIZES)]
+        return CriticalBatchConfig(
+            problem=problem,
+            training=self.training,
+            batch_sizes=tuple(self.batch_sizes[place] for place in spread)
+            if quick
+            else self.batch_sizes,
+            goals=self.goals[:QUICK_GOALS] if quick else self.goals,
+            split=self.split,
+            num_seeds=QUICK_SEEDS if quick else NUM_SEEDS,
+            max_rate=self.max_rate,
+            epochs=self.epochs,
+            noise_examples=None,  # measured at several rates and sizes afterwards
+        )
+
+
+def _mnist(
+    name: str,
+    *,
+    minutes: float,
+    training: TrainConfig = SGD,
+    goals: tuple[float, ...] = (1.2, 0.8, 0.5, 0.3),
+    noise_examples: tuple[int, int] = NOISE_EXAMPLES,
+    **problem: Any,
+) -> Task:
+    """A network on MNIST."""
+    return Task(
+        name=f"mnist-{name}",
+        problem=ProblemConfig(dataset="mnist", **problem),
+        training=training,
+        goals=goals,
+        batch_sizes=doubled(8, 2048),
+        epochs=2,
+        max_rate=MOMENTUM_RATE if training.momentum else None,
+        noise_examples=noise_examples,
+        minutes=minutes,
+    )
+
+
+def _digits(
+    name: str,
+    *,
+    minutes: float,
+    training: TrainConfig = SGD,
+    goals: tuple[float, ...] = (1.2, 0.8, 0.5, 0.3, 0.15),
+    noise_examples: tuple[int, int] = NOISE_EXAMPLES,
+    problem: str | None = None,
+    **network: Any,
+) -> Task:
+    """A network on the digits, whose 1,297 examples are passed over several times."""
+    return Task(
+        name=f"digits-{name}",
+        problem=problem or ProblemConfig(dataset="digits", **network),
+        training=training,
+        goals=goals,
+        batch_sizes=doubled(1, 512),
+        epochs=100,
+        max_rate=MOMENTUM_RATE if training.momentum else None,
+        noise_examples=noise_examples,
+        minutes=minutes,
+    )
+
+
+def _closed(
+    problem: str, goals: tuple[float, ...], *, minutes: float, training: TrainConfig = SGD
+) -> Task:
+    """A problem whose expected loss, which its test examples give, has a closed form."""
+    name = problem.replace("_", "-") + ("-momentum" if training.momentum else "")
+    return Task(
+        name=name,
+        problem=problem,
+        goals=goals,
+        split="test",
+        training=training,
+        batch_sizes=doubled(1, 512),
+        max_rate=MOMENTUM_RATE if training.momentum else None,
+        minutes=minutes,
+    )
+
+
+def _gpt(
+    name: str,
+    dataset: DatasetName,
+    goals: tuple[float, ...],
+    *,
+    minutes: float,
+    training: TrainConfig = ADAMW,
+    max_rate: float | None = None,
+) -> Task:
+    """A character GPT, its batch sizes in sequences of 32 characters."""
+    return Task(
+        name=f"gpt-{name}",
+        problem=ProblemConfig(dataset=dataset, model="gpt", width=32, depth=2, heads=2, context=32),
+        training=training,
+        goals=goals,
+        batch_sizes=doubled(1, 256),
+        epochs=2,
+        max_rate=max_rate,
+        noise_examples=(500, 64),  # products with H take longest of all here
+        minutes=minutes,
+    )
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _mnist("narrow", width=32, depth=1, minutes=8),
+        _mnist("mlp", width=64, minutes=8),
+        _mnist("wide", width=256, minutes=14),
+        _mnist("deep", width=64, depth=4, minutes=10),
+        _mnist("momentum", width=64, training=MOMENTUM, minutes=8),
+        _mnist("adam", width=64, training=ADAM, minutes=8),
+        _mnist("adamw", width=64, training=ADAMW, minutes=8),
+        # a fifth of the labels wrong: the least loss is some .95, of squared error some .05
+        _mnist("noisy-labels", width=64, label_noise=0.2, goals=(1.9, 1.6, 1.4, 1.25), minutes=8),
+        _mnist("squared-error", width=64, loss="mse", goals=(0.3, 0.2, 0.13, 0.09), minutes=8),
+        _mnist(
+            "cnn",
+            model="cnn",
+            width=8,
+            goals=(1.2, 0.8, 0.5),
+            noise_examples=FEWER,
+            minutes=30,
+        ),
+        _digits("narrow", width=32, depth=1, minutes=5),
+        _digits("mlp", width=128, minutes=5),
+        _digits("deep", width=64, depth=4, minutes=5),
+        _digits("momentum", width=64, training=MOMENTUM, minutes=5),
+        _digits("adam", width=64, training=ADAM, minutes=5),
+        _digits("squared-error", width=64, loss="mse", goals=(0.3, 0.2, 0.13, 0.09), minutes=5),
+        _digits("noisy-labels", width=64, label_noise=0.2, goals=(1.9, 1.6, 1.4, 1.2), minutes=5),
+        _digits("logistic", problem="digits_logistic", minutes=4),
+        _digits(
+            "residual",
+            problem="digits_residual",
+            noise_examples=FEWER,
+            goals=(1.2, 0.8, 0.5, 0.3),
+            minutes=14,
+        ),
+        _digits(
+            "residual-adam",
+            problem="digits_residual",
+            noise_examples=FEWER,
+            training=ADAM,
+            minutes=14,
+        ),
+        _closed("quadratic_steep", (0.43, 0.29, 0.14, 0.086), minutes=5),
+        _closed("quadratic_white", (0.6, 0.41, 0.24, 0.15), minutes=5),
+        _closed("quadratic_curved", (0.43, 0.29, 0.14, 0.086), minutes=5),
+        _closed("quadratic_steep", (0.43, 0.29, 0.14, 0.086), training=MOMENTUM, minutes=5),
+        _closed("regression", (0.43, 0.29, 0.14, 0.086), minutes=5),
+        _gpt("shakespeare", "shakespeare", (3.4, 3.1, 2.8, 2.6), minutes=30),
+        _gpt("shakespeare-adam", "shakespeare", (3.4, 3.1, 2.8), training=ADAM, minutes=20),
+        _gpt("markov", "markov", (3.1, 2.9, 2.75), minutes=25),
+    )
+}

@@ -1,0 +1,162 @@
+"""B_crit of a run by the table that comes with the package: of many tasks where there is one.
+
+`fronts.csv` is that of many tasks, made by `python -m analysis fronts`; its header has a version,
+which counts up with every change of its rows. As long as it is not there, `measured.csv` of one
+task stands in, see `model`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from noisescale.statistics.critical_batch.calibration.model import Scale, calibration
+from noisescale.statistics.critical_batch.calibration.tasks import (
+    FEWEST_TASKS,
+    NEAR,
+    OF_OPTIMIZER,
+    TaskModel,
+    regressors,
+)
+from noisescale.statistics.estimate import Estimate
+
+FRONTS = Path(__file__).with_name("fronts.csv")
+OptimizerKind = Literal["sgd", "momentum", "adaptive"]
+Geometry = Literal["plain", "optimizer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a run tells of itself, beside its noise scale; None: it does not.
+
+    Attributes:
+        batch_size: B, of an adaptive one the geometric mean over its measurements.
+        rate_over_best: its rate over the best one that a search has found.
+        relative_decrease: see `model.relative_decrease`.
+        negative_curvature: the share of its steps that begin where GᵀHG is below zero.
+        relative_loss: the loss at its last measurement over that at its first, of the start.
+        optimizer: of which kind it is.
+    """
+
+    batch_size: float | None = None
+    rate_over_best: float | None = None
+    relative_decrease: float | None = None
+    negative_curvature: float | None = None
+    relative_loss: float | None = None
+    optimizer: OptimizerKind | None = None
+
+    def known(self, noise_scale: float) -> dict[str, float]:
+        """The regressors of `tasks` that follow from it, the rate by one of the two ways alone.
+
+        Args:
+            noise_scale: 𝓑 of the run.
+        """
+        row = {name: math.nan if value is None else value for name, value in vars(self).items()}
+        values = regressors(pd.DataFrame([row]).assign(noise_scale=noise_scale))
+        known = {
+            str(name): float(value)
+            for name, value in values.iloc[0].items()
+            if math.isfinite(value) and (name not in OF_OPTIMIZER or self.optimizer is not None)
+        }
+        if "log_rate" in known:
+            known.pop("log_decrease", None)
+        return known
+
+
+def critical_batch_size(
+    noise_scale: Estimate, facts: RunFacts, *, quantity: Scale, geometry: Geometry
+) -> Estimate:
+    """B_crit of another run like one with this noise scale, with a 95 % interval.
+
+    Args:
+        noise_scale: 𝓑 averaged by progress, with its error of measurement.
+        facts: what else is known of the run.
+        quantity: "simple", B_simple, or "full", B_noise.
+        geometry: "plain", or "optimizer" for the noise scale under an optimizer's preconditioner.
+    """
+    if _rows(FRONTS) is not None:
+        known = facts.known(noise_scale.value)
+        model = _of_tasks(FRONTS, quantity, geometry, tuple(known))
+        if model is not None:
+            return model.critical_batch_size(noise_scale, known, near=_is_near(facts))
+    if facts.rate_over_best is not None:
+        of_rate = calibration(quantity, with_rate=True, regressor="rate_over_best")
+        return of_rate.critical_batch_size(noise_scale, facts.rate_over_best)
+    of_decrease = calibration(quantity, with_rate=facts.relative_decrease is not None)
+    return of_decrease.critical_batch_size(noise_scale, facts.relative_decrease)
+
+
+def calibrated_on() -> str:
+    """What the shipped table is of, as a sentence may have it: "MNIST", or so many tasks."""
+    rows = _rows(FRONTS)
+    return "MNIST" if rows is None else f"{rows['task'].nunique()} tasks"
+
+
+def calibrated_by() -> str:
+    """How the interval came about, and what it leaves out, as a sentence has it in brackets."""
+    if _rows(FRONTS) is None:
+        return "by runs on MNIST whose B_crit was measured; other tasks may differ by more"
+    return (
+        f"by the fronts of {calibrated_on()}, table {version(FRONTS)}, each predicted from the "
+        "others"
+    )
+
+
+def covers_adaptive() -> bool:
+    """Whether runs of adaptive optimizers are among those of the shipped table."""
+    rows = _rows(FRONTS)
+    return rows is not None and bool((rows["optimizer"] == "adaptive").any())
+
+
+def version(path: Path) -> int | None:
+    """The version that a table's header states; None of a table without one, or of none.
+
+    Args:
+        path: of the table.
+    """
+    if not path.exists():
+        return None
+    for line in path.read_text().splitlines():
+        if line.startswith("# version: "):
+            return int(line.removeprefix("# version: "))
+        if not line.startswith("#"):
+            return None
+    return None
+
+
+def _is_near(facts: RunFacts) -> bool:
+    """Whether a run of SGD is known to be within `NEAR` of the best rate."""
+    rate = facts.rate_over_best
+    if rate is None and facts.relative_decrease is not None:
+        rate = facts.relative_decrease / calibration("simple", with_rate=True).unit
+    is_tuned = rate is not None and 1 / NEAR <= rate <= NEAR
+    return is_tuned and facts.optimizer in ("sgd", "momentum")
+
+
+@lru_cache(maxsize=32)
+def _of_tasks(
+    path: Path, quantity: Scale, geometry: Geometry, names: tuple[str, ...]
+) -> TaskModel | None:
+    """The model by these regressors, or by those of them that enough tasks have; None without."""
+    rows = _rows(path)
+    if rows is None:
+        return None
+    rows = rows[(rows["quantity"] == quantity) & (rows["geometry"] == geometry)]
+    values = regressors(rows)
+    usable = [
+        name for name in names if rows.loc[values[name].notna(), "task"].nunique() >= FEWEST_TASKS
+    ]
+    complete = values[usable].notna().all(axis=1)
+    if rows.loc[complete, "task"].nunique() < FEWEST_TASKS:
+        return None
+    return TaskModel.fitted(rows, usable)
+
+
+@lru_cache(maxsize=4)
+def _rows(path: Path) -> pd.DataFrame | None:
+    return pd.read_csv(path, comment="#") if path.exists() else None

@@ -1,0 +1,118 @@
+"""Fronts of many tasks: from measurements to tables, the shipped calibration and the picture."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import analysis.tables
+from analysis.__main__ import main as commands
+from analysis.noise import fronts
+from noisescale.statistics.critical_batch.calibration import shipped
+from paper_figures.__main__ import PENDING
+
+NUM_TASKS, SIZES = 12, (4, 16, 64, 256, 1024)
+
+
+def measured():
+    """Twelve tasks whose B_crit is known, and runs beside them whose 𝓑 is e^±.3 of 1.5 times it."""
+    generator, steps, beside = np.random.default_rng(0), [], []
+    for task in range(NUM_TASKS):
+        critical = 20.0 * 1.4**task
+        for seed in range(2):
+            for size in SIZES:
+                for times in (0.5, 1.0, 2.0):  # of the best rate, .1·√(B/4)
+                    slower = 1 + 0.2 * np.log(times) ** 2
+                    taken = 30 * slower * (1 + critical / size)
+                    row = {"task": f"task{task:02}", "goal": 0.5, "batch_size": size, "seed": seed}
+                    row |= {"learning_rate": times * 0.1 * (size / 4) ** 0.5}
+                    steps.append(row | {"steps": taken * np.exp(0.02 * generator.normal())})
+        own = 0.3 * generator.normal()
+        for seed, size in enumerate((16, 64, 256)):
+            for times in (0.25, 1.0, 2.0):
+                rate = times * 0.1 * (size / 4) ** 0.5
+                scale = 1.5 * critical * np.exp(own - 0.3 * np.log(times))
+                row = {"task": f"task{task:02}", "goal": 0.5, "learning_rate": rate, "seed": seed}
+                row |= {"two_batch": 3 * scale, "batch_size": size, "relative_loss": 0.2}
+                row |= {"relative_decrease": 0.1 * times, "negative_curvature": 0.1}
+                row |= {"optimizer": ("sgd", "momentum", "adaptive")[task % 3]}
+                row |= {"noise_scale": scale, "quantity": "simple", "geometry": "plain"}
+                row["units_per_example"] = 32.0 if task == 2 else np.nan
+                beside.append(row)
+                if task == 2:  # a language model, whose own scale is twice the plain one
+                    beside.append(row | {"noise_scale": 2 * scale, "geometry": "optimizer"})
+    table = pd.DataFrame(steps).assign(censored=0, diverged=0)
+    return {"steps_to_goal": table, "beside": pd.DataFrame(beside)}
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return {**measured(), **fronts.derived(measured())}
+
+
+def test_fronts_are_fitted_and_rates_held_against_the_best(tables):
+    fits = tables["fits"].set_index("task")["critical_batch_size"]
+    assert fits.to_numpy() == pytest.approx(20.0 * 1.4 ** np.arange(NUM_TASKS), rel=0.1)
+    predictions = tables["predictions"]
+    plain = predictions[predictions["geometry"] == "plain"]
+    assert len(plain) == NUM_TASKS * 9
+    over = plain["rate_over_best"].to_numpy().reshape(-1, 3)
+    assert over == pytest.approx(np.tile([0.25, 1, 2], (len(over), 1)), rel=0.15)
+
+
+def test_a_language_model_is_told_in_tokens_beside_both_scales(tables):
+    (row,) = tables["language"].to_dict("records")
+    assert row["task"] == "task02"
+    assert row["critical_batch_size"] == pytest.approx(20 * 1.4**2, rel=0.1)
+    assert row["critical_batch_size_tokens"] == 32 * row["critical_batch_size"]
+    assert row["ratio_plain"] == pytest.approx(2 * row["ratio_optimizer"])
+    assert row["ratio_plain"] == pytest.approx(row["critical_batch_size"] / row["plain"])
+    assert row["exponent_held_out_error"] > 0
+
+
+def test_the_model_finds_the_rate_s_part_and_intervals_cover(tables):
+    models = tables["models"].set_index(["model", "term"])
+    assert models.loc[("search", "log_rate"), "coefficient"] == pytest.approx(0.3, abs=0.05)
+    coverage = tables["coverage"].set_index("model")
+    assert coverage.loc["search", "coverage"] >= 0.75  # of twelve tasks, ± .09
+    assert coverage.loc["search", "off"] < coverage.loc["two_batch as it is", "off"]
+    assert coverage.loc["search", "factor"] < coverage.loc["constant", "factor"]
+
+
+def test_tables_become_a_picture(tables, tmp_path):
+    (tmp_path / "fronts").mkdir()
+    for name, rows in tables.items():
+        rows.to_csv(tmp_path / "fronts" / f"{name}.csv", index=False, na_rep="nan")
+    drawn = PENDING["fronts"](tmp_path)
+    drawn.draw_without_rendering()
+    assert all(axes.has_data() for axes in drawn.axes)
+
+
+@pytest.mark.slow
+def test_one_command_makes_the_shipped_table_of_the_committed_fronts(tmp_path, monkeypatch):
+    """Which is then what a run's B_crit is told by."""
+    (tmp_path / "fronts").mkdir()
+    header = {"command": "a", "commit": "b", "machine": "c", "date": "d", "seeds": "e"}
+    for name, table in measured().items():
+        analysis.tables.write_committed_table(tmp_path / "fronts" / f"{name}.csv", table, header)
+    path = tmp_path / "shipped.csv"
+    monkeypatch.setattr(analysis.tables, "DATA", tmp_path)
+    monkeypatch.setattr(shipped, "FRONTS", path)
+    command = analysis.tables.analysis(
+        "fronts",
+        fronts.tables,
+        help="",
+        reuses="steps_to_goal",
+        again=fronts.again,
+        ships={"predictions": path},
+        version=fronts.VERSION,
+    )
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == 0, result.output
+    assert str(path) in result.output
+    assert shipped.version(path) == fronts.VERSION
+    assert shipped.calibrated_on() == f"{NUM_TASKS} tasks"
+    assert "fronts" in commands.commands
+    elsewhere = CliRunner().invoke(command, ["--out", str(tmp_path / "other")])
+    assert elsewhere.exit_code == 0, elsewhere.output
+    assert str(path) not in elsewhere.output
