@@ -62,7 +62,7 @@ SUBJECTS = (
         ),
         "--epochs --max-steps --steps sweep-lr --examples --optimizer --momentum "
         "--nesterov --weight-decay --beta1 --beta2 --epsilon --warmup --lr-schedule --decay-share "
-        "--seed --seeds --max-seeds",
+        "--sampling --sampling-floor --seed --seeds --max-seeds",
     ),
     Subject("Goals", ("--goal 0.5 --goal 0.2",), "--goal --goal-split"),
     Subject(

@@ -26,6 +26,7 @@ from noisescale.training.config import (
     LrScaling,
     LrSchedule,
     OptimizerName,
+    Sampling,
     TrainConfig,
 )
 
@@ -216,6 +217,7 @@ def training_options(command: Command) -> Command:
         amp_option,
         optimizer_options,
         schedule_options,
+        sampling_options,
         click.option(
             "--seed",
             type=int,
@@ -286,6 +288,28 @@ def schedule_options(command: Command) -> Command:
             default=TrainConfig.decay_share,
             show_default=True,
             help="--lr-schedule wsd: of all updates, the last ones, in which it falls.",
+        ),
+    )(command)
+
+
+def sampling_options(command: Command) -> Command:
+    """The fields of TrainConfig that say how examples are drawn."""
+    return together(
+        click.option(
+            "--sampling",
+            type=click.Choice(get_args(Sampling)),
+            default=TrainConfig.sampling,
+            show_default=True,
+            help="shuffle: each example once an epoch; importance: those of larger gradients more "
+            "often, and weighted by less.",
+        ),
+        click.option(
+            "--sampling-floor",
+            type=float,
+            metavar="SHARE",
+            default=TrainConfig.sampling_floor,
+            show_default=True,
+            help="--sampling importance: the least chance of an example, as a share of 1/N.",
         ),
     )(command)
 

@@ -30,6 +30,24 @@ def test_a_run_prints_its_table_and_last_of_all_its_folder(tmp_path):
     assert "test acc" not in result.stderr
 
 
+def test_importance_sampling_is_said_and_goes_on():
+    arguments = ("--sampling", "importance", "--sampling-floor", 0.5, "--bs", 25)
+    result = run(*SMALL, *arguments, "--measure-noise-every", 50, "--noise-examples", 30)
+    assert ", drawn by importance, seed 0" in result.stdout.splitlines()[0]
+    folder = Path(result.stdout.split()[-1])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["sampling"], summary["sampling_floor"]) == ("importance", 0.5)
+    assert any("drawn evenly" in note for note in summary["notes"])
+    again = run(*SMALL, *arguments, "--resume", folder)
+    assert "leave out" in again.stderr
+    assert run("train", "--resume", folder).exit_code == 0
+    plain = json.loads(run(*SMALL, "--bs", 25, "--json").stdout)[0]
+    assert "sampling" not in plain
+    refused = run(*SMALL, "--sampling", "importance", "--bs", "full")
+    assert refused.exit_code == 2
+    assert "nothing to draw" in refused.stderr
+
+
 def test_a_subset_is_said_on_the_screen_and_in_the_summary():
     result = run(*SMALL, "--num-train", 100, "--bs", 25, "--max-steps", 4)
     assert "100 training examples" in result.stdout.splitlines()[0]

@@ -78,6 +78,8 @@ def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = N
             named += f", {first['classes']} classes"
         if "label_noise" in first:
             named += f", {100 * first['label_noise']:g} % wrong labels"
+    if first.get("sampling") == "importance":
+        named += ", drawn by importance"
     console.print(f"{named}, seed {first['seed']}")
     console.print(table)
     if with_interval:
