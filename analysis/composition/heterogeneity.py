@@ -8,6 +8,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.batches.intervals import holm
+from analysis.composition.fronts import (
+    by_seed_table,
+    fitted_table,
+    ratios_table as front_ratios,
+    steps_table,
+    without_fronts,
+)
 from analysis.composition.slopes import PARTS, over_seeds, quotient
 from analysis.tables import Runs, analysis
 from noisescale.statistics.estimate import estimate_row, from_log_samples, undefined
@@ -15,6 +22,7 @@ from noisescale.statistics.estimate import estimate_row, from_log_samples, undef
 CASE = ["classes", "label_noise"]
 START = "step 0"
 MOST_CLASSES = 10  # that the fewer are compared with
+CLEAN = "noise0"  # the front of right labels
 QUANTITIES = ("simple", *PARTS)
 
 
@@ -31,7 +39,7 @@ def points_table(runs: Runs) -> pd.DataFrame:
             "seed": record["seed"],
             **{name: row[name] for name in ("point", "step", "validation_loss", *PARTS)},
         }
-        for _, record in runs
+        for _, record in without_fronts(runs)
         for row in record["rows"]
     ]
     looks = pd.DataFrame(rows).astype({"validation_loss": float})
@@ -103,6 +111,17 @@ def ratios_table(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def fronts_table(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """A row per share of wrong labels and goal: log B_crit over that of right labels, and the law.
+
+    predicted: the log of the law's factor at initialisation, 1/(1 − q)².
+    """
+    table = front_ratios(by_seed, CLEAN, quantities=["critical_batch_size"])
+    table["label_noise"] = table["front"].str.removeprefix("noise").astype(float)
+    evenly = evenly_drawn(table["label_noise"], MOST_CLASSES)
+    return table.assign(predicted=-2 * np.log(1 - evenly)).drop(columns=["quantity"])
+
+
 def _geometric(values: pd.Series[float]) -> Any:
     """The geometric mean over seeds with Student's t, undefined of fewer than two."""
     known = values[values > 0].to_numpy()
@@ -112,7 +131,17 @@ def _geometric(values: pd.Series[float]) -> Any:
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
     points = points_table(runs)
-    return {"points": points, "law": law_table(points), "ratios": ratios_table(points)}
+    made = {"points": points, "law": law_table(points), "ratios": ratios_table(points)}
+    steps = steps_table(runs)
+    if steps.empty:
+        return made
+    by_seed = by_seed_table(steps)
+    return made | {
+        "steps_to_goal": steps,
+        "fits": fitted_table(steps),
+        "by_seed": by_seed,
+        "fronts": fronts_table(by_seed),
+    }
 
 
 heterogeneity = analysis(

@@ -148,13 +148,14 @@ class Training:
         self._check_batch_norm()
         self.batches: Batches | ImportanceBatches
         self._output_norms: OutputNorms | None = None
-        order = {"seed": config.seed_of_order, "device": self.device}
+        seed = config.seed_of_order
         if config.sampling == "importance":
-            floor = config.sampling_floor
-            self.batches = ImportanceBatches(num_examples, floor=floor, **order)
+            self.batches = ImportanceBatches(
+                num_examples, floor=config.sampling_floor, seed=seed, device=self.device
+            )
             self._output_norms = OutputNorms()
         else:
-            self.batches = Batches(num_examples, **order)
+            self.batches = Batches(num_examples, seed=seed, device=self.device)
         self.num_steps = num_updates(config, batch_size=self.batch_size, num_examples=num_examples)
         self.optimizer = build_optimizer(self.model, config, capturable=self.device.type == "cuda")
         self.schedule: AdaptiveBatchSize | None = None
@@ -314,8 +315,8 @@ class Training:
             drawn: Sequence[Tensor | None] = [None] * len(sizes)
             if isinstance(self.batches, ImportanceBatches):
                 drawn = self.batches.weights.split(sizes)
-            for chunk, counts in zip(chunks, drawn, strict=True):
-                share = _Share(size=len(chunk), divisor=batch_size, counts=counts)
+            for chunk, of_chunk in zip(chunks, drawn, strict=True):
+                share = _Share(size=len(chunk), divisor=batch_size, counts=of_chunk)
                 yield self._examples_at(chunk), share
             return
         parts = [self._examples_at(chunk) for chunk in chunks]

@@ -171,7 +171,7 @@ class OutputNorms:
                 "sampling importance of a model whose outputs hold no tensor with a row for each "
                 "example that the loss goes back to: leave it out"
             )
-        together = (
+        together: Tensor = (
             norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
         )
         return together / scales
