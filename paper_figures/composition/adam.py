@@ -24,10 +24,10 @@ NOISE = {  # colour, marker, name
 }
 CAPTION = (
     "MNIST, 784–64–64–10, Adam. Left and middle: B_crit of each seed's runs at tuned rates, and "
-    "the noise scales along a run near it, averaged by progress up to the loss; geometric means over "
-    "three seeds, bars ± a standard error. Right: standard deviation over the losses of the log of "
-    "B_crit over each noise scale, geometric means with 95 % intervals; filled, ε = 1e-8; open, "
-    "the larger one."
+    "the noise scales along a run near it, averaged by progress up to the loss; geometric means "
+    "over three seeds, bars ± a standard error. Right: standard deviation over the losses of the "
+    "log of B_crit over each noise scale, geometric means with 95 % intervals; filled, ε = 1e-8; "
+    "open, the larger one."
 )
 
 

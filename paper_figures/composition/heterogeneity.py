@@ -21,9 +21,9 @@ CAPTION = (
     "MNIST, 784–256–256–10, SGD, B = 64, ε = .1, five seeds, 95 % intervals. Left: at "
     "initialisation; lines: $(B_{\\mathrm{simple}}(0) + 1)/(1 - q)^2 - 1$ with q = p·C/(C − 1) for "
     "C classes. Middle: ten classes, over the same seed's $B_{\\mathrm{simple}}$ with right "
-    "labels, later in training and at an equal validation loss of 1.2; line: the law of the left panel. "
-    "Right: the critical batch size for test losses, over that of the same seed with right labels, "
-    "three seeds."
+    "labels, later in training and at an equal validation loss of 1.2; line: the law of the left "
+    "panel. Right: the critical batch size for test losses, over that of the same seed with right "
+    "labels, three seeds."
 )
 
 

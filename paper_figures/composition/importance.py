@@ -68,6 +68,7 @@ def _draw_noise(axes: Axes, courses: pd.DataFrame) -> None:
             yerr=grouped.sem().fillna(0).to_numpy(),
             color=colour,
             fmt=f"{marker}-",
+            markersize=3,
             linewidth=1,
             label={"left": "by running scores", "best": "by fresh norms"}[name],
         )
