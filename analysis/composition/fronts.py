@@ -46,10 +46,12 @@ def steps_table(runs: Runs) -> pd.DataFrame:
 
 def fitted_table(steps: pd.DataFrame) -> pd.DataFrame:
     """A row per front and goal: B_crit of all seeds together, with its interval."""
-    return _stacked(
+    tables = [
         fits_table(fit_goals(rows.drop(columns="front").reset_index(drop=True))).assign(front=name)
         for name, rows in steps.groupby("front", sort=False)
-    )
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    return table[["front", *(name for name in table if name != "front")]]
 
 
 def by_seed_table(steps: pd.DataFrame) -> pd.DataFrame:
@@ -88,11 +90,3 @@ def ratios_table(
     for _, group in table.groupby("quantity") if len(table) else ():
         table.loc[group.index, "p"] = holm(group["p"].tolist())
     return table
-
-
-def _stacked(tables: Any) -> pd.DataFrame:
-    made = list(tables)
-    if not made:
-        return pd.DataFrame(columns=["front", "goal"])
-    table = pd.concat(made, ignore_index=True)
-    return table[["front", *(name for name in table if name != "front")]]

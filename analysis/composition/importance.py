@@ -53,7 +53,9 @@ def results_table(by_seed: pd.DataFrame, forecast: pd.DataFrame) -> pd.DataFrame
         index=["goal", "seed"], columns="front", values="critical_batch_size", dropna=False
     )
     logs = pd.DataFrame({"measured": np.log(wide[DRAWN] / wide[SHUFFLED])})
-    logs = logs.join(np.log(forecast.set_index(["goal", "seed"])[["left", "best"]]))
+    factors = forecast.set_index(["goal", "seed"])
+    for which in ("left", "best"):
+        logs[which] = np.log(factors[which])  # by the index of both
     logs["excess"] = logs["measured"] - logs["left"]
     rows = []
     for goal, group in sorted(logs.groupby(level="goal"), reverse=True):

@@ -116,7 +116,7 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     counts = of_depth.set_index("width")["num_parameters"]
     by_seed = by_seed_table(steps)
     widths = by_seed["front"].str.removeprefix("width").astype(int)
-    by_seed["num_parameters"] = counts.reindex(widths).to_numpy()
+    by_seed["num_parameters"] = counts[widths].to_numpy()
     return made | {
         "steps_to_goal": steps,
         "fits": fitted_table(steps),

@@ -46,14 +46,14 @@ SCALES: dict[str, dict[str, Any]] = {
         "seeds": (2, 1),
         "goals": (1.0, 0.5),
         "sizes": ((8, 2), (64, 2), (16, 1), (16, 4)),
-        "fronts": {"widths": (16, 64), "goals": (1.0,), "seeds": 2, "sizes": FRONT_SIZES[::2]},
+        "fronts": {"widths": (8, 64), "goals": (1.0,), "seeds": 2, "sizes": FRONT_SIZES[::2]},
     },
     "full": {
         "seeds": (5, 3),
         "goals": GOALS,
         "sizes": (*((width, 2) for width in WIDTHS), *BY_DEPTH),
         "fronts": {
-            "widths": (16, 64, 256),
+            "widths": (16, 64, 256),  # three of those above
             "goals": (0.5, 0.25),
             "seeds": 3,
             "sizes": FRONT_SIZES,

@@ -38,7 +38,7 @@ SUBJECTS = (
             "--problem my_file.py:make_problem --num-examples 5000",
             "--problem my_file.py:make_problem",
         ),
-        "--problem --dataset --text --pixel-scale --num-train --label-noise --classes "
+        "--problem --dataset --text --pixel-scale --num-train --label-noise --classes --imbalance "
         "--model --width --depth --heads --context --tied --norm --ghost-size "
         "--loss --split --num-examples --population --param --augmentations",
     ),

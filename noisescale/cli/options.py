@@ -127,6 +127,15 @@ def problem_options(command: Command) -> Command:
             help="Images of the first k classes alone.  [default: all]",
         ),
         click.option(
+            "--imbalance",
+            type=float,
+            metavar="RATIO",
+            default=ProblemConfig.imbalance,
+            show_default=True,
+            help="Training images of the first class for one of the last, those between by equal "
+            "factors.",
+        ),
+        click.option(
             "--model",
             type=click.Choice(get_args(ModelName)),
             help="mlp or cnn of images, gpt of texts.  [default: mlp, of texts gpt]",

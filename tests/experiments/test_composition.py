@@ -103,7 +103,8 @@ def test_all_pairs_of_a_seed_have_orders_by_batch_size(tmp_path):
 
 def test_wrong_labels_are_measured_at_steps_and_at_equal_loss(tmp_path):
     (units,) = heterogeneity.units("full", None)
-    assert len(units) == len({unit.folder for unit in units}) == 5 * (6 + 6)
+    assert len(units) == len({unit.folder for unit in units}) == 5 * (6 + 6 + 2)
+    assert {unit.problem.imbalance for unit in units} == {1.0, 10.0, 100.0}
     problem = replace(DIGITS, classes=3, label_noise=0.2)
     course = partial(heterogeneity.course, classes=3, steps=(0, 7, 40))
     plan = replace(PLAN, max_steps=40)

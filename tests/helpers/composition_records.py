@@ -99,6 +99,21 @@ def heterogeneity(excess: float = 1.1) -> Runs:
                         {"point": point, "step": step, "validation_loss": 1.2, **noise}
                     )
             runs.append((Path(f"{classes}-{share}-{seed}"), record))
+    return [*runs, *_mixtures()]
+
+
+def _mixtures(ratio: float = 1.5) -> Runs:
+    """Ten unequal classes: B_simple times `ratio`, give or take a seed's own .01."""
+    runs: Runs = []
+    for seed in range(3):
+        simple = (90 + seed) * ratio * np.exp(0.01 * (seed - 1))
+        rows = [
+            {"point": point, "step": step, "validation_loss": 1.2}
+            | {"squared_gradient_norm": 0.5, "gradient_variance": 0.5 * simple}
+            for point, step in (("step 0", 0), ("step 100", 100))
+        ]
+        record = {"num_classes": 10, "imbalance": 10.0, "seed": seed, "rows": rows}
+        runs.append((Path(f"imbalance-{seed}"), record))
     return runs
 
 

@@ -162,6 +162,15 @@ def test_critical_batch_sizes_stand_beside_the_law_of_wrong_labels(tables):
     assert excess[0.4] == pytest.approx(0, abs=0.02)
 
 
+def test_mixtures_stand_over_equal_classes(tables):
+    mixtures = tables["heterogeneity"]["mixtures"].set_index(["quantity", "imbalance", "point"])
+    of_start = mixtures.loc[("simple", 10.0, "step 0")]
+    assert of_start["ratio"] == pytest.approx(1.5)
+    logs = np.log(1.5) + np.array([-0.01, 0, 0.01])
+    assert of_start["p"] == pytest.approx(2 * stats.ttest_1samp(logs, 0).pvalue)  # of two points
+    assert set(tables["heterogeneity"]["law"]["num_seeds"]) == {3}
+
+
 def test_importance_is_held_against_what_was_forecast(tables):
     results = tables["importance"]["results"].set_index(["goal", "quantity"])
     for goal, left in ((0.4, 0.4), (0.1, 0.6)):

@@ -51,6 +51,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "batch_size": (int, str),
     **dict.fromkeys(("diverged_at_step", "num_train"), (int, NoneType)),
     "label_noise": _NUMBER,
+    "imbalance": _NUMBER,
     "classes": (int,),
     "notes": (list,),
 }
