@@ -115,7 +115,7 @@ class ImportanceBatches:
         """Goes on where `state_dict` was taken."""
         self.epoch, self.offset = state["epoch"], state["offset"]
         self._generator.set_state(state["generator"].cpu())
-        self.scores = state["scores"].to(self.device)
+        self.scores = state["scores"].to(self.device, copy=True)  # which is changed in place
         self._block = state["block"].to(self.device)
         self._block_weights = state["block_weights"].to(self.device)
         self._taken = 0
