@@ -39,6 +39,9 @@ def printed(*arguments):
     return strict(result.stdout)
 
 
+MIXED = ("--imbalance", 4, "--sampling", "importance")
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
     """The folder that commands wrote to, and their JSON by the section that says what it holds."""
@@ -60,6 +63,7 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
             printed("train", "--problem", QUADRATIC, "--bs", 8, "--epochs", 1, "--out", "own"),
             printed("train", *TEXT, "--out", "text"),
             printed("train", *DIGITS, "--classes", 3, "--label-noise", 0.1, "--out", "labels"),
+            printed("train", *DIGITS, *MIXED, "--out", "mixed"),
             printed("train", *DIGITS, *noise, *ADAMW, "--out", "adamw"),
         ]
         every = (
