@@ -31,9 +31,9 @@ def test_a_run_prints_its_table_and_last_of_all_its_folder(tmp_path):
 
 
 def test_importance_sampling_is_said_and_goes_on():
-    arguments = ("--sampling", "importance", "--sampling-floor", 0.5, "--bs", 25)
+    arguments = ("--sampling", "importance", "--sampling-floor", 0.5, "--bs", 25, "--imbalance", 4)
     result = run(*SMALL, *arguments, "--measure-noise-every", 50, "--noise-examples", 30)
-    assert ", drawn by importance, seed 0" in result.stdout.splitlines()[0]
+    assert ", imbalance 4, drawn by importance, seed 0" in result.stdout.splitlines()[0]
     folder = Path(result.stdout.split()[-1])
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["sampling"], summary["sampling_floor"]) == ("importance", 0.5)
@@ -42,7 +42,7 @@ def test_importance_sampling_is_said_and_goes_on():
     assert "leave out" in again.stderr
     assert run("train", "--resume", folder).exit_code == 0
     plain = json.loads(run(*SMALL, "--bs", 25, "--json").stdout)[0]
-    assert "sampling" not in plain
+    assert not {"sampling", "sampling_floor", "imbalance"} & set(plain)
     refused = run(*SMALL, "--sampling", "importance", "--bs", "full")
     assert refused.exit_code == 2
     assert "nothing to draw" in refused.stderr

@@ -29,6 +29,7 @@ QUADRATIC = f"{Path(own_problems.__file__)}:quadratic"
 TEXT = ("--dataset", "markov", "--model", "gpt", "--depth", "1", "--width", "8", "--heads", "1")
 TEXT = (*TEXT, "--context", "8", "--num-train", "64", "--epochs", "1")
 FEW = ("--num-examples", "40")
+MIXED = ("--imbalance", 4, "--sampling", "importance")
 ADAMW = ("--optimizer", "adamw", "--weight-decay", "0.1", "--bs", "8")
 
 
@@ -37,9 +38,6 @@ def printed(*arguments):
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
     return strict(result.stdout)
-
-
-MIXED = ("--imbalance", 4, "--sampling", "importance")
 
 
 @pytest.fixture(scope="module")
