@@ -317,6 +317,10 @@ class TrainConfig(Config):
             adaptive=adaptive,
         )
 
+    def drawn_evenly(self) -> TrainConfig:
+        """The same training on shuffled examples."""
+        return dataclasses.replace(self, sampling="shuffle", sampling_floor=SAMPLING_FLOOR)
+
     @property
     def seed_of_order(self) -> int:
         """What the order of the examples is drawn from."""
