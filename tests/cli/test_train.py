@@ -71,6 +71,17 @@ def test_wrong_labels_and_classes_are_said_on_the_screen_and_in_the_summary():
     )
 
 
+@pytest.mark.parametrize("option", [("--classes", 3), ("--label-noise", 0.2), ("--imbalance", 4)])
+def test_a_folder_with_what_is_stored_where_it_is_set_is_another_run_s(option):
+    """In either order: such a run in the folder of a plain one, and the reverse."""
+    plain = (*SMALL, "--max-steps", 1)
+    for place, (first, second) in enumerate((((), option), (option, ()))):
+        assert run(*plain, *first, "--out", f"run{place}").exit_code == 0
+        refused = run(*plain, *second, "--out", f"run{place}")
+        assert refused.exit_code == 1
+        assert "holds another run" in refused.stderr
+
+
 def test_the_accuracy_has_its_interval_and_stored_runs_without_one_are_shown(tmp_path):
     result = run(*SMALL, "--out", "run", env={"COLUMNS": "80"})
     summary = json.loads(Path("run/summary.json").read_text())
