@@ -8,8 +8,10 @@ from analysis.batches.batch_cost import batch_cost
 from analysis.batches.bias_variance import bias_variance
 from analysis.batches.sharp_minima import sharp_minima
 from analysis.batches.small_batches import small_batches
+from analysis.composition.adam import adam
 from analysis.composition.anatomy import anatomy
 from analysis.composition.heterogeneity import heterogeneity
+from analysis.composition.importance import importance
 from analysis.composition.model_size import model_size
 from analysis.composition.temperature import temperature
 from analysis.noise.adaptive_batch import adaptive_batch
@@ -74,6 +76,8 @@ main.add_command(model_size)
 main.add_command(heterogeneity)
 main.add_command(anatomy)
 main.add_command(temperature)
+main.add_command(importance)
+main.add_command(adam)
 
 if __name__ == "__main__":
     main(prog_name="python -m analysis")

@@ -8,8 +8,10 @@ from experiments.batches.batch_cost import batch_cost
 from experiments.batches.bias_variance import bias_variance
 from experiments.batches.sharp_minima import sharp_minima
 from experiments.batches.small_batches import small_batches
+from experiments.composition.adam import adam
 from experiments.composition.anatomy import anatomy
 from experiments.composition.heterogeneity import heterogeneity
+from experiments.composition.importance import importance
 from experiments.composition.model_size import model_size
 from experiments.composition.temperature import temperature
 from experiments.durations import duration, timed
@@ -107,6 +109,8 @@ main.add_command(model_size)
 main.add_command(heterogeneity)
 main.add_command(anatomy)
 main.add_command(temperature)
+main.add_command(importance)
+main.add_command(adam)
 
 if __name__ == "__main__":
     main(prog_name="python -m experiments")

@@ -11,7 +11,15 @@ from typing import Any
 import click
 from rich.console import Console
 
-from noisescale import ProblemConfig, RunOptions, TrainConfig, run_training
+from noisescale import (
+    CriticalBatchConfig,
+    ProblemConfig,
+    RunOptions,
+    StudyOptions,
+    TrainConfig,
+    run_critical_batch,
+    run_training,
+)
 from noisescale.cli.options import machine_options
 from noisescale.errors import RunFolderBusyError
 from noisescale.problems.config import resolve_device
@@ -31,6 +39,7 @@ Case = tuple[
 # trains as far as the experiment wants, from a Training at its start, with the loss on 2,000
 # training examples where it looks; gives what is measured, which goes into summary.json
 Course = Callable[[Cell, Training, LossCurve], dict[str, Any]]
+FRONTS = "fronts"  # of an experiment's folder, the one with its measurements of B_crit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +136,15 @@ def unit_experiment(
     scales: dict[str, str],
     help: str,
     one_process: bool = False,
+    fronts: Callable[[str], dict[str, CriticalBatchConfig]] | None = None,
 ) -> click.Command:
     """A command that carries out units in local processes, those not finished yet.
 
     units: of a scale and the experiment's folder, lists of units; each list is asked for once all
     of the one before are finished, so that it may depend on them. one_process: carried out in this
     process, in which a DataLoader's workers start as they do for a user. scales: as of
-    `experiment`.
+    `experiment`. fronts: of a scale, measurements of B_crit that follow, by the names of their
+    folders in `fronts`.
     """
     most = 1 if one_process else None
 
@@ -168,6 +179,10 @@ def unit_experiment(
                 for folder, end in ends.items():
                     end()
                     console.print(folder)
+            options = StudyOptions(device=device, data_dir=data_dir, console=console)
+            for front, config in ({} if fronts is None else fronts(scale)).items():
+                console.print(f"{FRONTS}/{front}")
+                run_critical_batch(config, out / FRONTS / front, executor=pool, options=options)
         finally:
             if pool is not None:
                 pool.shutdown(cancel_futures=True)

@@ -7,7 +7,14 @@ import click
 from matplotlib.figure import Figure
 
 from paper_figures.batches import batch_cost, bias_variance, sharp_minima, small_batches
-from paper_figures.composition import anatomy, heterogeneity, model_size, temperature
+from paper_figures.composition import (
+    adam,
+    anatomy,
+    heterogeneity,
+    importance,
+    model_size,
+    temperature,
+)
 from paper_figures.noise import adaptive_batch, critical_batch, fronts, noise_growth
 from paper_figures.stability import (
     catapult,
@@ -38,6 +45,8 @@ PENDING = {
     "anatomy": anatomy.figure,
     "temperature": temperature.figure,
     "fronts": fronts.figure,
+    "importance": importance.figure,
+    "adam": adam.figure,
 }
 # the experiment whose tables a figure is drawn from, where it is not that of its own name
 DRAWN_FROM = {"stability_prediction": "stability_map"}

@@ -8,13 +8,22 @@ import numpy as np
 import pandas as pd
 
 from analysis.batches.intervals import holm
+from analysis.composition.fronts import (
+    by_seed_table,
+    fitted_table,
+    ratios_table as front_ratios,
+    steps_table,
+    without_fronts,
+)
 from analysis.composition.slopes import PARTS, over_seeds, quotient
 from analysis.tables import Runs, analysis
 from noisescale.statistics.estimate import estimate_row, from_log_samples, undefined
 
 CASE = ["classes", "label_noise"]
+MIXTURE = "imbalance"  # images of the first class for one of the last
 START = "step 0"
 MOST_CLASSES = 10  # that the fewer are compared with
+CLEAN = "noise0"  # the front of right labels
 QUANTITIES = ("simple", *PARTS)
 
 
@@ -28,20 +37,21 @@ def points_table(runs: Runs) -> pd.DataFrame:
         {
             "classes": record["num_classes"],
             "label_noise": record.get("label_noise", 0.0),
+            MIXTURE: record.get(MIXTURE, 1.0),
             "seed": record["seed"],
             **{name: row[name] for name in ("point", "step", "validation_loss", *PARTS)},
         }
-        for _, record in runs
+        for _, record in without_fronts(runs)
         for row in record["rows"]
     ]
     looks = pd.DataFrame(rows).astype({"validation_loss": float})
-    grouped = looks.groupby([*CASE, "seed", "point"])
+    grouped = looks.groupby([*CASE, MIXTURE, "seed", "point"])
     table = grouped[["step", "validation_loss", *PARTS]].mean()
     table = table.join(grouped.size().rename("num_looks")).reset_index()
     table["simple"] = quotient(table["gradient_variance"], table["squared_gradient_norm"])
     clean = _clean(table, "simple")
     found = (clean + 1) / (1 - evenly_drawn(table["label_noise"], table["classes"])) ** 2 - 1
-    table["predicted"] = found.where(table["point"] == START)
+    table["predicted"] = found.where((table["point"] == START) & (table[MIXTURE] == 1))
     return table
 
 
@@ -51,12 +61,40 @@ def evenly_drawn(share: Any, classes: Any) -> Any:
 
 
 def _clean(table: pd.DataFrame, quantity: str) -> pd.Series[float]:
-    """A quantity at p = 0, of the same classes, seed and point, for each row."""
+    """A quantity at p = 0 in equal classes, of the same classes, seed and point, for each row."""
     keys = ["classes", "seed", "point"]
-    clean = table[table["label_noise"] == 0].set_index(keys)[quantity]
+    clean = _equal(table[table["label_noise"] == 0]).set_index(keys)[quantity]
     return pd.Series(
         clean.reindex(pd.MultiIndex.from_frame(table[keys])).to_numpy(), index=table.index
     )
+
+
+def _equal(points: pd.DataFrame) -> pd.DataFrame:
+    """The rows of data sets whose classes are about equal."""
+    return points[points[MIXTURE] == 1]
+
+
+def mixtures_table(points: pd.DataFrame) -> pd.DataFrame:
+    """A row per mixture, point and quantity: over that of equal classes, paired by seed.
+
+    A geometric mean with Student's t; p: of no difference, by Holm over mixtures and points of a
+    quantity.
+    """
+    rows = []
+    for quantity in QUANTITIES:
+        ratios = points.assign(ratio=points[quantity] / _clean(points, quantity))
+        ratios = ratios[ratios[MIXTURE] != 1]
+        of_quantity = []
+        for (imbalance, point), group in ratios.groupby([MIXTURE, "point"]):
+            row: dict[str, Any] = {"quantity": quantity, MIXTURE: imbalance, "point": point}
+            row |= {"step": group["step"].mean()} | estimate_row(
+                "ratio", _geometric(group["ratio"])
+            )
+            _, beside = over_seeds(np.log(group["ratio"].where(group["ratio"] > 0)).to_numpy())
+            of_quantity.append(row | beside)
+        for row, p in zip(of_quantity, holm([row["p"] for row in of_quantity]), strict=True):
+            rows.append(row | {"p": p})
+    return pd.DataFrame(rows)
 
 
 def law_table(points: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +103,7 @@ def law_table(points: pd.DataFrame) -> pd.DataFrame:
     Geometric means over seeds with Student's t. p: of a ratio of one, by Holm over all p > 0.
     """
     rows = []
-    for case, group in points[points["point"] == START].groupby(CASE):
+    for case, group in _equal(points[points["point"] == START]).groupby(CASE):
         row: dict[str, Any] = dict(zip(CASE, case, strict=True))
         row |= estimate_row("measured", _geometric(group["simple"]))
         row |= estimate_row("predicted", _geometric(group["predicted"]))
@@ -84,6 +122,7 @@ def ratios_table(points: pd.DataFrame) -> pd.DataFrame:
 
     over: "right labels", of the same classes, or "ten classes", of right labels alone.
     """
+    points = _equal(points)
     rows = []
     for quantity in QUANTITIES:
         noisy = points.assign(ratio=points[quantity] / _clean(points, quantity))
@@ -103,6 +142,17 @@ def ratios_table(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def fronts_table(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """A row per share of wrong labels and goal: log B_crit over that of right labels, and the law.
+
+    predicted: the log of the law's factor at initialisation, 1/(1 − q)².
+    """
+    table = front_ratios(by_seed, CLEAN, quantities=["critical_batch_size"])
+    table["label_noise"] = table["front"].str.removeprefix("noise").astype(float)
+    evenly = evenly_drawn(table["label_noise"], MOST_CLASSES)
+    return table.assign(predicted=-2 * np.log(1 - evenly)).drop(columns=["quantity"])
+
+
 def _geometric(values: pd.Series[float]) -> Any:
     """The geometric mean over seeds with Student's t, undefined of fewer than two."""
     known = values[values > 0].to_numpy()
@@ -112,7 +162,18 @@ def _geometric(values: pd.Series[float]) -> Any:
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
     points = points_table(runs)
-    return {"points": points, "law": law_table(points), "ratios": ratios_table(points)}
+    made = {"points": points, "law": law_table(points), "ratios": ratios_table(points)}
+    made["mixtures"] = mixtures_table(points)
+    steps = steps_table(runs)
+    if steps.empty:
+        return made
+    by_seed = by_seed_table(steps)
+    return made | {
+        "steps_to_goal": steps,
+        "fits": fitted_table(steps),
+        "by_seed": by_seed,
+        "fronts": fronts_table(by_seed),
+    }
 
 
 heterogeneity = analysis(

@@ -8,6 +8,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.batches.intervals import holm
+from analysis.composition.fronts import (
+    by_seed_table,
+    fitted_table,
+    steps_table,
+    without_fronts,
+)
 from analysis.composition.slopes import (
     PARTS,
     at_equal_loss,
@@ -31,7 +37,9 @@ DEPTH = 2  # of the networks that differ in width alone
 def looks_table(runs: Runs) -> pd.DataFrame:
     """A row per look."""
     rows = [
-        {name: record[name] for name in RUN} | row for _, record in runs for row in record["rows"]
+        {name: record[name] for name in RUN} | row
+        for _, record in without_fronts(runs)
+        for row in record["rows"]
     ]
     columns = [*RUN, "goal", "step", "loss", *PARTS, *CURVATURE]
     return pd.DataFrame(rows).reindex(columns=columns).sort_values(columns[:7], ignore_index=True)
@@ -82,11 +90,39 @@ def _slopes(sizes: pd.DataFrame, quantity: str, family: str, against: str) -> np
     return slopes_by_seed(sizes, quantity, [against])[:, 0]
 
 
+def front_slopes_table(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """A row per goal: the slope of log B_crit against log P, its mean over seeds.
+
+    p: of no slope, by Holm over the goals.
+    """
+    rows = []
+    for goal, group in by_seed.groupby("goal"):
+        slopes = slopes_by_seed(group, "critical_batch_size", ["num_parameters"])[:, 0]
+        estimate, beside = over_seeds(slopes)
+        rows.append({"goal": goal} | estimate_row("slope", estimate) | beside)
+    table = pd.DataFrame(rows)
+    return table.assign(p=holm(table["p"].tolist()))
+
+
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
     looks = looks_table(runs)
     sizes = sizes_table(looks)
-    return {"looks": looks, "sizes": sizes, "slopes": slopes_table(sizes)}
+    made = {"looks": looks, "sizes": sizes, "slopes": slopes_table(sizes)}
+    steps = steps_table(runs)
+    if steps.empty:
+        return made
+    of_depth = sizes[sizes["depth"] == DEPTH].drop_duplicates("width")
+    counts = of_depth.set_index("width")["num_parameters"]
+    by_seed = by_seed_table(steps)
+    widths = by_seed["front"].str.removeprefix("width").astype(int)
+    by_seed["num_parameters"] = counts[widths].to_numpy()
+    return made | {
+        "steps_to_goal": steps,
+        "fits": fitted_table(steps),
+        "by_seed": by_seed,
+        "front_slopes": front_slopes_table(by_seed),
+    }
 
 
 model_size = analysis(

@@ -5,7 +5,9 @@ training labels is replaced by another class; then the first C = 2 and 5 classes
 and .4. |G|² and tr Σ on 10,000 random training images at initialisation and after 100, 300 and 938
 updates, and at each look within ± 10 % of a validation loss of .52·log C, .52 of chance's
 (validation labels are right, so it is the same task at every p; at C = 10 it is 1.2, and at p = .6
-no model can come below .92). Runs of one seed share their initialisation, their orders at equal C,
+no model can come below .92). And mixtures of the ten classes, in which the first has ρ = 10 or 100
+times as many images as the last, with right labels; their validation images are the same. Runs of
+one seed share their initialisation, their orders at equal C,
 and the images measured on.
 
 The law: at initialisation outputs are about equal, so an example's gradient is that of 1/C − e_y at
@@ -16,9 +18,14 @@ classes, and the mean of |g|² is unchanged: B_simple(p) + 1 = (B_simple(0) + 1)
 Primary statistic: at initialisation B_simple(p) over this prediction from the same seed's
 B_simple(0), for each p > 0 and C, a geometric mean over seeds with Student's t; Holm over all of
 them. Beside it: B_simple(p)/B_simple(0) later on and at equal validation loss, and the same ratio
-of |G|² and tr Σ; B_simple at C = 2 and 5 over that at 10.
+of |G|² and tr Σ; B_simple at C = 2 and 5 over that at 10; and of each mixture over equal classes.
 
-Some 12 core minutes at full scale.
+The critical batch size itself: at p = 0, .2 and .4 and C = 10, by the command's search of rates at
+B = 16, 32, …, 1,024 for test losses of 1.2, .9 and .7, whose labels are right; three seeds.
+Reported beside the law: log of B_crit(p)/B_crit(0), each from the seed's own runs, mean over seeds
+with Student's t, Holm over p and losses.
+
+Some 15 core minutes at full scale, and 30 for the critical batch sizes.
 """
 
 from __future__ import annotations
@@ -32,7 +39,7 @@ from typing import Any
 from experiments.batches.scores import identity
 from experiments.composition.equal_loss import NEAR, noise_at, sparse_looks
 from experiments.runs import Unit, unit_experiment
-from noisescale import ProblemConfig, TrainConfig
+from noisescale import CriticalBatchConfig, ProblemConfig, TrainConfig
 from noisescale.problems.config import MOST_CLASSES
 from noisescale.problems.sampling import independent_seed
 from noisescale.studies.jobs.cell import Cell
@@ -47,12 +54,26 @@ EQUAL_LOSS = "equal loss"  # what the looks near the validation loss are called
 OF_CHANCE = 0.52  # of the validation loss log C of equal outputs
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6)  # of wrong labels
 FEWER = tuple((classes, share) for classes in (2, 5) for share in (0.0, 0.2, 0.4))
+FRONT_SIZES = tuple(2**power for power in range(4, 11))
 SCALES: dict[str, dict[str, Any]] = {
-    "quick": {"seeds": 2, "steps": (0, 100), "cases": ((10, 0.0), (10, 0.4), (2, 0.0))},
+    "quick": {
+        "seeds": 2,
+        "steps": (0, 100),
+        "cases": ((10, 0.0), (10, 0.4), (2, 0.0)),
+        "imbalances": (10.0,),
+        "fronts": {"shares": (0.0, 0.4), "goals": (1.5,), "seeds": 2, "sizes": FRONT_SIZES[::2]},
+    },
     "full": {
         "seeds": 5,
         "steps": STEPS,
         "cases": (*((10, share) for share in SHARES), *FEWER),
+        "imbalances": (10.0, 100.0),
+        "fronts": {
+            "shares": (0.0, 0.2, 0.4),
+            "goals": (1.2, 0.9, 0.7),  # test loss; at p = .4 no model comes below .51
+            "seeds": 3,
+            "sizes": FRONT_SIZES,
+        },
     },
 }
 
@@ -82,16 +103,19 @@ def course(
 
 
 def units(scale: str, out: Path) -> Iterator[list[Unit]]:
-    """All shares and classes of a seed, then those of the next."""
+    """All shares, classes and mixtures of a seed, then those of the next."""
     settings = SCALES[scale]
+    cases = [(classes, share, 1.0) for classes, share in settings["cases"]]
+    cases += [(MOST_CLASSES, 0.0, imbalance) for imbalance in settings["imbalances"]]
     yield [
         Unit(
-            folder=f"classes{classes}-noise{share:g}-seed{seed}",
+            folder=_folder(classes, share, imbalance, seed),
             problem=ProblemConfig(
                 dataset="mnist",
                 width=WIDTH,
                 label_noise=share,
                 classes=None if classes == MOST_CLASSES else classes,
+                imbalance=imbalance,
             ),
             training=TrainConfig(
                 batch_size=BATCH_SIZE,
@@ -104,13 +128,35 @@ def units(scale: str, out: Path) -> Iterator[list[Unit]]:
             course=partial(course, classes=classes, steps=settings["steps"]),
         )
         for seed in range(settings["seeds"])
-        for classes, share in settings["cases"]
+        for classes, share, imbalance in cases
     ]
+
+
+def _folder(classes: int, share: float, imbalance: float, seed: int) -> str:
+    mixed = "" if imbalance == 1 else f"-imbalance{imbalance:g}"
+    return f"classes{classes}-noise{share:g}{mixed}-seed{seed}"
+
+
+def fronts(scale: str) -> dict[str, CriticalBatchConfig]:
+    """B_crit for test losses at each share of wrong labels."""
+    settings = SCALES[scale]["fronts"]
+    return {
+        f"noise{share:g}": CriticalBatchConfig(
+            problem=ProblemConfig(dataset="mnist", width=WIDTH, label_noise=share),
+            batch_sizes=settings["sizes"],
+            goals=settings["goals"],
+            split="test",
+            num_seeds=settings["seeds"],
+            noise_examples=None,
+        )
+        for share in settings["shares"]
+    }
 
 
 heterogeneity = unit_experiment(
     "heterogeneity",
     units,
+    fronts=fronts,
     scales={
         "quick": "two seeds, three cases, 100 updates",
         "full": "five seeds of six shares of wrong labels, and of two and five classes",

@@ -11,7 +11,11 @@ networks, one slope for each seed, their mean with Student's t. Beside it the sa
 losses and rate, of B_noise, over the widths alone, and over the depths alone (log B_simple against
 log depth at equal width); Holm over the losses.
 
-Some 50 core minutes at full scale.
+The critical batch size itself: widths 16, 64 and 256 at depth 2, by the command's search of rates
+at B = 16, 32, …, 1,024 for training losses .5 and .25; three seeds. Reported beside the slopes:
+that of log B_crit = a_seed + b·log P, B_crit from the seed's own runs.
+
+Some 50 core minutes at full scale, and 20 for the critical batch sizes.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any
 from experiments.batches.scores import identity
 from experiments.composition.equal_loss import looks_at, noise_at
 from experiments.runs import Unit, unit_experiment
-from noisescale import ProblemConfig, TrainConfig
+from noisescale import CriticalBatchConfig, ProblemConfig, TrainConfig
 from noisescale.problems.sampling import independent_seed
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve
@@ -36,16 +40,24 @@ NUM_EXAMPLES, HESSIAN_EXAMPLES = 4096, 1024
 WIDTHS = tuple(2**power for power in range(3, 11))
 BY_DEPTH = tuple((width, depth) for width in (16, 64, 256) for depth in (1, 3, 4))
 EPOCHS = 30  # at most: the narrowest network does not reach the lowest loss at all
+FRONT_SIZES = tuple(2**power for power in range(4, 11))
 SCALES: dict[str, dict[str, Any]] = {
     "quick": {
         "seeds": (2, 1),
         "goals": (1.0, 0.5),
         "sizes": ((8, 2), (64, 2), (16, 1), (16, 4)),
+        "fronts": {"widths": (8, 64), "goals": (1.0,), "seeds": 2, "sizes": FRONT_SIZES[::2]},
     },
     "full": {
         "seeds": (5, 3),
         "goals": GOALS,
         "sizes": (*((width, 2) for width in WIDTHS), *BY_DEPTH),
+        "fronts": {
+            "widths": (16, 64, 256),  # three of those above
+            "goals": (0.5, 0.25),
+            "seeds": 3,
+            "sizes": FRONT_SIZES,
+        },
     },
 }
 RATES = (0.1, 0.05)
@@ -95,9 +107,25 @@ def units(scale: str, out: Path) -> Iterator[list[Unit]]:
         ]
 
 
+def fronts(scale: str) -> dict[str, CriticalBatchConfig]:
+    """B_crit of networks of several widths."""
+    settings = SCALES[scale]["fronts"]
+    return {
+        f"width{width}": CriticalBatchConfig(
+            problem=ProblemConfig(dataset="mnist", width=width, depth=2),
+            batch_sizes=settings["sizes"],
+            goals=settings["goals"],
+            num_seeds=settings["seeds"],
+            noise_examples=None,
+        )
+        for width in settings["widths"]
+    }
+
+
 model_size = unit_experiment(
     "model_size",
     units,
+    fronts=fronts,
     scales={
         "quick": "four networks to a loss of .5",
         "full": "17 networks to .12, five seeds; three at half the rate",

@@ -38,7 +38,7 @@ SUBJECTS = (
             "--problem my_file.py:make_problem --num-examples 5000",
             "--problem my_file.py:make_problem",
         ),
-        "--problem --dataset --text --pixel-scale --num-train --label-noise --classes "
+        "--problem --dataset --text --pixel-scale --num-train --label-noise --classes --imbalance "
         "--model --width --depth --heads --context --tied --norm --ghost-size "
         "--loss --split --num-examples --population --param --augmentations",
     ),
@@ -62,7 +62,7 @@ SUBJECTS = (
         ),
         "--epochs --max-steps --steps sweep-lr --examples --optimizer --momentum "
         "--nesterov --weight-decay --beta1 --beta2 --epsilon --warmup --lr-schedule --decay-share "
-        "--seed --seeds --max-seeds",
+        "--sampling --sampling-floor --seed --seeds --max-seeds",
     ),
     Subject("Goals", ("--goal 0.5 --goal 0.2",), "--goal --goal-split"),
     Subject(

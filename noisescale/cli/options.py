@@ -26,6 +26,7 @@ from noisescale.training.config import (
     LrScaling,
     LrSchedule,
     OptimizerName,
+    Sampling,
     TrainConfig,
 )
 
@@ -126,6 +127,15 @@ def problem_options(command: Command) -> Command:
             help="Images of the first k classes alone.  [default: all]",
         ),
         click.option(
+            "--imbalance",
+            type=float,
+            metavar="RATIO",
+            default=ProblemConfig.imbalance,
+            show_default=True,
+            help="Training images of the first class for one of the last, those between by equal "
+            "factors.",
+        ),
+        click.option(
             "--model",
             type=click.Choice(get_args(ModelName)),
             help="mlp or cnn of images, gpt of texts.  [default: mlp, of texts gpt]",
@@ -216,6 +226,7 @@ def training_options(command: Command) -> Command:
         amp_option,
         optimizer_options,
         schedule_options,
+        sampling_options,
         click.option(
             "--seed",
             type=int,
@@ -292,6 +303,28 @@ def schedule_options(command: Command) -> Command:
             default=TrainConfig.decay_share,
             show_default=True,
             help="--lr-schedule wsd: of all updates, the last ones, in which it falls.",
+        ),
+    )(command)
+
+
+def sampling_options(command: Command) -> Command:
+    """The fields of TrainConfig that say how examples are drawn."""
+    return together(
+        click.option(
+            "--sampling",
+            type=click.Choice(get_args(Sampling)),
+            default=TrainConfig.sampling,
+            show_default=True,
+            help="shuffle: each example once an epoch; importance: those of larger gradients more "
+            "often, and weighted by less.",
+        ),
+        click.option(
+            "--sampling-floor",
+            type=float,
+            metavar="SHARE",
+            default=TrainConfig.sampling_floor,
+            show_default=True,
+            help="--sampling importance: the least chance of an example, as a share of 1/N.",
         ),
     )(command)
 

@@ -20,11 +20,12 @@ Norm = Literal["none", "layer", "batch", "ghost"]
 LossName = Literal["cross_entropy", "mse"]
 TEXTS: tuple[DatasetName, ...] = ("shakespeare", "markov", "text")  # the others are images
 # The fields that one kind of data takes and the other does not
-OF_IMAGES = ("pixel_scale", "norm", "ghost_size", "loss", "label_noise", "classes")
+OF_IMAGES = ("pixel_scale", "norm", "ghost_size", "loss", "label_noise", "classes", "imbalance")
 OF_TEXTS = ("heads", "context", "tied", "text", "text_sha256")
 # Stored where they are set alone: there were runs and studies before them
-STORED_IF_SET = ("label_noise", "classes")
+STORED_IF_SET = ("label_noise", "classes", "imbalance")
 MOST_CLASSES = 10  # of every data set of images
+MOST_IMBALANCE = 1000  # which leaves six images of the last class of 60,000, and no class none
 CONTEXT = 64  # characters of a sequence, unless the context is given
 DEEPEST = 10_000  # layers, which take a second to make; far beyond any that can be trained
 
@@ -86,6 +87,11 @@ class ProblemConfig(Config):
             are left as they are.
         classes: k: images of the first k classes alone, in every split, and k outputs of the
             model; num_train counts among these. None: all.
+        imbalance: ρ, 1 or more, of a mixture of the classes: of class c = 0, …, k − 1 the share
+            ρ^(−c/(k − 1)) of the training images is kept, so that of equal classes the first has ρ
+            times as many as the last (Cui et al. 2019, arXiv 1901.05555). The same images for every
+            seed, and those kept at one ρ are kept at every smaller one; num_train counts among
+            them. Validation and test are left as they are.
         model: "mlp" or "cnn", of images; "gpt", of texts.
         width: hidden units of the MLP, channels of the CNN's first block or the GPT's embeddings;
             None: the model's own (1024, 32, 64).
@@ -123,6 +129,7 @@ class ProblemConfig(Config):
     num_train: int | None = None
     label_noise: float = 0.0
     classes: int | None = None
+    imbalance: float = 1.0
     model: ModelName = "mlp"
     width: int | None = None
     depth: int | None = None
@@ -206,7 +213,7 @@ class ProblemConfig(Config):
                 )
 
     def _check_labels(self) -> None:
-        """SettingError for a share of wrong labels, or a number of classes, that cannot be."""
+        """SettingError for a share of wrong labels, or classes, that cannot be."""
         share = self.label_noise
         if not is_real(share) or not math.isfinite(share) or not 0 <= share <= 1:
             raise SettingError(
@@ -217,6 +224,13 @@ class ProblemConfig(Config):
             check_count("classes", self.classes, most=MOST_CLASSES)
             if self.classes == 1:
                 raise SettingError("classes 1: one class leaves nothing to learn; give 2 or more")
+        ratio = self.imbalance
+        if not (is_real(ratio) and 1 <= ratio <= MOST_IMBALANCE):
+            raise SettingError(
+                f"imbalance {ratio!r}: give the images of the first class for one of the last, a "
+                f"number from 1 to {MOST_IMBALANCE:,}"
+            )
+        object.__setattr__(self, "imbalance", float(ratio))
 
     def _take_text(self) -> None:
         """Notes what the file of a text holds; SettingError where it cannot be read."""

@@ -16,7 +16,9 @@ OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop", "muon"]
 BatchRule = Literal["full", "adaptive"]
 LrScaling = Literal["none", "sqrt", "linear", "noise"]
 LrSchedule = Literal["constant", "cosine", "wsd"]
+Sampling = Literal["shuffle", "importance"]
 DECAY_SHARE = 0.2  # 10 to 20 % are customary (Hägele et al. 2024, arXiv 2405.18392)
+SAMPLING_FLOOR = 0.2  # a gradient then counts five times at most, and an epoch draws most examples
 MOST_WARMUP = 2**53  # updates, beyond which a float is no whole number
 # what those options are where they are not given, as torch.optim has them; 0.999 and 1e-8 of Muon
 # are of the AdamW beside it
@@ -28,6 +30,7 @@ ADAPTIVE_RATE = 1e-3  # a learning rate to begin with, of all but SGD: their cus
 # which are stored only where they are not at their defaults
 OF_OPTIMIZER = ("optimizer", "momentum", "weight_decay")
 OF_OPTIMIZER_LATER = ("nesterov", "beta1", "beta2", "epsilon")
+OF_SAMPLING = ("sampling", "sampling_floor")  # what gradients are means of; stored likewise
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -126,6 +129,12 @@ class TrainConfig(Config):
         order_seed: of the order of the examples and of what a Dataset draws for them; None: the
             seed. Runs that are to be independent at one seed, such as those of a study at several
             batch sizes, have one each.
+        sampling: "shuffle": every example once an epoch, in a new order; "importance": with
+            replacement, an example with a chance p_i that goes with the norm of its gradient when
+            it was last drawn, its loss counted 1/(N·p_i) times, so that the mean gradient stays
+            what it is, see docs/how-to/train.md. Then losses.csv has these weighted means, and an
+            epoch is N draws.
+        sampling_floor: of importance sampling: the least p_i, as a share of 1/N.
         adaptive: how an adaptive batch size follows the noise; None: as AdaptiveConfig's defaults
             say. No other batch size takes it.
         amp: "bf16": the model runs under torch.autocast, its matrix products in bfloat16; weights,
@@ -159,6 +168,8 @@ class TrainConfig(Config):
     max_steps: int | None = None
     seed: int = 0
     order_seed: int | None = None
+    sampling: Sampling = "shuffle"
+    sampling_floor: float = SAMPLING_FLOOR
     adaptive: AdaptiveConfig | None = None
     amp: Amp | None = None
 
@@ -166,7 +177,7 @@ class TrainConfig(Config):
         if self.amp is not None:
             check_choice("amp", self.amp, get_args(Amp))
         _as_floats(self, "learning_rate", "momentum", "weight_decay", "beta1", "beta2", "epsilon")
-        _as_floats(self, "warmup", "decay_share")
+        _as_floats(self, "warmup", "decay_share", "sampling_floor")
         if self.batch_size not in get_args(BatchRule):
             check_count("batch size", self.batch_size, instead=', "full" or "adaptive"')
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
@@ -187,6 +198,7 @@ class TrainConfig(Config):
             )
         self._check_optimizer()
         self._check_schedule()
+        self._check_sampling()
         check_count("epochs", self.epochs)
         if self.max_steps is not None:
             check_count("max steps", self.max_steps)
@@ -248,6 +260,29 @@ class TrainConfig(Config):
                 "is not known beforehand: leave one of them out"
             )
 
+    def _check_sampling(self) -> None:
+        """SettingError for a way to draw examples that is none."""
+        check_choice("sampling", self.sampling, get_args(Sampling))
+        if not (is_real(self.sampling_floor) and 0 < self.sampling_floor <= 1):
+            raise SettingError(
+                f"sampling floor {self.sampling_floor!r}: give a number above 0, 1 at most, such "
+                f"as {SAMPLING_FLOOR:g}"
+            )
+        if self.sampling == "shuffle" and self.sampling_floor != SAMPLING_FLOOR:
+            raise SettingError(
+                f"sampling floor {self.sampling_floor:g} with sampling shuffle: only importance "
+                "takes one"
+            )
+        if self.sampling == "importance" and self.batch_size in get_args(BatchRule):
+            why = {
+                "full": "takes every example, so that there is nothing to draw",
+                "adaptive": "follows the noise of examples drawn evenly",
+            }
+            raise SettingError(
+                f"sampling importance with batch size {self.batch_size}, which "
+                f"{why[str(self.batch_size)]}: give a number, or leave one of them out"
+            )
+
     @property
     def has_constant_rate(self) -> bool:
         """Whether neither warm-up nor schedule changes the learning rate."""
@@ -289,6 +324,10 @@ class TrainConfig(Config):
             adaptive=adaptive,
         )
 
+    def drawn_evenly(self) -> TrainConfig:
+        """The same training on shuffled examples."""
+        return dataclasses.replace(self, sampling="shuffle", sampling_floor=SAMPLING_FLOOR)
+
     @property
     def seed_of_order(self) -> int:
         """What the order of the examples is drawn from."""
@@ -303,12 +342,13 @@ class TrainConfig(Config):
         return self.learning_rate if plain and not changes else None
 
     def optimizer_settings(self) -> dict[str, Any]:
-        """The fields that say how a gradient becomes an update, apart from the learning rate.
+        """The fields that say how examples become an update, apart from their number and the rate.
 
         Those which earlier releases do not know only where they differ from their defaults.
         """
-        later = set(self.changed()) & set(OF_OPTIMIZER_LATER)
-        names = (*OF_OPTIMIZER, *(name for name in OF_OPTIMIZER_LATER if name in later))
+        changed = self.changed()
+        later = (name for name in (*OF_OPTIMIZER_LATER, *OF_SAMPLING) if name in changed)
+        names = (*OF_OPTIMIZER, *later)
         return {name: getattr(self, name) for name in names}
 
     @classmethod
@@ -394,12 +434,18 @@ def stable_sharpness(config: TrainConfig) -> float | None:
     return limit if config.optimizer == "sgd" and not config.nesterov and limit > 0 else None
 
 
-def check_of_study(training: TrainConfig) -> None:
+def check_of_study(training: TrainConfig, *, any_sampling: bool = False) -> None:
     """SettingError for what the runs of a study have not: a rate that changes, mixed precision.
 
     Args:
         training: of all of them.
+        any_sampling: whether they may draw their examples by importance.
     """
+    if training.sampling != "shuffle" and not any_sampling:
+        raise SettingError(
+            f"sampling {training.sampling}: train and critical-batch take it, other studies are of "
+            "examples drawn evenly; leave it out"
+        )
     if not training.has_constant_rate or training.amp is not None:
         raise SettingError(
             "the runs of a study have a constant learning rate and full precision: leave warmup, "

@@ -77,6 +77,8 @@ from noisescale.training.tracking.rows import Every, Tracker
 from noisescale.training.tracking.sharpness import SharpnessTracker
 from noisescale.training.trainer import Training
 
+DRAWN_EVENLY = "the noise scale along the run is that of examples drawn evenly"
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RunOptions(Settings):
@@ -176,6 +178,8 @@ def run_training(
     config = object_config(problem) if isinstance(problem, Problem) else problem
     # 1 + seed: with seed 0 alone there is nothing to tell apart
     notes = (*options.notes, *seeding_notes(config, num_seeds=1 + training_config.seed))
+    if training_config.sampling == "importance" and options.noise is not None:
+        notes = (*notes, DRAWN_EVENLY)
     record = {
         "problem": config.to_dict(),
         "training": training_config.to_dict(),
@@ -445,6 +449,7 @@ class _Run:
             **({} if self.units is None else {"units_per_example": self.units}),
             "learning_rate": config.learning_rate,
             "seed": config.seed,
+            **_told_sampling(config),
             "steps": training.step,
             "epochs": training.epoch,
             "diverged_at_step": training.diverged_at_step,
@@ -471,6 +476,13 @@ class _Run:
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:
     return {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "f1": evaluation.f1}
+
+
+def _told_sampling(config: TrainConfig) -> dict[str, Any]:
+    """What a summary says of how examples are drawn, where that is not by shuffling them."""
+    if config.sampling == "shuffle":
+        return {}
+    return {"sampling": config.sampling, "sampling_floor": config.sampling_floor}
 
 
 def what_is_trained(config: AnyConfig) -> dict[str, Any]:

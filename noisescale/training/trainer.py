@@ -41,6 +41,7 @@ from noisescale.training.evaluation import check_losses
 from noisescale.training.records.checkpoint import Checkpoint
 from noisescale.training.tracking.losses import LossHistory
 from noisescale.training.updates.cuda_graph import CudaGraphUpdate
+from noisescale.training.updates.importance import ImportanceBatches, OutputNorms
 from noisescale.training.updates.preparation import (
     build_optimizer,
     make_gradients_dense,
@@ -143,8 +144,18 @@ class Training:
             check_weights(weights_of(problem.weights, self.examples.targets))
         num_examples = self.examples.num_examples
         self.batch_size = resolve_batch_size(config, num_examples)
+        self._check_sampling()
         self._check_batch_norm()
-        self.batches = Batches(num_examples, seed=config.seed_of_order, device=self.device)
+        self.batches: Batches | ImportanceBatches
+        self._output_norms: OutputNorms | None = None
+        seed = config.seed_of_order
+        if config.sampling == "importance":
+            self.batches = ImportanceBatches(
+                num_examples, floor=config.sampling_floor, seed=seed, device=self.device
+            )
+            self._output_norms = OutputNorms()
+        else:
+            self.batches = Batches(num_examples, seed=seed, device=self.device)
         self.num_steps = num_updates(config, batch_size=self.batch_size, num_examples=num_examples)
         self.optimizer = build_optimizer(self.model, config, capturable=self.device.type == "cuda")
         self.schedule: AdaptiveBatchSize | None = None
@@ -165,6 +176,7 @@ class Training:
         # what is read anew is no part of a graph, and a rate is a constant in it
         is_constant = isinstance(self.examples, Examples) and config.has_constant_rate
         is_constant &= self.schedule is None and config.optimizer != "muon"
+        is_constant &= config.sampling == "shuffle"
         if self.device.type == "cuda" and is_constant:
             self._graphs = CudaGraphUpdate(self.device, self.model, self.optimizer)
 
@@ -265,13 +277,18 @@ class Training:
         # accumulating over chunks takes a stored gradient
         if self.in_place is not None and len(indices) <= CHUNK:
             ((examples, part),) = self._with_shares([indices], len(indices))
-            return self.in_place.update(partial(self._losses_of, examples=examples), part)
+            loss = self.in_place.update(partial(self._losses_of, examples=examples), part)
+            self._record_norms(indices, part)
+            return loss
         schedule = self.schedule
         chunk_losses = []
         chunks = schedule.parts(indices, largest=CHUNK) if schedule else indices.split(CHUNK)
-        for examples, part in self._with_shares(chunks, len(indices)):
+        for chunk, (examples, part) in zip(
+            chunks, self._with_shares(chunks, len(indices)), strict=True
+        ):
             loss = part(self._losses_of(self.model, examples))
             loss.backward()
+            self._record_norms(chunk, part)
             make_gradients_dense(self._trained)
             chunk_losses.append(loss.detach())
             if schedule:
@@ -289,12 +306,18 @@ class Training:
     ) -> Iterator[tuple[Examples, _Share]]:
         """The examples of a batch's chunks, one after the other, each with its share of the loss.
 
-        With weights all are read first: what a chunk counts for is said by the whole batch.
+        With weights of the problem all are read first: what a chunk counts for is said by the whole
+        batch.
         """
         weights = self.problem.weights
         if weights is None:
-            for chunk in chunks:
-                yield self._examples_at(chunk), _Share(size=len(chunk), divisor=batch_size)
+            sizes = [len(chunk) for chunk in chunks]
+            drawn: Sequence[Tensor | None] = [None] * len(sizes)
+            if isinstance(self.batches, ImportanceBatches):
+                drawn = self.batches.weights.split(sizes)
+            for chunk, of_chunk in zip(chunks, drawn, strict=True):
+                share = _Share(size=len(chunk), divisor=batch_size, counts=of_chunk)
+                yield self._examples_at(chunk), share
             return
         parts = [self._examples_at(chunk) for chunk in chunks]
         counts = [weights_of(weights, part.targets) for part in parts]
@@ -312,7 +335,16 @@ class Training:
             outputs = call_model(model, examples.inputs)
         if self.config.amp is not None:  # the loss in float32
             outputs = with_tensors(outputs, _as_float32)
+        if self._output_norms is not None:
+            outputs = self._output_norms.keep(outputs)
         return self.problem.loss(outputs, examples.targets)
+
+    def _record_norms(self, indices: Tensor, part: _Share) -> None:
+        """Of the backward pass just made over these examples, where what is drawn goes by them."""
+        if self._output_norms is not None and isinstance(self.batches, ImportanceBatches):
+            assert part.counts is not None
+            norms = self._output_norms.norms(part.counts / part.divisor)
+            self.batches.record(indices, norms)
 
     def _examples_at(self, indices: Tensor) -> Examples:
         """The examples at these indices (B,); of a Dataset that is read anew, this epoch's draw."""
@@ -399,6 +431,22 @@ class Training:
         self.diverged_at_step = start.diverged_at_step
         self.losses = LossHistory.restored(start.losses)
         self.carried = copy.deepcopy(start.carried or {})
+
+    def _check_sampling(self) -> None:
+        """SettingError where single examples cannot be weighted by how often they are drawn."""
+        if self.config.sampling == "shuffle":
+            return
+        if has_batch_norm(self.model):
+            raise SettingError(
+                "sampling importance with batch norm, in which an example's gradient depends on "
+                "those it is drawn with: give --norm layer, or leave one of them out"
+            )
+        if self.problem.weights is not None:
+            raise SettingError(
+                "sampling importance of a Problem with weights, whose batches are divided by their "
+                "own weights, so that no factor of an example makes up for how often it is drawn: "
+                "leave one of them out"
+            )
 
     def _check_batch_norm(self) -> None:
         """SettingError where batch norm would meet a batch of one, which has no variance."""

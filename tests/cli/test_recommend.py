@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,20 @@ def test_a_run_that_was_not_tracked_has_no_schedule(tmp_path):
         result = run(command, out, "--schedule", "olmo")
         assert result.exit_code == 2
         assert "that was tracked, by --measure-noise-every log" in " ".join(result.output.split())
+
+
+def test_a_run_by_importance_is_told_whose_noise_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # long names take the room of what else is to be said
+    drawn = ("train", "--dataset", "digits", "--width", 8, "--epochs", 2, "--bs", 20, "--lr", 0.1)
+    drawn = (*drawn, "--sampling", "importance", "--out", "run")
+    tracked = ("--measure-noise-every", "log", "--noise-examples", 300)
+    assert run(*drawn, *tracked).exit_code == 0
+    said = "The run drew by importance; this noise is that of examples drawn evenly."
+    text = run("recommend", "run").stdout
+    assert said in text
+    assert "critical-batch --dataset digits --width 8 --sampling importance" in text
+    alone = shutil.copy("run/checkpoint.pt", "weights.pt")
+    point = run("recommend", alone).stdout
+    assert said in point
+    assert "noisescale recommend --dataset digits" in point
+    assert "--sampling" not in point  # which recommend does not take

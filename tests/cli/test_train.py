@@ -30,6 +30,24 @@ def test_a_run_prints_its_table_and_last_of_all_its_folder(tmp_path):
     assert "test acc" not in result.stderr
 
 
+def test_importance_sampling_is_said_and_goes_on():
+    arguments = ("--sampling", "importance", "--sampling-floor", 0.5, "--bs", 25, "--imbalance", 4)
+    result = run(*SMALL, *arguments, "--measure-noise-every", 50, "--noise-examples", 30)
+    assert ", imbalance 4, drawn by importance, seed 0" in result.stdout.splitlines()[0]
+    folder = Path(result.stdout.split()[-1])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["sampling"], summary["sampling_floor"]) == ("importance", 0.5)
+    assert any("drawn evenly" in note for note in summary["notes"])
+    again = run(*SMALL, *arguments, "--resume", folder)
+    assert "leave out" in again.stderr
+    assert run("train", "--resume", folder).exit_code == 0
+    plain = json.loads(run(*SMALL, "--bs", 25, "--json").stdout)[0]
+    assert not {"sampling", "sampling_floor", "imbalance"} & set(plain)
+    refused = run(*SMALL, "--sampling", "importance", "--bs", "full")
+    assert refused.exit_code == 2
+    assert "nothing to draw" in refused.stderr
+
+
 def test_a_subset_is_said_on_the_screen_and_in_the_summary():
     result = run(*SMALL, "--num-train", 100, "--bs", 25, "--max-steps", 4)
     assert "100 training examples" in result.stdout.splitlines()[0]
@@ -51,6 +69,17 @@ def test_wrong_labels_and_classes_are_said_on_the_screen_and_in_the_summary():
     assert not {"classes", "label_noise"} & set(
         json.loads(run(*SMALL, "--max-steps", 1, "--json").stdout)[0]
     )
+
+
+@pytest.mark.parametrize("option", [("--classes", 3), ("--label-noise", 0.2), ("--imbalance", 4)])
+def test_a_folder_with_what_is_stored_where_it_is_set_is_another_run_s(option):
+    """In either order: such a run in the folder of a plain one, and the reverse."""
+    plain = (*SMALL, "--max-steps", 1)
+    for place, (first, second) in enumerate((((), option), (option, ()))):
+        assert run(*plain, *first, "--out", f"run{place}").exit_code == 0
+        refused = run(*plain, *second, "--out", f"run{place}")
+        assert refused.exit_code == 1
+        assert "holds another run" in refused.stderr
 
 
 def test_the_accuracy_has_its_interval_and_stored_runs_without_one_are_shown(tmp_path):

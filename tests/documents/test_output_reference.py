@@ -29,6 +29,7 @@ QUADRATIC = f"{Path(own_problems.__file__)}:quadratic"
 TEXT = ("--dataset", "markov", "--model", "gpt", "--depth", "1", "--width", "8", "--heads", "1")
 TEXT = (*TEXT, "--context", "8", "--num-train", "64", "--epochs", "1")
 FEW = ("--num-examples", "40")
+MIXED = ("--imbalance", 4, "--sampling", "importance")
 ADAMW = ("--optimizer", "adamw", "--weight-decay", "0.1", "--bs", "8")
 
 
@@ -60,6 +61,7 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
             printed("train", "--problem", QUADRATIC, "--bs", 8, "--epochs", 1, "--out", "own"),
             printed("train", *TEXT, "--out", "text"),
             printed("train", *DIGITS, "--classes", 3, "--label-noise", 0.1, "--out", "labels"),
+            printed("train", *DIGITS, *MIXED, "--out", "mixed"),
             printed("train", *DIGITS, *noise, *ADAMW, "--out", "adamw"),
         ]
         every = (

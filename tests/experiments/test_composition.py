@@ -6,14 +6,25 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
-from experiments.composition import anatomy, equal_loss, heterogeneity, model_size, temperature
-from experiments.runs import Unit, carry_out
+from experiments.composition import (
+    adam,
+    anatomy,
+    equal_loss,
+    heterogeneity,
+    importance,
+    model_size,
+    temperature,
+)
+from experiments.runs import Unit, carry_out, unit_experiment
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
+from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.jobs.short_run import LossCurve
 from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import Training
@@ -92,7 +103,8 @@ def test_all_pairs_of_a_seed_have_orders_by_batch_size(tmp_path):
 
 def test_wrong_labels_are_measured_at_steps_and_at_equal_loss(tmp_path):
     (units,) = heterogeneity.units("full", None)
-    assert len(units) == len({unit.folder for unit in units}) == 5 * (6 + 6)
+    assert len(units) == len({unit.folder for unit in units}) == 5 * (6 + 6 + 2)
+    assert {unit.problem.imbalance for unit in units} == {1.0, 10.0, 100.0}
     problem = replace(DIGITS, classes=3, label_noise=0.2)
     course = partial(heterogeneity.course, classes=3, steps=(0, 7, 40))
     plan = replace(PLAN, max_steps=40)
@@ -144,3 +156,97 @@ def test_deletion_is_of_the_noisiest_or_of_as_many(tmp_path):
     assert start["top_share"] == pytest.approx(
         1 - left["gradient_variance"] * 297 / (start["gradient_variance"] * 300), rel=0.05
     )
+
+
+def test_chances_leave_what_an_enumeration_says():
+    """Of gradients written out: the covariance of one draw, over that of an even one."""
+    generator = torch.Generator().manual_seed(1)
+    gradients = 0.2 + torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    chances = torch.rand(9, generator=generator, dtype=torch.float64).add(0.1)
+    chances /= chances.sum()
+    mean = gradients.mean(0)
+    weighted = gradients / (9 * chances[:, None])
+    expected = float((chances * (weighted - mean).square().sum(1)).sum())
+    squares = gradients.square().sum(1).numpy()
+    left = importance.variance_left(squares, float(mean @ mean), chances.numpy())
+    assert left == pytest.approx(expected)
+    even = importance.variance_left(squares, float(mean @ mean), np.full(9, 1 / 9))
+    assert even == pytest.approx(float((gradients - mean).square().sum(1).mean()))
+
+
+def test_the_forecast_is_the_mean_of_what_is_left_by_noise_and_progress():
+    simple, batch = 100.0, importance.BATCH_SIZE
+    row = {"squared_gradient_norm": 2.0, "gradient_variance": 2 * simple, "best": 0.1}
+    rows = [
+        {"step": step, "loss": loss, "left": left, **row}
+        for step, loss, left in ((0, 2.0, 1.0), (10, 1.0, 0.5), (20, 0.3, 0.5), (90, 0.1, 0.2))
+    ]
+    assert importance.forecast(rows, 0.2, "best") == pytest.approx(0.1)
+    # up to .4 two stretches alike in length: their ends' weights are of steps of this run
+    weights = [1 / (1 + left * simple / batch) for left in (1.0, 0.5, 0.5)]
+    above = weights[0] * 1.0 + 2 * weights[1] * 0.5 + weights[2] * 0.5
+    expected = above / (weights[0] + 2 * weights[1] + weights[2])
+    assert importance.forecast(rows, 0.4, "left") == pytest.approx(expected)
+    assert math.isnan(importance.forecast(rows, 0.05, "left"))
+
+
+def test_the_forecast_is_written_before_the_fronts_and_only_once(tmp_path, monkeypatch):
+    settings = {"seeds": 2, "num_train": 300, "goals": (2.0, 1.0), "sizes": (4, 16, 64, 256)}
+    monkeypatch.setitem(importance.SCALES, "quick", settings)
+    monkeypatch.setattr(importance, "PROBLEM", DIGITS)
+    steps = importance.units("quick", tmp_path)
+    made = next(steps)
+    for unit in made:
+        carry_out(unit, tmp_path / unit.folder)
+    assert not (tmp_path / importance.FORECAST).exists()
+    assert next(steps, None) is None
+    written = json.loads((tmp_path / importance.FORECAST).read_text())["factors"]
+    assert {(row["seed"], row["goal"]) for row in written} == set(
+        itertools.product((0, 1), (2.0, 1.0))
+    )
+    assert all(0 < row["best"] <= row["left"] <= 1.2 for row in written)
+    (tmp_path / importance.FORECAST).write_text("{}")
+    assert len(list(importance.units("quick", tmp_path))) == 1
+    assert (tmp_path / importance.FORECAST).read_text() == "{}"
+
+
+def test_fronts_are_measured_beside_the_runs(tmp_path):
+    command = unit_experiment(
+        "small",
+        lambda scale, out: iter(()),
+        scales={"quick": "one"},
+        help="A front.",
+        fronts=lambda scale: {
+            "one": CriticalBatchConfig(
+                problem=DIGITS,
+                batch_sizes=(10, 20, 40, 80),
+                goals=(2.0,),
+                num_seeds=1,
+                noise_examples=None,
+            )
+        },
+    )
+    result = CliRunner().invoke(command, ["--processes", "1", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "fronts" / "one" / "steps_to_goal.csv").exists()
+
+
+def test_fronts_differ_in_what_is_compared_alone():
+    both = importance.fronts("full")
+    shuffled, drawn = both["shuffle"], both["importance"]
+    assert replace(shuffled, training=drawn.training) == drawn
+    assert drawn.training.sampling == "importance"
+    assert min(drawn.batch_sizes) == 16
+    assert max(drawn.batch_sizes) == 1024
+    shares = [front.problem.label_noise for front in heterogeneity.fronts("full").values()]
+    assert shares == [0.0, 0.2, 0.4]
+    assert {front.split for front in heterogeneity.fronts("full").values()} == {"test"}
+    widths = [front.problem.width for front in model_size.fronts("full").values()]
+    assert widths == [16, 64, 256]
+    with_epsilon = adam.fronts("full")
+    assert {name: front.training.epsilon for name, front in with_epsilon.items()} == {
+        "epsilon1e-08": 1e-8,
+        "epsilon0.001": 1e-3,
+    }
+    assert all(len(front.batch_sizes) == 12 for front in with_epsilon.values())
+    assert list(adam.units("full", None)) == []

@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-COMPOSITION = {"model_size", "heterogeneity", "anatomy", "temperature"}  # the experiments
+from noisescale.training.records.folder import write_json
+from noisescale.training.records.tables import NOISE, NOISE_COLUMNS, PRECONDITIONED_COLUMNS
+
+COMPOSITION = {  # the experiments
+    *("model_size", "heterogeneity", "anatomy", "temperature", "importance", "adam"),
+}
 Runs = list[tuple[Path, dict[str, Any]]]
 
 
@@ -93,6 +99,21 @@ def heterogeneity(excess: float = 1.1) -> Runs:
                         {"point": point, "step": step, "validation_loss": 1.2, **noise}
                     )
             runs.append((Path(f"{classes}-{share}-{seed}"), record))
+    return [*runs, *_mixtures()]
+
+
+def _mixtures(ratio: float = 1.5) -> Runs:
+    """Ten unequal classes: B_simple times `ratio`, give or take a seed's own .01."""
+    runs: Runs = []
+    for seed in range(3):
+        simple = (90 + seed) * ratio * np.exp(0.01 * (seed - 1))
+        rows = [
+            {"point": point, "step": step, "validation_loss": 1.2}
+            | {"squared_gradient_norm": 0.5, "gradient_variance": 0.5 * simple}
+            for point, step in (("step 0", 0), ("step 100", 100))
+        ]
+        record = {"num_classes": 10, "imbalance": 10.0, "seed": seed, "rows": rows}
+        runs.append((Path(f"imbalance-{seed}"), record))
     return runs
 
 
@@ -142,3 +163,97 @@ def anatomy() -> Runs:
             )
         runs.append((Path(f"seed{seed}"), {"seed": seed, "points": points}))
     return runs
+
+
+def front(
+    root: Path,
+    critical: dict[float, float],
+    *,
+    min_steps: float = 100.0,
+    spread: float = 0.01,
+    num_seeds: int = 3,
+) -> Runs:
+    """A measurement of B_crit by goal, on its hyperbola; seeds differ by `spread` in its log.
+
+    Returns:
+        One of its runs, of which nothing but the folder is known.
+    """
+    rows = []
+    for goal, batch in critical.items():
+        for seed in range(num_seeds):
+            own = batch * np.exp(spread * (seed - 1))
+            for size in (16, 32, 64, 128, 256, 512):
+                steps = min_steps * (1 + own / size)
+                row = {"goal": goal, "batch_size": size, "seed": seed}
+                row |= {"censored": 0, "diverged": 0}
+                rows += [
+                    {**row, "learning_rate": rate, "steps": steps * slower}
+                    for rate, slower in ((0.05, 2), (0.1, 1), (0.2, 2))
+                ]
+    root.mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(root / "steps_to_goal.csv", index=False)
+    return [(root / "cells" / "one", {"seed": 0})]
+
+
+def importance(out: Path) -> Runs:
+    """B_crit falls by .5 at both losses where .4 and .6 were forecast, give or take .01 a seed."""
+    runs = front(out / "fronts" / "shuffle", {0.4: 60.0, 0.1: 200.0}, spread=0.0)
+    runs += front(out / "fronts" / "importance", {0.4: 30.0, 0.1: 100.0}, spread=0.01)
+    factors = [
+        {"seed": seed, "goal": goal, "left": left, "best": left / 2}
+        for seed in range(3)
+        for goal, left in ((0.4, 0.4), (0.1, 0.6))
+    ]
+    write_json(out / "forecast.json", {"factors": factors})
+    for seed in range(3):
+        rows = [
+            {"step": 10 * place, "loss": loss, "left": 0.9 * loss, "best": loss / 2}
+            | {"squared_gradient_norm": 1.0, "gradient_variance": 10.0}
+            for place, loss in enumerate((1.0, 0.4, 0.1))
+        ]
+        runs.append((out / f"forecast-seed{seed}", {"seed": seed, "rows": rows}))
+    return runs
+
+
+def adam(out: Path) -> Runs:
+    """B^P_simple is half of B_crit at every loss; B_simple the same at all, and a hundredth."""
+    goals = {1.0: 30.0, 0.5: 60.0, 0.25: 120.0}
+    runs: Runs = []
+    for epsilon in ("1e-08", "0.001"):
+        root = out / "fronts" / f"epsilon{epsilon}"
+        runs += front(root, goals, spread=0.0)
+        for seed in range(3):
+            folder = root / "noise-100" / "to-0.25" / f"seed{seed}"
+            folder.mkdir(parents=True)
+            steps = np.arange(0, 401, 2)
+            losses = np.exp(np.log(2.0) - steps / 100 * np.log(2.0))
+            pd.DataFrame({"step": steps, "loss": losses}).to_csv(folder / "losses.csv", index=False)
+            _noise_rows(seed).to_csv(folder / NOISE, index=False)
+            runs.append((folder, {"seed": seed, "batch_size": 64}))
+    return runs
+
+
+def _noise_rows(seed: int) -> pd.DataFrame:
+    """noise.csv of a run in which B_simple is 1 + seed, and B^P_simple 100 times it."""
+    rows = []
+    for step in range(0, 401, 50):
+        row: dict[str, Any] = dict.fromkeys([*NOISE_COLUMNS, *PRECONDITIONED_COLUMNS], np.nan)
+        row |= {"step": step, "epoch": step / 100, "batch_size": 64, "learning_rate": 1e-3}
+        row |= {"num_examples": 1000, "population_size": 1000, "num_probes": 4}
+        row |= {"hessian_examples": 250, "reason": "", "preconditioned_reason": ""}
+        for prefix, factor in (("", 1.0), ("preconditioned_", 100.0)):
+            values = {
+                "squared_gradient_norm": 1.0,
+                "gradient_variance": factor * (1 + seed),
+                "simple": factor * (1 + seed),
+                "gradient_curvature": 1.0,
+                "hessian_covariance_trace": 2 * factor * (1 + seed),
+                "full": 2 * factor * (1 + seed),
+            }
+            for name, value in values.items():
+                row[f"{prefix}{name}"] = value
+                row[f"{prefix}{name}_stderr"] = 0.01 * value
+                row[f"{prefix}{name}_low"] = 0.98 * value
+                row[f"{prefix}{name}_high"] = 1.02 * value
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,11 +1,20 @@
 """What gradient noise is made of: from records to tables to pictures."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.composition import anatomy, heterogeneity, model_size, temperature
+from analysis.composition import (
+    adam,
+    anatomy,
+    heterogeneity,
+    importance,
+    model_size,
+    temperature,
+)
 from analysis.composition.anatomy import jackknife_of_pairs
 from analysis.composition.slopes import slopes_by_seed
 from paper_figures.__main__ import PENDING
@@ -14,13 +23,27 @@ from tests.helpers.composition_records import COMPOSITION
 
 
 @pytest.fixture(scope="module")
-def tables():
+def tables(tmp_path_factory):
     """Those of every experiment, by its name."""
-    modules = (anatomy, heterogeneity, model_size, temperature)
-    names = [module.__name__.rpartition(".")[2] for module in modules]
+    out = tmp_path_factory.mktemp("composition")
+    front, made = composition_records.front, composition_records
+    # B_crit ∝ P^.1 at a loss of .25, and P^0 at .5
+    of_size = [
+        front(out / "size" / "fronts" / f"width{width}", {0.5: 50.0, 0.25: 20.0 * width**0.1})
+        for width in (8, 32, 128)
+    ]
+    # twice the law at .2, the law at .4
+    of_noise = [
+        front(out / "noise" / "fronts" / f"noise{share:g}", {0.9: 60 * factor}, spread=0.0)
+        for share, factor in ((0.0, 1.0), (0.2, 2 / (1 - 2 / 9) ** 2), (0.4, (1 - 4 / 9) ** -2))
+    ]
     return {
-        name: module.tables(getattr(composition_records, name)())
-        for name, module in zip(names, modules, strict=True)
+        "anatomy": anatomy.tables(made.anatomy()),
+        "temperature": temperature.tables(made.temperature()),
+        "model_size": model_size.tables([*made.model_size(), *itertools.chain(*of_size)]),
+        "heterogeneity": heterogeneity.tables([*made.heterogeneity(), *itertools.chain(*of_noise)]),
+        "importance": importance.tables(made.importance(out / "importance")),
+        "adam": adam.tables(made.adam(out / "adam")),
     }
 
 
@@ -120,3 +143,60 @@ def test_the_jackknife_of_pairs_is_the_plain_one():
     ]
     assert jackknife_of_pairs(sets) == pytest.approx(expected)
     assert jackknife_of_pairs(sets).mean() == pytest.approx(mean_overlap(sets))
+
+
+def test_critical_batch_sizes_have_the_slope_that_was_put_in(tables):
+    slopes = tables["model_size"]["front_slopes"].set_index("goal")["slope"]
+    assert slopes[0.5] == pytest.approx(0, abs=0.01)
+    assert slopes[0.25] == pytest.approx(0.1, rel=0.02)
+    assert len(tables["model_size"]["looks"]) == len(
+        model_size.looks_table(composition_records.model_size())
+    )  # of the experiment's own runs alone
+
+
+def test_critical_batch_sizes_stand_beside_the_law_of_wrong_labels(tables):
+    fronts = tables["heterogeneity"]["fronts"].set_index("label_noise")
+    assert set(fronts.index) == {0.2, 0.4}
+    excess = fronts["log_ratio"] - fronts["predicted"]
+    assert excess[0.2] == pytest.approx(np.log(2), abs=0.02)
+    assert excess[0.4] == pytest.approx(0, abs=0.02)
+
+
+def test_mixtures_stand_over_equal_classes(tables):
+    mixtures = tables["heterogeneity"]["mixtures"].set_index(["quantity", "imbalance", "point"])
+    of_start = mixtures.loc[("simple", 10.0, "step 0")]
+    assert of_start["ratio"] == pytest.approx(1.5)
+    logs = np.log(1.5) + np.array([-0.01, 0, 0.01])
+    assert of_start["p"] == pytest.approx(2 * stats.ttest_1samp(logs, 0).pvalue)  # of two points
+    assert set(tables["heterogeneity"]["law"]["num_seeds"]) == {3}
+
+
+def test_importance_is_held_against_what_was_forecast(tables):
+    results = tables["importance"]["results"].set_index(["goal", "quantity"])
+    for goal, left in ((0.4, 0.4), (0.1, 0.6)):
+        assert results.loc[(goal, "measured"), "log"] == pytest.approx(np.log(0.5), abs=0.02)
+        assert results.loc[(goal, "left"), "log"] == pytest.approx(np.log(left))
+        assert results.loc[(goal, "best"), "log"] == pytest.approx(np.log(left / 2))
+        excess = results.loc[(goal, "excess")]
+        assert excess["log"] == pytest.approx(np.log(0.5 / left), abs=0.02)
+        assert excess["num_seeds"] == 3
+        assert excess["p"] < 0.01  # seeds are .01 apart
+    ratios = tables["importance"]["ratios"].set_index(["goal", "quantity"])["log_ratio"]
+    assert ratios[0.1, "min_steps"] == pytest.approx(0, abs=0.02)
+    assert set(tables["importance"]["courses"]["seed"]) == {0, 1, 2}
+
+
+def test_noise_scales_are_held_against_the_critical_batch_size_of_adam(tables):
+    results = tables["adam"]["results"].set_index(["front", "scale", "quantity"])["value"]
+    spreads = tables["adam"]["spreads"].set_index(["front", "seed", "scale"])
+    for front in ("epsilon1e-08", "epsilon0.001"):
+        # 60 over 1, 2 and 3 in the mean of logs; the scales are constant, B_crit doubles
+        plain = np.log(60) - np.log([1, 2, 3]).mean()
+        assert results[front, "simple", "ratio"] == pytest.approx(plain, abs=0.02)
+        full = results[front, "preconditioned_full", "ratio"]
+        assert full == pytest.approx(plain - np.log(200), abs=0.02)
+        assert results[front, "preconditioned_simple", "against_plain"] == pytest.approx(
+            0, abs=1e-6
+        )
+        spread = spreads.loc[(front, 1, "simple"), "spread"]
+        assert spread == pytest.approx(np.log(2), abs=0.02)

@@ -48,6 +48,10 @@ def test_a_training_setting_out_of_range_says_what_is_allowed(fields, message):
         ({"label_noise": 1.1}, "label noise 1.1"),
         ({"label_noise": math.nan}, "label noise nan"),
         ({"label_noise": True}, "label noise True"),
+        ({"imbalance": 0.5}, "imbalance 0.5: give the images of the first class"),
+        ({"imbalance": 1e9}, "imbalance 1000000000.0"),
+        ({"imbalance": math.nan}, "imbalance nan"),
+        ({"imbalance": 2, "dataset": "markov", "model": "gpt"}, "it is for images"),
         ({"label_noise": 0.1, "dataset": "markov", "model": "gpt"}, "it is for images"),
         ({"classes": 0}, "classes 0"),
         ({"classes": 1}, "classes 1: one class leaves nothing to learn"),
@@ -68,7 +72,7 @@ def test_configurations_survive_a_round_trip_and_refuse_unknown_fields():
 
 
 def test_what_came_later_is_stored_where_it_is_set_alone():
-    assert not {"label_noise", "classes"} & set(ProblemConfig(label_noise=0).to_dict())
+    assert not {"label_noise", "classes", "imbalance"} & set(ProblemConfig(label_noise=0).to_dict())
     config = ProblemConfig(label_noise=0.2, classes=5)
     assert config.to_dict()["label_noise"] == 0.2
     assert ProblemConfig.from_dict(config.to_dict()) == config

@@ -23,12 +23,18 @@ from noisescale.cli.options import (
     own_problem_option,
     problem_options,
     refuse_beside_problem,
+    sampling_options,
     showing_what_is_found,
 )
 from noisescale.errors import SettingError
 from noisescale.problems.config import FactoryConfig, ProblemConfig, resolve_device
 from noisescale.studies.critical_batch.config import DEFAULT_WIDTH, PRESETS, CriticalBatchConfig
-from noisescale.training.config import OF_OPTIMIZER, OF_OPTIMIZER_LATER, TrainConfig
+from noisescale.training.config import (
+    OF_OPTIMIZER,
+    OF_OPTIMIZER_LATER,
+    OF_SAMPLING,
+    TrainConfig,
+)
 from noisescale.training.records.names import digest, problem_name
 
 if TYPE_CHECKING:
@@ -48,7 +54,7 @@ OF_FRONT = (
 )
 OF_BRANCH = ("learning_rate", "examples", "tolerance", "scaling")
 OF_BOTH = ("rate_bend",)
-OPTIMIZER = (*OF_OPTIMIZER, *OF_OPTIMIZER_LATER)
+OF_UPDATE = (*OF_OPTIMIZER, *OF_OPTIMIZER_LATER, *OF_SAMPLING)
 OF_RUNS = (
     "batch_sizes",
     "split",
@@ -205,6 +211,7 @@ Examples:
 )
 @own_problem_option
 @optimizer_options
+@sampling_options
 @problem_options
 @machine_options
 @executor_options(
@@ -270,7 +277,7 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
             *OF_BRANCH,
             *OF_BOTH,
             *OF_PROBLEM,
-            *OPTIMIZER,
+            *OF_UPDATE,
             *OF_RUNS,
         )
         refuse(kept, "--from-csv runs nothing")
@@ -281,7 +288,7 @@ def _check_method(ctx: click.Context, options: dict[str, Any], given: set[str]) 
             )
         refuse(OF_FRONT, "--method branch compares losses after equal examples")
         refuse(
-            (*OF_PROBLEM, *OPTIMIZER),
+            (*OF_PROBLEM, *OF_UPDATE),
             "--method branch takes problem and optimizer from the checkpoint",
         )
     else:
@@ -356,7 +363,7 @@ def _config(
         problem = fill(ProblemConfig, options)
     config = CriticalBatchConfig(
         problem=problem,
-        training=fill(TrainConfig, {name: options[name] for name in OPTIMIZER}),
+        training=fill(TrainConfig, {name: options[name] for name in OF_UPDATE}),
         batch_sizes=tuple(dict.fromkeys(options["batch_sizes"])) or None,
         goals=tuple(dict.fromkeys(options["goals"])) or None,
         split=options["split"],

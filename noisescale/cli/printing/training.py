@@ -76,8 +76,12 @@ def print_comparison(summaries: list[dict[str, Any]], console: Screen | None = N
             named += f", {num_train:,} training examples"
         if "classes" in first:
             named += f", {first['classes']} classes"
+        if "imbalance" in first:
+            named += f", imbalance {first['imbalance']:g}"
         if "label_noise" in first:
             named += f", {100 * first['label_noise']:g} % wrong labels"
+    if first.get("sampling") == "importance":
+        named += ", drawn by importance"
     console.print(f"{named}, seed {first['seed']}")
     console.print(table)
     if with_interval:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -112,10 +113,7 @@ def num_training_examples(config: ProblemConfig) -> int:
     Raises:
         SettingError: a subset larger than the data set.
     """
-    if config.is_text:
-        available = num_sequences(config)
-    else:
-        available = sum(NUM_OF_CLASS[config.dataset][: config.classes])
+    available = num_sequences(config) if config.is_text else sum(_kept_of_classes(config))
     _check_num_train(config, available)
     return config.num_train or available
 
@@ -126,6 +124,8 @@ def _check_num_train(config: ProblemConfig, available: int) -> None:
         kind = f"sequences of {config.context or CONTEXT}" if config.is_text else "images"
         if config.classes is not None:
             kind += f" of the first {config.classes} classes"
+        if config.imbalance != 1:
+            kind += f" at an imbalance of {config.imbalance:g}"
         raise SettingError(
             f"num train {config.num_train}: {config.dataset} has {available} training {kind}; "
             "give at most that"
@@ -139,6 +139,7 @@ def load_splits(
     num_train: int | None = None,
     label_noise: float = 0.0,
     classes: int | None = None,
+    imbalance: float = 1.0,
     context: int | None = None,
     text: str | None = None,
     data_dir: Path | None = None,
@@ -165,6 +166,7 @@ def load_splits(
         label_noise: share of the training labels that another class replaces, of images, see
             `ProblemConfig`.
         classes: k: only images of the first k classes, in all three splits; None: all.
+        imbalance: ρ of unequal classes in training, of images, see `ProblemConfig`.
         context: T, characters of a sequence; None: 64.
         text: the file of "text": UTF-8, or any bytes.
         data_dir: where the files are, or are to be put; None: $NOISESCALE_DATA, else the user's
@@ -192,6 +194,7 @@ def load_splits(
         num_train=num_train,
         label_noise=label_noise,
         classes=classes,
+        imbalance=imbalance,
         model="gpt" if name in TEXTS else "mlp",  # no part of the data
         context=context,
         text=text,
@@ -250,6 +253,9 @@ def _images(config: ProblemConfig, root: Path, device: torch.device | str) -> Sp
     if config.classes is not None:
         chosen = classes < num_classes
         images, classes = images[chosen], classes[chosen]
+    if config.imbalance != 1:
+        kept = _unequal(classes, _kept_of_classes(config))
+        images, classes = images[kept], classes[kept]
     if config.num_train is not None:
         subset = _subset(len(images), config.num_train)
         images, classes = images[subset], classes[subset]
@@ -272,6 +278,25 @@ def _images(config: ProblemConfig, root: Path, device: torch.device | str) -> Sp
         test=to_device(held_out_images[test], held_out_classes[test]),
         num_classes=num_classes,
     )
+
+
+def _kept_of_classes(config: ProblemConfig) -> list[int]:
+    """How many training images each class has (k,), one at least."""
+    sizes = NUM_OF_CLASS[config.dataset][: config.classes]
+    last = len(sizes) - 1
+    return [
+        max(round(size * config.imbalance ** (-place / last)), 1)
+        for place, size in enumerate(sizes)
+    ]
+
+
+def _unequal(classes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Indices, rising, of so many images of each class: the first of one fixed shuffle."""
+    generator = torch.Generator().manual_seed(independent_seed("imbalance"))
+    order = torch.randperm(len(classes), generator=generator)
+    shuffled = classes[order]
+    kept = [order[shuffled == number][:size] for number, size in enumerate(sizes)]
+    return torch.cat(kept).sort().values
 
 
 def _with_wrong_labels(classes: Tensor, share: float, num_classes: int) -> Tensor:

@@ -44,8 +44,8 @@ class CriticalBatchConfig(Settings):
 
     Attributes:
         problem: what is trained.
-        training: the optimizer, momentum and weight decay of every run; its batch size, learning
-            rate, length and seed are chosen here.
+        training: the optimizer, momentum and weight decay of every run, and how its examples are
+            drawn; its batch size, learning rate, length and seed are chosen here.
         batch_sizes: examples per update, four or more; None or (): `default_batch_sizes`, powers
             of two as the training set allows.
         goals: losses on a fixed subset of the split; the runs end at the lowest. None: 0.4, 0.25,
@@ -84,7 +84,7 @@ class CriticalBatchConfig(Settings):
     noise_examples: int | None = 4000
 
     def __post_init__(self) -> None:
-        check_of_study(self.training)
+        check_of_study(self.training, any_sampling=True)
         if self.batch_sizes:
             _check_batch_sizes(self.batch_sizes, self.problem)
         if self.goals is not None:

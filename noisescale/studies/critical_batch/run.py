@@ -63,6 +63,7 @@ from noisescale.training.records.names import run_name
 from noisescale.training.records.tables import STEPS_TO_GOAL
 from noisescale.training.updates.muon import check_muon
 
+DRAWN_EVENLY = "B_simple and B_noise are those of examples drawn evenly, and not by importance"
 CELLS_A_SEARCH = 5  # about, for the estimate of the time left: three rates and two beyond an end
 
 
@@ -103,6 +104,8 @@ def run_critical_batch(
             measured along runs, `found` is the result without the rest of it.
     """
     notes = seeding_notes(config.problem, num_seeds=config.num_seeds)
+    if config.training.sampling == "importance" and config.noise_examples:
+        notes = (*notes, DRAWN_EVENLY)
     options = with_notes(common_options(options), notes)
     check_muon(config.training)
     num_examples = examples_for(config.problem, config.split)

@@ -82,7 +82,7 @@ def advise_on_run(
         in_use=in_use_text(in_use or size, critical),
         rules=rules.rules,
         worth=(
-            *filter(None, [said]),
+            *filter(None, [said, _caveat_of_sampling(training)]),
             f"Rates: as the run's own, {training.learning_rate:g} at B = {size:,}, which nothing "
             "tuned.",
         ),
@@ -205,7 +205,7 @@ def advise_on_weights(
         in_use=None if used is None else in_use_text(used, simple),
         rules=() if rules is None else rules.rules,
         worth=(
-            *filter(None, [said]),
+            *filter(None, [said, _caveat_of_sampling(training)]),
             "Of this point alone: the noise grows in training; how B_crit relates is unknown.",
         ),
         cost=cost,
@@ -239,10 +239,17 @@ def recommend_command(problem: AnyConfig | None, training: TrainConfig | None) -
     else:
         words.append(OWN_FACTORY)
     if training is not None:
-        words += [f"--lr {training.learning_rate:.3g}", *optimizer_words(training)]
+        words += [f"--lr {training.learning_rate:.3g}", *optimizer_words(training.drawn_evenly())]
         if isinstance(training.batch_size, int):
             words.append(f"--bs {training.batch_size}")
     return " ".join(words)
+
+
+def _caveat_of_sampling(training: TrainConfig | None) -> str | None:
+    """What to say where the run's batches are not those whose noise was measured."""
+    if training is None or training.sampling == "shuffle":
+        return None
+    return "The run drew by importance; this noise is that of examples drawn evenly."
 
 
 def _own_size(training: TrainConfig, num_examples: int) -> int:

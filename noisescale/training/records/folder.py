@@ -51,6 +51,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "batch_size": (int, str),
     **dict.fromkeys(("diverged_at_step", "num_train"), (int, NoneType)),
     "label_noise": _NUMBER,
+    "imbalance": _NUMBER,
     "classes": (int,),
     "notes": (list,),
 }
@@ -187,10 +188,10 @@ def folder_state(path: Path, config: dict[str, Any]) -> State:
     in_folder = [each.to_dict() for each in parse_config(path, stored)]
     given = [each.to_dict() for each in parse_config(path, config)]
     differences = [
-        f"{section}.{name} is {old.get(name)!r} there, {value!r} here"
+        f"{section}.{name} is {old.get(name)!r} there, {new.get(name)!r} here"
         for section, old, new in zip(("problem", "training"), in_folder, given, strict=True)
-        for name, value in new.items()
-        if old.get(name) != value
+        for name in {**new, **old}  # some are stored where they are set alone
+        if old.get(name) != new.get(name)
     ]
     if differences:
         raise RunFolderError(

@@ -72,6 +72,8 @@ def describe_problem(problem: AnyConfig) -> str:
         data += f" ({problem.num_train:,} examples)"
     if problem.classes is not None:
         data += f", {problem.classes} classes"
+    if problem.imbalance != 1:
+        data += f", imbalance {problem.imbalance:g}"
     if problem.label_noise:
         data += f", {100 * problem.label_noise:g} % wrong labels"
     if problem.width is not None:

@@ -146,8 +146,9 @@ class NoiseTracking:
 class NoiseTracker:
     """A run's |G|², tr Σ and noise scales, in noise.csv and, by parameter, in noise_layers.csv.
 
-    They are of the population "dataset", the noise of the run's own batches, and of a copy of the
-    model in evaluation mode; of an adaptive optimizer also under its preconditioner.
+    They are of the population "dataset", the noise of the run's own batches where these are drawn
+    evenly, and of a copy of the model in evaluation mode; of an adaptive optimizer also under its
+    preconditioner.
     """
 
     def __init__(self, training: Training, path: Path, tracking: NoiseTracking) -> None:

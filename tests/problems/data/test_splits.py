@@ -255,6 +255,30 @@ def test_classes_are_the_first_ones_in_every_split(name, mnist_dir):
         num_training_examples(ProblemConfig(dataset=name, classes=2, num_train=50_000))
 
 
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_mixtures_have_classes_of_these_sizes_and_lie_in_one_another(name, mnist_dir):
+    whole, some, few = (
+        load_splits(name, imbalance=ratio, data_dir=mnist_dir) for ratio in (1.0, 10.0, 100.0)
+    )
+    equal = torch.bincount(whole.train.targets)
+    for splits, ratio in ((some, 10.0), (few, 100.0)):
+        counts = torch.bincount(splits.train.targets)
+        expected = [max(round(int(equal[c]) * ratio ** (-c / 9)), 1) for c in range(10)]
+        assert counts.tolist() == expected
+        config = ProblemConfig(dataset=name, imbalance=ratio)
+        assert num_training_examples(config) == sum(expected)  # known without the data
+        assert torch.equal(splits.test.inputs, whole.test.inputs)
+    rows = {image.numpy().tobytes() for image in some.train.inputs}
+    assert all(image.numpy().tobytes() in rows for image in few.train.inputs)
+    with pytest.raises(SettingError, match="images at an imbalance of 100"):
+        load_splits(name, imbalance=100, num_train=50_000, data_dir=mnist_dir)
+
+
+def test_of_few_classes_the_last_is_as_rare():
+    some = load_splits("digits", classes=2, imbalance=10, label_noise=0.0)
+    assert torch.bincount(some.train.targets).tolist() == [130, round(137 / 10)]
+
+
 def test_a_model_has_an_output_for_each_class():
     problem = build_problem(ProblemConfig(dataset="digits", classes=4, num_train=20, width=4))
     assert problem.train.num_examples == 20
