@@ -41,7 +41,7 @@ def test_a_run_under_autocast_learns(device):
     single = Examples(inputs.float(), targets)
     problem = on(replace(problem, model=problem.model.float(), train=single, test=None), device)
     before = evaluate(problem.model, problem.loss, problem.train).loss
-    checkpoint = end(problem, TrainConfig(batch_size=10, learning_rate=0.1, epochs=5, amp="bf16"))
+    checkpoint = end(problem, TrainConfig(batch_size=5, learning_rate=0.2, epochs=10, amp="bf16"))
     problem.model.load_state_dict(checkpoint.params)
     assert evaluate(problem.model, problem.loss, problem.train).loss < 0.8 * before
 
