@@ -212,6 +212,17 @@ def _curvature(record: Record) -> Iterator[Rows]:
             ),
             *([name, reason, *[NONE] * 4] for name, reason in compared.get("missing", {}).items()),
         ]  # fmt: skip
+    if "vocabulary" in record:
+        yield [
+            ["a Hessian product of cross-entropy", "through the softmax, ms", "closed form, ms",
+             "ratio"],
+            *(
+                [f"{of['classes']:,} classes, {of['examples']:,} examples",
+                 _number(1e3 * of["seconds"]["softmax"]),
+                 _number(1e3 * of["seconds"]["closed form"]), _number(of["ratio"])]
+                for of in record["vocabulary"]
+            ),
+        ]  # fmt: skip
     rows = [["λ_max again, 100 steps later", "cold", "from the last eigenvectors", "ratio",
              "target"]]  # fmt: skip
     if (warm := record.get("warm_starts")) is not None:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import numpy as np
@@ -34,6 +35,7 @@ from experiments.resources import (
     Part,
     PeerMissing,
     Record,
+    cpu_seconds,
     peak_bytes,
     peer,
     seconds,
@@ -49,11 +51,13 @@ from noisescale import (
     train,
 )
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
+from noisescale.measure.objective.substitutes import cross_entropy as closed_forms
 from noisescale.problems.problem import Examples, Params
 from noisescale.problems.sampling import select
 
 RESULTS = Path(__file__).parent / "results"
 NUM_EXAMPLES = 10_000
+VOCABULARIES = (256, 2048, 16_384, 65_536)
 DISTANCE = 100  # training steps between the checkpoints of the warm start
 TARGETS = {
     "hessian": 3.2,
@@ -104,6 +108,47 @@ def products(
         "gradient_seconds": statistics.median(gradients),
         "in_gradients": {name: statistics.median(values) for name, values in ratios.items()},
     }
+
+
+def vocabulary(device: str, *, rounds: int, deadline: Deadline = NEVER) -> list[dict[str, Any]]:
+    """Hessian products of cross-entropy of V classes: in closed form, and through the softmax.
+
+    Of an embedding and a linear layer on as many random tokens as make V·n about four million,
+    their graphs kept; medians over interleaved rounds, and the largest difference of the two.
+    """
+    cost = seconds if device == "cuda" else cpu_seconds
+    rows = []
+    for size in VOCABULARIES:
+        tokens = torch.randint(size, (2**22 // size, 2), generator=torch.Generator().manual_seed(0))
+        model = nn.Sequential(nn.Embedding(size, 64), nn.Linear(64, size)).to(device)
+        problem = Problem(
+            model=model,
+            loss=nn.CrossEntropyLoss(reduction="none"),
+            train=Examples(*tokens.to(device).unbind(1)),
+        )
+        ways, images = {}, {}
+        for name, least in (("closed form", 0), ("softmax", 2 * size)):
+            product = hessian_matvec(problem, chunk_size=len(tokens))
+            vector = torch.linspace(-1, 1, product.dim, device=device)
+            with mock.patch.object(closed_forms, "LARGE_VOCABULARY", least):
+                images[name] = product(vector)  # and its graph is recorded
+            ways[name] = partial(product, vector)
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in deadline.rounds(rounds):
+            for name, way in ways.items():
+                taken[name].append(cost(way))
+        ratios = [a / b for a, b in zip(*taken.values(), strict=True)]
+        difference = (images["closed form"] - images["softmax"]).norm() / images["softmax"].norm()
+        rows.append(
+            {
+                "classes": size,
+                "examples": len(tokens),
+                "seconds": {name: statistics.median(values) for name, values in taken.items()},
+                "ratio": statistics.median(ratios),
+                "relative_difference": float(difference),
+            }
+        )
+    return rows
 
 
 def ours(problem: Problem, params: Params, examples: Examples) -> tuple[float, int]:
@@ -248,6 +293,7 @@ def parts_of(problem: Problem, *, rounds: int, device: str) -> dict[str, Part]:
         "largest_eigenvalue": lambda deadline: compare(
             problem, along()[0], examples, rounds=rounds, deadline=deadline
         ),
+        "vocabulary": lambda deadline: vocabulary(device, rounds=max(rounds, 5), deadline=deadline),
         "warm_starts": lambda deadline: warm_starts(problem, along(), examples, seeds=2),
     }
 
@@ -289,6 +335,11 @@ def show(result: dict[str, Any]) -> None:
             click.echo(f"| {name} | {numbers} |")
         for name, reason in result["largest_eigenvalue"]["missing"].items():
             click.echo(f"| {name} | {reason} | | | |")
+    for row in result.get("vocabulary", []):
+        click.echo(
+            f"\nHessian product of cross-entropy of {row['classes']:,} classes: closed form/softmax"
+            f" {row['ratio']:.2f}, {row['relative_difference']:.0e} apart"
+        )
     if "warm_starts" in result:
         warm = result["warm_starts"]
         sums = f"{sum(warm['warm'])}/{sum(warm['cold'])}"

@@ -30,6 +30,7 @@ from noisescale.measure.objective.parameters import (
     named,
     precise_dtype,
 )
+from noisescale.measure.objective.passes import differentiable_twice
 from noisescale.problems.config import Amp
 from noisescale.problems.problem import (
     Data,
@@ -366,7 +367,8 @@ class Objective(LossesAtPoint):
 
     def _twice_differentiable(self, params: Params, chunk: Examples) -> list[Tensor]:
         """The summed loss of a chunk and its gradient, with the graph of both."""
-        loss = self.example_losses(params, chunk).sum()
+        with differentiable_twice():
+            loss = self.example_losses(params, chunk).sum()
         if not loss.requires_grad:
             return [loss]
         return [loss, *self.derivative(loss, params, create_graph=True)]
