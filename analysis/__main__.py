@@ -18,6 +18,7 @@ from analysis.noise.critical_batch import critical_batch
 from analysis.noise.noise_growth import noise_growth
 from analysis.stability.catapult import catapult
 from analysis.stability.edge_of_stability import edge_of_stability
+from analysis.stability.preconditioned_edge import preconditioned_edge
 from analysis.stability.stability_map import stability_map
 from analysis.stability.three_cases import three_cases
 from analysis.tables import DATA
@@ -57,6 +58,7 @@ def main() -> None:
 main.add_command(three_cases)
 main.add_command(adaptive_batch)
 main.add_command(edge_of_stability)
+main.add_command(preconditioned_edge)
 main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)

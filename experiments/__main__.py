@@ -19,6 +19,7 @@ from experiments.noise.critical_batch import critical_batch
 from experiments.noise.noise_growth import noise_growth
 from experiments.stability.catapult import catapult
 from experiments.stability.edge_of_stability import edge_of_stability
+from experiments.stability.preconditioned_edge import preconditioned_edge
 from experiments.stability.stability_map import stability_map
 from experiments.stability.three_cases import three_cases
 from noisescale.cli.group import Commands
@@ -90,6 +91,7 @@ def main() -> None:
 main.add_command(three_cases)
 main.add_command(adaptive_batch)
 main.add_command(edge_of_stability)
+main.add_command(preconditioned_edge)
 main.add_command(noise_growth)
 main.add_command(stability_map)
 main.add_command(critical_batch)

@@ -18,7 +18,8 @@ Gradient noise at one point: |G|², tr Σ, B_simple and B_noise
     gradient_moments -> GradientMoments, noise_scale: its two halves.
     NoiseScale.anatomy -> NoiseAnatomy, noise_anatomy: who carries tr Σ.
     preconditioner_of: an optimizer's P, for the noise in its geometry.
-    sign_noise -> SignNoise: the noise scale of descent along the sign.
+    sign_noise, FoldWeights -> SignNoise: the noise scale of descent along
+        the sign.
     gradient_rule, Outer: per-example gradients of a layer of one's own.
 
 Gradient noise along a training loop of one's own

@@ -86,6 +86,7 @@ from .statistics.critical_batch.recommendation import (
 from .statistics.critical_batch.steps_vs_examples import Tradeoff as Tradeoff
 from .statistics.estimate import Estimate as Estimate
 from .statistics.gradient_noise import (
+    FoldWeights as FoldWeights,
     GradientNoise as GradientNoise,
     NoiseAnatomy as NoiseAnatomy,
     NoiseScale as NoiseScale,

@@ -129,11 +129,9 @@ def overlaps_table(runs: Runs) -> pd.DataFrame:
             "losses": np.array([_overlap(*pair) for pair in pairs]),
         }
         for kind, values in by_kind.items():
-            estimate, beside = over_seeds(values)
+            estimate, _ = over_seeds(values)
             row: dict[str, Any] = {"goal": goal, "between": kind}
-            rows.append(
-                row | estimate_row("overlap", estimate) | {"num_seeds": beside["num_seeds"]}
-            )
+            rows.append(row | estimate_row("overlap", estimate) | {"num_seeds": len(here)})
     return pd.DataFrame(rows)
 
 
@@ -168,6 +166,8 @@ def results_table(points: pd.DataFrame, components: pd.DataFrame) -> pd.DataFram
     first, last = (_nearest(wide["simple"].columns, goal) for goal in GROWTH)
     growth = np.log(wide["simple"][last] / wide["simple"][first])
     fall = -np.log(wide["squared_gradient_norm"][last] / wide["squared_gradient_norm"][first])
+    if first == last:  # of a run that was cut short, which shows no growth
+        growth, fall = growth * np.nan, fall * np.nan
     deletion = np.log(wide["without_noisiest"][last] / wide["without_random"][last])
     found: dict[str, tuple[float, np.ndarray]] = {
         "log growth": (last, np.asarray(growth)),
@@ -176,7 +176,7 @@ def results_table(points: pd.DataFrame, components: pd.DataFrame) -> pd.DataFram
         "effective_examples": (last, wide["effective_examples"][last].to_numpy()),
         "importance": (last, wide["importance"][last].to_numpy()),
         "log deletion": (last, np.asarray(deletion)),
-        "log clear_first": (CLEAR, clear_first(components)),
+        "log clear_first": (_nearest(components["goal"], CLEAR), clear_first(components)),
     }
     rows = []
     for name, (goal, values) in found.items():

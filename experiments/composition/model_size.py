@@ -1,7 +1,7 @@
 """Does the noise scale depend on the size of the model, at equal loss?
 
 MNIST, SGD, B = 64, one network for each width 8, 16, …, 1,024 at depth 2, and depths 1, 3 and 4 at
-widths 16, 64 and 256: 10,000 to 3.9 million parameters, ε = .1, five seeds; widths 8 … 512 at depth
+widths 16, 64 and 256: 6,400 to 1.9 million parameters, ε = .1, five seeds; widths 8 … 512 at depth
 2 with ε = .05 as well, three seeds. B_simple at training losses 1, .5, .25 and .12, on 4,096 random
 training images at each look within ± 10 % of the loss (means of tr Σ over means of |G|²); B_noise
 at the first such look, its Hessian on 1,024 images with eight probes.

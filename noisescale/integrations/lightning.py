@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import MeasurementError, SettingError, check_choice
 from noisescale.measure.monitor.fsdp_norms import is_sharded
 from noisescale.measure.monitor.noise_monitor import SCALARS, NoiseScaleMonitor
+from noisescale.statistics.gradient_noise import under_preconditioner
 
 
 class NoiseScaleCallback(Callback):
@@ -37,8 +38,14 @@ class NoiseScaleCallback(Callback):
         memory: of `NoiseScaleMonitor`, in examples.
         num_examples: gives the number of examples in a batch; None: the length of the first tensor
             in it.
+        geometry: "plain"; or "optimizer", under whose diagonal P, as of Adam, norms are then taken
+            in place of plain ones (see `NoiseScaleMonitor`), under the names
+            noise_scale/preconditioned_simple and so on.
         weight: where the loss of a batch is a sum, gives how many terms it is of: the examples, or
             the tokens that count; G is then the gradient of their mean. None: the loss is a mean.
+
+    Raises:
+        SettingError: another geometry than these.
 
     Attributes:
         monitor: the NoiseScaleMonitor, from the start of a fit on, whose `noise` says why where
@@ -51,11 +58,14 @@ class NoiseScaleCallback(Callback):
         memory: float | None = None,
         num_examples: Callable[[Any], int] | None = None,
         weight: Callable[[Any], float] | None = None,
+        geometry: Literal["plain", "optimizer"] = "plain",
     ) -> None:
+        check_choice("geometry", geometry, ("plain", "optimizer"))
         self.monitor: NoiseScaleMonitor | None = None
         self._memory = memory
         self._num_examples = num_examples or _first_length
         self._weight = weight
+        self._geometry = geometry
         self._terms: float | None = None  # of the batch's loss, where that is a sum
         self._restored: dict[str, Any] | None = None
         self._count = 0
@@ -65,12 +75,16 @@ class NoiseScaleCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.monitor, self._measures = None, True
         try:
-            self.monitor = NoiseScaleMonitor(pl_module, memory=self._memory)
-        except SettingError as error:  # as of sharded parameters
+            self.monitor = NoiseScaleMonitor(
+                pl_module,
+                memory=self._memory,
+                preconditioner=trainer.optimizers[0] if self._geometry == "optimizer" else None,
+            )
+            if self._restored is not None:
+                self.monitor.load_state_dict(self._restored)
+        except SettingError as error:  # as of sharded parameters, or of SGD as a preconditioner
             self._give_up(str(error))
             return
-        if self._restored is not None:
-            self.monitor.load_state_dict(self._restored)
         model = trainer.strategy.model
         self._reduced = trainer.world_size > 1 and _is_watched(model)
         if reason := _obstacle(trainer, pl_module, is_reduced=self._reduced):
@@ -113,9 +127,14 @@ class NoiseScaleCallback(Callback):
             scalars = (
                 self.monitor.scalars()
                 if self.monitor.num_updates
-                else dict.fromkeys(SCALARS, math.nan)
+                else dict.fromkeys(self._names, math.nan)
             )
             pl_module.log_dict({f"noise_scale/{name}": value for name, value in scalars.items()})
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """Of what is logged."""
+        return SCALARS if self._geometry == "plain" else tuple(under_preconditioner(*SCALARS))
 
     @contextmanager
     def _or_give_up(self) -> Iterator[None]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal
 
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import GradientState
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import MeasurementError, SettingError, check_choice
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.statistics.display import counted
 
@@ -38,15 +40,25 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
 
     Args:
         memory: of `NoiseScaleMonitor`, in examples.
+        geometry: "plain"; or "optimizer", under whose diagonal P, as of AdamW, norms are then taken
+            in place of plain ones (see `NoiseScaleMonitor`), under the names
+            noise_scale/preconditioned_simple and so on.
+
+    Raises:
+        SettingError: another geometry than these.
 
     Attributes:
         monitor: the NoiseScaleMonitor, from the start of training on, whose `noise` says why where
             nothing is measured; None before.
     """
 
-    def __init__(self, *, memory: float | None = None) -> None:
+    def __init__(
+        self, *, memory: float | None = None, geometry: Literal["plain", "optimizer"] = "plain"
+    ) -> None:
+        check_choice("geometry", geometry, ("plain", "optimizer"))
         self.monitor: NoiseScaleMonitor | None = None
         self._memory = memory
+        self._geometry = geometry
         self._trainer: Trainer | None = None
         self._micro_batch: dict[str, Any] = {}  # num_examples and weight of the latest one
         self._begun = False  # an update
@@ -78,19 +90,21 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         # the model in its wrapper, if it has one: the callback's own argument is the bare model
         model: nn.Module = self._trainer.model_wrapped
         try:
-            self.monitor = NoiseScaleMonitor(model.parameters(), memory=self._memory)
+            self.monitor = NoiseScaleMonitor(
+                model.parameters(), memory=self._memory, preconditioner=self._preconditioner()
+            )
             if reason := _obstacle(args, self._trainer):
                 self._give_up(reason)
                 return
             if args.world_size > 1:
                 self.monitor.attach(model)
-        except SettingError as error:  # as of a model in another wrapper
+            callbacks: Any = state.stateful_callbacks  # from the checkpoint, where there is one
+            stored = callbacks.setdefault(type(self).__name__, self.state())
+            if state.global_step and stored["attributes"]["averages"]:
+                self.monitor.load_state_dict(stored["attributes"]["averages"])
+        except SettingError as error:  # as of a model in another wrapper, or of another geometry
             self._give_up(str(error))
             return
-        callbacks: Any = state.stateful_callbacks  # from the checkpoint, where there is one
-        stored = callbacks.setdefault(type(self).__name__, self.state())
-        if state.global_step and stored["attributes"]["averages"]:
-            self.monitor.load_state_dict(stored["attributes"]["averages"])
         self._begun = False
         self._watch_training_step(self._trainer)
 
@@ -140,7 +154,15 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What the Trainer stores of it in a checkpoint."""
         averages = None if self.monitor is None else self.monitor.state_dict()
-        return {"args": {"memory": self._memory}, "attributes": {"averages": averages}}
+        own = {"memory": self._memory, "geometry": self._geometry}
+        return {"args": own, "attributes": {"averages": averages}}
+
+    def _preconditioner(self) -> Optimizer | None:
+        """The Trainer's optimizer, out of Accelerate's wrapper; None for plain norms."""
+        if self._geometry == "plain" or self._trainer is None:
+            return None
+        optimizer: Optimizer | None = self._trainer.optimizer
+        return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
 
     def _give_up(self, reason: str) -> None:
         """Leaves the training unmeasured, with a warning."""

@@ -16,7 +16,7 @@ from noisescale.measure.gradients.engine import EngineName
 from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
 from noisescale.measure.noise_parts.anatomy import measure_anatomy
 from noisescale.measure.noise_parts.classes import check_classes, measure_classes
-from noisescale.measure.noise_parts.fold_sums import FEWEST, measure_sign
+from noisescale.measure.noise_parts.fold_sums import check_enough, measure_sign
 from noisescale.measure.noise_parts.probes import probe_curvature
 from noisescale.measure.objective import Objective, flatten
 from noisescale.measure.objective.preconditioner import (
@@ -207,11 +207,6 @@ def measure_noise(
             "anatomy of a problem with weights: it is not known what importance sampling leaves of "
             "its noise; leave it out, or the weights"
         )
-    if options.sign and problem.weights is not None:
-        raise SettingError(
-            "the noise of the sign of a problem with weights: it is known of plain means alone; "
-            "leave it out"
-        )
     if preconditioner is None and options.geometry in ("optimizer", "both"):
         raise SettingError(
             f"geometry {options.geometry} without a preconditioner: give one, or leave it out"
@@ -324,10 +319,8 @@ def _measure_gradients(
         param_filter=options.param_filter,
         amp=options.amp,
     )
-    if options.sign and objective.num_examples < FEWEST:
-        raise SettingError(
-            f"{objective.num_examples} examples: the noise of the sign takes {FEWEST} or more"
-        )
+    if options.sign:
+        check_enough(objective)
     diagonal: Params | None = None
     if preconditioner is not None:
         diagonal = by_leaf(preconditioner_of(preconditioner, problem.model), objective.params())

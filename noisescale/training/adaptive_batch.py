@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.display import one_line
 from noisescale.statistics.gradient_noise import GradientNoise
@@ -46,6 +45,9 @@ class AdaptiveBatchSize:
     """
 
     def __init__(self, config: TrainConfig, parameters: nn.Module, *, num_examples: int) -> None:
+        # here, for few runs need it, and what it loads of torch takes the better part of a second
+        from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
+
         self.settings = settings = config.adaptive or AdaptiveConfig()
         self.max_batch_size = settings.max_batch_size or max(
             settings.initial_batch_size, min(num_examples, LARGEST_BATCH)

@@ -21,7 +21,7 @@ RULES = {
 CAPTION = (
     "MNIST, unit pixels, 784–256–256–10, SGD, each point at the best of three learning rates; "
     "geometric means of {seeds} seeds, 95 % intervals. Above: numbers are fixed batch sizes, every "
-    "other one; adaptive ones, B = √(r·B_simple), have r = {rates} from left to right; below and "
+    "other one; adaptive ones, B = √(r·B_simple), have r = {rates} from top to bottom; below and "
     "left is better. Below: what a run costs, E + r·S, r the examples that a step is worth, over "
     "the best fixed batch size for that r. All {count} comparisons together: {saved:.1f} % saved "
     "({low:.1f} to {high:.1f}), p = {p:.2g}; by itself, and corrected for their number (Holm), the "

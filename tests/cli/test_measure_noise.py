@@ -265,3 +265,23 @@ def test_our_checkpoints_are_left_as_they_were(trained):
     run("measure-noise", trained / "checkpoint.pt", "--hessian", "--num-examples", 200)
     after = load_checkpoint(trained)
     assert all(torch.equal(before.params[name], after.params[name]) for name in before.params)
+
+
+def test_an_adam_that_diverged_does_not_stop_the_others():
+    """Its second moments are no preconditioner, which is said of its checkpoint alone."""
+    for name, rate in (("good", 1e-3), ("diverged", 1e-3)):
+        settings = ["--optimizer", "adam", "--lr", rate, "--out", name]
+        assert run(*SMALL, *settings).exit_code == 0
+    path = Path("diverged/checkpoint.pt")
+    content = torch.load(path, weights_only=True)
+    for state in content["optimizer"]["state"].values():
+        state["exp_avg_sq"].fill_(torch.inf)
+    torch.save(content, path)
+    both = ["measure-noise", "good/checkpoint.pt", path, "--num-examples", 50]
+    result = run(*both, "--json")
+    assert result.exit_code == 0, result.output
+    good, diverged = strict(result.stdout)
+    assert good["preconditioned"]["gradient_variance"]["value"] > 0
+    assert diverged["preconditioned"] is None
+    assert diverged["gradient_variance"]["value"] > 0
+    assert "is not positive and finite throughout" in " ".join(run(*both).output.split())

@@ -90,6 +90,17 @@ def test_a_tracked_run_is_read_and_a_point_along_it_measured(tracked):
     assert "Of this point alone" in text
 
 
+def test_a_schedules_own_rate_goes_with_the_answer_not_the_last_of_it(tmp_path):
+    """At the end of a cosine the rate in force is next to none."""
+    settings = ["--dataset", "digits", "--width", 8, "--epochs", 2, "--lr", 0.1]
+    cosine = [*settings, "--lr-schedule", "cosine", "--out", tmp_path / "run"]
+    assert run("train", *cosine).exit_code == 0
+    record = strict(run("recommend", tmp_path / "run" / "checkpoint.pt", "--json").stdout)
+    balanced = record["recommendation"][1]
+    size = balanced["batch_size"]  # ε ∝ 1/(1 + B_crit/B), from 0.1 at 32
+    assert balanced["learning_rate"] == pytest.approx(0.1 * (1 + size / 32) / 2, rel=0.03)
+
+
 def test_weights_of_others_take_their_problem(tmp_path):
     model = problems.quadratic().model
     torch.save(model.state_dict(), tmp_path / "weights.pt")

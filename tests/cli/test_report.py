@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from noisescale import NoisescaleError, write_report
+from noisescale.cli.artefacts.commands import noise_command
 from noisescale.cli.artefacts.page import inline_svg
 from noisescale.cli.printing import tables
 from noisescale.cli.printing.critical_batch import print_fits
@@ -20,7 +21,7 @@ from noisescale.cli.printing.stability_map import print_sweep
 from noisescale.cli.printing.tables import NumberTable
 from noisescale.plots.style import panels
 from tests.helpers import own_problems
-from tests.helpers.command_line import run
+from tests.helpers.command_line import SMALL, run
 from tests.helpers.executors import Here
 from tests.helpers.measurements import noise_table
 from tests.helpers.pages import Page, assert_stands_alone
@@ -215,6 +216,25 @@ def test_the_command_on_the_page_is_of_what_lies_there(left, pages, kind, monkey
     result = run(*shlex.split(command)[1:])
     assert result.exit_code == 0, (command, result.output)
     assert sorted(Path(kind).rglob("*/summary.json")) == before
+
+
+def test_the_command_of_measurements_has_the_options_that_made_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*SMALL, "--optimizer", "adamw", "--lr", "1e-3", "--out", "run").exit_code == 0
+    options = ["--anatomy", "--sign", "--num-examples", "50", "--amp", "bf16"]
+    options += ["--preconditioner", "none"]
+    measured = run("measure-noise", "run/checkpoint.pt", *options, "--json")
+    assert measured.exit_code == 0, measured.output
+    command = noise_command(Path("noise.json"), json.loads(measured.stdout))
+    said = " ".join(shlex.split(command))
+    assert said.startswith("noisescale measure-noise run/checkpoint.pt ")
+    for option in ("--anatomy", "--sign", "--num-examples 50", "--amp bf16"):
+        assert option in said
+    assert "--preconditioner none" in said
+    plain = run("measure-noise", "run/checkpoint.pt", "--num-examples", "50", "--json")
+    command = noise_command(Path("noise.json"), json.loads(plain.stdout))
+    for option in ("--anatomy", "--sign", "--amp", "--preconditioner"):
+        assert option not in command
 
 
 @pytest.mark.slow

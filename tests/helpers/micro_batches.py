@@ -33,19 +33,31 @@ def mean_gradient(weight: Tensor, inputs: Tensor, targets: Tensor) -> np.ndarray
 
 
 def replayed(
-    updates: Sequence[Update], weights: Callable[[list[Part]], np.ndarray] | None = None
+    updates: Sequence[Update],
+    weights: Callable[[list[Part]], np.ndarray] | None = None,
+    *,
+    adam: tuple[float, float] | None = None,
 ) -> GradientNoise:
-    """The averages over updates, each the weight and the micro-batches it was made of."""
+    """The averages over updates, each the weight and the micro-batches it was made of.
+
+    adam: β₂ and ε of the Adam that they were made with, under whose P norms are then taken.
+    """
     running = RunningNoise()
-    for weight, parts in updates:
+    moments, scale = np.zeros(3), np.ones(3)
+    for step, (weight, parts) in enumerate(updates):
         means = [mean_gradient(weight, *part) for part in parts]
         counts = np.array([len(part[0]) for part in parts])
         shares = np.full(len(parts), 1 / len(parts)) if weights is None else weights(parts)
         whole, size = shares @ means, 1 / (shares**2 / counts).sum()
-        if len(parts) > 1:
+        if adam is not None and step:
+            beta, eps = adam
+            scale = 1 / (np.sqrt(moments / (1 - beta**step)) + eps)
+        if len(parts) > 1 and (adam is None or step):
             running.memory = running.memory or 100 * size
-            found = two_batch(means[0] @ means[0], counts[0], whole @ whole, size)
-            running.add(*found, num_examples=size)
+            small, big = scale @ means[0] ** 2, scale @ whole**2
+            running.add(*two_batch(small, counts[0], big, size), num_examples=size)
+        if adam is not None:
+            moments = adam[0] * moments + (1 - adam[0]) * whole**2
     return running.noise
 
 

@@ -38,6 +38,30 @@ def test_it_measures_what_it_trains_with(tmp_path):
     assert "noise_scale/simple" in logged
 
 
+class WithAdam(Recorder):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01, betas=(0.9, 0.95), eps=1e-2)
+
+
+def test_it_measures_in_the_geometry_of_the_optimizer(tmp_path):
+    callback, model = NoiseScaleCallback(geometry="optimizer"), WithAdam()
+    trainer = lightning_trainer(tmp_path, callback, gradient_clip_val=None)
+    trainer.fit(model, DataLoader(data(24), batch_size=BATCH))  # four batches in each update
+    assert callback.monitor.num_updates == 5  # before the first step there is no v
+    assert_same(callback.monitor.noise(), replayed(model.updates, adam=(0.95, 1e-2)))
+    logged = pd.read_csv(Path(trainer.logger.log_dir) / "metrics.csv")
+    assert "noise_scale/preconditioned_simple" in logged
+    assert "noise_scale/simple" not in logged
+
+
+def test_a_geometry_that_there_is_not_is_refused_or_told(tmp_path):
+    with pytest.raises(SettingError, match="geometry 'both': choose one of plain, optimizer"):
+        NoiseScaleCallback(geometry="both")
+    callback = NoiseScaleCallback(geometry="optimizer")
+    with pytest.warns(UserWarning, match="not measured: a preconditioner of SGD"):
+        lightning_trainer(tmp_path, callback).fit(Recorder(), DataLoader(data(), batch_size=BATCH))
+
+
 def test_it_goes_on_from_a_checkpoint(tmp_path):
     whole, first, second = (NoiseScaleCallback() for _ in range(3))
     loader = DataLoader(data(), batch_size=BATCH)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.running_noise import RunningNoise, two_batch
 from tests.helpers.micro_batches import BATCH, STEPS, assert_same, data, mean_gradient, replayed
 
@@ -87,6 +87,29 @@ def test_a_training_step_of_the_trainers_own_stays(tmp_path):
     assert len(calls) == len(model.seen) > 0
     assert trainer.training_step is counted
     assert callback.monitor.noise().gradient_variance.value > 0
+
+
+def test_it_measures_in_the_geometry_of_the_optimizer(tmp_path):
+    model = Regression()
+    adam = {"adam_beta2": 0.95, "adam_epsilon": 1e-2, "weight_decay": 0.0, "max_grad_norm": 0.0}
+    trainer = trainer_of(tmp_path, model, **adam)
+    callback = NoiseScaleCallback(geometry="optimizer").add_to(trainer)
+    trainer.train()
+    assert callback.monitor.num_updates == 5  # before the first step there is no v
+    assert_same(callback.monitor.noise(), replayed(updates_of(model), adam=(0.95, 1e-2)))
+    assert "noise_scale/preconditioned_gradient_variance" in trainer.state.log_history[-2]
+    assert "under AdamW" in repr(callback.monitor)
+
+
+def test_sgd_has_no_geometry_of_its_own_and_trains_all_the_same(tmp_path):
+    with pytest.raises(SettingError, match="geometry 'adam': choose one of plain, optimizer"):
+        NoiseScaleCallback(geometry="adam")
+    trainer = trainer_of(tmp_path, Regression(), optim="sgd")
+    callback = NoiseScaleCallback(geometry="optimizer").add_to(trainer)
+    with pytest.warns(UserWarning, match="not measured: a preconditioner of SGD"):
+        trainer.train()
+    assert callback.monitor is None
+    assert trainer.state.global_step == 6
 
 
 def test_it_measures_what_it_trains_with(tmp_path):

@@ -316,6 +316,24 @@ def test_a_file_of_transformers_is_matched_by_its_groups(tmp_path):
         torch.testing.assert_close(stored[name], live[name])
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_state_that_has_frozen_parameters_too_is_matched(named):
+    """As of an optimizer of all parameters, the first layer frozen before or after it was made."""
+    model = Decayed()
+    model.first.requires_grad_(False)
+    parameters = model.named_parameters() if named else model.parameters()
+    optimizer = torch.optim.AdamW(parameters)
+    model(torch.randn(5, 4)).square().sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    if named and "param_names" not in state["param_groups"][0]:
+        pytest.skip("this torch keeps no names")
+    live, stored = preconditioner_of(optimizer, model), preconditioner_of(state, model)
+    assert list(stored) == ["norm.weight", "norm.bias", "last.weight", "last.bias"]
+    for name in live:
+        torch.testing.assert_close(stored[name], live[name])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

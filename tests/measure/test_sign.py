@@ -8,6 +8,7 @@ from torch import nn
 from noisescale import Examples, NoiseOptions, Problem, measure_noise
 from noisescale.errors import MeasurementError, SettingError
 from tests.helpers.small_networks import gradients_of, network
+from tests.helpers.weighted import count, language_problem
 
 
 @pytest.mark.parametrize("engine", ["hooks", "vmap", "loop"])
@@ -20,6 +21,22 @@ def test_of_all_examples_it_is_that_of_a_plain_loop(kind, engine):
     assert found.gradient_norm.value == pytest.approx(norm, rel=1e-9)
     assert found.noise_norm.value == pytest.approx(noise, rel=1e-9)
     assert found.simple.value == pytest.approx((noise / norm) ** 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("engine", ["hooks", "vmap", "loop"])
+def test_of_a_weighted_mean_it_is_that_of_the_examples_influences(engine):
+    """d_i = r_i (g_i − G) in a plain loop over sequences whose loss is a mean over all tokens."""
+    problem = language_problem()
+    counts = count(problem.train.targets).double().numpy()
+    relative = (counts / counts.mean())[:, None]
+    rows = gradients_of(problem, range(24)).numpy()  # (N, P)
+    mean = (relative * rows).mean(0)
+    noise = np.sqrt((relative**2 * (rows - mean) ** 2).mean(0)).sum()
+    found = measure_noise(problem, engine=engine, sign=True).sign
+    assert found.gradient_norm.value == pytest.approx(np.abs(mean).sum(), rel=1e-9)
+    assert found.noise_norm.value == pytest.approx(noise, rel=1e-9)
+    part = measure_noise(problem, num_examples=20, engine=engine, sign=True)
+    assert part.sign.noise_norm.low < noise < part.sign.noise_norm.high
 
 
 def test_a_subset_has_errors_and_holds_the_whole():
@@ -54,9 +71,9 @@ def test_what_has_no_such_scale_is_refused():
         model=model,
         loss=loss,
         train=Examples(inputs, targets),
-        weights=lambda targets: targets[:, 0].abs() + 1,
+        weights=lambda targets: (targets[:, 0] > 0).float(),
     )
-    with pytest.raises(SettingError, match="of a problem with weights"):
+    with pytest.raises(SettingError, match="examples whose weight is above zero: the noise of the"):
         measure_noise(weighted, sign=True)
     few = Problem(model=model, loss=loss, train=Examples(inputs[:10], targets[:10]))
     with pytest.raises(SettingError, match="10 examples: the noise of the sign takes 16 or more"):

@@ -8,6 +8,7 @@ from scipy import stats
 
 from noisescale.errors import SettingError
 from noisescale.statistics.gradient_noise import sign_noise
+from noisescale.statistics.gradient_noise.sign import FoldWeights
 from noisescale.statistics.sample import Sample
 
 
@@ -83,3 +84,71 @@ def test_too_few_are_refused():
     sums = np.ones((2, 3))
     with pytest.raises(SettingError, match="give 3 or more, of 2 or more"):
         sign_noise(sums, sums, np.array([5, 5]), sample=of_distribution(10))
+
+
+def weighted_folds(gradients, weights, num_folds=8):
+    """Of (n, P) and w (n,): sums, sums of squares, counts and what folds weigh."""
+    relative = weights / weights.mean()
+    parts = (gradients * relative[:, None]).reshape(num_folds, -1, gradients.shape[1])
+    by_fold = relative.reshape(num_folds, -1)
+    return (
+        parts.sum(1),
+        (parts**2).sum(1),
+        np.full(num_folds, by_fold.shape[1]),
+        FoldWeights(
+            relative=by_fold.sum(1),
+            squares=(by_fold**2).sum(1),
+            twice=(parts * by_fold[:, :, None]).sum(1),
+        ),
+    )
+
+
+def test_equal_weights_change_nothing():
+    gradients = 0.5 + np.random.default_rng(4).standard_normal((1, 64, 20))
+    (sums,), (squares,), counts = folds(gradients)
+    plain = sign_noise(sums, squares, counts, sample=of_distribution(64))
+    *weighted, weights = weighted_folds(gradients[0], np.full(64, 3.0))
+    found = sign_noise(*weighted, weights=weights, sample=of_distribution(64))
+    for name in ("gradient_norm", "noise_norm", "simple"):
+        one, other = getattr(plain, name), getattr(found, name)
+        assert (one.value, one.low, one.high) == pytest.approx(
+            (other.value, other.low, other.high), rel=1e-10
+        )
+
+
+@pytest.mark.statistical
+def test_intervals_of_weighted_means_hold():
+    """Of weights 1 to 4, on which the gradients depend, so that it is a ratio of means."""
+    generator = np.random.default_rng(5)
+    n, size, num_draws = 160, 60, 300
+    direction = generator.standard_normal(size)
+
+    def draw(number):
+        weights = generator.integers(1, 5, number).astype(float)
+        noise = generator.standard_normal((number, size)) / np.sqrt(weights)[:, None]
+        return (0.3 + 0.1 * weights[:, None]) * direction + noise, weights
+
+    many, of_many = draw(400_000)
+    relative = (of_many / of_many.mean())[:, None]
+    mean = (relative * many).mean(0)
+    norm = np.abs(mean).sum()
+    noise = np.sqrt((relative**2 * (many - mean) ** 2).mean(0)).sum()
+    held = np.zeros(2)
+    for _ in range(num_draws):
+        *sums, weights = weighted_folds(*draw(n))
+        found = sign_noise(*sums, weights=weights, sample=of_distribution(n))
+        held += [
+            found.noise_norm.low <= noise <= found.noise_norm.high,
+            found.simple.low <= (noise / norm) ** 2 <= found.simple.high,
+        ]
+    # 95 %, of 300 draws with four standard errors
+    assert (held / num_draws > 0.90).all()
+
+
+def test_weight_in_one_fold_alone_is_refused():
+    gradients = np.ones((64, 2))
+    weights = np.zeros(64)
+    weights[:8] = 1.0
+    *sums, of_folds = weighted_folds(gradients, weights)
+    with pytest.raises(SettingError, match="all weight lies in one fold"):
+        sign_noise(*sums, weights=of_folds, sample=of_distribution(64))

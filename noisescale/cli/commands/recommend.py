@@ -231,7 +231,7 @@ def _measure(path: Path, options: dict[str, Any], started: float) -> None:
             preconditioner=preconditioner,
             name=loaded.title,
             # of a schedule the rate that it came from: that in force may be next to none
-            training=None if checkpoint is None else checkpoint.training,
+            training=training,
             in_use=options["batch_size"],
             budget=budget,
             seed=options["seed"],

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.monitor.gradients import local, squared_norms
 from noisescale.measure.monitor.groups import Groups
+from noisescale.measure.monitor.live_preconditioner import LivePreconditioner, under
 from noisescale.statistics.display import counted
 
 # Newer torch warns of the older name
@@ -30,9 +31,17 @@ class ShardNorms:
     optimizer sees, c² of each module is its squared norm over that of the summed inputs.
 
     reduce_scatter: does the reduction, as one of the user's own; None: torch's.
+    preconditioner: under which norms are taken, of whose shards each process gathers all; None:
+        plain ones.
     """
 
-    def __init__(self, model: nn.Module, groups: Groups, reduce_scatter: Any = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        reduce_scatter: Any = None,
+        preconditioner: LivePreconditioner | None = None,
+    ) -> None:
         owned = _owned(model)
         parameters = [parameter for own in owned.values() for parameter in own]
         self._mesh = _mesh_of(parameters)
@@ -41,7 +50,8 @@ class ShardNorms:
         self._replicas = self._mesh.size(0) if self._mesh.ndim == 2 else 1
         self._num_groups = len(groups.names)
         self._parts = [
-            _Part(module, own, groups, self._mesh, reduce_scatter) for module, own in owned.items()
+            _Part(module, own, groups, self._mesh, reduce_scatter, preconditioner)
+            for module, own in owned.items()
         ]
 
     @property
@@ -96,6 +106,7 @@ class _Part:
         groups: Groups,
         mesh: DeviceMesh,
         reduce_scatter: Any,
+        preconditioner: LivePreconditioner | None,
     ) -> None:
         group_of = {
             id(parameter): group
@@ -104,12 +115,13 @@ class _Part:
         self._parameters = [(one, group_of.get(id(one))) for one in parameters]
         self._num_groups = len(groups.names)
         self._mesh, self._inner = mesh, reduce_scatter
+        self._preconditioner = preconditioner
         self._factor: Tensor | None = None  # c², once it is known of replicas of shards
         self.clear()
         _replace_reduce_scatter(module, self)
-        for parameter, group in self._parameters:
+        for place, (parameter, group) in enumerate(self._parameters):
             if group is not None:
-                parameter.register_post_accumulate_grad_hook(partial(self._look, group))
+                parameter.register_post_accumulate_grad_hook(partial(self._look, place))
 
     def clear(self) -> None:
         """Forgets what was reduced since the last look."""
@@ -118,6 +130,7 @@ class _Part:
         self._summed: Tensor | None = None  # (G,)
         self._reduced: Tensor | None = None  # (G,)
         self._waiting: list[tuple[Tensor, int]] = []  # shards, of the present reduction
+        self._roots: dict[int, Tensor] = {}  # √P of the parameters' shards, by their places
         self._is_whole = False  # it is of all the parameters
 
     def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -138,8 +151,9 @@ class _Part:
         """The reduction, with a look before and after it."""
         self.rounds += 1
         rows = input_tensor.view(group.size(), -1)
-        self._inputs, self._waiting = self._norms(rows), []
         self._is_whole = sum(self._widths()) == rows.shape[1]
+        root, roots = self._take_roots(group)
+        self._inputs, self._waiting = self._norms(rows, roots), []
         if self._inner is None:
             work = _reduce_scatter(output_tensor, input_tensor, op, group, async_op)
         else:
@@ -151,7 +165,7 @@ class _Part:
             if self._mesh.ndim == 2:
                 summed = output_tensor.clone()
                 dist.all_reduce(summed, group=self._mesh.get_group(0))
-            self._summed = self._norms(summed.view(1, -1)) / _weight(op, group) ** 2
+            self._summed = self._norms(summed.view(1, -1), root) / _weight(op, group) ** 2
         return work
 
     def numbers(self, weight: float) -> Tensor:
@@ -174,12 +188,13 @@ class _Part:
             self._factor = factor  # a further reduction, of the summed inputs, once is enough
         return factor
 
-    def _look(self, group: int, parameter: Tensor) -> None:
+    def _look(self, place: int, parameter: Tensor) -> None:
         """FSDP calls it once the gradient's shard is there; the last takes one norm of all."""
-        if parameter.grad is None:
+        group = self._parameters[place][1]
+        if parameter.grad is None or group is None:
             return
-        self._waiting.append((local(parameter.grad), group))
-        watched = sum(one.requires_grad for one, place in self._parameters if place is not None)
+        self._waiting.append((under(self._roots.get(place), local(parameter.grad)), group))
+        watched = sum(one.requires_grad for one, member in self._parameters if member is not None)
         if self._is_whole and len(self._waiting) < watched:
             return
         parts, places = zip(*self._waiting, strict=True)
@@ -191,18 +206,46 @@ class _Part:
         """Of the parameters' gradients in each row, where all of them take part."""
         return [_width(one, self._mesh) for one, _ in self._parameters if one.requires_grad]
 
-    def _norms(self, rows: Tensor) -> Tensor:
-        """(G,), of the parameters' gradients, which lie in the rows side by side."""
+    def _take_roots(self, group: dist.ProcessGroup) -> tuple[Tensor | None, Tensor | None]:
+        """√P of this process's row and of all rows, (1, width) and (processes, width)."""
+        if self._preconditioner is None:
+            return None, None
+        self._check_whole("a preconditioner of them cannot be told apart: leave preconditioner=")
+        watched = {
+            place: one
+            for place, (one, member) in enumerate(self._parameters)
+            if member is not None and one.requires_grad
+        }
+        roots = self._preconditioner.roots(list(watched.values()))
+        self._roots = {place: local(root) for place, root in zip(watched, roots, strict=True)}
+        pieces = []
+        for place, (one, _) in enumerate(self._parameters):
+            if not one.requires_grad:
+                continue
+            root = self._roots.get(place, torch.zeros(0, device=one.device)).reshape(-1)
+            # shards of fewer numbers end in zeros, as their gradients do
+            pieces.append(nn.functional.pad(root, (0, _width(one, self._mesh) - len(root))))
+        row = torch.cat(pieces)[None]
+        rows = row.new_empty(group.size(), row.shape[1])
+        dist.all_gather_into_tensor(rows, row, group=group)
+        return row, rows
+
+    def _check_whole(self, why: str) -> None:
+        """MeasurementError where parameters of the present reduction take no part in it."""
+        if not self._is_whole:
+            raise MeasurementError(
+                "some parameters of a sharded module have no gradient in this update, so that "
+                f"{why} out, and give the monitor all parameters"
+            )
+
+    def _norms(self, rows: Tensor, roots: Tensor | None) -> Tensor:
+        """(G,), of the gradients, side by side in the rows, times the roots."""
+        rows = under(roots, rows)
         members = [group for one, group in self._parameters if one.requires_grad]
         if self._num_groups == 1 and None not in members:
             return squared_norms([rows], [0], 1)
         widths = self._widths()
-        if sum(widths) != rows.shape[1]:
-            raise MeasurementError(
-                "some parameters of a sharded module have no gradient in this update, so that "
-                "those of its groups cannot be told apart: leave groups= out, and give the "
-                "monitor all parameters"
-            )
+        self._check_whole("those of its groups cannot be told apart: leave groups=")
         watched = [
             (part, group)
             for part, group in zip(rows.split(widths, dim=1), members, strict=True)

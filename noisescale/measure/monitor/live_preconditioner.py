@@ -70,7 +70,7 @@ class LivePreconditioner:
     def _root(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         state = self._optimizer.state.get(parameter)
         if not state:
-            return torch.tensor(math.nan, device=parameter.device).expand(parameter.shape)
+            return torch.full_like(parameter.detach(), math.nan)  # sharded where that is
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         name = f"a parameter of shape {tuple(parameter.shape)}"
         return diagonal_of(name, state, group, dtype=dtype).sqrt_()

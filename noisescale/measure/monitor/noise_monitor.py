@@ -430,7 +430,8 @@ class NoiseScaleMonitor:
 
         Any factors that FSDP divides by are right, as are replicas of shards and a `reduce_dtype`,
         whose rounding the norms share. With replicas, a `set_gradient_divide_factor` must come
-        before the first update.
+        before the first update. Under a preconditioner, of which each process has its shards, they
+        are gathered for each reduction, in float32: as many numbers as FSDP gathers of parameters.
 
         Args:
             model: with the monitor's parameters.
@@ -442,20 +443,13 @@ class NoiseScaleMonitor:
         Raises:
             SettingError: another model, a group of one process, a model that has a hook or a
                 custom reduce-scatter already (hand it over here instead), and of FSDP parameters
-                that it does not shard, tensor parallelism, a torch that does not show what FSDP
-                reduces (2.6 does not), or a preconditioner, of which a process has a shard alone.
+                that it does not shard, tensor parallelism, or a torch that does not show what
+                FSDP reduces (2.6 does not).
         """
         if isinstance(model, DistributedDataParallel):
             self._processes = ReplicaNorms(model, self._watched, comm_hook, self._preconditioner)
         elif is_sharded(model):
-            if self._preconditioner is not None:
-                raise SettingError(
-                    "a preconditioner with a model sharded by fully_shard: a process has v̂ of its "
-                    "own shard alone, and the norm of its whole gradient takes all of it; leave "
-                    "the preconditioner out, use DistributedDataParallel, or measure_noise at a "
-                    "checkpoint"
-                )
-            self._processes = ShardNorms(model, self._watched, reduce_scatter)
+            self._processes = ShardNorms(model, self._watched, reduce_scatter, self._preconditioner)
         else:
             raise SettingError(
                 f"{type(model).__name__}: give the model wrapped in DistributedDataParallel, or "

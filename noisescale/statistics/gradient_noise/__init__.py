@@ -18,7 +18,12 @@ from noisescale.statistics.gradient_noise.result import (
     NoiseScale,
     under_preconditioner,
 )
-from noisescale.statistics.gradient_noise.sign import SIGN_QUANTITIES, SignNoise, sign_noise
+from noisescale.statistics.gradient_noise.sign import (
+    SIGN_QUANTITIES,
+    FoldWeights,
+    SignNoise,
+    sign_noise,
+)
 
 __all__ = [
     "CURVATURE_NOISE",
@@ -27,6 +32,7 @@ __all__ = [
     "QUANTITIES",
     "SIGN_QUANTITIES",
     "UNDER_PRECONDITIONER",
+    "FoldWeights",
     "GradientNoise",
     "NoiseAnatomy",
     "NoiseScale",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,8 +48,27 @@ class SignNoise:
         return stored
 
 
+class FoldWeights(NamedTuple):
+    """What the examples of K folds count for in a weighted mean, by r_i = w_i/w̄ of all of them.
+
+    Attributes:
+        relative: Σ r_i over each fold (K,).
+        squares: Σ r_i² (K,).
+        twice: Σ r_i² g_i, coordinate by coordinate (K, P).
+    """
+
+    relative: np.ndarray
+    squares: np.ndarray
+    twice: np.ndarray
+
+
 def sign_noise(
-    sums: np.ndarray, square_sums: np.ndarray, counts: np.ndarray, *, sample: Sample
+    sums: np.ndarray,
+    square_sums: np.ndarray,
+    counts: np.ndarray,
+    *,
+    sample: Sample,
+    weights: FoldWeights | None = None,
 ) -> SignNoise:
     """‖G‖₁, ‖σ‖₁ and B_ℓ1 = ‖σ‖₁²/‖G‖₁², from sums over K folds of examples drawn at random.
 
@@ -61,42 +80,46 @@ def sign_noise(
     of .75. For a data set, of which n/N is measured, the first has the weight n/N and the second
     the rest. σ̂_j is biased down by (κ_j − 1)/(8n) of itself, κ_j its kurtosis; what of that goes as
     1/n is taken out, by the folds (jackknife). Errors are of estimates without each fold in turn.
+    Of a weighted mean σ_j² is that of r_i (g_ij − G_j), the influence of an example on it.
 
     Args:
-        sums: Σ g_i over each fold (K, P), of the gradients' P coordinates.
-        square_sums: Σ g_i², coordinate by coordinate (K, P).
+        sums: Σ g_i over each fold (K, P), of the gradients' P coordinates; with weights Σ r_i g_i.
+        square_sums: Σ g_i², coordinate by coordinate (K, P); with weights Σ r_i² g_i².
         counts: examples in each fold (K,).
         sample: of which population the folds together are a sample.
+        weights: of the examples; None: all count alike.
 
     Returns:
         The norms and the noise scale, Student's t and Fieller's intervals with K − 1 degrees of
         freedom.
 
     Raises:
-        SettingError: fewer than 3 folds, or a fold of fewer than 2 examples.
+        SettingError: fewer than 3 folds, a fold of fewer than 2 examples, or folds of which all
+            but one have no weight.
     """
     num_folds = len(counts)
     if num_folds < 3 or counts.min() < 2:
         raise SettingError(
             f"{num_folds} folds of {counts.min()} examples at least: give 3 or more, of 2 or more"
         )
+    if weights is None:
+        weights = FoldWeights(relative=counts, squares=counts, twice=sums)
+    if not (weights.relative.sum() - weights.relative > 0).all():
+        raise SettingError(
+            "all weight lies in one fold: give more examples whose weight is above zero"
+        )
     share = 1 - sample.remaining
     n = sample.num_examples
-    noise = _noise_norm(sums.sum(0), square_sums.sum(0), n, sample)
-    crossed = _crossed_norm(sums, counts)
-    largest = float(np.abs(sums.sum(0)).sum() / n)
-    norm = (1 - share) * crossed + share * largest
-    kept = np.arange(num_folds)
+    folds = _Folds(sums, square_sums, counts, *weights)
+    largest = folds.plain_norm()
+    norm = (1 - share) * folds.crossed_norm() + share * largest
+    noise = folds.noise_norm(sample)
     without = []  # of each fold: the three norms
-    for fold in kept:
-        rest = kept[kept != fold]
-        rest_sums, rest_counts = sums[rest], counts[rest]
-        rest_total = rest_sums.sum(0)
-        rest_n = int(rest_counts.sum())
-        naive = float(np.abs(rest_total).sum() / rest_n)
-        of_noise = _noise_norm(rest_total, square_sums[rest].sum(0), rest_n, sample)
-        of_norm = (1 - share) * _crossed_norm(rest_sums, rest_counts) + share * naive
-        without.append((of_noise, of_norm, naive))
+    for fold in range(num_folds):
+        rest = folds.without(fold)
+        naive = rest.plain_norm()
+        of_norm = (1 - share) * rest.crossed_norm() + share * naive
+        without.append((rest.noise_norm(sample), of_norm, naive))
     replicates = np.array(without)  # (K, 3)
     # bias/n and bias/(n − n/K) differ by bias/n/(K − 1)
     unbiased = noise + sample.remaining * (num_folds - 1) * (noise - replicates[:, 0].mean())
@@ -113,17 +136,39 @@ def sign_noise(
     )
 
 
-def _noise_norm(total: np.ndarray, squares: np.ndarray, n: int, sample: Sample) -> float:
-    """Σ_j σ̂_j from Σ g_i (P,) and Σ g_i² (P,) of n examples."""
-    variances = np.maximum(squares - total**2 / n, 0.0) / (n - 1)  # rounding may take it below
-    return float(np.sqrt(variances * sample.variance_factor).sum())
+class _Folds(NamedTuple):
+    """Sums over folds, as `sign_noise` and `FoldWeights` have them."""
 
+    sums: np.ndarray
+    square_sums: np.ndarray
+    counts: np.ndarray
+    relative: np.ndarray
+    squares: np.ndarray
+    twice: np.ndarray
 
-def _crossed_norm(sums: np.ndarray, counts: np.ndarray) -> float:
-    """Σ_j of each fold's mean gradient times the sign of the other folds' sum, over folds."""
-    total = sums.sum(0)
-    along = sum(float((np.sign(total - own) * own).sum()) for own in sums)
-    return along / float(counts.sum())
+    def without(self, fold: int) -> _Folds:
+        """All but one of them."""
+        return _Folds(*(np.delete(values, fold, axis=0) for values in self))
+
+    def plain_norm(self) -> float:
+        """Σ_j |ḡ_j|."""
+        return float(np.abs(self.sums.sum(0)).sum() / self.relative.sum())
+
+    def crossed_norm(self) -> float:
+        """Σ_j of each fold's mean gradient times the sign of the other folds' sum, over folds."""
+        total = self.sums.sum(0)
+        along = sum(float((np.sign(total - own) * own).sum()) for own in self.sums)
+        return along / float(self.relative.sum())
+
+    def noise_norm(self, sample: Sample) -> float:
+        """Σ_j σ̂_j of the sample's population."""
+        n, weight = int(self.counts.sum()), float(self.relative.sum())
+        mean = self.sums.sum(0) / weight
+        # Σ r²(g − ḡ)², which rounding may take below zero
+        squares = self.square_sums.sum(0) - 2 * mean * self.twice.sum(0)
+        squares = np.maximum(squares + mean**2 * self.squares.sum(), 0.0)
+        variances = squares * (n / weight) ** 2 / (n - 1)
+        return float(np.sqrt(variances * sample.variance_factor).sum())
 
 
 def _estimate(value: float, variance: float, num_samples: int, dof: int) -> Estimate:

@@ -35,6 +35,7 @@ if not hasattr(torch.distributed.fsdp.FSDPModule, "set_custom_reduce_scatter"):
     pytestmark.append(pytest.mark.skip(reason="this torch does not show what FSDP reduces"))
 
 ALL = ("squared_gradient_norm", "gradient_variance", "simple")
+EPS = 1e-2  # of Adam
 PARTS = 2  # micro-batches of a process, of two examples each
 SHAPES = {"first": (5, 3), "second": (3, 5), "third": (1, 3)}  # uneven over 2, 3 and 4 processes
 
@@ -89,9 +90,11 @@ def gradients(x):
     return {name: np.array(found) for name, found in rows.items()}
 
 
-def expected(size, layers=tuple(SHAPES)):
+def expected(size, layers=tuple(SHAPES), *, under_adam=False):
     """|G|² and tr Σ of an update: the processes' mean gradients are the small batches."""
     rows = np.concatenate([gradients(inputs(2 * PARTS * size))[name] for name in layers], axis=1)
+    if under_adam:  # after one step v̂ is the squared gradient
+        rows = rows / np.sqrt(np.abs(rows.mean(0)) + EPS)
     means = rows.reshape(size, 2 * PARTS, -1).mean(1)
     whole = means.mean(0)
     small = float((means**2).sum(1).mean())
@@ -138,8 +141,15 @@ def measured(rank, size, *, groups=None, dtype=torch.float64, prepare=None, mesh
         fully_shard(module, mp_policy=policy, mesh=mesh)
     for module in [*layers, model] if prepare else []:
         prepare(module)
-    monitor = NoiseScaleMonitor(model, groups=groups)
+    adam = None
+    if options.pop("under_adam", False):
+        adam = torch.optim.Adam(model.parameters(), lr=0.0, eps=EPS)
+    monitor = NoiseScaleMonitor(model, groups=groups, preconditioner=adam)
     monitor.attach(model, reduce_scatter=options.pop("reduce_scatter", None))
+    if adam is not None:
+        step(model, monitor, rank, size, sync=False, **options)
+        assert not monitor.update()
+        adam.step()
     for _ in range(2):
         step(model, monitor, rank, size, sync=False, **options)
         assert monitor.update()
@@ -197,6 +207,12 @@ def as_rank(rank, port, path, size):
             measured(rank, size)
         # of each module in each of two updates: of the input, its sum and the gradient, once
         assert norms.call_count == 2 * 3 * 3
+        _, monitor = measured(rank, size, under_adam=True)
+        found["under Adam"] = values_of(monitor)
+        _, monitor = measured(rank, size, under_adam=True, groups="layer", dtype=torch.float32)
+        for name, noise in monitor.noise_by_group().items():
+            values = [noise.squared_gradient_norm.value, noise.gradient_variance.value]
+            found[f"{name} (under Adam) float32"] = values
         own = OwnReduceScatter()
         found["own"] = values_of(measured(rank, size, reduce_scatter=own)[1])
         assert own.calls == 2 * 3
@@ -212,6 +228,8 @@ def as_rank(rank, port, path, size):
                 found[f"replicas {dtype}"] = values_of(
                     measured(rank, size, mesh=mesh, dtype=dtype)[1]
                 )
+            _, monitor = measured(rank, size, mesh=mesh, under_adam=True)
+            found["replicas under Adam"] = values_of(monitor)
             _, monitor = measured(
                 rank,
                 size,
@@ -296,7 +314,8 @@ def test_sharded_processes_are_the_small_batches(size, tmp_path):
         layer = name.split(" (")[0]
         layers = (layer,) if layer in SHAPES else tuple(SHAPES)
         rel = 1e-4 if name.endswith("float32") else tolerances.get(name, 1e-9)
-        assert values == pytest.approx(expected(size, layers), rel=rel), name
+        wanted = expected(size, layers, under_adam="under Adam" in name)
+        assert values == pytest.approx(wanted, rel=rel), name
     for other in others:
         for name, values in other.items():
             assert values == pytest.approx(first[name], rel=1e-12)

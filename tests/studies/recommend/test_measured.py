@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from noisescale.statistics.estimate import Estimate, estimate_row
+from noisescale.statistics.scores.cross_validation import choose_rate
 from noisescale.studies.critical_batch.results import analyse
 from noisescale.studies.recommend.measured import advise_on_front, advise_on_map
 
@@ -135,6 +136,24 @@ def test_a_rate_at_which_a_seed_diverges_is_not_recommended():
     found = advise_on_map(
         cells(losses, diverged=[(4, 0.2)]), horizon="1 epoch", equal_steps=False, num_examples=99
     )
+    assert found.sizes[0].learning_rate == 0.1
+
+
+def test_a_held_out_error_of_zero_is_the_best_there_is():
+    folds = {
+        size: choose_rate([0.1, 0.2], [[error, 0.5]] * 3)
+        for size, error in ((4, 0.0), (16, 0.1), (64, 0.3))
+    }
+    found = advise_on_map(
+        cells({4: {0.1: 0.0}, 16: {0.1: 0.2}, 64: {0.1: 0.4}}),
+        horizon="1 epoch",
+        equal_steps=False,
+        num_examples=99,
+        folds=folds,
+        score="error",
+    )
+    assert found.reason is None
+    assert found.sizes[0].batch_size == 4
     assert found.sizes[0].learning_rate == 0.1
 
 
