@@ -13,7 +13,7 @@ import torch
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
 from noisescale.measure.gradients.choice import EngineChoice
 from noisescale.measure.gradients.moments import check_modes, moments_on
-from noisescale.measure.noise import NoiseOptions, hessian_sample_size
+from noisescale.measure.noise import NoiseOptions, check_options, hessian_sample_size
 from noisescale.measure.noise_parts.probes import (
     CROSSED,
     DEFLATED,
@@ -167,6 +167,7 @@ def noise_cost(
         (1297, ['gradients'])
     """
     options = options or NoiseOptions()
+    check_options(problem, options, has_preconditioner=True)
     check_modes(problem.model)
     selected = select(
         problem,
@@ -185,7 +186,7 @@ def noise_cost(
         amp=options.amp,
     )
     once = objective.differentiated_once()
-    first = once.part(once.examples.part(slice(once.chunk_size)))
+    first = once.part(once.examples.part(slice(max(once.chunk_size, 2))))  # a covariance takes two
     # checks, and what is set up, are in the first time alone
     begun, moments = _timed(
         lambda: moments_on(
@@ -208,6 +209,7 @@ def noise_cost(
     memory += 4 * BYTES_OF_NUMBER * rows * moments.squared_norms.shape[1]
     if options.hessian:
         wanted = options.hessian_examples or hessian_sample_size(selected.population_size)
+        wanted = min(wanted, selected.population_size)
         products = _products_of_noise(objective, wanted, options)
         whole = products.seconds * geometries + GRADIENTS * parts["gradients"] * geometries
         parts["hessian"] = whole

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from noisescale.errors import SettingError
 from noisescale.measure.noise import NoiseOptions, measure_noise
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.studies import cost as module
@@ -84,6 +85,17 @@ def test_every_part_of_sharpness_costs_something():
     assert all(taken > 0 for taken in cost.parts.values())
     # 30 products of the trace, 120 of the density
     assert cost.parts["density"] / cost.parts["trace"] == pytest.approx(4, rel=0.2)
+
+
+def test_what_cannot_be_measured_is_refused_and_what_can_is_not():
+    problem = classification()
+    with pytest.raises(SettingError, match="augmentations 2"):
+        noise_cost(problem, options=NoiseOptions(split="test", augmentations=2))
+    with pytest.raises(SettingError, match="1 example"):
+        noise_cost(problem, options=NoiseOptions(num_examples=1))
+    one_by_one = NoiseOptions(chunk_size=1, hessian=True, num_examples=6)
+    measure_noise(problem, options=one_by_one)
+    assert noise_cost(problem, options=one_by_one).num_examples == 6
 
 
 @pytest.mark.parametrize(
