@@ -54,6 +54,9 @@ Curvature
         beside them; critical_sharpness -> CriticalSharpness: by a few
         forward passes.
 
+What a measurement will take, before it is begun
+    noise_cost, sharpness_cost -> Cost: by its first chunk of examples.
+
 Between two models
     interpolate -> Interpolation: loss and accuracy along the line, and the
         barrier.

@@ -116,6 +116,11 @@ from .statistics.stability.edge import (
     fit_edge as fit_edge,
     seed_threshold as seed_threshold,
 )
+from .studies.cost import (
+    Cost as Cost,
+    noise_cost as noise_cost,
+    sharpness_cost as sharpness_cost,
+)
 from .studies.critical_batch.branches import (
     BranchConfig as BranchConfig,
     BranchResult as BranchResult,

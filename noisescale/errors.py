@@ -189,7 +189,7 @@ def available_memory() -> int | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the memory did not suffice; on a CPU torch has no exception of its own for that."""
-    words = ("out of memory", "allocate memory", "not enough memory")
+    words = ("out of memory", "allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
     said = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     return said or isinstance(error, MemoryError)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 from matplotlib.figure import Figure
 
+from paper_figures import scaling
 from paper_figures.batches import batch_cost, bias_variance, sharp_minima, small_batches
 from paper_figures.composition import (
     adam,
@@ -48,10 +49,13 @@ PENDING = {
     "importance": importance.figure,
     "adam": adam.figure,
 }
+# drawn from a benchmark's JSON
+OF_BENCHMARKS = {"scaling": scaling.figure}
 # the experiment whose tables a figure is drawn from, where it is not that of its own name
 DRAWN_FROM = {"stability_prediction": "stability_map"}
 HERE = Path(__file__).parent
 PICTURES = HERE / "pictures"
+RESULTS = HERE.parent / "experiments" / "benchmarks" / "results"
 
 
 def figures_of(experiment: str) -> list[str]:
@@ -87,7 +91,7 @@ def _line(name: str) -> str:
     callback=show_list,
     help="Say of each figure what it shows, and which tables it is drawn from.",
 )
-@click.argument("names", nargs=-1, type=click.Choice([*FIGURES, *PENDING]))
+@click.argument("names", nargs=-1, type=click.Choice([*FIGURES, *OF_BENCHMARKS, *PENDING]))
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True),
@@ -103,9 +107,11 @@ def _line(name: str) -> str:
 def main(names: tuple[str, ...], data: Path, out: Path) -> None:
     """Draw the paper's figures, as NAME.png and NAME.pdf."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in names or tuple(FIGURES):
+    for name in names or (*FIGURES, *OF_BENCHMARKS):
         try:
-            drawn: Figure = (FIGURES | PENDING)[name](data)
+            drawn: Figure = (FIGURES | PENDING | OF_BENCHMARKS)[name](
+                RESULTS if name in OF_BENCHMARKS else data
+            )
         except FileNotFoundError as error:
             raise click.ClickException(
                 f"{error.filename} is missing: make it with python -m analysis"

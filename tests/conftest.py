@@ -22,8 +22,11 @@ DRAW_COMPARISON = comparison.draw_comparison
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that read MNIST, which they do by the fixture alone."""
+    """Marks the tests that read MNIST, which they do by the fixture alone; skips those of a GPU."""
+    without = pytest.mark.skip(reason="needs a GPU")
     for item in items:
+        if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+            item.add_marker(without)
         if "mnist_dir" in getattr(item, "fixturenames", ()):
             item.add_marker("mnist")
 

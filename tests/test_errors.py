@@ -87,6 +87,7 @@ def test_an_exception_from_a_worker_keeps_its_line(own):
     [
         (MemoryError(), True),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (RuntimeError("shapes cannot be multiplied"), False),
         (ValueError("not enough memory of days gone by"), False),

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from experiments.benchmarks.resources import peak_bytes, seconds
+from experiments.resources import peak_bytes, seconds
 from experiments.runs import Unit, unit_experiment
 from noisescale import ProblemConfig, TrainConfig
 from noisescale.problems.problem import Examples

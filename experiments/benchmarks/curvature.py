@@ -17,20 +17,29 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
-import curvlinops
 import numpy as np
 import torch
-from pyhessian import hessian as pyhessian
 from rich.console import Console
 from scipy.sparse.linalg import eigsh
 from torch import nn
 
-from experiments.benchmarks.resources import peak_bytes, seconds, where_and_when
+from experiments.resources import (
+    NEVER,
+    Deadline,
+    Part,
+    PeerMissing,
+    Record,
+    cpu_seconds,
+    peak_bytes,
+    peer,
+    seconds,
+)
 from noisescale import (
     Objective,
     Problem,
@@ -42,12 +51,13 @@ from noisescale import (
     train,
 )
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
+from noisescale.measure.objective.substitutes import cross_entropy as closed_forms
 from noisescale.problems.problem import Examples, Params
 from noisescale.problems.sampling import select
-from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
 NUM_EXAMPLES = 10_000
+VOCABULARIES = (256, 2048, 16_384, 65_536)
 DISTANCE = 100  # training steps between the checkpoints of the warm start
 TARGETS = {
     "hessian": 3.2,
@@ -72,7 +82,7 @@ def checkpoints(problem: Problem) -> list[Params]:
 
 
 def products(
-    problem: Problem, params: Params, examples: Examples, *, rounds: int
+    problem: Problem, params: Params, examples: Examples, *, rounds: int, deadline: Deadline = NEVER
 ) -> dict[str, Any]:
     """Medians over interleaved rounds of the products' time in gradients, graphs kept and anew."""
     objective = Objective(problem, params, examples=examples)
@@ -87,10 +97,10 @@ def products(
     }
     ratios: dict[str, list[float]] = {name: [] for name in matvecs}
     gradients = []
-    for counted in (False, *[True] * rounds):
+    for index in deadline.rounds(1 + rounds, fewest=2):
         gradient = seconds(objective.value_and_gradient)
         taken = {name: seconds(partial(matvec, vector)) for name, matvec in matvecs.items()}
-        if counted:
+        if index > 0:  # the first records the graphs
             gradients.append(gradient)
             for name, value in taken.items():
                 ratios[name].append(value / gradient)
@@ -98,6 +108,47 @@ def products(
         "gradient_seconds": statistics.median(gradients),
         "in_gradients": {name: statistics.median(values) for name, values in ratios.items()},
     }
+
+
+def vocabulary(device: str, *, rounds: int, deadline: Deadline = NEVER) -> list[dict[str, Any]]:
+    """Hessian products of cross-entropy of V classes: in closed form, and through the softmax.
+
+    Of an embedding and a linear layer on as many random tokens as make V·n about four million,
+    their graphs kept; medians over interleaved rounds, and the largest difference of the two.
+    """
+    cost = seconds if device == "cuda" else cpu_seconds
+    rows = []
+    for size in VOCABULARIES:
+        tokens = torch.randint(size, (2**22 // size, 2), generator=torch.Generator().manual_seed(0))
+        model = nn.Sequential(nn.Embedding(size, 64), nn.Linear(64, size)).to(device)
+        problem = Problem(
+            model=model,
+            loss=nn.CrossEntropyLoss(reduction="none"),
+            train=Examples(*tokens.to(device).unbind(1)),
+        )
+        ways, images = {}, {}
+        for name, least in (("closed form", 0), ("softmax", 2 * size)):
+            product = hessian_matvec(problem, chunk_size=len(tokens))
+            vector = torch.linspace(-1, 1, product.dim, device=device)
+            with mock.patch.object(closed_forms, "LARGE_VOCABULARY", least):
+                images[name] = product(vector)  # and its graph is recorded
+            ways[name] = partial(product, vector)
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in deadline.rounds(rounds):
+            for name, way in ways.items():
+                taken[name].append(cost(way))
+        ratios = [a / b for a, b in zip(*taken.values(), strict=True)]
+        difference = (images["closed form"] - images["softmax"]).norm() / images["softmax"].norm()
+        rows.append(
+            {
+                "classes": size,
+                "examples": len(tokens),
+                "seconds": {name: statistics.median(values) for name, values in taken.items()},
+                "ratio": statistics.median(ratios),
+                "relative_difference": float(difference),
+            }
+        )
+    return rows
 
 
 def ours(problem: Problem, params: Params, examples: Examples) -> tuple[float, int]:
@@ -110,6 +161,7 @@ def ours(problem: Problem, params: Params, examples: Examples) -> tuple[float, i
 
 def arpack(problem: Problem, params: Params, examples: Examples) -> tuple[float, int]:
     """The same by curvlinops' Hessian and SciPy's eigsh at the same tolerance."""
+    curvlinops = peer("curvlinops")
     model = _at(problem, params)
     data = list(zip(examples.inputs.split(2048), examples.targets.split(2048), strict=True))
     operator = curvlinops.HessianLinearOperator(
@@ -131,15 +183,21 @@ def arpack(problem: Problem, params: Params, examples: Examples) -> tuple[float,
 
 def power(problem: Problem, params: Params, examples: Examples, *, tol: float) -> tuple[float, int]:
     """The same by PyHessian's power iteration, its graph kept, stopped by its change of value."""
+    pyhessian = peer("pyhessian")
     model = _at(problem, params)
-    device = examples.inputs.device.type
-    peer = pyhessian(model, nn.CrossEntropyLoss(), data=tuple(examples), cuda=device == "cuda")
-    values, _ = peer.eigenvalues(maxIter=100, tol=tol)
+    on_gpu = examples.inputs.device.type == "cuda"
+    theirs = pyhessian.hessian(model, nn.CrossEntropyLoss(), data=tuple(examples), cuda=on_gpu)
+    values, _ = theirs.eigenvalues(maxIter=100, tol=tol)
     return float(values[0]), 0
 
 
-def compare(problem: Problem, params: Params, examples: Examples, *, rounds: int) -> dict[str, Any]:
-    """Seconds, products and true error of each solver, PyHessian at two tolerances."""
+def compare(
+    problem: Problem, params: Params, examples: Examples, *, rounds: int, deadline: Deadline = NEVER
+) -> dict[str, Any]:
+    """Seconds, products and true error of each solver, PyHessian at two tolerances.
+
+    `missing` has those that are not installed.
+    """
     matvec = hessian_matvec(problem, params, examples=examples, dtype=torch.float64)
     options: Any = {"dim": _dim(params), "dtype": torch.float64, "device": examples.inputs.device}
     truth = top_eigenpairs(matvec, rtol=1e-7, **options).values.item()
@@ -154,22 +212,28 @@ def compare(problem: Problem, params: Params, examples: Examples, *, rounds: int
     ):  # its default, and as near to our true error as 100 iterations bring it
         solvers[f"PyHessian, tol {tol:g}"] = partial(power, tol=tol)
     rows: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in solvers}
-    for _ in range(rounds):
+    missing: dict[str, str] = {}
+    for _ in deadline.rounds(rounds):
         for name, solver in solvers.items():
             started = time.perf_counter()
-            value, num_matvecs = solver(problem, params, examples)
+            try:
+                value, num_matvecs = solver(problem, params, examples)
+            except PeerMissing as error:
+                missing[name] = str(error)
+                continue
             rows[name]["seconds"].append(time.perf_counter() - started)
             rows[name] |= {
                 "value": value,
                 "num_matvecs": num_matvecs,
                 "relative_error": abs(value / truth - 1),
             }
+    rows = {name: row for name, row in rows.items() if name not in missing}
     mine = rows["ours"]["seconds"]
     for row in rows.values():
         theirs = row["seconds"]
         row["ours/theirs"] = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
         row["seconds"] = statistics.median(theirs)
-    return {"reference": truth, "solvers": rows}
+    return {"reference": truth, "solvers": rows, "missing": missing}
 
 
 def warm_starts(
@@ -211,48 +275,77 @@ def _at(problem: Problem, params: Params) -> nn.Module:
     return problem.model.eval()
 
 
+def parts_of(problem: Problem, *, rounds: int, device: str) -> dict[str, Part]:
+    """What is measured, on checkpoints that are trained for the first part."""
+    examples = select(problem, num_examples=NUM_EXAMPLES).examples.part(slice(None))
+
+    @cache
+    def along() -> list[Params]:
+        return checkpoints(problem)
+
+    return {
+        "peak_bytes": lambda deadline: peak_bytes(
+            partial(ours, problem, along()[0], examples), device=device
+        ),
+        "products": lambda deadline: products(
+            problem, along()[0], examples, rounds=max(rounds, 5), deadline=deadline
+        ),
+        "largest_eigenvalue": lambda deadline: compare(
+            problem, along()[0], examples, rounds=rounds, deadline=deadline
+        ),
+        "vocabulary": lambda deadline: vocabulary(device, rounds=max(rounds, 5), deadline=deadline),
+        "warm_starts": lambda deadline: warm_starts(problem, along(), examples, seeds=2),
+    }
+
+
 @click.command()
 @click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--minutes", type=float, help="For all of it.  [default: as many as it takes]")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file.")
-def main(rounds: int, device: str, out: Path | None) -> None:
+def main(rounds: int, device: str, minutes: float | None, out: Path | None) -> None:
     """Compare curvature products and eigenvalue solvers on MNIST."""
     warnings.simplefilter("ignore")  # PyHessian's backward(create_graph=True)
-    console = Console(stderr=True)
+    record = Record(
+        out or RESULTS / f"curvature-{device}.json",
+        device,
+        minutes=minutes,
+        num_examples=NUM_EXAMPLES,
+        targets=TARGETS,
+    )
     problem = build_problem(ProblemConfig(), device=device)
-    examples = select(problem, num_examples=NUM_EXAMPLES).examples.part(slice(None))
-    console.print("training one epoch")
-    along = checkpoints(problem)
-    result: dict[str, Any] = {**where_and_when(device), "num_examples": NUM_EXAMPLES}
-    result["targets"] = TARGETS
-    console.print("peak memory")
-    result["peak_bytes"] = peak_bytes(partial(ours, problem, along[0], examples), device=device)
-    console.print("products")
-    result["products"] = products(problem, along[0], examples, rounds=max(rounds, 5))
-    console.print(result["products"])
-    console.print("solvers")
-    result["largest_eigenvalue"] = compare(problem, along[0], examples, rounds=rounds)
-    console.print(result["largest_eigenvalue"])
-    console.print("warm starts")
-    result["warm_starts"] = warm_starts(problem, along, examples, seeds=2)
-    write_json(out or RESULTS / f"curvature-{device}.json", result)
+    parts = parts_of(problem, rounds=rounds, device=device)
+    record.measure(parts, Console(stderr=True, highlight=False))
+    show(record.content)
 
-    click.echo("| product | in gradients |\n|---|---|")
-    for name, ratio in result["products"]["in_gradients"].items():
-        click.echo(f"| {name} | {ratio:.2f} |")
-    click.echo(
-        "\n| λ_max by | seconds | products | relative error | ours/theirs |\n|---|---|---|---|---|"
-    )
-    for name, row in result["largest_eigenvalue"]["solvers"].items():
-        count = row["num_matvecs"] or ""
-        error, ratio = row["relative_error"], row["ours/theirs"]
-        numbers = f"{row['seconds']:.1f} | {count} | {error:.0e} | {ratio:.2f}"
-        click.echo(f"| {name} | {numbers} |")
-    warm = result["warm_starts"]
-    click.echo(
-        f"\nwarm/cold products: {sum(warm['warm'])}/{sum(warm['cold'])} = {warm['ratio']:.2f}"
-    )
-    click.echo(f"peak memory above the model: {result['peak_bytes'] / 2**20:.0f} MiB")
+
+def show(result: dict[str, Any]) -> None:
+    """Prints what was measured."""
+    if "products" in result:
+        click.echo("| product | in gradients |\n|---|---|")
+        for name, ratio in result["products"]["in_gradients"].items():
+            click.echo(f"| {name} | {ratio:.2f} |")
+    if "largest_eigenvalue" in result:
+        click.echo("\n| λ_max by | seconds | products | relative error | ours/theirs |")
+        click.echo("|---|---|---|---|---|")
+        for name, row in result["largest_eigenvalue"]["solvers"].items():
+            count = row["num_matvecs"] or ""
+            error, ratio = row["relative_error"], row["ours/theirs"]
+            numbers = f"{row['seconds']:.1f} | {count} | {error:.0e} | {ratio:.2f}"
+            click.echo(f"| {name} | {numbers} |")
+        for name, reason in result["largest_eigenvalue"]["missing"].items():
+            click.echo(f"| {name} | {reason} | | | |")
+    for row in result.get("vocabulary", []):
+        click.echo(
+            f"\nHessian product of cross-entropy of {row['classes']:,} classes: closed form/softmax"
+            f" {row['ratio']:.2f}, {row['relative_difference']:.0e} apart"
+        )
+    if "warm_starts" in result:
+        warm = result["warm_starts"]
+        sums = f"{sum(warm['warm'])}/{sum(warm['cold'])}"
+        click.echo(f"\nwarm/cold products: {sums} = {warm['ratio']:.2f}")
+    if "peak_bytes" in result:
+        click.echo(f"peak memory above the model: {result['peak_bytes'] / 2**20:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from experiments.benchmarks.resources import seconds, where_and_when
+from experiments.resources import NEVER, Deadline, Part, Record, seconds
 from noisescale import NoiseScaleMonitor, ProblemConfig, build_problem
 from noisescale.problems.problem import Problem, as_examples
-from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (
@@ -89,7 +88,13 @@ class Differences:
 
 
 def measure(
-    problem: Problem, micro_batches: int, examples: int, *, rounds: int, num_examples: int = 60_000
+    problem: Problem,
+    micro_batches: int,
+    examples: int,
+    *,
+    rounds: int,
+    num_examples: int = 60_000,
+    deadline: Deadline = NEVER,
 ) -> dict[str, Any]:
     """Seconds per update: plain, with the monitor and with the peer, interleaved."""
     device = next(problem.model.parameters()).device
@@ -106,14 +111,14 @@ def measure(
         step()
         step.looking = 0.0
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
+    for _ in deadline.rounds(rounds, fewest=3):
         for name, step in steps.items():
             times[name].append(seconds(step))
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     return {
         "micro_batches": micro_batches,
         "examples": examples,
-        "rounds": rounds,
+        "rounds": len(times["plain"]),
         "seconds": medians,
         "overhead": statistics.median(
             with_it / without - 1
@@ -128,29 +133,37 @@ def measure(
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=3), default=61, show_default=True)
 @click.option("--data-dir", type=click.Path(path_type=Path))
+@click.option("--minutes", type=float, help="For all of it.  [default: as many as it takes]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="JSON file.  [default: results/monitor-DEVICE.json]",
 )
-def main(device: str, rounds: int, data_dir: Path | None, out: Path | None) -> None:
+def main(
+    device: str, rounds: int, data_dir: Path | None, minutes: float | None, out: Path | None
+) -> None:
     """Measure the share of a step that the monitor takes, and print and write it."""
     torch.manual_seed(0)
+    record = Record(
+        out or RESULTS / f"monitor-{device}.json", device, minutes=minutes, target=TARGET
+    )
     problem = build_problem(ProblemConfig(dataset="mnist"), data_dir=data_dir, device=device)
-    console = Console(highlight=False)
-    results = []
-    for micro_batches, examples in SIZES:
-        result = measure(problem, micro_batches, examples, rounds=rounds)
-        results.append(result)
-        console.print(
-            f"{micro_batches:3} × {examples:4}: step {1e3 * result['seconds']['plain']:7.1f} ms, "
+
+    def of(micro_batches: int, examples: int) -> Part:
+        return lambda deadline: measure(
+            problem, micro_batches, examples, rounds=rounds, deadline=deadline
+        )
+
+    parts = {f"results/+{count} × {examples}": of(count, examples) for count, examples in SIZES}
+    record.measure(parts, Console(stderr=True, highlight=False))
+    for result in record.content.get("results", []):
+        click.echo(
+            f"{result['micro_batches']:3} × {result['examples']:4}: "
+            f"step {1e3 * result['seconds']['plain']:7.1f} ms, "
             f"monitor {100 * result['looking']:5.2f} % of it "
             f"(whole step {100 * result['overhead']:+.1f} %), every "
             f"norm by differences {100 * result['looking_differences']:5.2f} %"
         )
-    path = out or RESULTS / f"monitor-{device}.json"
-    write_json(path, {**where_and_when(device), "target": TARGET, "results": results})
-    console.print(str(path))
 
 
 if __name__ == "__main__":

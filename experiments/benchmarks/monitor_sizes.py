@@ -13,9 +13,9 @@ import copy
 import json
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +29,15 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.benchmarks.noise import cases
-from experiments.benchmarks.resources import where_and_when
+from experiments.resources import (
+    NEVER,
+    Deadline,
+    Part,
+    Record,
+    cpu_seconds,
+    peer,
+    seconds,
+)
 from noisescale import NoiseScaleMonitor, NormLayerMonitor
 from noisescale.problems.problem import Problem, as_examples
 from noisescale.training.records.folder import write_json
@@ -45,13 +53,16 @@ TARGETS = {"monitor": 0.03, "norm layers": 0.05}  # of a step, of the MLP and of
 Step = Callable[[], Any]
 
 
-def overhead(plain: Step, watched: Step, *, rounds: int) -> dict[str, float]:
-    """CPU seconds of a plain step, and what the other takes more, as shares of it.
+def overhead(
+    plain: Step, watched: Step, *, rounds: int, device: str = "cpu", deadline: Deadline = NEVER
+) -> dict[str, float]:
+    """Seconds of a plain step, of the process or on a GPU's clock, and what the other takes more.
 
-    Their medians, and the mean, in which a few expensive steps count.
+    That as shares of it: their medians, and the mean, in which a few expensive steps count.
     """
     plain(), watched()
-    times = [(_cpu_seconds(plain), _cpu_seconds(watched)) for _ in range(rounds)]
+    cost = seconds if device == "cuda" else cpu_seconds
+    times = [(cost(plain), cost(watched)) for _ in deadline.rounds(rounds, fewest=3)]
     without, with_it = zip(*times, strict=True)
     return {
         "seconds": statistics.median(without),
@@ -94,8 +105,8 @@ def of_one_batch(problem: Problem, examples: int, monitor: NormLayerMonitor | No
     return step
 
 
-def measure(problem: Problem, size: tuple[int, int], *, rounds: int) -> dict[str, Any]:
-    """Of one model and one process."""
+def measure(problem: Problem, size: tuple[int, int], **how: Any) -> dict[str, Any]:
+    """Of one model and one process; `how` is for `overhead`."""
     monitor = NoiseScaleMonitor(problem.model)
     steps = accumulating(problem, size), accumulating(problem, size, monitor)
     parameters = sum(one.numel() for one in problem.model.parameters())
@@ -103,17 +114,20 @@ def measure(problem: Problem, size: tuple[int, int], *, rounds: int) -> dict[str
         "parameters": parameters,
         "micro_batches": size[0],
         "examples": size[1],
-        **overhead(*steps, rounds=rounds),
+        **overhead(*steps, **how),
     }
 
 
-def measure_norm_layers(problem: Problem, examples: int, *, rounds: int) -> dict[str, Any]:
+def measure_norm_layers(
+    problem: Problem, examples: int, *, rounds: int, **how: Any
+) -> dict[str, Any]:
     """Of a norm-layer monitor, whose hooks stay on a copy of the model."""
     watched = replace(problem, model=copy.deepcopy(problem.model))
     monitor = NormLayerMonitor(watched.model)
     steps = of_one_batch(problem, examples), of_one_batch(watched, examples, monitor)
     # whole cycles, of one split update each
-    return {"examples": examples, **overhead(*steps, rounds=EVERY * max(rounds // EVERY, 1))}
+    cycles = EVERY * max(rounds // EVERY, 1)
+    return {"examples": examples, **overhead(*steps, rounds=cycles, **how)}
 
 
 def reduced(problem: Problem, strategy: str) -> nn.Module:
@@ -156,43 +170,79 @@ def _parts(problem: Problem, count: int, examples: int) -> list[tuple[Any, Tenso
     return [(train.inputs[part], train.targets[part]) for part in rows.split(examples)]
 
 
-def _cpu_seconds(step: Step) -> float:
-    started = time.process_time()
-    step()
-    return time.process_time() - started
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rounds", type=click.IntRange(min=3), default=60, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--minutes", type=float, help="For all of it.  [default: as many as it takes]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=RESULTS / "monitor_sizes-cpu.json",
-    help="JSON file.  [default: results/monitor_sizes-cpu.json]",
+    help="JSON file.  [default: results/monitor_sizes-DEVICE.json]",
 )
-def main(rounds: int, out: Path) -> None:
+def main(rounds: int, device: str, minutes: float | None, out: Path | None) -> None:
     """Measure what the monitors add to a step, and print and write it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    console = Console(highlight=False)
-    problems = {name: case.problem for name, case in cases("cpu", scale=0.1).items()}
-    record: dict[str, Any] = {"models": {}, "norm_layers": {}, "targets": TARGETS}
-    for name, size in SIZES.items():
-        record["models"][name] = measure(problems[name], size, rounds=rounds)
-        console.print(name, record["models"][name])
-    for name in NORM_LAYERS:
+    record = Record(
+        out or RESULTS / f"monitor_sizes-{device}.json",
+        device,
+        minutes=minutes,
+        rounds=rounds,
+        targets=TARGETS,
+    )
+    record.measure(parts_of(device, rounds=rounds), Console(stderr=True, highlight=False))
+    for name in ("models", "norm_layers", "processes"):
+        click.echo(f"{name}: {record.content.get(name, 'not measured')}")
+
+
+def parts_of(device: str, *, rounds: int) -> dict[str, Part]:
+    """What is measured; in two processes on a CPU alone, since a GPU is one process's."""
+
+    @cache
+    def problems() -> dict[str, Problem]:
+        return {name: case.problem for name, case in cases(device, scale=0.1).items()}
+
+    def of_model(name: str) -> Part:
+        return lambda deadline: measure(
+            problem_of(problems(), name),
+            SIZES[name],
+            rounds=rounds,
+            device=device,
+            deadline=deadline,
+        )
+
+    def of_norm_layers(name: str) -> Part:
         count, examples = SIZES[name]
-        found = measure_norm_layers(problems[name], count * examples, rounds=rounds)
-        record["norm_layers"][name] = found
-        console.print("norm layers", name, found)
+        return lambda deadline: measure_norm_layers(
+            problem_of(problems(), name),
+            count * examples,
+            rounds=rounds,
+            device=device,
+            deadline=deadline,
+        )
+
+    parts = {f"models/{name}": of_model(name) for name in SIZES}
+    parts |= {f"norm_layers/{name}": of_norm_layers(name) for name in NORM_LAYERS}
+    if device == "cpu":
+        parts["processes"] = lambda deadline: in_processes(rounds=rounds)
+    return parts
+
+
+def problem_of(problems: dict[str, Problem], name: str) -> Problem:
+    """One of the models; PeerMissing where it is another library's that is not there."""
+    if name not in problems:
+        peer("transformers")
+    return problems[name]
+
+
+def in_processes(*, rounds: int) -> dict[str, Any]:
+    """What `in_process` finds in two processes of one thread each."""
     with TemporaryDirectory() as folder:
         os.environ["OMP_NUM_THREADS"] = "1"
         place = Path(folder)
         spawn(in_process, (str(place / "meet"), folder, rounds), nprocs=2)
-        record["processes"] = json.loads((place / "found.json").read_text())
-    console.print(record["processes"])
-    write_json(out, {**where_and_when("cpu"), "rounds": rounds, **record})
-    console.print(str(out))
+        found: dict[str, Any] = json.loads((place / "found.json").read_text())
+    return found
 
 
 if __name__ == "__main__":

@@ -28,23 +28,25 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import backpack
 import click
 import torch
 import torch.nn.functional as F
-from backpack.extensions import BatchL2Grad
-from opacus import GradSampleModule
-from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from rich.console import Console
 from torch import Tensor, nn
 
-from experiments.benchmarks.resources import (
+from experiments.resources import (
+    NEVER,
+    Deadline,
+    Part,
+    PeerMissing,
+    Record,
     cpu_seconds,
     peak_bytes,
+    peer,
     seconds,
     where_and_when,
 )
@@ -55,6 +57,7 @@ from noisescale.training.records.folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
 VOCABULARY, LENGTH, WIDTH, HEADS, LAYERS = 256, 64, 128, 4, 2
+MODELS = ("mlp", "cnn", "transformer", "gpt2 small")
 GEOMETRY_CHUNK = 64  # sequences: a quarter of those measured on, so that memory may be flat
 # glibc keeps freed blocks otherwise, in pieces that later ones do not fit into, so that a process's
 # peak grows with how often its work is repeated
@@ -121,9 +124,8 @@ def gpt2(
     device: str, *, layers: int, width: int, heads: int, context: int, vocabulary: int, number: int
 ) -> Problem:
     """A GPT-2, its output layer tied to its embedding, on random tokens."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
+    transformers = peer("transformers")
+    config = transformers.GPT2Config(
         vocab_size=vocabulary,
         n_positions=context,
         n_embd=width,
@@ -134,7 +136,7 @@ def gpt2(
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model: nn.Module = GPT2LMHeadModel(config)
+        model: nn.Module = transformers.GPT2LMHeadModel(config)
         model.to(device).eval()
         tokens = torch.randint(0, vocabulary, (number, context + 1), device=device)
     return Problem(
@@ -145,7 +147,7 @@ def gpt2(
 
 
 def cases(device: str, *, scale: float = 1.0, large: bool = False) -> dict[str, Case]:
-    """An MLP and a CNN on MNIST, language models on random tokens.
+    """An MLP and a CNN on MNIST, language models on random tokens, GPT-2 where it is installed.
 
     scale: share of the examples. large: with a GPT-2 of 124 M parameters.
     """
@@ -161,15 +163,18 @@ def cases(device: str, *, scale: float = 1.0, large: bool = False) -> dict[str, 
         model = Transformer().to(device)
     examples = Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
     transformer = Problem(model=model, loss=sequence_loss, train=examples)
-    small = gpt2(
-        device, layers=6, width=192, heads=6, context=128, vocabulary=4096, number=count(256)
-    )
     of_all = {
         "mlp": Case(mlp, count(60_000), count(512), (512, 1024, 2048), (2, 4, 8, 16)),
         "cnn": Case(cnn, count(4096), count(512), (64, 128, 256, 512), (16, 64, 256)),
         "transformer": Case(transformer, count(512), count(128), (16, 32, 64, 128), (4, 8, 16)),
-        "gpt2 small": Case(small, count(256), count(32), (4, 8, 16, 32), (2, 4, 8)),
     }
+    try:
+        small = gpt2(
+            device, layers=6, width=192, heads=6, context=128, vocabulary=4096, number=count(256)
+        )
+    except PeerMissing:
+        return of_all
+    of_all["gpt2 small"] = Case(small, count(256), count(32), (4, 8, 16, 32), (2, 4, 8))
     if large:
         context, number = (1024, 64) if device == "cuda" else (256, 32)
         whole = gpt2(
@@ -209,19 +214,20 @@ def ours(problem: Problem, examples: Examples, chunk_size: int | None, **options
 
 def by_backpack(problem: Problem, examples: Examples, chunk_size: int) -> None:
     """Squared norms by BackPACK's BatchL2Grad."""
+    backpack, extensions = peer("backpack"), peer("backpack.extensions")
     model = backpack.extend(copy.deepcopy(problem.model))
     loss = backpack.extend(nn.CrossEntropyLoss(reduction="sum"))
     for start in range(0, examples.num_examples, chunk_size):
         chunk = examples.part(slice(start, start + chunk_size))
         model.zero_grad()
-        with backpack.backpack(BatchL2Grad()):
+        with backpack.backpack(extensions.BatchL2Grad()):
             loss(model(chunk.inputs), chunk.targets).backward()
         torch.stack([param.batch_l2 for param in model.parameters()], 1)
 
 
 def by_opacus(problem: Problem, examples: Examples, chunk_size: int) -> None:
     """Squared norms of Opacus' written-out gradients."""
-    model = GradSampleModule(
+    model = peer("opacus").GradSampleModule(
         copy.deepcopy(problem.model).train(), loss_reduction="sum"
     )  # it asks for that
     for start in range(0, examples.num_examples, chunk_size):
@@ -234,7 +240,7 @@ def by_opacus(problem: Problem, examples: Examples, chunk_size: int) -> None:
 
 def by_ghost_norms(problem: Problem, examples: Examples, chunk_size: int) -> None:
     """Norms by Opacus without gradients written out, and the summed gradient."""
-    model = GradSampleModuleFastGradientClipping(
+    model = peer("opacus.grad_sample").GradSampleModuleFastGradientClipping(
         copy.deepcopy(problem.model).train(), loss_reduction="sum"
     )
     for start in range(0, examples.num_examples, chunk_size):
@@ -247,7 +253,9 @@ def by_ghost_norms(problem: Problem, examples: Examples, chunk_size: int) -> Non
 Competitor = Callable[[Problem, Examples, Any], None]
 
 
-def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
+def compare(
+    case: Case, *, rounds: int, console: Console, deadline: Deadline = NEVER
+) -> dict[str, Any]:
     """Examples per second of each competitor at its best chunk size, medians over rounds."""
     many = select(case.problem, num_examples=case.many).examples.part(slice(None))
     few = many.part(slice(case.few))
@@ -275,13 +283,16 @@ def compare(case: Case, *, rounds: int, console: Console) -> dict[str, Any]:
                 case.problem, examples.part(slice(2 * max(case.few, 4))), sizes[0]
             )  # caches, what is not covered
             taken = {size: seconds(partial(work, case.problem, examples, size)) for size in sizes}
+        except PeerMissing as error:
+            missing[name] = str(error)
+            continue
         except Exception as error:  # a peer that does not cover the model
             missing[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
             continue
         best[name] = work, examples, min(taken, key=lambda size: taken[size])
     rates: dict[str, list[float]] = {name: [] for name in best}
-    for round_number in range(rounds):
-        console.print(f"round {round_number + 1} of {rounds}")
+    for number in deadline.rounds(rounds):
+        console.print(f"round {number + 1} of {rounds}")
         for name, (work, examples, size) in best.items():
             taken_now = seconds(partial(work, case.problem, examples, size))
             rates[name].append(examples.num_examples / taken_now)
@@ -407,6 +418,44 @@ def _size(model: nn.Module) -> int:
     return sum(param.numel() for param in model.parameters())
 
 
+def parts_of(
+    device: str,
+    *,
+    scale: float,
+    large: bool,
+    only: tuple[str, ...],
+    rounds: int,
+    console: Console,
+) -> dict[str, Part]:
+    """What is measured: MNIST as a whole, each model, and the two geometries."""
+
+    @cache
+    def of_all() -> dict[str, Case]:
+        return cases(device, scale=scale, large=large)
+
+    def whole() -> Problem:
+        return of_all()["mlp"].problem
+
+    def of_model(name: str) -> Part:
+        def part(deadline: Deadline) -> dict[str, Any]:
+            if name not in of_all():
+                peer("transformers")
+            return compare(of_all()[name], rounds=rounds, console=console, deadline=deadline)
+
+        return part
+
+    parts: dict[str, Part] = {
+        "peak_bytes": lambda deadline: peak_bytes(
+            partial(gradient_moments, whole()), device=device
+        ),
+        "seconds_with_errors": lambda deadline: seconds(partial(gradient_moments, whole())),
+    }
+    names = MODELS + (("gpt2",) if large else ())
+    parts |= {f"models/{name}": of_model(name) for name in names if not only or name in only}
+    parts["geometry"] = lambda deadline: geometries(device, rounds=rounds, console=console)
+    return parts
+
+
 @click.command()
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
@@ -414,6 +463,7 @@ def _size(model: nn.Module) -> int:
 @click.option("--large", is_flag=True, help="With a GPT-2 of 124 M parameters.")
 @click.option("--only", multiple=True, help="These models alone, e.g. --only mlp.")
 @click.option("--geometry", is_flag=True, help="The character GPT alone, into the present file.")
+@click.option("--minutes", type=float, help="For all of it.  [default: as many as it takes]")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file.")
 def main(
     rounds: int,
@@ -422,6 +472,7 @@ def main(
     large: bool,
     only: tuple[str, ...],
     geometry: bool,
+    minutes: float | None,
     out: Path | None,
 ) -> None:
     """Compare ways of measuring per-example gradients on models of four kinds, and geometries."""
@@ -432,24 +483,21 @@ def main(
         of_geometry = geometries(device, rounds=rounds, console=console)
         write_json(path, {**json.loads(path.read_text()), "geometry": of_geometry})
         return
-    measured = cases(device, scale=scale, large=large)
-    result: dict[str, Any] = {**where_and_when(device), "targets": TARGETS, "models": {}}
-    whole = measured["mlp"].problem
-    console.print("peak memory and seconds for the whole of MNIST")
-    result["peak_bytes"] = peak_bytes(partial(gradient_moments, whole), device=device)
-    result["seconds_with_errors"] = seconds(partial(gradient_moments, whole))
-    for name, case in measured.items():
-        if only and name not in only:
-            continue
-        console.rule(name)
-        result["models"][name] = compare(case, rounds=rounds, console=console)
-    if rates := result["models"].get("mlp", {}).get("rates"):
-        fast, slow = (rates[name]["examples_per_second"] for name in ("compiled", "eager vmap"))
+    record = Record(path, device, minutes=minutes, targets=TARGETS)
+    parts = parts_of(device, scale=scale, large=large, only=only, rounds=rounds, console=console)
+    record.measure(parts, console)
+    result = record.content
+    rates = result.get("models", {}).get("mlp", {}).get("rates", {})
+    if {"compiled", "eager vmap"} <= rates.keys():
+        fast, slow = (rates[way]["examples_per_second"] for way in ("compiled", "eager vmap"))
         result["compiled_against_eager_vmap"] = fast / slow
-    of_geometry = geometries(device, rounds=rounds, console=console)
-    write_json(path, {**result, "geometry": of_geometry})
+        write_json(path, result)
+    show(result)
 
-    for name, row in result["models"].items():
+
+def show(result: dict[str, Any]) -> None:
+    """Prints what was measured."""
+    for name, row in result.get("models", {}).items():
         click.echo(f"\n{name}, {row['num_parameters']:,} parameters\n")
         click.echo("| | examples/s | in gradients |\n|---|---|---|")
         for way, numbers in row["rates"].items():
@@ -462,8 +510,10 @@ def main(
         click.echo(f"\nmemory in plain passes of {chunk_size}: {resolved}")
     if ratio := result.get("compiled_against_eager_vmap"):
         click.echo(f"\ncompiled against eager vmap: {ratio:.1f}")
-    click.echo(f"all of MNIST with errors: {result['seconds_with_errors']:.1f} s")
-    click.echo(f"peak memory above the model: {result['peak_bytes'] / 2**20:.0f} MiB")
+    if "seconds_with_errors" in result:
+        click.echo(f"all of MNIST with errors: {result['seconds_with_errors']:.1f} s")
+    if "peak_bytes" in result:
+        click.echo(f"peak memory above the model: {result['peak_bytes'] / 2**20:.0f} MiB")
 
 
 if __name__ == "__main__":

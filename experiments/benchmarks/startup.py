@@ -21,8 +21,7 @@ import click
 from rich.console import Console
 from rich.progress import track
 
-from experiments.benchmarks.resources import where_and_when
-from noisescale.training.records.folder import write_json
+from experiments.resources import NEVER, Deadline, Record
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -53,13 +52,14 @@ def cpu_seconds(*arguments: str) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def measure(*, rounds: int) -> dict[str, Any]:
+def measure(*, rounds: int, deadline: Deadline = NEVER) -> dict[str, Any]:
     """Median seconds of each process, and what those of `STARTS` add to their bare ones."""
     processes = BARE | {name: start.arguments for name, start in STARTS.items()}
     for arguments in processes.values():
         cpu_seconds(*arguments)  # once in vain: bytecode is written, files are read into memory
     seconds: dict[str, list[float]] = {name: [] for name in processes}
-    for _ in track(range(rounds), console=Console(stderr=True), transient=True):
+    wanted = deadline.rounds(rounds)
+    for _ in track(wanted, total=rounds, console=Console(stderr=True), transient=True):
         for name, arguments in processes.items():
             seconds[name].append(cpu_seconds(*arguments))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -71,28 +71,30 @@ def measure(*, rounds: int) -> dict[str, Any]:
         }
         for name, start in STARTS.items()
     }
-    return {"rounds": rounds, "cpu_seconds": medians, "added": added}
+    return {"rounds": len(seconds["python"]), "cpu_seconds": medians, "added": added}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rounds", type=click.IntRange(min=1), default=11, show_default=True)
+@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@click.option("--minutes", type=float, help="For all of it.  [default: as many as it takes]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=RESULTS / "startup.json",
     help="JSON file.  [default: results/startup.json]",
 )
-def main(rounds: int, out: Path) -> None:
+def main(rounds: int, device: str, minutes: float | None, out: Path) -> None:
     """Measure how long processes take to start, and print and write it."""
-    console = Console(highlight=False)
-    results = measure(rounds=rounds)
+    record = Record(out, device, minutes=minutes)
+    parts = {"results": lambda deadline: measure(rounds=rounds, deadline=deadline)}
+    record.measure(parts, Console(stderr=True, highlight=False))
+    results = record.content["results"]
     for name, row in results["added"].items():
-        console.print(
+        click.echo(
             f"{name:18} {results['cpu_seconds'][name]:6.3f} s of CPU, {row['seconds']:.3f} more "
             f"than bare {row['bare']} (target {row['target']:g})"
         )
-    write_json(out, {**where_and_when("cpu"), "results": results})
-    console.print(str(out))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import click
 import torch
 from rich.console import Console
 
-from experiments.benchmarks.resources import seconds, where_and_when
+from experiments.resources import NEVER, Deadline, Part, Record, seconds
 from noisescale import (
     Horizon,
     ProblemConfig,
@@ -37,9 +37,9 @@ from noisescale import (
 )
 from noisescale.problems.build import build_problem
 from noisescale.problems.problem import Problem, as_examples
+from noisescale.studies.jobs.cell import one_thread
 from noisescale.studies.jobs.local import LocalProcesses
 from noisescale.studies.stability_map.replicas import ReplicaTraining
-from noisescale.training.records.folder import write_json
 from noisescale.training.trainer import Training
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,10 +81,12 @@ def sweep_seconds(
         return seconds(work)
 
 
-def processes(config: SweepConfig, options: SweepOptions, *, rounds: int) -> dict[str, Any]:
+def processes(
+    config: SweepConfig, options: SweepOptions, *, rounds: int, deadline: Deadline = NEVER
+) -> dict[str, Any]:
     """Two local processes against one, interleaved."""
     times: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(rounds):
+    for _ in deadline.rounds(rounds):
         for num_processes, taken in times.items():
             executor = partial(LocalProcesses, num_processes)
             taken.append(sweep_seconds(config, options, executor))
@@ -94,7 +96,7 @@ def processes(config: SweepConfig, options: SweepOptions, *, rounds: int) -> dic
         "cells": cells,
         "seconds": times,
         "speed_up": statistics.median(ratios),
-        "rounds": rounds,
+        "rounds": len(ratios),
     }
 
 
@@ -120,7 +122,9 @@ def bisection(config: SweepConfig, options: SweepOptions) -> dict[str, Any]:
     }
 
 
-def replicas(problem: Problem, batch_size: int, *, steps: int, rounds: int) -> dict[str, Any]:
+def replicas(
+    problem: Problem, batch_size: int, *, steps: int, rounds: int, deadline: Deadline = NEVER
+) -> dict[str, Any]:
     """Updates per second of all replicas: eager and our single runs in turn, and vmapped."""
     configs = [
         TrainConfig(batch_size=batch_size, learning_rate=1e-3 * (1 + seed), seed=seed, epochs=10**6)
@@ -154,7 +158,7 @@ def replicas(problem: Problem, batch_size: int, *, steps: int, rounds: int) -> d
     speeds: dict[str, list[float]] = {name: [] for name in works}
     for work, _ in works.values():
         work()
-    for _ in range(rounds):
+    for _ in deadline.rounds(rounds):
         for name, (work, count) in works.items():
             speeds[name].append(count * steps / seconds(work))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
@@ -171,38 +175,63 @@ def replicas(problem: Problem, batch_size: int, *, steps: int, rounds: int) -> d
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--data-dir", type=click.Path(path_type=Path))
+@click.option("--minutes", type=float, help="For all of it.  [default: as many as it takes]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="JSON file.  [default: results/sweep-DEVICE.json]",
 )
-def main(device: str, rounds: int, data_dir: Path | None, out: Path | None) -> None:
+def main(
+    device: str, rounds: int, data_dir: Path | None, minutes: float | None, out: Path | None
+) -> None:
     """Measure all three, and print and write them. Two processes need two idle cores."""
-    console = Console(highlight=False)
-    options = SweepOptions(data_dir=data_dir, predict=False)
-    results: dict[str, Any] = {"bisection": bisection(GRID, options)}
-    bisected = results["bisection"]
-    console.print(
-        f"bisection: {bisected['runs']} runs of {bisected['runs_of_grid']} "
-        f"({100 * bisected['share']:.0f} %), edges {max(bisected['grid_steps_apart']):.2f} grid "
-        "steps apart at most"
+    record = Record(
+        out or RESULTS / f"sweep-{device}.json", device, minutes=minutes, targets=TARGETS
     )
+    parts = parts_of(device, rounds=rounds, data_dir=data_dir)
+    record.measure(parts, Console(stderr=True, highlight=False))
+    show(record.content)
+
+
+def parts_of(device: str, *, rounds: int, data_dir: Path | None) -> dict[str, Part]:
+    """What is measured: replicas, which are quick, before whole sweeps."""
+    options = SweepOptions(data_dir=data_dir, predict=False)
+
+    @cache
+    def problem() -> Problem:
+        return build_problem(UNIT, data_dir=data_dir, device=device)
+
+    def replicas_at(batch_size: int) -> Part:
+        def part(deadline: Deadline) -> dict[str, Any]:
+            with one_thread():
+                return replicas(problem(), batch_size, steps=200, rounds=rounds, deadline=deadline)
+
+        return part
+
+    parts = {f"replicas/+B = {batch_size}": replicas_at(batch_size) for batch_size in BATCH_SIZES}
     if device == "cpu":
-        results["processes"] = processes(EVEN, options, rounds=rounds)
-        console.print(f"two processes: {results['processes']['speed_up']:.2f} times as fast as one")
-    torch.set_num_threads(1)
-    problem = build_problem(UNIT, data_dir=data_dir, device=device)
-    results["replicas"] = []
-    for batch_size in BATCH_SIZES:
-        row = replicas(problem, batch_size, steps=200, rounds=rounds)
-        results["replicas"].append(row)
-        console.print(
-            f"{REPLICAS} replicas at B = {batch_size}: {row['replicas/eager']:.2f} times eager, "
-            f"{row['replicas/ours']:.2f} times ours"
+        parts["processes"] = lambda deadline: processes(
+            EVEN, options, rounds=rounds, deadline=deadline
         )
-    path = out or RESULTS / f"sweep-{device}.json"
-    write_json(path, {**where_and_when(device), "targets": TARGETS, **results})
-    console.print(str(path))
+    parts["bisection"] = lambda deadline: bisection(GRID, options)
+    return parts
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints what was measured."""
+    if (bisected := results.get("bisection")) is not None:
+        click.echo(
+            f"bisection: {bisected['runs']} runs of {bisected['runs_of_grid']} "
+            f"({100 * bisected['share']:.0f} %), edges {max(bisected['grid_steps_apart']):.2f} "
+            "grid steps apart at most"
+        )
+    if (paired := results.get("processes")) is not None:
+        click.echo(f"two processes: {paired['speed_up']:.2f} times as fast as one")
+    for row in results.get("replicas", []):
+        click.echo(
+            f"{REPLICAS} replicas at B = {row['batch_size']}: {row['replicas/eager']:.2f} times "
+            f"eager, {row['replicas/ours']:.2f} times ours"
+        )
 
 
 if __name__ == "__main__":

@@ -26,15 +26,15 @@ from typing import Any
 import click
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from experiments.benchmarks.resources import where_and_when
+from experiments.resources import NEVER, Deadline, Part, Record
 from noisescale import Problem, ProblemConfig, TrainConfig, build_problem
 from noisescale.problems.data.splits import default_data_dir
 from noisescale.problems.problem import as_examples
-from noisescale.training.records.folder import write_json
 from noisescale.training.trainer import Training
 
 RESULTS = Path(__file__).parent / "results"
@@ -113,22 +113,26 @@ ADAMW_BATCH_SIZE = 16  # sequences, 1,024 characters: a step of some 40 ms
 
 
 def compare(
-    problem: Problem, batch_size: int, *, rounds: int, loops: Loops = LOOPS
+    problem: Problem,
+    batch_size: int,
+    *,
+    rounds: int,
+    loops: Loops = LOOPS,
+    deadline: Deadline = NEVER,
 ) -> dict[str, Any]:
     """Median steps per second of each loop over interleaved rounds, and medians of ours/other."""
     running = {name: loop(problem, batch_size) for name, loop in loops.items()}
     steps = STEPS.get(batch_size, ADAMW_STEPS)
     speeds: dict[str, list[float]] = {name: [] for name in running}
-    for counted in track(
-        [False, *[True] * rounds], description=f"B = {batch_size}", transient=True
-    ):
+    wanted = deadline.rounds(1 + rounds, fewest=3)  # the first is not counted; quartiles take two
+    for index in track(wanted, total=1 + rounds, description=f"B = {batch_size}", transient=True):
         for name, loop in running.items():
             speed = _steps_per_second(loop, steps, problem)
-            if counted:
+            if index > 0:
                 speeds[name].append(speed)
     return {
         "batch_size": batch_size,
-        "rounds": rounds,
+        "rounds": len(speeds["ours"]),
         "steps_per_round": steps,
         "steps_per_second": {name: statistics.median(values) for name, values in speeds.items()},
         "ratio": {
@@ -175,41 +179,62 @@ def _quartiles(values: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
+def parts_of(*, rounds: int, device: str) -> dict[str, Part]:
+    """What is measured: the study's network on MNIST, and the character GPT."""
+    problem = build_problem(ProblemConfig(), device=device)
+
+    def of_characters(deadline: Deadline) -> dict[str, Any]:
+        characters = build_problem(ProblemConfig(dataset="shakespeare", model="gpt"), device=device)
+        return compare(
+            characters, ADAMW_BATCH_SIZE, rounds=rounds, loops=ADAMW_LOOPS, deadline=deadline
+        )
+
+    def at(batch_size: int) -> Part:
+        return lambda deadline: compare(problem, batch_size, rounds=rounds, deadline=deadline)
+
+    parts = {f"rows/+B = {batch_size}": at(batch_size) for batch_size in STEPS}
+    parts["adamw"] = of_characters
+    if device == "cuda":
+        parts["epoch_at_batch_size_one"] = lambda deadline: epoch_at_batch_size_one(problem)
+    return parts
+
+
 @click.command()
 @click.option("--rounds", type=click.IntRange(min=2), default=21, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--minutes", type=float, help="For all of it.  [default: as many as it takes]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="JSON file.  [default: results/training-DEVICE.json]",
 )
-def main(rounds: int, device: str, out: Path | None) -> None:
+def main(rounds: int, device: str, minutes: float | None, out: Path | None) -> None:
     """Compare training loops: the study's network on MNIST, and the character GPT."""
-    problem = build_problem(ProblemConfig(), device=device)
-    rows = [compare(problem, batch_size, rounds=rounds) for batch_size in STEPS]
-    characters = build_problem(ProblemConfig(dataset="shakespeare", model="gpt"), device=device)
-    adamw = compare(characters, ADAMW_BATCH_SIZE, rounds=rounds, loops=ADAMW_LOOPS)
-    result: dict[str, Any] = {**where_and_when(device), "rows": rows, "adamw": adamw}
-    if device == "cuda":
-        result["epoch_at_batch_size_one"] = epoch_at_batch_size_one(problem)
-    write_json(out or RESULTS / f"training-{device}.json", result)
+    record = Record(out or RESULTS / f"training-{device}.json", device, minutes=minutes)
+    record.measure(parts_of(rounds=rounds, device=device), Console(stderr=True, highlight=False))
+    show(record.content)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints what was measured."""
     click.echo("| B | notebook | eager | ours | ours/notebook | ours/eager (quartiles) | target |")
     click.echo("|---|---|---|---|---|---|---|")
-    for row in rows:
+    for row in result.get("rows", []):
         speeds = " | ".join(f"{speed:,.1f}" for speed in row["steps_per_second"].values())
         against = "{median:.2f} ({low:.2f}–{high:.2f})".format(**row["ratio"]["eager"])
         notebook = row["ratio"]["notebook"]["median"]
         click.echo(
             f"| {row['batch_size']} | {speeds} | {notebook:.2f} | {against} | ≥ {row['target']} |"
         )
-    speeds = " | ".join(f"{speed:,.1f}" for speed in adamw["steps_per_second"].values())
-    against = "{median:.2f} ({low:.2f}–{high:.2f})".format(**adamw["ratio"]["fused"])
-    click.echo(
-        f"AdamW on the character GPT, B = {ADAMW_BATCH_SIZE}, steps/s with a plain loop | ours: "
-        f"{speeds}; ours/plain {against}"
-    )
-    if device == "cuda":
-        click.echo(f"one epoch at B = 1: {result['epoch_at_batch_size_one']['seconds']:.2f} s")
+    if (adamw := result.get("adamw")) is not None:
+        speeds = " | ".join(f"{speed:,.1f}" for speed in adamw["steps_per_second"].values())
+        against = "{median:.2f} ({low:.2f}–{high:.2f})".format(**adamw["ratio"]["fused"])
+        click.echo(
+            f"AdamW on the character GPT, B = {ADAMW_BATCH_SIZE}, steps/s with a plain loop | "
+            f"ours: {speeds}; ours/plain {against}"
+        )
+    if (epoch := result.get("epoch_at_batch_size_one")) is not None:
+        click.echo(f"one epoch at B = 1: {epoch['seconds']:.2f} s")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import time
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from noisescale.problems.config import AnyConfig, ProblemConfig
     from noisescale.problems.problem import Params, Problem
+    from noisescale.studies.cost import Cost
     from noisescale.training.records.checkpoint import Checkpoint
 
 
@@ -164,13 +166,15 @@ class Loaded(NamedTuple):
 class Measured(Generic[Result]):
     """A checkpoint with what was measured of it or, where that cannot be, the reason.
 
-    problem: None where the measurement was read back from a file.
+    problem: None where the measurement was read back from a file. peak_bytes: of memory, see
+    `noisescale.studies.cost.peak_memory`; of a GPU while it was measured.
     """
 
     loaded: Loaded
     problem: Problem | None
     result: Result | None
     reason: str | None = None
+    peak_bytes: int | None = None
 
 
 def load_all(paths: tuple[Path, ...], *, device: str, problem: str | None = None) -> list[Loaded]:
@@ -270,6 +274,8 @@ def measure_all(
         MeasurementError: none of them can be measured.
         Interrupted: after Ctrl-C; `found` is what was measured until then.
     """
+    from noisescale.studies.cost import forget_peak, peak_memory
+
     every: list[Measured[Result]] = []
     console = Console(stderr=True, highlight=False, quiet=quiet)
     current: Loaded | None = None
@@ -277,9 +283,11 @@ def measure_all(
         with Activity(console, total=len(loaded)) as activity:
             for current, problem in with_problems(loaded, **where):
                 activity.begin(current.title)
+                forget_peak(where["device"])
                 try:
                     result = measure(problem, activity.show, current)
-                    every.append(Measured(current, problem, result))
+                    peak = peak_memory(where["device"])
+                    every.append(Measured(current, problem, result, peak_bytes=peak))
                 except MeasurementError as error:
                     if len(loaded) == 1:
                         raise MeasurementError(f"{current.title}: {error}") from error
@@ -297,6 +305,45 @@ def measure_all(
     if all(measured.reason for measured in every):
         raise MeasurementError(f"none of the checkpoints can be measured: {every[0].reason}")
     return every
+
+
+def print_cost(
+    loaded: list[Loaded],
+    estimate: Callable[[Problem, Loaded], Cost],
+    *,
+    as_json: bool,
+    quiet: bool = False,
+    **where: Any,
+) -> None:
+    """Prints what measuring all the checkpoints will take, by the first chunk of the first one.
+
+    Args:
+        loaded: the checkpoints.
+        estimate: what one takes, of its problem.
+        as_json: whether to print JSON.
+        quiet: whether to print nothing, as all processes but one.
+        **where: for `with_problems`.
+    """
+    console = Console(stderr=True, highlight=False, quiet=quiet)
+    with Activity(console, total=1) as activity:
+        first, problem = next(with_problems(loaded[:1], **where))
+        activity.begin(first.title)
+        activity.show("its first chunk of examples")
+        cost = estimate(problem, first)
+    if quiet:
+        return
+    record = {
+        "checkpoint": first.file,
+        "checkpoints": len(loaded),
+        "total_seconds": len(loaded) * cost.seconds,
+        **cost.to_dict(),
+    }
+    if as_json:
+        click.echo(json.dumps(record, indent=2, allow_nan=False))
+        return
+    click.echo(cost.times(len(loaded)))
+    if len(loaded) > 1:
+        click.echo(f"  Note: of {counted(len(loaded), 'checkpoint')}, by the first of them.")
 
 
 class Activity:

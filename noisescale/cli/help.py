@@ -95,7 +95,7 @@ SUBJECTS = (
     Subject(
         "How to compute",
         ("--processes 4", "--dtype float64 --seed 1", "--device cpu"),
-        "--engine measure-noise --seed sharpness --seed interpolate --seed "
+        "--dry-run --engine measure-noise --seed sharpness --seed interpolate --seed "
         "sharpness --method --rtol --max-matvecs --dtype --amp --device --data-dir --executor "
         "--processes --scheduler",
     ),

@@ -486,6 +486,12 @@ def measurement_options(command: Command) -> Command:
             "CHECKPOINT for the model as it is made (under seed 0).",
         ),
         machine_options,
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Only say how many seconds and how much memory it will take, about, by the first "
+            "chunk of examples.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table."),
         click.option(
             "--plot", type=FileOf(PICTURES), help="Draw what was measured; png, pdf or svg."

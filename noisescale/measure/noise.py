@@ -198,20 +198,7 @@ def measure_noise(
         80.6 ± 8.6 (66.8–102.3)
     """
     options = with_settings(options or NoiseOptions(), settings)
-    if options.augmentations != 1 and _population(options) == "distribution":
-        raise SettingError(
-            f"augmentations {options.augmentations} with the population distribution: one draw of "
-            "each example is a sample of it already; leave it at 1"
-        )
-    if options.anatomy and problem.weights is not None:
-        raise SettingError(
-            "anatomy of a problem with weights: it is not known what importance sampling leaves of "
-            "its noise; leave it out, or the weights"
-        )
-    if preconditioner is None and options.geometry in ("optimizer", "both"):
-        raise SettingError(
-            f"geometry {options.geometry} without a preconditioner: give one, or leave it out"
-        )
+    check_options(problem, options, has_preconditioner=preconditioner is not None)
     if generator is None:
         generator = torch.Generator().manual_seed(seed)
     elif seed != 0:
@@ -270,6 +257,24 @@ def measure_noise(
         )
         raise StoppedEarly(replace(noise, notes=(*noise.notes, note))) from interrupt
     return noise
+
+
+def check_options(problem: Problem, options: NoiseOptions, *, has_preconditioner: bool) -> None:
+    """SettingError for options that do not go together, or not with the problem."""
+    if options.augmentations != 1 and _population(options) == "distribution":
+        raise SettingError(
+            f"augmentations {options.augmentations} with the population distribution: one draw of "
+            "each example is a sample of it already; leave it at 1"
+        )
+    if options.anatomy and problem.weights is not None:
+        raise SettingError(
+            "anatomy of a problem with weights: it is not known what importance sampling leaves of "
+            "its noise; leave it out, or the weights"
+        )
+    if not has_preconditioner and options.geometry in ("optimizer", "both"):
+        raise SettingError(
+            f"geometry {options.geometry} without a preconditioner: give one, or leave it out"
+        )
 
 
 def hessian_sample_size(population_size: int) -> int:

@@ -78,6 +78,10 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
             printed("measure-noise", "--problem", QUADRATIC, *FEW),
             printed("measure-noise", "adamw", *FEW, "--schedule", "levanter"),
         ]
+        dry = [
+            printed("measure-noise", "run", *FEW, "--hessian", "--dry-run"),
+            printed("sharpness", "run", *FEW, "--trace", "--dry-run"),
+        ]
         parts = ("--trace", "--density", "--phi", "--batch-sharpness", 4)
         sharp = [
             printed("sharpness", "run", *FEW, *parts),
@@ -114,6 +118,7 @@ def outputs(tmp_path_factory, finished_sweep, finished_critical_batch, drawing):
     records = {
         "train": train,
         "measure-noise": measured,
+        "dry-run": dry,
         "sharpness": sharp,
         "interpolate": between,
         "recommend": recommended,

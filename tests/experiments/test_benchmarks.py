@@ -48,6 +48,13 @@ def test_curvature_solvers_agree_and_are_counted(digits):
     assert all(ratio > 0 for ratio in ratios.values())
 
 
+def test_closed_forms_are_timed_against_the_softmax(monkeypatch):
+    monkeypatch.setattr(curvature, "VOCABULARIES", (256,))
+    (row,) = curvature.vocabulary("cpu", rounds=1)
+    assert row["relative_difference"] < 1e-5
+    assert row["ratio"] == row["seconds"]["closed form"] / row["seconds"]["softmax"]
+
+
 def test_warm_starts_are_compared_with_cold_ones(digits):
     config = TrainConfig(max_steps=20)
     along = [found.params for found in train(digits, config, checkpoint_steps=(10, 20))]

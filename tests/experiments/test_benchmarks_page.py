@@ -26,7 +26,8 @@ def test_the_committed_page_is_what_the_results_give(text):
 def test_every_result_has_its_part_of_the_page(text):
     for path in page.RESULTS.glob("*.json"):
         assert f"[JSON](results/{path.name})" in text
-    assert set(re.findall(r"<!-- results: (\w+) -->", text)) == set(page.TABLES)
+    shown = set(re.findall(r"<!-- results: (\w+) -->", text))
+    assert shown == {"summary", *page.TABLES} == {"summary", *page.FIGURES}
 
 
 def test_no_number_of_a_measurement_is_written_by_hand(text):
@@ -61,3 +62,52 @@ def test_what_a_peer_does_not_cover_is_said(text):
                 assert cell == "not covered"
             else:
                 assert float(cell) == pytest.approx(model["rates"][key]["in_gradients"], rel=0.005)
+
+
+RESULTS = sorted(page.RESULTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_benchmark_that_was_cut_has_the_rows_it_came_to(path):
+    name = path.stem.partition("-")[0]
+    whole = json.loads(path.read_text())
+    facts = {"environment", "date", "targets", "target", "rounds", "scale", "left_out"}
+    for key in whole.keys() - facts:
+        rest = {other: value for other, value in whole.items() if other != key}
+        of_whole = {str(rows) for rows in page.TABLES[name](whole)}
+        assert {str(rows) for rows in page.TABLES[name](rest)} != of_whole or key in {
+            "num_examples",
+            "compiled_against_eager_vmap",
+        }
+        assert len(list(page.FIGURES[name](rest))) <= len(list(page.FIGURES[name](whole)))
+    nothing = {key: value for key, value in whole.items() if key in facts}
+    assert list(page.FIGURES[name](nothing)) == []
+    assert all(len(row) == len(rows[0]) for rows in page.TABLES[name](nothing) for row in rows)
+
+
+def test_what_was_not_measured_is_said_with_the_reason(tmp_path, monkeypatch, text):
+    shutil.copytree(page.RESULTS, tmp_path / "results")
+    path = tmp_path / "results" / "curvature-cpu.json"
+    record = json.loads(path.read_text())
+    del record["warm_starts"]
+    record["left_out"] = {"warm_starts": "there was no time left for it"}
+    record["largest_eigenvalue"]["missing"] = {"PyHessian": "pyhessian is not installed"}
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
+    filled = page.filled(text)
+    assert "Not measured: warm_starts (there was no time left for it)" in filled
+    assert "| PyHessian | pyhessian is not installed | – | – | – | – |" in filled
+
+
+def test_the_summary_holds_figures_against_their_targets(tmp_path):
+    record = json.loads((page.RESULTS / "training-cpu.json").read_text())
+    record["rows"][0]["ratio"]["eager"]["median"] = record["rows"][0]["target"]
+    record["rows"][1]["ratio"]["eager"]["median"] = record["rows"][1]["target"] - 0.1
+    for device in ("cpu", "cuda"):
+        (tmp_path / f"training-{device}.json").write_text(json.dumps(record))
+    rows = page.summary(tmp_path)
+    of_gpu = page.summary(tmp_path, "cuda")[1:]
+    assert rows[0] == ["benchmark", "what", "measured", "target", "met"]
+    assert [row[0] for row in of_gpu] == ["training, GPU"] * len(of_gpu)
+    assert len(rows) == 1 + 2 * len(of_gpu)
+    assert [row[-1] for row in of_gpu[:2]] == ["yes", "no"]

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -16,7 +17,7 @@ from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import record_experiment
 from noisescale.training.records.names import run_name
 from noisescale.training.run import RunOptions, run_training
-from paper_figures.__main__ import FIGURES, main as paper_figures
+from paper_figures.__main__ import FIGURES, OF_BENCHMARKS, RESULTS, main as paper_figures
 from paper_figures.style import read_table
 from tests.helpers.paths import ROOT
 
@@ -213,6 +214,18 @@ def test_a_figure_is_committed_and_its_committed_tables_can_be_drawn(name):
     drawn = FIGURES[name](ROOT / "paper_figures" / "data")
     drawn.draw_without_rendering()
     assert all(axes.has_data() for axes in drawn.axes if axes.axison)
+
+
+@pytest.mark.parametrize("name", OF_BENCHMARKS)
+def test_the_figure_of_a_benchmark_is_committed_and_drawn_from_its_results(name):
+    assert (ROOT / "paper_figures" / "pictures" / f"{name}.png").exists()
+    drawn = OF_BENCHMARKS[name](RESULTS)
+    drawn.draw_without_rendering()
+    for axes in drawn.axes:
+        texts = axes.get_legend().get_texts()
+        assert len(axes.lines) == 2 * len(texts)  # a line and the points it fits
+        for line, points in zip(axes.lines[::2], axes.lines[1::2], strict=True):
+            assert abs(np.log(line.get_ydata() / points.get_ydata())).max() < 1
 
 
 @pytest.mark.slow

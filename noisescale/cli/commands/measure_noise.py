@@ -37,6 +37,7 @@ Examples:
   noisescale measure-noise checkpoint.pt --num-examples 5000 --per-layer
   noisescale measure-noise checkpoint.pt --anatomy --plot anatomy.png
   noisescale measure-noise checkpoint.pt --hessian --bs 32 --bs 1024
+  noisescale measure-noise checkpoint.pt --hessian --dry-run    what that will take
   noisescale measure-noise weights.safetensors --problem my_module:make_problem
   noisescale measure-noise --problem my_file.py:make_problem    the model as it is made
   torchrun --nproc-per-node 4 -m noisescale measure-noise checkpoint.pt
@@ -123,6 +124,7 @@ def measure_noise(
     problem: str | None,
     device: str,
     data_dir: Path | None,
+    dry_run: bool,
     as_json: bool,
     plot: Path | None,
     seed: int,
@@ -145,11 +147,12 @@ def measure_noise(
     import torch
 
     from noisescale import NoiseOptions, measure_noise
-    from noisescale.cli.checkpoints import load_all, measure_all
+    from noisescale.cli.checkpoints import load_all, measure_all, print_cost
     from noisescale.cli.images import Image, noisiest_images
     from noisescale.cli.printing.noise import noise_reports, print_noise
     from noisescale.cli.printing.recommend import print_schedule, schedule_record
     from noisescale.measure.distributed import process_group, rank_and_size
+    from noisescale.studies.cost import Cost, noise_cost
 
     dtype = options.pop("dtype")
     chosen = NoiseOptions(**options, dtype=dtype and getattr(torch, dtype))
@@ -171,6 +174,13 @@ def measure_noise(
         if plot is not None and noise.anatomy is not None:
             shown[:] = noisiest_images(problem, noise)
         return noise if note is None else replace(noise, notes=(*noise.notes, note))
+
+    def estimate(problem: Problem, loaded: Loaded) -> Cost:
+        own = None
+        if preconditioner == "auto":
+            own, _ = loaded.own_preconditioner(problem.model)
+        is_plain = preconditioner == "none" or (preconditioner == "auto" and own is None)
+        return noise_cost(problem, options=chosen, geometries=1 if is_plain else 2, seed=seed)
 
     shown: list[Image] = []  # of the last checkpoint measured
     is_first = True
@@ -202,13 +212,10 @@ def measure_noise(
     ):
         loaded = load_all(checkpoints, device=own_device, problem=problem)
         is_first = rank_and_size()[0] == 0
+        where: dict[str, Any] = {"problem": problem, "data_dir": data_dir, "device": own_device}
+        if dry_run:
+            print_cost(loaded, estimate, as_json=as_json, quiet=not is_first, **where)
+            return
         planned = schedule_record(loaded, schedule, multiple_of)
-        measured = measure_all(
-            loaded,
-            measure,
-            problem=problem,
-            data_dir=data_dir,
-            device=own_device,
-            quiet=not is_first,
-        )
+        measured = measure_all(loaded, measure, quiet=not is_first, **where)
     show(measured)

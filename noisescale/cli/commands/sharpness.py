@@ -29,6 +29,7 @@ Examples:
   noisescale sharpness runs/NAME-KEY                   all its checkpoints, along training
   noisescale sharpness checkpoint.pt --num-examples 5000 --bottom 1 --trace
   noisescale sharpness checkpoint.pt --batch-sharpness 32
+  noisescale sharpness checkpoint.pt --bottom 1 --density --dry-run    what that will take
   noisescale sharpness checkpoint.pt --density --phi --plot sharpness.png
   noisescale sharpness checkpoint.pt --filter-normalised --phi-iterations 50
   noisescale sharpness --problem my_file.py:make_problem    the model as it is made
@@ -119,6 +120,7 @@ def sharpness(
     problem: str | None,
     device: str,
     data_dir: Path | None,
+    dry_run: bool,
     as_json: bool,
     plot: Path | None,
     learning_rate: float | None,
@@ -139,10 +141,11 @@ def sharpness(
     """
     import torch
 
-    from noisescale.cli.checkpoints import load_all, measure_all
+    from noisescale.cli.checkpoints import load_all, measure_all, print_cost
     from noisescale.cli.printing.sharpness import SharpnessReport, print_sharpness
     from noisescale.measure.sharpness import Sharpness, SharpnessOptions, measure_sharpness
     from noisescale.problems.models import has_batch_norm
+    from noisescale.studies.cost import Cost, sharpness_cost
     from noisescale.training.config import TrainConfig
 
     searched = ("phi", "filter_normalised")
@@ -223,6 +226,17 @@ def sharpness(
             write_atomically(plot, image(measurements_figure(entries), plot.suffix[1:]))
             click.echo(plot, err=as_json)
 
+    def estimate(problem: Problem, loaded: Loaded) -> Cost:
+        own = None
+        if preconditioner == "auto":
+            own, _ = loaded.own_optimizer(problem.model)
+        is_plain = preconditioner == "none" or (preconditioner == "auto" and own is None)
+        return sharpness_cost(problem, options=chosen, geometries=1 if is_plain else 2)
+
+    where: dict[str, Any] = {"problem": problem, "data_dir": data_dir, "device": device}
+    if dry_run:
+        print_cost(loaded, estimate, as_json=as_json, **where)
+        return
     with showing_what_is_found(show):
-        measured = measure_all(loaded, measure, problem=problem, data_dir=data_dir, device=device)
+        measured = measure_all(loaded, measure, **where)
     show(measured)

@@ -105,6 +105,7 @@ class NoiseReport:
         advice = self.advice and self.advice.to_dict()
         return entry | {
             "notes": list(self.notes),
+            "peak_memory_bytes": self.measured.peak_bytes,
             "recommendation": recommended,
             "advice": advice,
         }

@@ -97,6 +97,7 @@ class SharpnessReport:
             "momentum": training and training.momentum,
             "weight_decay": training and training.weight_decay,
             "stable_sharpness": self.limit,
+            "peak_memory_bytes": self.measured.peak_bytes,
             "reason": self.measured.reason,
             **(UNMEASURED if sharpness is None else sharpness.to_dict()),
         }

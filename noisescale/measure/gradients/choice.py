@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import get_args
 
@@ -16,7 +17,7 @@ from noisescale.measure.gradients.engine import Engine, EngineError, EngineName
 from noisescale.measure.gradients.hooks import LayerEngine
 from noisescale.measure.gradients.loop import LoopEngine
 from noisescale.measure.gradients.vmap import VmapEngine
-from noisescale.measure.objective import Objective
+from noisescale.measure.objective import Objective, is_out_of_memory
 from noisescale.problems.problem import Examples, Params
 
 # What follows an engine that does not work on a model; the last one is the definition
@@ -198,9 +199,14 @@ class EngineChoice:
 
 
 def _seconds(engine: Engine, examples: Examples) -> float:
-    """What an engine takes for the statistics of some examples."""
+    """What an engine takes for the statistics of some examples; for ever, where memory is short."""
     started = time.perf_counter()
-    engine.statistics(examples)
+    try:
+        engine.statistics(examples)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return math.inf
     if engine.objective.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started

@@ -10,7 +10,7 @@ from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_map
 
 from noisescale.measure.gradients.engine import ChunkStatistics, EngineName, whatever_fails
-from noisescale.measure.objective import Objective
+from noisescale.measure.objective import Objective, free_bytes
 from noisescale.problems.problem import Examples, Params, Tree
 
 # Of written-out gradients at a time on a CPU: 32 MiB, four examples of MNIST's MLP, which was
@@ -101,7 +101,7 @@ class VmappedLosses:
         size = sum(self.params[name].nbytes for name in self.names)
         budget = WRITTEN_BYTES
         if self.objective.device.type == "cuda":
-            budget = torch.cuda.mem_get_info(self.objective.device)[0] // WRITTEN_GPU_SHARE
+            budget = free_bytes(self.objective.device) // WRITTEN_GPU_SHARE
         step = max(budget // max(size, 1), 1)
         starts = range(0, chunk.num_examples, step)
         return [chunk.part(slice(start, start + step)) for start in starts]

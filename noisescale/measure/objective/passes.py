@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from noisescale.measure.objective.bags import embedding_bag
+from noisescale.measure.objective.substitutes.bags import embedding_bag
+from noisescale.measure.objective.substitutes.cross_entropy import ClosedForms
 
 
 def as_measured(*, once: bool = False) -> contextlib.AbstractContextManager[None]:
@@ -43,13 +44,15 @@ def as_measured(*, once: bool = False) -> contextlib.AbstractContextManager[None
     return attention if torch.compiler.is_compiling() else _plainly(attention)
 
 
-def differentiable_twice() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def differentiable_twice() -> Iterator[None]:
     """A context for forward passes whose second derivative is taken.
 
     The functions of torch that have none, though their parts have, are replaced by their parts:
-    `embedding_bag`.
+    `embedding_bag`. Cross-entropy of many classes has its second derivative in closed form.
     """
-    return _DIFFERENTIABLE_TWICE
+    with _DIFFERENTIABLE_TWICE, ClosedForms():
+        yield
 
 
 @contextlib.contextmanager

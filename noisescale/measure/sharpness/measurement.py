@@ -211,7 +211,7 @@ def _announce(options: SharpnessOptions, tally: _Tally) -> None:
     products = {
         "the trace": options.trace * options.trace_matvecs,
         "the density": options.density * DENSITY_MATVECS,
-        "φ": _phi_searches(options) * options.phi_iterations * ITERATION_MATVECS,
+        "φ": phi_searches(options) * options.phi_iterations * ITERATION_MATVECS,
     }
     wanted = [name for name, number in products.items() if number]
     if not (wanted and tally.num_matvecs):
@@ -486,6 +486,6 @@ def _phi_boxes(options: SharpnessOptions) -> dict[Space, tuple[float, ...]]:
     return boxes
 
 
-def _phi_searches(options: SharpnessOptions) -> int:
+def phi_searches(options: SharpnessOptions) -> int:
     """How many maximisations that makes."""
     return sum(map(len, _phi_boxes(options).values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
@@ -19,7 +20,9 @@ from concurrent.futures import (
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
 from noisescale.errors import NoisescaleError, OwnCodeError, own_place, own_words
@@ -27,6 +30,8 @@ from noisescale.errors import NoisescaleError, OwnCodeError, own_place, own_word
 # of a task alone whose process dies: memory may be short for a while, a bug stays; the first time,
 # in company, another's may have been the fault
 ATTEMPTS = 3
+# What a run of a study imports, torch among it: the fork server has it before it forks
+PRELOADED = "noisescale.studies.stability_map.cell_run"
 
 
 class _Task(NamedTuple):
@@ -37,6 +42,8 @@ class _Task(NamedTuple):
 
 class LocalProcesses(Executor):
     """Fresh processes of one thread each; one that dies is replaced, and its task tried again.
+
+    They are started as `start_context` says.
 
     After a death whatever was at work is tried again alone, since it is not known whose fault it
     was: a task that takes its process down three times more ends in an error that says so, and no
@@ -125,10 +132,34 @@ class LocalProcesses(Executor):
     def _new_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             self.num_processes,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=start_context(),
             initializer=_start_worker,
-            initargs=(multiprocessing.get_start_method(allow_none=True),),
+            initargs=(multiprocessing.get_start_method(allow_none=True), dict(os.environ)),
         )
+
+
+def start_context() -> BaseContext:
+    """How processes are started: forked by a server that has imported torch, or spawned.
+
+    A spawned process imports torch, which takes two seconds of its core; the server, a process of
+    its own, does so once for all that this one ever starts. It only imports: it computes nothing
+    and has no threads, so that nothing is lost by the fork. Spawned are processes where there is a
+    GPU, which must not be forked once it is in use, on other systems than Linux, and where the
+    server cannot be started, as where the path of the temporary folder is too long for its socket.
+    """
+    import torch
+
+    spawn = multiprocessing.get_context("spawn")
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return spawn
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOADED])
+    with _no_interrupts():  # which the server hands on to what it forks
+        try:
+            forkserver.ensure_running()
+        except OSError:
+            return spawn
+    return context
 
 
 def with_own_words(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -176,13 +207,17 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(start_method: str | None) -> None:
-    """Ends this process with its parent, even where that is killed.
+def _start_worker(start_method: str | None, environment: dict[str, str]) -> None:
+    """Ends this process with its parent, even where that is killed, and leaves Ctrl-C to it.
 
     start_method: of the parent, for processes that this one starts, such as a DataLoader's workers.
     Being spawned itself it would spawn those too, each of which then imports torch: seconds at the
-    beginning of every pass over the data, where forking takes hundredths of one.
+    beginning of every pass over the data, where forking takes hundredths of one. environment: of
+    the parent, which may have changed since a fork server was started.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ.clear()
+    os.environ.update(environment)
     multiprocessing.set_start_method(start_method, force=True)
     parent = multiprocessing.parent_process()
     assert parent is not None

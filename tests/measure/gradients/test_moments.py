@@ -401,7 +401,7 @@ def test_a_single_class_of_losses_without_gradient_is_zero_not_an_error():
     assert (found.squared_norms[:, 1] > 0).all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("engine", ["hooks", "vmap", "compiled"])
 def test_a_gpu_gives_what_the_cpu_gives(engine):
     problem = PROBLEMS["cnn"]()

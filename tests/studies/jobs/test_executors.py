@@ -285,7 +285,7 @@ def test_a_closed_replica_executor_cancels_what_waits(tmp_path):
     assert running.result() is True
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_compiled_replicas_on_a_gpu_are_single_runs(tmp_path):
     problem = ProblemConfig(dataset="digits", width=16)
     common = {"problem": problem, "batch_size": 16}

@@ -437,6 +437,7 @@ def test_a_killed_sweep_goes_on_and_its_table_is_the_serial_one(serial, tmp_path
         while len(list(out.glob("cells/*/summary.json"))) < cells and running.poll() is None:
             time.sleep(0.005)
         workers = _listed("--ppid", str(running.pid))
+        workers += [each for one in workers for each in _listed("--ppid", one)]  # of a fork server
         running.send_signal(signal.SIGKILL)
         running.wait()
         end = time.monotonic() + 30

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisescale.measure.objective.bags import embedding_bag
+from noisescale.measure.objective.substitutes.bags import embedding_bag
 
 Weights = Sequence[Tensor]  # W_ih, W_hh and, where there are biases, b_ih, b_hh
 State = tuple[Tensor, ...]  # h, and c of an LSTM, each (B, H)

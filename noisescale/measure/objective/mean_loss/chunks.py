@@ -30,8 +30,18 @@ def largest_chunk(bytes_per_example: int, device: torch.device) -> int:
     budget, largest = CHUNK_BYTES, LARGEST_CHUNK
     if device.type == "cuda":
         largest = LARGEST_CHUNK_ON_GPU
-        budget = torch.cuda.mem_get_info(device)[0] // CHUNK_GPU_SHARE
+        budget = free_bytes(device) // CHUNK_GPU_SHARE
     return min(max(budget // bytes_per_example, 1), largest)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What tensors may still take of a GPU: what is free, and what torch holds for none of them.
+
+    Args:
+        device: the GPU.
+    """
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def saved_bytes(work: Callable[[], list[Tensor]], shared: set[int]) -> int:

@@ -30,6 +30,7 @@ from noisescale.measure.objective.parameters import (
     named,
     precise_dtype,
 )
+from noisescale.measure.objective.passes import differentiable_twice
 from noisescale.problems.config import Amp
 from noisescale.problems.problem import (
     Data,
@@ -319,9 +320,12 @@ class Objective(LossesAtPoint):
             losses[rows] = of_chunk.detach()
             if not of_chunk.requires_grad:  # as where none of them uses the parameters
                 return
-            parts = [self.derivative(of_chunk, params, row[rows].to(of_chunk)) for row in weights]
+            parts = [
+                flatten(self.derivative(of_chunk, params, row[rows].to(of_chunk)))
+                for row in weights
+            ]
             for gradient, part in zip(gradients, parts, strict=True):
-                gradient.add_(flatten(part))
+                gradient.add_(part)
 
         self.for_each_chunk(add)
         return losses, gradients
@@ -356,13 +360,23 @@ class Objective(LossesAtPoint):
             param.untyped_storage().data_ptr()
             for param in [*params.values(), *self.constants.values()]
         }
-        probe = self.examples.part(slice(num_examples))
-        saved = saved_bytes(lambda: work(params, probe), shared)
-        return max(saved // probe.num_examples, 1)
+        bytes_each: list[int] = []
+
+        def measure(probe: Examples, start: int) -> None:
+            if not bytes_each:  # of the first ones that the memory holds
+                saved = saved_bytes(lambda: work(params, probe), shared)
+                bytes_each.append(max(saved // probe.num_examples, 1))
+
+        probes = copy.copy(self)
+        probes.examples = self.examples.part(slice(num_examples))
+        probes._chunk_size = num_examples
+        probes.for_each_chunk(measure)
+        return bytes_each[0]
 
     def _twice_differentiable(self, params: Params, chunk: Examples) -> list[Tensor]:
         """The summed loss of a chunk and its gradient, with the graph of both."""
-        loss = self.example_losses(params, chunk).sum()
+        with differentiable_twice():
+            loss = self.example_losses(params, chunk).sum()
         if not loss.requires_grad:
             return [loss]
         return [loss, *self.derivative(loss, params, create_graph=True)]

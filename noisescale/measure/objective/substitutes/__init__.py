@@ -1,0 +1,1 @@
+"""What stands for functions of torch while second derivatives are taken."""
