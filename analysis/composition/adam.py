@@ -14,11 +14,12 @@ from analysis.composition.slopes import over_seeds
 from analysis.tables import Runs, analysis
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.calibration.model import Scale
+from noisescale.statistics.critical_batch.calibration.shipped import Geometry
 from noisescale.statistics.critical_batch.curves.steps_to_goal import (
     smoothed_losses,
     steps_to_goal,
 )
-from noisescale.statistics.critical_batch.recommendation import Geometry, recommend
+from noisescale.statistics.critical_batch.recommendation import recommend
 from noisescale.statistics.estimate import estimate_row
 from noisescale.training.records.tables import read_losses, read_noise
 

@@ -102,7 +102,9 @@ class MuonWithAdamW(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy, whose parts are its own; `load_state_dict` gives no parts."""
-        parts = {name: copy.copy(state[name]) for name in ("_muon", "_adamw") if name in state}
+        parts: dict[str, Any] = {
+            name: copy.copy(state[name]) for name in ("_muon", "_adamw") if name in state
+        }
         super().__setstate__({**state, **parts})
         self._share()
 
