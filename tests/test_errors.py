@@ -77,9 +77,10 @@ def test_an_exception_from_a_worker_keeps_its_line(own):
         error = pool.submit(with_own_words, fails).exception()
     assert type(error) is OwnCodeError
     assert str(error).startswith("ZeroDivisionError: no examples (test_errors.py, line ")
-    sent = pickle.loads(pickle.dumps(error))  # to another process, where there is no traceback
-    assert str(sent) == str(error)
+    # to another process, where there is no traceback, unless another library pickles that too
+    sent = pickle.loads(pickle.dumps(error.with_traceback(None)))
     assert not traceback.extract_tb(sent.__traceback__)
+    assert str(sent) == str(error)
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ STUDIES = {  # the section of each folder's files
     "bent": "branches",
     "recommend": "a-recommendation",
 }
-RUNS = {"cells/", "noise-N/", "run/"}  # in studies: folders of runs
+RUNS = {"cells/", "noise-N/", "run-lr-N-N/"}  # in studies: folders of runs
 TABLES = {  # whose columns are not in the section of the file's name
     ("a-run", "losses.csv"): "losses",
     ("a-run-of-a-study", "losses.csv"): "losses-of-a-studys-run",
@@ -168,7 +168,7 @@ def left_in(folder):
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not path.name.startswith("."):
-            yield path, re.sub(r"(?<=-)\d+|(?<=-bs)\d+", "N", name)
+            yield path, re.sub(r"(?<=-)[\d.]+(?=[-/]|$)|(?<=-)\d+|(?<=-bs)\d+", "N", name)
 
 
 @pytest.mark.slow
