@@ -56,7 +56,8 @@ class LocalProcesses(Executor):
         self._lock = threading.RLock()
         self._waiting: deque[_Task] = deque()
         self._running: list[_Task] = []
-        self._pool = self._new_pool()
+        # made for the first task: what is finished already needs no process
+        self._pool: ProcessPoolExecutor | None = None
         self._closed = False
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -78,14 +79,17 @@ class LocalProcesses(Executor):
                 for task in self._waiting:
                     task.future.cancel()
                 self._waiting.clear()
-                processes = list((self._pool._processes or {}).values())
-            self._pool.shutdown(wait=False, cancel_futures=True)
+                pool = self._pool
+                processes = [] if pool is None else list((pool._processes or {}).values())
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.kill()
         else:
             while wait and (futures := [task.future for task in [*self._running, *self._waiting]]):
                 futures_wait(futures)
-            self._pool.shutdown(wait=wait)
+            if self._pool is not None:
+                self._pool.shutdown(wait=wait)
 
     def _start(self) -> None:
         """Sends tasks to idle processes; one that is tried again only while nothing else runs."""
@@ -97,7 +101,7 @@ class LocalProcesses(Executor):
             if task.attempt == 0 and not task.future.set_running_or_notify_cancel():
                 continue
             self._running.append(task)
-            pool = self._pool
+            pool = self._pool = self._pool or self._new_pool()
             with _no_interrupts():  # which processes started meanwhile inherit
                 try:
                     inner = task.submit(pool)
@@ -112,7 +116,7 @@ class LocalProcesses(Executor):
             self._running.remove(task)
             died = isinstance(error, BrokenProcessPool) and not self._closed
             if died and self._pool is pool:
-                self._pool = self._new_pool()
+                self._pool = None
             if died and task.attempt < ATTEMPTS:
                 self._waiting.appendleft(task._replace(attempt=task.attempt + 1))
             elif died:

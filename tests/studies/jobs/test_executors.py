@@ -295,3 +295,10 @@ def test_compiled_replicas_on_a_gpu_are_single_runs(tmp_path):
         alone = run_cell(cell(tmp_path / "cpu", **common, **one))
         expected = pytest.approx(alone.summary["train"]["loss"], rel=1e-3)
         assert found.summary["train"]["loss"] == expected
+
+
+def test_without_a_task_no_process_is_started(monkeypatch):
+    """As where a study is finished: a fork server would import torch for nothing."""
+    monkeypatch.setattr("noisescale.studies.jobs.local.start_context", None)
+    for cancel in (False, True):
+        LocalProcesses(2).shutdown(cancel_futures=cancel)
