@@ -19,6 +19,7 @@ from noisescale.errors import SettingError
 from noisescale.problems.config import ProblemConfig
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.dask import DaskExecutor
+from noisescale.studies.jobs.local import LocalProcesses
 from noisescale.studies.stability_map.cell_run import run_cell
 from noisescale.studies.stability_map.replicas import (
     ReplicaExecutor,
