@@ -31,7 +31,8 @@ from .measure.gradients.moments import (
 from .measure.gradients.rules import gradient_rule as gradient_rule
 from .measure.monitor.noise_monitor import NoiseScaleMonitor as NoiseScaleMonitor
 from .measure.monitor.norm_layers.monitor import NormLayerMonitor as NormLayerMonitor
-from .measure.noise import NoiseOptions as NoiseOptions, measure_noise as measure_noise
+from .measure.noise import measure_noise as measure_noise
+from .measure.noise_parts.options import NoiseOptions as NoiseOptions
 from .measure.objective import Objective as Objective
 from .measure.objective.preconditioner import preconditioner_of as preconditioner_of
 from .measure.sharpness import (

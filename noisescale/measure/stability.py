@@ -16,7 +16,8 @@ from noisescale.measure.curvature.eigenpairs import EigenPairs, top_eigenpairs
 from noisescale.measure.curvature.example_curvature import ExampleCurvature
 from noisescale.measure.curvature.linear_sgd import LinearisedSGD, lyapunov_rate
 from noisescale.measure.curvature.products import ggn_matvec
-from noisescale.measure.noise import measure_noise, with_settings
+from noisescale.measure.noise import measure_noise
+from noisescale.measure.noise_parts.options import with_settings
 from noisescale.measure.objective import Objective
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.problems.problem import MatVec, Params, Problem, held, num_examples_of

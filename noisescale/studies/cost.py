@@ -13,7 +13,7 @@ import torch
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
 from noisescale.measure.gradients.choice import EngineChoice
 from noisescale.measure.gradients.moments import check_modes, moments_on
-from noisescale.measure.noise import NoiseOptions, check_options, hessian_sample_size
+from noisescale.measure.noise_parts.options import NoiseOptions, check_options, hessian_sample_size
 from noisescale.measure.noise_parts.probes import (
     CROSSED,
     DEFLATED,

@@ -11,7 +11,8 @@ from torch import nn
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.curvature import products
-from noisescale.measure.noise import NoiseOptions, measure_noise
+from noisescale.measure.noise import measure_noise
+from noisescale.measure.noise_parts.options import NoiseOptions
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.problem import Examples

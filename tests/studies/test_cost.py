@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from noisescale.errors import SettingError
-from noisescale.measure.noise import NoiseOptions, measure_noise
+from noisescale.measure.noise import measure_noise
+from noisescale.measure.noise_parts.options import NoiseOptions
 from noisescale.measure.sharpness import SharpnessOptions, measure_sharpness
 from noisescale.studies import cost as module
 from noisescale.studies.cost import Cost, noise_cost, peak_memory, sharpness_cost

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.measure.noise import (
+from noisescale.measure.noise import measure_noise
+from noisescale.measure.noise_parts.options import (
     Geometry,
     NoiseOptions,
     hessian_sample_size,
-    measure_noise,
     with_settings,
 )
 from noisescale.measure.objective.preconditioner import preconditioner_of

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from noisescale.errors import SettingError
-from noisescale.measure.noise import NoiseOptions, measure_noise
+from noisescale.measure.noise import measure_noise
+from noisescale.measure.noise_parts.options import NoiseOptions
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import TrainConfig

@@ -9,7 +9,8 @@ import torch
 from torch.func import functional_call
 
 from noisescale.errors import SettingError
-from noisescale.measure.noise import NoiseOptions, measure_noise
+from noisescale.measure.noise import measure_noise
+from noisescale.measure.noise_parts.options import NoiseOptions
 from noisescale.plots.noise import noise_growth_figure
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
