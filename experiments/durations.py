@@ -86,11 +86,13 @@ def read_durations() -> pd.DataFrame:
 
 def duration(name: str, scale: str) -> str:
     """How long an experiment takes on one core, "not timed" where that is not recorded."""
-    minutes = read_durations().set_index(KEY)["core_minutes"]
-    if (name, scale) not in minutes.index:
+    recorded = read_durations().set_index(KEY)
+    if (name, scale) not in recorded.index:
         return "not timed"
-    taken = float(minutes[name, scale])
-    return f"{taken:.2g} min" if taken < 100 else f"{taken / 60:.2g} h"
+    taken = float(recorded["core_minutes"][name, scale])
+    is_estimate = str(recorded["source"][name, scale]).startswith("estimated")
+    text = f"{taken:.2g} min" if taken < 100 else f"{taken / 60:.2g} h"
+    return f"some {text}" if is_estimate else text
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -87,6 +87,11 @@ def test_a_duration_is_in_the_unit_that_reads_best(recorded, minutes, text):
     assert durations.duration("adaptive_batch", "full") == text
 
 
+def test_an_estimate_is_said_to_be_one(recorded):
+    recorded.write_text(recorded.read_text().replace("written down", "estimated: by its parts"))
+    assert durations.duration("adaptive_batch", "full") == "some 60 min"
+
+
 def test_every_experiment_is_listed_with_what_is_recorded_and_where_it_lies():
     text = " ".join(CliRunner().invoke(experiments, ["--list"], terminal_width=200).output.split())
     assert set(experiments.commands) == set(analysis.commands)
