@@ -291,7 +291,9 @@ def _read_table(path: Path, columns: list[str], types: dict[str, Any]) -> pd.Dat
         for name, value in ADDED.items():
             if name in columns and name not in table:
                 table[name] = value
-        table = table[columns].fillna(dict.fromkeys(REASONS, ""))
+        table = table[columns]
+        if reasons := [name for name in REASONS if name in columns]:
+            table = table.fillna(dict.fromkeys(reasons, ""))
         # of counts that are missing where nothing was measured
         counts = [name for name in COUNTS if name in columns and table[name].notna().all()]
         wanted = types | dict.fromkeys(counts, int)
