@@ -71,7 +71,8 @@ def _scale(axes: Axes, curves: list[dict[str, Any]]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     costs = [cost for curve in curves for cost in curve["seconds"]]
     low, high = math.floor(math.log10(min(costs))), math.ceil(math.log10(max(costs)))
-    axes.set_ylim(10.0**low, 10.0 ** (high + LEGEND * len(curves) * (high - low)))
+    bottom = min(10.0**low, min(costs) / 1.5)  # a marker on the edge would be cut
+    axes.set_ylim(bottom, 10.0 ** (high + LEGEND * len(curves) * (high - low)))
     axes.set_yticks([10.0**power for power in range(low, high + 1)])
     axes.yaxis.set_minor_locator(NullLocator())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -24,7 +24,7 @@ from noisescale.statistics.critical_batch.calibration.tasks import (
     coverage,
     is_near,
     leave_one_task_out,
-    regressors,
+    usable_regressors,
 )
 from noisescale.statistics.critical_batch.curves.steps_to_goal import smoothed_losses, steps_to_goal
 from noisescale.statistics.critical_batch.goal_table import (
@@ -224,23 +224,21 @@ def coverage_table(predictions: pd.DataFrame) -> pd.DataFrame:
     practice, the two-batch estimator read as B_crit, which has no interval, and 𝓑 itself so read.
     """
     rows = []
+    for what, group, usable in _models(predictions):
+        found = leave_one_task_out(group, usable, level=LEVEL)
+        near = found[is_near(found)]
+        rows.append(
+            {
+                **what,
+                **{"coverage": coverage(found), "num_tasks": found["task"].nunique()},
+                **{"num_rows": len(found), "factor": _reach(found)},
+                **{"factor_near": _reach(near), "off": _off(found, "predicted")},
+                **{"off_near": _off(near, "predicted")},
+            }
+        )
     for (quantity, geometry), group in predictions.groupby(["quantity", "geometry"]):
         if group["task"].nunique() < FEWEST_TASKS:
             continue
-        for name, names in MODELS.items():
-            if not (usable := names_of(group, names)) and names:
-                continue
-            found = leave_one_task_out(group, usable, level=LEVEL)
-            near = found[is_near(found)]
-            rows.append(
-                {
-                    **{"model": name, "quantity": quantity, "geometry": geometry},
-                    **{"coverage": coverage(found), "num_tasks": found["task"].nunique()},
-                    **{"num_rows": len(found), "factor": _reach(found)},
-                    **{"factor_near": _reach(near), "off": _off(found, "predicted")},
-                    **{"off_near": _off(near, "predicted")},
-                }
-            )
         for read in ("noise_scale", "two_batch"):
             if read == "two_batch" and (quantity, geometry) != ("simple", "plain"):
                 continue
@@ -255,14 +253,16 @@ def coverage_table(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def names_of(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """Those regressors that enough tasks have; none where these are too few together."""
-    values = regressors(rows)[list(names)]
-    enough = [
-        name for name in names if rows.loc[values[name].notna(), "task"].nunique() >= FEWEST_TASKS
-    ]
-    complete = values[enough].notna().all(axis=1)
-    return enough if rows.loc[complete, "task"].nunique() >= FEWEST_TASKS else []
+Fitted = tuple[dict[str, Any], pd.DataFrame, list[str]]
+
+
+def _models(predictions: pd.DataFrame) -> Iterator[Fitted]:
+    """What each model is called and of, its rows, and those regressors that enough tasks have."""
+    for (quantity, geometry), group in predictions.groupby(["quantity", "geometry"]):
+        for name, names in MODELS.items():
+            usable = usable_regressors(group, names)
+            if usable or (usable is not None and not names):
+                yield {"model": name, "quantity": quantity, "geometry": geometry}, group, usable
 
 
 def _reach(found: pd.DataFrame) -> float:
@@ -278,7 +278,7 @@ def _off(rows: pd.DataFrame, column: str) -> float:
 def intervals_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """What the figure shows: B_crit by the plain B_simple, with a search, each task left out."""
     rows = predictions[(predictions["quantity"] == "simple") & (predictions["geometry"] == "plain")]
-    found = leave_one_task_out(rows, names_of(rows, MODELS["search"]), level=LEVEL)
+    found = leave_one_task_out(rows, usable_regressors(rows, MODELS["search"]) or [], level=LEVEL)
     shown = ["task", "goal", "optimizer", "batch_size", "learning_rate", "seed", "rate_over_best"]
     return found[[*shown, "two_batch", *CRITICAL, "predicted", "low", "high", "covered"]]
 
@@ -286,20 +286,14 @@ def intervals_table(predictions: pd.DataFrame) -> pd.DataFrame:
 def models_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """A row per model, noise scale, geometry and term: its coefficient and standard error."""
     rows = []
-    for (quantity, geometry), group in predictions.groupby(["quantity", "geometry"]):
-        if group["task"].nunique() < FEWEST_TASKS:
-            continue
-        for name, names in MODELS.items():
-            if not (usable := names_of(group, names)) and names:
-                continue
-            model = TaskModel.fitted(group, usable)
-            beside = {"between": model.between, "within": model.within}
-            beside |= {"spread": model.spread, "num_tasks": model.num_tasks}
-            for term, value, error in zip(
-                ("offset", *model.names), model.coefficients, model.errors, strict=True
-            ):
-                row = {"model": name, "quantity": quantity, "geometry": geometry, "term": term}
-                rows.append(row | {"coefficient": value, "stderr": error} | beside)
+    for what, group, usable in _models(predictions):
+        model = TaskModel.fitted(group, usable)
+        beside = {"between": model.between, "within": model.within}
+        beside |= {"spread": model.spread, "num_tasks": model.num_tasks}
+        for term, value, error in zip(
+            ("offset", *model.names), model.coefficients, model.errors, strict=True
+        ):
+            rows.append({**what, "term": term, "coefficient": value, "stderr": error} | beside)
     return pd.DataFrame(rows)
 
 

@@ -216,12 +216,11 @@ def by_backpack(problem: Problem, examples: Examples, chunk_size: int) -> None:
     """Squared norms by BackPACK's BatchL2Grad."""
     backpack, extensions = peer("backpack"), peer("backpack.extensions")
     model = backpack.extend(copy.deepcopy(problem.model))
-    loss = backpack.extend(nn.CrossEntropyLoss(reduction="sum"))
     for start in range(0, examples.num_examples, chunk_size):
         chunk = examples.part(slice(start, start + chunk_size))
         model.zero_grad()
         with backpack.backpack(extensions.BatchL2Grad()):
-            loss(model(chunk.inputs), chunk.targets).backward()
+            problem.loss(model(chunk.inputs), chunk.targets).sum().backward()
         torch.stack([param.batch_l2 for param in model.parameters()], 1)
 
 

@@ -123,7 +123,7 @@ class NoiseScaleCallback(Callback):
         scale = _loss_scale(trainer) if self._reduced else 1.0
         with self._or_give_up():
             self.monitor.update(scale=scale, divided_by=trainer.accumulate_grad_batches)
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        every: int = cast(Any, trainer).log_every_n_steps  # which the Trainer does not declare
         if every and (trainer.global_step + 1) % every == 0:  # 0: never
             scalars = (
                 self.monitor.scalars()
@@ -176,7 +176,7 @@ def _obstacle(trainer: Trainer, pl_module: LightningModule, *, is_reduced: bool)
     accumulates = trainer.accumulate_grad_batches > 1 or any(
         isinstance(callback, GradientAccumulationScheduler)
         and callback.going_to_accumulate_grad_batches()
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        for callback in cast(Any, trainer).callbacks
     )
     if accumulates and is_reduced and is_sharded(cast(nn.Module, trainer.strategy.model)):
         return (

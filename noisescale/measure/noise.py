@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from noisescale.errors import SettingError, StoppedEarly
-from noisescale.measure.gradients.moments import GradientMoments, check_modes, moments_on
+from noisescale.measure.gradients.moments import (
+    GradientMoments,
+    MetricMoments,
+    check_modes,
+    moments_on,
+)
 from noisescale.measure.noise_parts.anatomy import measure_anatomy
 from noisescale.measure.noise_parts.classes import check_classes, measure_classes
 from noisescale.measure.noise_parts.fold_sums import check_enough, measure_sign
@@ -120,15 +125,7 @@ def measure_noise(
     measured = _measure_gradients(problem, params, options, preconditioner, generator, report)
     seconds = time.perf_counter() - begun
     moments = measured.moments
-    noise = noise_scale(
-        moments.squared_norms,
-        moments.projections,
-        moments.mean_squares,
-        population=measured.sample.population,
-        population_size=measured.sample.population_size,
-        names=list(moments.mean) if options.per_layer else None,
-        weighting=moments.weighting,
-    )
+    noise = _scale_of(moments, measured)
     notes = [*noise.notes, *moments.notes, *_notes(measured, noise)]
     notes += measured.objective.notes
     units = units_per_example(problem.units, measured.selected.examples)
@@ -188,15 +185,10 @@ class _Measured:
     preconditioner: Params | None  # P by parameter
 
 
-def _measure_gradients(
-    problem: Problem,
-    params: Params | None,
-    options: NoiseOptions,
-    preconditioner: PreconditionerLike | None,
-    generator: torch.Generator,
-    report: Callable[[str], None],
-) -> _Measured:
-    """The moments of the per-example gradients of a random subset."""
+def noise_objective(
+    problem: Problem, params: Params | None, options: NoiseOptions, generator: torch.Generator
+) -> tuple[Selection, Objective]:
+    """The random subset that is measured on, and the mean loss over it."""
     check_modes(problem.model)
     selected = select(
         problem,
@@ -214,6 +206,19 @@ def _measure_gradients(
         param_filter=options.param_filter,
         amp=options.amp,
     )
+    return selected, objective
+
+
+def _measure_gradients(
+    problem: Problem,
+    params: Params | None,
+    options: NoiseOptions,
+    preconditioner: PreconditionerLike | None,
+    generator: torch.Generator,
+    report: Callable[[str], None],
+) -> _Measured:
+    """The moments of the per-example gradients of a random subset."""
+    selected, objective = noise_objective(problem, params, options, generator)
     if options.sign:
         check_enough(objective)
     diagonal: Params | None = None
@@ -240,20 +245,24 @@ def _preconditioned(measured: _Measured, units: float | None) -> NoiseScale | No
     moments = measured.moments
     if moments.preconditioned is None:
         return None
-    noise = noise_scale(
-        moments.preconditioned.squared_norms,
-        moments.preconditioned.projections,
-        moments.preconditioned.mean_squares,
-        population=measured.sample.population,
-        population_size=measured.sample.population_size,
-        names=list(moments.mean) if measured.options.per_layer else None,
-        weighting=moments.preconditioned.weighting,
-    )
     return replace(
-        noise,
+        _scale_of(moments.preconditioned, measured),
         split=measured.options.split,
         engine=moments.engine,
         units_per_example=units,
+    )
+
+
+def _scale_of(moments: GradientMoments | MetricMoments, measured: _Measured) -> NoiseScale:
+    """The noise scale by the moments of the gradients, or of the √P g_i."""
+    return noise_scale(
+        moments.squared_norms,
+        moments.projections,
+        moments.mean_squares,
+        population=measured.sample.population,
+        population_size=measured.sample.population_size,
+        names=list(measured.moments.mean) if measured.options.per_layer else None,
+        weighting=moments.weighting,
     )
 
 

@@ -6,13 +6,17 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
 from noisescale.measure.gradients.choice import EngineChoice
-from noisescale.measure.gradients.moments import check_modes, moments_on
+from noisescale.measure.gradients.moments import moments_on
+from noisescale.measure.noise import noise_objective
+from noisescale.measure.noise_parts.classes import classes_of
+from noisescale.measure.noise_parts.components import component_noise, first_linear
 from noisescale.measure.noise_parts.options import NoiseOptions, check_options, hessian_sample_size
 from noisescale.measure.noise_parts.probes import (
     CROSSED,
@@ -29,10 +33,11 @@ from noisescale.measure.sharpness.measurement import (
     DENSITY_MATVECS,
     ITERATION_MATVECS,
     phi_searches,
+    sharpness_objective,
 )
 from noisescale.problems.problem import Params, Problem, held
-from noisescale.problems.sampling import select
 from noisescale.statistics.display import Shown, Summary
+from noisescale.statistics.sample import Sample
 from noisescale.training.console import duration_text
 
 Result = TypeVar("Result")
@@ -168,23 +173,8 @@ def noise_cost(
     """
     options = options or NoiseOptions()
     check_options(problem, options, has_preconditioner=True)
-    check_modes(problem.model)
-    selected = select(
-        problem,
-        split=options.split,
-        num_examples=options.num_examples,
-        generator=torch.Generator().manual_seed(seed),
-        augmentations=options.augmentations,
-    )
-    objective = Objective(
-        problem,
-        params,
-        examples=selected.examples,
-        dtype=options.dtype,
-        chunk_size=options.chunk_size,
-        param_filter=options.param_filter,
-        amp=options.amp,
-    )
+    generator = torch.Generator().manual_seed(seed)
+    selected, objective = noise_objective(problem, params, options, generator)
     once = objective.differentiated_once()
     first = once.part(once.examples.part(slice(max(once.chunk_size, 2))))  # a covariance takes two
     # checks, and what is set up, are in the first time alone
@@ -217,8 +207,20 @@ def noise_cost(
     if options.sign:
         of_sums = _seconds_again(lambda: engine.coordinate_sums(chunk), first)
         parts["sign"] = chunks * of_sums
-    if options.anatomy:
-        parts["anatomy"] = parts["gradients"]  # two gradients more, as which the moments count
+    classes = classes_of(chunk) if options.per_class or options.anatomy else None
+    if classes is not None:  # each with moments of its own, and what is in the first time alone
+        parts["classes"] = chunks * again + len(classes.unique()) * max(begun - again, 0.0)
+    layer = first_linear(objective) if options.anatomy else None
+    if layer is not None:
+        weight = moments.mean[f"{layer}.weight".lstrip(".")]
+        of_some = Sample(
+            num_examples=first.num_examples,
+            population_size=2 * objective.num_examples,
+            population="dataset",
+        )
+        parts["anatomy"] = _seconds_of_all(
+            lambda some: component_noise(some, layer, weight, of_some), first, objective
+        )
     seconds = sum(parts.values())
     return Cost(
         parts=parts,
@@ -258,20 +260,7 @@ def sharpness_cost(
         ['gradient', 'eigenvalues', 'trace']
     """
     options = options or SharpnessOptions()
-    selected = select(
-        problem,
-        split=options.split,
-        num_examples=options.num_examples,
-        generator=torch.Generator().manual_seed(options.seed),
-    )
-    objective = Objective(
-        problem,
-        params,
-        examples=held(selected.examples),
-        dtype=options.dtype,
-        param_filter=options.param_filter,
-        amp=options.amp,
-    )
+    selected, objective = sharpness_objective(problem, params, options)
     first = objective.part(objective.examples.part(slice(objective.chunk_size)))
     gradient = _seconds_again(first.value_and_gradient, first)
     chunks = objective.num_examples / first.num_examples
@@ -375,6 +364,14 @@ def _products_of_noise(objective: Objective, wanted: int, options: NoiseOptions)
     else:
         seconds = one.times(1 + vectors / DEFLATING + options.num_probes / CROSSED)
     return _Hessian(share * seconds, round(share * one.memory_bytes))
+
+
+def _seconds_of_all(work: Callable[[Objective], Any], first: Objective, whole: Objective) -> float:
+    """What work takes a part of which is the same however many examples, by two numbers of them."""
+    half = first.part(first.examples.part(slice(max(first.num_examples // 2, 2))))
+    less, more = (_seconds_again(partial(work, part), part) for part in (half, first))
+    of_each = max(more - less, 0.0) / max(first.num_examples - half.num_examples, 1)
+    return more + (whole.num_examples - first.num_examples) * of_each
 
 
 def _seconds_again(work: Callable[[], Any], objective: Objective) -> float:

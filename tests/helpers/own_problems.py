@@ -1,4 +1,4 @@
-"""Problems of a user's own for the recommendation: a quadratic, and three that cannot be."""
+"""Problems of a user's own: a quadratic, some that cannot be, and one in training mode."""
 
 from dataclasses import replace
 
@@ -83,4 +83,16 @@ def climbing():
         model=Model(),
         loss=lambda outputs, targets: outputs,
         train=Examples(inputs, torch.zeros(50)),
+    )
+
+
+def with_dropout():
+    """A network that its factory leaves in training mode, as torch makes it."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 4, generator=generator)
+    targets = torch.randint(3, (60,), generator=generator)
+    return Problem(
+        model=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)),
+        loss=nn.CrossEntropyLoss(reduction="none"),
+        train=Examples(inputs, targets),
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from noisescale.measure.distributed import Share, process_group, rank_and_size
+from noisescale.measure.distributed import Share, _served, process_group, rank_and_size
 from noisescale.measure.gradients.moments import gradient_moments
 from noisescale.measure.noise import measure_noise
 from tests.helpers.command_line import SMALL, run
@@ -17,6 +17,18 @@ from tests.helpers.models import PROBLEMS
 from tests.helpers.problems import seeded
 from tests.helpers.processes import be_rank, free_port
 from tests.helpers.weighted import language_problem
+
+
+@pytest.mark.parametrize(
+    ("device", "backends", "expected"),
+    [
+        ("cpu", "cpu:gloo,cuda:nccl", "cpu"),
+        ("cpu", "cuda:nccl", "cuda"),  # of init_process_group("nccl"), which serves no CPU
+        ("cuda:1", "cuda:nccl", "cuda:1"),
+    ],
+)
+def test_sums_are_taken_on_a_device_that_the_group_serves(device, backends, expected):
+    assert _served(torch.device(device), backends) == torch.device(expected)
 
 
 def test_one_process_has_it_all():

@@ -56,11 +56,20 @@ def test_the_parts_of_the_noise_scale_are_counted(slow):
     options = NoiseOptions(chunk_size=20, hessian=True, num_probes=8, sign=True, anatomy=True)
     cost = noise_cost(slow, options=options)
     both = noise_cost(slow, options=options, geometries=2)
-    assert list(cost.parts) == ["gradients", "hessian", "sign", "anatomy"]
+    assert list(cost.parts) == ["gradients", "hessian", "sign", "classes", "anatomy"]
     assert cost.seconds > 3 * plain.seconds
     assert cost.most_seconds == pytest.approx(cost.seconds)
     assert both.parts["hessian"] == pytest.approx(2 * cost.parts["hessian"], rel=0.5)
     assert cost.memory_bytes >= plain.memory_bytes > 2**20
+
+
+@pytest.mark.parametrize("options", [{"per_class": True}, {"anatomy": True}])
+def test_what_is_measured_class_by_class_takes_what_was_foreseen(slow, options):
+    chosen = NoiseOptions(chunk_size=20, **options)
+    cost = noise_cost(slow, options=chosen)
+    taken = seconds(lambda: measure_noise(slow, options=chosen))
+    assert taken / 2.5 < cost.seconds < 2.5 * taken
+    assert cost.parts["classes"] > EXAMPLES * 1e-3 * MILLISECONDS
 
 
 def test_sharpness_takes_what_was_foreseen_of_the_products_it_took(slow, monkeypatch):

@@ -49,7 +49,7 @@ def batch_sharpness(
     objective.check_any_company()
     ratios = []
     for batch in _batches(objective, batch_size, num_batches, generator):
-        if not objective.counts(batch):  # whose gradient is zero
+        if not objective.has_weight(batch):  # whose gradient is zero
             continue
         of_batch = objective.on(batch)
         gradient = of_batch.value_and_gradient()[1]
@@ -99,7 +99,7 @@ def gradient_noise_interaction(
         )
     quadratics = []
     for batch in _batches(objective, batch_size, num_batches, generator):
-        if not objective.counts(batch):
+        if not objective.has_weight(batch):
             quadratics.append(0.0)
             continue
         gradient = objective.on(batch).value_and_gradient()[1]

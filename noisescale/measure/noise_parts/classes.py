@@ -93,12 +93,12 @@ def measure_classes(
         engine: what computes gradients.
         report: is told which class is being measured.
     """
-    targets = _targets(selected.examples)
+    targets = classes_of(selected.examples)
     if targets is None:
         return None
     of_split = targets
     if len(targets) < selected.population_size:
-        every = _targets(whole_split())
+        every = classes_of(whole_split())
         assert every is not None, "those of a part are classes"
         of_split = every
     values, counts = of_split.unique(return_counts=True)
@@ -107,7 +107,7 @@ def measure_classes(
     for number in sorted(sizes):
         rows = (targets == number).nonzero().squeeze(1)
         of_class = selected.examples.subset(rows)
-        if len(rows) < 2 or not objective.counts(of_class):
+        if len(rows) < 2 or not objective.has_weight(of_class):
             continue
         report(f"class {number}")
         moments[number] = moments_on(
@@ -128,8 +128,12 @@ def check_classes(classes: Classes | None) -> Classes:
     return classes
 
 
-def _targets(examples: Source) -> Tensor | None:
-    """The classes (n,), of a Dataset read for it; None where the targets are none."""
+def classes_of(examples: Source) -> Tensor | None:
+    """The classes (n,), of a Dataset read for it; None where the targets are none.
+
+    Args:
+        examples: whose targets they are.
+    """
     first = examples.part(slice(1)).targets
     is_column = isinstance(first, Tensor) and first.ndim == 1
     if not is_column or first.is_floating_point() or first.is_complex():

@@ -47,7 +47,7 @@ from noisescale.measure.sharpness.result import Sharpness
 from noisescale.measure.sharpness.sampling_error import Product, Report, eigenvalues
 from noisescale.measure.sharpness.update import UpdateLike, next_update
 from noisescale.problems.problem import Examples, Params, Problem, held
-from noisescale.problems.sampling import select
+from noisescale.problems.sampling import Selection, select
 from noisescale.statistics.estimate import Estimate
 
 # In all the batches of batch sharpness together: a gradient and a product of each are about half
@@ -126,20 +126,7 @@ def measure_sharpness(
     if isinstance(preconditioner, str | Path):
         preconditioner = read_optimizer_state(Path(preconditioner))
     report = report or (lambda activity: None)
-    examples, indices, population_size = select(
-        problem,
-        split=options.split,
-        num_examples=options.num_examples,
-        generator=fresh_generator(options),
-    )
-    objective = Objective(
-        problem,
-        params,
-        examples=held(examples),
-        dtype=options.dtype,
-        param_filter=options.param_filter,
-        amp=options.amp,
-    )
+    (_, indices, population_size), objective = sharpness_objective(problem, params, options)
     check_ends(options, objective)
     if update is not None and not options.critical:
         raise SettingError(
@@ -225,6 +212,27 @@ def _announce(options: SharpnessOptions, tally: _Tally) -> None:
     )
 
 
+def sharpness_objective(
+    problem: Problem, params: Params | None, options: SharpnessOptions
+) -> tuple[Selection, Objective]:
+    """The random subset that is measured on, and the mean loss over it."""
+    selected = select(
+        problem,
+        split=options.split,
+        num_examples=options.num_examples,
+        generator=fresh_generator(options),
+    )
+    objective = Objective(
+        problem,
+        params,
+        examples=held(selected.examples),
+        dtype=options.dtype,
+        param_filter=options.param_filter,
+        amp=options.amp,
+    )
+    return selected, objective
+
+
 def _say_not_finite(objective: Objective, loss: float, indices: Tensor) -> str:
     """What is not finite, and of which example of the split, in a sentence."""
 
@@ -246,7 +254,7 @@ def _check_one_function(
 ) -> None:
     """MeasurementError where the gradient is not that of one function, by a few examples."""
     few = objective.examples.part(slice(COMPARED))
-    if not objective.counts(few):
+    if not objective.has_weight(few):
         return
     precise = Objective(
         problem,

@@ -72,7 +72,7 @@ def _of_the_split(
     groups = [
         rows
         for rows in _groups(sample.num_examples)
-        if objective.counts(objective.examples.subset(rows))
+        if objective.has_weight(objective.examples.subset(rows))
     ]
     if len(groups) < 2:
         return [from_stderr(float(value), math.nan, num_samples=1) for value in pairs.values]

@@ -96,6 +96,14 @@ def as_rank(rank, port, path):
             noise = monitor.noise()
             found[name] = [noise.squared_gradient_norm.value, noise.gradient_variance.value]
 
+        # a training that goes on unmeasured, as after a trainer's callback has given up
+        model(inputs).sum().backward()
+        kept = len(monitor._processes._local)
+        for _ in range(3):
+            model(inputs).sum().backward()
+        assert len(monitor._processes._local) == kept == len(monitor._processes._reduced)
+        monitor.discard()
+
         # an AMP scale, and an update that is not to be made
         weights, inputs, targets, _ = regression(6)
         model = DistributedDataParallel(weights)

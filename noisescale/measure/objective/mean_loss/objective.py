@@ -223,8 +223,8 @@ class Objective(LossesAtPoint):
         """
         return None if self._weights is None else self._weights.of(self.examples)
 
-    def counts(self, examples: Source) -> bool:
-        """Whether any of these examples counts for something: without weights every one does.
+    def has_weight(self, examples: Source) -> bool:
+        """Whether any of these examples has a weight above zero; without weights each has one.
 
         Args:
             examples: some of these, or others.

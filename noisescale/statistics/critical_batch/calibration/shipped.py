@@ -17,11 +17,11 @@ import pandas as pd
 
 from noisescale.statistics.critical_batch.calibration.model import Scale, calibration
 from noisescale.statistics.critical_batch.calibration.tasks import (
-    FEWEST_TASKS,
     NEAR,
     OF_OPTIMIZER,
     TaskModel,
     regressors,
+    usable_regressors,
 )
 from noisescale.statistics.estimate import Estimate
 
@@ -147,14 +147,8 @@ def _of_tasks(
     if rows is None:
         return None
     rows = rows[(rows["quantity"] == quantity) & (rows["geometry"] == geometry)]
-    values = regressors(rows)
-    usable = [
-        name for name in names if rows.loc[values[name].notna(), "task"].nunique() >= FEWEST_TASKS
-    ]
-    complete = values[usable].notna().all(axis=1)
-    if rows.loc[complete, "task"].nunique() < FEWEST_TASKS:
-        return None
-    return TaskModel.fitted(rows, usable)
+    usable = usable_regressors(rows, names)
+    return None if usable is None else TaskModel.fitted(rows, usable)
 
 
 @lru_cache(maxsize=4)

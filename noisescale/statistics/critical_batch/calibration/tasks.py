@@ -49,6 +49,21 @@ def regressors(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def usable_regressors(rows: pd.DataFrame, names: Sequence[str]) -> list[str] | None:
+    """Those of the regressors that enough tasks have; None where too few tasks have all of these.
+
+    Args:
+        rows: as of `regressors`, with `task`.
+        names: of the regressors.
+    """
+    values = regressors(rows)
+    usable = [
+        name for name in names if rows.loc[values[name].notna(), "task"].nunique() >= FEWEST_TASKS
+    ]
+    complete = values[usable].notna().all(axis=1)
+    return usable if rows.loc[complete, "task"].nunique() >= FEWEST_TASKS else None
+
+
 def is_near(rows: pd.DataFrame) -> np.ndarray:
     """Which rows are of SGD, with momentum or without, within `NEAR` of the best rate (n,).
 
