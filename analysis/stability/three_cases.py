@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pandas as pd
 
-from analysis.tables import Runs, analysis, mean_and_std
-from noisescale.training.records.tables import CONFUSION, read_metrics
+from analysis.tables import DATA, Runs, analysis
+from noisescale.statistics.estimate import from_samples, student_t
+from noisescale.training.records.tables import CONFUSION, LOSSES, read_metrics
 
 CASE = ["pixel_scale", "batch_size"]
-SCORES = ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_f1", "seconds"]
+SPLITS = ("train", "test")
+METRICS = ("loss", "accuracy", "f1")
+PUBLISHED = "published.csv"
+# of the published quantities those that ours are measured as; training scores were averaged while
+# training there, of which ours have the loss
+COMPARED = {
+    "train_loss": "loss_while_training",
+    "test_loss": "test_loss",
+    "test_accuracy": "test_accuracy",
+    "test_f1": "test_f1",
+}
 
 
 def curves_table(runs: Runs) -> pd.DataFrame:
-    """A row per case, epoch and split: loss, accuracy and F1, mean and deviation over seeds."""
+    """A row per run and epoch: loss and accuracy on the test split."""
     rows = pd.concat(
         [
             pd.DataFrame(read_metrics(folder)).assign(
@@ -21,30 +36,63 @@ def curves_table(runs: Runs) -> pd.DataFrame:
             for folder, record in runs
         ]
     )
-    grouped = rows.groupby([*CASE, "epoch", "split"])
-    return mean_and_std(grouped, ["loss", "accuracy", "f1"])
+    columns = [*CASE, "seed", "epoch", "loss", "accuracy"]
+    return rows.loc[rows["split"] == "test", columns].sort_values(columns[:4])
 
 
-def final_table(runs: Runs) -> pd.DataFrame:
-    """A row per case: final scores, mean and deviation over seeds, and where runs diverged."""
-    rows = pd.DataFrame(
+def runs_table(runs: Runs) -> pd.DataFrame:
+    """A row per run: its last scores, its loss while it trained, and where it diverged."""
+    rows = [
         {
-            **{name: record[name] for name in [*CASE, "seed", "steps", "epochs", "seconds"]},
+            **{name: record[name] for name in [*CASE, "seed", "steps"]},
             **{
-                f"{split}_{score}": record[split][score]
-                for split in ("train", "test")
-                for score in ("loss", "accuracy", "f1")
+                f"{split}_{metric}": record[split][metric] for split in SPLITS for metric in METRICS
             },
+            "loss_while_training": _loss_while_training(folder),
             "diverged_at_step": record["diverged_at_step"],
         }
-        for _, record in runs
-    )
-    rows[SCORES] = rows[SCORES].astype(float)
-    grouped = rows.groupby(CASE)
-    diverged = grouped["diverged_at_step"].agg(
-        num_diverged="count", first_diverged_step="min", last_diverged_step="max"
-    )
-    return mean_and_std(grouped, SCORES).merge(diverged.reset_index(), on=CASE)
+        for folder, record in runs
+    ]
+    return pd.DataFrame(rows).sort_values([*CASE, "seed"])
+
+
+def _loss_while_training(folder: Path) -> float:
+    """The mean loss of the last epoch's batches, each before its update, over their examples."""
+    losses = pd.read_csv(folder / LOSSES)
+    shares = np.diff(losses["epoch"], prepend=0.0)  # of an epoch that a row's batches were
+    last = losses["epoch"] > losses["epoch"].iloc[-1] - 1
+    return float(np.average(losses["loss"][last], weights=shares[last]))
+
+
+def difference_table(ends: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Ours less the published run, a row per batch size and quantity, over the seeds at raw pixels.
+
+    The test images are the same, so that they add no error. `low` to `high` is Student's interval
+    of the mean difference. A run more of ours would lie within `run_low` to `run_high` above the
+    published value 95 % of the time, if runs are normal: where these hold zero, the published
+    run, which is a single one, may be one of ours.
+    """
+    rows: list[dict[str, Any]] = []
+    for (batch_size, quantity), value in published.items():
+        ours = ends[ends["batch_size"] == batch_size]
+        if quantity not in COMPARED or not np.isfinite(value) or ours["diverged_at_step"].any():
+            continue
+        mean = from_samples(ours[COMPARED[quantity]].to_numpy(np.float64) - value)
+        reach = student_t(len(ours) - 1) * mean.stderr * np.sqrt(len(ours) + 1)
+        rows.append(
+            {
+                "batch_size": batch_size,
+                "quantity": quantity,
+                "published": value,
+                "difference": mean.value,
+                "low": mean.low,
+                "high": mean.high,
+                "run_low": mean.value - reach,
+                "run_high": mean.value + reach,
+                "num_seeds": len(ours),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def confusion_table(runs: Runs) -> pd.DataFrame:
@@ -60,9 +108,13 @@ def confusion_table(runs: Runs) -> pd.DataFrame:
 
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
+    ends = runs_table(runs)
+    published = pd.read_csv(DATA / PUBLISHED, comment="#").query("figure == 'three_cases'")
+    by_case = published.set_index(["batch_size", "quantity"])["value"]
     return {
         "curves": curves_table(runs),
-        "final": final_table(runs),
+        "runs": ends,
+        "difference": difference_table(ends[ends["pixel_scale"] == "raw"], by_case),
         "confusion": confusion_table(runs),
     }
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from analysis.__main__ import main as analysis
 from analysis.stability.edge_of_stability import AFTER_CROSSING, windows_table
+from analysis.stability.three_cases import difference_table
 from experiments.stability import edge_of_stability
 from experiments.stability.three_cases import SCALES, grid
 from noisescale.problems.config import ProblemConfig
@@ -59,21 +60,27 @@ def test_runs_become_tables_and_tables_become_pictures(runs, tmp_path):
         analysis, ["three_cases", str(runs), "--out", str(data / "three_cases")]
     )
     assert result.exit_code == 0, result.output
-    final = read_table(data / "three_cases" / "final.csv").set_index(["pixel_scale", "batch_size"])
-    summaries = [json.loads(path.read_text()) for path in runs.glob("unit-*bs32*/summary.json")]
-    losses = pd.Series([summary["test"]["loss"] for summary in summaries])
-    assert final.loc[("unit", "32"), "test_loss"] == pytest.approx(losses.mean(), rel=1e-5)
-    assert final.loc[("unit", "32"), "test_loss_std"] == pytest.approx(losses.std(), rel=1e-5)
-    assert final.loc[("raw", "1"), "num_diverged"] == 2
-    assert pd.isna(final.loc[("raw", "1"), "test_loss"])
-    header = (data / "three_cases" / "final.csv").read_text().splitlines()[0]
+    runs_of = read_table(data / "three_cases" / "runs.csv").set_index(["pixel_scale", "batch_size"])
+    summaries = {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(runs.glob("unit-*bs32*/summary.json"))
+    }
+    losses = sorted(summary["test"]["loss"] for summary in summaries.values())
+    ours = runs_of.loc[("unit", "32")]
+    assert sorted(ours["test_loss"]) == pytest.approx(losses, rel=1e-5)
+    # an epoch of the digits is 1,297 examples: 40 batches of 32 and one of 17
+    batches = [pd.read_csv(runs / name / "losses.csv")["loss"] for name in summaries]
+    while_training = [(32 * loss[:40].sum() + 17 * loss[40]) / 1297 for loss in batches]
+    assert sorted(ours["loss_while_training"]) == pytest.approx(sorted(while_training), rel=1e-5)
+    assert runs_of.loc[("raw", "1"), "diverged_at_step"].notna().all()
+    assert runs_of.loc[("raw", "1"), "test_loss"].isna().all()
+    header = (data / "three_cases" / "runs.csv").read_text().splitlines()[0]
     assert header.startswith(
         "# command: python -m experiments three_cases --scale small && python -m analysis"
     )
     curves = read_table(data / "three_cases" / "curves.csv")
-    assert (
-        len(curves.query("pixel_scale == 'unit' and batch_size == '1' and split == 'test'")) == 2
-    )  # epochs 0, 1
+    unit = curves.query("pixel_scale == 'unit' and batch_size == '1'")
+    assert unit["epoch"].tolist() == [0, 1, 0, 1]
 
     (data / "published.csv").write_bytes(
         (ROOT / "paper_figures" / "data" / "published.csv").read_bytes()
@@ -84,6 +91,33 @@ def test_runs_become_tables_and_tables_become_pictures(runs, tmp_path):
     assert result.exit_code == 0, result.output
     for suffix in ("png", "pdf"):
         assert (tmp_path / f"three_cases.{suffix}").stat().st_size > 10_000
+
+
+def test_a_run_is_held_against_the_published_one_by_students_t():
+    ends = pd.DataFrame(
+        {
+            "batch_size": [32, 32, 32, 1, 1],
+            "test_loss": [1.0, 2.0, 3.0, np.nan, np.nan],
+            "diverged_at_step": [None, None, None, 20, 21],
+        }
+    )
+    published = pd.Series({(32, "test_loss"): 1.5, (1, "test_loss"): 2.0, (32, "seconds"): 7.0})
+    (row,) = difference_table(ends, published).to_dict("records")
+    assert row.pop("quantity") == "test_loss"
+    # t(2) reaches 4.3027; s = 1, s/√3 of the mean, s·√(1 + 1/3) of another run
+    assert row == pytest.approx(
+        {
+            "batch_size": 32,
+            "published": 1.5,
+            "difference": 0.5,
+            "low": 0.5 - 4.302653 / 3**0.5,
+            "high": 0.5 + 4.302653 / 3**0.5,
+            "run_low": 0.5 - 4.302653 * (4 / 3) ** 0.5,
+            "run_high": 0.5 + 4.302653 * (4 / 3) ** 0.5,
+            "num_seeds": 3,
+        },
+        rel=1e-6,
+    )
 
 
 @pytest.fixture(scope="module")
