@@ -18,20 +18,23 @@ from noisescale.statistics.display import counted, listed, one_line
 Which = Literal["largest", "smallest", "magnitude"]
 Method = Literal["lanczos", "power"]
 
-# Of Krylov vectors before a restart: 256 MiB, beside which a model and its graph fit on any
+# Of Krylov vectors before a restart: 512 MiB, beside which a model and its graph fit on any
 # machine; more of them where these do not leave enough to work with
-BASIS_BYTES = 2**28
+BASIS_BYTES = 2**29
 # A start that happens to lack the sought eigenvector converges to the next one first. Two further
 # products that change nothing, and a random half of every warm start, make that rare. Simulated
 # with a gap of 4 %: 0.7 % of cold starts end there, 1 % without; of warm starts from an eigenvector
 # that has just been overtaken 12 %, without all.
 PATIENCE = 2
 WARM_START_NOISE = 1.0
-# How far beyond the wanted values, in units of the last of them, another's residual must reach to
-# matter: residuals bound errors from far above, so that a little beyond is no sign of a rival
+# How far beyond the wanted values, in units of |H|, another's residual must reach to matter:
+# residuals bound errors from far above, so that a little beyond is no sign of a rival
 RIVALRY = 0.05
+# At a restart, the share of the basis that is given up at least
+LEAST_FREED = 1 / 3
 # Ritz vectors after the wanted ones that a warm start contains, since they may overtake them
 COMPANIONS = 2
+COMPANY = 0.1  # weight of the first, each further one's is half: far above what a random start has
 # Power iteration: |Hv| has settled when it grows by less than 1 % in a step; if half of Hv is still
 # residual then, two eigenvalues of opposite sign and nearly equal magnitude compete
 SETTLING = 1.01
@@ -78,7 +81,7 @@ class EigenPairs:
     @property
     def warm_start(self) -> Tensor:
         """What to start from at nearby parameters: (K + J, P), the companions with less weight."""
-        weights = 0.5 ** torch.arange(1, len(self.companions) + 1)
+        weights = COMPANY * 0.5 ** torch.arange(len(self.companions))
         return torch.cat([self.vectors, weights.to(self.companions).unsqueeze(1) * self.companions])
 
     @property
@@ -208,10 +211,7 @@ def _lanczos(
         converged = len(wanted) == k and bool((residuals[wanted] <= tolerances).all())
         # the eigenvalue that an unconverged Ritz value stands for may lie beyond the wanted ones
         reach = scores[others] + residuals[others]
-        rivals = (
-            len(wanted) == k
-            and (reach > scores[wanted[-1]] + RIVALRY * values[wanted[-1]].abs()).any()
-        )
+        rivals = len(wanted) == k and (reach > scores[wanted[-1]] + RIVALRY * krylov.norm).any()
         settled = settled + 1 if converged and not rivals else 0
         complete = krylov.size == krylov.dim
         if settled > PATIENCE or complete or krylov.num_matvecs == search.max_matvecs:
@@ -224,7 +224,31 @@ def _lanczos(
                 num_matvecs=krylov.num_matvecs,
             )
         if krylov.size == krylov.capacity:
-            krylov.restart(order[: (krylov.capacity + k) // 2])
+            krylov.restart(order[_kept(scores[order], search)])
+
+
+def _kept(scores: Tensor, search: _Search) -> Tensor:
+    """Which Ritz vectors to restart from: places in their scores (m,), the most wanted first.
+
+    From both ends of the spectrum, as many of each as make the most of the products that follow:
+    `freed` of them gain on the unwanted like a polynomial of that degree, which grows with
+    freed·√(gap/spread), the gap from the wanted to the values not kept, and their spread
+    (Yamazaki et al. 2010). Where the outliers of the other end stay, the spread is small.
+    """
+    k, size = search.k, len(scores)
+    if search.which == "magnitude":  # whose unwanted values lie between two wanted ends
+        return torch.arange((size + k) // 2)
+    near = torch.arange(k, size).unsqueeze(1)  # how many of the wanted end are kept
+    far = torch.arange(size)  # and of the other
+    freed = size - near - far
+    spread = scores[near] - scores[-1 - far]
+    gain = (
+        freed
+        * ((scores[k - 1] - scores[near]) / spread.clamp(min=1e-12 * scores.abs().max())).sqrt()
+    )
+    best = gain.where(freed >= LEAST_FREED * size, -1.0).argmax()
+    kept_near, kept_far = int(best) // size + k, int(best) % size
+    return torch.cat([torch.arange(kept_near), torch.arange(size - kept_far, size)])
 
 
 def _power(

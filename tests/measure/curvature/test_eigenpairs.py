@@ -93,6 +93,23 @@ def test_restarts_reach_what_an_unbounded_basis_reaches(monkeypatch):
     torch.testing.assert_close(restarted.values, free.values, rtol=1e-8, atol=0)
 
 
+def test_a_small_basis_finds_a_smallest_eigenvalue_beside_large_ones_of_the_other_end(monkeypatch):
+    """As of a network's Hessian: outliers up to 21, and −.44 at the dense other end.
+
+    Restarts from the wanted end alone, and a rival told by residuals in units of λ_min, which those
+    of the middle of the spectrum always reach, never ended here.
+    """
+    spectrum = torch.randn(2000, generator=torch.Generator().manual_seed(1)).double() * 0.06
+    spectrum[:30] = 21 / torch.arange(1, 31) ** 1.1
+    spectrum[30:60] = -0.4435 * (1 - 0.025 * torch.arange(30) ** 0.7)
+    options = {"dim": len(spectrum), "which": "smallest", "dtype": torch.float64}
+    monkeypatch.setattr(eigenpairs, "BASIS_BYTES", 0)  # ten vectors
+    pairs = top_eigenpairs(lambda v: spectrum * v, max_matvecs=150, **options)
+    assert pairs.converged
+    assert pairs.num_matvecs < 130  # 80 to 98 of three other seeds
+    assert pairs.values.item() == pytest.approx(-0.4435, rel=1e-4)
+
+
 def test_the_whole_spectrum_of_a_small_matrix_is_exact():
     matrix = symmetric([5.0, -3.0], dim=6)
     pairs = solve(matrix, k=6)
