@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -329,7 +329,7 @@ class Training:
         for part, count in zip(parts, counts, strict=True):
             yield part, _Share(size=part.num_examples, divisor=whole, counts=count)
 
-    def _losses_of(self, model: nn.Module, examples: Examples) -> Tensor:
+    def _losses_of(self, model: Callable[..., Any], examples: Examples) -> Tensor:
         """The losses of examples (n,)."""
         with autocast(self.config.amp, self.device):
             outputs = call_model(model, examples.inputs)
@@ -374,11 +374,12 @@ class Training:
         """Keeps the losses since the last look, up to a divergence; waits for the device."""
         if not self._unseen:
             return
-        epochs, losses = zip(*self._unseen, strict=True)
+        epochs, tensors = zip(*self._unseen, strict=True)
         self._unseen.clear()
-        first = self.step - len(losses) + 1
+        # one look at all of them; on a CPU there is one
+        losses = torch.stack(tensors).tolist() if len(tensors) > 1 else [tensors[0].item()]
         for step, (epoch, loss) in enumerate(
-            zip(epochs, torch.stack(losses).tolist(), strict=True), first
+            zip(epochs, losses, strict=True), self.step - len(losses) + 1
         ):
             if self.diverged_at_step is not None:
                 break
@@ -498,7 +499,7 @@ class _Share:
         """The sum () of the losses, divided; SettingError where they are others."""
         check_losses(losses, self.size)
         if self.counts is None:
-            return losses.sum() / self.divisor
+            return losses.mean() if self.size == self.divisor else losses.sum() / self.divisor
         return (losses * (self.counts.to(losses) / self.divisor)).sum()
 
     @property

@@ -101,7 +101,10 @@ def test_a_run_is_held_against_the_published_one_by_students_t():
             "diverged_at_step": [None, None, None, 20, 21],
         }
     )
-    published = pd.Series({(32, "test_loss"): 1.5, (1, "test_loss"): 2.0, (32, "seconds"): 7.0})
+    published = pd.DataFrame(
+        [(32, "test_loss", 1.5), (1, "test_loss", np.nan), (32, "seconds", 7.0)],
+        columns=["batch_size", "quantity", "value"],
+    )
     (row,) = difference_table(ends, published).to_dict("records")
     assert row.pop("quantity") == "test_loss"
     # t(2) reaches 4.3027; s = 1, s/√3 of the mean, s·√(1 + 1/3) of another run

@@ -74,6 +74,8 @@ class Examples(NamedTuple):
             own = rows.to(leaf.device)
             return leaf[own] if own.dtype == torch.bool else leaf.index_select(0, own)
 
+        if isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor):
+            return Examples(pick(self.inputs), pick(self.targets))  # as often, and at every step
         part: Examples = tree_map(pick, self)
         return part
 

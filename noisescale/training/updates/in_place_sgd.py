@@ -291,28 +291,48 @@ class _Linear(torch.autograd.Function):
             return None, None, None, None
         # before the weight changes
         grad_inputs = grad @ weight if ctx.needs_input_grad[0] else None
-        grad = grad.reshape(-1, grad.shape[-1])  # (..., C) -> (B', C)
-        inputs = inputs.reshape(-1, inputs.shape[-1])  # (..., F) -> (B', F)
         mode = ctx.mode
         if mode.updates(weight, bias):
-            _update(weight, bias, inputs, grad, mode)
+            update_linear(weight, bias, inputs, grad, mode.learning_rate, mode.weight_decay)
             return grad_inputs, None, None, None
         mode.hidden_use("a gradient is taken in the forward pass or in the loss")
+        inputs, grad = _rows(inputs), _rows(grad)
         grad_weight = grad.T @ inputs
         grad_bias = None if bias is None else grad.sum(0)
         return grad_inputs, grad_weight, grad_bias, None
 
 
-def _update(
-    weight: Tensor, bias: Tensor | None, inputs: Tensor, grad: Tensor, mode: InPlaceSGD
+def update_linear(
+    weight: Tensor,
+    bias: Tensor | None,
+    inputs: Tensor,
+    grad: Tensor,
+    learning_rate: float,
+    weight_decay: float,
 ) -> None:
-    """The step of SGD on a layer with inputs (B', F) and output gradients (B', C)."""
-    rate, keep = mode.learning_rate, 1.0 - mode.learning_rate * mode.weight_decay
-    if len(grad) == 1 and keep == 1.0:  # elementwise kernels beat BLAS at an outer product
-        weight.addcmul_(grad.T, inputs, value=-rate)
+    """The step of SGD on a linear layer, by what came in and the gradient of what went out.
+
+    Args:
+        weight: (C, F), changed in place.
+        bias: (C,), changed in place, or none.
+        inputs: (..., F).
+        grad: (..., C).
+        learning_rate: η.
+        weight_decay: λ.
+    """
+    inputs, grad = _rows(inputs), _rows(grad)
+    keep = 1.0 - learning_rate * weight_decay
+    is_single = grad.shape[0] == 1  # len() takes as long as a small update
+    if is_single and keep == 1.0:  # elementwise kernels beat BLAS at an outer product
+        weight.addcmul_(grad.T, inputs, value=-learning_rate)
     else:
-        weight.addmm_(grad.T, inputs, beta=keep, alpha=-rate)
+        weight.addmm_(grad.T, inputs, beta=keep, alpha=-learning_rate)
     if bias is not None:
         if keep != 1.0:
             bias.mul_(keep)
-        bias.sub_(grad.sum(0), alpha=rate)
+        bias.sub_(grad[0] if is_single else grad.sum(0), alpha=learning_rate)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """(..., F) as (B', F)."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])

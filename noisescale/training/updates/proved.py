@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,12 @@ from noisescale.errors import first_line
 from noisescale.problems.models import copy_of
 from noisescale.problems.problem import Tree
 from noisescale.problems.random_state import preserved_random_state
+from noisescale.training.updates.chain import Chain
 from noisescale.training.updates.in_place_sgd import InPlaceSGD
 from noisescale.training.updates.preparation import make_gradients_dense
 
-Losses = Callable[[nn.Module], Tensor]  # of a batch, (B,): called with the model or a copy of it
+# of a batch, (B,): called with the model, a copy of it or what stands in for one
+Losses = Callable[[Callable[..., Any]], Tensor]
 Mean = Callable[[Tensor], Tensor]  # losses (B,) -> ()
 # Updates made both ways: in the first one alone, layers that start at zero hide all below them
 PROVED_UPDATES = 3
@@ -56,12 +59,14 @@ class ProvedInPlaceSGD:
         self._optimizer = self._sgd(model.parameters(), lr=learning_rate)
         self._to_prove = PROVED_UPDATES
         self._in_place: InPlaceSGD | None = None
+        self._chain: Chain | None = None
         if any(_is_compiled(module) for module in model.modules()):
             self._disprove("the model is compiled")
             return
         try:
             mode = InPlaceSGD(model, inputs, learning_rate=learning_rate, weight_decay=weight_decay)
             self._in_place = mode if mode.covered else None
+            self._chain = _chain_of(model)
         except FAILURES as error:
             self._disprove(f"the model fails on two examples ({first_line(error)})")
 
@@ -89,6 +94,8 @@ class ProvedInPlaceSGD:
         if self._to_prove:
             self._to_prove -= 1
             return self._both_ways(in_place, losses, mean)
+        if self._chain is not None:
+            return self._down_the_chain(self._chain, self._optimizer, losses, mean)
         return self._without_storing(in_place, self._model, self._optimizer, losses, mean)
 
     def _both_ways(self, in_place: InPlaceSGD, losses: Losses, mean: Mean) -> Tensor:
@@ -118,6 +125,9 @@ class ProvedInPlaceSGD:
                 twin = copy_of(self._model)
                 in_place.serve(twin)
                 optimizer = self._sgd(twin.parameters(), lr=self.learning_rate)
+                if self._chain is not None and (chain := _chain_of(twin)) is not None:
+                    self._down_the_chain(chain, optimizer, losses, mean)
+                    return twin
                 self._without_storing(in_place, twin, optimizer, losses, mean)
         except FAILURES as error:
             self._disprove(f"an update in place fails ({first_line(error)})")
@@ -126,6 +136,19 @@ class ProvedInPlaceSGD:
             self._disprove(in_place.departure)
             return None
         return twin
+
+    def _down_the_chain(self, chain: Chain, optimizer: SGD, losses: Losses, mean: Mean) -> Tensor:
+        """One step on a chain, its layers one by one where nothing has been hung on them."""
+        loss = mean(losses(chain))
+        loss.backward()
+        if chain.ran:
+            group = optimizer.param_groups[0]
+            chain.descend(group["lr"], group["weight_decay"])
+        else:
+            self._note("its layers have been changed, or given hooks, since it was first run")
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.detach()
 
     def _without_storing(
         self, in_place: InPlaceSGD, model: nn.Module, optimizer: SGD, losses: Losses, mean: Mean
@@ -162,6 +185,11 @@ class ProvedInPlaceSGD:
             "linear layers are updated from stored gradients, which is slower at small batch "
             f"sizes: {reason}"
         )
+
+
+def _chain_of(model: nn.Module) -> Chain | None:
+    """The chain that a model on a CPU is; on a GPU an update is captured, however it is made."""
+    return Chain.of(model) if next(model.parameters()).is_cpu else None
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -77,7 +77,7 @@ def test_parameters_equal_those_of_sgd_on_stored_gradients(name, batch_size, wei
         for _ in range(5):
             step(model, context, optimizer, inputs, targets)
     for name, expected in plain.named_parameters():
-        torch.testing.assert_close(ours.get_parameter(name), expected, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(ours.get_parameter(name), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_what_is_covered():

@@ -458,9 +458,9 @@ def test_what_is_fit_for_it_is_updated_in_place_after_the_first_steps(kind, monk
 
 
 def test_an_update_in_place_that_is_another_one_is_not_used(monkeypatch):
-    right = in_place_sgd._update
+    right = in_place_sgd.update_linear
     monkeypatch.setattr(
-        in_place_sgd, "_update", lambda *args: (right(*args), args[0].mul_(1 + 1e-9))
+        in_place_sgd, "update_linear", lambda *args: (right(*args), args[0].mul_(1 + 1e-9))
     )
     config = TrainConfig(batch_size=4, learning_rate=0.02, epochs=2, seed=3)
     training = trained(problem_of("linear layers"), config)
@@ -472,7 +472,7 @@ def test_an_update_in_place_that_fails_is_not_used(monkeypatch):
     def fail(*args):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(in_place_sgd, "_update", fail)
+    monkeypatch.setattr(in_place_sgd, "update_linear", fail)
     config = TrainConfig(batch_size=4, learning_rate=0.02, epochs=2, seed=3)
     training = trained(problem_of("linear layers"), config)
     assert "an update in place fails (no such kernel)" in training.notes[0]
