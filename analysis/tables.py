@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def analysis(
     out: Path | None = None,
     reuses: str | None = None,
     again: Callable[[Committed], dict[str, pd.DataFrame]] | None = None,
+    parts: tuple[str, tuple[str, ...]] | None = None,
     ships: Mapping[str, Path] | None = None,
     version: int | None = None,
 ) -> click.Command:
@@ -40,8 +42,11 @@ def analysis(
     out: the folder of the tables; None: the figure's, by the name. reuses: the table of
     measurements. Where `tables` does not give it, it is the committed one, and the others' headers
     say how that came about as well. again: for a command without RUNS, makes the others of the
-    committed measurements. ships: tables that come with the package too, and their files there,
-    which are written unless --out says otherwise, with the version in their header.
+    committed measurements. parts: the column by which measurements fall into parts, and the tables
+    of measurements: --add then keeps the committed parts that RUNS lack, so that a long experiment
+    may be run part by part, wherever that is. ships: tables that come with the package too, and
+    their files there, which are written unless --out says otherwise, with the version in their
+    header.
     """
 
     @click.command(name, help=help)
@@ -56,12 +61,15 @@ def analysis(
         default=out or DATA / name,
         help="Folder of the tables.",
     )
-    def command(runs: Path | None, out: Path) -> None:
+    def command(runs: Path | None, out: Path, add: bool = False) -> None:
+        if add and runs is None:
+            raise click.UsageError("--add: give the RUNS that are added")
+        made = tables if not add else partial(_added, name, tables, again, parts)
         try:
             paths = (
                 _write_again(name, reuses, again, out)
                 if runs is None
-                else _write_tables(name, tables, runs, out, reuses)
+                else _write_tables(name, made, runs, out, reuses, joint=add)
             )
             for path in paths:
                 click.echo(path)
@@ -74,7 +82,31 @@ def analysis(
         except (NoisescaleError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
+    if parts is not None:
+        column, _ = parts
+        what = f"Keep the committed rows of every {column} that RUNS lack."
+        command.params.append(click.Option(["--add"], is_flag=True, help=what))
     return command
+
+
+def _added(
+    name: str,
+    tables: Callable[[Runs], dict[str, pd.DataFrame]],
+    again: Callable[[Committed], dict[str, pd.DataFrame]] | None,
+    parts: tuple[str, tuple[str, ...]] | None,
+    runs: Runs,
+) -> dict[str, pd.DataFrame]:
+    """The tables of these runs and of the committed parts that they lack."""
+    assert again is not None
+    assert parts is not None
+    column, measured = parts
+    found = tables(runs)
+    together = {}
+    for table in measured:
+        committed, new = read_committed(name, table), found[table]
+        kept = committed[~committed[column].isin(new[column])]
+        together[table] = pd.concat([kept, new], ignore_index=True)
+    return together | again(together.__getitem__)
 
 
 def _write_tables(
@@ -83,13 +115,18 @@ def _write_tables(
     runs: Path,
     out: Path,
     reuses: str | None,
+    *,
+    joint: bool,
 ) -> Iterator[Path]:
-    """Writes each table of the runs to its file, and gives the file."""
+    """Writes each table of the runs to its file, and gives the file.
+
+    joint: whether committed measurements are among them, so that headers tell of both.
+    """
     finished = read_runs(runs)
     by_name = tables(finished)
     command = f"{experiment_command(runs)} && python -m analysis {name} {runs}"
     header = _header(command, [record for _, record in finished])
-    if reuses is not None and reuses not in by_name:
+    if reuses is not None and (joint or reuses not in by_name):
         header = _joint(read_header(DATA / name / f"{reuses}.csv"), header)
     for table_name, table in by_name.items():
         yield write_committed_table(out / f"{table_name}.csv", table, header)
@@ -165,9 +202,9 @@ def _header(command: str, records: list[dict[str, Any]]) -> dict[str, str]:
 def _joint(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:
     """The header of a table that is made of what two headers describe."""
     return {
-        "command": f"{first['command']} && {second['command']}",
+        "command": " && ".join(dict.fromkeys([first["command"], second["command"]])),
         "commit": _distinct([*first["commit"].split(", "), *second["commit"].split(", ")]),
-        "machine": f"{first['machine']}, {second['machine']}",
+        "machine": ", ".join(dict.fromkeys([first["machine"], second["machine"]])),
         "date": _distinct([*first["date"].split(", "), *second["date"].split(", ")]),
         "seeds": _distinct([*first["seeds"].split(", "), *second["seeds"].split(", ")]),
     }

@@ -230,6 +230,11 @@ def _curvature(record: Record) -> Iterator[Rows]:
             ["products", str(sum(warm["cold"])), str(sum(warm["warm"])), _number(warm["ratio"]),
              f"≤ {targets['warm/cold']:g}"]
         )  # fmt: skip
+    if (least := record.get("smallest_eigenvalue")) is not None:
+        rows.append(
+            ["products of λ_min (median)", _number(least["num_matvecs"]), "", "",
+             f"≤ {targets['smallest']:g}"]
+        )  # fmt: skip
     if "peak_bytes" in record:
         rows.append(
             ["peak memory above model and data, MiB", _mib(record["peak_bytes"]), "", "",
@@ -252,16 +257,20 @@ def _target_of_solver(name: str, targets: Record) -> float | None:
 
 
 def _training(record: Record) -> Iterator[Rows]:
-    headings = ["B", "notebook", "eager", "ours", "ours/notebook", "ours/eager (quartiles)"]
+    headings = ["B", "notebook", "eager", "ours", "ours/notebook", "target"]
+    headings += ["ours/eager (quartiles)", "target", "in place/stored, products alone"]
+    quartiles = "{median:.2f} ({low:.2f}–{high:.2f})"
     yield [
-        [*headings, "target"],
+        headings,
         *(
             [
                 str(row["batch_size"]),
                 *(_number(row["steps_per_second"][name]) for name in ("notebook", "eager", "ours")),
                 _number(row["ratio"]["notebook"]["median"]),
-                "{median:.2f} ({low:.2f}–{high:.2f})".format(**row["ratio"]["eager"]),
+                f"≥ {row['notebook_target']:g}" if row.get("notebook_target") else NONE,
+                quartiles.format(**row["ratio"]["eager"]),
                 f"≥ {row['target']:g}",
+                quartiles.format(**row["limit"]) if "limit" in row else NONE,
             ]
             for row in record.get("rows", [])
         ),
@@ -424,12 +433,17 @@ def _figures_of_curvature(record: Record) -> Iterator[Figure]:
     if (warm := record.get("warm_starts")) is not None:
         what = "λ_max, products from a warm start in those from a cold one"
         yield Figure(what, warm["ratio"], "≤", targets["warm/cold"])
+    if (least := record.get("smallest_eigenvalue")) is not None:
+        yield Figure("λ_min, products", least["num_matvecs"], "≤", targets["smallest"])
 
 
 def _figures_of_training(record: Record) -> Iterator[Figure]:
     for row in record.get("rows", []):
         what = f"steps in those of eager SGD, B = {row['batch_size']}"
         yield Figure(what, row["ratio"]["eager"]["median"], "≥", row["target"])
+        if (target := row.get("notebook_target")) is not None:
+            what = f"steps in those of a notebook's loop, B = {row['batch_size']}"
+            yield Figure(what, row["ratio"]["notebook"]["median"], "≥", target)
     if (adamw := record.get("adamw")) is not None:
         what = f"steps in those of fused AdamW, B = {adamw['batch_size']}"
         yield Figure(what, adamw["ratio"]["fused"]["median"], "≥", adamw["target"])

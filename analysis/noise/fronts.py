@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -35,6 +35,7 @@ from noisescale.statistics.critical_batch.goal_table import (
     of_goal,
 )
 from noisescale.statistics.critical_batch.recommendation import recommend
+from noisescale.statistics.estimate import estimate_row, from_samples
 from noisescale.training.records.tables import STEPS_TO_GOAL, read_losses, read_noise
 
 FRONT, BESIDE = "front", "beside"  # the folders of a task
@@ -161,6 +162,7 @@ def derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     }
     if rows["units_per_example"].notna().any():
         made["language"] = language_table(made["fits"], rows)
+        made["growth"] = growth_table(measured["steps_to_goal"], sorted(made["language"]["task"]))
     if rows["task"].nunique() >= FEWEST_TASKS:
         made |= {
             "coverage": coverage_table(rows),
@@ -213,6 +215,34 @@ def language_table(fits: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFram
     for geometry in get_args(Geometry):
         table[f"ratio_{geometry}"] = table["critical_batch_size"] / table[geometry]
     return table.reset_index()
+
+
+def growth_table(steps: pd.DataFrame, tasks: Iterable[str]) -> pd.DataFrame:
+    """A row per language model: the exponent a of B_crit ∝ D^a over its goals.
+
+    D is the examples seen where B = B_crit, which is 2·E_min. The goals of a task share their runs:
+    the error is the jackknife's over the seeds.
+    """
+    rows = []
+    for task in tasks:
+        own = steps[steps["task"] == task].drop(columns="task").reset_index(drop=True)
+        seeds = own["seed"].unique()
+        whole = _exponent(own)
+        without = np.array([_exponent(own[own["seed"] != seed]) for seed in seeds])
+        # pseudo-values, whose mean and spread are the jackknife's
+        found = from_samples(len(seeds) * whole - (len(seeds) - 1) * without)
+        rows.append({"task": task, **estimate_row("exponent", found), "num_seeds": len(seeds)})
+    return pd.DataFrame(rows)
+
+
+def _exponent(steps: pd.DataFrame) -> float:
+    """The slope of log B_crit against log D; nan of fewer than two goals that resolve it."""
+    fits = fits_table(fit_goals(steps))
+    fits = fits[fits["resolved"]]
+    if len(fits) < 2:
+        return math.nan
+    logs = np.log(fits[["min_examples", "critical_batch_size"]].to_numpy(dtype=float))
+    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
 
 
 def coverage_table(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -300,9 +330,12 @@ def models_table(predictions: pd.DataFrame) -> pd.DataFrame:
 def again(committed: Committed) -> dict[str, pd.DataFrame]:
     """What is made of the committed measurements, by the fits and models as they are now."""
     measured = {name: committed(name) for name in MEASURED}
-    for table in measured.values():
-        table["batch_size"] = pd.to_numeric(table["batch_size"])
-    return derived(measured)
+    return derived(
+        {
+            name: table.assign(batch_size=pd.to_numeric(table["batch_size"]))
+            for name, table in measured.items()
+        }
+    )
 
 
 fronts = analysis(
@@ -312,6 +345,7 @@ fronts = analysis(
     "without RUNS, from the committed measurements.",
     reuses="steps_to_goal",
     again=again,
+    parts=("task", MEASURED),
     ships={"predictions": FRONTS},
     version=VERSION,
 )

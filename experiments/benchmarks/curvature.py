@@ -65,6 +65,7 @@ TARGETS = {
     "curvlinops": 1.1,
     "pyhessian": 1.0,
     "warm/cold": 0.8,
+    "smallest": 60,
     "peak bytes": 2**30,
 }
 
@@ -264,6 +265,20 @@ def warm_starts(
     return {"cold": cold, "warm": warm, "ratio": sum(warm) / sum(cold)}
 
 
+def smallest(problem: Problem, along: list[Params], examples: Examples) -> dict[str, Any]:
+    """Products of λ_min, at the edge of a dense bulk, at two checkpoints from two starts each."""
+    rows = []
+    for params in along[:2]:
+        matvec = hessian_matvec(problem, params, examples=examples)
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            pairs = top_eigenpairs(matvec, which="smallest", generator=generator)
+            rows.append({"num_matvecs": pairs.num_matvecs, "value": pairs.values.item()})
+            assert pairs.converged, "the benchmark counts the products of converged values"
+    median = statistics.median(row["num_matvecs"] for row in rows)
+    return {"rows": rows, "num_matvecs": median}
+
+
 def _dim(params: Params) -> int:
     return sum(param.numel() for param in params.values())
 
@@ -295,6 +310,7 @@ def parts_of(problem: Problem, *, rounds: int, device: str) -> dict[str, Part]:
         ),
         "vocabulary": lambda deadline: vocabulary(device, rounds=max(rounds, 5), deadline=deadline),
         "warm_starts": lambda deadline: warm_starts(problem, along(), examples, seeds=2),
+        "smallest_eigenvalue": lambda deadline: smallest(problem, along(), examples),
     }
 
 
@@ -344,6 +360,8 @@ def show(result: dict[str, Any]) -> None:
         warm = result["warm_starts"]
         sums = f"{sum(warm['warm'])}/{sum(warm['cold'])}"
         click.echo(f"\nwarm/cold products: {sums} = {warm['ratio']:.2f}")
+    if "smallest_eigenvalue" in result:
+        click.echo(f"products of λ_min: {result['smallest_eigenvalue']['num_matvecs']:g}")
     if "peak_bytes" in result:
         click.echo(f"peak memory above the model: {result['peak_bytes'] / 2**20:.0f} MiB")
 

@@ -70,6 +70,23 @@ def test_a_language_model_is_told_in_tokens_beside_both_scales(tables):
     assert row["exponent_held_out_error"] > 0
 
 
+def test_growth_is_the_slope_over_goals_with_the_seeds_error():
+    """B_crit = 3·D^.5 at every goal; each seed's steps are e^±.02 off as a whole."""
+    generator, rows = np.random.default_rng(1), []
+    for seed in range(3):
+        off = np.exp(0.02 * generator.normal())
+        for goal, examples in ((0.5, 1e3), (0.4, 2e3), (0.3, 4e3)):
+            critical = 3 * examples**0.5
+            for size in (1, 4, 16, 64, 256, 1024):
+                steps = off * examples / 2 * (1 / critical + 1 / size)
+                row = {"goal": goal, "batch_size": size, "learning_rate": 0.1, "seed": seed}
+                rows.append(row | {"task": "gpt", "steps": steps, "censored": 0, "diverged": 0})
+    (row,) = fronts.growth_table(pd.DataFrame(rows), ["gpt"]).to_dict("records")
+    assert row["exponent"] == pytest.approx(0.5, abs=0.02)
+    assert row["exponent_low"] < 0.5 < row["exponent_high"]
+    assert row["num_seeds"] == 3
+
+
 def test_the_model_finds_the_rate_s_part_and_intervals_cover(tables):
     models = tables["models"].set_index(["model", "term"])
     assert models.loc[("search", "log_rate"), "coefficient"] == pytest.approx(0.3, abs=0.05)
@@ -86,6 +103,28 @@ def test_tables_become_a_picture(tables, tmp_path):
     drawn = PENDING["fronts"](tmp_path)
     drawn.draw_without_rendering()
     assert all(axes.has_data() for axes in drawn.axes)
+
+
+def test_fronts_of_other_runs_are_added_to_the_committed_ones(tmp_path, monkeypatch):
+    """So that tasks may be measured one by one; the tables are those of all measured together."""
+    whole, last = measured(), f"task{NUM_TASKS - 1:02}"
+    header = {"command": "a", "commit": "b", "machine": "c", "date": "d", "seeds": "e"}
+    for name, table in whole.items():
+        old = table[table["task"] != last].copy()
+        old.loc[old["task"] == "task03", "goal"] = 0.9  # measured anew
+        analysis.tables.write_committed_table(tmp_path / "fronts" / f"{name}.csv", old, header)
+    new = {name: table[table["task"].isin(["task03", last])] for name, table in whole.items()}
+    monkeypatch.setattr(analysis.tables, "DATA", tmp_path)
+    parts = ("task", fronts.MEASURED)
+    together = analysis.tables._added("fronts", lambda runs: new, fronts.again, parts, [])
+    assert set(together) == {*whole, *fronts.derived(whole)}
+    key = ["task", "goal"]
+    fits, expected = (
+        table.set_index(key).sort_index()["critical_batch_size"]
+        for table in (together["fits"], fronts.derived(whole)["fits"])
+    )
+    pd.testing.assert_series_equal(fits, expected, rtol=1e-4)  # of six digits on disk
+    assert len(together["beside"]) == len(whole["beside"])
 
 
 @pytest.mark.slow
