@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from noisescale.statistics.critical_batch.goal_table import (
     laws_table,
 )
 from noisescale.statistics.estimate import (
+    Estimate,
     estimate_columns,
     estimate_of,
     estimate_row,
@@ -77,15 +79,26 @@ def branches_table(
     for row in branches[list(CHECKPOINT)].drop_duplicates().to_dict("records"):
         own = losses[losses["branch"] == f"goal{row['goal']:g}-seed{row['seed']}"]
         of_goal = fits[row["goal"]].critical_batch_size
-        for share, critical in branch_tolerances(own, tolerance=TOLERANCE).items():
-            ratio = quotient(of_goal, critical)
-            rows.append(
-                {**row, "tolerance": share}
-                | dict(zip(BRANCH, (critical.value, critical.low, critical.high), strict=True))
-                | {"at_base": int(at_base(critical)), "critical_batch_size": of_goal.value}
-                | {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-            )
+        rows += [{**row, **found} for found in branch_rows(own, of_goal)]
     return pd.DataFrame(rows)
+
+
+def branch_rows(losses: pd.DataFrame, of_goal: Estimate) -> Iterator[dict[str, Any]]:
+    """For each tolerance the critical size by the branches from a checkpoint, beside the front's.
+
+    losses: see `branch_critical_batch`. of_goal: B_crit of the front.
+    """
+    for share, critical in branch_tolerances(losses, tolerance=TOLERANCE).items():
+        ratio = quotient(of_goal, critical)
+        yield {
+            "tolerance": share,
+            **dict(zip(BRANCH, (critical.value, critical.low, critical.high), strict=True)),
+            "at_base": int(at_base(critical)),
+            "critical_batch_size": of_goal.value,
+            "ratio": ratio.value,
+            "ratio_low": ratio.low,
+            "ratio_high": ratio.high,
+        }
 
 
 def predicted_table(

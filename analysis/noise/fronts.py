@@ -9,9 +9,11 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
+from analysis.noise.critical_batch import branch_rows
 from analysis.tables import Committed, Runs, analysis
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.advice import rate_between
+from noisescale.statistics.critical_batch.branches import BRANCH_COLUMNS
 from noisescale.statistics.critical_batch.calibration.model import Scale
 from noisescale.statistics.critical_batch.calibration.shipped import (
     FRONTS,
@@ -35,11 +37,12 @@ from noisescale.statistics.critical_batch.goal_table import (
     of_goal,
 )
 from noisescale.statistics.critical_batch.recommendation import recommend
-from noisescale.statistics.estimate import estimate_row, from_samples
-from noisescale.training.records.tables import STEPS_TO_GOAL, read_losses, read_noise
+from noisescale.statistics.estimate import estimate_of, estimate_row, from_samples
+from noisescale.studies.jobs.folder import CELL_FOLDER
+from noisescale.training.records.tables import BRANCHES, STEPS_TO_GOAL, read_losses, read_noise
 
 FRONT, BESIDE = "front", "beside"  # the folders of a task
-MEASURED = ("steps_to_goal", "beside")  # what the other tables are made of
+MEASURED = ("steps_to_goal", "beside", "branch_losses")  # what the other tables are made of
 ROW = ["task", "goal", "quantity", "geometry", "batch_size"]
 CRITICAL = [f"critical_batch_size{end}" for end in ("", "_low", "_high")]
 OF_CURVES = ["held_out_error", "exponent", "exponent_held_out_error"]
@@ -141,8 +144,23 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     measured = {
         "steps_to_goal": steps[["task", *(name for name in steps if name != "task")]],
         "beside": beside_table(runs),
+        "branch_losses": branch_losses_table(runs),
     }
     return measured | derived(measured)
+
+
+def branch_losses_table(runs: Runs) -> pd.DataFrame:
+    """A row per branch from a run beside a front, where that reached a goal."""
+    folders = {folder.parent.parent for folder, _ in runs if folder.parent.name == CELL_FOLDER}
+    tables = [
+        pd.read_csv(folder / BRANCHES).assign(
+            task=folder.parent.parent.name, goal=float(folder.name.removeprefix("goal"))
+        )
+        for folder in sorted(folders)
+        if (folder / BRANCHES).exists()
+    ]
+    columns = ["task", "goal", *BRANCH_COLUMNS]
+    return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
 
 
 def derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -160,6 +178,8 @@ def derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         "fits": all_fits[["task", *(name for name in all_fits if name != "task")]],
         "predictions": rows,
     }
+    if len(measured["branch_losses"]):
+        made["branches"] = branches_table(measured["branch_losses"], made["fits"])
     if rows["units_per_example"].notna().any():
         made["language"] = language_table(made["fits"], rows)
         made["growth"] = growth_table(measured["steps_to_goal"], sorted(made["language"]["task"]))
@@ -215,6 +235,16 @@ def language_table(fits: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFram
     for geometry in get_args(Geometry):
         table[f"ratio_{geometry}"] = table["critical_batch_size"] / table[geometry]
     return table.reset_index()
+
+
+def branches_table(losses: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
+    """A row per task, goal and tolerance: the critical size by branches, beside the front's."""
+    rows = []
+    for (task, goal), own in losses.groupby(["task", "goal"], sort=False):
+        fit = fits[(fits["task"] == task) & (fits["goal"] == goal)].iloc[0]
+        of_goal = estimate_of(fit, "critical_batch_size", num_samples=len(own))
+        rows += [{"task": task, "goal": goal, **row} for row in branch_rows(own, of_goal)]
+    return pd.DataFrame(rows)
 
 
 def growth_table(steps: pd.DataFrame, tasks: Iterable[str]) -> pd.DataFrame:

@@ -37,7 +37,8 @@ class Task:
     goals: losses on the split, the highest first. batch_sizes: ascending. minutes: see above.
     epochs: of the middle batch size's runs at most. max_rate: ε* of the first rates; None: by the
     curvature, or the optimizer's usual one. noise_examples: of a measurement of the noise
-    beside it, and those among them on which H is measured.
+    beside it, and those among them on which H is measured. branches: whether B_crit is measured by
+    these as well.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Task:
     epochs: int = 20
     max_rate: float | None = None
     noise_examples: tuple[int, int] = NOISE_EXAMPLES
+    branches: bool = False
 
     def config(self, scale: str) -> CriticalBatchConfig:
         """The measurement of its front at a scale, "quick" or "full"."""
@@ -83,6 +85,7 @@ def _mnist(
     training: TrainConfig = SGD,
     goals: tuple[float, ...] = (1.2, 0.8, 0.5, 0.3),
     noise_examples: tuple[int, int] = NOISE_EXAMPLES,
+    branches: bool = False,
     **problem: Any,
 ) -> Task:
     """A network on MNIST."""
@@ -95,6 +98,7 @@ def _mnist(
         epochs=2,
         max_rate=MOMENTUM_RATE if training.momentum else None,
         noise_examples=noise_examples,
+        branches=branches,
         minutes=minutes,
     )
 
@@ -107,6 +111,7 @@ def _digits(
     goals: tuple[float, ...] = (1.2, 0.8, 0.5, 0.3, 0.15),
     noise_examples: tuple[int, int] = NOISE_EXAMPLES,
     problem: str | None = None,
+    branches: bool = False,
     **network: Any,
 ) -> Task:
     """A network on the digits, whose 1,297 examples are passed over several times."""
@@ -119,6 +124,7 @@ def _digits(
         epochs=100,
         max_rate=MOMENTUM_RATE if training.momentum else None,
         noise_examples=noise_examples,
+        branches=branches,
         minutes=minutes,
     )
 
@@ -147,7 +153,7 @@ def _gpt(
     *,
     minutes: float,
     training: TrainConfig = ADAMW,
-    max_rate: float | None = None,
+    branches: bool = False,
 ) -> Task:
     """A character GPT, its batch sizes in sequences of 32 characters."""
     return Task(
@@ -157,8 +163,8 @@ def _gpt(
         goals=goals,
         batch_sizes=doubled(1, 256),
         epochs=2,
-        max_rate=max_rate,
         noise_examples=(500, 64),  # products with H take longest of all here
+        branches=branches,
         minutes=minutes,
     )
 
@@ -167,7 +173,7 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         _mnist("narrow", width=32, depth=1, minutes=8),
-        _mnist("mlp", width=64, minutes=8),
+        _mnist("mlp", width=64, branches=True, minutes=9),
         _mnist("wide", width=256, minutes=14),
         _mnist("deep", width=64, depth=4, minutes=10),
         _mnist("momentum", width=64, training=MOMENTUM, minutes=8),
@@ -185,7 +191,7 @@ TASKS: dict[str, Task] = {
             minutes=30,
         ),
         _digits("narrow", width=32, depth=1, minutes=5),
-        _digits("mlp", width=128, minutes=5),
+        _digits("mlp", width=128, branches=True, minutes=6),
         _digits("deep", width=64, depth=4, minutes=5),
         _digits("momentum", width=64, training=MOMENTUM, minutes=5),
         _digits("adam", width=64, training=ADAM, minutes=5),
@@ -211,7 +217,7 @@ TASKS: dict[str, Task] = {
         _closed("quadratic_curved", (0.43, 0.29, 0.14, 0.086), minutes=5),
         _closed("quadratic_steep", (0.43, 0.29, 0.14, 0.086), training=MOMENTUM, minutes=5),
         _closed("regression", (0.43, 0.29, 0.14, 0.086), minutes=5),
-        _gpt("shakespeare", "shakespeare", (3.4, 3.1, 2.8, 2.6), minutes=30),
+        _gpt("shakespeare", "shakespeare", (3.4, 3.1, 2.8, 2.6), branches=True, minutes=33),
         _gpt("shakespeare-adam", "shakespeare", (3.4, 3.1, 2.8), training=ADAM, minutes=20),
         _gpt("markov", "markov", (3.1, 2.9, 2.75), minutes=25),
     )

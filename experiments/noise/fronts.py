@@ -9,6 +9,10 @@ is measured, as a user has them: at B = 16, 64 and 256, each with a seed of its 
 quarter of the best rate there, the best, and twice it. The batch sizes are the same for all tasks,
 since the models have B/𝓑 for a regressor: chosen by B_crit, it would tell them the answer.
 
+Of three tasks B_crit is measured by branches as well, from the run at B = 16 and the best rate,
+where that reaches each goal: half as many examples more, at batch sizes from 1 on, each at the rate
+that the front's law gives it.
+
 Primary statistic, written down before the runs: how often 90 % intervals for B_crit hold it, from
 models that have not seen the task, every task counting the same; 85 to 95 % is wanted. Beside it
 the factor by which they reach either way, of SGD within a factor of two of the best rate and of all
@@ -19,6 +23,7 @@ is what the two-batch estimator comes to, read as B_crit.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,21 +38,29 @@ from noisescale.problems.config import resolve_device
 from noisescale.problems.sampling import independent_seed
 from noisescale.statistics.critical_batch.advice import rate_between
 from noisescale.statistics.critical_batch.goal_table import of_goal
-from noisescale.studies.critical_batch.goal_runs.goal_run import GoalCell, run_to_goal
+from noisescale.studies.critical_batch.branches import (
+    BranchConfig,
+    default_branch_sizes,
+    run_branches,
+)
+from noisescale.studies.critical_batch.goal_runs.goal_run import GoalCell, GoalRun, run_to_goal
 from noisescale.studies.critical_batch.goal_runs.start import examples_for
 from noisescale.studies.critical_batch.results import CriticalBatchResult
 from noisescale.studies.jobs.local import LocalProcesses, default_processes
 from noisescale.studies.jobs.options import make_cell
-from noisescale.training.records.folder import record_experiment
-from noisescale.training.records.names import run_name
+from noisescale.training.records.checkpoint import load_checkpoint
+from noisescale.training.records.folder import STEP_CHECKPOINTS, record_experiment
+from noisescale.training.records.names import file_digest, run_name
 from noisescale.training.tracking.noise import NoiseTracking
 
-FRONT, BESIDE = "front", "beside"  # the folders of a task
+FRONT, BESIDE, BRANCHES = "front", "beside", "branches"  # the folders of a task
 SIZES = (16, 64, 256)  # of the runs beside, of seeds 0, 1 and 2; never chosen by B_crit
 # of the best rate, and how many times the steps of the best one a run may take: a quarter of the
 # rate takes four times as many where the noise is small, and at twice it many never arrive
 OVER_BEST = {0.25: 6.0, 1.0: 2.0, 2.0: 3.0}
 FEWEST_STEPS = 10  # of a run beside: early goals take one or two
+SHORTEST_BRANCH = 512  # examples: eight updates at B = 64
+BRANCH_SEEDS = 5
 NUM_PROBES = 4  # of tr(HΣ): their error is below that of the examples
 SCALES = {
     "quick": "four batch sizes, two goals and seeds",
@@ -118,8 +131,44 @@ def measure(task: Task, scale: str, out: Path, pool: LocalProcesses, options: St
     front = run_critical_batch(config, out / FRONT, executor=pool, options=options)
     runs = beside(config, front)
     cells = [goal_cell(task, config, training, out / BESIDE, options) for training in runs]
-    for future in [pool.submit(run_to_goal, cell) for cell in cells]:
-        future.result()
+    made = [future.result() for future in [pool.submit(run_to_goal, cell) for cell in cells]]
+    if task.branches:
+        base = list(OVER_BEST).index(1.0)  # of those at the smallest batch size
+        for start, branches, goal in branches_of(config, front, made[base]):
+            run_branches(
+                branches, start, out / BRANCHES / f"goal{goal:g}", executor=pool, options=options
+            )
+
+
+def branches_of(
+    config: CriticalBatchConfig, front: CriticalBatchResult, run: GoalRun
+) -> Iterator[tuple[Path, BranchConfig, float]]:
+    """Where branches start, what they are and the goal, of those that the front resolves."""
+    for goal, fit in front.fits.items():
+        reached = run.losses["step"][run.losses["loss"] <= goal]
+        if not fit.resolved or reached.empty:
+            continue
+        start = run.path / STEP_CHECKPOINTS / f"step-{reached.iloc[0]}.pt"
+        checkpoint = load_checkpoint(start)
+        training, base = checkpoint.training, checkpoint.training.batch_size
+        assert isinstance(base, int)
+        law = next((law for law in front.laws[goal] if law.name == "noise"), None)
+        if law is not None:
+            training = replace(training, learning_rate=law.rate(base))
+        examples = max(checkpoint.examples_seen // 2, SHORTEST_BRANCH)
+        total = examples_for(config.problem, config.split)
+        branches = BranchConfig(
+            problem=config.problem,
+            training=training,
+            start=file_digest(start),
+            examples=examples,
+            batch_sizes=default_branch_sizes(1, examples, total),
+            scaling="sqrt" if law is None else "noise",
+            rate_bend=None if law is None else law.bend,
+            num_seeds=BRANCH_SEEDS,
+            split=config.split,
+        )
+        yield start, branches, goal
 
 
 @click.command(

@@ -15,6 +15,7 @@ from noisescale.problems.config import ProblemConfig
 from noisescale.statistics.critical_batch.curves.steps_to_goal import steps_to_goal
 from noisescale.statistics.critical_batch.fit import fit_critical_batch
 from noisescale.statistics.critical_batch.recommendation import recommend
+from noisescale.studies.critical_batch.branches import run_branches
 from noisescale.studies.critical_batch.goal_runs.goal_run import run_to_goal
 from noisescale.studies.critical_batch.run import run_critical_batch
 from noisescale.studies.jobs.options import StudyOptions
@@ -152,8 +153,18 @@ def test_runs_beside_a_front_are_at_three_sizes_and_rates(tmp_path):
     assert math.isfinite(run.steps(1.2))
     assert run.noise["simple"].iloc[0] > 0
     assert run.noise["gradient_curvature"].notna().all()
+    # branches begin where this run reached the goal, at the rates of the front's law
+    *_, (start, branches, goal) = fronts.branches_of(config, front, run)
+    law = next(law for law in front.laws[goal] if law.name == "noise")
+    assert goal == 1.2
+    assert branches.run(64, 0, num_examples=1297).learning_rate == pytest.approx(law.rate(64))
+    folder = out / "branches" / "goal1.2"
+    run_branches(branches, start, folder, executor=Here(), options=options)
     made = analysis.tables(read_runs(tmp_path))
-    assert set(made) == {"steps_to_goal", "beside", "fits", "predictions"}  # of one task no model
+    of_one = {"steps_to_goal", "beside", "branch_losses", "fits", "predictions", "branches"}
+    assert set(made) == of_one  # of one task no model
+    assert set(made["branch_losses"]["batch_size"]) == set(branches.batch_sizes)
+    assert made["branches"]["goal"].unique() == [1.2]
     row = made["predictions"].query("goal == 1.2 and quantity == 'simple' and geometry == 'plain'")
     until = run.noise[run.noise["step"] <= run.steps(1.2)]
     said = recommend(until, quantity="simple", learning_rate=runs[1].learning_rate)

@@ -42,7 +42,19 @@ def measured():
                 if task == 2:  # a language model, whose own scale is twice the plain one
                     beside.append(row | {"noise_scale": 2 * scale, "geometry": "optimizer"})
     table = pd.DataFrame(steps).assign(censored=0, diverged=0)
-    return {"steps_to_goal": table, "beside": pd.DataFrame(beside)}
+    # of a task whose branches do equally well up to B = 16, and worse by a tenth for each doubling
+    branches = [
+        {"task": "task02", "goal": 0.5, "batch_size": size, "learning_rate": 0.1, "seed": seed}
+        | {"examples": 1024, "diverged": 0}
+        | {"loss": (0.4 + 0.0005 * seed) * (1 + 0.1 * max(0, np.log2(size / 16)))}
+        for size in (1, 4, 16, 64, 256)
+        for seed in range(3)
+    ]
+    return {
+        "steps_to_goal": table,
+        "beside": pd.DataFrame(beside),
+        "branch_losses": pd.DataFrame(branches),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +80,17 @@ def test_a_language_model_is_told_in_tokens_beside_both_scales(tables):
     assert row["ratio_plain"] == pytest.approx(2 * row["ratio_optimizer"])
     assert row["ratio_plain"] == pytest.approx(row["critical_batch_size"] / row["plain"])
     assert row["exponent_held_out_error"] > 0
+
+
+def test_branches_stand_beside_the_front(tables):
+    rows = tables["branches"].set_index("tolerance")
+    assert set(rows["task"]) == {"task02"}
+    # a loss .02 above the smallest is met at two tenths of a doubling of 16, that is 5 %
+    assert rows.loc[0.05, "branch"] == pytest.approx(16 * 2**0.5, rel=0.05)
+    assert rows.loc[0.01, "branch"] < rows.loc[0.1, "branch"]
+    critical = tables["fits"].set_index("task").loc["task02", "critical_batch_size"]
+    assert rows["critical_batch_size"].to_numpy() == pytest.approx(critical)
+    assert rows.loc[0.05, "ratio"] == pytest.approx(critical / rows.loc[0.05, "branch"], rel=1e-6)
 
 
 def test_growth_is_the_slope_over_goals_with_the_seeds_error():
