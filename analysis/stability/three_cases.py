@@ -76,7 +76,7 @@ def difference_table(ends: pd.DataFrame, published: pd.DataFrame) -> pd.DataFram
     for _, row in published.iterrows():
         value = float(row["value"])
         ours = ends[ends["batch_size"] == row["batch_size"]]
-        if row["quantity"] not in COMPARED or ours["diverged_at_step"].any():
+        if row["quantity"] not in COMPARED or ours["diverged_at_step"].any() or ours.empty:
             continue
         mean = from_samples(ours[COMPARED[row["quantity"]]].to_numpy(np.float64) - value)
         reach = student_t(len(ours) - 1) * mean.stderr * np.sqrt(len(ours) + 1)

@@ -140,7 +140,7 @@ def test_a_checkpoint_of_ones_own_needs_its_problem_named():
 
 def test_sharpness_is_held_against_a_rate_that_is_given(tmp_path):
     result = run("sharpness", *OWN, "--lr", 0.1)
-    assert "2/η = 20 at lr 0.1" in result.stdout
+    assert "2/η = 20 at lr 0.1" in " ".join(result.stdout.split())
     (entry,) = strict(run("sharpness", *OWN, "--lr", 0.1, "--json").stdout)
     assert (entry["learning_rate"], entry["stable_sharpness"]) == (0.1, 20)
     assert strict(run("sharpness", *OWN, "--json").stdout)[0]["stable_sharpness"] is None

@@ -29,7 +29,7 @@ from noisescale.training.records.tables import read_losses
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
 from noisescale.training.trainer import train
-from noisescale.training.updates import in_place_sgd
+from noisescale.training.updates import chain
 from tests.helpers.processes import unmeasured
 
 PROBLEM = ProblemConfig(dataset="digits", width=16)
@@ -364,7 +364,7 @@ def test_updates_that_cannot_be_in_place_are_said_once_and_recorded(tmp_path, mo
     def fail(*args):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(in_place_sgd, "_update", fail)
+    monkeypatch.setattr(chain, "update_linear", fail)
     lines = io.StringIO()
     options = RunOptions(console=Console(file=lines), notes=("a note",), pictures=False)
     summary = run_training(PROBLEM, TRAINING, tmp_path / "run", options)
