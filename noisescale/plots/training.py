@@ -239,16 +239,19 @@ def confusion_figure(table: pd.DataFrame, *, split: str, title: str) -> Figure:
     return figure
 
 
-def plot_confusion(axes: Axes, confusion: np.ndarray, *, fontsize: float = 7) -> None:
+def plot_confusion(
+    axes: Axes, confusion: np.ndarray, *, fontsize: float = 7, largest: int | None = None
+) -> None:
     """Counts (C, C) as a heat map, shaded by the share of the row, with the number in each cell.
 
-    Rows are the true class, columns the predicted one.
+    Rows are the true class, columns the predicted one. largest: number that cells have room for.
     """
     totals = confusion.sum(axis=1, keepdims=True)  # (C, 1)
     shares = confusion / np.maximum(totals, 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     centre: Any = {"ha": "center", "va": "center", "fontsize": fontsize}
-    for row, column in np.argwhere(confusion):
+    shown = confusion if largest is None else np.where(confusion <= largest, confusion, 0)
+    for row, column in np.argwhere(shown):
         shade = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(confusion[row, column]), color=shade, **centre)
     axes.set_xticks(range(len(confusion)))

@@ -4,7 +4,7 @@ A file claims.toml beside the tables lists them:
 
     [[claim]]
     text = "Test accuracy was [.953] at B = 1024"    # as a page has it, its numbers in brackets
-    table = "final"                                  # final.csv, or a JSON file by its whole name
+    table = "runs"                                   # runs.csv, or a JSON file by its whole name
     where = {pixel_scale = "raw", batch_size = 1024} # rows of a table; all where it is left out
     values = ["test_accuracy"]                       # an expression for each number in brackets
     tolerance = 0.002                                # left out: half of the last digit given
