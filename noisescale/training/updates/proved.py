@@ -37,7 +37,7 @@ class ProvedInPlaceSGD:
     autograd and torch.optim.SGD, and in place on a copy. Where the parameters come out the same up
     to rounding, those of the copy are taken, and later updates are in place alone, but for
     parameters that `InPlaceSGD.check` leaves to autograd. Where they do not, or the copy fails,
-    every update is torch.optim's.
+    every update is torch.optim's. On a CPU the way in place of a chain of layers is `Chain`.
 
     Args:
         model: whose parameters are updated.
