@@ -117,27 +117,27 @@ def products(problem: Problem, batch_size: int, *, stored: bool) -> Iterator[Non
 
     stored: whether the gradient is written first, as autograd does; else updates are in place.
     """
-    layers = [layer for layer in copy.deepcopy(problem.model).modules() if type(layer) is nn.Linear]
+    model = copy.deepcopy(problem.model).requires_grad_(False)
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
     device = layers[0].weight.device
     inputs = [torch.randn(batch_size, layer.in_features, device=device) for layer in layers]
     grads = [torch.full((batch_size, layer.out_features), 1e-6, device=device) for layer in layers]
-    with torch.no_grad():
-        while True:
-            for layer, x in zip(layers, inputs, strict=True):
-                F.linear(x, layer.weight, layer.bias)
-            gradients = []
-            for place in reversed(range(len(layers))):
-                layer, x, grad = layers[place], inputs[place], grads[place]
-                if place:
-                    grad @ layer.weight
-                if stored:
-                    gradients.append((layer, grad.T @ x, grad.sum(0)))
-                else:
-                    update_linear(layer.weight, layer.bias, x, grad, LEARNING_RATE, 0.0)
-            for layer, of_weight, of_bias in gradients:
-                layer.weight.sub_(of_weight, alpha=LEARNING_RATE)
-                layer.bias.sub_(of_bias, alpha=LEARNING_RATE)
-            yield
+    while True:
+        for layer, x in zip(layers, inputs, strict=True):
+            F.linear(x, layer.weight, layer.bias)
+        gradients = []
+        for place in reversed(range(len(layers))):
+            layer, x, grad = layers[place], inputs[place], grads[place]
+            if place:
+                grad @ layer.weight
+            if stored:
+                gradients.append((layer, grad.T @ x, grad.sum(0)))
+            else:
+                update_linear(layer.weight, layer.bias, x, grad, LEARNING_RATE, 0.0)
+        for layer, of_weight, of_bias in gradients:
+            layer.weight.sub_(of_weight, alpha=LEARNING_RATE)
+            layer.bias.sub_(of_bias, alpha=LEARNING_RATE)
+        yield
 
 
 Loops = dict[str, Callable[[Problem, int], Iterator[Any]]]
