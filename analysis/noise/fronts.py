@@ -38,7 +38,6 @@ from noisescale.statistics.critical_batch.goal_table import (
 )
 from noisescale.statistics.critical_batch.recommendation import recommend
 from noisescale.statistics.estimate import estimate_of, estimate_row, from_samples
-from noisescale.studies.jobs.folder import CELL_FOLDER
 from noisescale.training.records.tables import BRANCHES, STEPS_TO_GOAL, read_losses, read_noise
 
 FRONT, BESIDE = "front", "beside"  # the folders of a task
@@ -151,7 +150,7 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
 
 def branch_losses_table(runs: Runs) -> pd.DataFrame:
     """A row per branch from a run beside a front, where that reached a goal."""
-    folders = {folder.parent.parent for folder, _ in runs if folder.parent.name == CELL_FOLDER}
+    folders = {parent for folder, _ in runs for parent in folder.parents}
     tables = [
         pd.read_csv(folder / BRANCHES).assign(
             task=folder.parent.parent.name, goal=float(folder.name.removeprefix("goal"))
@@ -242,7 +241,7 @@ def branches_table(losses: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (task, goal), own in losses.groupby(["task", "goal"], sort=False):
         fit = fits[(fits["task"] == task) & (fits["goal"] == goal)].iloc[0]
-        of_goal = estimate_of(fit, "critical_batch_size", num_samples=len(own))
+        of_goal = estimate_of(fit.to_dict(), "critical_batch_size", num_samples=len(own))
         rows += [{"task": task, "goal": goal, **row} for row in branch_rows(own, of_goal)]
     return pd.DataFrame(rows)
 
