@@ -145,7 +145,9 @@ class ProvedInPlaceSGD:
             group = optimizer.param_groups[0]
             chain.descend(group["lr"], group["weight_decay"])
         else:
-            self._note("its layers have been changed, or given hooks, since it was first run")
+            self._note(
+                "its layers could not be run one by one, as where they have changed or have hooks"
+            )
             optimizer.step()
             optimizer.zero_grad()
         return loss.detach()
