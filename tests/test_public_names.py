@@ -6,6 +6,7 @@ import inspect
 import pickle
 import pydoc
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -193,3 +194,51 @@ def test_a_configuration_is_made_anew_from_its_repr():
 def test_a_problem_reads_nothing_to_say_what_it_is(split, told):
     problem = noisescale.Problem(model=torch.nn.LazyLinear(2), loss=torch.nn.MSELoss(), train=split)
     assert repr(problem) == f"Problem(LazyLinear of lazy parameters, loss MSELoss, {told})"
+
+
+def test_a_path_may_be_a_string():
+    annotated = {
+        f"{name}({parameter.name})": str(parameter.annotation)
+        for name in DOCUMENTED
+        if callable(value := getattr(noisescale, name))
+        and not (isinstance(value, type) and issubclass(value, Exception))
+        for parameter in inspect.signature(value).parameters.values()
+        if "Path" in str(parameter.annotation)
+    }
+    assert len(annotated) > 20
+    assert not [where for where, text in annotated.items() if "str" not in text]
+
+
+def test_strings_do_for_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem = noisescale.ProblemConfig(dataset="digits", width=4, num_train=50)
+    training = noisescale.TrainConfig(batch_size=25, max_steps=2)
+    options = noisescale.RunOptions(data_dir="data", pictures=False)
+    noisescale.run_training(problem, training, "run", options)
+    for read in (noisescale.read_metrics, noisescale.read_losses):
+        assert len(read("run"))
+    noisescale.save_checkpoint(noisescale.load_checkpoint("run"), "copy.pt")
+    assert noisescale.file_digest("copy.pt") == noisescale.file_digest(tmp_path / "copy.pt")
+    branches = noisescale.BranchConfig(
+        problem=problem,
+        training=training,
+        start=noisescale.file_digest("copy.pt"),
+        examples=50,
+        batch_sizes=(2, 5, 10),
+        num_seeds=1,
+    )
+    options = noisescale.StudyOptions(data_dir="data", pictures=False)
+    with ThreadPoolExecutor(1) as executor:
+        noisescale.run_branches(branches, "copy.pt", "branches", executor=executor, options=options)
+        sweep = noisescale.SweepConfig(
+            problem=problem,
+            batch_sizes=(25,),
+            lr_min=0.1,
+            lr_max=0.2,
+            num_lr=2,
+            num_seeds=1,
+            horizon=noisescale.Horizon(steps=2),
+        )
+        noisescale.run_sweep(sweep, "sweep", executor=executor, options=options)
+    assert len(noisescale.read_cells("sweep")) == 2
+    assert len(noisescale.read_boundary("sweep")) == 1

@@ -86,9 +86,9 @@ SUBJECTS = (
             "--no-predict",
         ),
         "--measure-noise-every --noise-examples --noise-hessian --noise-per-layer --noise-geometry "
-        "--measure-sharpness-every --sharpness-examples --hessian --num-probes --hessian-examples "
-        "--per-layer --per-class --anatomy --top --bottom --trace --density --phi "
-        "--filter-normalised --points --from-alpha --to-alpha --buffers --phi-iterations "
+        "--noise-sign --measure-sharpness-every --sharpness-examples --hessian --num-probes "
+        "--hessian-examples --per-layer --per-class --anatomy --top --bottom --trace --density "
+        "--phi --filter-normalised --points --from-alpha --to-alpha --buffers --phi-iterations "
         "--batch-sharpness --ggn --critical --sign --noise --predict measure-noise --bs "
         "--preconditioner",
     ),

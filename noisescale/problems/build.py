@@ -17,7 +17,7 @@ def build_problem(
     config: ProblemConfig,
     *,
     seed: int = 0,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     device: torch.device | str = "cpu",
 ) -> Problem:
     """The problem that a configuration describes, its data and its model on one device.

@@ -264,7 +264,7 @@ class RunReport:
                 self._events.add_scalar(name, value, step)
 
 
-def event_writer(log_dir: Path | None, run: str, step: int) -> Any:
+def event_writer(log_dir: Path | str | None, run: str, step: int) -> Any:
     """A context that gives a TensorBoard writer, or None where there is no `log_dir`.
 
     run: the name of its folder there. step: that the run goes on from; events after it are
@@ -279,7 +279,7 @@ def event_writer(log_dir: Path | None, run: str, step: int) -> Any:
             "--log-dir writes TensorBoard events, and tensorboard is not installed: "
             "pip install 'noisescale[tensorboard]', or leave --log-dir out"
         ) from None
-    return SummaryWriter(log_dir / run, purge_step=step + 1 if step else None)
+    return SummaryWriter(Path(log_dir) / run, purge_step=step + 1 if step else None)
 
 
 class DeferredInterrupts:

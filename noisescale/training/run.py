@@ -104,14 +104,14 @@ class RunOptions(Settings):
     """
 
     device: str = "cpu"
-    data_dir: Path | None = None
+    data_dir: Path | str | None = None
     force: bool = False
     checkpoint_every: int | None = None
     evaluate_every: int = 1
     measure_sharpness_every: Every | None = None
     sharpness_examples: int = 10_000
     noise: NoiseTracking | None = None
-    log_dir: Path | None = None
+    log_dir: Path | str | None = None
     console: Console | None = None
     notes: tuple[str, ...] = ()
     pictures: bool = True
@@ -127,7 +127,7 @@ class RunOptions(Settings):
 def run_training(
     problem: ProblemConfig | FactoryConfig | Problem,
     training_config: TrainConfig,
-    path: Path,
+    path: Path | str,
     options: RunOptions | None = None,
 ) -> dict[str, Any]:
     """The content of the run's summary.json, computed in the folder `path` unless it is there.
@@ -172,7 +172,7 @@ def run_training(
         >>> sorted(path.name for path in Path("my_run").glob("*.csv"))[-1]
         'metrics.csv'
     """
-    options = options or RunOptions()
+    options, path = options or RunOptions(), Path(path)
     if options.noise is not None:
         options.noise.geometry_for(training_config)  # which says so where it cannot be
     config = object_config(problem) if isinstance(problem, Problem) else problem

@@ -57,6 +57,7 @@ TRACKING = (
     "noise_hessian",
     "noise_per_layer",
     "noise_geometry",
+    "noise_sign",
 )
 CARRYING_OUT = {"resume", "device", "data_dir", "log_dir", "as_json", *MEASURING, *TRACKING}
 
@@ -154,6 +155,11 @@ Examples:
     type=click.Choice(["plain", "optimizer", "both"]),
     help="plain: B_simple; optimizer: B^P_simple, of gradients scaled as Adam scales its steps.  "
     "[default: both for adam, adamw and rmsprop, else plain]",
+)
+@click.option(
+    "--noise-sign",
+    is_flag=True,
+    help="B_ℓ1 = ‖σ‖₁²/‖G‖₁² of sign descent as well, for the time of a noise scale more.",
 )
 @click.option(
     "--measure-sharpness-every",
@@ -278,6 +284,7 @@ def _noise_tracking(options: dict[str, Any]) -> NoiseTracking | None:
         hessian=options["noise_hessian"],
         per_layer=options["noise_per_layer"],
         geometry=options["noise_geometry"],
+        sign=options["noise_sign"],
     )
 
 

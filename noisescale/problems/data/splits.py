@@ -73,7 +73,7 @@ def default_data_dir() -> Path:
 
 
 def resolve_dataset(
-    name: DatasetName | Literal["auto"], data_dir: Path | None = None, *, text: bool = False
+    name: DatasetName | Literal["auto"], data_dir: Path | str | None = None, *, text: bool = False
 ) -> tuple[DatasetName, str | None]:
     """The data set to use and, where "auto" had to fall back on another, why.
 
@@ -88,7 +88,7 @@ def resolve_dataset(
     """
     if name != "auto":
         return name, None
-    root = data_dir or default_data_dir()
+    root = Path(data_dir or default_data_dir())
     try:
         if text:
             fetch_text(SHAKESPEARE, root)
@@ -142,7 +142,7 @@ def load_splits(
     imbalance: float = 1.0,
     context: int | None = None,
     text: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     device: torch.device | str = "cpu",
 ) -> Splits:
     """The training, validation and test examples of a data set: standardised images, or sequences.
@@ -203,7 +203,7 @@ def load_splits(
 
 
 def splits_of(
-    config: ProblemConfig, *, data_dir: Path | None = None, device: torch.device | str = "cpu"
+    config: ProblemConfig, *, data_dir: Path | str | None = None, device: torch.device | str = "cpu"
 ) -> Splits:
     """The examples that a configuration names, see `load_splits`.
 
@@ -216,10 +216,11 @@ def splits_of(
         DataError: as there.
         SettingError: as there.
     """
+    root = Path(data_dir or default_data_dir())
     if not config.is_text:
         num_training_examples(config)
-        return _images(config, data_dir or default_data_dir(), device)
-    text = load_text(config, data_dir or default_data_dir())
+        return _images(config, root, device)
+    text = load_text(config, root)
     train, validation, test = divide(text, config.context or CONTEXT)
     _check_num_train(config, train.num_examples)
     if config.num_train is not None:

@@ -16,6 +16,7 @@ from noisescale.statistics.gradient_noise.result import (
     UNDER_PRECONDITIONER,
     GradientNoise,
     NoiseScale,
+    of_sign,
     under_preconditioner,
 )
 from noisescale.statistics.gradient_noise.sign import (
@@ -43,6 +44,7 @@ __all__ = [
     "noise_anatomy",
     "noise_scale",
     "norm_test",
+    "of_sign",
     "sign_noise",
     "table",
     "under_preconditioner",

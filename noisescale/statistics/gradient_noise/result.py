@@ -50,6 +50,11 @@ def under_preconditioner(*names: str) -> list[str]:
     return [f"{UNDER_PRECONDITIONER}{name}" for name in names]
 
 
+def of_sign(*names: str) -> list[str]:
+    """The columns of quantities, or of their parts, of descent along the sign of the gradient."""
+    return [f"sign_{name}" for name in names]
+
+
 class GradientNoise(NamedTuple):
     """|G|², tr Σ and B_simple of all parameters or of some, of all examples or of a class.
 
@@ -273,6 +278,9 @@ class NoiseScale(Shown):
         if self.preconditioned is not None:
             for name, estimate in self.preconditioned.estimates.items():
                 row |= estimate_row(f"{UNDER_PRECONDITIONER}{name}", estimate)
+        if self.sign is not None:
+            for column, name in zip(of_sign(*SIGN_QUANTITIES), SIGN_QUANTITIES, strict=True):
+                row |= estimate_row(column, getattr(self.sign, name))
         return row
 
     def to_frame(self) -> pd.DataFrame:

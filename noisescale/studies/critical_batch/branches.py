@@ -372,8 +372,8 @@ def default_examples(batch_size: int, examples_seen: int) -> int:
 
 def run_branches(
     config: BranchConfig,
-    start: Path,
-    out: Path,
+    start: Path | str,
+    out: Path | str,
     *,
     executor: Executor | None = None,
     options: StudyOptions | None = None,
@@ -406,7 +406,7 @@ def run_branches(
         RunFolderError: `out` holds something else.
         Interrupted: a SIGINT or SIGTERM came; what is finished is kept.
     """
-    options = common_options(options)
+    start, out, options = Path(start), Path(out), common_options(options)
     start = start / CHECKPOINT if start.is_dir() else start
     num_examples = examples_for(config.problem, config.split)
     if (largest := max(config.batch_sizes)) > num_examples // FEWEST_BATCHES:

@@ -69,7 +69,7 @@ CELLS_A_SEARCH = 5  # about, for the estimate of the time left: three rates and 
 
 def run_critical_batch(
     config: CriticalBatchConfig,
-    out: Path,
+    out: Path | str,
     *,
     executor: Executor | None = None,
     options: StudyOptions | None = None,
@@ -103,6 +103,7 @@ def run_critical_batch(
         Interrupted: a SIGINT or SIGTERM came; what is finished is kept. While the noise scale was
             measured along runs, `found` is the result without the rest of it.
     """
+    out = Path(out)
     notes = seeding_notes(config.problem, num_seeds=config.num_seeds)
     if config.training.sampling == "importance" and config.noise_examples:
         notes = (*notes, DRAWN_EVENLY)

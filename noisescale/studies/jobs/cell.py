@@ -41,7 +41,7 @@ class Cell:
     training: TrainConfig
     start: Path | None = None
     device: str = "cpu"
-    data_dir: Path | None = None
+    data_dir: Path | str | None = None
     notes: tuple[str, ...] = ()
     fold: tuple[int, int] | None = None
 
@@ -94,7 +94,7 @@ def count_units(problem: ProblemConfig | FactoryConfig) -> float | None:
 
 
 @lru_cache(maxsize=1)
-def _splits(config: ProblemConfig, data_dir: Path | None, device: str) -> Splits:
+def _splits(config: ProblemConfig, data_dir: Path | str | None, device: str) -> Splits:
     return splits_of(config, data_dir=data_dir, device=device)
 
 

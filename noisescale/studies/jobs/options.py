@@ -29,7 +29,7 @@ class StudyOptions(Settings):
     """
 
     device: str = "cpu"
-    data_dir: Path | None = None
+    data_dir: Path | str | None = None
     console: Console | None = None
     notes: tuple[str, ...] = ()
     pictures: bool = True
@@ -77,15 +77,15 @@ def make_cell(
     problem: ProblemConfig | FactoryConfig,
     training: TrainConfig,
     *,
-    start: Path | None = None,
+    start: Path | str | None = None,
 ) -> Cell:
     """A run in the folder `path`, carried out by these options wherever a worker is at home."""
     return Cell(
         path=path.absolute(),
         problem=problem,
         training=training,
-        start=start and start.absolute(),
+        start=None if start is None else Path(start).absolute(),
         device=options.device,
-        data_dir=options.data_dir and options.data_dir.absolute(),
+        data_dir=options.data_dir and Path(options.data_dir).absolute(),
         notes=options.notes,
     )

@@ -61,7 +61,7 @@ AGAIN_SHARE = 0.1  # of the budget, with less of which no run is begun again
 
 def run_recommend(
     config: RecommendConfig,
-    out: Path,
+    out: Path | str,
     *,
     options: StudyOptions | None = None,
     force: bool = False,
@@ -95,7 +95,7 @@ def run_recommend(
         RunFolderError: `out` holds something else.
         Interrupted: a SIGINT came; what is finished is kept.
     """
-    options = common_options(options)
+    out, options = Path(out), common_options(options)
     check_muon(config.training)
     if force and (out / SETTINGS).exists():
         _remove(out)

@@ -82,13 +82,13 @@ class SweepOptions(StudyOptions):
             plain SGD.
     """
 
-    start: Path | None = None
+    start: Path | str | None = None
     predict: bool = True
 
 
 def run_sweep(
     config: SweepConfig,
-    out: Path,
+    out: Path | str,
     *,
     executor: Executor | None = None,
     options: StudyOptions | None = None,
@@ -122,6 +122,7 @@ def run_sweep(
         Interrupted: a SIGINT or SIGTERM came; what is finished is kept. While linearised SGD was
             simulated, `found` is the result without the rest of that.
     """
+    out = Path(out)
     if not isinstance(options, SweepOptions):
         options = SweepOptions(**vars(options or StudyOptions()))
     check_muon(config.training)

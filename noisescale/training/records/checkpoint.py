@@ -96,7 +96,7 @@ class Checkpoint:
         )
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+def save_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
     """Writes a checkpoint atomically, in a form that `torch.load(weights_only=True)` reads.
 
     Args:
@@ -111,7 +111,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     content["training"] = checkpoint.training.to_dict()
     buffer = io.BytesIO()  # so that a full disk is met in write_atomically alone
     torch.save({"format": FORMAT, "version": FORMAT_VERSION, **content}, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def load_checkpoint(path: Path | str, *, device: torch.device | str = "cpu") -> Checkpoint:

@@ -31,12 +31,13 @@ def digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: Path | str) -> str:
     """Sixteen hex digits of a file's content, from its SHA-256.
 
     Args:
         path: the file, such as a checkpoint that a study starts from.
     """
+    path = Path(path)
     check_file(path, CheckpointError)
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 

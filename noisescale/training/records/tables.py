@@ -11,6 +11,8 @@ from noisescale.statistics.estimate import estimate_columns
 from noisescale.statistics.gradient_noise import (
     CURVATURE_NOISE,
     GRADIENT_NOISE,
+    SIGN_QUANTITIES,
+    of_sign,
     under_preconditioner,
 )
 
@@ -88,6 +90,8 @@ PRECONDITIONED_COLUMNS = (
     PRECONDITIONED_REASON,
 )
 PRECONDITIONED_LAYER_COLUMNS = tuple(under_preconditioner(*estimate_columns(*GRADIENT_NOISE)))
+# what those of runs along which the noise of the sign is measured have besides
+SIGN_COLUMNS = tuple(of_sign(*estimate_columns(*SIGN_QUANTITIES)))
 BATCH_SIZE_COLUMNS = (
     *("step", "epoch", "batch_size", "learning_rate"),
     *estimate_columns(*GRADIENT_NOISE),
@@ -105,10 +109,11 @@ ADDED: dict[str, float | str] = {
     **dict.fromkeys(PRECONDITIONED_CURVATURE, math.nan),
     **dict.fromkeys((*PRECONDITIONED_COLUMNS, *PRECONDITIONED_LAYER_COLUMNS), math.nan),
     PRECONDITIONED_REASON: "",
+    **dict.fromkeys(SIGN_COLUMNS, math.nan),
 }
 
 
-def read_metrics(folder: Path) -> list[dict[Any, Any]]:
+def read_metrics(folder: Path | str) -> list[dict[Any, Any]]:
     """The rows of a run's metrics.csv, one for each evaluation and split.
 
     Args:
@@ -123,16 +128,18 @@ def read_metrics(folder: Path) -> list[dict[Any, Any]]:
     """
     numbers = ["epoch", "step", "loss", "accuracy", "f1", "seconds", "examples_per_second"]
     columns = ["epoch", "step", "split", *numbers[2:]]
-    return _read_rows(folder / METRICS, columns, dict.fromkeys(numbers, float) | {"step": int})
+    return _read_rows(
+        Path(folder) / METRICS, columns, dict.fromkeys(numbers, float) | {"step": int}
+    )
 
 
 def read_confusion(folder: Path) -> list[dict[Any, Any]]:
     """The rows of a run's confusion.csv, for each split, true and predicted class."""
     columns = ["split", "target", "predicted", "count"]
-    return _read_rows(folder / CONFUSION, columns, dict.fromkeys(columns[1:], int))
+    return _read_rows(Path(folder) / CONFUSION, columns, dict.fromkeys(columns[1:], int))
 
 
-def read_sharpness(folder: Path) -> list[dict[Any, Any]]:
+def read_sharpness(folder: Path | str) -> list[dict[Any, Any]]:
     """The rows of a run's sharpness.csv, one for each measurement.
 
     Args:
@@ -145,28 +152,29 @@ def read_sharpness(folder: Path) -> list[dict[Any, Any]]:
     Raises:
         RunFolderError: where the table is damaged.
     """
-    return _read_rows(folder / SHARPNESS, list(SHARPNESS_COLUMNS), _types(SHARPNESS_COLUMNS))
+    return _read_rows(Path(folder) / SHARPNESS, list(SHARPNESS_COLUMNS), _types(SHARPNESS_COLUMNS))
 
 
-def read_noise(folder: Path) -> list[dict[Any, Any]]:
+def read_noise(folder: Path | str) -> list[dict[Any, Any]]:
     """The rows of a run's noise.csv, one for each measurement.
 
     Args:
         folder: of the run, finished or not.
 
     Returns:
-        A dictionary for each row, by column of `NOISE_COLUMNS` and `PRECONDITIONED_COLUMNS`: each
-        estimate with its standard error (_stderr) and 95 % interval (_low, _high), nan where there
-        is no value, as of preconditioned ones in a run of SGD; none where nothing is written yet.
+        A dictionary for each row, by column of `NOISE_COLUMNS`, `PRECONDITIONED_COLUMNS` and
+        `SIGN_COLUMNS`: each estimate with its standard error (_stderr) and 95 % interval (_low,
+        _high), nan where there is no value, as of preconditioned ones in a run of SGD; none where
+        nothing is written yet.
 
     Raises:
         RunFolderError: where the table is damaged.
     """
-    columns = (*NOISE_COLUMNS, *PRECONDITIONED_COLUMNS)
-    return _read_rows(folder / NOISE, list(columns), _types(columns))
+    columns = (*NOISE_COLUMNS, *PRECONDITIONED_COLUMNS, *SIGN_COLUMNS)
+    return _read_rows(Path(folder) / NOISE, list(columns), _types(columns))
 
 
-def read_noise_layers(folder: Path) -> list[dict[Any, Any]]:
+def read_noise_layers(folder: Path | str) -> list[dict[Any, Any]]:
     """The rows of a run's noise_layers.csv, one for each measurement and parameter tensor.
 
     Args:
@@ -181,10 +189,10 @@ def read_noise_layers(folder: Path) -> list[dict[Any, Any]]:
         RunFolderError: where the table is damaged.
     """
     columns = (*NOISE_LAYER_COLUMNS, *PRECONDITIONED_LAYER_COLUMNS)
-    return _read_rows(folder / NOISE_LAYERS, list(columns), _types(columns))
+    return _read_rows(Path(folder) / NOISE_LAYERS, list(columns), _types(columns))
 
 
-def read_batch_size(folder: Path) -> list[dict[Any, Any]]:
+def read_batch_size(folder: Path | str) -> list[dict[Any, Any]]:
     """The rows of a run's batch_size.csv, one for each change of an adaptive batch size.
 
     Args:
@@ -198,10 +206,12 @@ def read_batch_size(folder: Path) -> list[dict[Any, Any]]:
     Raises:
         RunFolderError: where the table is damaged.
     """
-    return _read_rows(folder / BATCH_SIZE, list(BATCH_SIZE_COLUMNS), _types(BATCH_SIZE_COLUMNS))
+    return _read_rows(
+        Path(folder) / BATCH_SIZE, list(BATCH_SIZE_COLUMNS), _types(BATCH_SIZE_COLUMNS)
+    )
 
 
-def read_losses(folder: Path) -> pd.DataFrame:
+def read_losses(folder: Path | str) -> pd.DataFrame:
     """The losses.csv of a run, a row for each window of its steps, or of a run of a study.
 
     Of a run, the loss of a step is the mean over its batch, of before the update; the first 256
@@ -221,7 +231,7 @@ def read_losses(folder: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    path = folder / LOSSES
+    path = Path(folder) / LOSSES
     if not path.exists():
         return pd.DataFrame()
     columns = ["step", "loss"]
@@ -232,7 +242,7 @@ def read_losses(folder: Path) -> pd.DataFrame:
     return _read_table(path, columns, types)
 
 
-def read_cells(sweep: Path) -> pd.DataFrame:
+def read_cells(sweep: Path | str) -> pd.DataFrame:
     """A sweep's cells.csv, a row for each batch size, learning rate and seed.
 
     Args:
@@ -244,10 +254,10 @@ def read_cells(sweep: Path) -> pd.DataFrame:
     Raises:
         RunFolderError: where the table is missing, since the sweep has not finished.
     """
-    return _read_sweep_table(sweep / CELLS, {"error": str, "label": str})
+    return _read_sweep_table(Path(sweep) / CELLS, {"error": str, "label": str})
 
 
-def read_boundary(sweep: Path) -> pd.DataFrame:
+def read_boundary(sweep: Path | str) -> pd.DataFrame:
     """A sweep's boundary.csv, a row for each batch size: the measured edge and the predicted ones.
 
     Args:
@@ -256,7 +266,7 @@ def read_boundary(sweep: Path) -> pd.DataFrame:
     Raises:
         RunFolderError: where the table is missing, since the sweep has not finished.
     """
-    return _read_sweep_table(sweep / BOUNDARY, {})
+    return _read_sweep_table(Path(sweep) / BOUNDARY, {})
 
 
 def _read_sweep_table(path: Path, types: dict[str, Any]) -> pd.DataFrame:

@@ -23,8 +23,10 @@ from noisescale.statistics.estimate import estimate_columns, estimate_of
 from noisescale.statistics.gradient_noise import (
     CURVATURE_NOISE,
     GRADIENT_NOISE,
+    SIGN_QUANTITIES,
     UNDER_PRECONDITIONER,
     NoiseScale,
+    of_sign,
     under_preconditioner,
 )
 from noisescale.training.config import OptimizerName, TrainConfig
@@ -36,6 +38,7 @@ from noisescale.training.records.tables import (
     PRECONDITIONED_COLUMNS,
     PRECONDITIONED_LAYER_COLUMNS,
     PRECONDITIONED_REASON,
+    SIGN_COLUMNS,
     read_noise,
     read_noise_layers,
 )
@@ -60,7 +63,7 @@ class NoiseTracking:
             says which scales are recorded: "plain", B_simple; "optimizer", B^P_simple under the
             optimizer's own preconditioner, from its first step on; "both". None: both for Adam,
             AdamW and RMSprop, since one pass gives both, and plain for SGD and Muon, which have no
-            diagonal preconditioner.
+            diagonal preconditioner. With its sign, B_ℓ1 of sign descent beside them.
         seed: of the subset and the probes.
     """
 
@@ -95,10 +98,15 @@ class NoiseTracking:
             raise SettingError(f"every {every!r}: give a number of steps, 1 or more, or log")
         if options.num_examples is not None and options.num_examples < 3:
             raise SettingError(f"noise examples {options.num_examples}: errors take 3 or more")
-        if options.split != "train" or options.population == "distribution" or options.per_class:
+        if options.split != "train" or options.population == "distribution":
             raise SettingError(
                 "noise along a run is that of its training examples as a data set: leave out "
-                "split, population and per_class"
+                "split and population"
+            )
+        if options.per_class or options.anatomy:
+            raise SettingError(
+                "noise.csv has no columns for classes and anatomy: leave out per_class and "
+                "anatomy, and measure them from the run's checkpoints"
             )
         for name, value in (("every", every), ("options", options), ("seed", seed)):
             object.__setattr__(self, name, value)
@@ -148,7 +156,7 @@ class NoiseTracker:
 
     They are of the population "dataset", the noise of the run's own batches where these are drawn
     evenly, and of a copy of the model in evaluation mode; of an adaptive optimizer also under its
-    preconditioner.
+    preconditioner, and in the geometry of sign descent where that is asked for.
     """
 
     def __init__(self, training: Training, path: Path, tracking: NoiseTracking) -> None:
@@ -177,6 +185,8 @@ class NoiseTracker:
         if self._geometry != "plain":
             columns += PRECONDITIONED_COLUMNS
             of_layers += PRECONDITIONED_LAYER_COLUMNS
+        if self._options.sign:
+            columns += SIGN_COLUMNS
         self._rows = Rows(training, path / NOISE, columns=columns, rows=rows)
         steps = set(self._rows.table["step"])
         self._layers = Rows(
@@ -187,7 +197,7 @@ class NoiseTracker:
         )
 
     def _same(self, rows: list[dict[Any, Any]], layers: list[dict[Any, Any]]) -> bool:
-        """Whether the folder's rows are of this measurement, with layers where it has them.
+        """Whether the folder's rows are of this measurement, with layers and sign as it has.
 
         A geometry that was not asked for is no reason to begin anew: tables of before there was one
         go on with it.
@@ -195,6 +205,8 @@ class NoiseTracker:
         same = all(row[name] == value for row in rows for name, value in self._settings.items())
         if self._options.geometry is not None:
             same &= all(_geometry_of(row) == self._geometry for row in rows if not row["reason"])
+        has_sign = [not math.isnan(row["sign_noise_norm"]) for row in rows if not row["reason"]]
+        same &= all(each == self._options.sign for each in has_sign)
         if self._options.per_layer:
             measured = {row["step"] for row in rows if not row["reason"]}
             same &= measured <= {row["step"] for row in layers}
@@ -287,6 +299,8 @@ class NoiseTracker:
             scales["preconditioned_simple"] = "B^P_simple"
             if self._options.hessian:
                 scales["preconditioned_full"] = "B^P_noise"
+        if self._options.sign:
+            scales["sign_simple"] = "B_ℓ1"
         texts = []
         for name, label in scales.items():
             scale = estimate_of(row, name)
@@ -304,6 +318,7 @@ class NoiseTracker:
     def scalars(self, row: dict[str, Any]) -> dict[str, float]:
         names = ["squared_gradient_norm", "gradient_variance", "simple", "full"]
         names += under_preconditioner(*names) if self._geometry != "plain" else []
+        names += of_sign(*SIGN_QUANTITIES) if self._options.sign else []
         return {f"noise/{name}": row[name] for name in names if not math.isnan(row[name])}
 
 

@@ -126,6 +126,7 @@ def test_a_resumed_run_has_every_row_once(killed_after, tmp_path, monkeypatch):
         NoiseTracking(every=10, num_examples=200, per_layer=True),
         NoiseTracking(every=10, num_examples=200, seed=5),
         NoiseTracking(every=10, num_examples=200, param_filter=("5.*",)),
+        NoiseTracking(every=10, num_examples=200, sign=True),
     ],
 )
 def test_another_measurement_begins_the_table_anew(other, tmp_path, monkeypatch):
@@ -172,6 +173,8 @@ def test_force_removes_the_old_measurements(tmp_path):
         {"every": "often"},
         {"num_examples": 2},
         {"split": "test"},
+        {"per_class": True},
+        {"anatomy": True},
         {"options": NoiseOptions(population="distribution")},
         {"options": NoiseOptions(num_examples=5), "num_examples": 7},
     ],
