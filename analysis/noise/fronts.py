@@ -37,7 +37,13 @@ from noisescale.statistics.critical_batch.goal_table import (
     of_goal,
 )
 from noisescale.statistics.critical_batch.recommendation import recommend
-from noisescale.statistics.estimate import estimate_of, estimate_row, from_samples
+from noisescale.statistics.estimate import (
+    estimate_columns,
+    estimate_of,
+    estimate_row,
+    from_samples,
+)
+from noisescale.statistics.gradient_noise import of_sign
 from noisescale.training.records.tables import BRANCHES, STEPS_TO_GOAL, read_losses, read_noise
 
 FRONT, BESIDE = "front", "beside"  # the folders of a task
@@ -63,7 +69,7 @@ def beside_table(runs: Runs) -> pd.DataFrame:
     noise_scale: 𝓑 averaged by progress up to the goal. two_batch: what the two-batch estimator
     comes to along the run, the mean of tr Σ over that of |G|². geometry: "plain"; or "optimizer",
     of SGD the plain one again, so that the rows of either geometry are of all tasks.
-    units_per_example: tokens, of language models alone.
+    units_per_example: tokens, and sign: B_ℓ1 averaged by progress, of language models alone.
     """
     rows = []
     for folder, record in runs:
@@ -78,7 +84,7 @@ def beside_table(runs: Runs) -> pd.DataFrame:
                 continue
             until = noise[noise["step"] <= steps]
             row = {"task": task.name, "goal": goal, "learning_rate": record["learning_rate"]}
-            row |= {"seed": record["seed"], "two_batch": _two_batch(until)}
+            row |= {"seed": record["seed"], "two_batch": _two_batch(until), "sign": _sign(until)}
             row["units_per_example"] = record.get("context") or math.nan  # tokens of a sequence
             rows += [row | found for found in _found(until, record)]
     return pd.DataFrame(rows).sort_values([*ROW, "learning_rate", "seed"], ignore_index=True)
@@ -115,6 +121,18 @@ def kind_of(record: dict[str, Any]) -> OptimizerKind:
     if record["optimizer"] != "sgd":
         return "adaptive"
     return "momentum" if record["momentum"] else "sgd"
+
+
+def _sign(until: pd.DataFrame) -> float:
+    """B_ℓ1 averaged by progress; nan where it was not measured."""
+    parts = estimate_columns("simple")
+    measured = until.assign(
+        **{name: until[of] for name, of in zip(parts, of_sign(*parts), strict=True)}
+    )
+    known = measured[measured["simple"].notna()].drop(columns=["squared_gradient_norm"])
+    if len(known) < 2:
+        return math.nan
+    return recommend(known, quantity="simple", geometry="plain").by_progress.value
 
 
 def _two_batch(until: pd.DataFrame) -> float:
@@ -216,9 +234,10 @@ def _with_front(
 def language_table(fits: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """A row per language model and loss: B_crit in sequences and tokens, and scales beside it.
 
-    plain, optimizer: B_simple and B^P_simple averaged by progress, geometric means over the runs
-    within a factor of two of the best rate; ratio_plain, ratio_optimizer: B_crit over them. The fit
-    has the curve with a free exponent and the errors of both on batch sizes left out.
+    plain, optimizer, sign: B_simple, B^P_simple and B_ℓ1 averaged by progress, geometric means over
+    the runs within a factor of two of the best rate; ratio_plain, ratio_optimizer, ratio_sign:
+    B_crit over them. The fit has the curve with a free exponent and the errors of both on batch
+    sizes left out.
     """
     rows = predictions[predictions["units_per_example"].notna()]
     rows = rows[(rows["quantity"] == "simple") & rows["rate_over_best"].between(0.5, 2)]
@@ -226,13 +245,15 @@ def language_table(fits: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFram
         index=["task", "goal"], columns="geometry", values="log"
     )
     scales = means.reindex(columns=list(get_args(Geometry))).map(math.exp)
+    of_runs = rows[rows["geometry"] == "plain"].groupby(["task", "goal"])["sign"]
+    scales["sign"] = of_runs.agg(lambda values: math.exp(np.log(values).mean()))
     units = rows.groupby(["task", "goal"])["units_per_example"].first()
     shown = fits.set_index(["task", "goal"])[[*CRITICAL, *OF_CURVES]]
     table = shown.join(units, how="inner").join(scales)
     for end in CRITICAL:
         table[f"{end}_tokens"] = table[end] * table["units_per_example"]
-    for geometry in get_args(Geometry):
-        table[f"ratio_{geometry}"] = table["critical_batch_size"] / table[geometry]
+    for name in scales:
+        table[f"ratio_{name}"] = table["critical_batch_size"] / table[name]
     return table.reset_index()
 
 

@@ -38,7 +38,7 @@ class Task:
     epochs: of the middle batch size's runs at most. max_rate: ε* of the first rates; None: by the
     curvature, or the optimizer's usual one. noise_examples: of a measurement of the noise
     beside it, and those among them on which H is measured. branches: whether B_crit is measured by
-    these as well.
+    these as well. sign: whether B_ℓ1 of sign descent is measured beside it too.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Task:
     max_rate: float | None = None
     noise_examples: tuple[int, int] = NOISE_EXAMPLES
     branches: bool = False
+    sign: bool = False
 
     def config(self, scale: str) -> CriticalBatchConfig:
         """The measurement of its front at a scale, "quick" or "full"."""
@@ -165,6 +166,7 @@ def _gpt(
         epochs=2,
         noise_examples=(500, 64),  # products with H take longest of all here
         branches=branches,
+        sign=True,
         minutes=minutes,
     )
 

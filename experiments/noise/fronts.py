@@ -120,6 +120,7 @@ def goal_cell(
         num_probes=NUM_PROBES,
         hessian_examples=hessian_examples,
         seed=training.seed,
+        sign=task.sign,
     )
     cell = make_cell(options, out / run_name(config.problem, training), config.problem, training)
     return GoalCell(cell=cell, goals=config.goals, split=config.split, noise=noise)

@@ -134,7 +134,9 @@ def test_a_front_in_closed_form_has_the_known_critical_batch_size(name, tmp_path
 @pytest.mark.slow
 def test_runs_beside_a_front_are_at_three_sizes_and_rates(tmp_path):
     """And end at the lowest goal, with the noise along them."""
-    task = replace(TASKS["digits-logistic"], goals=(1.6, 1.2), batch_sizes=(8, 32, 128, 512))
+    task = replace(
+        TASKS["digits-logistic"], goals=(1.6, 1.2), batch_sizes=(8, 32, 128, 512), sign=True
+    )
     config = replace(task.config("full"), num_seeds=2)
     options = StudyOptions(pictures=False)
     out = tmp_path / "task"
@@ -176,6 +178,9 @@ def test_runs_beside_a_front_are_at_three_sizes_and_rates(tmp_path):
         np.trapezoid(until["gradient_variance"], until["step"])
         / np.trapezoid(until["squared_gradient_norm"], until["step"])
     )
+    along = until["sign_simple"]
+    assert along.min() < row["sign"].item() < along.max()
+    assert row["sign"].item() != pytest.approx(along.mean(), rel=1e-3)  # of 1/B_ℓ1, by progress
     unresolved = {goal: replace(fit, resolved=False) for goal, fit in front.fits.items()}
     with pytest.raises(MeasurementError, match="no goal has both"):
         fronts.beside(config, replace(front, fits=unresolved))

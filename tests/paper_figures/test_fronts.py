@@ -37,9 +37,11 @@ def measured():
                 row |= {"relative_decrease": 0.1 * times, "negative_curvature": 0.1}
                 row |= {"optimizer": ("sgd", "momentum", "adaptive")[task % 3]}
                 row |= {"noise_scale": scale, "quantity": "simple", "geometry": "plain"}
-                row["units_per_example"] = 32.0 if task == 2 else np.nan
+                is_language = task == 2
+                row["units_per_example"] = 32.0 if is_language else np.nan
+                row["sign"] = 5 * scale if is_language else np.nan
                 beside.append(row)
-                if task == 2:  # a language model, whose own scale is twice the plain one
+                if is_language:  # whose own scale is twice the plain one
                     beside.append(row | {"noise_scale": 2 * scale, "geometry": "optimizer"})
     table = pd.DataFrame(steps).assign(censored=0, diverged=0)
     # of a task whose branches do equally well up to B = 16, and worse by a tenth for each doubling
@@ -72,12 +74,13 @@ def test_fronts_are_fitted_and_rates_held_against_the_best(tables):
     assert over == pytest.approx(np.tile([0.25, 1, 2], (len(over), 1)), rel=0.15)
 
 
-def test_a_language_model_is_told_in_tokens_beside_both_scales(tables):
+def test_a_language_model_is_told_in_tokens_beside_all_scales(tables):
     (row,) = tables["language"].to_dict("records")
     assert row["task"] == "task02"
     assert row["critical_batch_size"] == pytest.approx(20 * 1.4**2, rel=0.1)
     assert row["critical_batch_size_tokens"] == 32 * row["critical_batch_size"]
     assert row["ratio_plain"] == pytest.approx(2 * row["ratio_optimizer"])
+    assert row["ratio_plain"] == pytest.approx(5 * row["ratio_sign"])
     assert row["ratio_plain"] == pytest.approx(row["critical_batch_size"] / row["plain"])
     assert row["exponent_held_out_error"] > 0
 
