@@ -19,6 +19,7 @@ from analysis.noise.calibration import calibration
 from analysis.noise.critical_batch import critical_batch
 from analysis.noise.fronts import fronts
 from analysis.noise.noise_growth import noise_growth
+from analysis.noise.schedules import schedules
 from analysis.stability.catapult import catapult
 from analysis.stability.edge_of_stability import edge_of_stability
 from analysis.stability.preconditioned_edge import preconditioned_edge
@@ -67,6 +68,7 @@ main.add_command(stability_map)
 main.add_command(critical_batch)
 main.add_command(calibration)
 main.add_command(fronts)
+main.add_command(schedules)
 main.add_command(batch_cost)
 main.add_command(small_batches)
 main.add_command(sharp_minima)

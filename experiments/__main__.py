@@ -20,6 +20,7 @@ from experiments.noise.calibration import calibration
 from experiments.noise.critical_batch import critical_batch
 from experiments.noise.fronts import fronts
 from experiments.noise.noise_growth import noise_growth
+from experiments.noise.schedules import schedules
 from experiments.stability.catapult import catapult
 from experiments.stability.edge_of_stability import edge_of_stability
 from experiments.stability.preconditioned_edge import preconditioned_edge
@@ -100,6 +101,7 @@ main.add_command(stability_map)
 main.add_command(critical_batch)
 main.add_command(calibration)
 main.add_command(fronts)
+main.add_command(schedules)
 main.add_command(batch_cost)
 main.add_command(small_batches)
 main.add_command(sharp_minima)

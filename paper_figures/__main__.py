@@ -16,7 +16,13 @@ from paper_figures.composition import (
     model_size,
     temperature,
 )
-from paper_figures.noise import adaptive_batch, critical_batch, fronts, noise_growth
+from paper_figures.noise import (
+    adaptive_batch,
+    critical_batch,
+    fronts,
+    noise_growth,
+    schedules,
+)
 from paper_figures.stability import (
     catapult,
     edge_of_stability,
@@ -46,6 +52,7 @@ PENDING = {
     "anatomy": anatomy.figure,
     "temperature": temperature.figure,
     "fronts": fronts.figure,
+    "schedules": schedules.figure,
     "importance": importance.figure,
     "adam": adam.figure,
 }
