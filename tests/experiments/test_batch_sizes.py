@@ -201,19 +201,21 @@ def test_the_watched_and_the_stars_lie_around_every_edge():
     assert all(unit.problem.pixel_scale == "raw" for unit in [*watched, *stars])
 
 
-def test_minima_at_best_rates_follow_their_tuning(tmp_path):
-    lists = sharp_minima.units("full", tmp_path)
+@pytest.mark.parametrize(("scale", "seeds"), [("full", (5, 5, 1)), ("squared_error", (3, 3, 0))])
+def test_minima_at_best_rates_follow_their_tuning(scale, seeds, tmp_path):
+    lists = sharp_minima.units(scale, tmp_path)
     given = next(lists)
-    assert len(given) == 2 * (5 + 5 + 3 + 3 + 1)  # SGD and Adam, of squared error too, and F1
+    assert len(given) == 2 * sum(seeds)  # SGD, Adam and F1
+    assert {unit.problem.loss for unit in given} == {"mse" if scale != "full" else "cross_entropy"}
     tuning = next(lists)
-    assert len(tuning) == 2 * 2 * 5
+    assert len(tuning) == 2 * 5
     for unit in tuning:
         (tmp_path / unit.folder).mkdir(parents=True)
         distance = abs(math.log(unit.training.learning_rate * 64 / unit.training.batch_size))
         summary = {"held_out": 1 / (1 + distance)}
         (tmp_path / unit.folder / "summary.json").write_text(json.dumps(summary))
     tuned = next(lists)
-    assert len(tuned) == 2 * (5 + 3)
+    assert len(tuned) == 2 * seeds[0]
     assert {unit.training.learning_rate for unit in tuned} == {0.8}  # nearest to B/64 = 1 and 15.6
     lines = next(lists)
-    assert len(lines) == (2 * (5 + 5 + 3 + 3 + 1) + len(tuned)) // 2
+    assert len(lines) == sum(seeds) + seeds[0]
