@@ -36,14 +36,9 @@ from noisescale.statistics.critical_batch.goal_table import (
     fits_table,
     of_goal,
 )
+from noisescale.statistics.critical_batch.progress import course_of
 from noisescale.statistics.critical_batch.recommendation import recommend
-from noisescale.statistics.estimate import (
-    estimate_columns,
-    estimate_of,
-    estimate_row,
-    from_samples,
-)
-from noisescale.statistics.gradient_noise import of_sign
+from noisescale.statistics.estimate import estimate_of, estimate_row, from_samples
 from noisescale.training.records.tables import BRANCHES, STEPS_TO_GOAL, read_losses, read_noise
 
 FRONT, BESIDE = "front", "beside"  # the folders of a task
@@ -125,14 +120,10 @@ def kind_of(record: dict[str, Any]) -> OptimizerKind:
 
 def _sign(until: pd.DataFrame) -> float:
     """B_ℓ1 averaged by progress; nan where it was not measured."""
-    parts = estimate_columns("simple")
-    measured = until.assign(
-        **{name: until[of] for name, of in zip(parts, of_sign(*parts), strict=True)}
-    )
-    known = measured[measured["simple"].notna()].drop(columns=["squared_gradient_norm"])
+    known = until[until["sign_simple"] > 0]
     if len(known) < 2:
         return math.nan
-    return recommend(known, quantity="simple", geometry="plain").by_progress.value
+    return course_of(known, 1 / known["sign_simple"].to_numpy()).critical_batch_size
 
 
 def _two_batch(until: pd.DataFrame) -> float:

@@ -23,15 +23,22 @@ from noisescale.statistics.critical_batch.calibration.shipped import (
     covers_adaptive,
     critical_batch_size,
 )
+from noisescale.statistics.critical_batch.progress import (
+    course_of,
+    inverse_of,
+    is_resolved,
+    is_under_preconditioner,
+    parts_of,
+    share_covered,
+    share_of_negative_curvature,
+    with_preconditioned,
+)
 from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.display import Shown, Summary
-from noisescale.statistics.estimate import Estimate, estimate_columns, jsonable
+from noisescale.statistics.estimate import Estimate, jsonable
 from noisescale.statistics.gradient_noise import (
-    CURVATURE_NOISE,
-    GRADIENT_NOISE,
     UNDER_PRECONDITIONER,
     NoiseScale,
-    under_preconditioner,
 )
 
 if TYPE_CHECKING:
@@ -43,12 +50,6 @@ LEAST_COVERED = 0.75  # of the run's steps, for B_noise to be given: what is lef
 FAR = 3.0  # times the best rate, or a third of it: there 𝓑 and B_crit part by more than their error
 NEEDED = ("step", "batch_size", "num_examples", "population_size", "simple", "full")
 SIZE_HEADINGS = ("aim", "batch size", "steps S/S_min", "examples E/E_min")
-PARTS = ("value", "stderr", "low", "high")
-# what 1/𝓑 is the ratio of, where 𝓑 itself is not resolved
-INVERSE = {
-    "simple": ("squared_gradient_norm", "gradient_variance"),
-    "full": ("gradient_curvature", "hessian_covariance_trace"),
-}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -352,9 +353,9 @@ def recommend(
     table = _table(measured, steps=steps, batch_size=batch_size)
     relative_loss = _relative_loss(table)  # before rows without a preconditioner are left out
     if geometry is None:
-        geometry = "optimizer" if _is_under_preconditioner(table).any() else "plain"
+        geometry = "optimizer" if is_under_preconditioner(table).any() else "plain"
     if geometry == "optimizer":
-        table = _under_preconditioner(table)
+        table = with_preconditioned(table)
     at_steps = table["step"].to_numpy(dtype=float)
     if (np.diff(at_steps) <= 0).any() or (table["batch_size"] < 1).any():
         raise MeasurementError(
@@ -363,15 +364,15 @@ def recommend(
     full = None
     if quantity is None:
         quantity = "simple"
-        if _covered(table, "full") >= LEAST_COVERED:
+        if share_covered(table, "full") >= LEAST_COVERED:
             full = recommend(table, quantity="full", geometry="plain").by_progress
-    rows, covered = table[_resolved(table, quantity)], _covered(table, quantity)
+    rows, covered = table[is_resolved(table, quantity)], share_covered(table, quantity)
     if len(rows) < 2 or covered == 0:
         few = f"{len(rows)} of {len(table)} measurements along the run have a noise scale"
         raise MeasurementError(
             f"{few}, and it takes 2 neighbours: track it on more examples (--noise-examples)"
         )
-    columns = _parts(rows, quantity)
+    columns = parts_of(rows, quantity)
     num_samples = int(rows["num_examples"].iloc[0])
 
     def estimate(index: int) -> Estimate:
@@ -383,8 +384,8 @@ def recommend(
         part: float(np.trapezoid(column, resolved_at) / (resolved_at[-1] - resolved_at[0]))
         for part, column in columns.items()
     }
-    inverse = _inverse(table, quantity)
-    high = _course(table, inverse["low"])  # of 𝓑, from the lower ends of 1/𝓑
+    inverse = inverse_of(table, quantity)
+    high = course_of(table, inverse["low"])  # of 𝓑, from the lower ends of 1/𝓑
     decrease = None
     has_steps = steps is not None or isinstance(measured, pd.DataFrame)
     if learning_rate is not None and has_steps and geometry == "plain":
@@ -392,8 +393,8 @@ def recommend(
     return Recommendation(
         quantity=quantity,
         covered=covered,
-        course=_course(table, inverse["value"]),
-        low=_course(table, inverse["high"]),
+        course=course_of(table, inverse["value"]),
+        low=course_of(table, inverse["high"]),
         high=high if high.min_steps > 0 else None,
         start=estimate(0),
         end=estimate(-1),
@@ -403,7 +404,7 @@ def recommend(
         num_unresolved=len(table) - len(rows),
         relative_decrease=decrease,
         rate_over_best=rate_over_best,
-        negative_curvature=_negative_curvature(table),
+        negative_curvature=share_of_negative_curvature(table),
         full_by_progress=full,
         geometry=geometry,
         batch_size_of_run=float(np.exp(np.log(table["batch_size"].to_numpy(dtype=float)).mean())),
@@ -454,110 +455,3 @@ def _table(
         for step, scale in zip(range(len(scales)) if steps is None else steps, scales, strict=True)
     ]
     return pd.DataFrame(rows, columns=None if rows else list(NEEDED))
-
-
-def _is_under_preconditioner(table: pd.DataFrame) -> np.ndarray:
-    """Which rows have noise scales under a preconditioner."""
-    column = f"{UNDER_PRECONDITIONER}gradient_variance"
-    measured: np.ndarray = table.get(column, pd.Series(np.nan, table.index)).notna().to_numpy()
-    return measured
-
-
-def _under_preconditioner(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have noise scales under a preconditioner, with these in the plain ones' place.
-
-    Raises:
-        MeasurementError: there are none.
-    """
-    rows = table[_is_under_preconditioner(table)]
-    if not len(rows):
-        raise MeasurementError(
-            "no noise scale was measured under the optimizer's preconditioner: track it with "
-            "--noise-geometry both, or take the plain one"
-        )
-    plain = estimate_columns(*GRADIENT_NOISE, *CURVATURE_NOISE)
-    values = {
-        name: rows.get(under, pd.Series(np.nan, rows.index))
-        for name, under in zip(plain, under_preconditioner(*plain), strict=True)
-    }
-    return rows.assign(**values)
-
-
-def _resolved(table: pd.DataFrame, quantity: Scale) -> np.ndarray:
-    """Which rows have a noise scale."""
-    values = table[quantity].to_numpy(dtype=float)
-    resolved: np.ndarray = np.isfinite(values) & (values > 0)
-    return resolved
-
-
-def _covered(table: pd.DataFrame, quantity: Scale) -> float:
-    """The share of steps in stretches at both of whose ends the quantity is known."""
-    resolved, steps = _resolved(table, quantity), table["step"].to_numpy(dtype=float)
-    if len(steps) < 2:
-        return 0.0
-    return float((np.diff(steps) * (resolved[1:] & resolved[:-1])).sum() / (steps[-1] - steps[0]))
-
-
-def _parts(rows: pd.DataFrame, quantity: Scale) -> dict[str, np.ndarray]:
-    """Value, stderr and interval of resolved rows; no interval: that of the value alone."""
-    names = dict(zip(PARTS, estimate_columns(quantity), strict=True))
-    columns = {part: rows[name].to_numpy(dtype=float) for part, name in names.items()}
-    columns["high"] = np.where(np.isnan(columns["high"]), columns["value"], columns["high"])
-    # below one example there is no smaller batch to tell it from
-    columns["low"] = np.fmax(columns["low"], np.minimum(1.0, columns["value"]))
-    return columns
-
-
-def _inverse(table: pd.DataFrame, quantity: Scale) -> dict[str, np.ndarray]:
-    """1/𝓑 of each row, its value and the ends of its interval; nan where there is none.
-
-    Where 𝓑 is resolved they are those of 𝓑; else of the ratio that 1/𝓑 is, whose denominator is
-    known far better than its numerator. A numerator significantly below zero, of GᵀHG, gives none.
-    """
-    resolved, parts = _resolved(table, quantity), _parts(table, quantity)
-    upper, lower = INVERSE[quantity]
-    columns = {
-        part: table.get(name, pd.Series(np.nan, index=table.index)).to_numpy(dtype=float)
-        for part, name in (
-            ("value", upper),
-            ("low", f"{upper}_low"),
-            ("high", f"{upper}_high"),
-            ("below", lower),
-        )
-    }
-    usable = (columns["below"] > 0) & (columns["high"] >= 0)
-    denominator = np.where(usable, columns["below"], np.nan)
-    swapped = {"value": "value", "low": "high", "high": "low"}  # the ends of 1/𝓑 and of 𝓑
-    # a value below zero is one by chance and stands, to be averaged; an end is not
-    floor = {"value": -np.inf, "low": 0.0, "high": 0.0}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {
-            part: np.where(
-                resolved,
-                1 / parts[swapped[part]],
-                np.maximum(columns[part], floor[part]) / denominator,
-            )
-            for part in swapped
-        }
-
-
-def _negative_curvature(table: pd.DataFrame) -> float | None:
-    """The share of steps that begin where GᵀHG lies significantly below zero."""
-    if "gradient_curvature_high" not in table or table["gradient_curvature_high"].isna().all():
-        return None
-    steps = np.diff(table["step"].to_numpy(dtype=float))
-    negative = (table["gradient_curvature_high"] < 0).to_numpy()[:-1]
-    return float(steps @ negative / steps.sum())
-
-
-def _course(table: pd.DataFrame, inverse: np.ndarray) -> Tradeoff:
-    """The trade-off over the steps between rows, each stretch at its ends' mean 1/𝓑."""
-    known = ~np.isnan(inverse)
-    values, steps = inverse[known], table["step"].to_numpy(dtype=float)[known]
-    sizes = table["batch_size"].to_numpy(dtype=float)[known]
-    means = np.maximum((values[1:] + values[:-1]) / 2, 0.0)  # where noise takes it below zero
-    course = Tradeoff()
-    for mean, batch_size, made in zip(means, sizes, np.diff(steps), strict=False):
-        scale = 1 / mean if mean > 0 else math.inf
-        course = course.after(float(scale), batch_size=float(batch_size), steps=float(made))
-    return course
