@@ -20,7 +20,7 @@ NORMS = {"none": (BLUE, "o", "without norm"), "batch": (ORANGE, "s", "batch norm
 DRAWN = (-12, -10, -9, -8, -7, -6)  # log2 of the η/B that have a line
 LOWEST = 0.8  # accuracy drawn: below are runs that have died or not arrived
 CAPTION = (
-    "MNIST, a random 6,000 images, 784–128–128–10, SGD, 10 epochs; accuracy on 10,000 test "
+    "MNIST, a random 6,144 images, 784–128–128–10, SGD, 10 epochs; accuracy on 10,000 test "
     "images. Above: accuracy at fixed η/B, means over five seeds (batch norm: three), bars ± a "
     "standard error; lines leave the panel where runs die. Below left: the η/B within .01 of the "
     "best at this B, bootstrap intervals over seeds (of three or five they hold less than 95 %); "

@@ -33,10 +33,11 @@ def carried_out(course, path, *, problem=DIGITS, **training):
 
 def test_small_batches_are_two_grids_with_orders_by_seed_and_size():
     plain, normed = (small_batches.grid(norm, scale="full") for norm in ("none", "batch"))
-    assert (len(plain), len(normed)) == (550, 300)
-    assert len({unit.folder for unit in [*plain, *normed]}) == 850
+    assert (len(plain), len(normed)) == (495, 270)
+    assert len({unit.folder for unit in [*plain, *normed]}) == 765
     ratios = {unit.training.learning_rate / unit.training.batch_size for unit in plain}
-    assert ratios == {2.0**exponent for exponent in range(-13, -3)}
+    assert ratios == {2.0**exponent for exponent in range(-12, -3)}
+    assert all(unit.problem.num_train % unit.training.batch_size == 0 for unit in plain)
     orders = {}
     for unit in plain:
         key = unit.training.seed, unit.training.batch_size
