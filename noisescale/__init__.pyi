@@ -71,6 +71,7 @@ from .problems.synthetic import (
 from .statistics.critical_batch.advice import Advice as Advice, AimedSize as AimedSize
 from .statistics.critical_batch.branches import branch_critical_batch as branch_critical_batch
 from .statistics.critical_batch.curves.steps_to_goal import steps_to_goal as steps_to_goal
+from .statistics.critical_batch.curves.steps_vs_examples import Tradeoff as Tradeoff
 from .statistics.critical_batch.fit import (
     CriticalBatchFit as CriticalBatchFit,
     fit_critical_batch as fit_critical_batch,
@@ -84,7 +85,6 @@ from .statistics.critical_batch.recommendation import (
     Recommendation as Recommendation,
     recommend as recommend,
 )
-from .statistics.critical_batch.steps_vs_examples import Tradeoff as Tradeoff
 from .statistics.estimate import Estimate as Estimate
 from .statistics.gradient_noise import (
     FoldWeights as FoldWeights,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
+from noisescale.statistics.critical_batch.curves.steps_vs_examples import Tradeoff
 from noisescale.statistics.display import one_line
 from noisescale.statistics.gradient_noise import GradientNoise
 from noisescale.training.config import AdaptiveConfig, TrainConfig

@@ -14,7 +14,7 @@ import torch
 from noisescale.errors import CheckpointError, SettingError
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.problems.config import ProblemConfig
-from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
+from noisescale.statistics.critical_batch.curves.steps_vs_examples import Tradeoff
 from noisescale.statistics.estimate import exact, from_stderr, undefined
 from noisescale.statistics.gradient_noise import GradientNoise
 from noisescale.statistics.running_noise import RunningNoise, two_batch

@@ -19,16 +19,14 @@ from noisescale.measure.gradients.engine import (
     EngineName,
     whatever_fails,
 )
-from noisescale.measure.gradients.layers.factors import (
-    ExampleGradients,
-    Outer,
-    Pulled,
+from noisescale.measure.gradients.layers.factors import ExampleGradients, Outer, Pulled
+from noisescale.measure.gradients.layers.modules import rules_of_modules
+from noisescale.measure.gradients.layers.summaries import (
     Summary,
     coordinate_sums,
     project_all,
     summarise,
 )
-from noisescale.measure.gradients.layers.modules import rules_of_modules
 from noisescale.measure.gradients.layers.uses import (
     ParameterUses,
     Pass,

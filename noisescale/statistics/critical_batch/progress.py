@@ -9,7 +9,7 @@ import pandas as pd
 
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.calibration.model import Scale
-from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
+from noisescale.statistics.critical_batch.curves.steps_vs_examples import Tradeoff
 from noisescale.statistics.estimate import estimate_columns
 from noisescale.statistics.gradient_noise import (
     CURVATURE_NOISE,

@@ -23,6 +23,7 @@ from noisescale.statistics.critical_batch.calibration.shipped import (
     covers_adaptive,
     critical_batch_size,
 )
+from noisescale.statistics.critical_batch.curves.steps_vs_examples import Tradeoff
 from noisescale.statistics.critical_batch.progress import (
     course_of,
     inverse_of,
@@ -33,7 +34,6 @@ from noisescale.statistics.critical_batch.progress import (
     share_of_negative_curvature,
     with_preconditioned,
 )
-from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, jsonable
 from noisescale.statistics.gradient_noise import (

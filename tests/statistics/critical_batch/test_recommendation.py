@@ -10,8 +10,8 @@ from scipy import stats
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.critical_batch.calibration.model import Calibration, measured
+from noisescale.statistics.critical_batch.curves.steps_vs_examples import Tradeoff
 from noisescale.statistics.critical_batch.recommendation import recommend
-from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
 from noisescale.statistics.estimate import Estimate, exact
 from noisescale.statistics.gradient_noise import NoiseScale
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from noisescale.statistics.critical_batch.steps_vs_examples import Tradeoff
+from noisescale.statistics.critical_batch.curves.steps_vs_examples import Tradeoff
 
 SCALES = np.geomspace(20, 2000, 50)  # along 50 noiseless steps
 

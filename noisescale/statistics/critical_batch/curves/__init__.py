@@ -1,1 +1,1 @@
-"""Steps against batch size: the runs as a matrix, the curves fitted to them, and their errors."""
+"""Steps against batch size and examples: runs as a matrix, curves fitted to them, their errors."""

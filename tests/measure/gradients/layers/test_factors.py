@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.measure.gradients.layers import factors
+from noisescale.measure.gradients.layers import factors, summaries
 from noisescale.measure.gradients.layers.factors import (
     Convolved,
     Dense,
     Outer,
     Pulled,
     Rows,
-    project_all,
-    summarise,
 )
+from noisescale.measure.gradients.layers.summaries import project_all, summarise
 
 BATCH, ROWS, COLUMNS = 5, 11, 9
 
@@ -76,7 +75,7 @@ CASES = {
 def test_norms_sums_and_projections_are_those_of_the_whole(name, written, writing, monkeypatch):
     pieces = CASES[name]
     monkeypatch.setattr(factors, "WRITTEN", written)
-    monkeypatch.setattr(factors, "WRITING", writing)
+    monkeypatch.setattr(summaries, "WRITING", writing)
     total = sum(map(by_hand, pieces))
     direction = torch.randn(total.shape[1:], dtype=torch.float64)
     weights = torch.rand(total.shape[1:], dtype=torch.float64)
@@ -164,7 +163,7 @@ def test_patches_give_the_gradients_of_convolutions(axes, options):
 
 def test_a_large_matrix_is_written_out_in_blocks_of_rows(monkeypatch):
     monkeypatch.setattr(factors, "WRITTEN", 3 * COLUMNS)
-    monkeypatch.setattr(factors, "WRITING", 0)
+    monkeypatch.setattr(summaries, "WRITING", 0)
     piece = outer(4)
     assert [block.shape[0] for block in piece.blocks()] == [3, 3, 3, 2]
     torch.testing.assert_close(
