@@ -100,7 +100,8 @@ def folds_table(records: pd.DataFrame) -> pd.DataFrame:
     """A row per batch size and rate: the error left out, over folds, and the test error.
 
     left_out: the mean over five folds with its standard error (1/(n − 1) over them). test: of
-    models trained on the whole pool, the mean over seeds.
+    models trained on the whole pool, the mean over seeds. largest_train_loss: of all these runs,
+    above the goal where one has not come to it.
     """
     rows = []
     for (batch_size, factor), group in records.groupby(["batch_size", "factor"]):
@@ -113,6 +114,7 @@ def folds_table(records: pd.DataFrame) -> pd.DataFrame:
                 "learning_rate": group["learning_rate"].iloc[0],
                 **estimate_row("left_out", from_samples(left_out.to_numpy())),
                 **estimate_row("test", from_samples(1 - whole["test_accuracy"].to_numpy())),
+                "largest_train_loss": group["train_loss"].max(),
                 "num_diverged": int(group["diverged_at_step"].notna().sum()),
             }
         )
@@ -148,12 +150,24 @@ def choices_table(records: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def runs_table(runs: Runs) -> pd.DataFrame:
+    """A row per batch size: how the runs on bootstrap samples ended.
+
+    epochs: the mean. train_loss, largest_train_loss: on their own samples, the mean and the largest
+    of the runs, which is above the goal where one has come to its last epoch before.
+    """
+    table = _bootstrap(runs).groupby("batch_size")
+    losses = table["train_loss"].agg(["size", "mean", "max"])
+    losses.columns = ["num_runs", "train_loss", "largest_train_loss"]
+    return pd.DataFrame(losses.join(table["epochs"].mean()).reset_index())
+
+
 def _bootstrap(runs: Runs) -> pd.DataFrame:
     """The runs on bootstrap samples, a row each with its folder."""
     return pd.DataFrame(
         {
             "folder": folder,
-            **{name: record[name] for name in ("batch_size", *DRAWS)},
+            **{name: record[name] for name in ("batch_size", *DRAWS, "epochs", "train_loss")},
         }
         for folder, record in runs
         if record["part"] == "bootstrap"
@@ -171,6 +185,7 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     records = pd.DataFrame(record for _, record in runs if record["part"] == "folds")
     folds = folds_table(records)
     return {
+        "runs": runs_table(runs),
         "parts": parts_table(found),
         "bagging": bagging_table(found),
         "out_of_bag": out_of_bag_table(runs),

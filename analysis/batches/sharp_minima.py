@@ -98,7 +98,7 @@ def barriers_table(runs: Runs) -> pd.DataFrame:
     """A row per case and stop: the largest excess of the loss over the chord between the ends."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for _, record in runs:
-        if record["part"] != "line":
+        if record["part"] != "line" or not record["rows"]:  # no stop that both have come to
             continue
         for stop, line in pd.DataFrame(record["rows"]).groupby("stop"):
             inside = line[line["alpha"].between(-1e-9, 1 + 1e-9)].astype({"alpha": float})
@@ -120,7 +120,10 @@ def _barrier(line: pd.DataFrame, name: str) -> float:
 
 
 def rates_table(runs: Runs) -> pd.DataFrame:
-    """A row per tuning run: loss, batch size, rate, accuracy on images that are not its own."""
+    """A row per tuning run: loss, batch size, rate, accuracy on images that are not its own.
+
+    chosen: the rate with the highest accuracy. at_an_end: it is the smallest or largest tried.
+    """
     rows = [
         {
             "loss": re.split("-bs", folder.name)[0],
@@ -130,7 +133,12 @@ def rates_table(runs: Runs) -> pd.DataFrame:
         if record["part"] == "tuning"
     ]
     columns = ["loss", "batch_size", "learning_rate", "held_out"]
-    return pd.DataFrame(rows, columns=columns).sort_values(columns[:3], ignore_index=True)
+    table = pd.DataFrame(rows, columns=columns).sort_values(columns[:3], ignore_index=True)
+    by_size = table.groupby(columns[:2])
+    lowest, highest = (by_size["learning_rate"].transform(end) for end in ("min", "max"))
+    at_an_end = (table["learning_rate"] == lowest) | (table["learning_rate"] == highest)
+    chosen = table["held_out"] == by_size["held_out"].transform("max")
+    return table.assign(chosen=chosen.astype(int), at_an_end=(chosen & at_an_end).astype(int))
 
 
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:

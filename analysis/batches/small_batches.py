@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,15 @@ from noisescale.statistics.estimate import estimate_row
 AT = -9  # log2 of the η̃ = η/B that batch sizes are compared at
 COMPARED_WITH = 16  # the batch size whose accuracy is subtracted
 WITHIN = 0.01  # of the best accuracy: what is usable
+CLIFF = 0.05  # of accuracy, lost within an octave: where in it is not known
 
 
 def cells_table(runs: Runs) -> pd.DataFrame:
-    """A row per run: norm, batch size, log2 of η̃, ghost size, seed, scores."""
+    """A row per run: norm, batch size, log2 of η̃, ghost size, seed, scores.
+
+    test_accuracy: with batch norm, under statistics of all training images; running_accuracy: under
+    the running ones.
+    """
     rows = [
         {
             "norm": record["norm"],
@@ -26,7 +32,8 @@ def cells_table(runs: Runs) -> pd.DataFrame:
             "exponent": round(float(np.log2(record["learning_rate"] / record["batch_size"]))),
             "ghost_size": record.get("ghost_size"),
             "seed": record["seed"],
-            "test_accuracy": record["test_accuracy"],
+            "test_accuracy": record.get("renewed_test_accuracy", record["test_accuracy"]),
+            "running_accuracy": record["test_accuracy"],
             "train_loss": record["train_loss"],
             "diverged_at_step": record["diverged_at_step"],
         }
@@ -67,8 +74,9 @@ def usable_table(cells: pd.DataFrame) -> pd.DataFrame:
     """A row per norm and batch size: the η̃ whose mean accuracy is within .01 of the best.
 
     best: the highest mean accuracy over η̃, best_exponent: where; low_end, high_end: log2 η̃ at the
-    ends of the usable range, by linear interpolation, width: the octaves between, each with its
-    interval by a bootstrap over seeds. open_low, open_high: the range goes on beyond the grid.
+    ends of the usable range, by linear interpolation, or at a cliff the middle of the octave in
+    which it lies; width: the octaves between. Their intervals are of a bootstrap over seeds, and
+    reach over the whole octave of a cliff. open_low, open_high: the range goes on beyond the grid.
     """
     rows = []
     for (norm, size), group in _grids(cells).groupby(["norm", "batch_size"]):
@@ -77,8 +85,7 @@ def usable_table(cells: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {"norm": norm, "batch_size": size}
         means = by_seed.mean(0)
         row |= {"best_exponent": int(exponents[means.argmax()])}
-        for place, name in enumerate(("low_end", "high_end", "width")):
-            row |= _with_interval(name, by_seed, partial(_of_range, exponents, place))
+        row |= _range_columns(exponents, by_seed)
         row |= _with_interval("best", by_seed, _best)
         row |= {
             "open_low": int(means[0] >= means.max() - WITHIN),
@@ -89,8 +96,17 @@ def usable_table(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def usable_range(exponents: np.ndarray, by_seed: np.ndarray) -> tuple[float, float, float]:
-    """Ends and width, in octaves, of the run of exponents around the best that is usable.
+@dataclass(frozen=True)
+class End:
+    """An end of the usable range: log2 of η̃, and between what it is known to lie."""
+
+    value: float
+    low: float
+    high: float
+
+
+def usable_range(exponents: np.ndarray, by_seed: np.ndarray) -> tuple[End, End]:
+    """The ends of the run of exponents around the best that is usable.
 
     Args:
         exponents: ascending.
@@ -104,17 +120,43 @@ def usable_range(exponents: np.ndarray, by_seed: np.ndarray) -> tuple[float, flo
         place = best
         while 0 <= place + direction < len(means) and means[place + direction] >= limit:
             place += direction
-        end = float(exponents[place])
         beyond = place + direction
-        if 0 <= beyond < len(means):  # where the line between the two meets the limit
+        if not 0 <= beyond < len(means):
+            ends.append(End(*[float(exponents[place])] * 3))
+        elif means[place] - means[beyond] > CLIFF:
+            low, high = sorted(map(float, exponents[[place, beyond]]))
+            ends.append(End((low + high) / 2, low, high))
+        else:  # where the line between the two meets the limit
             share = (means[place] - limit) / (means[place] - means[beyond])
-            end += share * (exponents[beyond] - exponents[place])
-        ends.append(end)
-    return ends[0], ends[1], ends[1] - ends[0]
+            end = float(exponents[place] + share * (exponents[beyond] - exponents[place]))
+            ends.append(End(end, end, end))
+    return ends[0], ends[1]
 
 
-def _of_range(exponents: np.ndarray, place: int, by_seed: np.ndarray) -> float:
-    return usable_range(exponents, by_seed)[place]
+def _range_columns(exponents: np.ndarray, by_seed: np.ndarray) -> dict[str, float]:
+    """Both ends and the width, each with its interval."""
+
+    def bound(statistic: Callable[[End, End], float]) -> tuple[float, float, float]:
+        return bootstrap_interval(by_seed, lambda rows: statistic(*usable_range(exponents, rows)))
+
+    row: dict[str, float] = {}
+    # of each quantity its value, and what it is at least and at most
+    for name, value, least, most in (
+        ("low_end", lambda a, b: a.value, lambda a, b: a.low, lambda a, b: a.high),
+        ("high_end", lambda a, b: b.value, lambda a, b: b.low, lambda a, b: b.high),
+        (
+            "width",
+            lambda a, b: b.value - a.value,
+            lambda a, b: b.low - a.high,
+            lambda a, b: b.high - a.low,
+        ),
+    ):
+        row |= {
+            name: bound(value)[0],
+            f"{name}_low": bound(least)[1],
+            f"{name}_high": bound(most)[2],
+        }
+    return row
 
 
 def _best(by_seed: np.ndarray) -> float:
@@ -124,18 +166,27 @@ def _best(by_seed: np.ndarray) -> float:
 def norms_table(cells: pd.DataFrame) -> pd.DataFrame:
     """A row per batch size: the best accuracy over η̃ with batch norm less that without.
 
-    Each at its own best η̃ by the mean over seeds, paired over the seeds that both have.
+    batch, none: the accuracies themselves; running: that of batch norm under running statistics.
+    Each at its own best η̃ by the mean over the seeds that both have, on the same test images: what
+    that adds to either is not in the interval.
     """
     grids = _grids(cells)
     rows = []
     for size, group in grids.groupby("batch_size"):
-        best = {}
-        for norm, of_norm in group.groupby("norm"):
-            table = of_norm.pivot_table(index="seed", columns="exponent", values="test_accuracy")
-            best[norm] = table[table.mean().idxmax()]
+        seeds = [set(of_norm["seed"]) for _, of_norm in group.groupby("norm")]
+        shared = group[group["seed"].isin(set.intersection(*seeds))]
+        best: dict[str, pd.Series[float]] = {}
+        for norm in ("none", "batch"):
+            of_norm = shared[shared["norm"] == norm]
+            means = of_norm.groupby("exponent")["test_accuracy"].mean()
+            if len(means):
+                at_best = of_norm[of_norm["exponent"] == means.idxmax()].set_index("seed")
+                best[norm] = at_best["test_accuracy"]
         if len(best) == 2:
             row: dict[str, Any] = {"batch_size": size}
-            differences = (best["batch"] - best["none"]).dropna()
+            differences = best["batch"] - best["none"]
+            row |= {name: scores.mean() for name, scores in best.items()}
+            row |= {"running": at_best["running_accuracy"].mean()}  # the last one's, batch norm
             row |= estimate_row("difference", paired(differences))
             rows.append(row | {"p": p_value(differences), "num_seeds": len(differences)})
     table = pd.DataFrame(rows)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.batches.intervals import paired
 from analysis.tables import Runs, analysis
 from noisescale.statistics.estimate import estimate_row
-from noisescale.statistics.scores.accuracy import accuracy_estimate
-from noisescale.statistics.stability.edge import Trajectory
+from noisescale.statistics.stability.edge import AT_CHANCE, Trajectory
 
 CASE = ["batch_size", "learning_rate", "seed"]
-TRAINED = ("converged", "catapult", "slow")  # labels of runs that have neither blown up nor died
+SETTLED = 10  # the last steps watched, in most of which a tamed curvature is below 2/η
 
 
 def curves_table(runs: Runs) -> pd.DataFrame:
@@ -35,52 +35,72 @@ def curves_table(runs: Runs) -> pd.DataFrame:
 def runs_table(runs: Runs, curves: pd.DataFrame) -> pd.DataFrame:
     """A row per run: how it ended and, of a watched one, what its curvature did.
 
-    start: η·λ_max/2 at initialisation. tamed: from above 1 there it falls below 1 within the
-    steps watched, the loss being finite throughout; tamed_step: when. peak: its largest value.
+    trained: neither blown up nor dead, and the loss is clearly below that at chance. start:
+    η·λ_max/2 at initialisation. tamed: of those above 1 there, whether it is below 1 in most of the
+    last ten steps watched, the loss being finite throughout and lower at their end than at the
+    start; a single low value is none, as where outputs that have blown up saturate. tamed_step:
+    the first step below 1. peak: the largest value.
     """
     rows = []
     for _, record in runs:
         row: dict[str, Any] = {name: record[name] for name in CASE}
-        row |= {"part": record["part"], "label": _label(record)}
-        row |= {"diverged_at_step": record["diverged_at_step"], "loss": record["train"]["loss"]}
+        label, loss = _label(record), record["train"]["loss"]
+        row |= {"part": record["part"], "label": label, "loss": loss}
+        below_chance = loss is not None and loss < AT_CHANCE * record["chance_loss"]
+        row |= {"trained": int(label not in ("diverged", "dead") and below_chance)}
+        row |= {"diverged_at_step": record["diverged_at_step"]}
         row |= {"start": math.nan, "peak": math.nan, "tamed": math.nan, "tamed_step": math.nan}
         if record["part"] == "watched":
             own = curves
             for name in CASE:
                 own = own[own[name] == record[name]]
-            relative, steps = own["relative"].to_numpy(), own["step"].to_numpy()
-            below = np.flatnonzero(relative < 1)
-            row |= {"start": relative[0], "peak": np.nanmax(relative), "tamed": int(len(below) > 0)}
-            if len(below):
-                row["tamed_step"] = steps[below[0]]
+            row |= _of_curvature(own)
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["part", *CASE], ignore_index=True)
+
+
+def _of_curvature(curve: pd.DataFrame) -> dict[str, float]:
+    """What runs_table says of the curvature along a watched run."""
+    relative, losses = curve["relative"].to_numpy(), curve["loss"].to_numpy()
+    found = {"start": float(relative[0]), "peak": float(np.nanmax(relative))}
+    if not relative[0] > 1:
+        return found
+    is_lower = bool(np.isfinite(losses).all()) and bool(losses[-1] < losses[0])
+    with np.errstate(invalid="ignore"):
+        below = relative < 1  # not where it could not be computed
+    tamed = is_lower and int(below[-SETTLED:].sum()) > SETTLED / 2
+    found["tamed"] = float(tamed)
+    if tamed:
+        found["tamed_step"] = float(curve["step"].to_numpy()[below.argmax()])
+    return found
 
 
 def shares_table(table: pd.DataFrame) -> pd.DataFrame:
     """A row per batch size: of runs that start above 2/η, the share tamed and the share that train.
 
-    At the same rates for all batch sizes: those above 2/λ_max at initialisation at which all seeds
-    train at the largest batch size.
+    At the same rates for all batch sizes: from those that begin above 2/λ_max to the largest at
+    which any run trains at the largest batch size. Shares are of each seed's rates, with Student's
+    t over the seeds: runs of a seed share their initial parameters.
     """
-    watched = table[table["part"] == "watched"]
-    trains = watched["label"].isin(TRAINED)
-    largest = watched[(watched["batch_size"] == watched["batch_size"].max())]
-    by_rate = trains[largest.index].groupby(largest["learning_rate"]).all()
-    rates = by_rate[by_rate].index
-    above = watched[(watched["start"] > 1) & watched["learning_rate"].isin(rates)]
+    watched = table[(table["part"] == "watched")]
+    largest = watched[watched["batch_size"] == watched["batch_size"].max()]
+    highest = largest.loc[largest["trained"] == 1, "learning_rate"].max()
+    above = watched[(watched["start"] > 1) & (watched["learning_rate"] <= highest)]
     rows = []
     for batch_size, group in above.groupby("batch_size"):
-        tamed, trained = group["tamed"] == 1, group["label"].isin(TRAINED)
+        tamed, trained = group["tamed"] == 1, group["trained"] == 1
         row: dict[str, Any] = {"batch_size": batch_size, "runs": len(group)}
         row |= {"lowest_rate": group["learning_rate"].min()}
         row |= {"highest_rate": group["learning_rate"].max()}
-        row |= estimate_row("tamed", accuracy_estimate(int(tamed.sum()), len(group)))
-        row |= estimate_row("trained", accuracy_estimate(int(trained.sum()), len(group)))
+        by_seed = group.groupby("seed")[["tamed", "trained"]].mean()
+        for name in by_seed:
+            row |= estimate_row(str(name), paired(by_seed[name]))
         row |= {"tamed_and_trained": int((tamed & trained).sum())}
         row |= {"tamed_not_trained": int((tamed & ~trained).sum())}
         row |= {"trained_not_tamed": int((~tamed & trained).sum())}
+        row |= {label: int((group["label"] == label).sum()) for label in ("dead", "diverged")}
         row |= {"median_tamed_step": group.loc[tamed, "tamed_step"].median()}
+        row |= {"num_seeds": len(by_seed)}
         rows.append(row)
     return pd.DataFrame(rows)
 

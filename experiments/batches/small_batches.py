@@ -31,6 +31,7 @@ from experiments.batches.scores import identity, test_scores, train_scores
 from experiments.runs import Unit, unit_experiment
 from noisescale import ProblemConfig, TrainConfig
 from noisescale.problems.config import Norm
+from noisescale.problems.models import has_batch_norm
 from noisescale.problems.sampling import independent_seed
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve
@@ -57,7 +58,7 @@ def course(cell: Cell, training: Training, curve: LossCurve) -> dict[str, Any]:
     problem, model = training.problem, training.model
     found = {**identity(cell, training), **train_scores(problem, model)}
     found |= test_scores(problem, model)
-    if cell.problem.norm == "none":
+    if not has_batch_norm(model):
         return found
     renew_batch_statistics(model, training.examples)
     renewed = test_scores(problem, model)

@@ -28,7 +28,8 @@ CAPTION = (
     "the variance and three of its components (what is left are interactions). Middle: score of "
     "the mean of models that differ in all three. Right: error left out by five folds (lines) "
     "and on the test images, trained on the whole pool, two seeds (crosses), against the rate in "
-    "units of .5/(1 + 100/B). Bars: 95 % intervals; of the folds ± a standard error."
+    "units of .5/(1 + 100/B). Bars: 95 % intervals, for this pool, these two initialisations and "
+    "two orders; of the folds ± a standard error."
 )
 
 

@@ -22,11 +22,11 @@ LOWEST = 0.8  # accuracy drawn: below are runs that have died or not arrived
 CAPTION = (
     "MNIST, a random 6,144 images, 784–128–128–10, SGD, 10 epochs; accuracy on 10,000 test "
     "images. Above: accuracy at fixed η/B, means over five seeds (batch norm: three), bars ± a "
-    "standard error; lines leave the panel where runs die. Below left: the η/B within .01 of the "
-    "best at this B, bootstrap intervals over seeds (of three or five they hold less than 95 %); "
-    "arrows: beyond the grid. Right: ghost batch norm "
-    "at batch norm's best η/B, less statistics of the whole batch, eight seeds, paired, 95 % "
-    "intervals."
+    "standard error, of six of the η/B; lines leave the panel where runs die or do not arrive. "
+    "Below left: the η/B within .01 of the best at this B, bootstrap intervals over seeds (of "
+    "three or five they hold less than 95 %), over a whole octave at a cliff; arrows: beyond the "
+    "grid. Batch norm under statistics of all training images. Right: ghost batch norm at batch "
+    "norm's best η/B, less statistics of the whole batch, eight seeds, paired, 95 % intervals."
 )
 
 

@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisescale.plots.style import BLUE, GREEN, ORANGE, PURPLE
+from noisescale.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE
 from paper_figures.stability.stability_map import COMPACT
 from paper_figures.style import STYLE, read_table
 
@@ -21,8 +21,8 @@ LINES = 5  # rates drawn, of those that begin above 2/η
 HIGHEST = 1e5  # of η·λ_max/2 drawn: what has gone beyond does not come back
 LABELS = {  # how a run ends: colour and marker
     "converged": (BLUE, "o", "trains"),
-    "slow": (BLUE, "o", "trains"),
     "catapult": (GREEN, "^", "trains after a rise"),
+    "slow": (BLACK, ".", "loss not below chance"),
     "dead": (PURPLE, "X", "dead"),
     "diverged": (ORANGE, "x", "diverged"),
 }
@@ -90,7 +90,8 @@ def _draw_ends(axes: Axes, runs: pd.DataFrame) -> None:
     for place, size in enumerate(reversed(SIZES)):
         of_size = runs[runs["batch_size"] == size]
         for _, run in of_size.iterrows():
-            colour, marker, words = LABELS[run["label"]]
+            is_on_its_way = run["label"] == "slow" and run["trained"] == 1
+            colour, marker, words = LABELS["converged" if is_on_its_way else run["label"]]
             is_star = run["part"] == "star"
             height = place + (0.28 if is_star else -0.2 + 0.12 * run["seed"])
             axes.plot(

@@ -1,5 +1,7 @@
 """Small batches, minima, costs, bias and variance, first updates: from records to pictures."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,7 +29,7 @@ def tables(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("name", sorted(set(PENDING) - COMPOSITION - {"fronts"}))
+@pytest.mark.parametrize("name", sorted(set(PENDING) - COMPOSITION - {"fronts", "schedules"}))
 def test_tables_become_a_picture(name, tables, tmp_path):
     (tmp_path / name).mkdir()
     for table, rows in tables[name].items():
@@ -67,11 +69,16 @@ def test_a_bootstrap_of_a_mean_has_the_mean_s_error():
 def test_the_usable_range_ends_where_the_line_meets_the_limit():
     exponents = np.arange(-13.0, -3)
     triangle = 0.95 - 0.01 * np.abs(exponents + 9)
-    assert small_batches.usable_range(exponents, triangle[None]) == pytest.approx((-10, -8, 2))
-    cliff = np.where(exponents > -9, 0.1, 0.95)  # the line falls .85 in an octave
-    low, high, width = small_batches.usable_range(exponents, cliff[None])
-    assert (low, high) == pytest.approx((-13, -9 + 0.01 / 0.85))
-    assert width == high - low
+    low, high = small_batches.usable_range(exponents, triangle[None])
+    assert (low.value, high.value) == pytest.approx((-10, -8))
+    assert high.low == high.high == high.value
+    cliff = np.where(exponents > -9, 0.1, 0.95)  # somewhere in the octave from −9 on
+    low, high = small_batches.usable_range(exponents, cliff[None])
+    assert (low.value, high.value) == (-13, -8.5)
+    assert (high.low, high.high) == (-9, -8)
+    columns = small_batches._range_columns(exponents, np.array([cliff, cliff]))
+    assert (columns["high_end_low"], columns["high_end_high"]) == (-9, -8)
+    assert (columns["width"], columns["width_low"], columns["width_high"]) == (4.5, 4, 5)
 
 
 def test_small_batches_are_compared_by_seed(tables):
@@ -86,7 +93,9 @@ def test_small_batches_are_compared_by_seed(tables):
     assert usable.loc[1, "width"] == pytest.approx(2)
     assert (usable["best_exponent"] == -9).all()
     assert not usable[["open_low", "open_high"]].any().any()
-    assert found["norms"]["difference"].tolist() == pytest.approx([0.005] * 3)
+    norms = found["norms"]
+    assert norms["difference"].tolist() == pytest.approx([0.005] * 3)
+    assert (norms["batch"] - norms["running"]).tolist() == pytest.approx([0.02] * 3)
     ghosts = found["ghosts"].set_index("ghost_size")
     assert ghosts.loc[4, "share_best"] == 1
     assert ghosts.loc[16, "difference"] == 0
@@ -121,12 +130,41 @@ def test_runs_are_tamed_where_the_curvature_falls(tables):
     shares = tables["catapult"]["shares"].set_index("batch_size")
     # of 2e-4, 1e-3 and 2.5e-3, which lie between 2/λ = 1e-4 and what trains at B = 1,024
     assert shares["tamed"].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert shares["trained"].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert shares["diverged"].tolist() == [4, 2, 0]
     assert shares["tamed_not_trained"].tolist() == [0, 0, 0]
     runs = tables["catapult"]["runs"].query("part == 'watched'")
     row = runs.query("batch_size == 32 and learning_rate == 1e-3").iloc[0]
     assert row["start"] == pytest.approx(10)
     assert row["tamed_step"] == 19  # the first with 10·e^(−t/8) < 1
     assert set(runs["label"]) == {"converged", "diverged"}
+    below = tables["catapult"]["runs"].query("part == 'watched' and start < 1")
+    assert below["tamed"].isna().all()  # it need not be tamed
+
+
+@pytest.mark.parametrize(
+    ("change", "tamed"),
+    [
+        ({}, 1),
+        ({"loss": lambda step: 30.0 + step}, 0),  # outputs have blown up and saturate
+        ({"loss": lambda step: 5.0 if step != 20 else None}, 0),
+        # below 1 once, and back
+        ({"sharpness": lambda step: 1e3 if step == 5 else 3e4}, 0),
+        ({"sharpness": lambda step: 1e3 if step % 3 else 3e4}, 1),  # about the edge
+    ],
+)
+def test_a_single_low_curvature_tames_nothing(change, tamed):
+    course = {"loss": lambda step: 20.0 - 0.1 * step, "sharpness": lambda step: 3e4 * 0.9**step}
+    course |= change
+    rows = [{"step": step, **{name: of(step) for name, of in course.items()}} for step in range(51)]
+    record = {"batch_size": 1, "learning_rate": 1e-3, "seed": 0, "part": "watched", "rows": rows}
+    record |= {"start_loss": 20.0, "largest_loss": 50.0, "chance_loss": 2.3, "largest_share": 0.2}
+    record |= {"train": {"loss": 15.0}, "diverged_at_step": None}
+    runs = [(Path("run"), record)]
+    (row,) = catapult.runs_table(runs, catapult.curves_table(runs)).to_dict("records")
+    assert row["tamed"] == tamed
+    assert row["label"] == "slow"
+    assert row["trained"] == 0  # its loss is above that at chance
 
 
 def test_crossed_runs_come_in_the_order_of_their_draws(tmp_path):
@@ -150,6 +188,10 @@ def test_crossed_runs_come_in_the_order_of_their_draws(tmp_path):
 
 
 def test_folds_choose_by_their_own_error_alone(tables):
+    ends = tables["bias_variance"]["runs"].set_index("batch_size").loc[256]
+    assert ends.to_dict() == pytest.approx(
+        {"num_runs": 12, "train_loss": 0.0215, "largest_train_loss": 0.024, "epochs": 10.5}
+    )
     choices = tables["bias_variance"]["choices"].query("batch_size == 4").set_index("rule")
     assert choices.loc["lowest", "factor"] == 2
     assert choices.loc["lowest", "excess"] == pytest.approx(0.01)
