@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.batches.intervals import holm
 from analysis.composition.fronts import by_seed_table, fitted_table, front_folders, steps_table
-from analysis.composition.slopes import over_seeds
+from analysis.composition.slopes import over_all_seeds
 from analysis.tables import Runs, analysis
 from noisescale.errors import MeasurementError
 from noisescale.statistics.critical_batch.calibration.model import Scale
@@ -103,6 +103,8 @@ def spreads_table(ratios: pd.DataFrame) -> pd.DataFrame:
 def results_table(spreads: pd.DataFrame) -> pd.DataFrame:
     """A row per front, noise scale and quantity, over seeds with Student's t.
 
+    nan unless every seed has a value.
+
     ratio: the mean log of B_crit over the noise scale. spread: the log of its standard deviation
     over goals; against_plain: that less the plain B_simple's, p of none by Holm over all.
     """
@@ -120,7 +122,7 @@ def results_table(spreads: pd.DataFrame) -> pd.DataFrame:
             tested = quantity == "against_plain"
             if tested and scale == PLAIN:
                 continue
-            estimate, beside = over_seeds(group[quantity].to_numpy())
+            estimate, beside = over_all_seeds(group[quantity].to_numpy())
             beside["p"] = beside["p"] if tested else math.nan
             row: dict[str, Any] = {"front": front, "scale": scale, "quantity": quantity}
             rows.append(row | estimate_row("value", estimate) | beside)

@@ -28,13 +28,15 @@ SCALARS = [
 GROWTH = (0.4, 0.02)  # the losses that growth is measured between
 CLEAR = 0.25  # the loss at which leading and trailing components are compared with the start
 LEADING, TRAILING = 8, 65  # the last of the leading components, the first of the trailing ones
+DELETED = ("without_noisiest", "without_random")  # what is left of the examples
 START = np.inf  # the loss that initialisation has in tables, above all others
 
 
 def points_table(runs: Runs) -> pd.DataFrame:
-    """A row per run and loss reached (inf: at initialisation): the noise and who carries it.
+    """A row per run and loss (inf: at initialisation): the noise and who carries it, by its looks.
 
-    without_noisiest, without_random: B_simple of what is left when 1 % are deleted.
+    Means over the looks near the loss, and B_simple as mean tr Σ over mean |G|². without_noisiest,
+    without_random: B_simple of what is left when 1 % are deleted. step: of the first look.
     """
     rows = []
     for _, record in runs:
@@ -43,28 +45,27 @@ def points_table(runs: Runs) -> pd.DataFrame:
             wrong = anatomy["misclassified"]
             row = {"seed": record["seed"], "goal": _goal(point), "step": point["step"]}
             row |= {name: point[name] for name in (*PARTS, "top_share")}
+            for left in DELETED:
+                row |= {f"{left} {name}": point[left][name] for name in PARTS}
             row |= {
-                "simple": _simple(point),
                 "effective_examples": anatomy["effective_examples"],
                 "importance": anatomy["importance"]["value"],
                 "between_classes": anatomy["between_classes"]["value"],
                 "wrong_examples": wrong["examples"],
                 "wrong_variance": wrong["variance"],
-                "without_noisiest": _simple(point["without_noisiest"]),
-                "without_random": _simple(point["without_random"]),
             }
             rows.append(row)
-    columns = ["seed", "goal", "step", *SCALARS]
-    table = pd.DataFrame(rows)[columns]
+    grouped = pd.DataFrame(rows).groupby(["seed", "goal"])
+    table = grouped.mean().assign(step=grouped["step"].min(), num_looks=grouped.size())
+    for name, start in (("simple", ""), *((left, f"{left} ") for left in DELETED)):
+        signal, noise = (table[f"{start}{part}"] for part in PARTS)
+        table[name] = noise / signal
+    table = table.reset_index()[["seed", "goal", "step", "num_looks", *SCALARS]]
     return table.sort_values(["seed", "goal"], ascending=[True, False], ignore_index=True)
 
 
 def _goal(point: dict[str, Any]) -> float:
     return START if point["goal"] is None else float(point["goal"])
-
-
-def _simple(noise: dict[str, Any]) -> float:
-    return float(noise["gradient_variance"] / noise["squared_gradient_norm"])
 
 
 def means_table(points: pd.DataFrame) -> pd.DataFrame:
@@ -86,34 +87,41 @@ def curves_table(runs: Runs) -> pd.DataFrame:
         for point in record["points"]
         for place in point["anatomy"]["lorenz"]
     ]
-    grouped = pd.DataFrame(rows).groupby(["goal", "examples"])["variance"]
+    by_seed = pd.DataFrame(rows).groupby(["goal", "examples", "seed"])["variance"].mean()
+    grouped = by_seed.groupby(["goal", "examples"])
     means = pd.DataFrame({"variance": grouped.mean(), "variance_std": grouped.std()})
     return means.reset_index()
 
 
 def components_table(runs: Runs) -> pd.DataFrame:
-    """A row per seed, loss and group of the pixels' principal components: |G|², tr Σ, B_simple."""
-    columns = ["first", "last", *PARTS, "simple"]
+    """A row per seed, loss and group of the pixels' principal components: |G|², tr Σ, B_simple.
+
+    Means over the looks near the loss, and B_simple as their quotient.
+    """
+    columns = ["first", "last", *PARTS]
     rows = [
         {"seed": record["seed"], "goal": _goal(point)} | {name: group[name] for name in columns}
         for _, record in runs
         for point in record["points"]
         for group in point["anatomy"]["components"] or ()
     ]
-    return pd.DataFrame(rows, columns=["seed", "goal", *columns])
+    looks = pd.DataFrame(rows, columns=["seed", "goal", *columns])
+    table = looks.groupby(["seed", "goal", "first", "last"]).mean().reset_index()
+    return table.assign(simple=table["gradient_variance"] / table["squared_gradient_norm"])
 
 
 def overlaps_table(runs: Runs) -> pd.DataFrame:
     """A row per loss and kind: the share that two measurements' noisiest 1 % have in common.
 
     between: "seeds", two seeds at this loss, all pairs, by a jackknife over seeds; "losses", this
-    loss and the lowest of the same seed, over seeds. By chance it is 1 %.
+    loss and the lowest of the same seed, over seeds; at the first look near a loss. By chance it is
+    1 %.
     """
-    noisiest = {
-        (record["seed"], _goal(point)): np.array(point["anatomy"]["noisiest"])
-        for _, record in runs
-        for point in record["points"]
-    }
+    noisiest: dict[tuple[int, float], np.ndarray] = {}
+    for _, record in runs:
+        for point in record["points"]:
+            own = np.array(point["anatomy"]["noisiest"])
+            noisiest.setdefault((record["seed"], _goal(point)), own)
     seeds = sorted({seed for seed, _ in noisiest})
     goals = sorted({goal for _, goal in noisiest}, reverse=True)
     rows = []

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.batches.intervals import holm
-from analysis.composition.slopes import over_seeds
+from analysis.composition.slopes import over_all_seeds
 from analysis.tables import Runs
 from noisescale.statistics.critical_batch.goal_table import fit_goals, fits_table
 from noisescale.statistics.estimate import estimate_row
@@ -72,7 +72,8 @@ def ratios_table(
 ) -> pd.DataFrame:
     """A row per front, goal and quantity: the log of its ratio to the front `base`, over seeds.
 
-    Student's t over the seeds. p: of no difference, by Holm over goals and fronts of a quantity.
+    Student's t over the seeds; nan unless all seeds resolve both, since those that do are no sample
+    of them. p: of no difference, by Holm over goals and fronts of a quantity.
     """
     rows = []
     wide = by_seed.set_index(["front", "goal", "seed"])
@@ -83,7 +84,7 @@ def ratios_table(
             seeds = group.index.get_level_values("seed")
             keys = pd.MultiIndex.from_product([[base], [goal], seeds])
             logs = np.log(group[quantity].to_numpy() / wide[quantity].reindex(keys).to_numpy())
-            estimate, beside = over_seeds(logs)
+            estimate, beside = over_all_seeds(logs)
             row: dict[str, Any] = {"front": name, "goal": goal, "quantity": quantity}
             rows.append(row | estimate_row("log_ratio", estimate) | beside)
     table = pd.DataFrame(rows)

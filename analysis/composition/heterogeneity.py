@@ -30,8 +30,9 @@ QUANTITIES = ("simple", *PARTS)
 def points_table(runs: Runs) -> pd.DataFrame:
     """A row per run and point: means over its looks, and B_simple, mean tr Σ over mean |G|².
 
-    predicted: B_simple at this seed's initialisation by (B_simple(0) + 1)/(1 − q)² − 1, of wrong
-    labels that are q = p·C/(C − 1) in the measure of evenly drawn ones; nan at other points.
+    predicted: B_simple at this seed's initialisation by its gradients under right and under evenly
+    drawn labels, a share q = p·C/(C − 1) of these; approximate: the same by (B_simple(0) + 1)/(1 −
+    q)² − 1, as if outputs were equal. Both are nan at other points.
     """
     rows = [
         {
@@ -49,10 +50,31 @@ def points_table(runs: Runs) -> pd.DataFrame:
     table = grouped[["step", "validation_loss", *PARTS]].mean()
     table = table.join(grouped.size().rename("num_looks")).reset_index()
     table["simple"] = quotient(table["gradient_variance"], table["squared_gradient_norm"])
-    clean = _clean(table, "simple")
-    found = (clean + 1) / (1 - evenly_drawn(table["label_noise"], table["classes"])) ** 2 - 1
-    table["predicted"] = found.where((table["point"] == START) & (table[MIXTURE] == 1))
+    evenly = evenly_drawn(table["label_noise"], table["classes"])
+    is_start = (table["point"] == START) & (table[MIXTURE] == 1)
+    approximate = (_clean(table, "simple") + 1) / (1 - evenly) ** 2 - 1
+    table["predicted"] = _predicted(runs, table, evenly).where(is_start)
+    table["approximate"] = approximate.where(is_start)
     return table
+
+
+def _predicted(runs: Runs, table: pd.DataFrame, evenly: pd.Series[float]) -> pd.Series[float]:
+    """B_simple with a share of labels drawn evenly, by the seed's own gradients under either."""
+    mixtures = {
+        (record["num_classes"], record["seed"]): record["mixture"]
+        for _, record in without_fronts(runs)
+        if "mixture" in record and record.get(MIXTURE, 1.0) == 1
+    }
+    found = []
+    for classes, seed, q in zip(table["classes"], table["seed"], evenly, strict=True):
+        of = mixtures.get((classes, seed))
+        if of is None:
+            found.append(np.nan)
+            continue
+        signal = (1 - q) ** 2 * of["clean_clean"] + q**2 * of["even_even"]
+        signal += 2 * q * (1 - q) * of["clean_even"]
+        found.append(((1 - q) * of["clean_squares"] + q * of["even_squares"]) / signal - 1)
+    return pd.Series(found, index=table.index, dtype=float)
 
 
 def evenly_drawn(share: Any, classes: Any) -> Any:
@@ -107,10 +129,12 @@ def law_table(points: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(CASE, case, strict=True))
         row |= estimate_row("measured", _geometric(group["simple"]))
         row |= estimate_row("predicted", _geometric(group["predicted"]))
+        over = _geometric(group["simple"] / group["approximate"])
+        row |= estimate_row("over_approximate", over)
         ratio = group["simple"] / group["predicted"]
         _, beside = over_seeds(np.log(ratio.to_numpy()))
         if row["label_noise"] == 0:
-            beside["p"] = np.nan  # the prediction's own source
+            beside["p"] = np.nan  # of the same images and labels
         rows.append(row | estimate_row("ratio", _geometric(ratio)) | beside)
     table = pd.DataFrame(rows)
     table["p"] = holm(table["p"].tolist())

@@ -15,12 +15,12 @@ from analysis.composition.fronts import (
     steps_table,
     without_fronts,
 )
-from analysis.composition.slopes import over_seeds
+from analysis.composition.slopes import over_all_seeds
 from analysis.tables import Runs, analysis
 from noisescale.statistics.estimate import estimate_row
 from noisescale.training.records.folder import read_json
 
-SHUFFLED, DRAWN = "shuffle", "importance"  # the fronts
+EVENLY, DRAWN = "even", "importance"  # the fronts
 FORECAST = "forecast.json"
 COURSE = ["step", "loss", "squared_gradient_norm", "gradient_variance", "left", "best"]
 
@@ -44,15 +44,15 @@ def forecast_table(runs: Runs) -> pd.DataFrame:
 
 
 def results_table(by_seed: pd.DataFrame, forecast: pd.DataFrame) -> pd.DataFrame:
-    """A row per goal and quantity, logs over seeds with Student's t.
+    """A row per goal and quantity, logs over seeds with Student's t; nan unless every seed has one.
 
-    measured: B_crit by importance over B_crit shuffled. left, best: the forecasts by the run's own
-    chances and by the best ones. excess: measured less left; p of none, by Holm over the goals.
+    measured: B_crit by importance over B_crit of even draws. left, best: the forecasts by the run's
+    own chances and by the best ones. excess: measured less left; p of none, by Holm over the goals.
     """
     wide = by_seed.pivot_table(
         index=["goal", "seed"], columns="front", values="critical_batch_size", dropna=False
     )
-    logs = pd.DataFrame({"measured": np.log(wide[DRAWN] / wide[SHUFFLED])})
+    logs = pd.DataFrame({"measured": np.log(wide[DRAWN] / wide[EVENLY])})
     factors = forecast.set_index(["goal", "seed"])
     for which in ("left", "best"):
         logs[which] = np.log(factors[which])  # by the index of both
@@ -60,7 +60,7 @@ def results_table(by_seed: pd.DataFrame, forecast: pd.DataFrame) -> pd.DataFrame
     rows = []
     for goal, group in sorted(logs.groupby(level="goal"), reverse=True):
         for quantity in logs:
-            estimate, beside = over_seeds(group[quantity].to_numpy())
+            estimate, beside = over_all_seeds(group[quantity].to_numpy())
             row: dict[str, Any] = {"goal": goal, "quantity": quantity}
             if quantity != "excess":
                 beside["p"] = np.nan
@@ -78,7 +78,7 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
         "steps_to_goal": steps,
         "fits": fitted_table(steps),
         "by_seed": by_seed,
-        "ratios": ratios_table(by_seed, SHUFFLED),
+        "ratios": ratios_table(by_seed, EVENLY),
         "courses": courses_table(runs),
         "forecast": forecast,
         "results": results_table(by_seed, forecast),

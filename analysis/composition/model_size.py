@@ -46,11 +46,11 @@ def looks_table(runs: Runs) -> pd.DataFrame:
 
 
 def sizes_table(looks: pd.DataFrame) -> pd.DataFrame:
-    """A row per run and loss: B_simple, and B_noise at the first look near the loss."""
+    """A row per run and loss: B_simple, and B_noise by the means over the looks nearest to it."""
     keys = [*RUN, "goal"]
     table = at_equal_loss(looks, keys)
-    first = looks.dropna(subset=CURVATURE).set_index(keys)
-    full = quotient(first["hessian_covariance_trace"], first["gradient_curvature"])
+    means = looks.dropna(subset=CURVATURE).groupby(keys)[CURVATURE].mean()
+    full = quotient(means["hessian_covariance_trace"], means["gradient_curvature"])
     return table.merge(full.rename("full").reset_index(), on=keys, how="left")
 
 
@@ -58,8 +58,8 @@ def slopes_table(sizes: pd.DataFrame) -> pd.DataFrame:
     """A row per rate, loss, quantity and family of networks: the slope, its mean over seeds.
 
     family: "all" networks and those of depth 2, "widths", against the number of parameters;
-    "depths": log quantity less its mean at this width, against log depth. p: of no slope, by Holm
-    over the losses.
+    "depths": log quantity less its mean at this width, against log depth; networks that every seed
+    has a value of alone. p: of no slope, by Holm over the losses.
     """
     rows = []
     for (rate, goal), group in sizes.groupby(["learning_rate", "goal"]):
@@ -77,11 +77,14 @@ def slopes_table(sizes: pd.DataFrame) -> pd.DataFrame:
 
 def _slopes(sizes: pd.DataFrame, quantity: str, family: str, against: str) -> np.ndarray:
     """The slope of each seed in a family of networks (S,)."""
+    known = sizes.dropna(subset=[quantity])
+    reached = known.groupby(["width", "depth"])["seed"].transform("nunique")
+    sizes = known[reached == sizes["seed"].nunique()]
     if family == "widths":
         sizes = sizes[sizes["depth"] == DEPTH]
     elif family == "depths":
         several = sizes.groupby("width")["depth"].transform("nunique") > 1
-        sizes = sizes[several & sizes[quantity].notna()].copy()
+        sizes = sizes[several].copy()
         # each width's own level is taken off both, so that the slope is within widths
         for column in (quantity, against):
             logs = np.log(sizes[column])

@@ -49,6 +49,15 @@ def slopes_by_seed(table: pd.DataFrame, of: str, against: Sequence[str]) -> np.n
     return np.array(rows).reshape(len(rows), len(against))
 
 
+def over_all_seeds(values: np.ndarray) -> tuple[Estimate, dict[str, Any]]:
+    """As `over_seeds`, but nan where a seed has no value; num_seeds: how many have one."""
+    estimate, beside = over_seeds(values)
+    if not np.isfinite(values).all():
+        nothing, without = over_seeds(np.array([np.nan]))
+        return nothing, without | {"num_seeds": beside["num_seeds"]}
+    return estimate, beside
+
+
 def over_seeds(values: np.ndarray) -> tuple[Estimate, dict[str, Any]]:
     """The mean with Student's t, and what a row says beside it: p of zero, number of seeds."""
     known = values[np.isfinite(values)]

@@ -1,8 +1,9 @@
 """Does the noise scale follow the temperature ε/B of SGD, at equal loss?
 
-MNIST, 784–256–256–10, SGD at every pair of B = 16, 32, 64, 128 and ε = .025, .05, .1, .2, five
-seeds, each batch size with its own orders. B_simple at training losses .5, .25 and .15, on 4,096
-random training images at each look within ± 10 % of the loss (means of tr Σ over means of |G|²).
+59,904 images of MNIST, a multiple of every batch size, 784–256–256–10, SGD at every pair of B = 16,
+32, 64, 128 and ε = .025, .05, .1, .2, five seeds, each batch size with its own orders. B_simple at
+training losses .5, .25 and .15, on 4,096 random training images at each look within ± 10 % of the
+loss (means of tr Σ over means of |G|²).
 
 McCandlish et al. 2018 (arXiv 1812.06162), appendix C: at equal loss B_simple ∝ B/ε, where the
 parameters have come to the noise's own distribution.
@@ -31,7 +32,7 @@ from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve
 from noisescale.training.trainer import Training
 
-PROBLEM = ProblemConfig(dataset="mnist", width=256)
+PROBLEM = ProblemConfig(dataset="mnist", num_train=468 * 128, width=256)
 SIZES, RATES = (16, 32, 64, 128), (0.025, 0.05, 0.1, 0.2)
 GOALS = (0.5, 0.25, 0.15)  # training loss
 NUM_EXAMPLES = 4096

@@ -15,11 +15,11 @@ from noisescale import Examples, Problem, ProblemConfig, build_problem
 from noisescale.problems.synthetic import linear_regression, noisy_quadratic
 
 DIM = 50  # of the problems in closed form
-NUM_EXAMPLES = 20_000
+NUM_EXAMPLES = 40 * 512  # a multiple of every batch size
 ORDINALS = torch.arange(1, DIM + 1, dtype=torch.float64)
 START = 0.8  # of every parameter of a quadratic; less its minimum, of the regression
 CHANNELS, BLOCKS = 16, 2  # of the residual network
-DIGITS = ProblemConfig(dataset="digits")
+DIGITS = ProblemConfig(dataset="digits", num_train=1024)
 
 
 def quadratic_steep() -> Problem:

@@ -1,20 +1,21 @@
 """The critical batch size of a language model by a constant rate and by warm-up, stable, decay.
 
-A character GPT of width 32 and depth 2 on tiny Shakespeare, AdamW: B = 2, 4, …, 256 sequences of 32
+A character GPT of width 32 and depth 2 on tiny Shakespeare, AdamW: B = 2, 4, …, 128 sequences of 32
 characters, five rates a factor of two apart about one in proportion to √B, three seeds, each batch
-size with its own orders. A run warms up over 256 sequences and goes on at a constant rate to 16,384
-sequences, half of the training set. Its loss on 2,000 training sequences is measured at
-D = 1,024, 2,048, …, 16,384; and from its state at .8·D another run goes on in which the rate falls
-to zero in the last fifth of D's updates. This is update for update the run of `--lr-schedule wsd`
-of that length.
+size with its own orders. A run warms up over 256 sequences and goes on at a constant rate to 32,768
+sequences. Its loss on 2,000 training sequences is measured at D = 1,024, 2,048, …, 32,768; and from
+its state at .8·D another run goes on in which the rate falls to zero in the last fifth of D's
+updates, of d updates by 1/d each. This is update for update the run of `--lr-schedule wsd` of that
+length.
 
 Examples to a loss, of either schedule: log D between two lengths by the line through their losses,
 at the best of the rates. B_crit by the hyperbola and by the curve with a free exponent, as of any
 front.
 
-Primary statistic: B_crit of the decayed runs over B_crit at the constant rate, at each loss, by the
-jackknife over seeds, Holm over losses. Beside it the error of either curve on batch sizes left out,
-under either schedule: the hyperbola was found to fail under this one (arXiv 2601.05034).
+Primary statistic: B_crit of the decayed runs over B_crit at the constant rate, at each loss, each
+from the seed's own runs, mean of logs over seeds with Student's t, Holm over losses. Beside it the
+error of either curve on batch sizes left out, under either schedule: the hyperbola was found to
+fail under this one (arXiv 2601.05034).
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from noisescale.studies.jobs.short_run import LossCurve
 from noisescale.training.trainer import Training
 
 PROBLEM = ProblemConfig(dataset="shakespeare", model="gpt", width=32, depth=2, heads=2, context=32)
-SIZES = tuple(2**power for power in range(1, 9))
-LENGTHS = tuple(2**power for power in range(10, 15))  # in sequences
+SIZES = tuple(2**power for power in range(1, 8))
+LENGTHS = tuple(2**power for power in range(10, 16))  # in sequences
 WARMUP = 256  # sequences
 DECAY_SHARE = 0.2
 RATE, AT = 4e-3, 16  # the middle one, at B = 16
@@ -95,7 +96,7 @@ def units(scale: str, out: Path) -> Iterator[list[Unit]]:
                 optimizer="adamw",
                 weight_decay=0.01,
                 warmup=WARMUP // batch_size,
-                epochs=1,
+                epochs=2,
                 max_steps=math.ceil(last / batch_size),
                 seed=seed,
                 order_seed=independent_seed("schedules", seed, batch_size),
@@ -114,7 +115,7 @@ schedules = unit_experiment(
     units,
     scales={
         "quick": "two batch sizes, two lengths, one seed",
-        "full": "eight batch sizes, five rates, six lengths, three seeds",
+        "full": "seven batch sizes, five rates, six lengths, three seeds",
     },
     help="The critical batch size by a constant rate and by warm-up, stable, decay.",
 )

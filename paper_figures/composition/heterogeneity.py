@@ -19,11 +19,12 @@ from paper_figures.style import STYLE, read_table
 CLASSES = {10: BLUE, 5: VERMILION, 2: GREEN}
 CAPTION = (
     "MNIST, 784–256–256–10, SGD, B = 64, ε = .1, five seeds, 95 % intervals. Left: at "
-    "initialisation; lines: $(B_{\\mathrm{simple}}(0) + 1)/(1 - q)^2 - 1$ with q = p·C/(C − 1) for "
-    "C classes. Middle: ten classes, over the same seed's $B_{\\mathrm{simple}}$ with right "
-    "labels, later in training and at an equal validation loss of 1.2; line: the law of the left "
-    "panel. Right: the critical batch size for test losses, over that of the same seed with right "
-    "labels, three seeds."
+    "initialisation; crosses: predicted by the gradients under right and under evenly drawn "
+    "labels; lines: $(B_{\\mathrm{simple}}(0) + 1)/(1 - q)^2 - 1$ with q = p·C/(C − 1) for C "
+    "classes, which has equal outputs. Middle: ten classes, over the same seed's "
+    "$B_{\\mathrm{simple}}$ with right labels, later in training and at an equal validation loss "
+    "of 1.2; line: the law of the left panel. Right: the critical batch size for test losses, "
+    "over that of the same seed with right labels, three seeds."
 )
 
 
@@ -62,6 +63,7 @@ def _draw_law(axes: Axes, law: pd.DataFrame) -> None:
             fmt="o",
             label=f"{classes} classes",
         )
+        axes.plot(rows["label_noise"], rows["predicted"], "x", color="black", markersize=4)
         clean = rows.loc[rows["label_noise"] == 0, "measured"].iloc[0]
         shares = np.linspace(0, max(rows["label_noise"].max(), 0.01), 100)
         axes.plot(shares, (clean + 1) * _growth(shares, classes) - 1, color=colour, linewidth=1)

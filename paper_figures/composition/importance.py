@@ -17,7 +17,7 @@ from paper_figures.stability.stability_map import COMPACT
 from paper_figures.style import STYLE, read_table
 
 FRONTS = {
-    "shuffle": (BLUE, "o-", "shuffled"),
+    "even": (BLUE, "o-", "evenly"),
     "importance": (VERMILION, "s-", "by importance"),
 }
 FACTORS = {
@@ -26,10 +26,10 @@ FACTORS = {
     "best": (GREEN, "^", "forecast, fresh norms"),
 }
 CAPTION = (
-    "6,000 images of MNIST, 784–256–256–10, SGD. Left: share of tr Σ left along runs at B = 64 by "
+    "6,144 images of MNIST, 784–256–256–10, SGD. Left: share of tr Σ left along runs at B = 64 by "
     "their own chances and by fresh gradient norms, means over five seeds in tenths of a decade "
     "of the loss, bars ± a standard error. Middle: B_crit of each seed's runs, geometric means ± "
-    "a standard error. Right: B_crit by importance over B_crit shuffled, with 95 % intervals, "
+    "a standard error. Right: B_crit by importance over B_crit of even draws, with 95 % intervals, "
     "beside the factors forecast before the runs."
 )
 

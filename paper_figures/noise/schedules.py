@@ -23,9 +23,9 @@ SCHEDULES = {  # colour, marker and line, name
 TABLES = ("steps_to_goal", "fits")
 CAPTION = (
     "A character GPT on tiny Shakespeare, AdamW. Left: sequences to a training loss at the best "
-    "rate, geometric means over three seeds, with the fitted hyperbolas; full, at a constant rate; "
-    "dashed and open, with a decay in the last fifth. Right: B_crit of all seeds together, with "
-    "95 % intervals."
+    "rate of each seed, geometric means over three seeds, with the fitted hyperbolas; full, at a "
+    "constant rate; dashed and open, with a decay in the last fifth. Right: B_crit of all seeds "
+    "together, with 95 % intervals."
 )
 
 

@@ -24,6 +24,7 @@ from experiments.runs import Unit, carry_out, unit_experiment
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
+from noisescale.problems.problem import Examples
 from noisescale.studies.critical_batch.config import CriticalBatchConfig
 from noisescale.studies.jobs.short_run import LossCurve
 from noisescale.training.config import TrainConfig
@@ -75,7 +76,9 @@ def test_networks_are_measured_near_each_loss(tmp_path, monkeypatch):
     rows = summary["rows"]
     assert {row["goal"] for row in rows} == {2.0, 1.0}
     assert all(abs(row["loss"] / row["goal"] - 1) <= 0.1 for row in rows)
-    assert sum("hessian_covariance_trace" in row for row in rows) == 2  # once for each loss
+    for row in rows:
+        is_nearest = abs(row["loss"] / row["goal"] - 1) <= 0.04
+        assert ("hessian_covariance_trace" in row) == is_nearest
     assert len(rows) > 4
     assert summary["num_parameters"] == 64 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10
     assert summary["steps"] < 300  # it ends below the lowest
@@ -103,7 +106,7 @@ def test_all_pairs_of_a_seed_have_orders_by_batch_size(tmp_path):
 
 def test_wrong_labels_are_measured_at_steps_and_at_equal_loss(tmp_path):
     (units,) = heterogeneity.units("full", None)
-    assert len(units) == len({unit.folder for unit in units}) == 5 * (6 + 6 + 2)
+    assert len(units) == len({unit.folder for unit in units}) == 5 * (6 + 5 + 2)
     assert {unit.problem.imbalance for unit in units} == {1.0, 10.0, 100.0}
     problem = replace(DIGITS, classes=3, label_noise=0.2)
     course = partial(heterogeneity.course, classes=3, steps=(0, 7, 40))
@@ -118,6 +121,37 @@ def test_wrong_labels_are_measured_at_steps_and_at_equal_loss(tmp_path):
     built = build_problem(problem, seed=0)
     exact = measure_noise(built).squared_gradient_norm.value
     assert points["step 0"]["squared_gradient_norm"] == pytest.approx(exact, rel=1e-5)
+    assert "mixture" not in summary
+    clean = carried_out(
+        partial(heterogeneity.course, classes=3, steps=(0,)),
+        tmp_path / "clean",
+        problem=replace(DIGITS, classes=3),
+        training=replace(PLAN, max_steps=1),
+    )
+    # the same images, a third of whose labels are each class in turn
+    problem = build_problem(replace(DIGITS, classes=3), seed=0)
+    inputs = problem.train.inputs.repeat(3, 1, 1, 1)
+    labels = torch.arange(3).repeat_interleave(problem.train.num_examples)
+    even = measure_noise(replace(problem, train=Examples(inputs, labels)))
+    found = clean["mixture"]
+    assert found["even_even"] == pytest.approx(even.squared_gradient_norm.value, rel=1e-5)
+    squares = even.gradient_variance.value + even.squared_gradient_norm.value
+    assert found["even_squares"] == pytest.approx(squares, rel=1e-5)
+    right = measure_noise(problem)
+    assert found["clean_clean"] == pytest.approx(right.squared_gradient_norm.value, rel=1e-5)
+    bound = math.sqrt(found["clean_clean"] * found["even_even"])
+    assert abs(found["clean_even"]) <= bound
+
+
+def test_numbers_of_images_are_multiples_of_the_batch_sizes():
+    for experiment in (model_size, heterogeneity, anatomy, temperature):
+        for unit in itertools.chain(*experiment.units("full", None)):
+            number = unit.problem.num_train
+            if getattr(unit.problem, "imbalance", 1.0) == 1:
+                assert number % unit.training.batch_size == 0, unit.folder
+    for experiment in (model_size, heterogeneity, importance, adam):
+        for front in experiment.fronts("full").values():
+            assert all(front.problem.num_train % size == 0 for size in front.batch_sizes)
 
 
 @pytest.mark.parametrize(("classes", "share"), [(10, 0.3), (2, 0.25)])
@@ -140,7 +174,9 @@ def test_deletion_is_of_the_noisiest_or_of_as_many(tmp_path):
     course = partial(anatomy.course, goals=(2.0, 1.0))
     summary = carried_out(course, tmp_path / "run")
     points = summary["points"]
-    assert [point["goal"] for point in points] == [None, 2.0, 1.0]
+    assert list(dict.fromkeys(point["goal"] for point in points)) == [None, 2.0, 1.0]
+    assert len(points) > 5  # several looks near each loss
+    assert all(abs(point["loss"] / point["goal"] - 1) <= 0.1 for point in points[1:])
     start = points[0]
     problem = build_problem(DIGITS)
     # the mean of deviations about the old mean, over those left: an upper bound of tr Σ about the
@@ -233,9 +269,10 @@ def test_fronts_are_measured_beside_the_runs(tmp_path):
 
 def test_fronts_differ_in_what_is_compared_alone():
     both = importance.fronts("full")
-    shuffled, drawn = both["shuffle"], both["importance"]
-    assert replace(shuffled, training=drawn.training) == drawn
-    assert drawn.training.sampling == "importance"
+    evenly, drawn = both["even"], both["importance"]
+    assert replace(evenly, training=drawn.training) == drawn
+    assert drawn.training.sampling == evenly.training.sampling == "importance"
+    assert evenly.training.sampling_floor == 1
     assert min(drawn.batch_sizes) == 16
     assert max(drawn.batch_sizes) == 1024
     shares = [front.problem.label_noise for front in heterogeneity.fronts("full").values()]

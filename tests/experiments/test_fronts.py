@@ -17,6 +17,7 @@ from noisescale.statistics.critical_batch.fit import fit_critical_batch
 from noisescale.statistics.critical_batch.recommendation import recommend
 from noisescale.studies.critical_batch.branches import run_branches
 from noisescale.studies.critical_batch.goal_runs.goal_run import run_to_goal
+from noisescale.studies.critical_batch.goal_runs.start import examples_for
 from noisescale.studies.critical_batch.run import run_critical_batch
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.training.trainer import Training
@@ -131,6 +132,12 @@ def test_a_front_in_closed_form_has_the_known_critical_batch_size(name, tmp_path
         assert fit.critical_batch_size.value == pytest.approx(known, rel=0.3)
 
 
+def test_every_task_s_examples_are_a_multiple_of_its_batch_sizes():
+    for task in TASKS.values():
+        total = examples_for(task.config("full").problem, task.split)
+        assert not [size for size in task.batch_sizes if total % size], task.name
+
+
 @pytest.mark.slow
 def test_runs_beside_a_front_are_at_three_sizes_and_rates(tmp_path):
     """And end at the lowest goal, with the noise along them."""
@@ -159,7 +166,7 @@ def test_runs_beside_a_front_are_at_three_sizes_and_rates(tmp_path):
     *_, (start, branches, goal) = fronts.branches_of(config, front, run)
     law = next(law for law in front.laws[goal] if law.name == "noise")
     assert goal == 1.2
-    assert branches.run(64, 0, num_examples=1297).learning_rate == pytest.approx(law.rate(64))
+    assert branches.run(64, 0, num_examples=1024).learning_rate == pytest.approx(law.rate(64))
     folder = out / "branches" / "goal1.2"
     run_branches(branches, start, folder, executor=Here(), options=options)
     made = analysis.tables(read_runs(tmp_path))

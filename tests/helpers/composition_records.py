@@ -82,6 +82,11 @@ def heterogeneity(excess: float = 1.1) -> Runs:
             record: dict[str, Any] = {"num_classes": classes, "seed": seed, "rows": []}
             if share:  # as a configuration says it
                 record["label_noise"] = share
+            else:  # of equal outputs: no mean gradient under even labels
+                record["mixture"] = {
+                    **{"clean_clean": 0.5, "clean_even": 0.0, "even_even": 0.0},
+                    **dict.fromkeys(["clean_squares", "even_squares"], 0.5 * (clean + 1)),
+                }
             for point, step, value in (
                 ("step 0", 0, simple),
                 ("step 100", 100, clean * (3 if share else 1)),
@@ -197,7 +202,7 @@ def front(
 
 def importance(out: Path) -> Runs:
     """B_crit falls by .5 at both losses where .4 and .6 were forecast, give or take .01 a seed."""
-    runs = front(out / "fronts" / "shuffle", {0.4: 60.0, 0.1: 200.0}, spread=0.0)
+    runs = front(out / "fronts" / "even", {0.4: 60.0, 0.1: 200.0}, spread=0.0)
     runs += front(out / "fronts" / "importance", {0.4: 30.0, 0.1: 100.0}, spread=0.01)
     factors = [
         {"seed": seed, "goal": goal, "left": left, "best": left / 2}

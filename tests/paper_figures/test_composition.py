@@ -16,6 +16,7 @@ from analysis.composition import (
     temperature,
 )
 from analysis.composition.anatomy import jackknife_of_pairs
+from analysis.composition.fronts import ratios_table
 from analysis.composition.slopes import slopes_by_seed
 from paper_figures.__main__ import PENDING
 from tests.helpers import composition_records
@@ -55,6 +56,23 @@ def test_tables_become_a_picture(name, tables, tmp_path):
     drawn = PENDING[name](tmp_path)
     drawn.draw_without_rendering()
     assert all(axes.has_data() for axes in drawn.axes if axes.axison)
+
+
+def test_seeds_that_happen_to_resolve_are_no_sample_of_all():
+    rows = [
+        {"front": front, "seed": seed, "goal": goal, "critical_batch_size": 10.0 + seed}
+        for front in ("base", "other")
+        for seed in range(3)
+        for goal in (0.5, 0.2)
+    ]
+    by_seed = pd.DataFrame(rows)
+    by_seed.iloc[-1, -1] = np.nan  # the last seed's lowest goal
+    ratios = ratios_table(by_seed, "base", quantities=["critical_batch_size"]).set_index("goal")
+    assert ratios.loc[0.5, "log_ratio"] == pytest.approx(0)
+    assert ratios.loc[0.5, "num_seeds"] == 3
+    assert np.isnan(ratios.loc[0.2, "log_ratio"])
+    assert np.isnan(ratios.loc[0.2, "p"])
+    assert ratios.loc[0.2, "num_seeds"] == 2
 
 
 def test_slopes_are_within_seeds():
@@ -104,6 +122,7 @@ def test_the_law_s_excess_is_found_and_later_ratios_are_paired(tables):
     assert np.isnan(law.loc[(10, 0.0), "p"])
     # two classes, a fifth wrong: the signal is 1 − .4 of what it was
     assert law.loc[(2, 0.2), "predicted"] == pytest.approx(47 / 0.36 - 1, rel=1e-3)
+    assert law["over_approximate"].tolist() == pytest.approx(law["ratio"].tolist())
     ratios = tables["heterogeneity"]["ratios"]
     ratios = ratios.set_index(["quantity", "over", "classes", "label_noise", "point"])["ratio"]
     assert ratios["simple", "right labels", 10, 0.4, "step 100"] == pytest.approx(3)
