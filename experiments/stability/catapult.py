@@ -2,7 +2,7 @@
 
 784–256–256–10 on raw MNIST, the network of the map at raw pixels, whose λ_max at initialisation is
 some 22,000: B = 1, 32 and 1,024 at 20 rates from below 2/λ_max to above every edge, three seeds.
-λ_max of the loss of 500 fixed images before the first update and after each of the first 50; then
+λ_max of the loss of 200 fixed images before the first update and after each of the first 50; then
 the run goes on to 300 updates, which show how it ends. Beside it the study's own network, 1,024
 units wide, at a few rates around its edges: stars on the map.
 
@@ -43,7 +43,7 @@ RATES = tuple(float(f"{rate:.3g}") for rate in np.geomspace(2e-5, 1e-2, 20))
 WATCHED = 50  # updates after each of which λ_max is measured
 UPDATES = 300  # of a run: it has died, or trains, by then
 LOOK = 25  # updates between two looks at the loss from there on
-MEASURED_ON = 500  # images
+MEASURED_ON = 200  # images
 RTOL = 0.05  # of λ_max, whose changes here are by factors
 MOST_PRODUCTS = 40
 # the study's network: a third of an epoch at B = 1, an epoch at the others

@@ -27,7 +27,7 @@ LABELS = {  # how a run ends: colour and marker
     "diverged": (ORANGE, "x", "diverged"),
 }
 CAPTION = (
-    "MNIST at raw pixels. Above: 784–256–256–10, $\\lambda_{\\max}$ of the loss of 500 images "
+    "MNIST at raw pixels. Above: 784–256–256–10, $\\lambda_{\\max}$ of the loss of 200 images "
     "after each update, three seeds a rate; below the line gradient descent is stable; a line ends "
     "where the loss is no longer finite or the curvature no longer computable. Below: how each "
     "run of that network ends after 300 updates (small) and, above these, the study's network "
