@@ -39,11 +39,11 @@ FIGURES = {
     "stability_map": stability_map.figure,
     "stability_prediction": stability_prediction.figure,
     "critical_batch": critical_batch.figure,
+    "sharp_minima": sharp_minima.figure,
 }
 # whose tables are not committed yet
 PENDING = {
     "small_batches": small_batches.figure,
-    "sharp_minima": sharp_minima.figure,
     "batch_cost": batch_cost.figure,
     "bias_variance": bias_variance.figure,
     "catapult": catapult.figure,

@@ -91,7 +91,8 @@ def _name_what_is_left_of(axes: Axes, rows: pd.DataFrame, cases: dict[str, str])
             if len(own) and own["value"].iloc[0] < -ACCURACY:
                 text = f"← {own['value'].iloc[0]:.3f}".replace("-0.", "−.")
                 where = (-0.97 * ACCURACY, place + 0.2 * (shift - 1))
-                axes.annotate(text, where, color=colour, fontsize=7, va="center")
+                own_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+                axes.annotate(text, where, color=colour, fontsize=7, va="center", bbox=own_box)
 
 
 def _draw_cases(axes: Axes, rows: pd.DataFrame, cases: list[str]) -> None:
