@@ -39,7 +39,8 @@ def runs_table(runs: Runs, curves: pd.DataFrame) -> pd.DataFrame:
     η·λ_max/2 at initialisation. tamed: of those above 1 there, whether it is below 1 in most of the
     last ten steps watched, the loss being finite throughout and lower at their end than at the
     start; a single low value is none, as where outputs that have blown up saturate. tamed_step:
-    the first step below 1. peak: the largest value.
+    the first step below 1. peak: the largest value. settled: the median over those last ten steps.
+    survived: the run has neither blown up nor died, whether or not it has learnt anything.
     """
     rows = []
     for _, record in runs:
@@ -47,9 +48,10 @@ def runs_table(runs: Runs, curves: pd.DataFrame) -> pd.DataFrame:
         label, loss = _label(record), record["train"]["loss"]
         row |= {"part": record["part"], "label": label, "loss": loss}
         below_chance = loss is not None and loss < AT_CHANCE * record["chance_loss"]
-        row |= {"trained": int(label not in ("diverged", "dead") and below_chance)}
+        survived = label not in ("diverged", "dead")
+        row |= {"survived": int(survived), "trained": int(survived and below_chance)}
         row |= {"diverged_at_step": record["diverged_at_step"]}
-        row |= {"start": math.nan, "peak": math.nan, "tamed": math.nan, "tamed_step": math.nan}
+        row |= dict.fromkeys(["start", "peak", "settled", "tamed", "tamed_step"], math.nan)
         if record["part"] == "watched":
             own = curves
             for name in CASE:
@@ -63,6 +65,8 @@ def _of_curvature(curve: pd.DataFrame) -> dict[str, float]:
     """What runs_table says of the curvature along a watched run."""
     relative, losses = curve["relative"].to_numpy(), curve["loss"].to_numpy()
     found = {"start": float(relative[0]), "peak": float(np.nanmax(relative))}
+    if np.isfinite(last := relative[-SETTLED:]).any():
+        found["settled"] = float(np.nanmedian(last))
     if not relative[0] > 1:
         return found
     is_lower = bool(np.isfinite(losses).all()) and bool(losses[-1] < losses[0])
@@ -80,7 +84,8 @@ def shares_table(table: pd.DataFrame) -> pd.DataFrame:
 
     At the same rates for all batch sizes: from those that begin above 2/λ_max to the largest at
     which any run trains at the largest batch size. Shares are of each seed's rates, with Student's
-    t over the seeds: runs of a seed share their initial parameters.
+    t over the seeds: runs of a seed share their initial parameters. start, settled: of those that
+    survive the largest and the median. highest_surviving: the largest rate at which all seeds do.
     """
     watched = table[(table["part"] == "watched")]
     largest = watched[watched["batch_size"] == watched["batch_size"].max()]
@@ -92,7 +97,11 @@ def shares_table(table: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {"batch_size": batch_size, "runs": len(group)}
         row |= {"lowest_rate": group["learning_rate"].min()}
         row |= {"highest_rate": group["learning_rate"].max()}
-        by_seed = group.groupby("seed")[["tamed", "trained"]].mean()
+        by_seed = group.groupby("seed")[["tamed", "trained", "survived"]].mean()
+        survived = group[group["survived"] == 1]
+        row |= {"start": survived["start"].max(), "settled": survived["settled"].median()}
+        of_rates = group.groupby("learning_rate")["survived"].min()
+        row |= {"highest_surviving": of_rates[of_rates == 1].index.max()}
         for name in by_seed:
             row |= estimate_row(str(name), paired(by_seed[name]))
         row |= {"tamed_and_trained": int((tamed & trained).sum())}

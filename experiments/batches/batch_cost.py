@@ -49,7 +49,7 @@ WORKERS = (0, 2)
 WARM_UP = 5  # batches before the clock starts: a loader's workers are up by then
 LEARNING_RATE = 0.1
 FULL_BATCHES = (64, 256, 1024, 4096, 16384, 60_000)
-# timed steps of a full batch in a round, the shortest counting: three, and of small ones
+# timed steps of a full batch in a round, whose median counts: three, and of small ones
 # as many as use 65,536 examples, 100 at most
 REPEATS, FEWEST_EXAMPLES = 3, 65_536
 SCALES: dict[str, dict[str, Any]] = {

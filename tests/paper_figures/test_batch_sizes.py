@@ -133,6 +133,12 @@ def test_runs_are_tamed_where_the_curvature_falls(tables):
     assert shares["tamed"].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
     assert shares["trained"].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
     assert shares["diverged"].tolist() == [4, 2, 0]
+    assert shares["survived"].tolist() == shares["trained"].tolist()
+    assert shares["highest_surviving"].tolist() == [2e-4, 1e-3, 2.5e-3]
+    assert shares["start"].tolist() == pytest.approx([2, 10, 25])
+    # the median over the steps 41 to 50 of the run or runs there
+    last = np.median(np.exp(-np.arange(41, 51) / 8))
+    assert shares["settled"].tolist() == pytest.approx([2 * last, 6 * last, 10 * last])
     assert shares["tamed_not_trained"].tolist() == [0, 0, 0]
     runs = tables["catapult"]["runs"].query("part == 'watched'")
     row = runs.query("batch_size == 32 and learning_rate == 1e-3").iloc[0]
