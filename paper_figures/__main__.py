@@ -41,12 +41,12 @@ FIGURES = {
     "critical_batch": critical_batch.figure,
     "sharp_minima": sharp_minima.figure,
     "bias_variance": bias_variance.figure,
+    "catapult": catapult.figure,
 }
 # whose tables are not committed yet
 PENDING = {
     "small_batches": small_batches.figure,
     "batch_cost": batch_cost.figure,
-    "catapult": catapult.figure,
     "model_size": model_size.figure,
     "heterogeneity": heterogeneity.figure,
     "anatomy": anatomy.figure,

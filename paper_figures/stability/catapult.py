@@ -22,7 +22,7 @@ HIGHEST = 1e5  # of η·λ_max/2 drawn: what has gone beyond does not come back
 LABELS = {  # how a run ends: colour and marker
     "converged": (BLUE, "o", "trains"),
     "catapult": (GREEN, "^", "trains after a rise"),
-    "slow": (BLACK, ".", "loss not below chance"),
+    "slow": (BLACK, ".", "loss above chance"),
     "dead": (PURPLE, "X", "dead"),
     "diverged": (ORANGE, "x", "diverged"),
 }
@@ -41,7 +41,7 @@ def figure(data: Path) -> Figure:
     curves = read_table(data / "catapult" / "curves.csv")
     runs = read_table(data / "catapult" / "runs.csv")
     with plt.rc_context({**STYLE, **COMPACT}):
-        drawn = Figure(figsize=(5.5, 5.0), layout="constrained")
+        drawn = Figure(figsize=(5.5, 5.2), layout="constrained")
         grid = drawn.add_gridspec(2, 3, height_ratios=(1.5, 1))
         rates = _rates(runs)
         first: Axes | None = None
@@ -56,7 +56,7 @@ def figure(data: Path) -> Figure:
         ends = drawn.add_subplot(grid[1, :])
         _draw_ends(ends, runs)
         marks, names = ends.get_legend_handles_labels()
-        drawn.legend(lines + marks, labels + names, loc="outside upper center", ncols=5)
+        drawn.legend(lines + marks, labels + names, loc="outside upper center", ncols=3)
         drawn.supxlabel(fill(CAPTION, 104), fontsize=7)
     return drawn
 
