@@ -42,11 +42,11 @@ FIGURES = {
     "sharp_minima": sharp_minima.figure,
     "bias_variance": bias_variance.figure,
     "catapult": catapult.figure,
+    "small_batches": small_batches.figure,
+    "batch_cost": batch_cost.figure,
 }
 # whose tables are not committed yet
 PENDING = {
-    "small_batches": small_batches.figure,
-    "batch_cost": batch_cost.figure,
     "model_size": model_size.figure,
     "heterogeneity": heterogeneity.figure,
     "anatomy": anatomy.figure,

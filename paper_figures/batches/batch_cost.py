@@ -52,7 +52,7 @@ def figure(data: Path) -> Figure:
             ncols=3,
         )
         caption = CAPTION.format(rounds=changes["rounds"].min(), load=changes["load"].median())
-        drawn.supxlabel(fill(caption, 104), fontsize=7)
+        drawn.supxlabel(fill(caption, 98), fontsize=7)
     return drawn
 
 
