@@ -136,9 +136,12 @@ def usable_range(exponents: np.ndarray, by_seed: np.ndarray) -> tuple[End, End]:
 def _range_columns(exponents: np.ndarray, by_seed: np.ndarray) -> dict[str, float]:
     """Both ends and the width, each with its interval."""
 
-    def bound(statistic: Callable[[End, End], float]) -> tuple[float, float, float]:
-        return bootstrap_interval(by_seed, lambda rows: statistic(*usable_range(exponents, rows)))
+    def bounds(statistic: Callable[[End, End], float]) -> tuple[float, float]:
+        return bootstrap_interval(by_seed, lambda rows: statistic(*usable_range(exponents, rows)))[
+            1:
+        ]
 
+    ends = usable_range(exponents, by_seed)
     row: dict[str, float] = {}
     # of each quantity its value, and what it is at least and at most
     for name, value, least, most in (
@@ -152,9 +155,9 @@ def _range_columns(exponents: np.ndarray, by_seed: np.ndarray) -> dict[str, floa
         ),
     ):
         row |= {
-            name: bound(value)[0],
-            f"{name}_low": bound(least)[1],
-            f"{name}_high": bound(most)[2],
+            name: value(*ends),
+            f"{name}_low": bounds(least)[0],
+            f"{name}_high": bounds(most)[1],
         }
     return row
 

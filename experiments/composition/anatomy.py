@@ -67,7 +67,7 @@ def course(
 ) -> dict[str, Any]:
     """Trains below the lowest loss, and measures at the start and near each loss."""
     points = [{"goal": None, "step": 0, "loss": None, **dissect(training)}]
-    for step, loss, goal, _ in looks_at(training, curve, goals):
+    for step, loss, goal in looks_at(training, curve, goals):
         points.append({"goal": goal, "step": step, "loss": loss, **dissect(training)})
     return {**identity(cell, training), "points": points}
 

@@ -35,17 +35,15 @@ def sparse_looks(
 
 def looks_at(
     training: Training, curve: LossCurve, goals: Sequence[float]
-) -> Iterator[tuple[int, float, float, bool]]:
+) -> Iterator[tuple[int, float, float]]:
     """Trains until it is below all goals, and gives each look near one of them.
 
-    A look is its step, its loss, the goal, and whether it is the first near this goal.
+    A look is its step, its loss and the goal.
     """
-    seen: set[float] = set()
     for step, loss in sparse_looks(training, curve):
         for goal in goals:
             if abs(loss / goal - 1) <= NEAR:
-                yield step, loss, goal, goal not in seen
-                seen.add(goal)
+                yield step, loss, goal
         if loss < (1 - NEAR) * min(goals):
             return
 

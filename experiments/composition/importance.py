@@ -14,7 +14,7 @@ by progress (McCandlish et al. 2018, 2.12), so that up to each loss B_crit shoul
 Σ w·B_simple·f/Σ w·B_simple, w the progress of each stretch, 1/(1 + f·B_simple/B) a step. Beside it
 the same with what fresh gradient norms and no floor would leave, the bound.
 
-Primary statistic, at each loss: log of B_crit by importance over B_crit evenly, each from the
+Primary statistic, at each loss: log of B_crit by importance over that of even draws, each from the
 seed's own runs, less the log of the seed's forecast, mean over seeds with Student's t; Holm over
 the losses. Beside it the ratio itself, that of S_min, which should be 1, and that of E_min.
 

@@ -73,7 +73,7 @@ def course(
 ) -> dict[str, Any]:
     """Trains below the lowest loss, and measures near each."""
     rows = []
-    for step, loss, goal, _ in looks_at(training, curve, goals):
+    for step, loss, goal in looks_at(training, curve, goals):
         noise = noise_at(
             training,
             num_examples=NUM_EXAMPLES,

@@ -49,7 +49,7 @@ def course(
     """Trains below the lowest loss, and measures near each."""
     rows = [
         {"goal": goal, "step": step, "loss": loss, **noise_at(training, num_examples=NUM_EXAMPLES)}
-        for step, loss, goal, _ in looks_at(training, curve, goals)
+        for step, loss, goal in looks_at(training, curve, goals)
     ]
     return {**identity(cell, training), "rows": rows}
 

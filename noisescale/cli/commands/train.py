@@ -159,7 +159,7 @@ Examples:
 @click.option(
     "--noise-sign",
     is_flag=True,
-    help="B_ℓ1 = ‖σ‖₁²/‖G‖₁² of sign descent as well, for the time of a noise scale more.",
+    help="B_ℓ1 = ‖σ‖₁²/‖G‖₁² of sign descent as well, in a further pass over the examples.",
 )
 @click.option(
     "--measure-sharpness-every",
