@@ -44,13 +44,13 @@ FIGURES = {
     "catapult": catapult.figure,
     "small_batches": small_batches.figure,
     "batch_cost": batch_cost.figure,
+    "temperature": temperature.figure,
 }
 # whose tables are not committed yet
 PENDING = {
     "model_size": model_size.figure,
     "heterogeneity": heterogeneity.figure,
     "anatomy": anatomy.figure,
-    "temperature": temperature.figure,
     "fronts": fronts.figure,
     "schedules": schedules.figure,
     "importance": importance.figure,
