@@ -45,12 +45,12 @@ FIGURES = {
     "small_batches": small_batches.figure,
     "batch_cost": batch_cost.figure,
     "temperature": temperature.figure,
+    "anatomy": anatomy.figure,
 }
 # whose tables are not committed yet
 PENDING = {
     "model_size": model_size.figure,
     "heterogeneity": heterogeneity.figure,
-    "anatomy": anatomy.figure,
     "fronts": fronts.figure,
     "schedules": schedules.figure,
     "importance": importance.figure,
