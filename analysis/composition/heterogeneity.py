@@ -21,19 +21,13 @@ from noisescale.statistics.estimate import estimate_row, from_log_samples, undef
 
 CASE = ["classes", "label_noise"]
 MIXTURE = "imbalance"  # images of the first class for one of the last
-START = "step 0"
 MOST_CLASSES = 10  # that the fewer are compared with
 CLEAN = "noise0"  # the front of right labels
 QUANTITIES = ("simple", *PARTS)
 
 
 def points_table(runs: Runs) -> pd.DataFrame:
-    """A row per run and point: means over its looks, and B_simple, mean tr Σ over mean |G|².
-
-    predicted: B_simple at this seed's initialisation by its gradients under right and under evenly
-    drawn labels, a share q = p·C/(C − 1) of these; approximate: the same by (B_simple(0) + 1)/(1 −
-    q)² − 1, as if outputs were equal. Both are nan at other points.
-    """
+    """A row per run and point: means over its looks, and B_simple, mean tr Σ over mean |G|²."""
     rows = [
         {
             "classes": record["num_classes"],
@@ -49,32 +43,40 @@ def points_table(runs: Runs) -> pd.DataFrame:
     grouped = looks.groupby([*CASE, MIXTURE, "seed", "point"])
     table = grouped[["step", "validation_loss", *PARTS]].mean()
     table = table.join(grouped.size().rename("num_looks")).reset_index()
-    table["simple"] = quotient(table["gradient_variance"], table["squared_gradient_norm"])
-    evenly = evenly_drawn(table["label_noise"], table["classes"])
-    is_start = (table["point"] == START) & (table[MIXTURE] == 1)
-    approximate = (_clean(table, "simple") + 1) / (1 - evenly) ** 2 - 1
-    table["predicted"] = _predicted(runs, table, evenly).where(is_start)
-    table["approximate"] = approximate.where(is_start)
-    return table
+    return table.assign(simple=quotient(table["gradient_variance"], table["squared_gradient_norm"]))
 
 
-def _predicted(runs: Runs, table: pd.DataFrame, evenly: pd.Series[float]) -> pd.Series[float]:
-    """B_simple with a share of labels drawn evenly, by the seed's own gradients under either."""
-    mixtures = {
-        (record["num_classes"], record["seed"]): record["mixture"]
-        for _, record in without_fronts(runs)
-        if "mixture" in record and record.get(MIXTURE, 1.0) == 1
-    }
-    found = []
-    for classes, seed, q in zip(table["classes"], table["seed"], evenly, strict=True):
-        of = mixtures.get((classes, seed))
-        if of is None:
-            found.append(np.nan)
+def redrawn_table(runs: Runs) -> pd.DataFrame:
+    """A row per seed, classes and share: B_simple at initialisation, its wrong labels the seed's.
+
+    predicted: by the gradients of this seed under right and under evenly drawn labels, a share q =
+    p·C/(C − 1) of these; approximate: by (B_simple(0) + 1)/(1 − q)² − 1, as if outputs were equal.
+    """
+    rows = []
+    for _, record in without_fronts(runs):
+        if "redrawn" not in record:
             continue
-        signal = (1 - q) ** 2 * of["clean_clean"] + q**2 * of["even_even"]
-        signal += 2 * q * (1 - q) * of["clean_even"]
-        found.append(((1 - q) * of["clean_squares"] + q * of["even_squares"]) / signal - 1)
-    return pd.Series(found, index=table.index, dtype=float)
+        of = record["mixture"]
+        classes = record["num_classes"]
+        clean = of["clean_squares"] / of["clean_clean"] - 1
+        case: dict[str, Any] = {"classes": classes, "seed": record["seed"]}
+        exact = {"predicted": clean, "approximate": clean}
+        rows.append(case | {"label_noise": 0.0, "simple": clean} | exact)
+        for drawn in record["redrawn"]:
+            q = evenly_drawn(drawn["label_noise"], classes)
+            signal = (1 - q) ** 2 * of["clean_clean"] + q**2 * of["even_even"]
+            signal += 2 * q * (1 - q) * of["clean_even"]
+            squares = (1 - q) * of["clean_squares"] + q * of["even_squares"]
+            rows.append(
+                case
+                | {
+                    "label_noise": drawn["label_noise"],
+                    "simple": drawn["gradient_variance"] / drawn["squared_gradient_norm"],
+                    "predicted": squares / signal - 1,
+                    "approximate": (clean + 1) / (1 - q) ** 2 - 1,
+                }
+            )
+    return pd.DataFrame(rows).sort_values([*CASE, "seed"], ignore_index=True)
 
 
 def evenly_drawn(share: Any, classes: Any) -> Any:
@@ -119,13 +121,14 @@ def mixtures_table(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def law_table(points: pd.DataFrame) -> pd.DataFrame:
+def law_table(redrawn: pd.DataFrame) -> pd.DataFrame:
     """A row per case at initialisation: B_simple measured, predicted, and the ratio of the two.
 
-    Geometric means over seeds with Student's t. p: of a ratio of one, by Holm over all p > 0.
+    Geometric means over seeds, each with wrong labels of its own, with Student's t. p: of a ratio
+    of one, by Holm over all p > 0.
     """
     rows = []
-    for case, group in _equal(points[points["point"] == START]).groupby(CASE):
+    for case, group in redrawn.groupby(CASE):
         row: dict[str, Any] = dict(zip(CASE, case, strict=True))
         row |= estimate_row("measured", _geometric(group["simple"]))
         row |= estimate_row("predicted", _geometric(group["predicted"]))
@@ -134,7 +137,7 @@ def law_table(points: pd.DataFrame) -> pd.DataFrame:
         ratio = group["simple"] / group["predicted"]
         _, beside = over_seeds(np.log(ratio.to_numpy()))
         if row["label_noise"] == 0:
-            beside["p"] = np.nan  # of the same images and labels
+            beside["p"] = np.nan  # one measurement
         rows.append(row | estimate_row("ratio", _geometric(ratio)) | beside)
     table = pd.DataFrame(rows)
     table["p"] = holm(table["p"].tolist())
@@ -186,8 +189,9 @@ def _geometric(values: pd.Series[float]) -> Any:
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from."""
     points = points_table(runs)
-    made = {"points": points, "law": law_table(points), "ratios": ratios_table(points)}
-    made["mixtures"] = mixtures_table(points)
+    redrawn = redrawn_table(runs)
+    made = {"points": points, "redrawn": redrawn, "law": law_table(redrawn)}
+    made |= {"ratios": ratios_table(points), "mixtures": mixtures_table(points)}
     steps = steps_table(runs)
     if steps.empty:
         return made

@@ -15,8 +15,10 @@ The law: labels of which a share p is wrong are ones of which a share q = p·C/(
 evenly from all classes. At any parameters G(p) = (1 − q)·G(0) + q·G_even, and the mean of |g|²
 likewise, with the gradients of the same images under right labels and under every class in turn:
 from these, measured on all images at initialisation, B_simple(p) follows but for the draw of the
-labels. Were outputs equal, G_even would vanish and the mean of |g|² not change, so that B_simple(p)
-+ 1 = (B_simple(0) + 1)/(1 − q)², which is the (1 − p)⁻² of the literature.
+labels. A data set's wrong labels are one draw for all seeds, whose error would be common to them;
+so the law is held against labels that are drawn anew for each seed. Were outputs equal, G_even
+would vanish and the mean of |g|² not change, so that B_simple(p) + 1 = (B_simple(0) + 1)/(1 − q)²,
+which is the (1 − p)⁻² of the literature.
 
 Primary statistic: at initialisation B_simple(p) over the prediction by the same seed's gradients,
 for each p > 0 and C, a geometric mean over seeds with Student's t; Holm over all of them. Beside
@@ -44,7 +46,13 @@ from typing import Any
 import torch
 
 from experiments.batches.scores import identity
-from experiments.composition.equal_loss import NEAR, current, noise_at, sparse_looks
+from experiments.composition.equal_loss import (
+    NEAR,
+    current,
+    noise_at,
+    sparse_looks,
+    values_of,
+)
 from experiments.runs import Unit, unit_experiment
 from noisescale import (
     CriticalBatchConfig,
@@ -52,8 +60,10 @@ from noisescale import (
     ProblemConfig,
     TrainConfig,
     gradient_moments,
+    measure_noise,
 )
 from noisescale.problems.config import MOST_CLASSES
+from noisescale.problems.data.splits import with_wrong_labels
 from noisescale.problems.problem import num_examples_of
 from noisescale.problems.sampling import independent_seed
 from noisescale.studies.jobs.cell import Cell
@@ -95,9 +105,19 @@ SCALES: dict[str, dict[str, Any]] = {
 
 
 def course(
-    cell: Cell, training: Training, curve: LossCurve, *, classes: int, steps: tuple[int, ...]
+    cell: Cell,
+    training: Training,
+    curve: LossCurve,
+    *,
+    classes: int,
+    steps: tuple[int, ...],
+    shares: tuple[float, ...] = (),
 ) -> dict[str, Any]:
-    """Trains to the last of the steps, and measures at each and near the validation loss."""
+    """Trains to the last of the steps, and measures at each and near the validation loss.
+
+    Before, where there are shares of wrong labels: what the law is made of, and the noise under
+    each of them.
+    """
     goal = OF_CHANCE * math.log(classes)
     rows: list[dict[str, Any]] = []
 
@@ -110,16 +130,17 @@ def course(
         noise = noise_at(training, num_examples=number)
         rows.append({"point": point, "step": training.step, **nullable(losses), **noise})
 
-    is_clean = not cell.problem.to_dict().get("label_noise")
-    mixture = mixed(training, classes) if is_clean else None
+    law: dict[str, Any] = {}
+    if shares:
+        law["mixture"] = mixed(training, classes)
+        law["redrawn"] = [redrawn(training, classes, share) for share in shares]
     held_out = LossCurve(training.problem, "validation")
     for step, loss in sparse_looks(training, held_out, besides=steps):
         if step in steps:
             note(f"step {step}", loss)
         if abs(loss / goal - 1) <= NEAR:
             note(EQUAL_LOSS, loss)
-    found = {**identity(cell, training), "num_classes": classes, "goal": goal, "rows": rows}
-    return found if mixture is None else found | {"mixture": mixture}
+    return {**identity(cell, training), "num_classes": classes, "goal": goal, "rows": rows, **law}
 
 
 def mixed(training: Training, classes: int) -> dict[str, float]:
@@ -148,10 +169,27 @@ def mixed(training: Training, classes: int) -> dict[str, float]:
     }
 
 
+def redrawn(training: Training, classes: int, share: float) -> dict[str, float]:
+    """The noise on all training images with a share of wrong labels, drawn for this seed."""
+    problem = current(training)
+    examples = problem.train
+    assert isinstance(examples, Examples)
+    assert isinstance(examples.targets, torch.Tensor)
+    seed = independent_seed("redrawn", training.config.seed, classes)
+    targets = with_wrong_labels(
+        examples.targets, share, classes, torch.Generator().manual_seed(seed)
+    )
+    noise = measure_noise(replace(problem, train=Examples(examples.inputs, targets)))
+    return {"label_noise": share, **values_of(noise)}
+
+
 def units(scale: str, out: Path) -> Iterator[list[Unit]]:
     """All shares, classes and mixtures of a seed, then those of the next."""
     settings = SCALES[scale]
     cases = [(classes, share, 1.0) for classes, share in settings["cases"]]
+    wrong: dict[int, list[float]] = {}  # shares above 0, by the number of classes
+    for classes, share, _ in cases:
+        wrong.setdefault(classes, []).extend([share] if share else [])
     cases += [(MOST_CLASSES, 0.0, imbalance) for imbalance in settings["imbalances"]]
     yield [
         Unit(
@@ -172,7 +210,12 @@ def units(scale: str, out: Path) -> Iterator[list[Unit]]:
                 seed=seed,
                 order_seed=independent_seed("heterogeneity", seed, classes),
             ),
-            course=partial(course, classes=classes, steps=settings["steps"]),
+            course=partial(
+                course,
+                classes=classes,
+                steps=settings["steps"],
+                shares=tuple(wrong[classes]) if share == 0 and imbalance == 1 else (),
+            ),
         )
         for seed in range(settings["seeds"])
         for classes, share, imbalance in cases

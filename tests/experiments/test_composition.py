@@ -123,7 +123,7 @@ def test_wrong_labels_are_measured_at_steps_and_at_equal_loss(tmp_path):
     assert points["step 0"]["squared_gradient_norm"] == pytest.approx(exact, rel=1e-5)
     assert "mixture" not in summary
     clean = carried_out(
-        partial(heterogeneity.course, classes=3, steps=(0,)),
+        partial(heterogeneity.course, classes=3, steps=(0,), shares=(0.2, 0.4)),
         tmp_path / "clean",
         problem=replace(DIGITS, classes=3),
         training=replace(PLAN, max_steps=1),
@@ -141,6 +141,14 @@ def test_wrong_labels_are_measured_at_steps_and_at_equal_loss(tmp_path):
     assert found["clean_clean"] == pytest.approx(right.squared_gradient_norm.value, rel=1e-5)
     bound = math.sqrt(found["clean_clean"] * found["even_even"])
     assert abs(found["clean_even"]) <= bound
+    # wrong labels are the seed's own, about the law
+    assert [row["label_noise"] for row in clean["redrawn"]] == [0.2, 0.4]
+    for row in clean["redrawn"]:
+        q = row["label_noise"] * 3 / 2
+        law = (1 - q) ** 2 * found["clean_clean"] + q**2 * found["even_even"]
+        law += 2 * q * (1 - q) * found["clean_even"]
+        assert row["squared_gradient_norm"] == pytest.approx(law, rel=0.2)
+    assert clean["redrawn"][0]["squared_gradient_norm"] != pytest.approx(exact, rel=1e-4)
 
 
 def test_numbers_of_images_are_multiples_of_the_batch_sizes():

@@ -73,12 +73,17 @@ def temperature(of_size: float = 1.0, of_rate: float = 0.5) -> Runs:
 def heterogeneity(excess: float = 1.1) -> Runs:
     """The law at initialisation times `excess`, give or take a seed's own .01; later p triples."""
     runs: Runs = []
+
+    def law(clean: float, share: float, classes: int) -> float:
+        return (clean + 1) / (1 - share * classes / (classes - 1)) ** 2 - 1
+
+    def off_law(seed: int) -> float:
+        return float(excess * np.exp(0.01 * (seed - 1)))
+
     for classes, share in ((10, 0.0), (10, 0.2), (10, 0.4), (2, 0.0), (2, 0.2)):
-        evenly = share * classes / (classes - 1)
         for seed in range(3):
             clean = (90 if classes == 10 else 45) + seed
-            off = excess * np.exp(0.01 * (seed - 1)) if share else 1.0
-            simple = ((clean + 1) / (1 - evenly) ** 2 - 1) * off
+            simple = law(clean, share, classes) * (off_law(seed) if share else 1.0)
             record: dict[str, Any] = {"num_classes": classes, "seed": seed, "rows": []}
             if share:  # as a configuration says it
                 record["label_noise"] = share
@@ -87,6 +92,15 @@ def heterogeneity(excess: float = 1.1) -> Runs:
                     **{"clean_clean": 0.5, "clean_even": 0.0, "even_even": 0.0},
                     **dict.fromkeys(["clean_squares", "even_squares"], 0.5 * (clean + 1)),
                 }
+                own = off_law(seed)
+                record["redrawn"] = [
+                    {
+                        "label_noise": wrong,
+                        "squared_gradient_norm": 0.5,
+                        "gradient_variance": 0.5 * law(clean, wrong, classes) * own,
+                    }
+                    for wrong in ((0.2, 0.4) if classes == 10 else (0.2,))
+                ]
             for point, step, value in (
                 ("step 0", 0, simple),
                 ("step 100", 100, clean * (3 if share else 1)),

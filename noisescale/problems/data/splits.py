@@ -260,7 +260,10 @@ def _images(config: ProblemConfig, root: Path, device: torch.device | str) -> Sp
     if config.num_train is not None:
         subset = _subset(len(images), config.num_train)
         images, classes = images[subset], classes[subset]
-    classes = _with_wrong_labels(classes, config.label_noise, num_classes)
+    # of no seed that a user gives: a permutation under that is also what measurements draw their
+    # examples from, which would then be the wrong ones
+    generator = torch.Generator().manual_seed(independent_seed("label noise"))
+    classes = with_wrong_labels(classes, config.label_noise, num_classes, generator)
 
     def to_device(images: Tensor, classes: Tensor) -> Examples:
         pixels = _PIXELS[name]
@@ -300,14 +303,13 @@ def _unequal(classes: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat(kept).sort().values
 
 
-def _with_wrong_labels(classes: Tensor, share: float, num_classes: int) -> Tensor:
+def with_wrong_labels(
+    classes: Tensor, share: float, num_classes: int, generator: torch.Generator
+) -> Tensor:
     """The classes (N,), round(share·N) of them replaced by another one; a new tensor.
 
     Which come first and what replaces each does not depend on the share.
     """
-    # of no seed that a user gives: a permutation under that is also what measurements draw their
-    # examples from, which would then be the wrong ones
-    generator = torch.Generator().manual_seed(independent_seed("label noise"))
     order = torch.randperm(len(classes), generator=generator)
     shifts = torch.randint(1, num_classes, (len(classes),), generator=generator)
     wrong = order[: round(share * len(classes))]
