@@ -46,6 +46,7 @@ FIGURES = {
     "batch_cost": batch_cost.figure,
     "temperature": temperature.figure,
     "anatomy": anatomy.figure,
+    "importance": importance.figure,
 }
 # whose tables are not committed yet
 PENDING = {
@@ -53,7 +54,6 @@ PENDING = {
     "heterogeneity": heterogeneity.figure,
     "fronts": fronts.figure,
     "schedules": schedules.figure,
-    "importance": importance.figure,
     "adam": adam.figure,
 }
 # drawn from a benchmark's JSON
