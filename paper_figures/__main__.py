@@ -47,11 +47,11 @@ FIGURES = {
     "temperature": temperature.figure,
     "anatomy": anatomy.figure,
     "importance": importance.figure,
+    "heterogeneity": heterogeneity.figure,
 }
 # whose tables are not committed yet
 PENDING = {
     "model_size": model_size.figure,
-    "heterogeneity": heterogeneity.figure,
     "fronts": fronts.figure,
     "schedules": schedules.figure,
     "adam": adam.figure,
