@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,9 +36,9 @@ from noisescale.problems.problem import (
 from noisescale.problems.sampling import Batches
 from noisescale.training.adaptive_batch import AdaptiveBatchSize
 from noisescale.training.config import TrainConfig, resolve_batch_size
-from noisescale.training.evaluation import check_losses
 from noisescale.training.records.checkpoint import Checkpoint
 from noisescale.training.tracking.losses import LossHistory
+from noisescale.training.updates.batch import Batch, Share
 from noisescale.training.updates.cuda_graph import CudaGraphUpdate
 from noisescale.training.updates.importance import ImportanceBatches, OutputNorms
 from noisescale.training.updates.preparation import (
@@ -277,7 +276,8 @@ class Training:
         # accumulating over chunks takes a stored gradient
         if self.in_place is not None and len(indices) <= CHUNK:
             ((examples, part),) = self._with_shares([indices], len(indices))
-            loss = self.in_place.update(partial(self._losses_of, examples=examples), part)
+            losses = partial(self._losses_of, examples=examples)
+            loss = self.in_place.update(Batch(losses, part, examples))
             self._record_norms(indices, part)
             return loss
         schedule = self.schedule
@@ -303,7 +303,7 @@ class Training:
 
     def _with_shares(
         self, chunks: Sequence[Tensor], batch_size: int
-    ) -> Iterator[tuple[Examples, _Share]]:
+    ) -> Iterator[tuple[Examples, Share]]:
         """The examples of a batch's chunks, one after the other, each with its share of the loss.
 
         With weights of the problem all are read first: what a chunk counts for is said by the whole
@@ -316,7 +316,7 @@ class Training:
             if isinstance(self.batches, ImportanceBatches):
                 drawn = self.batches.weights.split(sizes)
             for chunk, of_chunk in zip(chunks, drawn, strict=True):
-                share = _Share(size=len(chunk), divisor=batch_size, counts=of_chunk)
+                share = Share(size=len(chunk), divisor=batch_size, counts=of_chunk)
                 yield self._examples_at(chunk), share
             return
         parts = [self._examples_at(chunk) for chunk in chunks]
@@ -327,7 +327,7 @@ class Training:
         # of a batch that counts nothing at all the loss is zero, and so is its gradient
         whole = of_batch.sum(dtype=torch.float64).clamp(min=LEAST_WEIGHT)
         for part, count in zip(parts, counts, strict=True):
-            yield part, _Share(size=part.num_examples, divisor=whole, counts=count)
+            yield part, Share(size=part.num_examples, divisor=whole, counts=count)
 
     def _losses_of(self, model: Callable[..., Any], examples: Examples) -> Tensor:
         """The losses of examples (n,)."""
@@ -339,7 +339,7 @@ class Training:
             outputs = self._output_norms.keep(outputs)
         return self.problem.loss(outputs, examples.targets)
 
-    def _record_norms(self, indices: Tensor, part: _Share) -> None:
+    def _record_norms(self, indices: Tensor, part: Share) -> None:
         """Of the backward pass just made over these examples, where what is drawn goes by them."""
         if self._output_norms is not None and isinstance(self.batches, ImportanceBatches):
             assert part.counts is not None
@@ -398,6 +398,8 @@ class Training:
             self._examples_at(torch.arange(min(2, num_examples), device=self.device)).inputs,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
+            # importance sampling needs what autograd leaves at the outputs
+            loss=self.problem.loss if self._output_norms is None else None,
         )
 
     def restore(self, start: Checkpoint) -> None:
@@ -481,28 +483,3 @@ def _as_float32(tensor: Tensor) -> Tensor:
 def ghost_sizes(model: nn.Module) -> set[int]:
     """How many examples the model's ghost batch norms take together, if it has any."""
     return {module.ghost_size for module in model.modules() if isinstance(module, GhostBatchNorm)}
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What some of a batch's examples add to its mean loss: called with their losses.
-
-    size: how many they are. divisor: B, or the weights of the whole batch. counts: their weights
-    (size,); None: one each.
-    """
-
-    size: int
-    divisor: int | Tensor
-    counts: Tensor | None = None
-
-    def __call__(self, losses: Tensor) -> Tensor:
-        """The sum () of the losses, divided; SettingError where they are others."""
-        check_losses(losses, self.size)
-        if self.counts is None:
-            return losses.mean() if self.size == self.divisor else losses.sum() / self.divisor
-        return (losses * (self.counts.to(losses) / self.divisor)).sum()
-
-    @property
-    def weight(self) -> float | None:
-        """What their mean gradient counts for beside the others'; None: as they are many."""
-        return None if self.counts is None else float(self.counts.sum())

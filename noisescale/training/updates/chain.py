@@ -45,14 +45,25 @@ ELEMENTWISE: dict[type[nn.Module], _Elementwise] = {
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+class _Link(NamedTuple):
+    """A layer of a chain: how an activation is run; or what a linear one has, and is it trained."""
+
+    layer: nn.Module
+    elementwise: _Elementwise | None
+    weight: Any
+    bias: Tensor | None
+    is_trained: bool
+
+
 class Chain:
     """A model that is a chain, run and updated layer by layer.
 
     A step at a small batch size takes longer to be recorded by autograd, and to be watched for what
     the model might do otherwise, than to be computed. A Sequential of known layers does nothing
-    otherwise. In place of the model this is called with the inputs; autograd begins at the outputs
-    that it returns, so that any loss may follow. Once the backward pass of that has been made,
-    `descend` goes on down the layers, each updated as soon as its gradient is known.
+    otherwise. `forward` runs it without a graph; where the gradient at its outputs is known,
+    `descend` goes on from there down the layers, each updated as soon as its gradient is known. Any
+    other loss is called with the chain in place of the model: autograd begins at the outputs that
+    it returns, and `descend` goes on from what the backward pass leaves there.
 
     Args:
         model: a chain, see `of`.
@@ -66,10 +77,15 @@ class Chain:
     def __init__(self, model: nn.Module, layers: tuple[nn.Module, ...]) -> None:
         self.ran = False
         self._model = model
-        self._layers = layers
-        self._hooks = [getattr(layer, name) for layer in model.modules() for name in HOOKS]
-        self._hooks += [getattr(of_all_modules, f"_global{name}") for name in HOOKS]
-        self._trained = [_is_trained(layer) for layer in layers]
+        self._links = [_link(layer) for layer in layers]
+        trained = [link.is_trained for link in self._links]
+        lowest = trained.index(True)
+        # from the top down to the lowest that is trained, below which no gradient is needed
+        self._down = [
+            (place, place > lowest, *self._links[place])
+            for place in reversed(range(lowest, len(layers)))
+        ]
+        self._watch = _Watch(model, layers)
         self._passed: list[Tensor] = []  # the inputs of the layers, and the outputs of the last
         self._outputs: Tensor | None = None
 
@@ -88,65 +104,124 @@ class Chain:
         if any("forward" in module.__dict__ for module in model.modules()):
             return None
         chain = cls(model, layers)
-        return None if any(chain._hooks) else chain
+        return None if chain._watch.sees_a_change() else chain
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        self.ran = (
+    def forward(self, inputs: Any) -> Tensor | None:
+        """The outputs, without a graph; None: they are not those of the layers one by one."""
+        self._passed = []
+        if not (
             type(inputs) is Tensor
             and inputs.layout is torch.strided
             and not inputs.requires_grad
             and torch.is_grad_enabled()
             and not torch.is_autocast_enabled(inputs.device.type)
             and not torch._C._are_functorch_transforms_active()
-            and not self._is_altered()
-        )
-        if not self.ran:
-            outputs: Tensor = self._model(inputs)
-            return outputs
-        passed = [inputs]
+            and not self._watch.sees_a_change()
+        ):
+            return None
+        passed = self._passed
+        x = inputs
         with torch.no_grad():
-            for layer in self._layers:
-                if isinstance(layer, nn.Linear):
-                    passed.append(F.linear(passed[-1], layer.weight, layer.bias))
+            for layer, elementwise, weight, bias, _ in self._links:
+                passed.append(x)
+                if elementwise is None:
+                    x = F.linear(x, weight, bias)
                 else:
-                    passed.append(ELEMENTWISE[type(layer)].forward(layer, passed[-1]))
-        self._passed = passed
+                    x = elementwise.forward(layer, x)
+        passed.append(x)
+        return x
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The outputs, where autograd's graph begins; of the model itself where it has changed."""
+        outputs = self.forward(inputs)
+        self.ran = outputs is not None
+        if outputs is None:
+            of_model: Tensor = self._model(inputs)
+            return of_model
         # another tensor: what lies in `passed` is read again on the way down
-        self._outputs = passed[-1].detach().requires_grad_()
+        self._outputs = outputs.detach().requires_grad_()
         return self._outputs
 
-    def descend(self, learning_rate: float, weight_decay: float) -> None:
-        """One step of `torch.optim.SGD` by what the loss's backward pass has left at the outputs.
+    @property
+    def gradient(self) -> Tensor | None:
+        """What a backward pass has left at the outputs; None: the loss does not depend on them."""
+        assert self._outputs is not None
+        outputs, self._outputs = self._outputs, None
+        return outputs.grad
+
+    def descend(self, grad: Tensor | None, learning_rate: float, weight_decay: float) -> None:
+        """One step of `torch.optim.SGD`.
 
         Args:
+            grad: of the loss at the outputs; None: there is none, and no step.
             learning_rate: η.
             weight_decay: λ.
         """
-        assert self._outputs is not None
-        grad, passed = self._outputs.grad, self._passed
-        self._outputs, self._passed = None, []
-        if grad is None:  # the loss does not depend on them
+        passed, self._passed = self._passed, []
+        if grad is None:
             return
-        lowest = self._trained.index(True)
         with torch.no_grad():
-            for place in range(len(self._layers) - 1, lowest - 1, -1):
-                layer, x = self._layers[place], passed[place]
-                if not isinstance(layer, nn.Linear):
-                    grad = ELEMENTWISE[type(layer)].backward(layer, grad, x, passed[place + 1])
+            for place, has_below, layer, elementwise, weight, bias, is_trained in self._down:
+                x = passed[place]
+                if elementwise is not None:
+                    grad = elementwise.backward(layer, grad, x, passed[place + 1])
                     continue
                 # before the weight changes
-                below = grad @ layer.weight if place > lowest else grad
-                if self._trained[place]:
-                    update_linear(layer.weight, layer.bias, x, grad, learning_rate, weight_decay)
+                below = grad @ weight if has_below else grad
+                if is_trained:
+                    update_linear(weight, bias, x, grad, learning_rate, weight_decay)
                 grad = below
 
-    def _is_altered(self) -> bool:
-        """Whether the model has come to do more, or other things, than it did at first."""
-        return (
-            any(self._hooks)
-            or tuple(_opened(self._model)) != self._layers
-            or [_is_trained(layer) for layer in self._layers] != self._trained
-        )
+
+class _Watch:
+    """Sees whether a model has come to do more, or other things, than it did at first.
+
+    Looked at before every update, so by identities alone, gathered once.
+    """
+
+    def __init__(self, model: nn.Module, layers: tuple[nn.Module, ...]) -> None:
+        modules = list(model.modules())
+        self._hooks = [getattr(module, name) for module in modules for name in HOOKS]
+        self._hooks += [getattr(of_all_modules, f"_global{name}") for name in HOOKS]
+        self._children = [(inner := module._modules, list(inner.values())) for module in modules]
+        self._kinds = [(layer, type(layer)) for layer in layers]
+        self._held = [(held := layer._parameters, list(held.items())) for layer in layers]
+        params = [param for _, items in self._held for _, param in items if param is not None]
+        self._params = [(param, param.requires_grad) for param in params]
+
+    def sees_a_change(self) -> bool:
+        """Hooks, other layers or parameters, another type of layer, frozen or thawed ones."""
+        if any(self._hooks):
+            return True
+        for modules, children in self._children:
+            if list(modules.values()) != children:
+                return True
+        for layer, kind in self._kinds:
+            if type(layer) is not kind:
+                return True
+        for held, items in self._held:
+            if len(held) != len(items):
+                return True
+            for name, param in items:
+                if held.get(name) is not param:
+                    return True
+        for param, is_trained in self._params:
+            if param.requires_grad is not is_trained:
+                return True
+            if param._backward_hooks or param._post_accumulate_grad_hooks:
+                return True
+        return False
+
+
+def _link(layer: nn.Module) -> _Link:
+    params = layer._parameters
+    return _Link(
+        layer,
+        ELEMENTWISE.get(type(layer)),
+        params.get("weight"),
+        params.get("bias"),
+        _is_trained(layer) is True,
+    )
 
 
 def _opened(model: nn.Module) -> Iterator[nn.Module]:

@@ -320,7 +320,8 @@ def update_linear(
         learning_rate: η.
         weight_decay: λ.
     """
-    inputs, grad = _rows(inputs), _rows(grad)
+    if grad.dim() != 2:
+        inputs, grad = _rows(inputs), _rows(grad)
     keep = 1.0 - learning_rate * weight_decay
     is_single = grad.shape[0] == 1  # len() takes as long as a small update
     if is_single and keep == 1.0:  # elementwise kernels beat BLAS at an outer product

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from noisescale.errors import first_line
-from noisescale.problems.models import copy_of
-from noisescale.problems.problem import Tree
+from noisescale.problems.models import copy_of, gradient_of
+from noisescale.problems.problem import LossFn, Tree
 from noisescale.problems.random_state import preserved_random_state
+from noisescale.training.updates.batch import Batch
 from noisescale.training.updates.chain import Chain
 from noisescale.training.updates.in_place_sgd import InPlaceSGD
 from noisescale.training.updates.preparation import make_gradients_dense
 
-# of a batch, (B,): called with the model, a copy of it or what stands in for one
-Losses = Callable[[Callable[..., Any]], Tensor]
-Mean = Callable[[Tensor], Tensor]  # losses (B,) -> ()
 # Updates made both ways: in the first one alone, layers that start at zero hide all below them
 PROVED_UPDATES = 3
 # Relative difference of two updates that rounding explains, in units of the precision: the terms of
@@ -44,6 +40,8 @@ class ProvedInPlaceSGD:
         inputs: of a trial pass, made on a copy.
         learning_rate: η.
         weight_decay: λ.
+        loss: of the examples; where its gradient at the outputs is known, that of a chain needs no
+            autograd. None: autograd is wanted.
 
     Attributes:
         note: why linear layers are, or once were, not updated in place; None: there is no such
@@ -51,12 +49,19 @@ class ProvedInPlaceSGD:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Tree, *, learning_rate: float, weight_decay: float
+        self,
+        model: nn.Module,
+        inputs: Tree,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        loss: LossFn | None = None,
     ) -> None:
         self.note: str | None = None
         self._model = model
         self._sgd = partial(SGD, weight_decay=weight_decay)
         self._optimizer = self._sgd(model.parameters(), lr=learning_rate)
+        self._gradient = None if loss is None else gradient_of(loss)
         self._to_prove = PROVED_UPDATES
         self._in_place: InPlaceSGD | None = None
         self._chain: Chain | None = None
@@ -81,29 +86,28 @@ class ProvedInPlaceSGD:
         if self._in_place is not None:
             self._in_place.learning_rate = rate
 
-    def update(self, losses: Losses, mean: Mean) -> Tensor:
+    def update(self, batch: Batch) -> Tensor:
         """One step; returns the mean loss () before it.
 
         Args:
-            losses: of the batch (B,), for the model or a copy of it.
-            mean: of the losses, which is minimised.
+            batch: whose mean loss is minimised.
         """
         in_place = self._in_place
         if in_place is None:
-            return self._stored(losses, mean)
+            return self._stored(batch)
         if self._to_prove:
             self._to_prove -= 1
-            return self._both_ways(in_place, losses, mean)
+            return self._both_ways(in_place, batch)
         if self._chain is not None:
-            return self._down_the_chain(self._chain, self._optimizer, losses, mean)
-        return self._without_storing(in_place, self._model, self._optimizer, losses, mean)
+            return self._down_the_chain(self._chain, self._optimizer, batch)
+        return self._without_storing(in_place, self._model, self._optimizer, batch)
 
-    def _both_ways(self, in_place: InPlaceSGD, losses: Losses, mean: Mean) -> Tensor:
+    def _both_ways(self, in_place: InPlaceSGD, batch: Batch) -> Tensor:
         """One step by torch.optim, and the same one in place on a copy, whose result is kept."""
         before = [param.detach().clone() for param in self._model.parameters()]
-        twin = self._twin(in_place, losses, mean)
+        twin = self._twin(in_place, batch)
         in_place.serve(self._model)
-        loss = self._stored(losses, mean)
+        loss = self._stored(batch)
         if twin is None:
             return loss
         for (name, param), theirs, start in zip(
@@ -117,7 +121,7 @@ class ProvedInPlaceSGD:
                 param.copy_(theirs)
         return loss
 
-    def _twin(self, in_place: InPlaceSGD, losses: Losses, mean: Mean) -> nn.Module | None:
+    def _twin(self, in_place: InPlaceSGD, batch: Batch) -> nn.Module | None:
         """A copy of the model after the step in place; None where that cannot be made."""
         device = next(self._model.parameters()).device
         try:
@@ -126,9 +130,9 @@ class ProvedInPlaceSGD:
                 in_place.serve(twin)
                 optimizer = self._sgd(twin.parameters(), lr=self.learning_rate)
                 if self._chain is not None and (chain := _chain_of(twin)) is not None:
-                    self._down_the_chain(chain, optimizer, losses, mean)
+                    self._down_the_chain(chain, optimizer, batch)
                     return twin
-                self._without_storing(in_place, twin, optimizer, losses, mean)
+                self._without_storing(in_place, twin, optimizer, batch)
         except FAILURES as error:
             self._disprove(f"an update in place fails ({first_line(error)})")
             return None
@@ -137,13 +141,18 @@ class ProvedInPlaceSGD:
             return None
         return twin
 
-    def _down_the_chain(self, chain: Chain, optimizer: SGD, losses: Losses, mean: Mean) -> Tensor:
+    def _down_the_chain(self, chain: Chain, optimizer: SGD, batch: Batch) -> Tensor:
         """One step on a chain, its layers one by one where nothing has been hung on them."""
-        loss = mean(losses(chain))
+        group = optimizer.param_groups[0]
+        known = self._without_autograd(chain, batch)
+        if known is not None:
+            loss, grad = known
+            chain.descend(grad, group["lr"], group["weight_decay"])
+            return loss
+        loss = batch.mean(chain)
         loss.backward()
         if chain.ran:
-            group = optimizer.param_groups[0]
-            chain.descend(group["lr"], group["weight_decay"])
+            chain.descend(chain.gradient, group["lr"], group["weight_decay"])
         else:
             self._note(
                 "its layers could not be run one by one, as where they have changed or have hooks"
@@ -152,13 +161,25 @@ class ProvedInPlaceSGD:
             optimizer.zero_grad()
         return loss.detach()
 
+    def _without_autograd(self, chain: Chain, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """The mean loss (), and its gradient at the outputs (B, C); None: they are autograd's."""
+        targets = batch.examples.targets
+        if self._gradient is None or not isinstance(targets, Tensor):
+            return None
+        outputs = chain.forward(batch.examples.inputs)
+        if outputs is None or outputs.dim() != 2 or targets.dtype != torch.int64:
+            return None
+        with torch.no_grad():
+            losses, grad = self._gradient(outputs, targets, batch.share.of_each(outputs))
+            return batch.share(losses), grad
+
     def _without_storing(
-        self, in_place: InPlaceSGD, model: nn.Module, optimizer: SGD, losses: Losses, mean: Mean
+        self, in_place: InPlaceSGD, model: nn.Module, optimizer: SGD, batch: Batch
     ) -> Tensor:
         """One step, in place where the mode's check finds nothing against it."""
         with in_place:
-            of_examples = losses(model)
-        loss = mean(of_examples)
+            of_examples = batch.losses(model)
+        loss = batch.share(of_examples)
         in_place.check(loss)
         if in_place.departure is not None:
             self._note(in_place.departure)
@@ -169,9 +190,9 @@ class ProvedInPlaceSGD:
             optimizer.zero_grad()
         return loss.detach()
 
-    def _stored(self, losses: Losses, mean: Mean) -> Tensor:
+    def _stored(self, batch: Batch) -> Tensor:
         """One step by autograd and torch.optim."""
-        loss = mean(losses(self._model))
+        loss = batch.mean(self._model)
         loss.backward()
         make_gradients_dense(self._model.parameters())
         self._optimizer.step()

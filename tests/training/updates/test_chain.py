@@ -1,6 +1,7 @@
 """Chains of layers, updated without autograd's graph, against autograd and torch.optim.SGD."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from noisescale.problems import models
 from noisescale.problems.problem import Examples, Problem
 from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import Training
@@ -95,6 +97,19 @@ def cross_entropy(outputs, targets):
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
+def hooked_loss():
+    loss = nn.CrossEntropyLoss(reduction="none")
+    loss.register_forward_hook(lambda *args: None)
+    return loss
+
+
+class UnhashableLoss:
+    __hash__ = None
+
+    def __call__(self, outputs, targets):
+        return cross_entropy(outputs, targets)
+
+
 def problem_of(make, *, shape=(FEATURES,), loss=cross_entropy):
     torch.manual_seed(0)
     inputs = torch.randn(NUM_EXAMPLES, *shape, dtype=torch.float64)
@@ -169,8 +184,61 @@ def test_a_loss_that_does_not_depend_on_the_outputs_changes_nothing():
     chain = Chain.of(problem.model)
     before = copy.deepcopy(problem.model)
     chain(problem.train.inputs)
-    chain.descend(0.1, 0.1)
+    chain.descend(chain.gradient, 0.1, 0.1)
     assert_same(problem.model, before)
+
+
+@pytest.mark.parametrize("weights", [None, lambda targets: 1.0 + targets])
+@pytest.mark.parametrize(
+    "loss", [*models.LOSSES.values(), nn.CrossEntropyLoss(reduction="none")], ids=str
+)
+def test_of_a_known_loss_no_graph_is_made(loss, weights, monkeypatch):
+    problem = replace(problem_of(CHAINS["ReLU"], loss=loss), weights=weights)
+    config = TrainConfig(batch_size=4, learning_rate=0.1, weight_decay=0.1, epochs=2, seed=3)
+    plain = Training(replace(problem, loss=lambda *args: loss(*args)), config)
+    training = Training(problem, config)
+    steps = iter(training)
+    for _ in range(PROVED_UPDATES):
+        next(steps)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "backward", lambda *args: pytest.fail("a graph was made"))
+        assert len(list(steps)) == training.step - PROVED_UPDATES
+    for _ in plain:
+        pass
+    for name, value in plain.model.state_dict().items():  # bit for bit
+        assert torch.equal(training.model.state_dict()[name], value)
+    assert [row.loss for row in training.losses.rows] == [row.loss for row in plain.losses.rows]
+
+
+@pytest.mark.parametrize("loss", models.GRADIENTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_known_gradient_is_that_of_autograd_bit_for_bit(loss, dtype):
+    torch.manual_seed(0)
+    outputs = (5 * torch.randn(7, 10)).to(dtype).requires_grad_()
+    targets, weights = torch.randint(10, (7,)), torch.rand(7).to(dtype)
+    losses, gradient = models.gradient_of(loss)(outputs.detach(), targets, weights)
+    expected = loss(outputs, targets)
+    (expected * weights).sum().backward()
+    assert torch.equal(losses, expected.detach())
+    assert torch.equal(gradient, outputs.grad)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        cross_entropy,  # the user's own, whatever it does
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1),
+        nn.CrossEntropyLoss(reduction="none", ignore_index=0),
+        nn.CrossEntropyLoss(reduction="none", weight=torch.ones(3)),
+        hooked_loss(),
+        type("Own", (nn.CrossEntropyLoss,), {})(reduction="none"),
+        UnhashableLoss(),
+    ],
+    ids=str,
+)
+def test_of_other_losses_no_gradient_is_known(loss):
+    assert models.gradient_of(loss) is None
 
 
 @pytest.mark.parametrize("kind", NO_CHAINS)
@@ -190,9 +258,26 @@ def parametrise(model):
     parametrizations.weight_norm(model[0])
 
 
-@pytest.mark.parametrize("alter", [append, freeze, parametrise])
-def test_a_model_altered_under_way_is_run_as_it_has_become(alter):
-    problem = problem_of(CHAINS["ReLU"])
+def exchange(model):
+    model[1] = nn.Tanh()
+
+
+def exchange_bias(model):
+    """Not the optimizer's parameter any more."""
+    model[2].bias = nn.Parameter(model[2].bias.detach() + 1)
+
+
+def add_hook(model):
+    model[2].bias.register_hook(lambda grad: 2 * grad)
+
+
+ALTERATIONS = [append, freeze, parametrise, exchange, exchange_bias, add_hook]
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, models.cross_entropy])
+@pytest.mark.parametrize("alter", ALTERATIONS)
+def test_a_model_altered_under_way_is_run_as_it_has_become(alter, loss):
+    problem = problem_of(CHAINS["ReLU"], loss=loss)
     config = TrainConfig(batch_size=4, learning_rate=0.1, epochs=2, seed=3)
     training = Training(problem, config)
     for step in training:
