@@ -4,7 +4,6 @@ from noisescale.problems.models.copies import copy_of, rebind_closures
 from noisescale.problems.models.ghost_norm import GhostBatchNorm, has_batch_norm
 from noisescale.problems.models.gpt import GPT, gpt
 from noisescale.problems.models.losses import (
-    GRADIENTS,
     LOSSES,
     LossGradient,
     chance_loss,
@@ -17,7 +16,6 @@ from noisescale.problems.models.networks import build_model, cnn, mlp
 
 __all__ = [
     "GPT",
-    "GRADIENTS",
     "LOSSES",
     "GhostBatchNorm",
     "LossGradient",
