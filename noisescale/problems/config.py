@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -215,7 +214,7 @@ class ProblemConfig(Config):
     def _check_labels(self) -> None:
         """SettingError for a share of wrong labels, or classes, that cannot be."""
         share = self.label_noise
-        if not is_real(share) or not math.isfinite(share) or not 0 <= share <= 1:
+        if not is_real(share) or not 0 <= share <= 1:
             raise SettingError(
                 f"label noise {share!r}: give a share of the training labels, from 0 to 1"
             )
@@ -234,6 +233,11 @@ class ProblemConfig(Config):
 
     def _take_text(self) -> None:
         """Notes what the file of a text holds; SettingError where it cannot be read."""
+        given: Any = self.text
+        if isinstance(given, Path):
+            object.__setattr__(self, "text", str(given))
+        elif not isinstance(given, str | None):
+            raise SettingError(f"text {given!r}: give the name of a file")
         if (self.text is not None) != (self.dataset == "text"):
             raise SettingError(
                 f"dataset {self.dataset} with text {self.text!r}: "
@@ -303,13 +307,17 @@ def parse_problem(values: dict[str, Any]) -> AnyConfig:
 
 
 def resolve_device(name: str) -> str:
-    """The device that `name` means here; SettingError for a GPU that is not there."""
+    """The device that `name` means here; SettingError for none, or for a GPU that is not there."""
     import torch  # not needed to read a configuration
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    try:
+        kind = torch.device(name).type
+    except (RuntimeError, TypeError):
+        raise SettingError(f"device {name!r}: give cpu, cuda, cuda:1 or auto") from None
+    if kind == "cuda" and not torch.cuda.is_available():
         raise SettingError(
-            "--device cuda: torch sees no GPU here; give cpu, or auto to use one where there is"
+            f"device {name}: torch sees no GPU here; give cpu, or auto to use one where there is"
         )
     return name

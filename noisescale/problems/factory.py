@@ -29,10 +29,11 @@ from noisescale.problems.problem import (
     Examples,
     Problem,
     Tree,
+    check_not_lazy,
     resident,
     source_of,
 )
-from noisescale.problems.random_state import preserved_random_state
+from noisescale.problems.random_state import preserved_random_state, seed_global_states
 from noisescale.problems.sampling import independent_seed
 
 DIGESTED_ITEMS = 32  # of a Dataset, whose items may take long to read
@@ -64,15 +65,16 @@ def load_problem(name: str, *, seed: int = 0) -> Problem:
         name: "module:factory" or "path/to/file.py:factory". A module is imported as Python would
             from the current directory. The function takes no arguments that have no default, but
             for one named seed. What it prints goes to stderr.
-        seed: what a parameter of that name is given, and what torch draws from.
+        seed: what a parameter of that name is given, and what torch, numpy's global state and
+            Python's draw from; of numpy and Python its last 32 bits.
 
     Raises:
         SettingError: any of that fails, with what went wrong, or the result is no usable Problem.
     """
     with preserved_random_state():
-        torch.manual_seed(seed)
+        _seed_all(seed)
         factory = _factory(name)  # whose module may draw and seed as well
-        torch.manual_seed(seed)
+        _seed_all(seed)
         arguments = _arguments(name, factory, seed)
         with _own_failures(name), redirect_stdout(sys.stderr):
             problem = factory(**arguments)
@@ -82,6 +84,12 @@ def load_problem(name: str, *, seed: int = 0) -> Problem:
             f"problem {name!r} gives {kind}: return noisescale.Problem(model=…, loss=…, train=…)"
         )
     return problem
+
+
+def _seed_all(seed: int) -> None:
+    """Seeds torch, numpy and Python, of which numpy takes 32 bits."""
+    seed_global_states(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _arguments(name: str, factory: Callable[..., object], seed: int) -> dict[str, int]:
@@ -166,11 +174,19 @@ def _import_file(name: str) -> ModuleType:
         raise SettingError(f"problem: there is no file {name}")
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"_noisescale_problem_{path.stem}", path)
+    digest = hashlib.sha256(str(path).encode()).hexdigest()  # two files may have one stem
+    known_as = f"_noisescale_problem_{path.stem}_{digest[:8]}"
+    spec = importlib.util.spec_from_file_location(known_as, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # where dataclasses and pickle look for the module of a class
+    sys.modules[known_as] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[known_as]
+        raise
     return module
 
 
@@ -284,7 +300,9 @@ def with_data_on(device: torch.device | str, problem: Problem) -> Problem:
 
 
 def object_config(problem: Problem) -> ObjectConfig:
-    """What can be told of a problem given as an object: names, and a digest of its tensors.
+    """What can be told of a problem given as an object: names, and a digest.
+
+    The digest is of its tensors, of the model's layers as they print, and of what is trained.
 
     Args:
         problem: of whose Datasets a few items are read; in tensors every number counts.
@@ -297,8 +315,11 @@ def object_config(problem: Problem) -> ObjectConfig:
             digest.update(f"{label} {values.dtype} {tuple(values.shape)}".encode())
             digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
 
+    check_not_lazy(problem.model)
     for name, tensor in (*problem.model.named_parameters(), *problem.model.named_buffers()):
         add(name, tensor)
+    trained = [param.requires_grad for param in problem.model.parameters()]
+    digest.update(f"{problem.model!r} {trained}".encode())
     for split in SPLITS:
         if (data := getattr(problem, split)) is not None:
             source = source_of(data)

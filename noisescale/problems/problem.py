@@ -236,6 +236,16 @@ def check_weights(values: Tensor) -> None:
         )
 
 
+def check_not_lazy(model: nn.Module) -> None:
+    """SettingError where a parameter gets its shape in the first pass only.
+
+    Args:
+        model: to be trained or measured.
+    """
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise SettingError(f"{type(model).__name__} has lazy parameters: run it on one batch first")
+
+
 def _size_of(model: nn.Module) -> str:
     """How many parameters a model has, in words."""
     if any(is_lazy(parameter) for parameter in model.parameters()):

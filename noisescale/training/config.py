@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
@@ -206,8 +207,10 @@ class TrainConfig(Config):
         if self.order_seed is not None:
             seeds["order seed"] = self.order_seed
         for name, seed in seeds.items():
-            if not isinstance(seed, int) or not 0 <= seed < 2**63:
+            if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
                 raise SettingError(f"{name} {seed!r}: give a whole number from 0 to 2**63 - 1")
+        if not isinstance(self.adaptive, AdaptiveConfig | None):
+            raise SettingError(f"adaptive {self.adaptive!r}: give an AdaptiveConfig, or None")
         if self.batch_size == "adaptive":
             object.__setattr__(self, "adaptive", self.adaptive or AdaptiveConfig())
         elif self.adaptive is not None:
@@ -218,6 +221,8 @@ class TrainConfig(Config):
 
     def _check_optimizer(self) -> None:
         """SettingError for options of another optimizer, or out of their range."""
+        if not isinstance(self.nesterov, bool):
+            raise SettingError(f"nesterov {self.nesterov!r}: give True or False")
         if self.nesterov and not self.momentum:
             raise SettingError(
                 f"nesterov with momentum {self.momentum:g}: give sgd a momentum, such as 0.9"
@@ -457,4 +462,5 @@ def _as_floats(config: object, *names: str) -> None:
     """Makes 1 and 1.0 one configuration with one key."""
     for name in names:
         if is_real(getattr(config, name)):
-            object.__setattr__(config, name, float(getattr(config, name)))
+            with suppress(OverflowError):  # which the check of its range refuses
+                object.__setattr__(config, name, float(getattr(config, name)))

@@ -20,6 +20,7 @@ from noisescale.problems.config import (
     AnyConfig,
     FactoryConfig,
     ProblemConfig,
+    resolve_device,
 )
 from noisescale.problems.factory import (
     build_own_problem,
@@ -82,7 +83,7 @@ DRAWN_EVENLY = "the noise scale along the run is that of examples drawn evenly"
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RunOptions(Settings):
-    """How a run is carried out; nothing here changes its result.
+    """How a run is carried out; nothing here changes the result of one that does not diverge.
 
     Attributes:
         device: where it computes: "cpu", "cuda" or another name of torch's.
@@ -91,7 +92,8 @@ class RunOptions(Settings):
         checkpoint_every: steps between two kept checkpoints, checkpoints/step-N.pt; None: none are
             kept beside checkpoint.pt, the newest.
         evaluate_every: epochs between two evaluations, each followed by a checkpoint; the state at
-            the end is evaluated in any case.
+            the end is evaluated in any case. Of a run that diverges in an update before an
+            evaluation, that is where it ends; without one it ends with the next batch.
         measure_sharpness_every: steps between two rows of sharpness.csv, or "log" for eight in each
             decade of steps; None: no such table.
         sharpness_examples: the size of the random training subset that sharpness is measured on,
@@ -119,9 +121,10 @@ class RunOptions(Settings):
     def __post_init__(self) -> None:
         check_count("evaluate every", self.evaluate_every)
         check_count("sharpness examples", self.sharpness_examples)
-        for name in ("checkpoint_every", "measure_sharpness_every"):
-            if (value := getattr(self, name)) not in (None, "log"):
-                check_count(name.replace("_", " "), value)
+        if self.checkpoint_every is not None:
+            check_count("checkpoint every", self.checkpoint_every)
+        if self.measure_sharpness_every not in (None, "log"):
+            check_count("measure sharpness every", self.measure_sharpness_every)
 
 
 def run_training(
@@ -177,6 +180,7 @@ def run_training(
         options.noise.geometry_for(training_config)  # which says so where it cannot be
     config = object_config(problem) if isinstance(problem, Problem) else problem
     # 1 + seed: with seed 0 alone there is nothing to tell apart
+    options = replace(options, device=resolve_device(options.device))
     notes = (*options.notes, *seeding_notes(config, num_seeds=1 + training_config.seed))
     if training_config.sampling == "importance" and options.noise is not None:
         notes = (*notes, DRAWN_EVENLY)
@@ -325,8 +329,9 @@ class _Run:
                 signal = interrupts.received
                 self._save_where_due(step, report, stopping=signal is not None)
                 if signal is not None and not training.finished:
+                    again = "without --force " if self.options.force else ""
                     raise Interrupted(
-                        f"saved at step {step:,}; the same command goes on from there, or "
+                        f"saved at step {step:,}; the same command {again}goes on from there, or "
                         f"noisescale train --resume {self.path}",
                         signal,
                     )

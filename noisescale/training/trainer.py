@@ -46,7 +46,7 @@ from noisescale.training.updates.preparation import (
     make_gradients_dense,
     trainable_copy,
 )
-from noisescale.training.updates.proved import FAILURES, ProvedInPlaceSGD
+from noisescale.training.updates.proved import ProvedInPlaceSGD
 from noisescale.training.updates.rates import num_updates, rate_at
 
 # examples in a forward and backward pass: a larger batch is accumulated in chunks, to bound the
@@ -69,11 +69,11 @@ def train(
 ) -> Iterator[Checkpoint]:
     """Checkpoints after each epoch and each of `checkpoint_steps`, and at the end.
 
-    Minimises the mean loss over the training examples, batches drawn without replacement; where the
-    problem has weights, that of a batch is Σ w_i ℓ_i/Σ w_i over its examples. Ends
-    early, with `diverged_at_step` set in the last checkpoint, when a batch's loss is not finite.
-    Batch normalisation sees at most 4,096 examples at once: a larger batch is accumulated in
-    chunks.
+    Minimises the mean loss over the training examples, in batches drawn without replacement or, by
+    importance, with it; where the problem has weights, that of a batch is Σ w_i ℓ_i/Σ w_i over its
+    examples. Ends early, with `diverged_at_step` set in the last checkpoint, when a batch's loss is
+    not finite. Batch normalisation sees at most 4,096 examples at once: a larger batch is
+    accumulated in chunks.
 
     Args:
         problem: model, loss and training examples. Its model gives the initial parameters and is
@@ -83,8 +83,11 @@ def train(
         config: optimizer, rate, batch size, length and seed.
         checkpoint_steps: updates after which there is a checkpoint besides; 0: before the first.
         start: a checkpoint of an earlier run of the same config, which is continued: on the CPU, at
-            the same number of threads, to bit-identical parameters (for models that draw no random
-            numbers themselves). None: from the beginning.
+            the same number of threads, to bit-identical parameters. Of one that is finished there
+            is no further checkpoint. None: from the beginning.
+
+    A model that draws random numbers itself, as dropout does, draws the process's: neither the seed
+    nor a resume gives the same ones again.
 
     Raises:
         SettingError: for a batch larger than the training set, or one that the model cannot take.
@@ -263,7 +266,7 @@ class Training:
             return self._eager_update(indices)
         except NoisescaleError:
             raise
-        except FAILURES as error:
+        except Exception as error:
             if is_out_of_memory(error):
                 raise
             raise SettingError(

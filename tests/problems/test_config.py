@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -27,6 +28,10 @@ from noisescale.training.records.names import describe_problem, run_key, run_nam
         ({"max_steps": 0}, "max steps 0"),
         ({"seed": -1}, "seed -1"),
         ({"order_seed": 0.0}, "order seed 0.0"),
+        ({"seed": True}, "seed True"),
+        ({"learning_rate": 10**400}, "learning rate"),
+        ({"nesterov": "no", "momentum": 0.9}, "nesterov 'no': give True or False"),
+        ({"batch_size": "adaptive", "adaptive": {}}, "give an AdaptiveConfig"),
     ],
 )
 def test_a_training_setting_out_of_range_says_what_is_allowed(fields, message):
@@ -48,6 +53,8 @@ def test_a_training_setting_out_of_range_says_what_is_allowed(fields, message):
         ({"label_noise": 1.1}, "label noise 1.1"),
         ({"label_noise": math.nan}, "label noise nan"),
         ({"label_noise": True}, "label noise True"),
+        ({"label_noise": 10**400}, "label noise 1"),
+        ({"dataset": "text", "model": "gpt", "text": 3}, "text 3: give the name of a file"),
         ({"imbalance": 0.5}, "imbalance 0.5: give the images of the first class"),
         ({"imbalance": 1e9}, "imbalance 1000000000.0"),
         ({"imbalance": math.nan}, "imbalance nan"),
@@ -95,3 +102,11 @@ def test_the_key_depends_on_what_differs_from_the_defaults_alone():
     }
     assert len(keys) == 4
     assert run_name(ProblemConfig(), TrainConfig(batch_size=1)).startswith("mnist-mlp-bs1-lr0.01-")
+
+
+def test_the_file_of_a_text_is_stored_as_its_name(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("to be or not to be")
+    config = ProblemConfig(dataset="text", model="gpt", text=path)
+    assert config == ProblemConfig(dataset="text", model="gpt", text=str(path))
+    assert json.dumps(config.to_dict())

@@ -14,7 +14,7 @@ from noisescale.problems.factory import (
     seeding_notes,
     seeding_of,
 )
-from noisescale.problems.problem import Examples
+from noisescale.problems.problem import Examples, Problem
 from tests.helpers.seeding import SOURCE
 
 
@@ -114,3 +114,69 @@ def test_an_object_is_known_by_its_numbers_and_names(config_of):
     changed = load_problem("seeds.py:drawn")
     object.__setattr__(changed, "train", Examples(inputs, targets + 1e-3))
     assert object_config(changed) != config
+
+
+DRAWS_DATA = """
+from __future__ import annotations
+
+import pickle
+import random
+from dataclasses import dataclass
+
+import numpy
+import torch
+from noisescale import Examples, Problem
+
+@dataclass
+class Settings:  # whose annotations are looked up in its module
+    width: int = 3
+
+def make():
+    assert pickle.loads(pickle.dumps(Settings())) == Settings()
+    draws = [numpy.random.randn(8, 3), [[random.random()] for _ in range(8)]]
+    inputs = torch.from_numpy(numpy.concatenate(draws, 1)).float()
+    loss = lambda outputs, targets: (outputs[:, 0] - targets) ** 2
+    return Problem(model=torch.nn.Linear(4, 1), loss=loss, train=Examples(inputs, inputs.sum(1)))
+"""
+
+
+def test_data_are_the_same_ones_however_they_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(DRAWS_DATA)
+    config = factory_config("own.py:make")
+    state = mtrand.get_state()[1].copy()
+    first = build_own_problem(config).train.inputs
+    assert (mtrand.get_state()[1] == state).all()
+    mtrand.rand(5)  # as another process stands elsewhere
+    for seed in (0, 1, 2**40):
+        assert torch.equal(build_own_problem(config, seed=seed).train.inputs, first)
+    assert torch.equal(load_problem("own.py:make").train.inputs, first)
+
+
+@pytest.mark.parametrize("change", ["activation", "frozen"])
+def test_other_layers_on_the_same_parameters_are_another_problem(change):
+    layers = [torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)]
+    inputs = torch.ones(5, 3)
+    problem = Problem(
+        model=torch.nn.Sequential(*layers),
+        loss=torch.nn.CrossEntropyLoss(reduction="none"),
+        train=Examples(inputs, torch.zeros(5, dtype=torch.long)),
+    )
+    before = object_config(problem)
+    assert object_config(problem) == before
+    if change == "frozen":
+        layers[0].requires_grad_(False)
+    else:
+        problem.model[1] = torch.nn.Tanh()
+    assert object_config(problem) != before
+
+
+def test_lazy_parameters_are_refused_in_one_sentence():
+    inputs = torch.ones(5, 3)
+    problem = Problem(
+        model=torch.nn.LazyLinear(2),
+        loss=torch.nn.CrossEntropyLoss(reduction="none"),
+        train=Examples(inputs, torch.zeros(5, dtype=torch.long)),
+    )
+    with pytest.raises(SettingError, match="has lazy parameters: run it on one batch first"):
+        object_config(problem)

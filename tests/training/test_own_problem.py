@@ -16,7 +16,7 @@ from noisescale.training.records.pictures import draw_pictures
 from noisescale.training.records.tables import read_metrics, read_noise, read_sharpness
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
-from noisescale.training.trainer import Training
+from noisescale.training.trainer import Training, train
 from tests.helpers.seeding import SOURCE
 from tests.helpers.weighted import language_problem
 
@@ -163,8 +163,33 @@ def test_batches_without_weight_do_not_end_a_tracked_run(tmp_path):
         {"checkpoint_every": 0},
         {"measure_sharpness_every": 0},
         {"sharpness_examples": 2.5},
+        {"checkpoint_every": "log"},
     ],
 )
 def test_options_that_can_never_be_met_are_refused_at_once(settings):
     with pytest.raises(SettingError, match="give a whole number of 1 or more"):
         RunOptions(**settings)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", 3.5])
+def test_a_device_that_is_none_is_refused(device, tmp_path):
+    with pytest.raises(SettingError, match=r"give cpu, cuda, cuda:1 or auto"):
+        run_training(language_problem(), CONFIG, tmp_path / "run", RunOptions(device=device))
+
+
+class Asserting(torch.nn.Linear):
+    def forward(self, inputs):
+        assert inputs.shape[1] == 5, "five columns"
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_whatever_a_model_raises_is_told_in_a_sentence(optimizer):
+    problem = Problem(
+        model=Asserting(3, 2),
+        loss=torch.nn.CrossEntropyLoss(reduction="none"),
+        train=Examples(torch.ones(6, 3), torch.zeros(6, dtype=torch.long)),
+    )
+    config = TrainConfig(batch_size=2, learning_rate=0.1, epochs=1, optimizer=optimizer)
+    with pytest.raises(SettingError, match=r"cannot be trained: step 1 fails with .*five columns"):
+        list(train(problem, config))

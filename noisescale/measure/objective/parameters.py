@@ -8,10 +8,9 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.problems.problem import Params, Problem
+from noisescale.problems.problem import Params, Problem, check_not_lazy
 
 NAMED = 5  # names in a message, enough to see how they look
 
@@ -221,8 +220,7 @@ def check_whole(model: nn.Module) -> None:
     Raises:
         SettingError: lazy parameters, or such as FSDP holds a part of.
     """
-    if any(isinstance(param, UninitializedParameter) for param in model.parameters()):
-        raise SettingError(f"{type(model).__name__} has lazy parameters: run it on one batch first")
+    check_not_lazy(model)
     if _is_sharded(model):
         raise SettingError(
             f"{type(model).__name__} is sharded (FSDP, fully_shard or DTensor), and only whole "

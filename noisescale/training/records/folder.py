@@ -212,11 +212,14 @@ def parse_config(path: Path, content: dict[str, Any]) -> tuple[AnyConfig, TrainC
 def _put_aside(path: Path) -> None:
     """Moves what a run has left in its folder into one within, but for what has been there longer.
 
-    That is a run that another, which did not finish, was to replace: of the latter nothing stays.
+    That is a run that another was to replace. Of the latter nothing stays, unless it has finished.
     """
     if (path / ASIDE).exists():
-        _remove(path)
-        return
+        if not (path / SUMMARY).exists():
+            _remove(path)
+            return
+        _remove(path / ASIDE)
+        _remove_folder(path / ASIDE)
     (path / ASIDE).mkdir()
     for file in _files_of_run(path):
         target = path / ASIDE / file.relative_to(path)

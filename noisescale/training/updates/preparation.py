@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from noisescale.errors import SettingError, first_line
 from noisescale.problems.models import copy_of
+from noisescale.problems.problem import check_not_lazy
 from noisescale.training.config import BETA1, EPSILON, TrainConfig
 from noisescale.training.updates.muon import MuonWithAdamW
 
@@ -26,8 +26,7 @@ def trainable_copy(model: nn.Module) -> nn.Module:
         SettingError: the model cannot be copied, or has nothing to train.
     """
     name = type(model).__name__
-    if any(isinstance(param, UninitializedParameter) for param in model.parameters()):
-        raise SettingError(f"{name} has lazy parameters: run it on one batch first")
+    check_not_lazy(model)
     if not any(param.requires_grad for param in model.parameters()):
         raise SettingError(f"{name} has no parameter that requires a gradient: nothing to train")
     try:

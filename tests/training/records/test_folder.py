@@ -313,3 +313,15 @@ def test_a_folder_that_another_process_begins_meanwhile_is_no_strangers(tmp_path
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     assert folder_state(tmp_path, config) == "unfinished"
+
+
+def test_a_finished_successor_is_not_lost_to_what_it_replaced(tmp_path):
+    """Killed once it was whole, before the replaced run went; then another fails by force."""
+    leave_a_run(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / ".replaced").mkdir()
+    (tmp_path / ".replaced" / "metrics.csv").write_text("of the replaced one")
+    other = {"problem": CONFIG["problem"], "training": {"seed": 1}}
+    with pytest.raises(OSError, match="full"):
+        begin_and_stop(tmp_path, other, "losses.csv", OSError("full"))
+    assert contents(tmp_path) == before
