@@ -24,7 +24,8 @@ for batch, targets in loader:
         accelerator.backward(nn.functional.mse_loss(model(batch), targets))
         monitor.micro_batch(len(batch))
         if accelerator.sync_gradients:
-            monitor.update()  # before accelerator.clip_grad_norm_
+            # before accelerator.clip_grad_norm_; all losses are divided by this
+            monitor.update(divided_by=accelerator.gradient_accumulation_steps)
         optimizer.step()
         optimizer.zero_grad()
 if accelerator.is_main_process:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -120,7 +120,8 @@ class NoiseScaleCallback(Callback):
         if not self.monitor.pending:  # training_step returned None throughout
             return
         # gradients are unscaled by now, but not when they were reduced
-        scale = _loss_scale(trainer) if self._reduced else 1.0
+        is_fused = getattr(optimizer, "_step_supports_amp_scaling", False)  # unscales by itself
+        scale = _loss_scale(trainer) if self._reduced or is_fused else 1.0
         with self._or_give_up():
             self.monitor.update(scale=scale, divided_by=trainer.accumulate_grad_batches)
         every: int = cast(Any, trainer).log_every_n_steps  # which the Trainer does not declare
@@ -205,14 +206,22 @@ def _loss_scale(trainer: Trainer) -> float:
 
 
 def _first_length(batch: Any) -> int:
-    """The length of the first tensor in a batch of nested containers."""
+    """The length of the first tensor in a batch of nested containers, scalars aside."""
+    for tensor in _tensors(batch):
+        if tensor.ndim:
+            return len(tensor)
+    raise SettingError(
+        f"a batch of {type(batch).__name__} without a tensor to count examples by: give "
+        "NoiseScaleCallback(num_examples=...)"
+    )
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested mappings and sequences, in order."""
     if isinstance(batch, torch.Tensor):
-        return len(batch)
-    parts = batch.values() if isinstance(batch, dict) else batch
-    if isinstance(parts, str | bytes) or not hasattr(parts, "__iter__"):
-        raise SettingError(
-            f"a batch of {type(batch).__name__}: give NoiseScaleCallback(num_examples=...)"
-        )
-    for part in parts:
-        return _first_length(part)
-    raise SettingError("an empty batch: give NoiseScaleCallback(num_examples=...)")
+        yield batch
+        return
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    if isinstance(parts, Iterable) and not isinstance(parts, str | bytes):
+        for part in parts:
+            yield from _tensors(part)

@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import Any, Literal
 
+import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import GradientState
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 
 from noisescale.errors import MeasurementError, SettingError, check_choice
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
+from noisescale.problems.random_state import preserved_random_state
 from noisescale.statistics.display import counted
 
 IGNORED = -100  # the label that no loss counts
@@ -61,6 +63,8 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         self._geometry = geometry
         self._trainer: Trainer | None = None
         self._micro_batch: dict[str, Any] = {}  # num_examples and weight of the latest one
+        self._divides: bool | None = None  # whether losses are divided by the number of items
+        self._divided_by: float | None = None  # what they are divided by; None: by their weights
         self._begun = False  # an update
         self._spoilt = False  # whether this update's micro-batches cannot be compared
         self._measures = True
@@ -84,6 +88,7 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
     ) -> None:
         self._stop_watching()  # of a training that was interrupted
         self.monitor, self._measures = None, True
+        self._divides = self._divided_by = None
         if self._trainer is None:
             self._give_up("the callback knows no trainer: add it by NoiseScaleCallback().add_to()")
             return
@@ -187,7 +192,7 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
             model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
         ) -> Tensor:
             if self._measures:
-                self._count(trainer, inputs, num_items_in_batch)
+                self._count(trainer, model, inputs, num_items_in_batch)
             loss: Tensor = step(model, inputs, num_items_in_batch)
             if self._measures and not self._spoilt:
                 self._look(trainer)
@@ -195,7 +200,9 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
 
         vars(trainer)["training_step"] = watched
 
-    def _count(self, trainer: Trainer, inputs: dict[str, Any], num_items: Any) -> None:
+    def _count(
+        self, trainer: Trainer, model: nn.Module, inputs: dict[str, Any], num_items: Any
+    ) -> None:
         """What a micro-batch counts for, by the Trainer's own rule."""
         tensors = [value for value in inputs.values() if isinstance(value, Tensor) and value.ndim]
         if not tensors:
@@ -203,6 +210,24 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
             return
         self._micro_batch = {"num_examples": len(tensors[0])}
         if num_items is None or trainer.loss_is_scaled_for_ga is False:
+            return
+        own_step = self._own_step or type(trainer).training_step is not Trainer.training_step
+        if own_step:  # which knows best
+            self._divides = True
+        elif self._divides is None:
+            self._divides = _divides(trainer, model, inputs, num_items)
+            if self._divides is False:
+                warnings.warn(
+                    f"the loss of {type(trainer.model).__name__} is not divided by the number of "
+                    "items that the Trainer gives it, and so by nothing: the sum of the "
+                    "micro-batches' gradients is trained with. It is measured as their mean; give "
+                    "the Trainer loss_is_scaled_for_ga=False to train with that",
+                    stacklevel=2,
+                )
+        if self._divides is False:
+            # the Trainer multiplies by the number of processes what it takes for shares of a mean
+            averaged = trainer.args.average_tokens_across_devices
+            self._divided_by = 1 / (trainer.args.world_size if averaged else 1)
             return
         # of all of the update's items: of all processes, or of this one where each has its own mean
         self._micro_batch["weight"] = _items(trainer, inputs) / (float(num_items) or 1.0)
@@ -215,10 +240,34 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
         try:
             self.monitor.micro_batch(**self._micro_batch, scale=scale)
             if GradientState().sync_gradients:
-                self.monitor.update()
+                self.monitor.update(divided_by=self._divided_by)
         except (MeasurementError, SettingError) as error:  # the training goes on, unmeasured
             self.monitor.discard()
             self._give_up(str(error))
+
+
+def _divides(
+    trainer: Trainer, model: nn.Module, inputs: dict[str, Any], num_items: Any
+) -> bool | None:
+    """Whether a loss is divided by the number of items it is given; None: one of 0 shows nothing.
+
+    Models that take any keyword, as BERT, are given it by the Trainer and leave it alone.
+    """
+    prepared = trainer._prepare_inputs(inputs)
+    device = next(model.parameters()).device
+    losses = []
+    for count in (num_items, 2 * num_items):
+        with (
+            torch.no_grad(),
+            preserved_random_state([device] if device.type == "cuda" else []),
+            trainer.compute_loss_context_manager(),
+        ):
+            loss: Any = trainer.compute_loss(model, {**prepared}, num_items_in_batch=count)
+            losses.append(abs(float(loss)))
+    once, twice = losses
+    if not 0 < once < math.inf:
+        return None
+    return twice < 0.75 * once  # half, but for rounding; or all of it
 
 
 def _items(trainer: Trainer, inputs: dict[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """The callback in the real Lightning Trainer, against gradients in closed form."""
 
+from collections import UserDict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from tests.helpers.processes import torchrun
 
 pytest.importorskip("lightning.pytorch")
 
-from noisescale.integrations.lightning import NoiseScaleCallback
+from noisescale.integrations.lightning import NoiseScaleCallback, _first_length
 from tests.helpers.lightning_training import Manual, Recorder, lightning_trainer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -209,8 +210,12 @@ def test_a_ragged_last_batch_does_not_end_a_training(tmp_path):
     assert (callback.monitor.num_updates, callback.monitor.num_skipped) == (2, 1)
 
 
-def test_it_takes_the_loss_scale_out(tmp_path):
-    """As in 16-bit mixed precision: scaled in the backward pass, unscaled before the step."""
+@pytest.mark.parametrize("unscales_itself", [False, True])
+def test_it_takes_the_loss_scale_out(tmp_path, unscales_itself):
+    """As in 16-bit mixed precision: scaled in the backward pass, unscaled before the step.
+
+    Or by it, as by a fused optimizer, whose gradients are still scaled before.
+    """
 
     class Scaler:
         def get_scale(self):
@@ -222,6 +227,13 @@ def test_it_takes_the_loss_scale_out(tmp_path):
             trainer.precision_plugin.scaler = Scaler()
             super().on_after_backward(trainer, pl_module)
             pl_module.layer.weight.grad /= 64
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            factor = 64 if unscales_itself else 1
+            optimizer._step_supports_amp_scaling = unscales_itself
+            pl_module.layer.weight.grad *= factor
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+            pl_module.layer.weight.grad /= factor
 
     callback, model = Scaled(), Recorder()
     lightning_trainer(tmp_path, callback, max_epochs=1).fit(
@@ -274,3 +286,23 @@ def test_a_schedule_of_accumulation_is_followed(tmp_path):
         updates.append((taken[0][0], [part for _, parts in taken for part in parts]))
     assert (callback.monitor.num_updates, callback.monitor.num_skipped) == (7, 10)
     assert_same(callback.monitor.noise(), replayed(updates))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"name": ["a", "b", "c"], "x": torch.ones(3, 2)},
+        {"temperature": torch.tensor(1.0), "x": torch.ones(3, 2)},
+        UserDict(ids=torch.ones(3, 2)),  # as the tokenizers' BatchEncoding
+        ["a", (1.5, torch.ones(3))],
+    ],
+    ids=["strings", "a scalar", "no dict", "nested"],
+)
+def test_examples_are_counted_by_the_first_tensor_that_has_any(batch):
+    assert _first_length(batch) == 3
+
+
+@pytest.mark.parametrize("batch", [["a", "b"], "ab", 3, {}, torch.tensor(1.0)], ids=str)
+def test_a_batch_without_examples_to_count_is_refused(batch):
+    with pytest.raises(SettingError, match="give NoiseScaleCallback"):
+        _first_length(batch)

@@ -26,16 +26,19 @@ class Regression(nn.Module):
         self.seen = []
 
     def forward(self, x, labels):
-        self.seen.append((self.layer.weight.detach().clone(), (x, labels)))
+        self.note(x, labels)
         return {"loss": ((self.layer(x) - labels) ** 2).mean()}
+
+    def note(self, x, labels):
+        if self.training and torch.is_grad_enabled():
+            self.seen.append((self.layer.weight.detach().clone(), (x, labels)))
 
 
 class Tokens(Regression):
     """Its loss is a mean over the labels that are not ignored, in all of an update."""
 
     def forward(self, x, labels, num_items_in_batch=None, **others):
-        if self.training:
-            self.seen.append((self.layer.weight.detach().clone(), (x, labels)))
+        self.note(x, labels)
         kept = labels != -100
         losses = torch.where(kept, (self.layer(x) - labels) ** 2, 0.0).sum()
         return {"loss": losses / (kept.sum() if num_items_in_batch is None else num_items_in_batch)}
@@ -199,8 +202,33 @@ def test_it_weighs_micro_batches_by_tokens(tmp_path):
             if one.any()
         ]
         shares = counts / counts.sum()
-        whole, size = shares @ means, 1 / (shares**2 / 2).sum()
-        running.add(*two_batch(means[0] @ means[0], 2, whole @ whole, size), num_examples=size)
+        whole, size = shares @ means, 2.0 * len(counts)
+        # the sum of its examples' gradients, as a mean over as many examples as it has
+        first = shares[0] * len(counts) * means[0]
+        running.add(*two_batch(first @ first, 2, whole @ whole, size), num_examples=size)
+        running.memory = running.memory or 100 * size
+    assert_same(callback.monitor.noise(), running.noise)
+
+
+class Deaf(Regression):
+    """Takes any keyword, as BERT, and leaves the number of items alone."""
+
+    def forward(self, x, labels, **others):
+        return super().forward(x, labels)
+
+
+def test_a_model_that_leaves_the_number_of_items_alone_is_measured_by_its_means(tmp_path):
+    """Whose gradients the Trainer adds up, undivided."""
+    model = Deaf()
+    trainer = trainer_of(tmp_path, model)
+    callback = NoiseScaleCallback().add_to(trainer)
+    with pytest.warns(UserWarning, match="loss of Deaf is not divided by the number of items"):
+        trainer.train()
+    running = RunningNoise()
+    for weight, parts in updates_of(model):
+        means = [mean_gradient(weight, x, y) for x, y in parts]
+        whole, size = np.mean(means, 0), BATCH * len(means)
+        running.add(*two_batch(means[0] @ means[0], BATCH, whole @ whole, size), num_examples=size)
         running.memory = running.memory or 100 * size
     assert_same(callback.monitor.noise(), running.noise)
 

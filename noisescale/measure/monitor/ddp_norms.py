@@ -110,7 +110,8 @@ class ReplicaNorms:
         if rounds != 1:
             raise MeasurementError(
                 f"{rounds} reductions in this update: run all micro-batches but the last under "
-                "model.no_sync(), and call update() after the last"
+                "model.no_sync(), and call update() after the last, or discard() where the step "
+                "is skipped"
             )
         self._whole = torch.stack(reduced).sum(0)  # (G,)
         return torch.stack(local).sum(0) / weight

@@ -71,7 +71,7 @@ class ShardNorms:
             raise MeasurementError(
                 f"{rounds} reductions in this update: call "
                 "model.set_requires_gradient_sync(False) before the update, (True) before its "
-                "last micro-batch, and update() after that"
+                "last micro-batch, and update() after that, or discard() where the step is skipped"
             )
         return torch.stack(numbers).reshape(-1)
 

@@ -193,7 +193,8 @@ class Gradients:
         any more, as after zero_grad(). "mixed": some are, or other parameters require a gradient.
         """
         now = self._existing()
-        kept = [now.get(place) is which() for place, (which, _) in self._seen.items()]
+        seen = {place: which() for place, (which, _) in self._seen.items()}
+        kept = [one is not None and now.get(place) is one for place, one in seen.items()]
         if all(kept) and self._requiring() == self._trained:
             return "added to"
         return "mixed" if any(kept) else "new"

@@ -77,11 +77,15 @@ class LivePreconditioner:
 
 
 def under(root: Tensor | None, gradient: Tensor) -> Tensor:
-    """√P g, dense; the gradient as it is without a preconditioner."""
+    """√P g, dense, 0 where g is 0; the gradient as it is without a preconditioner.
+
+    √P is nan where the optimizer has no state, as of a parameter that never gets a gradient, for
+    which a bucket of DistributedDataParallel holds zeros.
+    """
     if root is None:
         return gradient
     dense = gradient.to_dense() if gradient.is_sparse else gradient
-    return dense * root
+    return torch.where(dense == 0, dense, dense * root)
 
 
 def flat_in_memory(root: Tensor, parameter: Tensor) -> Tensor:

@@ -32,6 +32,16 @@ class MicroBatch(NamedTuple):
     scale: float
     alike: bool
 
+    @property
+    def counts_for(self) -> float:
+        """What it counts for where noise is told from signal.
+
+        Its examples, and not its weight: tokens are the examples' own, so that few of them make a
+        noisier mean gradient. The sum of its examples' gradients is that of so many examples,
+        whatever tokens they have.
+        """
+        return 1.0 if self.alike else float(self.num_examples)
+
 
 class ProcessNorms(Protocol):
     """Squared norms of the gradients of several processes and of their reduction.
@@ -66,7 +76,7 @@ def nested(squares: Tensor, parts: list[MicroBatch]) -> tuple[Tensor, Tensor]:
 
     squares: of what was accumulated after the first and after the last (2, G).
     """
-    share = parts[0].weight / sum(part.weight for part in parts)
+    share = parts[0].counts_for / sum(part.counts_for for part in parts)
     sizes = torch.tensor([parts[0].num_examples, _size(parts)], dtype=torch.float64)
     first, last = squares
     return torch.stack([first / share**2, last]), sizes
@@ -81,34 +91,34 @@ def across(
 ) -> tuple[Tensor, Tensor]:
     """Squared norms (2, G) of a process's mean gradient, on average, and of all's; sizes (2,).
 
-    With w_r a process's weight and W their sum over n processes, its gradient before the reduction
-    is n·w_r/W times its mean gradient, which counts w_r/W.
+    With c_r what a process counts for and C their sum over n processes, its gradient before the
+    reduction is n·c_r/C times its mean gradient, which counts c_r/C.
 
     parts: that count; none of them in a process whose gradient is 0, which takes part in the sums.
     """
     alike = bool(parts) and parts[0].alike
-    weight = 1.0 if alike or not parts else sum(part.weight for part in parts)
-    own = processes.take(weight)  # (k,)
-    shares = [0.0, 0.0, 0.0]
+    count = 1.0 if alike or not parts else sum(part.counts_for for part in parts)
+    own = processes.take(count)  # (k,)
+    shares = [0.0, 0.0, 0.0, 0.0]
     if parts:
         size = _size(parts)
-        shares = [weight, weight / size, weight**2 / size]
+        shares = [count, count / size, count**2 / size, sum(part.weight for part in parts)]
     # filled in, and not copied to a GPU, which would be waited for
     filled = [own.new_full((1,), share + 0 * scale) for share in shares]
     sums = processes.sum(torch.cat([own, *filled]))
-    whole, over_sizes, squares_over_sizes = sums[-3:]
-    local, reduced = processes.squares(sums[:-3])
+    whole, over_sizes, squares_over_sizes, weights = sums[-4:]
+    local, reduced = processes.squares(sums[:-4])
     small = local * whole / processes.num_processes**2
     sizes = torch.stack([whole / over_sizes, whole**2 / squares_over_sizes])
     factor = torch.ones_like(whole)
     if divided_by is not None:  # by itself a process counts 1 where all count alike
-        own_weight = float(len(parts)) if alike else whole / processes.num_processes
+        own_weight = float(len(parts)) if alike else weights / processes.num_processes
         factor = divided_by / (factor * own_weight)
     return torch.stack([small, reduced]) * (factor / scale) ** 2, sizes
 
 
 def _size(parts: list[MicroBatch]) -> float:
     """The number of examples that the weighted mean of the parts' mean gradients is worth."""
-    return sum(part.weight for part in parts) ** 2 / sum(
-        part.weight**2 / part.num_examples for part in parts
+    return sum(part.counts_for for part in parts) ** 2 / sum(
+        part.counts_for**2 / part.num_examples for part in parts
     )

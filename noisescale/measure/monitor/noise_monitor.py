@@ -76,8 +76,8 @@ class NoiseScaleMonitor:
 
         accelerator.backward(loss)  # inside `with accelerator.accumulate(model)`
         monitor.micro_batch(len(inputs))  # and scale=accelerator.scaler.get_scale() for fp16
-        if accelerator.sync_gradients:
-            monitor.update()
+        if accelerator.sync_gradients:  # which divides an epoch's shorter last update as all others
+            monitor.update(divided_by=accelerator.gradient_accumulation_steps)
 
     and to log it, with TensorBoard's SummaryWriter or with W&B:
 
@@ -236,9 +236,10 @@ class NoiseScaleMonitor:
 
         Args:
             num_examples: in the micro-batch.
-            weight: what its mean gradient counts for beside the others', such as its number of
-                tokens where the loss is a mean over those, 0 where none of them counts; None: as
-                `reduction` says.
+            weight: its number of tokens, or of other units of the examples, where the loss is a
+                mean over those of all micro-batches, 0 where none of them counts. tr Σ is then of
+                the examples' shares, w_i g_i over the mean w, which is larger than that of
+                `measure_noise` with units by up to |G|²·Var w/(mean w)². None: as `reduction` says.
             scale: a further factor in `.grad`, such as an AMP GradScaler's get_scale().
 
         Raises:
@@ -295,6 +296,8 @@ class NoiseScaleMonitor:
                 "backward() of a model that is attached: its processes are compared; call "
                 "losses.mean().backward() and micro_batch()"
             )
+        if self._parts:  # of a step that was skipped, or of micro-batches
+            self._look_for_a_break()
         if self._parts:
             raise SettingError(
                 "backward() after a micro-batch of the same update: where batches are accumulated, "
@@ -365,6 +368,11 @@ class NoiseScaleMonitor:
                 "update(last=...) of a monitor with a preconditioner: a plain norm is of no use to "
                 "it; leave last out"
             )
+        if last is not None and len(self._watched.names) > 1:
+            raise SettingError(
+                "update(last=...) of a monitor with groups: one norm says nothing of each; leave "
+                "last out"
+            )
         if self._processes is None and self._gradients.num_processes < rank_and_size()[1]:
             raise SettingError(
                 "several processes: a gradient may be of one of them or reduced over all, which "
@@ -392,7 +400,11 @@ class NoiseScaleMonitor:
             return False
         else:
             assert first is not None, "taken at the first micro-batch"
-            last = self._gradients.squared_norms() if last is None else last.reshape(-1)
+            last = (
+                self._gradients.squared_norms()
+                if last is None
+                else torch.as_tensor(last).reshape(-1)
+            )
             undivided = (
                 1.0 if divided_by is None else divided_by / sum(part.weight for part in parts)
             )

@@ -12,6 +12,7 @@ from torch import nn
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.monitor.gradients import squared_norm
+from noisescale.measure.monitor.live_preconditioner import under
 from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.build import build_problem
@@ -53,21 +54,23 @@ def test_it_is_unbiased_over_all_orders_of_the_examples(reduction, sizes):
     assert monitor.num_updates == 120
 
 
-def test_a_mean_over_tokens_weighs_micro_batches_by_them():
-    """Every example's gradient counts for its tokens; here as many in all of a micro-batch."""
+def test_a_mean_over_tokens_is_unbiased_whatever_tokens_an_example_has():
+    """Of the examples' shares w_i g_i over the mean w, over all orders of the examples."""
     model, inputs, targets, gradients = regression()
-    tokens, sizes = [3, 1, 2], [1, 2, 2]
+    tokens = torch.tensor([3.0, 1.0, 2.0, 9.0, 1.0])
+    sizes = [1, 2, 2]
     monitor = NoiseScaleMonitor(model, memory=1e12)
     for order in itertools.permutations(range(5)):
         model.zero_grad()
-        for part, weight in zip(torch.tensor(order).split(sizes), tokens, strict=True):
+        for part in torch.tensor(order).split(sizes):
             losses = 0.5 * (model(inputs[part])[:, 0] - targets[part]) ** 2
-            (losses.mean() * weight / sum(tokens)).backward()
-            monitor.micro_batch(len(part), weight=weight)
+            ((tokens[part] * losses).sum() / tokens.sum()).backward()
+            monitor.micro_batch(len(part), weight=float(tokens[part].sum()))
         monitor.update()
     noise = monitor.noise()
+    shares = (tokens / tokens.mean()).numpy()[:, None] * gradients
     assert (noise.squared_gradient_norm.value, noise.gradient_variance.value) == pytest.approx(
-        exact(gradients), rel=1e-9
+        exact(shares), rel=1e-6
     )
 
 
@@ -542,3 +545,37 @@ def test_a_monitor_that_goes_on_splits_the_same_updates_and_keeps_its_memory():
     given = NoiseScaleMonitor(model, memory=1000)
     given.load_state_dict(NoiseScaleMonitor(model).state_dict())
     assert given.memory == 1000
+
+
+def test_a_step_that_is_skipped_after_backward_begins_anew():
+    model, inputs, targets, _ = regression()
+    monitor, plain = NoiseScaleMonitor(model), NoiseScaleMonitor(model)
+    monitor.backward(losses_of(model, inputs, targets, [0, 1]))
+    model.zero_grad()  # and no update
+    with pytest.warns(UserWarning, match="broken off"):
+        monitor.backward(losses_of(model, inputs, targets, [2, 3, 4]))
+    assert monitor.update()
+    assert (monitor.num_updates, monitor.num_skipped) == (1, 1)
+    model.zero_grad()
+    plain.backward(losses_of(model, inputs, targets, [2, 3, 4]))
+    plain.update()
+    assert plain.noise().gradient_variance == monitor.noise().gradient_variance
+
+
+def test_the_last_norm_is_of_all_parameters():
+    model, inputs = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), torch.randn(4, 3)
+    plain, grouped = NoiseScaleMonitor(model), NoiseScaleMonitor(model, groups="layer")
+    for part in inputs.split(2):
+        (model(part).mean() / 2).backward()
+        plain.micro_batch(2)
+        grouped.micro_batch(2)
+    assert plain.update(last=sum(float(param.grad.square().sum()) for param in model.parameters()))
+    with pytest.raises(SettingError, match="one norm says nothing of each; leave last out"):
+        grouped.update(last=1.0)
+
+
+def test_no_gradient_is_none_under_a_preconditioner_that_is_not_known():
+    """As of a parameter that is never used, in a bucket of DistributedDataParallel."""
+    root = torch.tensor([math.nan, 2.0, math.nan])
+    assert under(root, torch.tensor([0.0, 3.0, 0.0])).tolist() == [0.0, 6.0, 0.0]
+    assert under(root, torch.ones(3)).isnan().tolist() == [True, False, True]

@@ -272,3 +272,33 @@ def test_it_leaves_no_hook_behind_once_it_is_removed():
     other = NormLayerMonitor(model)
     other.load_state_dict(monitor.state_dict())
     assert other.state_dict() == monitor.state_dict()
+
+
+def test_a_scaler_scales_and_steps():
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(4, 3, 6)
+    expected = torch.autograd.grad(model(x).square().mean(), model.mix.weight)[0]
+    scaler = torch.amp.GradScaler("cpu")
+    monitor = NormLayerMonitor(model)
+    monitor.backward(model(x).square(), scaler=scaler)
+    torch.testing.assert_close(model.mix.weight.grad / scaler.get_scale(), expected)
+    assert monitor.update()
+    before = model.mix.weight.detach().clone()
+    scaler.step(torch.optim.SGD(model.parameters(), lr=0.1))
+    torch.testing.assert_close(model.mix.weight.detach(), before - 0.1 * expected)
+
+
+def test_an_overflow_of_other_layers_is_left_out():
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(4, 3, 6)
+    monitor = NormLayerMonitor(model)
+    hook = model.head.weight.register_hook(lambda grad: grad * math.inf)
+    monitor.backward(model(x).square())
+    assert not monitor.update()
+    hook.remove()
+    for _ in range(3):
+        model.zero_grad()
+        monitor.backward(model(torch.randn(4, 3, 6)).square())
+        assert monitor.update()
+    assert monitor.num_skipped == 1
+    assert "nan" not in str(monitor.state_dict())

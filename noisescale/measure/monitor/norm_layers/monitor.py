@@ -133,7 +133,9 @@ class NormLayerMonitor:
         parts = losses.tensor_split(2) if is_split else (losses,)
         norms = []
         for part in parts:
-            loss = part.sum() / len(losses) * scale
+            loss = part.sum() / len(losses)
+            # by the scaler itself, which begins with its first loss
+            loss = loss if scaler is None else scaler.scale(loss)
             loss.backward(retain_graph=part is not parts[-1])
             if is_split:
                 norms.append(self._whole.squared_norms()[0])
@@ -179,7 +181,9 @@ class NormLayerMonitor:
         count, squares, halves = self._count, self._squares, self._halves
         whole = torch.stack([watch.square() for watch in self._watches]).sum()
         self.discard()
-        if count < 2:
+        # other layers' gradients may overflow where those of the norm layers do not
+        overflows = halves is not None and not torch.stack([*halves]).isfinite().all()
+        if count < 2 or overflows:
             self.num_skipped += 1
             return False
         # g_i = n γ_i, of which the mean is .grad: batches of 1 and of n
