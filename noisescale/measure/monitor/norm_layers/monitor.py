@@ -146,6 +146,9 @@ class NormLayerMonitor:
     def micro_batch(self, num_examples: int, *, scale: float = 1.0) -> None:
         """Takes note of a backward pass of your own; `backward` calls it by itself.
 
+        The losses of batches that are accumulated must add up to the mean over all their examples:
+        of batches of other sizes, sums divided by the number in all.
+
         Args:
             num_examples: in the batch, or in each of several that are accumulated.
             scale: a further factor in `.grad`, such as an AMP GradScaler's get_scale().
