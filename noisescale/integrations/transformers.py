@@ -229,8 +229,13 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
             averaged = trainer.args.average_tokens_across_devices
             self._divided_by = 1 / (trainer.args.world_size if averaged else 1)
             return
-        # of all of the update's items: of all processes, or of this one where each has its own mean
-        self._micro_batch["weight"] = _items(trainer, inputs) / (float(num_items) or 1.0)
+        items = _items(trainer, inputs)
+        each_its_own_mean = (
+            trainer.args.world_size > 1 and not trainer.args.average_tokens_across_devices
+        )
+        if items and each_its_own_mean:  # and the mean over processes counts them alike
+            return
+        self._micro_batch["weight"] = items / (float(num_items) or 1.0)
 
     def _look(self, trainer: Trainer) -> None:
         """After a micro-batch's backward pass, and after an update's last, before it is clipped."""
@@ -263,8 +268,11 @@ def _divides(
             trainer.compute_loss_context_manager(),
         ):
             loss: Any = trainer.compute_loss(model, {**prepared}, num_items_in_batch=count)
-            losses.append(abs(float(loss)))
-    once, twice = losses
+            losses.append(loss.detach().float().abs())
+    # of all processes, which must go the same way: a forward pass may gather parameters
+    once: float
+    twice: float
+    once, twice = trainer.accelerator.reduce(torch.stack(losses), "sum").tolist()
     if not 0 < once < math.inf:
         return None
     return twice < 0.75 * once  # half, but for rounding; or all of it

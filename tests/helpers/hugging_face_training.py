@@ -143,7 +143,10 @@ def train(folder: Path, case: str, *, sharded: bool) -> dict[str, Any]:
     )
     model, seen = model_of(case), []
     model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
+        lambda module, args, kwargs: (
+            seen.append(kwargs["input_ids"].clone()) if torch.is_grad_enabled() else None
+        ),
+        with_kwargs=True,
     )
     build = OwnStep if case == "own step" else transformers.Trainer
     loss = {"compute_loss_func": summed_loss} if case == "own loss" else {}

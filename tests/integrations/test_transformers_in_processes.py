@@ -37,12 +37,10 @@ def micro_batch(model, case, words):
     return torch.cat([one.flatten() for one in gradients]), weight, len(words)
 
 
-def process(parts, *, alike):
-    """Of a process: mean gradient, weight, and the examples that the mean is worth."""
-    weight = sum(weight for _, weight, _ in parts)
-    size = weight**2 / sum(weight**2 / count for _, weight, count in parts)
-    mean = sum(weight * gradient for gradient, weight, _ in parts) / weight
-    return mean, 1.0 if alike else weight, size
+def process(parts):
+    """Of a process: the sum of its gradients, what they are divided by, and its examples."""
+    total = sum(weight * gradient for gradient, weight, _ in parts)
+    return total, sum(weight for _, weight, _ in parts), sum(count for *_, count in parts)
 
 
 def expected(case, seen):
@@ -53,13 +51,24 @@ def expected(case, seen):
         batches = [words[start : start + steps] for words in seen]
         parts = [[micro_batch(model, case, words) for words in own] for own in batches]
         counted = [[part for part in own if part is not None] for own in parts]
-        alike = case in ("means", "own counts")
-        found = [process(own, alike=alike) for own in counted if own]
-        total = sum(weight for _, weight, _ in found)
-        whole = sum(weight * mean for mean, weight, _ in found) / total
-        small = sum(weight * float(mean @ mean) for mean, weight, _ in found) / total
-        small_size = total / sum(weight / size for _, weight, size in found)
-        big_size = total**2 / sum(weight**2 / size for _, weight, size in found)
+        found = [process(own) for own in counted if own]
+        sizes = [size for *_, size in found]
+        if case in (
+            "means",
+            "own counts",
+        ):  # each process has a mean of its own, and they count alike
+            shares = [1 / len(found)] * len(found)
+            means = [total / weight for total, weight, _ in found]
+        else:  # sums of the examples' gradients, which count by examples
+            tokens = sum(weight for _, weight, _ in found)
+            shares = [size / sum(sizes) for size in sizes]
+            means = [
+                total / tokens / share for (total, *_), share in zip(found, shares, strict=True)
+            ]
+        whole = sum(share * mean for share, mean in zip(shares, means, strict=True))
+        small = sum(share * float(mean @ mean) for share, mean in zip(shares, means, strict=True))
+        small_size = 1 / sum(share / size for share, size in zip(shares, sizes, strict=True))
+        big_size = 1 / sum(share**2 / size for share, size in zip(shares, sizes, strict=True))
         if big_size < 1.25 * small_size:  # one process alone had what counts
             num_skipped += 1
             continue
