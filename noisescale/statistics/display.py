@@ -11,7 +11,6 @@ from typing import ClassVar
 
 WIDTH = 80  # columns of text, those of a terminal that nobody has widened
 MOST_LINES = 12  # what is taken in at a glance
-LONGEST_LINE = 100  # of a one-line repr, beyond which a list is cut
 BLANKS = "  "  # between columns
 
 

@@ -326,3 +326,29 @@ def test_what_has_no_anatomy_is_refused():
     assert any("all gradients are one" in note for note in noise.notes)
     with pytest.raises(MeasurementError, match="all gradients are one"):
         of(np.ones((4, 2)))
+
+
+@pytest.mark.parametrize(("num_classes", "num_examples"), [(10, 60), (20, 40), (100, 200)])
+def test_classes_of_which_one_example_was_drawn_do_not_look_apart(num_classes, num_examples):
+    """All classes alike: nothing lies between them, whatever was drawn of each."""
+    rng = np.random.default_rng(num_classes)
+    found = []
+    for _ in range(40):
+        gradients = rng.normal(size=(num_examples, 30)) + 0.2
+        classes = rng.integers(num_classes, size=num_examples)
+        mean = gradients.mean(0)
+        own = np.stack([gradients[classes == number].mean(0) for number in classes])
+        anatomy = noise_anatomy(
+            np.square(gradients).sum(1, keepdims=True),
+            gradients @ mean,
+            np.array([mean @ mean]),
+            population_size=1000 * num_classes,
+            population="distribution",
+            names=["weight"],
+            indices=np.arange(num_examples),
+            classes=classes,
+            within=np.square(gradients - own).sum(1),
+            class_sizes=dict.fromkeys(range(num_classes), 1000),
+        )
+        found.append(anatomy.between_classes.value)
+    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(len(found)) + 0.005

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from experiments.coverage import noise_scale as coverage
-from noisescale.errors import SettingError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.gradient_noise import mean_estimate, noise_scale
 from noisescale.statistics.hessian_noise import CurvatureNoise, ProbeBlocks, curvature_noise
 from noisescale.statistics.sample import Sample
@@ -446,3 +446,30 @@ def test_probes_taken_with_a_quarter_of_the_groups_have_their_own_error(effects)
         of_block * (1 / 32 + 0.8 / 128) + of_group * (1 / 16 + 0.8 / 128)
     ) + 2 * of_pair / 128
     assert np.mean(variances) == pytest.approx(counted, rel=0.05)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_gradients_that_are_not_finite_have_no_noise_scale(value):
+    squares = np.ones((5, 1))
+    squares[2] = value
+    with pytest.raises(MeasurementError, match="not finite"):
+        noise_scale(squares, np.ones((5, 1)), np.ones(1), population="dataset", population_size=10)
+
+
+def test_nothing_is_resolved_whose_signal_may_be_none():
+    """By the intervals of skew gradients, which reach further down than a symmetric one."""
+    rng = np.random.default_rng(1)
+    unresolved = 0
+    for _ in range(60):
+        gradients = rng.lognormal(sigma=2.0, size=(300, 1)) * rng.normal(size=(300, 20)) + 1.0
+        mean = gradients.mean(0)
+        noise = noise_scale(
+            np.square(gradients).sum(1, keepdims=True),
+            (gradients @ mean)[:, None],
+            np.array([mean @ mean]),
+            population="distribution",
+            population_size=10**6,
+        )
+        assert noise.squared_gradient_norm.low > 0 or not noise.resolved
+        unresolved += not noise.resolved
+    assert 0 < unresolved < 60

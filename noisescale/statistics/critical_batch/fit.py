@@ -135,7 +135,7 @@ class CriticalBatchFit(Shown):
         return self.residual_correlation > CORRELATED / math.sqrt(max(reached, 1))
 
     def steps(self, batch_size: float) -> float:
-        """S = S_min(1 + B_crit/B) of the most likely curve; nan where the fit is not resolved.
+        """S = S_min(1 + B_crit/B) of the most likely curve; nan where S_min or E_min has no value.
 
         Args:
             batch_size: B, in examples.

@@ -261,7 +261,7 @@ def best_rates(table: pd.DataFrame) -> pd.DataFrame:
     for (goal, size), runs in usable.groupby(["goal", "batch_size"], dropna=False):
         seeds = [
             dict(zip(of_seed["learning_rate"], of_seed["steps"], strict=True))
-            for _, of_seed in runs.groupby("seed")
+            for _, of_seed in runs.groupby("seed", dropna=False)  # without names they are one seed
         ]
         best = best_rate(seeds)
         rows.append(

@@ -179,6 +179,7 @@ def fit_learning_rate_laws(
         The laws "noise", "capped", "power", "sqrt" and "linear", in order of their error.
 
     Raises:
+        SettingError: not as many rates or errors as batch sizes, or numbers that are not above 0.
         MeasurementError: fewer than four batch sizes.
 
     Examples:
@@ -188,9 +189,18 @@ def fit_learning_rate_laws(
         ('noise', 0.58)
     """
     sizes, best = np.asarray(batch_sizes, dtype=float), np.asarray(rates, dtype=float)
-    if len(sizes) < FEWEST_RATES:
+    shapes = {sizes.shape, best.shape} | (set() if log_errors is None else {np.shape(log_errors)})
+    if len(shapes) > 1 or sizes.ndim != 1:
+        raise SettingError(
+            "batch sizes, rates and errors of shapes "
+            f"{', '.join(map(str, sorted(shapes)))}: give as many of each"
+        )
+    if not (np.isfinite([sizes, best]).all() and (sizes > 0).all() and (best > 0).all()):
+        raise SettingError("batch sizes and rates: give finite numbers above 0")
+    num_sizes = len(set(sizes.tolist()))
+    if num_sizes < FEWEST_RATES:
         raise MeasurementError(
-            f"{len(sizes)} batch sizes have a best learning rate between others that were tried: "
+            f"{num_sizes} batch sizes have a best learning rate between others that were tried: "
             f"laws of it take {FEWEST_RATES}"
         )
     measured = BestRates(np.log(sizes), np.log(best))

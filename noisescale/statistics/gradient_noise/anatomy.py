@@ -12,7 +12,7 @@ import numpy as np
 
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.display import Shown, Summary, counted, share
-from noisescale.statistics.estimate import Estimate, jsonable, ratio, rescaled
+from noisescale.statistics.estimate import Estimate, jsonable, ratio, rescaled, undefined
 from noisescale.statistics.sample import (
     Population,
     Sample,
@@ -271,11 +271,13 @@ def noise_anatomy(
     if classes is not None and within is not None and class_sizes is not None:
         per_class = _per_class(classes, shares)
         within_all = _within(classes, within, class_sizes, sample)
-        between = _ratio(
-            np.array([variance - within_all, variance]),
-            np.stack([of_variance - within, of_variance]),
-            sample,
-        )
+        between = undefined(num_samples=n)
+        if not math.isnan(within_all):
+            between = _ratio(
+                np.array([variance - within_all, variance]),
+                np.stack([of_variance - within, of_variance]),
+                sample,
+            )
     of_tensors = (squared_norms.mean(0) - mean_squares) * n / (n - 1)
     signals = mean_squares - sample.mean_factor * of_tensors
     importance_simple = _ratio(
@@ -346,15 +348,25 @@ def _rest(share: Estimate) -> Estimate:
 def _within(
     classes: np.ndarray, within: np.ndarray, class_sizes: dict[int, int], sample: Sample
 ) -> float:
-    """Σ_c p_c tr Σ_c, unbiased: the noise within the classes. Of one example there is none."""
-    total = 0.0
+    """Σ_c p_c tr Σ_c, the noise within the classes; nan where no class has two examples.
+
+    A class of which one example was drawn is taken to be as noisy as the others are on average; one
+    that has no more in the data set has none of it. Unbiased but for that.
+    """
+    total, alone, known = 0.0, 0, 0  # examples that are alone in their class, and the others
     for number, size in class_sizes.items():
         rows = classes == number
         count = int(rows.sum())
+        is_finite = sample.population == "dataset"
         if count > 1:
-            factor = 1 - 1 / size if sample.population == "dataset" else 1.0
+            factor = 1 - 1 / size if is_finite else 1.0
             total += factor * float(within[rows].sum()) / (count - 1) * count / len(classes)
-    return total
+            known += count
+        elif count == 1 and not (is_finite and size == 1):
+            alone += 1
+    if alone and not known:
+        return math.nan
+    return total * (1 + alone / known) if alone else total
 
 
 def _per_class(classes: np.ndarray, shares: np.ndarray) -> pd.DataFrame:

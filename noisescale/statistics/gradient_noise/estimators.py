@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from noisescale.errors import SettingError
+from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import (
     Estimate,
@@ -19,6 +19,7 @@ from noisescale.statistics.estimate import (
     ratio,
     rescaled,
     student_t,
+    undefined,
 )
 from noisescale.statistics.gradient_noise.result import (
     GRADIENT_NOISE,
@@ -197,6 +198,8 @@ def gradient_noise(
     simple = ratio(variance, squared_norm, covariance, num_samples=n, dof=n - 1)
     if reach[2] is not None:
         simple = rescaled(simple, reach[2], dof=n - 1)
+        if norm.low <= 0:  # by skew errors, where the ratio's own ends are finite
+            simple = undefined(num_samples=n, low=simple.low)
     needed = None
     if math.isnan(simple.value):
         needed = _examples_to_resolve(squared_norm, stderr_norm, sample)
@@ -334,5 +337,7 @@ def _check(
             f"squared norms {squared_norms.shape} and mean squares {mean_squares.shape}: "
             "give (n, L) and (L,) for L parameter tensors"
         )
+    if not (np.isfinite(squared_norms).all() and np.isfinite(mean_squares).all()):
+        raise MeasurementError("gradients that are not finite have no noise scale")
     if projections is not None and projections.shape not in (squared_norms.shape, (n,)):
         raise SettingError(f"projections {projections.shape}: give ({n},) or {squared_norms.shape}")

@@ -9,6 +9,7 @@ import numpy as np
 from noisescale.errors import SettingError
 from noisescale.statistics.display import Shown, Summary, counted, share
 from noisescale.statistics.estimate import Estimate, from_samples
+from noisescale.statistics.scores.accuracy import accuracy_estimate
 from noisescale.statistics.scores.bias_variance import outcomes_of
 
 
@@ -125,7 +126,7 @@ def out_of_bag(predictions: np.ndarray, targets: np.ndarray, in_bag: np.ndarray)
     accuracy = None
     if targets.ndim == 1:
         votes = kept.sum(0) / models[:, None] + outcomes  # (n, C), the mean prediction
-        accuracy = from_samples(votes.argmax(1) == targets[usable])
+        accuracy = accuracy_estimate(int((votes.argmax(1) == targets[usable]).sum()), len(votes))
     of_one = squares / models
     return OutOfBag(
         num_models=len(predictions),

@@ -50,8 +50,10 @@ def batch_noise_factor(batch_size: float, *, population_size: int | None) -> flo
     (N − B)/(B(N − 1)) for a batch drawn without replacement from N = `population_size` examples;
     1/B with replacement or from a distribution (None).
     """
-    if population_size is None:
+    if population_size is None and batch_size >= 1:
         return 1 / batch_size
+    if population_size is None:
+        raise SettingError(f"batch size {batch_size}: give 1 or more")
     if not 1 <= batch_size <= population_size:
         raise SettingError(
             f"batch size {batch_size}: give 1 to {population_size}, the number of examples"
@@ -78,7 +80,8 @@ class StabilityCurve:
         factor = batch_noise_factor(batch_size, population_size=population_size)
         if factor == 0:  # B_c may be infinite
             return self.largest_rate
-        return self.largest_rate / (1 + factor * self.critical_batch_size)
+        over = 1 + factor * self.critical_batch_size
+        return math.inf if over <= 0 else self.largest_rate / over  # no rate is too large
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -62,7 +62,7 @@ class Trajectory:
         start.
         slow: anything else.
         """
-        if self.diverged_at_step is not None or not math.isfinite(self.final):
+        if self.diverged_at_step is not None or not math.isfinite(self.final + self.largest):
             return "diverged"
         height = max(self.start, self.chance)
         at_chance = self.final >= AT_CHANCE * self.chance
@@ -120,9 +120,11 @@ def seed_threshold(outcomes: Iterable[tuple[float, bool]]) -> Threshold:
     above = (
         len(pairs) - unstable.sum() - np.arange(len(pairs) + 1) + below
     )  # stable among the others
-    best = np.flatnonzero(below + above == (below + above).min())
-    rates = [0.0, *(rate for rate, _ in pairs), math.inf]
-    return Threshold(low=rates[best[0]], high=rates[best[-1] + 1])
+    rates = np.array([0.0, *(rate for rate, _ in pairs), math.inf])
+    splits = np.flatnonzero(rates[1:] > rates[:-1])  # of two outcomes at one rate none lies between
+    against = (below + above)[splits]
+    best = splits[against == against.min()]
+    return Threshold(low=float(rates[best[0]]), high=float(rates[best[-1] + 1]))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

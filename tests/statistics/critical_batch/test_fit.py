@@ -10,6 +10,7 @@ from scipy import optimize, special, stats
 from experiments.coverage.critical_batch import Cell, draw
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.statistics.critical_batch.curves.hyperbola import Hyperbola
+from noisescale.statistics.critical_batch.curves.overhead import _comparable
 from noisescale.statistics.critical_batch.fit import fit_critical_batch
 
 SIZES = 2.0 ** np.arange(12)
@@ -446,3 +447,18 @@ def test_the_bootstrap_does_not_depend_on_when_it_is_called():
 def test_a_confidence_is_between_0_and_1(confidence):
     with pytest.raises(SettingError, match=r"confidence .*give a number between 0 and 1"):
         fit_critical_batch(SIZES, steps(SIZES), confidence=confidence)
+
+
+def test_seeds_that_lack_a_run_leave_the_overhead_as_uncertain_as_it_is():
+    """The draws of a mean vary as means of so many runs do, whatever the other sizes have."""
+    rng = np.random.default_rng(0)
+    log_steps = 0.2 * rng.normal(size=(8, 6))
+    log_steps[2:, 0] = np.nan  # two seeds
+    log_steps[1:, 1] = np.nan  # one
+    deviations = log_steps - np.nanmean(log_steps, 0)
+    drawn = np.square(_comparable(deviations)).sum(0) / (8 * 7)  # variances of the means
+    counts = np.isfinite(log_steps).sum(0)
+    squares = np.nansum(deviations**2, 0)
+    expected = squares / (counts - 1).clip(min=1) / counts
+    expected[1] = squares.sum() / (1 + 4 * 7)  # a run's, by the others
+    assert drawn == pytest.approx(expected)

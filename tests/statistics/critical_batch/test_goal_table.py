@@ -223,3 +223,15 @@ def test_steps_that_rise_with_the_batch_size_are_said_aloud():
     assert (small, large) == (32, 64)
     assert factor == pytest.approx(2 * 1.25 / 1.5, rel=0.1)
     assert rises(fastest_runs(table), 0.5) == []
+
+
+def test_runs_without_the_names_of_seeds_are_those_of_one():
+    rows = [
+        {"goal": 1.0, "batch_size": size, "learning_rate": rate, "steps": steps, "censored": 0}
+        for size in (1, 2, 4, 8)
+        for rate, steps in ((0.1, 60.0), (0.2, 50.0), (0.4, 55.0))
+    ]
+    blank = best_rates(pd.DataFrame(rows).assign(seed=math.nan))
+    named = best_rates(pd.DataFrame(rows).assign(seed=0))
+    pd.testing.assert_frame_equal(blank, named)
+    assert (blank["num_seeds"] == 1).all()

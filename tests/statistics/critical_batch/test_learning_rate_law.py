@@ -177,3 +177,18 @@ def test_a_best_rate_at_an_end_is_none(steps):
 def test_a_rate_and_its_steps_are_above_0(seed):
     with pytest.raises(SettingError, match="give numbers above 0"):
         best_rate([course(0.5, [0.25, 0.5, 1.0]), seed])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rates", "message"),
+    [
+        ([1, 4, 16, 64], [0.1, 0.2, math.nan, 0.4], "give finite numbers above 0"),
+        ([0, 4, 16, 64], [0.1, 0.2, 0.3, 0.4], "give finite numbers above 0"),
+        ([1, 4, 16, 64], [0.1, 0.2, 0.3, 0.0], "give finite numbers above 0"),
+        ([1, 4, 16, 64], [0.1, 0.2, 0.3], r"shapes \(3,\), \(4,\): give as many of each"),
+        ([8, 8, 8, 8], [0.1, 0.2, 0.3, 0.4], "1 batch sizes"),
+    ],
+)
+def test_what_no_law_can_be_fitted_to_is_refused(sizes, rates, message):
+    with pytest.raises((SettingError, MeasurementError), match=message):
+        fit_learning_rate_laws(sizes, rates, log_errors=[0.1] * 4)

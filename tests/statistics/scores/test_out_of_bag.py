@@ -63,3 +63,12 @@ def test_what_does_not_fit_is_refused():
         out_of_bag(p, np.zeros(4, int), np.ones((3, 4)))
     with pytest.raises(SettingError, match="not finite"):
         out_of_bag(np.full_like(p, np.inf), np.zeros(4, int), np.zeros((3, 4)))
+
+
+def test_that_all_votes_are_right_is_no_certainty():
+    rng = np.random.default_rng(0)
+    targets = np.arange(50) % 3
+    predictions = np.broadcast_to(np.eye(3)[targets], (20, 50, 3))
+    found = out_of_bag(predictions, targets, rng.integers(3, size=(20, 50)))
+    assert found.accuracy.value == 1
+    assert 0.9 < found.accuracy.low < 0.95

@@ -9,7 +9,12 @@ import torch
 
 from noisescale.errors import SettingError
 from noisescale.statistics.estimate import Estimate, exact
-from noisescale.statistics.stability.curves import StabilityConstants, batch_noise_factor, side_of
+from noisescale.statistics.stability.curves import (
+    StabilityConstants,
+    StabilityCurve,
+    batch_noise_factor,
+    side_of,
+)
 from noisescale.training.config import TrainConfig, stable_sharpness
 from noisescale.training.trainer import train
 from tests.helpers.closed_forms import constants_of
@@ -224,3 +229,17 @@ def test_constants_are_read_as_they_were_kept_before_there_were_errors():
     assert StabilityConstants.from_dict(kept).estimates["largest_example"].high == math.inf
     with pytest.raises(TypeError):
         StabilityConstants.from_dict({"sharpness": 1.0})
+
+
+@pytest.mark.parametrize("critical_batch_size", [-4.0, -1000.0])
+def test_beyond_the_pole_no_rate_is_too_large(critical_batch_size):
+    """As at the lower end of an interval that reaches below −B."""
+    curve = StabilityCurve(largest_rate=1.0, critical_batch_size=critical_batch_size)
+    assert curve.rate(4, population_size=None) == math.inf
+    assert curve.rate(10**6, population_size=None) == pytest.approx(1, rel=2e-3)
+
+
+@pytest.mark.parametrize("batch_size", [0, -5, 0.5])
+def test_a_batch_has_an_example(batch_size):
+    with pytest.raises(SettingError, match="give 1 or more"):
+        batch_noise_factor(batch_size, population_size=None)

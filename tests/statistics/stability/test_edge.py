@@ -228,3 +228,9 @@ def test_seeds_that_are_not_monotone_are_counted():
 def test_a_threshold_without_room_is_refused(low, high):
     with pytest.raises(SettingError, match="give a lower end below the upper one"):
         fit_edge([Threshold(low=low, high=high)] * 3)
+
+
+def test_two_outcomes_at_one_rate_have_no_threshold_between_them():
+    threshold = seed_threshold([(0.05, False), (0.1, False), (0.1, True), (0.2, True)])
+    assert (threshold.low, threshold.high) == (0.05, 0.2)
+    assert seed_threshold([(0.1, False), (0.1, True)]) == Threshold(low=0, high=math.inf)

@@ -71,11 +71,29 @@ def _deviations(
     draws *= scatter * widened(num_sizes - 2)
     if runs.crossed:
         num_seeds = len(runs.log_steps)
-        deviations = np.nan_to_num((runs.log_steps - runs.means)[:, runs.reached])  # (R, n)
+        deviations = _comparable((runs.log_steps - runs.means)[:, runs.reached])  # (R, n)
         weights = generator.standard_normal((RESAMPLES, num_seeds))
         weights *= widened(num_seeds - 1) / math.sqrt(num_seeds * (num_seeds - 1))
         draws = left_over(scatter, noise) ** 0.5 * draws + weights @ deviations
     return draws
+
+
+def _comparable(deviations: np.ndarray) -> np.ndarray:
+    """Seeds' deviations (R, n) as if each size had all seeds: 0 for nan, the others larger.
+
+    So that sums of them, which are drawn for R seeds, have the variance of the mean of those there
+    are. A size with one seed, which has no deviation, has that of a run at the others.
+    """
+    num_seeds = len(deviations)
+    known = np.isfinite(deviations)
+    counts = known.sum(0)  # (n,)
+    deviations = np.where(known, deviations, 0.0)
+    dof = (counts - 1).clip(min=0).sum()
+    of_a_run = math.sqrt(np.square(deviations).sum() / dof) if dof else 0.0
+    pairs = num_seeds * (num_seeds - 1)
+    scale = np.sqrt(pairs / (counts * (counts - 1)).clip(min=1))
+    lone = known & (counts == 1)
+    return np.where(lone, of_a_run * math.sqrt(pairs), deviations * scale)
 
 
 def _crossing(log_sizes: np.ndarray, log_examples: np.ndarray) -> float:
