@@ -35,10 +35,11 @@ class NoiseScaleCallback(TrainerCallback, ExportableState):
     `training_step`, before the Trainer clips it. Where the Trainer divides by
     the number of tokens that count, micro-batches weigh as many as it counts in them, also with
     label smoothing and with a `compute_loss_func` that divides by `num_items_in_batch`; an example
-    is a sequence. A `training_step` or `compute_loss` of your own works if it leaves those
-    gradients behind; set `loss_is_scaled_for_ga=False` on the Trainer where it returns plain means.
-    It restores its averages by itself: leave restore_callback_states_from_checkpoint at False, its
-    default.
+    is a sequence. Whether a loss is so divided is tried at the first micro-batch, by two forward
+    passes in evaluation mode. A `training_step` or `compute_loss` of your own works if it leaves
+    those gradients behind; set `loss_is_scaled_for_ga=False` on the Trainer where it returns plain
+    means. It restores its averages by itself: leave restore_callback_states_from_checkpoint at
+    False, its default.
 
     Args:
         memory: of `NoiseScaleMonitor`, in examples.
@@ -260,6 +261,8 @@ def _divides(
     """
     prepared = trainer._prepare_inputs(inputs)
     device = next(model.parameters()).device
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()  # leaves running statistics alone
     losses = []
     for count in (num_items, 2 * num_items):
         with (
@@ -269,6 +272,8 @@ def _divides(
         ):
             loss: Any = trainer.compute_loss(model, {**prepared}, num_items_in_batch=count)
             losses.append(loss.detach().float().abs())
+    for module, mode in modes:
+        module.training = mode
     # of all processes, which must go the same way: a forward pass may gather parameters
     once: float
     twice: float

@@ -233,6 +233,32 @@ def test_a_model_that_leaves_the_number_of_items_alone_is_measured_by_its_means(
     assert_same(callback.monitor.noise(), running.noise)
 
 
+class Normed(Deaf):
+    """With statistics that a forward pass in training mode moves, and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm1d(3), nn.Dropout(0.3)
+
+    def forward(self, x, labels, num_items_in_batch=1, **others):
+        loss = super().forward(self.drop(self.norm(x)), labels)["loss"]
+        return {"loss": loss * len(x) / num_items_in_batch}
+
+
+def test_a_training_is_the_same_with_it(tmp_path):
+    trained = []
+    for name in ("with", "without"):
+        torch.manual_seed(0)
+        model = Normed()
+        trainer = trainer_of(tmp_path / name, model)
+        if name == "with":
+            NoiseScaleCallback().add_to(trainer)
+        trainer.train()
+        trained.append(model.state_dict())
+    for key, value in trained[0].items():
+        assert torch.equal(value, trained[1][key]), key
+
+
 def test_it_goes_on_from_a_checkpoint(tmp_path):
     torch.manual_seed(0)
     model = Regression()
