@@ -502,6 +502,8 @@ class NoiseScaleMonitor:
     def scalars(self) -> dict[str, float]:
         """The numbers of `noise` and the interval of B_simple, for a logger; nan if unresolved.
 
+        nan too as long as no update has been taken in, of which `noise` says why.
+
         squared_gradient_norm, |G|²; gradient_variance, tr Σ, both in the unit of the loss squared
         over that of the parameters; simple, B_simple in examples, and simple_low and simple_high,
         its 95 % interval. With `groups` the same of each, as attention/simple. With a
@@ -510,6 +512,10 @@ class NoiseScaleMonitor:
         preconditioned_simple_low and preconditioned_simple_high.
         """
         names = SCALARS if self._preconditioner is None else under_preconditioner(*SCALARS)
+        if self.num_updates == 0:
+            groups = self._watched.names if self._watched.by_group else ()
+            of_groups = (f"{group}/{name}" for group in groups for name in names)
+            return dict.fromkeys([*names, *of_groups], math.nan)
         values = dict(zip(names, _scalars(self.noise()), strict=True))
         if self._watched.by_group:
             for group, noise in self.noise_by_group().items():

@@ -352,6 +352,12 @@ def recommend(
     """
     table = _table(measured, steps=steps, batch_size=batch_size)
     relative_loss = _relative_loss(table)  # before rows without a preconditioner are left out
+    if relative_loss is not None and relative_loss > 1:
+        raise MeasurementError(
+            f"the loss at the end is {relative_loss:.3g} times that at the start: of a run that "
+            "makes no progress the noise scale says nothing; track one that trains, as at a lower "
+            "learning rate"
+        )
     if geometry is None:
         geometry = "optimizer" if is_under_preconditioner(table).any() else "plain"
     if geometry == "optimizer":

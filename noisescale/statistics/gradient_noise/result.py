@@ -100,7 +100,7 @@ class GradientNoise(NamedTuple):
         return Summary(
             title=f"Gradient noise over {samples:,} {unit} (population: {self.population})",
             rows=_rows(estimates),
-            notes=_unresolved(self.resolved, self.examples_to_resolve),
+            notes=_unresolved(self),
         )
 
 
@@ -315,7 +315,7 @@ class NoiseScale(Shown):
         under = self.preconditioned
         if under is None:
             return ()
-        notes = (*_unresolved(under.resolved, under.examples_to_resolve), *under.notes)
+        notes = (*_unresolved(under), *under.notes)
         return tuple(f"under the preconditioner: {note}" for note in notes)
 
     def _summary(self) -> Summary:
@@ -330,7 +330,7 @@ class NoiseScale(Shown):
             title=f"Gradient noise over {count}{split} examples (population: {self.population})",
             rows=[*_rows(self.estimates), *self._under_preconditioner, *self._of_sign],
             notes=(
-                *_unresolved(self.resolved, self.examples_to_resolve),
+                *_unresolved(self),
                 *self.notes,
                 *self._notes_under_preconditioner,
                 *((f"also measured: {', '.join(tables)}",) if tables else ()),
@@ -344,9 +344,15 @@ def _rows(estimates: dict[str, Estimate]) -> list[tuple[str, str]]:
     return [(QUANTITIES[name], str(estimates[name])) for name in names]
 
 
-def _unresolved(resolved: bool, examples_to_resolve: int | None) -> tuple[str, ...]:
+def _unresolved(noise: GradientNoise | NoiseScale) -> tuple[str, ...]:
     """Why B_simple has no interval, and what it would take."""
-    if resolved:
+    if noise.resolved:
         return ()
-    needed = "" if examples_to_resolve is None else f"; {examples_to_resolve:,} examples may do"
+    if noise.squared_gradient_norm.high < 0:
+        return (
+            "B_simple is not resolved: |G|² comes out below zero by more than its error, as where "
+            "gradients are not those of the examples counted (zero_grad() forgotten?)",
+        )
+    examples = noise.examples_to_resolve
+    needed = "" if examples is None else f"; {examples:,} examples may do"
     return (f"B_simple is not resolved: |G|² cannot be told from zero{needed}",)

@@ -126,8 +126,8 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
             firmer=firmer_command(config.problem, config.training),
             reason=(
                 f"|G|² along the run cannot be told from zero on {outcome.plan.noise_examples:,} "
-                "examples; give more --minutes, or measure more examples where the data set has "
-                "them"
+                "examples; give more --minutes with --force, or measure more examples where the "
+                "data set has them"
             ),
         )
         return advice, None

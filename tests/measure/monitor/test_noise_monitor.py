@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from noisescale.measure.monitor.noise_monitor import NoiseScaleMonitor
 from noisescale.measure.noise import measure_noise
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
+from noisescale.statistics.estimate import Estimate, undefined
 from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import train
 from tests.helpers.closed_forms import exact, regression
@@ -579,3 +580,30 @@ def test_no_gradient_is_none_under_a_preconditioner_that_is_not_known():
     root = torch.tensor([math.nan, 2.0, math.nan])
     assert under(root, torch.tensor([0.0, 3.0, 0.0])).tolist() == [0.0, 6.0, 0.0]
     assert under(root, torch.ones(3)).isnan().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("groups", [None, "layer"])
+def test_a_logger_gets_nan_as_long_as_there_is_nothing(groups):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    monitor = NoiseScaleMonitor(model, groups=groups)
+    before = monitor.scalars()
+    assert all(math.isnan(value) for value in before.values())
+    for part in torch.randn(4, 3).split(2):
+        (model(part).square().mean() / 2).backward()
+        monitor.micro_batch(2)
+    monitor.update()
+    assert list(monitor.scalars()) == list(before)
+
+
+def test_a_signal_far_below_zero_is_told_as_misuse():
+    """Not as one that more examples would resolve."""
+    model, inputs, targets, _ = regression()
+    monitor = NoiseScaleMonitor(model)
+    for order in itertools.islice(itertools.permutations(range(5)), 4):
+        feed(monitor, model, inputs, targets, order, [2, 2])
+        monitor.update()
+    below = Estimate(value=-9.0, stderr=0.5, low=-10.0, high=-8.0, num_samples=4)
+    noise = monitor.noise()._replace(squared_gradient_norm=below, simple=undefined(num_samples=4))
+    assert "|G|² comes out below zero by more" in repr(noise)
+    above = noise._replace(squared_gradient_norm=replace(below, high=1.0))
+    assert "|G|² cannot be told from zero" in repr(above)

@@ -120,6 +120,13 @@ def test_an_interval_open_throughout_stays_open():
     json.dumps(record, allow_nan=False)
 
 
+def test_nothing_is_recommended_from_a_run_that_makes_no_progress():
+    rows = tracked([0, 10, 20], [50.0, 60.0, 70.0])
+    assert recommend(rows.assign(loss=[2.0, 1.5, 1.9])).critical_batch_size.value > 0
+    with pytest.raises(MeasurementError, match="at the end is 16 times that at the start"):
+        recommend(rows.assign(loss=[0.33, 1.0, 5.28]))
+
+
 def test_nothing_is_recommended_from_one_measurement():
     with pytest.raises(MeasurementError, match="1 of 3 measurements"):
         recommend(tracked([0, 10, 20], [math.nan, 100.0, math.nan]))
