@@ -39,7 +39,7 @@ def test_a_result_that_changes_changes_the_page(text, tmp_path, monkeypatch):
     shutil.copytree(page.RESULTS, tmp_path / "results")
     path = tmp_path / "results" / "training-cpu.json"
     record = json.loads(path.read_text())
-    measured = f"| {record['rows'][0]['steps_per_second']['ours']:.0f} |"
+    measured = f"| {record['rows'][0]['steps_per_second']['ours']:,.0f} |"
     version = record["environment"]["torch"].partition("+")[0]
     assert measured in text
     record["rows"][0]["steps_per_second"]["ours"] = 12_345.6
@@ -112,4 +112,5 @@ def test_the_summary_holds_figures_against_their_targets(tmp_path):
     assert rows[0] == ["benchmark", "what", "measured", "target", "met"]
     assert [row[0] for row in of_gpu] == ["training, GPU"] * len(of_gpu)
     assert len(rows) == 1 + 2 * len(of_gpu)
-    assert [row[-1] for row in of_gpu[:2]] == ["yes", "no"]
+    of_eager = [row[-1] for row in of_gpu if "eager" in row[1]]
+    assert of_eager[:2] == ["yes", "no"]

@@ -79,7 +79,7 @@ def test_a_batch_of_padding_alone_makes_no_step():
 
 
 def test_an_adaptive_batch_weighs_its_parts_by_tokens(monkeypatch):
-    """The two norms of an update: of the first fourth's token mean, and of the whole's."""
+    """The two norms of an update: of the first fourth, which counts as a fourth, and of all."""
     compared = []
 
     def note(small, small_size, big, big_size):
@@ -94,8 +94,11 @@ def test_an_adaptive_batch_weighs_its_parts_by_tokens(monkeypatch):
         pass
     rows = Batches(24, seed=0).take(16)
     squares = []
-    for part in (rows[:4], rows):
-        loss = token_mean(problem.model(problem.train.inputs[part]), problem.train.targets[part])
+    tokens = (problem.train.targets[rows] != -100).sum(1)
+    shares = 4 * float(tokens[:4].sum() / tokens.sum()), 1.0
+    for part, share in zip((rows[:4], rows), shares, strict=True):
+        targets = problem.train.targets[part]
+        loss = share * token_mean(problem.model(problem.train.inputs[part]), targets)
         gradient = torch.autograd.grad(loss, list(problem.model.parameters()))
         squares.append(float(sum(each.square().sum() for each in gradient)))
     assert compared == [pytest.approx(squares)]
