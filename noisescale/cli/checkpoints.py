@@ -222,6 +222,8 @@ def with_problems(
         config = None if ours is None else ours.problem
         if given is not None:
             current = given
+            if ours is not None:  # of a training of ours, as a configured one
+                current.model.eval()
         elif not isinstance(config, ProblemConfig):
             raise CheckpointError(f"{checkpoint.path} {where_from(config)}")
         else:

@@ -27,6 +27,11 @@ def fails_in_training():
     loss = lambda outputs, targets: outputs["logits"]
     return Problem(model=problem.model, loss=loss, train=problem.train)
 
+def normalised():
+    problem = make_problem()
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    return Problem(model=model, loss=problem.loss, train=problem.train)
+
 def reduces():
     problem = make_problem()
     return Problem(model=problem.model, loss=torch.nn.CrossEntropyLoss(), train=problem.train)
@@ -128,6 +133,15 @@ def test_the_model_as_made_is_that_of_seed_0(tmp_path):
     assert stored[0]["simple"] == measured[0]["simple"]
     assert "as made" in run("measure-noise", *OWN).stdout
     assert "as made" in run("sharpness", *OWN).stdout
+
+
+def test_a_run_with_batch_norm_is_measured_in_evaluation_mode(tmp_path):
+    problem = ("--problem", "own.py:normalised")
+    trained = run("train", *problem, "--bs", 8, "--epochs", 1, "--lr", 0.1, "--out", "run")
+    assert trained.exit_code == 0, trained.output
+    result = run("measure-noise", "run", *problem)
+    assert result.exit_code == 0, result.output
+    assert "B_simple" in result.stdout
 
 
 def test_a_checkpoint_of_ones_own_needs_its_problem_named():
