@@ -213,6 +213,7 @@ def with_problems(
     from noisescale.problems.build import build_problem
     from noisescale.problems.config import ProblemConfig
     from noisescale.problems.factory import load_problem
+    from noisescale.training.records.names import describe_problem
     from noisescale.training.records.weights import apply_weights
 
     given = None if problem is None else load_problem(problem)
@@ -224,6 +225,12 @@ def with_problems(
             current = given
             if ours is not None:  # of a training of ours, as a configured one
                 current.model.eval()
+                if ours.params.keys() != dict(current.model.named_parameters()).keys():
+                    trained = "another problem" if config is None else describe_problem(config)
+                    raise CheckpointError(
+                        f"{checkpoint.path} is of a training of {trained}, whose parameters are "
+                        f"not those of {problem}: give the problem that was trained"
+                    )
         elif not isinstance(config, ProblemConfig):
             raise CheckpointError(f"{checkpoint.path} {where_from(config)}")
         else:

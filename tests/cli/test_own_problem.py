@@ -144,6 +144,15 @@ def test_a_run_with_batch_norm_is_measured_in_evaluation_mode(tmp_path):
     assert "B_simple" in result.stdout
 
 
+def test_a_checkpoint_of_another_problem_is_told_as_one(tmp_path):
+    assert run("train", *OWN, "--bs", 8, "--epochs", 1, "--out", "run").exit_code == 0
+    result = run("measure-noise", "run", "--problem", "own.py:normalised")
+    assert result.exit_code == 1
+    assert "is of a training of own.py:make_problem, whose parameters are not" in " ".join(
+        result.stderr.split()
+    )
+
+
 def test_a_checkpoint_of_ones_own_needs_its_problem_named():
     run("train", *OWN, "--max-steps", 2, "--out", "run")
     refused = run("measure-noise", "run")
