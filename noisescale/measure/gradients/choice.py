@@ -66,6 +66,7 @@ class EngineChoice:
         self.notes: list[str] = []
         self._is_free = name == "auto"
         self._row = list(ROWS[name])
+        self._may_compile = True  # once
         self._objective, self._preconditioner = objective, preconditioner
         self._few = objective.examples.part(slice(COMPARED))
 
@@ -177,7 +178,9 @@ class EngineChoice:
         if not self._is_free or not layers.unreached or not is_worth_it:
             return layers
         written_out = sum(layers.params[name].numel() for name in layers.unreached)
-        if written_out * objective.num_examples > WORTH_COMPILING and objective.amp is None:
+        is_long = written_out * objective.num_examples > WORTH_COMPILING
+        if is_long and self._may_compile and objective.amp is None:
+            self._may_compile = False
             self._row[0:0] = ["compiled"]
             self.notes.append("compiled instead of hooks, which cannot reach most parameters")
             return CompiledEngine(objective)

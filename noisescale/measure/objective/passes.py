@@ -167,5 +167,7 @@ _MEASURED = _Exchanged(
     {(module, name): _plain_generator for module in CHECKPOINTING for name in GENERATORS}
     | {("torch.utils.checkpoint", "CheckpointFunction"): _PlainCall}
     | {("torch.nn.modules.rnn", "_VF"): _WithoutCudnn()}
+    # attention's, of passes without a gradient: it gives padded places zeros
+    | {("torch.backends.mha", "get_fastpath_enabled"): lambda: False}
 )
 _DIFFERENTIABLE_TWICE = _Exchanged({("torch.nn.functional", "embedding_bag"): embedding_bag})

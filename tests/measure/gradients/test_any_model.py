@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from noisescale import gradient_moments, measure_noise
 from noisescale.errors import MeasurementError, SettingError
+from noisescale.measure.gradients import choice
+from noisescale.measure.gradients.engine import EngineError
 from noisescale.problems.models import cross_entropy
 from noisescale.problems.problem import Examples, Problem
 
@@ -440,3 +442,123 @@ def test_gradients_that_are_switched_off_are_said_to_be(mode):
     problem = problem_of("counters")
     with mode(), pytest.raises(SettingError, match="switched off here"):
         measure_noise(problem)
+
+
+class WritesIntoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x.sub_(0.1307).div_(0.3081)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
+def test_what_a_model_or_loss_writes_into_stays_as_it_was(engine):
+    inputs, targets = torch.randn(20, 4), torch.arange(20) % 4 - 1
+
+    def loss(outputs, targets):
+        targets[targets < 0] = 0
+        return functional.cross_entropy(outputs, targets, reduction="none")
+
+    before = inputs.clone(), targets.clone()
+    model = nn.Linear(4, 3) if engine == "vmap" else WritesIntoInputs()
+    if engine == "vmap":  # which writes into no constant
+        loss = nn.CrossEntropyLoss(reduction="none")
+        targets.clamp_(min=0)
+        before = inputs.clone(), targets.clone()
+        model = nn.Sequential(nn.ReLU(inplace=True), model)
+    gradient_moments(
+        Problem(model=model, loss=loss, train=Examples(inputs, targets)), engine=engine
+    )
+    assert torch.equal(inputs, before[0])
+    assert torch.equal(targets, before[1])
+
+
+class Padded(nn.Module):
+    """An encoder whose padded places count in the mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(11, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        found = self.encoder(self.words(x), src_key_padding_mask=x == 0)
+        return self.head(found.mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_frozen_encoder_is_the_same_function():
+    torch.manual_seed(0)
+    words = torch.randint(1, 11, (12, 6))
+    words[::2, 3:] = 0
+    model = Padded().eval()
+    problem = Problem(
+        model=model,
+        loss=nn.CrossEntropyLoss(reduction="none"),
+        train=Examples(words, torch.arange(12) % 3),
+    )
+    whole = gradient_moments(problem)
+    for part in (model.words, model.encoder):
+        part.requires_grad_(False)
+    frozen = gradient_moments(problem)
+    assert frozen.losses == pytest.approx(whole.losses, rel=1e-5)
+    head = [name.startswith("head") for name in whole.mean]
+    assert frozen.squared_norms == pytest.approx(whole.squared_norms[:, head], rel=1e-4)
+
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer = nn.Parameter(torch.randn(7, 5)), nn.Linear(5, 3)
+
+    def forward(self, index):
+        return self.layer(self.table[index])
+
+
+def test_an_index_beyond_a_table_is_no_row_of_it():
+    index = torch.randint(-7, 7, (400,))
+    problem = Problem(
+        model=Table(),
+        loss=nn.CrossEntropyLoss(reduction="none"),
+        train=Examples(index, torch.arange(400) % 3),
+    )
+    hooks, loop = (gradient_moments(problem, engine=name) for name in ("hooks", "loop"))
+    assert hooks.squared_norms == pytest.approx(loop.squared_norms, rel=1e-4)
+    index[300] = 7
+    with pytest.raises(MeasurementError, match=r"out of (range|bounds)"):
+        gradient_moments(problem)
+
+
+class Uncompilable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.layer = nn.Parameter(torch.randn(3, 4)), nn.Linear(3, 2)
+
+    def forward(self, x):
+        if float(x.abs().sum()) < 0:
+            raise ValueError
+        return self.layer(torch.einsum("bi,oi->bo", x, self.weight).tanh())
+
+
+def test_a_compiler_that_fails_is_tried_once(monkeypatch):
+    monkeypatch.setattr(choice, "WORTH_COMPILING", 0)
+    tried = []
+
+    def fails(objective):
+        tried.append(objective)
+        raise EngineError("the engine compiled does not work on the model")
+
+    monkeypatch.setattr(choice, "CompiledEngine", fails)
+    problem = Problem(
+        model=Uncompilable(),
+        loss=nn.CrossEntropyLoss(reduction="none"),
+        train=Examples(torch.randn(200, 4), torch.arange(200) % 2),
+    )
+    assert gradient_moments(problem).engine != "compiled"
+    assert len(tried) == 1

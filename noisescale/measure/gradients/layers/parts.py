@@ -166,7 +166,8 @@ def rows(input: Tensor, index: Any) -> Tensor:
     is_list = isinstance(index, Tensor) and index.dtype == torch.int64 and index.ndim > 0
     if not is_list or input.ndim != 2:
         raise NotPlainError
-    return F.embedding(index % len(input), input)
+    # an index beyond the rows is refused, as there
+    return F.embedding(torch.where(index < 0, index + len(input), index), input)
 
 
 def broadcast_to(input: Tensor, size: Sequence[int]) -> Tensor:

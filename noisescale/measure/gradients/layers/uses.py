@@ -7,7 +7,7 @@ import inspect
 import types
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -443,7 +443,9 @@ def _bind(
 ) -> inspect.BoundArguments | None:
     """An operation's arguments as its rule's; None where the rule does not know one."""
     try:
-        return _signature(rule).bind(layout, None, *args, **kwargs)
+        # a module's own rule holds the module, which must not be kept
+        signature = inspect.signature(rule) if isinstance(rule, partial) else _signature(rule)
+        return signature.bind(layout, None, *args, **kwargs)
     except TypeError:
         return None
 

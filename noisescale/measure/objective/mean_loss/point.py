@@ -71,7 +71,7 @@ class LossesAtPoint:
         self._layout = Layout.of(differentiated)
         self._detaches = True  # inputs that require a gradient
         self.constants: Params = {
-            name: self.cast(tensor.detach()).clone()
+            name: self.cast(tensor.detach())
             for name, tensor in (params | state.buffers).items()
             if name not in differentiated
         }
@@ -240,7 +240,9 @@ class LossesAtPoint:
             ) from error
 
     def cast(self, values: Tree) -> Tree:
-        """The values on the parameters' device, floating-point ones in their dtype.
+        """Copies of the values on the parameters' device, floating-point ones in their dtype.
+
+        Copies, since a model or a loss may write into what it is given.
 
         Args:
             values: a tensor of any shape, dtype and device, or a dict, tuple or list of such.
@@ -250,8 +252,8 @@ class LossesAtPoint:
             if self._detaches:
                 leaf = leaf.detach()
             if leaf.is_complex():
-                return leaf.to(self.device, self.dtype.to_complex())
-            return leaf.to(self.point if leaf.is_floating_point() else self.device)
+                return leaf.to(self.device, self.dtype.to_complex(), copy=True)
+            return leaf.to(self.point if leaf.is_floating_point() else self.device, copy=True)
 
         return tree_map(move, values)
 
