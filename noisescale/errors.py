@@ -8,6 +8,7 @@ from __future__ import annotations
 import stat
 import sysconfig
 import traceback
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ class StoppedEarly(KeyboardInterrupt):
 
 
 def is_real(value: object) -> bool:
-    """Whether this is a number, True and False aside."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether this is a number, of numpy's as well, True and False aside."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -115,10 +116,10 @@ def check_count(name: str, value: object, *, instead: str = "", most: int = LARG
         instead: what else may be given, as it continues the message: ', "full" or "adaptive"'.
         most: the largest that is allowed, by default what 64 bits hold.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise SettingError(f"{name} {value!r}: give a whole number of 1 or more{instead}")
     if value > most:
-        said = f"{value:,}" if value < LARGEST_COUNT else "beyond 64 bits"
+        said = f"{int(value):,}" if value < LARGEST_COUNT else "beyond 64 bits"
         raise SettingError(f"{name} {said}: give {most:,} at most{instead}")
 
 

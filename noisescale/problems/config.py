@@ -142,6 +142,7 @@ class ProblemConfig(Config):
     text_sha256: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("dataset", self.dataset, get_args(DatasetName))
         check_choice("pixel scale", self.pixel_scale, get_args(PixelScale))
         check_choice("model", self.model, get_args(ModelName))

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 WIDTH = 80  # columns of text, those of a terminal that nobody has widened
 MOST_LINES = 12  # what is taken in at a glance
 BLANKS = "  "  # between columns
@@ -110,6 +112,18 @@ class Settings:
     """
 
     always_shown: ClassVar[tuple[str, ...]] = ()  # fields that are told at their defaults too
+
+    def __post_init__(self) -> None:
+        """Makes numpy's numbers Python's: one setting has one key, and goes into JSON."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+            if isinstance(plain, tuple | list):
+                plain = tuple(
+                    each.item() if isinstance(each, np.generic) else each for each in plain
+                )
+            if plain is not value:
+                object.__setattr__(self, field.name, plain)
 
     def __repr__(self) -> str:
         told = (

@@ -69,6 +69,7 @@ class AdaptiveConfig(Settings):
     lr_scaling: LrScaling = "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _as_floats(self, "exchange_rate", "hysteresis")
         check_choice("lr scaling", self.lr_scaling, get_args(LrScaling))
         for name in ("initial_batch_size", "min_batch_size", "max_batch_size", "noise_memory"):
@@ -175,6 +176,7 @@ class TrainConfig(Config):
     amp: Amp | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.amp is not None:
             check_choice("amp", self.amp, get_args(Amp))
         _as_floats(self, "learning_rate", "momentum", "weight_decay", "beta1", "beta2", "epsilon")

@@ -119,6 +119,7 @@ class RunOptions(Settings):
     pictures: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("evaluate every", self.evaluate_every)
         check_count("sharpness examples", self.sharpness_examples)
         if self.checkpoint_every is not None:

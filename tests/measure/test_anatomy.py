@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -247,6 +248,19 @@ def test_without_classes_or_a_first_linear_layer_the_rest_is_told():
     assert anatomy.misclassified is None
     assert anatomy.per_class is None
     assert len(anatomy.per_layer) == 4
+
+
+def test_an_activation_in_place_changes_nothing():
+    plain = network()
+    layers = list(plain.model)
+    rows, others = (
+        measure_noise(
+            replace(plain, model=torch.nn.Sequential(layers[0], torch.nn.ReLU(inplace), layers[2])),
+            anatomy=True,
+        ).anatomy.components
+        for inplace in (False, True)
+    )
+    pd.testing.assert_frame_equal(others, rows)
 
 
 def test_a_layer_used_twice_has_no_components():

@@ -1,11 +1,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
+from noisescale import SweepConfig, measure_noise
 from noisescale.problems.config import ProblemConfig
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.names import describe_problem, run_key, run_name
+from tests.helpers.problems import small_network
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,22 @@ from noisescale.training.records.names import describe_problem, run_key, run_nam
 def test_a_training_setting_out_of_range_says_what_is_allowed(fields, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         TrainConfig(**fields)
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    """A loop over np.geomspace gives settings, with the key and the JSON of Python's numbers."""
+    given = TrainConfig(batch_size=np.int64(8), learning_rate=np.float64(0.5), seed=np.int32(3))
+    plain = TrainConfig(batch_size=8, learning_rate=0.5, seed=3)
+    assert run_key(ProblemConfig(width=np.int64(16)), given) == run_key(
+        ProblemConfig(width=16), plain
+    )
+    assert json.dumps(given.to_dict()) == json.dumps(plain.to_dict())
+    sizes = SweepConfig(
+        problem=ProblemConfig(), batch_sizes=np.array([8, 32]), lr_min=np.float32(1)
+    )
+    assert (sizes.batch_sizes, sizes.lr_min) == ((8, 32), 1.0)
+    assert {type(size) for size in sizes.batch_sizes} == {int}
+    assert measure_noise(small_network(), num_examples=np.int64(9)).num_examples == 9
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ def test_pure_noise_is_not_resolved_and_bounded_from_below():
     found = sign_noise(sums, squares, counts, sample=of_distribution(64))
     assert math.isnan(found.simple.value)
     assert found.simple.kind == "bound"
+    # where noise dominates the one norm is too small, the other too large
+    assert found.gradient_norm.high == found.largest_gradient_norm.high
     # even as noise alone it is no smaller than ‖σ‖₁ over the mean absolute value of ḡ
     assert 20 < found.simple.low < 64 / (2 / math.pi)
 

@@ -53,7 +53,7 @@ class OutputJacobian:
             return tensor
 
         with_tensors(self.objective.outputs(params, inputs), note)
-        return self._rows([tensors[number] for number in self._used])
+        return self._rows([tensors[number] for number in self._used], first_size(inputs))
 
     def push(self, inputs: Tree, direction: Params) -> Tensor:
         """J_i·v: (B, C)."""
@@ -91,27 +91,32 @@ class OutputJacobian:
 
         def add(chunk: Examples, start: int) -> None:
             boundary = record_boundary(objective, self.params, chunk, self._used)
-            curvatures.append(self._curvature(boundary))
+            curvatures.append(self._curvature(boundary, chunk.num_examples))
 
         objective.for_each_chunk(add)
         return torch.cat(curvatures)
 
-    def _curvature(self, boundary: Boundary) -> Tensor:
+    def _curvature(self, boundary: Boundary, num_examples: int) -> Tensor:
         """The Hessians of a chunk's losses, which are separate, in their outputs: (B, C, C)."""
-        gradient = self._rows(boundary.gradients)  # (B, C)
+        gradient = self._rows(boundary.gradients, num_examples)  # (B, C)
         if not gradient.requires_grad:
             return gradient.new_zeros(*gradient.shape, gradient.shape[1])
         columns = [
-            self._rows(derivative(self.objective, column.sum(), boundary.fixed))
+            self._rows(derivative(self.objective, column.sum(), boundary.fixed), num_examples)
             for column in gradient.unbind(1)
         ]
         return torch.stack(columns, 1).detach()
 
-    def _rows(self, tensors: Any) -> Tensor:
+    def _rows(self, tensors: Any, num_examples: int) -> Tensor:
         """Tensors (B, ...) side by side: (B, C)."""
         name = self.objective.name
         if not tensors:
             raise MeasurementError(f"{name}: its outputs do not depend on the parameters")
+        if strange := [each.shape for each in tensors if each.shape[:1] != (num_examples,)]:
+            raise NotMeasurable(
+                f"{name} gives {tuple(strange[0])} for {num_examples} examples: the curvature of "
+                "single examples takes outputs whose first dimension is the examples"
+            )
         rows = torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], 1)
         if rows.shape[1] > LARGEST_OUTPUT:
             raise NotMeasurable(

@@ -264,9 +264,12 @@ class LayerEngine:
         if not losses.requires_grad:
             return
         reached = self._reached
-        gradients = torch.autograd.grad(
-            losses.sum(), [current.start, *reached.values()], allow_unused=True
-        )
+        try:
+            gradients = torch.autograd.grad(
+                losses.sum(), [current.start, *reached.values()], allow_unused=True
+            )
+        finally:
+            current.end()
         pairs = zip(reached, gradients[1:], strict=True)
         if names := frozenset(name for name, gradient in pairs if gradient is not None):
             raise UnforeseenError(names, "used in an operation that no rule covers")

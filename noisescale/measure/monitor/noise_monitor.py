@@ -246,10 +246,7 @@ class NoiseScaleMonitor:
             SettingError: an argument that is not positive, or a weight that is negative.
             MeasurementError: no parameter has a gradient.
         """
-        if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
-            raise SettingError(
-                f"a micro-batch of {num_examples!r} examples: give a whole number of 1 or more"
-            )
+        check_count("examples of a micro-batch", num_examples)
         alike = weight is None and self.reduction == "mean"
         if weight is None:
             weight = 1.0 if alike else num_examples

@@ -132,9 +132,12 @@ def _seen(objective: Objective, layer: str, chunk: Examples) -> tuple[Tensor, Te
     uses: list[tuple[Tensor, Tensor]] = []
     params = objective.params()
     model = objective.instance(params)
-    handle = model.get_submodule(layer).register_forward_hook(
-        lambda module, arguments, returned: uses.append((arguments[0], returned))
-    )
+
+    def note(module: nn.Module, arguments: tuple[Tensor, ...], returned: Tensor) -> Tensor:
+        uses.append((arguments[0], returned))
+        return returned.clone()  # which what follows may change in place
+
+    handle = model.get_submodule(layer).register_forward_hook(note)
     try:
         outputs = objective.call(model, chunk.inputs)
     finally:

@@ -93,6 +93,7 @@ class NoiseOptions(Settings):
     sign: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.geometry is not None:
             check_choice("geometry", self.geometry, get_args(Geometry))
         check_count("num probes", self.num_probes)

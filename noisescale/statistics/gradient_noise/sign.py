@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,8 @@ class SignNoise:
     """The noise of a gradient in the geometry of sign descent, by ℓ₁ norms.
 
     Attributes:
-        gradient_norm: ‖G‖₁ = Σ_j |G_j|, each coordinate with the sign that the other folds give.
+        gradient_norm: ‖G‖₁ = Σ_j |G_j|, each coordinate with the sign that the other folds give;
+            its interval reaches up to where that of largest_gradient_norm does.
         largest_gradient_norm: Σ_j |ḡ_j|, biased up where noise dominates: ‖G‖₁ lies between the
             expected values of these two.
         noise_norm: ‖σ‖₁ = Σ_j σ_j, with σ_j² the variance of a coordinate among examples.
@@ -128,9 +129,14 @@ def sign_noise(
     dof = num_folds - 1
     root = ratio(unbiased, norm, covariance[:2, :2], num_samples=n, dof=dof)
     least = ratio(unbiased, largest, covariance[::2, ::2], num_samples=n, dof=dof)
+    of_crossed, of_largest = (
+        _estimate(value, covariance[place, place], n, dof)
+        for place, value in ((1, norm), (2, largest))
+    )
     return SignNoise(
-        gradient_norm=_estimate(norm, covariance[1, 1], n, dof),
-        largest_gradient_norm=_estimate(largest, covariance[2, 2], n, dof),
+        # up to where the other bias lies
+        gradient_norm=replace(of_crossed, high=max(of_crossed.high, of_largest.high)),
+        largest_gradient_norm=of_largest,
         noise_norm=_estimate(unbiased, covariance[0, 0], n, dof),
         simple=_squared(root, low=least.low),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from noisescale.errors import SettingError
+from noisescale.errors import SettingError, check_count
 from noisescale.statistics.display import Shown, Summary, counted
 from noisescale.statistics.estimate import Estimate, from_stderr, jsonable
 
@@ -169,8 +169,7 @@ class BiasVariance(Shown):
 
     def _ensemble_weights(self, size: int, over: Sequence[str] | None) -> np.ndarray:
         """What each of the parts counts for in the score of an ensemble: (K,)."""
-        if not isinstance(size, int) or size < 1:
-            raise SettingError(f"an ensemble of {size!r}: give a whole number of models, 1 or more")
+        check_count("models of an ensemble", size)
         differing = set(self.factors if over is None else over)
         if unknown := sorted(differing - set(self.factors)):
             raise SettingError(

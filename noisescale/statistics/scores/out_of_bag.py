@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from noisescale.errors import SettingError
+from noisescale.errors import SettingError, check_count
 from noisescale.statistics.display import Shown, Summary, counted, share
 from noisescale.statistics.estimate import Estimate, from_samples
 from noisescale.statistics.scores.accuracy import accuracy_estimate
@@ -53,8 +53,7 @@ class OutOfBag(Shown):
         Raises:
             SettingError: no whole number of models.
         """
-        if not isinstance(size, int) or size < 1:
-            raise SettingError(f"an ensemble of {size!r}: give a whole number of models, 1 or more")
+        check_count("models of an ensemble", size)
         return from_samples(self.of_pairs + (self.of_one - self.of_pairs) / size)
 
     def _summary(self) -> Summary:

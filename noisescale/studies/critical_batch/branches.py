@@ -105,6 +105,7 @@ class BranchConfig(Settings):
     split: GoalSplit = "train"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.training.batch_size, int):
             raise SettingError(
                 f"the checkpoint's batch size is {self.training.batch_size}: give one of a run at "

@@ -84,6 +84,7 @@ class CriticalBatchConfig(Settings):
     noise_examples: int | None = 4000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_of_study(self.training, any_sampling=True)
         if self.batch_sizes:
             _check_batch_sizes(self.batch_sizes, self.problem)
@@ -151,11 +152,7 @@ def _check_batch_sizes(sizes: tuple[int, ...], problem: ProblemConfig | FactoryC
     if len(set(sizes)) < len(sizes):
         raise SettingError(f"batch sizes {', '.join(map(str, sizes))}: give each once")
     for size in sizes:
-        if not isinstance(size, int):
-            raise SettingError(
-                f"batch size {size!r}: give whole numbers, from which steps can be fitted"
-            )
-        TrainConfig(batch_size=size)
+        check_count("batch size", size)
     if len(sizes) < FEWEST_SIZES:
         raise SettingError(few_sizes(sizes))
     if isinstance(problem, ProblemConfig) and problem.couples_examples and 1 in sizes:

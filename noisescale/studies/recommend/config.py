@@ -44,6 +44,7 @@ class RecommendConfig(Settings):
     minutes: float = 5.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_of_study(self.training)
         check_count("epochs", self.epochs)
         if self.batch_size is not None:

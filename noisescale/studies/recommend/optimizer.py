@@ -8,7 +8,12 @@ from noisescale.training.config import TrainConfig
 
 
 def scaling_rules(
-    training: TrainConfig, *, batch_size: int, learning_rate: float, critical: float
+    training: TrainConfig,
+    *,
+    batch_size: int,
+    learning_rate: float,
+    critical: float,
+    largest_rate: float | None = None,
 ) -> ScalingRules:
     """How this training is to be set at another batch size.
 
@@ -17,6 +22,7 @@ def scaling_rules(
         batch_size: in use.
         learning_rate: at that batch size.
         critical: B_crit.
+        largest_rate: at which runs at that batch size have trained; None: not known.
     """
     return ScalingRules(
         optimizer=training.optimizer,
@@ -25,6 +31,7 @@ def scaling_rules(
         critical=critical,
         beta2=training.second_moment_decay,
         weight_decay=training.weight_decay,
+        largest_rate=largest_rate,
     )
 
 

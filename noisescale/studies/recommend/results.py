@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from noisescale.errors import MeasurementError, RunFolderError
@@ -132,25 +133,36 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
         )
         return advice, None
     critical = found.critical_batch_size
+    trained = outcome.tried.loc[np.isfinite(outcome.tried["loss"]), "learning_rate"]
     rules = scaling_rules(
-        config.training, batch_size=size, learning_rate=rate, critical=critical.value
+        config.training,
+        batch_size=size,
+        learning_rate=rate,
+        critical=critical.value,
+        largest_rate=max(rate, *trained),
     )
+    sizes = aimed_sizes(
+        critical,
+        population_size=look.num_examples,
+        rate=rules.rate_at,
+        measured_at=[size],
+        beta2=rules.beta2_at,
+        weight_decay=rules.weight_decay_at,
+    )
+    bound = any(rules.is_bound_at(aimed.batch_size) for aimed in sizes)
     advice = Advice(
         heading=(
             f"B_crit ≈ {number_text(critical.value)} ({interval_text(critical)}), by the noise of "
             f"{where}:"
         ),
-        sizes=aimed_sizes(
-            critical,
-            population_size=look.num_examples,
-            rate=rules.rate_at,
-            measured_at=[size],
-            beta2=rules.beta2_at,
-            weight_decay=rules.weight_decay_at,
-        ),
+        sizes=sizes,
         rules=rules.rules,
         in_use=None if config.batch_size is None else in_use_text(config.batch_size, critical),
-        worth=_worth(outcome, in_geometry=found.geometry == "optimizer"),
+        worth=_worth(
+            outcome,
+            in_geometry=found.geometry == "optimizer",
+            bound=rules.largest_rate if bound else None,
+        ),
         cost=cost,
         firmer=firmer_command(
             config.problem, config.training, critical=critical, num_examples=look.num_examples
@@ -159,15 +171,19 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
     return advice, found
 
 
-def _worth(outcome: Outcome, *, in_geometry: bool) -> tuple[str, ...]:
-    """What the numbers are worth: the error of the model, and the law of the rates."""
+def _worth(outcome: Outcome, *, in_geometry: bool, bound: float | None) -> tuple[str, ...]:
+    """What the numbers are worth: the error of the model, and the law of the rates.
+
+    bound: the largest rate that trained, where the law goes beyond it; else None.
+    """
     size, training = outcome.look.batch_size, outcome.config.training
     said = caveat(training.optimizer, in_geometry=in_geometry)
+    at_most = "" if bound is None else f", at most {bound:.2g}, the largest that trained"
     if said is not None:
-        return said, f"Rates: tried at B = {size:,}."
+        return said, f"Rates: tried at B = {size:,}{at_most}."
     return (
         f"Sizes: calibrated on {calibrated_on()}. Rates: tried at B = {size:,}, else ∝ "
-        "1/(1+B_crit/B).",
+        f"1/(1+B_crit/B){at_most}.",
     )
 
 

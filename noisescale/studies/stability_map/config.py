@@ -46,6 +46,7 @@ class Horizon(Settings):
     examples: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = {name: amount for name, amount in vars(self).items() if amount is not None}
         if len(given) != 1:
             raise SettingError(
@@ -126,6 +127,7 @@ class SweepConfig(Settings):
     folds: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_of_study(self.training)
         if self.folds is not None:
             self._check_folds()

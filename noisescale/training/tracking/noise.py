@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from noisescale.errors import MeasurementError, SettingError
+from noisescale.errors import MeasurementError, SettingError, check_count
 from noisescale.measure.noise import measure_noise
 from noisescale.measure.noise_parts.options import (
     Geometry,
@@ -94,8 +94,9 @@ class NoiseTracking:
         if options is None:
             settings = {"num_examples": NUM_EXAMPLES} | settings
         options = with_settings(options or NoiseOptions(), settings)
-        if every != "log" and (not isinstance(every, int) or every < 1):
-            raise SettingError(f"every {every!r}: give a number of steps, 1 or more, or log")
+        if every != "log":
+            check_count("every", every, instead=', or "log"')
+            every = int(every)
         if options.num_examples is not None and options.num_examples < 3:
             raise SettingError(f"noise examples {options.num_examples}: errors take 3 or more")
         if options.split != "train" or options.population == "distribution":

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale.errors import MeasurementError
+from noisescale.errors import MeasurementError, NotMeasurable
 from noisescale.measure.curvature.example_curvature import ExampleCurvature
 from noisescale.measure.curvature.products import ggn_matvec
 from noisescale.measure.objective import Objective
@@ -51,6 +51,26 @@ def test_a_model_with_too_many_outputs_is_refused():
     examples = Examples(torch.randn(4, 3, dtype=torch.float64), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(MeasurementError, match="200 numbers for one example"):
         ExampleCurvature(Objective(Problem(model=model, loss=cross_entropy, train=examples)))
+
+
+def test_outputs_without_a_row_per_example_are_refused():
+    """As (T, B, C), of a recurrent network."""
+
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, inputs):
+            return torch.stack([self.layer(inputs), self.layer(2 * inputs)])
+
+    problem = Problem(
+        model=TimeFirst(),
+        loss=lambda outputs, targets: (outputs.mean(0) - targets).square().sum(1),
+        train=Examples(torch.randn(4, 3), torch.zeros(4, 2)),
+    )
+    with pytest.raises(NotMeasurable, match=r"gives \(2, 4, 2\) for 4 examples"):
+        ExampleCurvature(Objective(problem))
 
 
 def test_outputs_of_several_dimensions_are_flattened():

@@ -1,6 +1,7 @@
 """Per-example gradients of models as users write them, against plain backward passes."""
 
 import copy
+import gc
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from noisescale import gradient_moments, measure_noise
 from noisescale.errors import MeasurementError, SettingError
 from noisescale.measure.gradients import choice
 from noisescale.measure.gradients.engine import EngineError
+from noisescale.measure.gradients.layers.factors import Dense, Outer
 from noisescale.problems.models import cross_entropy
 from noisescale.problems.problem import Examples, Problem
 
@@ -356,6 +358,24 @@ def test_hooks_reach_what_only_later_chunks_use():
         part.flatten(1).square().sum(1) for part in plain_gradients(sorted_problem).values()
     )
     np.testing.assert_allclose(found.squared_norms.sum(1), norms.numpy(), rtol=1e-9)
+
+
+def test_gradients_of_a_layer_used_twice_are_gone_with_their_chunk():
+    """Without Python's collector, which may come after many chunks of what does not fit twice."""
+    problem = problem_of("a module under two names")
+
+    def held():
+        return sum(type(each) in (Dense, Outer) for each in gc.get_objects())
+
+    gradient_moments(problem, engine="hooks")
+    gc.collect()
+    before = held()
+    gc.disable()
+    try:
+        gradient_moments(problem, engine="hooks")
+        assert held() == before
+    finally:
+        gc.enable()
 
 
 def test_low_precision_inside_is_measured_as_it_is():

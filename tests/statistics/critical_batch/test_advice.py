@@ -199,6 +199,19 @@ def test_a_change_from_above_the_critical_batch_size_follows_the_root_below_it()
     assert rules.rate_at(50) == pytest.approx(0.005)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_no_rate_goes_beyond_the_largest_that_trained(optimizer):
+    """A law of the noise knows nothing of the curvature: it told 3.6 where 1 diverges."""
+    known = {"optimizer": optimizer, "batch_size": 64, "learning_rate": 0.3, "critical": 700.0}
+    rules = ScalingRules(**known, largest_rate=0.6, weight_decay=0.1)
+    assert [rules.rate_at(size) for size in (700, 7000)] == [0.6, 0.6]
+    assert rules.rate_at(64) == pytest.approx(0.3)
+    assert [rules.is_bound_at(size) for size in (16, 64, 700)] == [False, False, True]
+    if rules.decays:
+        assert rules.weight_decay_at(700) == pytest.approx(0.2)
+    assert ScalingRules(**known).rate_at(7000) > 0.9
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("units", [None, 64.0, 4096.0])
 @pytest.mark.parametrize("critical", [CRITICAL, between(12_345.0, 1_234.0, 123_456.0)])

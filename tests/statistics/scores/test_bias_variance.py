@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused(p, targets, options, message):
 
 def test_ensembles_that_cannot_be_are_refused():
     result = bias_variance(probabilities(FEW), np.zeros(6, dtype=int))
-    with pytest.raises(SettingError, match="an ensemble of 0"):
+    with pytest.raises(SettingError, match="models of an ensemble 0"):
         result.ensemble(0)
     with pytest.raises(SettingError, match="over order: the factors are data, seed"):
         result.ensemble(2, over=["order"])

@@ -151,15 +151,20 @@ class Pass:
         self.derived: list[Source] = []
         self.is_forward = True
         self.differentiates = False
-        self._receive = receive
+        self._receive: Callable[[Use, Tensor], None] | None = receive
 
     def receive(self, use: Use, gradient: Tensor) -> None:
         """Takes the gradient of a use's output."""
         if self.is_forward:
             self.differentiates = True
         else:
+            assert self._receive is not None
             with torch.no_grad():
                 self._receive(use, gradient.detach())
+
+    def end(self) -> None:
+        """Lets go of what receives, which may hold gradients, and the pass by its own name."""
+        self._receive = None
 
 
 class ParameterUses(TorchFunctionMode):

@@ -39,6 +39,10 @@ class ScalingRules:
     al. 2025); and a decoupled weight decay λ grows as the rate does: ελ ∝ B, so that the weights
     forget after as many (Wang and Aitchison 2024).
 
+    A larger batch has less noise, so that what trains at the one in use is stable at a larger one
+    too; the curvature, which bounds the rate however large the batch is, no law here knows of. So
+    no rate at a larger batch goes beyond the largest that is known to train.
+
     Attributes:
         optimizer: as TrainConfig names it.
         batch_size: in use.
@@ -46,6 +50,8 @@ class ScalingRules:
         critical: B_crit.
         beta2: in use; None of an optimizer without one.
         weight_decay: in use.
+        largest_rate: the largest learning rate at which runs at the batch size in use have trained;
+            None: not known, and nothing bounds the law.
     """
 
     optimizer: str
@@ -54,6 +60,7 @@ class ScalingRules:
     critical: float
     beta2: float | None = None
     weight_decay: float = 0.0
+    largest_rate: float | None = None
 
     @property
     def by_noise(self) -> bool:
@@ -71,6 +78,18 @@ class ScalingRules:
         Args:
             batch_size: to be used.
         """
+        rate = self._by_law(batch_size)
+        return rate if self.largest_rate is None else min(rate, self.largest_rate)
+
+    def is_bound_at(self, batch_size: int) -> bool:
+        """Whether the law goes beyond the largest rate that is known to train.
+
+        Args:
+            batch_size: to be used.
+        """
+        return self.rate_at(batch_size) < self._by_law(batch_size)
+
+    def _by_law(self, batch_size: int) -> float:
         if self.by_noise:
             law = rate_law(
                 self.optimizer,
