@@ -223,6 +223,15 @@ def _curvature(record: Record) -> Iterator[Rows]:
                 for of in record["vocabulary"]
             ),
         ]  # fmt: skip
+    if "approach_to_smallest" in record:
+        yield [
+            ["λ_min in the whole Krylov space, after so many products", "off by", "residual"],
+            *(
+                [str(of["num_matvecs"]), f"{of['relative_error']:.0e}",
+                 f"{of['relative_residual']:.0e}"]
+                for of in record["approach_to_smallest"]
+            ),
+        ]  # fmt: skip
     rows = [["λ_max again, 100 steps later", "cold", "from the last eigenvectors", "ratio",
              "target"]]  # fmt: skip
     if (warm := record.get("warm_starts")) is not None:

@@ -50,6 +50,7 @@ from noisescale import (
     top_eigenpairs,
     train,
 )
+from noisescale.measure.curvature.krylov import Krylov
 from noisescale.measure.curvature.products import CurvatureProduct, record_ggn, record_hessian
 from noisescale.measure.objective.substitutes import cross_entropy as closed_forms
 from noisescale.problems.problem import Examples, Params
@@ -58,6 +59,9 @@ from noisescale.problems.sampling import select
 RESULTS = Path(__file__).parent / "results"
 NUM_EXAMPLES = 10_000
 VOCABULARIES = (256, 2048, 16_384, 65_536)
+APPROACH = (20, 30, 40, 50, 60, 80, 100, 120, 140)  # products, after which λ_min is looked at
+APPROACH_EXAMPLES = 1000
+SETTLED = 170  # products, whose value is λ_min in those looks
 DISTANCE = 100  # training steps between the checkpoints of the warm start
 TARGETS = {
     "hessian": 3.2,
@@ -279,6 +283,36 @@ def smallest(problem: Problem, along: list[Params], examples: Examples) -> dict[
     return {"rows": rows, "num_matvecs": median}
 
 
+def approach(problem: Problem, params: Params) -> list[dict[str, Any]]:
+    """How near λ_min is after so many products, in the whole Krylov space of one start.
+
+    No polynomial in H, filtered or restarted, comes nearer from that start. Beside the value, its
+    residual, on which `top_eigenpairs` stops; both relative to λ_min.
+    """
+    examples = select(problem, num_examples=APPROACH_EXAMPLES).examples.part(slice(None))
+    matvec = hessian_matvec(problem, params, examples=examples)
+    generator = torch.Generator().manual_seed(0)
+
+    def random() -> torch.Tensor:
+        return torch.randn(matvec.dim, generator=generator).to(examples.inputs)
+
+    krylov = Krylov(matvec, random(), capacity=SETTLED, random=random)
+    looks = {}
+    for _ in range(SETTLED):
+        krylov.step()
+        values, _, residuals = krylov.ritz()
+        looks[krylov.size] = (values[0].item(), residuals[0].item())
+    least, _ = looks[SETTLED]
+    return [
+        {
+            "num_matvecs": size,
+            "relative_error": 1 - looks[size][0] / least,
+            "relative_residual": looks[size][1] / abs(least),
+        }
+        for size in APPROACH
+    ]
+
+
 def _dim(params: Params) -> int:
     return sum(param.numel() for param in params.values())
 
@@ -310,6 +344,7 @@ def parts_of(problem: Problem, *, rounds: int, device: str) -> dict[str, Part]:
         ),
         "vocabulary": lambda deadline: vocabulary(device, rounds=max(rounds, 5), deadline=deadline),
         "warm_starts": lambda deadline: warm_starts(problem, along(), examples, seeds=2),
+        "approach_to_smallest": lambda deadline: approach(problem, along()[0]),
         "smallest_eigenvalue": lambda deadline: smallest(problem, along(), examples),
     }
 
@@ -362,6 +397,11 @@ def show(result: dict[str, Any]) -> None:
         click.echo(f"\nwarm/cold products: {sums} = {warm['ratio']:.2f}")
     if "smallest_eigenvalue" in result:
         click.echo(f"products of λ_min: {result['smallest_eigenvalue']['num_matvecs']:g}")
+    for row in result.get("approach_to_smallest", []):
+        click.echo(
+            f"λ_min after {row['num_matvecs']} products: {row['relative_error']:.1e} off, "
+            f"residual {row['relative_residual']:.1e}"
+        )
     if "peak_bytes" in result:
         click.echo(f"peak memory above the model: {result['peak_bytes'] / 2**20:.0f} MiB")
 

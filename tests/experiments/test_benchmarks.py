@@ -55,6 +55,17 @@ def test_closed_forms_are_timed_against_the_softmax(monkeypatch):
     assert row["ratio"] == row["seconds"]["closed form"] / row["seconds"]["softmax"]
 
 
+def test_how_near_the_smallest_eigenvalue_is_after_so_many_products(digits, monkeypatch):
+    monkeypatch.setattr(curvature, "APPROACH_EXAMPLES", 100)
+    params = {name: param.detach() for name, param in digits.model.named_parameters()}
+    rows = curvature.approach(digits, params)
+    errors = [row["relative_error"] for row in rows]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 1e-6 > errors[-1] >= 0
+    # a value is within its residual, and nearer by far where others lie apart
+    assert all(row["relative_error"] <= row["relative_residual"] for row in rows)
+
+
 def test_warm_starts_are_compared_with_cold_ones(digits):
     config = TrainConfig(max_steps=20)
     along = [found.params for found in train(digits, config, checkpoint_steps=(10, 20))]
