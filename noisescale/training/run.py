@@ -331,9 +331,12 @@ class _Run:
                 self._save_where_due(step, report, stopping=signal is not None)
                 if signal is not None and not training.finished:
                     again = "without --force " if self.options.force else ""
+                    resume = f"--resume {self.path}"
+                    if isinstance(self.config, FactoryConfig):
+                        resume += f" --problem {self.config.factory}"
                     raise Interrupted(
                         f"saved at step {step:,}; the same command {again}goes on from there, or "
-                        f"noisescale train --resume {self.path}",
+                        f"noisescale train {resume}",
                         signal,
                     )
             report.batch_losses(training.losses)  # up to the end, or to where it diverged

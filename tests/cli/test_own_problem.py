@@ -60,13 +60,17 @@ def test_train_takes_it_with_tracking_and_several_sizes(tmp_path):
     assert [summary["problem"] for summary in summaries] == ["own.py:make_problem"] * 2
 
 
-def test_train_goes_on_with_it_from_its_folder_alone(tmp_path):
+def test_train_goes_on_with_it_where_it_is_named_again(tmp_path):
+    """A folder may be anybody's, and the file that it names would be run."""
     whole = ("train", *OWN, "--bs", 8, "--epochs", 2, "--checkpoint-every", 3)
     assert run(*whole, "--out", "whole").exit_code == 0
     assert run(*whole, "--out", "cut").exit_code == 0
     (tmp_path / "cut" / "summary.json").unlink()
     (tmp_path / "cut" / "checkpoints" / "step-3.pt").replace(tmp_path / "cut" / "checkpoint.pt")
-    result = run("train", "--resume", "cut")
+    refused = run("train", "--resume", "cut")
+    assert refused.exit_code == 1
+    assert "give --problem own.py:make_problem" in " ".join(refused.stderr.split())
+    result = run("train", "--resume", "cut", *OWN)
     assert result.exit_code == 0, result.output
     assert "resumed at step 3" in result.stderr
     expected = load_checkpoint("whole").params
@@ -74,7 +78,7 @@ def test_train_goes_on_with_it_from_its_folder_alone(tmp_path):
         assert torch.equal(value, expected[name])
     (tmp_path / "cut" / "summary.json").unlink()
     (tmp_path / "own.py").write_text(CLASSIFIER + "\n")
-    changed = run("train", "--resume", "cut")
+    changed = run("train", "--resume", "cut", *OWN)
     assert changed.exit_code == 1
     assert "whose file has changed since" in changed.stderr
 

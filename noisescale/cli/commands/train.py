@@ -59,7 +59,7 @@ TRACKING = (
     "noise_geometry",
     "noise_sign",
 )
-CARRYING_OUT = {"resume", "device", "data_dir", "log_dir", "as_json", *MEASURING, *TRACKING}
+CARRYING_OUT = {"resume", "problem", "device", "data_dir", "log_dir", "as_json", *MEASURING, *TRACKING}
 
 
 @click.command(
@@ -107,7 +107,8 @@ Examples:
 @click.option(
     "--resume",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Continue the run in this folder, with its own settings.",
+    help="Continue the run in this folder, with its own settings; of a problem of your own, beside "
+    "the same --problem.",
 )
 @click.option(
     "--force",
@@ -204,7 +205,7 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     }
     notes: tuple[str, ...] = ()
     if options["resume"] is not None:
-        cases = [_stored_case(ctx, options["resume"], given)]
+        cases = [_stored_case(ctx, options["resume"], given, own=options["problem"])]
     else:
         preset = PRESETS.get(options["preset"], {})
         options |= {name: value for name, value in preset.items() if name not in given}
@@ -311,10 +312,12 @@ def _cases(options: dict[str, Any]) -> list[Case]:
     return cases
 
 
-def _stored_case(ctx: click.Context, path: Path, given: set[str]) -> Case:
-    """The configurations in a run folder that is to be continued."""
+def _stored_case(ctx: click.Context, path: Path, given: set[str], *, own: str | None) -> Case:
+    """The configurations in a run folder that is to be continued; own: what --problem names."""
+    from noisescale.cli.checkpoints import where_from
     from noisescale.problems.factory import factory_config
     from noisescale.training.records.folder import CONFIG, parse_config, read_json
+    from noisescale.training.records.names import describe_problem
 
     if others := [flag(ctx, name) for name in sorted(given - CARRYING_OUT)]:
         raise SettingError(
@@ -331,10 +334,14 @@ def _stored_case(ctx: click.Context, path: Path, given: set[str]) -> Case:
             f"{path} trains a Problem that was given in Python ({problem.model}): continue it "
             "there, by the same call of run_training"
         )
-    if isinstance(problem, FactoryConfig) and factory_config(problem.factory) != problem:
+    if own is None and isinstance(problem, FactoryConfig):
+        raise RunFolderError(f"{path} {where_from(problem)}")
+    if own is not None and factory_config(own) != problem:
+        trained = describe_problem(problem)
+        changed = f"{own}, whose file has changed since" if trained == own else trained
         raise RunFolderError(
-            f"{path} trains {problem.factory}, whose file has changed since: put it back as it "
-            "was, or train the new one in another folder"
+            f"{path} trains {changed}: continue it with that as it was, or train the new one in "
+            "another folder"
         )
     return path, problem, training
 

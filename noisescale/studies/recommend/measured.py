@@ -221,10 +221,15 @@ def advise_on_map(
                 worth=f"{score} {losses[size]:.3g}{', an end' if is_end else ''}",
             )
         )
+    worth = [f"{score.capitalize()} 5 % above the least is balanced, 20 % the end."]
+    ends = [size for size in (sizes[0], sizes[-1]) if size in chosen and 1 < size < num_examples]
+    if ends:
+        listed = " and ".join(f"{size:,}" for size in dict.fromkeys(ends))
+        worth.append(f"No size was tried beyond {listed}, where another may do better (--bs).")
     return Advice(
         heading=heading,
         sizes=tuple(aimed),
-        worth=(f"{score.capitalize()} 5 % above the least is balanced, 20 % the end.",),
+        worth=tuple(worth),
         ends="next tried",
     )
 

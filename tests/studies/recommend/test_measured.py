@@ -122,6 +122,7 @@ def test_after_equal_examples_larger_sizes_that_lose_little_save_steps():
     heading = found.block()[1]  # the next sizes tried, which are no interval of confidence
     assert "next tried" in heading
     assert "95 %" not in heading
+    assert "tried beyond" not in " ".join(found.worth)
 
 
 def test_after_equal_steps_smaller_ones_save_examples():
@@ -129,6 +130,7 @@ def test_after_equal_steps_smaller_ones_save_examples():
     found = advise_on_map(cells(losses), horizon="9 steps", equal_steps=True, num_examples=999)
     assert [row.batch_size for row in found.sizes] == [16, 64, 256]
     assert found.sizes[2].worth == "loss 0.4, an end"
+    assert found.worth[-1] == "No size was tried beyond 256, where another may do better (--bs)."
 
 
 def test_a_rate_at_which_a_seed_diverges_is_not_recommended():
