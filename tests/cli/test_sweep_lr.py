@@ -51,6 +51,15 @@ def test_a_map_with_predictions(tmp_path):
     assert set(summary["scores"]) >= set(curves)
 
 
+def test_dead_runs_are_explained(tmp_path):
+    sentence = "Dead ones do not diverge, so that η_max may lie above their rates"
+    for largest, dead in ((1e3, True), (0.01, False)):
+        rates = ("--lr-min", 0.001, "--lr-max", largest, "--no-predict")
+        found = sweep(*SMALL, *FEW, *rates, "--out", tmp_path / f"{largest:g}")
+        assert (" dead" in found.stdout) == dead
+        assert (sentence in " ".join(found.stdout.split())) == dead
+
+
 def test_json_is_strict_and_alone_on_stdout(tmp_path):
     found = sweep(*SMALL, *FEW, *RATES, "--no-predict", "--json", "--out", tmp_path / "map")
     assert found.exit_code == 0, found.output

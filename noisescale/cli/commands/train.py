@@ -59,7 +59,16 @@ TRACKING = (
     "noise_geometry",
     "noise_sign",
 )
-CARRYING_OUT = {"resume", "problem", "device", "data_dir", "log_dir", "as_json", *MEASURING, *TRACKING}
+CARRYING_OUT = {
+    "resume",
+    "problem",
+    "device",
+    "data_dir",
+    "log_dir",
+    "as_json",
+    *MEASURING,
+    *TRACKING,
+}
 
 
 @click.command(

@@ -52,6 +52,11 @@ def print_sweep(result: SweepResult, console: Screen | None = None) -> None:
     console.print(table)
     labels = ", ".join(f"{count} {label}" for label, count in summary["labels"].items() if count)
     console.print(f"{counted(summary['num_cells'], 'cell')}: {labels or 'none finished'}.")
+    if summary["labels"]["dead"]:
+        console.print(
+            "Dead ones do not diverge, so that η_max may lie above their rates: they give one "
+            "class to nearly all examples, at the loss of chance."
+        )
     if result.config.folds is not None:
         _print_folds(result, console)
     training = result.config.training
