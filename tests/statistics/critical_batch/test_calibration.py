@@ -26,6 +26,7 @@ from noisescale.statistics.critical_batch.calibration.tasks import (
 )
 from noisescale.statistics.critical_batch.recommendation import recommend
 from noisescale.statistics.estimate import Estimate, student_t
+from noisescale.studies.recommend.optimizer import caveat
 
 NAMES = tuple(TRUE)
 
@@ -142,6 +143,7 @@ def test_a_table_of_many_tasks_is_used_where_there_is_one(fronts):
     assert shipped.calibrated_on() == "24 tasks"
     assert shipped.version(fronts) == 7
     assert shipped.calibrated_by().startswith("by the fronts of 24 tasks, table 7,")
+    assert caveat("adam", in_geometry=False).endswith("the interval is calibrated on 24 tasks.")
     found = recommend(tracked(), rate_over_best=0.5, optimizer="sgd")
     known = {"log_rate": math.log(0.5), "log_loss": math.log(0.25), "adaptive": 0.0}
     known |= {"log_batch": math.log(32 / 100), "momentum": 0.0}
@@ -159,12 +161,12 @@ def test_a_table_of_many_tasks_is_used_where_there_is_one(fronts):
     assert recommend(tracked()).critical_batch_size.value != critical.value
 
 
+@pytest.mark.usefixtures("without_fronts")
 def test_too_few_tasks_leave_the_calibration_as_it_is(tmp_path, monkeypatch):
     before = recommend(tracked(), rate_over_best=0.5, optimizer="sgd").critical_batch_size
     model = calibration("simple", with_rate=True, regressor="rate_over_best")
     by_progress = recommend(tracked()).by_progress
     assert before == model.critical_batch_size(by_progress, 0.5)
-    assert not shipped.FRONTS.exists() or shipped.version(shipped.FRONTS) is not None
     few = simulated(np.random.default_rng(6), num_tasks=FEWEST_TASKS - 1)
     few.to_csv(tmp_path / "few.csv", index=False)
     monkeypatch.setattr(shipped, "FRONTS", tmp_path / "few.csv")

@@ -40,6 +40,7 @@ def test_a_constant_noise_scale_is_the_critical_batch_size():
     assert (by_progress.value, by_progress.low, by_progress.high) == pytest.approx((300, 270, 330))
 
 
+@pytest.mark.usefixtures("without_fronts")
 def test_batch_sizes_are_those_of_the_critical_one():
     found = recommend(tracked([0, 10, 100], [300.0] * 3))
     critical = found.critical_batch_size.value

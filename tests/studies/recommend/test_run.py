@@ -202,6 +202,7 @@ def test_the_batch_size_in_use_stands_beside(tmp_path):
     assert other.advice.in_use is None
 
 
+@pytest.mark.usefixtures("without_fronts")
 def test_adam_goes_by_the_root_and_says_so(tmp_path):
     training = TrainConfig(optimizer="adam")
     found = run_recommend(config(training=training), tmp_path / "out", options=QUIET)
