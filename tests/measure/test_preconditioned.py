@@ -316,6 +316,24 @@ def test_a_file_of_transformers_is_matched_by_its_groups(tmp_path):
         torch.testing.assert_close(stored[name], live[name])
 
 
+def test_groups_that_may_have_changed_places_are_refused():
+    """Layers of one shape in another order than the model's: P would be permuted in silence."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = torch.optim.Adam([{"params": layer.parameters()} for layer in reversed(model)])
+    model(torch.randn(5, 3)).square().sum().backward()
+    optimizer.step()
+    with pytest.raises(SettingError, match="not in a known order"):
+        preconditioner_of(optimizer.state_dict(), model)
+    preconditioner_of(optimizer, model)
+    apart = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))  # no shape is in both groups
+    optimizer = torch.optim.Adam([{"params": layer.parameters()} for layer in apart])
+    apart(torch.randn(5, 3)).square().sum().backward()
+    optimizer.step()
+    stored = preconditioner_of(optimizer.state_dict(), apart)
+    for name, values in preconditioner_of(optimizer, apart).items():
+        torch.testing.assert_close(stored[name], values)
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_state_that_has_frozen_parameters_too_is_matched(named):
     """As of an optimizer of all parameters, the first layer frozen before or after it was made."""

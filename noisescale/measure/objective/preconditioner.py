@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -259,8 +260,19 @@ def _orders(
             first = [name for name in params if decays(name)]
             if len(first) == len(groups[0]["params"]):
                 yield [*first, *(name for name in params if not decays(name))]
-    yield list(params)
-    yield [name for name, _ in model.named_parameters()]
+    every = dict(model.named_parameters())  # frozen ones too
+    for names in (list(params), list(every)):
+        if _shapes_tell(groups, [every[name].shape for name in names]):
+            yield names
+
+
+def _shapes_tell(groups: Sequence[Mapping[str, Any]], shapes: Sequence[torch.Size]) -> bool:
+    """Whether no two groups have parameters of one shape, which might have changed places."""
+    group_of: dict[torch.Size, set[int]] = defaultdict(set)
+    numbers = [index for index, group in enumerate(groups) for _ in group["params"]]
+    for shape, index in zip(shapes, numbers, strict=False):  # a false count fits nothing
+        group_of[shape].add(index)
+    return all(len(indices) == 1 for indices in group_of.values())
 
 
 def _fits(state: Mapping[str, Any], param: Tensor) -> bool:
