@@ -190,7 +190,8 @@ def derived(measured: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         made["branches"] = branches_table(measured["branch_losses"], made["fits"])
     if rows["units_per_example"].notna().any():
         made["language"] = language_table(made["fits"], rows)
-        made["growth"] = growth_table(measured["steps_to_goal"], sorted(made["language"]["task"]))
+        tasks = made["language"]["task"].unique().tolist()
+        made["growth"] = growth_table(measured["steps_to_goal"], tasks)
     if rows["task"].nunique() >= FEWEST_TASKS:
         made |= {
             "coverage": coverage_table(rows),

@@ -113,6 +113,17 @@ def test_growth_is_the_slope_over_goals_with_the_seeds_error():
     assert row["num_seeds"] == 3
 
 
+def test_a_language_model_has_a_row_of_language_a_loss_and_one_of_growth():
+    given = {
+        name: pd.concat([own, own.assign(goal=0.4)], ignore_index=True)
+        for name, table in measured().items()
+        for own in [table[table["task"] == "task02"]]
+    }
+    made = fronts.derived(given)
+    assert made["language"]["goal"].tolist() == [0.5, 0.4]
+    assert made["growth"]["task"].tolist() == ["task02"]
+
+
 def test_the_model_finds_the_rate_s_part_and_intervals_cover(tables):
     models = tables["models"].set_index(["model", "term"])
     assert models.loc[("search", "log_rate"), "coefficient"] == pytest.approx(0.3, abs=0.05)
