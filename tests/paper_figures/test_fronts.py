@@ -119,8 +119,9 @@ def test_a_language_model_has_a_row_of_language_a_loss_and_one_of_growth():
         for name, table in measured().items()
         for own in [table[table["task"] == "task02"]]
     }
+    given["steps_to_goal"]["steps"] *= np.where(given["steps_to_goal"]["goal"] == 0.4, 2, 1)
     made = fronts.derived(given)
-    assert made["language"]["goal"].tolist() == [0.5, 0.4]
+    assert sorted(made["language"]["goal"]) == [0.4, 0.5]
     assert made["growth"]["task"].tolist() == ["task02"]
 
 
