@@ -116,10 +116,10 @@ def check_count(name: str, value: object, *, instead: str = "", most: int = LARG
         instead: what else may be given, as it continues the message: ', "full" or "adaptive"'.
         most: the largest that is allowed, by default what 64 bits hold.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
         raise SettingError(f"{name} {value!r}: give a whole number of 1 or more{instead}")
-    if value > most:
-        said = f"{int(value):,}" if value < LARGEST_COUNT else "beyond 64 bits"
+    if int(value) > most:
+        said = f"{int(value):,}" if int(value) < LARGEST_COUNT else "beyond 64 bits"
         raise SettingError(f"{name} {said}: give {most:,} at most{instead}")
 
 

@@ -36,9 +36,9 @@ from noisescale.statistics.critical_batch.goal_table import (
     fits_table,
     of_goal,
 )
-from noisescale.statistics.critical_batch.progress import course_of
+from noisescale.statistics.critical_batch.progress import course_of, up_to
 from noisescale.statistics.critical_batch.recommendation import recommend
-from noisescale.statistics.estimate import estimate_of, estimate_row, from_samples
+from noisescale.statistics.estimate import CONFIDENCE, estimate_of, estimate_row, from_samples
 from noisescale.training.records.tables import BRANCHES, STEPS_TO_GOAL, read_losses, read_noise
 
 FRONT, BESIDE = "front", "beside"  # the folders of a task
@@ -48,22 +48,30 @@ CRITICAL = [f"critical_batch_size{end}" for end in ("", "_low", "_high")]
 OF_CURVES = ["held_out_error", "exponent", "exponent_held_out_error"]
 VERSION = 2  # of the calibration; 1 is that of one task
 LEVEL = 0.9  # of the intervals whose coverage is the primary statistic
-# what a run knows, by how its rate is known: by a search, by its own start, or not
-OF_RUN = ("log_batch", "negative_curvature", "log_loss", "momentum", "adaptive")
+# what a run knows: everything, with its rate known by a search, by its own start or not; and what
+# the commands know, recommend, which measures no curvature, and critical-batch, of its fastest runs
+KINDS = ("momentum", "adaptive")
+OF_RUN = ("log_batch", "negative_curvature", "log_loss", *KINDS)
 MODELS = {
     "search": ("log_rate", *OF_RUN),
+    "recommend": ("log_rate", "log_batch", "log_loss", *KINDS),
+    "critical-batch": ("log_rate", "log_batch", *KINDS),
     "one run": ("log_decrease", *OF_RUN),
     "no rate": OF_RUN,
+    "no rate, no curvature": ("log_batch", "log_loss", *KINDS),
     "constant": (),
 }
+TWO_BATCH = "two-batch estimator"
+OF_TWO_BATCH = ("search", "constant")  # models that are fitted to it as well
+CLOSED_FORM = ("quadratic", "regression")  # how the names of such tasks begin
 
 
 def beside_table(runs: Runs) -> pd.DataFrame:
     """A row per run beside a front, goal that it reached, noise scale and geometry.
 
     noise_scale: 𝓑 averaged by progress up to the goal. two_batch: what the two-batch estimator
-    comes to along the run, the mean of tr Σ over that of |G|². geometry: "plain"; or "optimizer",
-    of SGD the plain one again, so that the rows of either geometry are of all tasks.
+    comes to along the run, the mean of tr Σ over that of |G|². geometry: "plain", or of adaptive
+    optimizers "optimizer" besides.
     units_per_example: tokens, and sign: B_ℓ1 averaged by progress, of language models alone.
     """
     rows = []
@@ -77,7 +85,7 @@ def beside_table(runs: Runs) -> pd.DataFrame:
             steps = steps_to_goal(*smoothed, goal)
             if steps is None:
                 continue
-            until = noise[noise["step"] <= steps]
+            until = up_to(noise, steps)
             row = {"task": task.name, "goal": goal, "learning_rate": record["learning_rate"]}
             row |= {"seed": record["seed"], "two_batch": _two_batch(until), "sign": _sign(until)}
             row["units_per_example"] = record.get("context") or math.nan  # tokens of a sequence
@@ -89,14 +97,14 @@ def _found(until: pd.DataFrame, record: dict[str, Any]) -> list[dict[str, Any]]:
     """What each noise scale that is resolved along a run says, in either geometry."""
     kind = kind_of(record)
     rows = []
-    for geometry in get_args(Geometry):
+    for geometry in get_args(Geometry) if kind == "adaptive" else get_args(Geometry)[:1]:
         for quantity in get_args(Scale):
             try:
                 found = recommend(
                     until,
                     quantity=quantity,
                     learning_rate=record["learning_rate"] if kind == "sgd" else None,
-                    geometry=geometry if kind == "adaptive" else "plain",
+                    geometry=geometry,
                     optimizer=kind,
                 )
             except MeasurementError:  # too early, or without B_noise
@@ -288,26 +296,28 @@ def _exponent(steps: pd.DataFrame) -> float:
 
 
 def coverage_table(predictions: pd.DataFrame) -> pd.DataFrame:
-    """A row per model, noise scale and geometry: how often and how far intervals reach.
+    """A row per model, noise scale, geometry and tasks: how often and how far intervals reach.
 
-    coverage: of 90 % intervals, by models that have not seen the task. factor: to which they reach
-    either way, the median; factor_near: of SGD within a factor of two of the best rate. off: the
-    factor by which the prediction itself is off, the median of either way. The last rows are peers'
-    practice, the two-batch estimator read as B_crit, which has no interval, and 𝓑 itself so read.
+    coverage: of 90 % intervals, by models that have not seen the task, with its error over tasks;
+    coverage_95 likewise of 95 %. factor: to which those of 90 % reach either way, the median;
+    factor_near: of SGD within a factor of two of the best rate. off: the factor by which the
+    prediction itself is off, the median of either way. terms: of the model, those that enough tasks
+    have; a model that has the terms of one before it is left out. tasks: "all" of those that have
+    the scale, "sgd", "momentum" or "adaptive" ones of them, or those "no closed form" is known of.
+
+    The two-batch estimator has models of its own, fitted and held out alike, which tell what of
+    the gain is the calibration's. The last rows are peers' practice, the two-batch estimator read
+    as B_crit, which has no interval, and 𝓑 itself so read.
     """
     rows = []
     for what, group, usable in _models(predictions):
         found = leave_one_task_out(group, usable, level=LEVEL)
-        near = found[is_near(found)]
-        rows.append(
-            {
-                **what,
-                **{"coverage": coverage(found), "num_tasks": found["task"].nunique()},
-                **{"num_rows": len(found), "factor": _reach(found)},
-                **{"factor_near": _reach(near), "off": _off(found, "predicted")},
-                **{"off_near": _off(near, "predicted")},
-            }
-        )
+        wider = leave_one_task_out(group, usable, level=CONFIDENCE)
+        terms = " ".join(usable)
+        for tasks, chosen in _parts(found).items():
+            if chosen.any():
+                of_part = _coverage_row(found[chosen], wider[chosen])
+                rows.append({**what, "tasks": tasks, "terms": terms, **of_part})
     for (quantity, geometry), group in predictions.groupby(["quantity", "geometry"]):
         if group["task"].nunique() < FEWEST_TASKS:
             continue
@@ -315,14 +325,33 @@ def coverage_table(predictions: pd.DataFrame) -> pd.DataFrame:
             if read == "two_batch" and (quantity, geometry) != ("simple", "plain"):
                 continue
             near = group[is_near(group)]
+            scale = TWO_BATCH if read == "two_batch" else quantity
             rows.append(
                 {
-                    **{"model": f"{read} as it is", "quantity": quantity, "geometry": geometry},
-                    **{"num_tasks": group["task"].nunique(), "num_rows": len(group)},
-                    **{"off": _off(group, read), "off_near": _off(near, read)},
+                    **{"model": "as it is", "quantity": scale, "geometry": geometry},
+                    **{"tasks": "all", "num_tasks": group["task"].nunique()},
+                    **{"num_rows": len(group), "off": _off(group, read)},
+                    **{"off_near": _off(near, read)},
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _parts(rows: pd.DataFrame) -> dict[str, pd.Series[bool]]:
+    """Which rows are of which tasks."""
+    kinds = {kind: rows["optimizer"] == kind for kind in get_args(OptimizerKind)}
+    everything = pd.Series(True, rows.index)
+    return {"all": everything, **kinds, "no closed form": ~rows["task"].str.startswith(CLOSED_FORM)}
+
+
+def _coverage_row(found: pd.DataFrame, wider: pd.DataFrame) -> dict[str, Any]:
+    near = found[is_near(found)]
+    return {
+        **estimate_row("coverage", coverage(found)),
+        **{"coverage_95": coverage(wider).value, "num_tasks": found["task"].nunique()},
+        **{"num_rows": len(found), "factor": _reach(found), "factor_near": _reach(near)},
+        **{"off": _off(found, "predicted"), "off_near": _off(near, "predicted")},
+    }
 
 
 Fitted = tuple[dict[str, Any], pd.DataFrame, list[str]]
@@ -331,10 +360,27 @@ Fitted = tuple[dict[str, Any], pd.DataFrame, list[str]]
 def _models(predictions: pd.DataFrame) -> Iterator[Fitted]:
     """What each model is called and of, its rows, and those regressors that enough tasks have."""
     for (quantity, geometry), group in predictions.groupby(["quantity", "geometry"]):
+        what = {"quantity": quantity, "geometry": geometry}
+        seen: list[list[str]] = []
         for name, names in MODELS.items():
             usable = usable_regressors(group, names)
-            if usable or (usable is not None and not names):
-                yield {"model": name, "quantity": quantity, "geometry": geometry}, group, usable
+            if usable is None or usable in seen:
+                continue
+            seen.append(usable)
+            yield {"model": name, **what}, group, usable
+    plain = _plain(predictions)
+    known = plain[plain["two_batch"] > 0]
+    for name in OF_TWO_BATCH:
+        usable = usable_regressors(known, MODELS[name])
+        if usable is not None:
+            what = {"model": name, "quantity": TWO_BATCH, "geometry": "plain"}
+            yield what, known.assign(noise_scale=known["two_batch"]), usable
+
+
+def _plain(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the plain B_simple."""
+    is_plain = (predictions["quantity"] == "simple") & (predictions["geometry"] == "plain")
+    return predictions[is_plain]
 
 
 def _reach(found: pd.DataFrame) -> float:
@@ -349,7 +395,7 @@ def _off(rows: pd.DataFrame, column: str) -> float:
 
 def intervals_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """What the figure shows: B_crit by the plain B_simple, with a search, each task left out."""
-    rows = predictions[(predictions["quantity"] == "simple") & (predictions["geometry"] == "plain")]
+    rows = _plain(predictions)
     found = leave_one_task_out(rows, usable_regressors(rows, MODELS["search"]) or [], level=LEVEL)
     shown = ["task", "goal", "optimizer", "batch_size", "learning_rate", "seed", "rate_over_best"]
     return found[[*shown, "two_batch", *CRITICAL, "predicted", "low", "high", "covered"]]

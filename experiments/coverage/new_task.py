@@ -109,9 +109,9 @@ def simulate(own: str, num_tasks: int, num_draws: int) -> dict[str, Any]:
         table = simulated(generator, num_tasks=num_tasks, own=own)
         model = TaskModel.fitted(table, tuple(TRUE))
         found = predicted(model, simulated(generator, num_tasks=NEW, own=own))
-        shares.append(coverage(found))
+        shares.append(coverage(found).value)
         others = dealt(found, generator)
-        shuffled.append(coverage(others.assign(covered=holds(others))))
+        shuffled.append(coverage(others.assign(covered=holds(others))).value)
         reach.append(math.log((found["high"] / found["low"]).median()) / 2)
     return {
         "own": own,

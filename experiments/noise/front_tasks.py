@@ -115,6 +115,7 @@ def _digits(
     goals: tuple[float, ...] = (1.2, 0.8, 0.5, 0.3, 0.15),
     noise_examples: tuple[int, int] = NOISE_EXAMPLES,
     problem: str | None = None,
+    max_rate: float | None = None,
     branches: bool = False,
     **network: Any,
 ) -> Task:
@@ -126,7 +127,7 @@ def _digits(
         goals=goals,
         batch_sizes=doubled(1, 512),
         epochs=100,
-        max_rate=MOMENTUM_RATE if training.momentum else None,
+        max_rate=MOMENTUM_RATE if training.momentum else max_rate,
         noise_examples=noise_examples,
         branches=branches,
         minutes=minutes,
@@ -209,7 +210,8 @@ TASKS: dict[str, Task] = {
         ),
         _digits("narrow", width=32, depth=1, minutes=5),
         _digits("mlp", width=128, branches=True, minutes=6),
-        _digits("deep", width=64, depth=4, minutes=5),
+        # where it starts the curvature along the gradient is negative
+        _digits("deep", width=64, depth=4, max_rate=0.3, minutes=5),
         _digits("momentum", width=64, training=MOMENTUM, minutes=5),
         _digits("adam", width=64, training=ADAM, minutes=5),
         _digits("squared-error", width=64, loss="mse", goals=(0.3, 0.2, 0.13, 0.09), minutes=5),

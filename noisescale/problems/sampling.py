@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -73,8 +72,8 @@ def select(
         problem, split, seed=generator.initial_seed(), augmentations=augmentations
     )
     population_size = source.num_examples
-    if num_examples is not None and not isinstance(num_examples, Integral):
-        raise SettingError(f"num examples {num_examples!r}: give a whole number")
+    if num_examples is not None:
+        check_count("num examples", num_examples)
     if num_examples is None or num_examples == population_size:
         return Selection(_checked(source), torch.arange(population_size), population_size)
     if not 1 <= num_examples <= population_size:

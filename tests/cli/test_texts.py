@@ -62,7 +62,7 @@ def test_the_scale_of_the_checkpoints_optimizer_stands_beside_the_plain_one(trai
     wanted = measure_noise(problem, preconditioner=diagonal).preconditioned.simple.value
     assert record["preconditioned"]["simple"]["value"] == pytest.approx(wanted, rel=1e-4)
     printed = " ".join(run("measure-noise", str(folder)).stdout.split())
-    assert "in the geometry of adamw: the one to use for its batch sizes" in printed
+    assert "in the geometry of adamw, B_simple in that of the plain gradient" in printed
     plain = run("measure-noise", str(folder), "--preconditioner", "none", "--json").stdout
     assert json.loads(plain)[0]["preconditioned"] is None
 

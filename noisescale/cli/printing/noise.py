@@ -428,8 +428,8 @@ def _of_optimizer(under: NoiseScale, optimizer: str) -> str:
         found = f"> {_rounded(simple.low)}, but is not resolved"
     units = _in_units(simple, under.units_per_example) if under.resolved else ""
     return (
-        f"B^P_simple {found}, in the geometry of {optimizer}: the one to use for its batch sizes; "
-        f"B_simple is of steps along the plain gradient.{units}"
+        f"B^P_simple {found}, in the geometry of {optimizer}, B_simple in that of the plain "
+        f"gradient: which of them lies nearer to B_crit is another from task to task.{units}"
     )
 
 

@@ -26,6 +26,17 @@ INVERSE = {
 }
 
 
+def up_to(table: pd.DataFrame, steps: float) -> pd.DataFrame:
+    """The rows up to a point of a run, and the first one there or beyond: the stretch has an end.
+
+    Args:
+        table: the rows of noise.csv, by ascending step.
+        steps: of the point.
+    """
+    place = int(np.searchsorted(table["step"].to_numpy(dtype=float), steps))
+    return table.iloc[: place + 1]
+
+
 def is_under_preconditioner(table: pd.DataFrame) -> np.ndarray:
     """Which rows have noise scales under a preconditioner."""
     column = f"{UNDER_PRECONDITIONER}gradient_variance"

@@ -22,6 +22,8 @@ from noisescale.statistics.critical_batch.calibration.shipped import (
     RunFacts,
     covers_adaptive,
     critical_batch_size,
+    has_fronts,
+    outside,
 )
 from noisescale.statistics.critical_batch.curves.steps_vs_examples import Tradeoff
 from noisescale.statistics.critical_batch.progress import (
@@ -152,7 +154,7 @@ class Recommendation(Shown):
     @property
     def relative_rate(self) -> float | None:
         """The run's rate in units of about the best for its batch size; None where not known."""
-        if self.rate_over_best is not None or self.relative_decrease is None:
+        if self.rate_over_best is not None or self.relative_decrease is None or has_fronts():
             return self.rate_over_best
         return self.relative_decrease / calibration(self.quantity, with_rate=True).unit
 
@@ -160,7 +162,12 @@ class Recommendation(Shown):
     def warnings(self) -> tuple[str, ...]:
         """What keeps the noise scale of this run from being B_crit of a tuned one."""
         rate, made = self.relative_rate, []
-        if rate is None:
+        if rate is None and has_fronts():
+            made.append(
+                "how the run's learning rate compares with the best one is not known, as it is "
+                "after a search (noisescale recommend), so the interval is wider"
+            )
+        elif rate is None:
             made.append(
                 "how the run's learning rate compares with the best one is not known (it is for "
                 "SGD without momentum tracked from its start), so the interval is wider"
@@ -170,7 +177,14 @@ class Recommendation(Shown):
                 f"the learning rate is about {rate:.2g} times the best one for this batch size, "
                 "and the noise scale depends on it: track a run nearer to the best rate"
             )
-        if self.geometry == "optimizer" and not covers_adaptive():
+        if beyond := outside(
+            self.by_progress.value, self.facts, quantity=self.quantity, geometry=self.geometry
+        ):
+            made.append(
+                f"{', '.join(beyond)} of this run lies beyond the runs that the interval is "
+                "calibrated on, and counts as at their end"
+            )
+        if self.geometry == "optimizer" and not covers_adaptive("optimizer"):
             made.append(
                 "the noise scale is that of the optimizer's geometry, the interval that of runs of "
                 "plain SGD"
@@ -327,8 +341,8 @@ def recommend(
             leaves out how the run's rate compares with the best.
         batch_size: of a list: that of the run.
         geometry: "plain" for B_simple and B_noise, "optimizer" for B^P_simple and B^P_noise, which
-            are not known before the optimizer's first step. None: the optimizer's where they were
-            measured.
+            are not known before the optimizer's first step. None: the plain ones, by which B_crit
+            of tasks not seen is told better; the optimizer's where they alone were measured.
         optimizer: of which kind the run's is: "sgd", "momentum" or "adaptive", as of Adam; None:
             not known.
 
@@ -359,7 +373,7 @@ def recommend(
             "learning rate"
         )
     if geometry is None:
-        geometry = "optimizer" if is_under_preconditioner(table).any() else "plain"
+        geometry = _geometry_of(table)
     if geometry == "optimizer":
         table = with_preconditioned(table)
     at_steps = table["step"].to_numpy(dtype=float)
@@ -394,7 +408,8 @@ def recommend(
     high = course_of(table, inverse["low"])  # of 𝓑, from the lower ends of 1/𝓑
     decrease = None
     has_steps = steps is not None or isinstance(measured, pd.DataFrame)
-    if learning_rate is not None and has_steps and geometry == "plain":
+    is_plain = geometry == "plain" and optimizer in ("sgd", None)
+    if learning_rate is not None and has_steps and is_plain:
         decrease = relative_decrease(table, learning_rate=learning_rate)
     return Recommendation(
         quantity=quantity,
@@ -417,6 +432,14 @@ def recommend(
         relative_loss=relative_loss,
         optimizer=optimizer,
     )
+
+
+def _geometry_of(table: pd.DataFrame) -> Geometry:
+    """In which geometry B_crit is told: the plain one where the shipped table has it for all."""
+    if not is_under_preconditioner(table).any():
+        return "plain"
+    has_plain = table["simple"].notna().sum() >= 2
+    return "plain" if has_plain and covers_adaptive() else "optimizer"
 
 
 def _relative_loss(table: pd.DataFrame) -> float | None:

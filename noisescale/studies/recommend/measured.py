@@ -21,6 +21,7 @@ from noisescale.statistics.critical_batch.advice import (
 from noisescale.statistics.critical_batch.calibration.shipped import (
     OptimizerKind,
     RunFacts,
+    covers_adaptive,
     critical_batch_size,
 )
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
@@ -132,7 +133,7 @@ def _by_noise(
         return None
     facts = RunFacts(
         batch_size=row.get("batch_size"),
-        rate_over_best=1.0 if is_sgd else None,
+        rate_over_best=1.0 if is_sgd or covers_adaptive() else None,
         optimizer=kind,
     )
     return critical_batch_size(simple, facts, quantity="simple", geometry="plain")

@@ -44,7 +44,7 @@ def caveat(optimizer: str, *, in_geometry: bool) -> str | None:
     """
     if optimizer == "sgd":
         return None
-    if covers_adaptive():
+    if covers_adaptive("optimizer" if in_geometry else "plain"):
         where = f"in the geometry of {optimizer}" if in_geometry else "of the plain gradient"
         return f"Noise {where}; the interval is calibrated on {calibrated_on()}."
     if in_geometry:

@@ -20,7 +20,7 @@ from noisescale.statistics.critical_batch.advice import (
     interval_text,
     number_text,
 )
-from noisescale.statistics.critical_batch.calibration.shipped import calibrated_on
+from noisescale.statistics.critical_batch.calibration.shipped import calibrated_on, covers_adaptive
 from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, jsonable
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 REPORT, PICTURE, TRIED = "report.md", "recommendation.png", "learning_rates.csv"
 ROSE = 1.5  # times its average, from which on B_simple at the end says that it goes on to rise
-DEEPEST = 0.04  # of the loss at the start, to which the calibration's runs go
 FAR = 8.0  # times B_crit, or a fraction of it: the run's course may then be another
 
 
@@ -112,11 +111,11 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
     size, rate = look.batch_size, run.summary["learning_rate"]
     cost = _cost(outcome)
     where = f"a run at B = {size:,}, lr {rate:g}"
-    is_sgd = not config.training.is_adaptive
+    compares = not config.training.is_adaptive or covers_adaptive()
     try:
         found = recommend(
             pd.DataFrame(read_noise(run.path)),
-            rate_over_best=rate / outcome.best_rate if is_sgd else None,
+            rate_over_best=rate / outcome.best_rate if compares else None,
             optimizer=config.training.optimizer_kind,
         )
     except MeasurementError:
@@ -187,20 +186,13 @@ def _worth(outcome: Outcome, *, in_geometry: bool, bound: float | None) -> tuple
     )
 
 
-def _notes(found: Recommendation, size: int, losses: pd.Series[float]) -> list[str]:
+def _notes(found: Recommendation, size: int) -> list[str]:
     """What the recommendation itself warns of, and what the way of the noise scale tells."""
     notes = list(found.warnings)
     if found.end.value > ROSE * found.average.value:
         notes.append(
             f"B_simple still rose, from {number_text(found.average.value)} on the average step to "
             f"{number_text(found.end.value)} at the end: for longer training larger sizes pay"
-        )
-    start, end = losses.iloc[0], losses.iloc[-1]
-    if 0 < end < DEEPEST * start:
-        notes.append(
-            f"the run ends at {100 * end / start:.2g} % of its first loss, below those on which "
-            "the intervals are calibrated: B_crit of training so far may lie above them; --epochs "
-            "makes it shorter"
         )
     critical = found.critical_batch_size.value
     if max(critical / size, size / critical) > FAR:
@@ -248,7 +240,7 @@ def write_results(
             **closing,
             "notes": [
                 *closing["notes"],
-                *_notes(found, outcome.look.batch_size, outcome.run.losses["loss"]),
+                *_notes(found, outcome.look.batch_size),
             ],
         }
     summary = {

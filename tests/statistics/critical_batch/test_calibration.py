@@ -86,9 +86,9 @@ def test_a_shuffled_table_fails():
     generator = np.random.default_rng(3)
     table = simulated(generator)
     left_out = leave_one_task_out(table, NAMES)
-    assert 0.85 <= coverage(left_out) <= 0.95
+    assert 0.85 <= coverage(left_out).value <= 0.95
     other = dealt(left_out, generator)
-    assert coverage(other.assign(covered=holds(other))) < 0.6
+    assert coverage(other.assign(covered=holds(other))).value < 0.6
     reach = [
         float(np.log(found["high"] / found["predicted"]).median())
         for found in (left_out, leave_one_task_out(dealt(table, generator), NAMES))
@@ -105,11 +105,11 @@ def test_the_shipped_table_covers_tasks_left_out_unless_it_is_shuffled():
     rows = rows[(rows["quantity"] == "simple") & (rows["geometry"] == "plain")]
     names = ("log_rate", "log_batch", "negative_curvature", "log_loss", "momentum", "adaptive")
     left_out = leave_one_task_out(rows, names)
-    assert 0.8 <= coverage(left_out) <= 0.97  # of 28 tasks: 90 % ± 6
+    assert 0.8 <= coverage(left_out).value <= 0.97  # of 28 tasks: 90 % ± 6
     means = left_out.groupby("task")["critical_batch_size"].mean().sort_values()
     far = dict(zip(means.index, np.roll(means, len(means) // 2), strict=True))
     other = left_out.assign(critical_batch_size=left_out["task"].map(far))
-    assert coverage(other.assign(covered=holds(other))) < 0.8
+    assert coverage(other.assign(covered=holds(other))).value < 0.8
 
 
 def test_an_optimizer_that_no_other_task_has_is_predicted_without_its_own_term():

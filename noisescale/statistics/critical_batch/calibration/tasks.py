@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from noisescale.statistics.estimate import CONFIDENCE, Estimate, student_t
+from noisescale.statistics.estimate import CONFIDENCE, Estimate, from_samples, student_t
 
 FEWEST_TASKS = 10  # of which an error has a t of 1.8 for 90 %, and not 6.3 as of two
-NEAR = 2.0  # times the best rate, or half of it: a run within that counts as tuned
+# times the best rate, or half of it: a run within that counts as tuned; and what three digits of a
+# rate, of a run at just twice the best one, make of its logarithm
+NEAR, ROUNDED = 2.0, 0.01
 # what is known of a run -> how it is called in print
 REGRESSORS = {
     "log_rate": "log(ε/ε_opt)",
@@ -23,7 +25,6 @@ REGRESSORS = {
     "momentum": "momentum",
     "adaptive": "adaptive",
 }
-RATES = ("log_rate", "log_decrease")  # the same thing known with a search and without one
 OF_OPTIMIZER = ("momentum", "adaptive")  # 1 of that kind, else 0
 EVEN = 1e-9  # of the largest eigenvalue: below, rows say nothing of a combination of regressors
 RATIOS = np.concatenate([[0.0], np.geomspace(1e-2, 1e3, 26)])  # of σ_u²/σ_e² that are tried
@@ -52,6 +53,8 @@ def regressors(rows: pd.DataFrame) -> pd.DataFrame:
 def usable_regressors(rows: pd.DataFrame, names: Sequence[str]) -> list[str] | None:
     """Those of the regressors that enough tasks have; None where too few tasks have all of these.
 
+    Without those that are the same in all rows.
+
     Args:
         rows: as of `regressors`, with `task`.
         names: of the regressors.
@@ -61,7 +64,10 @@ def usable_regressors(rows: pd.DataFrame, names: Sequence[str]) -> list[str] | N
         name for name in names if rows.loc[values[name].notna(), "task"].nunique() >= FEWEST_TASKS
     ]
     complete = values[usable].notna().all(axis=1)
-    return usable if rows.loc[complete, "task"].nunique() >= FEWEST_TASKS else None
+    if rows.loc[complete, "task"].nunique() < FEWEST_TASKS:
+        return None
+    # of a kind of optimizer that none of these, or all of them, have, nothing follows
+    return [name for name in usable if np.ptp(values.loc[complete, name]) > 0]
 
 
 def is_near(rows: pd.DataFrame) -> np.ndarray:
@@ -70,7 +76,8 @@ def is_near(rows: pd.DataFrame) -> np.ndarray:
     Args:
         rows: as of `regressors`.
     """
-    tuned = np.abs(np.log(rows["rate_over_best"].to_numpy(dtype=float))) <= math.log(NEAR)
+    logs = np.log(rows["rate_over_best"].to_numpy(dtype=float))
+    tuned = np.abs(logs) <= math.log(NEAR) + ROUNDED
     near: np.ndarray = tuned & (rows["optimizer"] != "adaptive").to_numpy()
     return near
 
@@ -88,10 +95,15 @@ class TaskModel:
     task's rows: s² is the mean over tasks of the mean over the rows of each, and s·t_{T−1} the
     half-width in logs. It assumes that the new task is drawn from where the T tasks were, and that
     what is left of each is normal. Of the coefficients' own errors s² has the part that they have
-    for the table's rows; a run farther out than these has what is more of it on top.
+    for the table's rows; a run farther out than these has what is more of it on top. Beyond the
+    rows' range a regressor counts as at its end: how B_crit goes on there is not known.
+
+    The coefficients' errors are the jackknife's over the tasks, since rows of a task are not
+    independent given u: its goals share their runs.
 
     Attributes:
         names: of the regressors, see `REGRESSORS`.
+        lowest, highest: of each, among the rows (p,).
         coefficients: the offset, then one for each (1 + p,).
         errors: their standard errors (1 + p,).
         covariance: of the coefficients (1 + p, 1 + p).
@@ -106,6 +118,8 @@ class TaskModel:
     """
 
     names: tuple[str, ...]
+    lowest: tuple[float, ...]
+    highest: tuple[float, ...]
     coefficients: tuple[float, ...]
     errors: tuple[float, ...]
     covariance: np.ndarray
@@ -130,13 +144,20 @@ class TaskModel:
         tasks = known["task"].to_numpy()
         sums = _Sums.of(x, y, tasks)
         ratio = max(RATIOS, key=lambda ratio: sums.likelihood(float(ratio)))
-        coefficients, within, inverse = sums.solved(float(ratio))
-        covariance = within**2 * inverse
-        errors = _errors_left_out(x, y, tasks, sums, float(ratio))
+        coefficients, within = sums.solved(float(ratio))
+        every = np.unique(tasks)
+        without = np.array(
+            [sums.without(place).solved(float(ratio))[0] for place in range(len(every))]
+        )  # (T, 1 + p)
+        differences = without - coefficients
+        covariance = (1 - 1 / len(every)) * differences.T @ differences
+        errors = y - np.einsum("np,np->n", x, without[np.searchsorted(every, tasks)])
         near = is_near(known)
         num_near = len(np.unique(tasks[near]))
         return cls(
             names=tuple(names),
+            lowest=tuple(x[:, 1:].min(0).tolist()),
+            highest=tuple(x[:, 1:].max(0).tolist()),
             coefficients=tuple(coefficients.tolist()),
             errors=tuple(np.sqrt(covariance.diagonal()).tolist()),
             covariance=covariance,
@@ -157,10 +178,22 @@ class TaskModel:
         Args:
             known: the value of each regressor.
         """
-        offset, *slopes = self.coefficients
-        return offset + sum(
-            slope * known[name] for name, slope in zip(self.names, slopes, strict=True)
-        )
+        return float(self._row(known) @ np.array(self.coefficients))
+
+    def outside(self, known: Mapping[str, float]) -> list[str]:
+        """The regressors that lie beyond those of the rows, as they are called in print.
+
+        Args:
+            known: the value of each regressor.
+        """
+        given = [known[name] for name in self.names]
+        moved = ~np.isclose(self._row(known)[1:], given)
+        return [REGRESSORS[name] for name, out in zip(self.names, moved, strict=True) if out]
+
+    def _row(self, known: Mapping[str, float]) -> np.ndarray:
+        """1 and each regressor, where it lies beyond the rows at their end (1 + p,)."""
+        given = [known[name] for name in self.names]
+        return np.array([1.0, *np.clip(given, self.lowest, self.highest)])
 
     def half_width(
         self, known: Mapping[str, float], *, near: bool, level: float = CONFIDENCE
@@ -172,7 +205,7 @@ class TaskModel:
             near: whether the run is of SGD within `NEAR` of the best rate.
             level: how often it is to hold B_crit.
         """
-        x = np.array([1.0, *(known[name] for name in self.names)])
+        x = self._row(known)
         farther = max(float(x @ self.covariance @ x) - self.leverage, 0.0)
         spread, num_tasks = self.spread, self.num_tasks
         if near and self.spread_near is not None:
@@ -231,15 +264,14 @@ def leave_one_task_out(
         level: of the intervals.
     """
     known, x, _ = _design(rows, names)
-    # a model that knows no rate cannot tell a run by it
-    near = is_near(known) & bool(set(names) & set(RATES))
+    near = is_near(known) & ("log_rate" in names)  # which a model without it cannot tell
     parts = []
     for task in known["task"].unique():
         held_out = (known["task"] == task).to_numpy()
         model = TaskModel.fitted(known[~held_out], names)
-        log = np.log(known.loc[held_out, "noise_scale"].to_numpy())
-        log = log + x[held_out] @ np.array(model.coefficients)
         of_runs = [dict(zip(names, row[1:], strict=True)) for row in x[held_out].tolist()]
+        log = np.log(known.loc[held_out, "noise_scale"].to_numpy())
+        log = log + [model.log_ratio(run) for run in of_runs]
         width = np.array(
             [
                 model.half_width(run, near=bool(each), level=level)
@@ -255,13 +287,15 @@ def leave_one_task_out(
     return together.sort_index()
 
 
-def coverage(left_out: pd.DataFrame) -> float:
+def coverage(left_out: pd.DataFrame) -> Estimate:
     """The share of rows whose interval holds B_crit, every task counting the same.
+
+    Its error is that of a mean over tasks.
 
     Args:
         left_out: what `leave_one_task_out` gives.
     """
-    return float(left_out.groupby("task")["covered"].mean().mean())
+    return from_samples(left_out.groupby("task")["covered"].mean().to_numpy())
 
 
 @dataclass(frozen=True)
@@ -301,23 +335,22 @@ class _Sums:
             float(self.yy.sum() - shrunk @ self.y**2),
         )
 
-    def solved(self, ratio: float) -> tuple[np.ndarray, float, np.ndarray]:
-        """The coefficients (p,), σ_e and the inverse of XᵀWX (p, p) at σ_u²/σ_e².
+    def solved(self, ratio: float) -> tuple[np.ndarray, float]:
+        """The coefficients (p,) and σ_e at σ_u²/σ_e².
 
         A combination that rows say nothing of, as of an optimizer that none has, is 0.
         """
         matrix, vector, square = self._weighted(ratio)
-        inverse = np.linalg.pinv(matrix, rcond=EVEN, hermitian=True)
-        coefficients = inverse @ vector
+        coefficients = np.linalg.pinv(matrix, rcond=EVEN, hermitian=True) @ vector
         dof = max(int(self.counts.sum()) - len(vector), 1)
-        return coefficients, math.sqrt(max(square - coefficients @ vector, 0.0) / dof), inverse
+        return coefficients, math.sqrt(max(square - coefficients @ vector, 0.0) / dof)
 
     def likelihood(self, ratio: float) -> float:
         """The logarithm of the restricted likelihood, up to a constant."""
         matrix, _, _ = self._weighted(ratio)
         values = np.linalg.eigvalsh(matrix)
         dof = max(int(self.counts.sum()) - len(values), 1)
-        _, within, _ = self.solved(ratio)
+        _, within = self.solved(ratio)
         determinants = np.log1p(self.counts * ratio).sum()
         determinants += np.log(values[values > EVEN * values[-1]]).sum()
         return -0.5 * float(2 * dof * math.log(max(within, 1e-300)) + determinants)
@@ -332,17 +365,6 @@ def _design(
     usable = np.isfinite(values).all(1) & np.isfinite(y)
     x = np.hstack([np.ones((len(values), 1)), values])
     return rows[usable], x[usable], y[usable]
-
-
-def _errors_left_out(
-    x: np.ndarray, y: np.ndarray, tasks: np.ndarray, sums: _Sums, ratio: float
-) -> np.ndarray:
-    """Of each row log(B_crit/𝓑) less what the fit to the other tasks says of it (n,)."""
-    errors = np.empty(len(y))
-    for place, task in enumerate(np.unique(tasks)):
-        own = tasks == task
-        errors[own] = y[own] - x[own] @ sums.without(place).solved(ratio)[0]
-    return errors
 
 
 def _over_tasks(values: np.ndarray, tasks: np.ndarray) -> float:

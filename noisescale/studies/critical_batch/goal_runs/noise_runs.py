@@ -12,6 +12,7 @@ from noisescale.errors import Interrupted, MeasurementError
 from noisescale.statistics.critical_batch.calibration.model import Scale
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
 from noisescale.statistics.critical_batch.goal_table import fastest_runs, of_goal
+from noisescale.statistics.critical_batch.progress import up_to
 from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
 from noisescale.statistics.display import counted
 from noisescale.statistics.estimate import (
@@ -204,7 +205,8 @@ def _courses(runs: list[GoalRun], goal: float, quantity: Scale) -> list[Recommen
         if math.isinf(steps):
             continue
         try:
-            courses.append(recommend(run.noise[run.noise["step"] <= steps], quantity=quantity))
+            until = up_to(run.noise, steps)
+            courses.append(recommend(until, quantity=quantity, geometry="plain"))
         except MeasurementError:
             continue
     return courses
