@@ -388,9 +388,9 @@ def _reach(found: pd.DataFrame) -> float:
 
 
 def _off(rows: pd.DataFrame, column: str) -> float:
-    """The median factor between a column and B_crit, 1 or above."""
-    ratios = (rows[column] / rows["critical_batch_size"]).dropna()
-    return float(np.exp(np.median(np.abs(np.log(ratios.to_numpy())))))
+    """The median factor between a column and B_crit, 1 or above; nan without rows."""
+    logs = np.log(rows[column] / rows["critical_batch_size"])
+    return math.exp(logs.abs().median())
 
 
 def intervals_table(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
     python -m experiments.coverage.new_task
 
 Each task has nine runs to four goals; log(B_crit/𝓑) follows from what the runs know, an effect of
-the task's own and an error of the run's. The own effects are normal, or have heavier tails, or the
+the task's own, and an error of the run's, most of which its goals have in common. The own effects are normal, or have heavier tails, or the
 rate's part differs from task to task as well, which the model knows nothing of.
 """
 
@@ -27,6 +27,7 @@ from noisescale.statistics.critical_batch.calibration.tasks import (
 
 TRUE = {"log_rate": 0.4, "negative_curvature": 0.5, "log_loss": -0.25, "adaptive": 0.3}
 OFFSET, BETWEEN, WITHIN = -0.3, 0.4, 0.2  # of the model; σ_u and σ_e
+SHARED = 0.8  # of σ_e², between the goals of a run: about as it was found in the fronts
 OWN = ("normal", "t with 4 degrees", "slopes of their own")
 SLOPES = 0.2  # standard deviation of the rate's coefficient between tasks, in the last case
 GOALS, SIZES, MULTIPLES = 4, (16, 64, 256), (0.25, 1.0, 2.0)
@@ -68,7 +69,9 @@ def simulated(
     known = regressors(table.assign(noise_scale=1.0))[list(TRUE)].to_numpy()
     logs = OFFSET + known @ np.array(list(TRUE.values())) + BETWEEN * effects[task]
     logs += (slopes * np.ones(num_tasks))[task] * np.log(rate)
-    logs += WITHIN * generator.standard_normal(len(run))
+    of_run = generator.standard_normal((num_tasks, runs))[task, run]
+    logs += WITHIN * math.sqrt(SHARED) * of_run
+    logs += WITHIN * math.sqrt(1 - SHARED) * generator.standard_normal(len(run))
     return table.assign(noise_scale=table["critical_batch_size"] / np.exp(logs))
 
 

@@ -126,12 +126,28 @@ def test_a_language_model_has_a_row_of_language_a_loss_and_one_of_growth():
 
 
 def test_the_model_finds_the_rate_s_part_and_intervals_cover(tables):
-    models = tables["models"].set_index(["model", "term"])
-    assert models.loc[("search", "log_rate"), "coefficient"] == pytest.approx(0.3, abs=0.05)
-    coverage = tables["coverage"].set_index("model")
-    assert coverage.loc["search", "coverage"] >= 0.75  # of twelve tasks, ± .09
-    assert coverage.loc["search", "off"] < coverage.loc["two_batch as it is", "off"]
-    assert coverage.loc["search", "factor"] < coverage.loc["constant", "factor"]
+    models = tables["models"].set_index(["quantity", "model", "term"])
+    assert models.loc[("simple", "search", "log_rate"), "coefficient"] == pytest.approx(
+        0.3, abs=0.05
+    )
+    coverage = tables["coverage"]
+    whole = coverage[coverage["tasks"] == "all"].set_index(["quantity", "model"]).sort_index()
+    plain = whole.loc["simple"]
+    assert plain.loc["search", "coverage"] >= 0.75  # of twelve tasks, ± .09
+    assert plain.loc["search", "coverage_stderr"] > 0
+    assert plain.loc["search", "coverage_95"] >= plain.loc["search", "coverage"]
+    assert plain.loc["search", "off"] < plain.loc["as it is", "off"]
+    assert plain.loc["search", "factor"] < plain.loc["constant", "factor"]
+    # which is three times 𝓑 throughout: a fit of its own makes up for that
+    two_batch = whole.loc[fronts.TWO_BATCH]
+    assert two_batch.loc["as it is", "off"] > 2 * plain.loc["as it is", "off"]
+    assert two_batch.loc["constant", "off"] == pytest.approx(plain.loc["constant", "off"])
+    # the same in all rows here, so that they are no terms
+    assert "negative_curvature" not in plain.loc["search", "terms"]
+    parts = coverage[(coverage["model"] == "search") & (coverage["quantity"] == "simple")]
+    assert parts.set_index("tasks")["num_tasks"].to_dict() == {
+        **{"all": 12, "sgd": 4, "momentum": 4, "adaptive": 4, "no closed form": 12}
+    }
 
 
 def test_tables_become_a_picture(tables, tmp_path):

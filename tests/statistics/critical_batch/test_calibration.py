@@ -40,7 +40,8 @@ def test_the_model_finds_what_was_put_in():
     errors = np.array([model.errors for model in models])
     assert (np.abs(found.mean(0) - truth) < 4 * errors.mean(0) / math.sqrt(40)).all()
     assert found.std(0, ddof=1) == pytest.approx(errors.mean(0), rel=0.45)  # 4 of 1/√(2·39)
-    assert np.mean([model.within for model in models]) == pytest.approx(WITHIN, rel=0.02)
+    # less what the errors that a run has in common move its task by
+    assert np.mean([model.within for model in models]) == pytest.approx(WITHIN, rel=0.05)
     assert np.mean([model.between for model in models]) == pytest.approx(BETWEEN, rel=0.1)
     # a task's own effect and a row's error, and the coefficients' own
     assert np.mean([model.spread for model in models]) == pytest.approx(
@@ -59,13 +60,16 @@ def test_the_fit_is_that_of_dense_matrices():
     weights = np.linalg.inv(covariance)
     inverse = np.linalg.inv(x.T @ weights @ x)
     assert model.coefficients == pytest.approx(inverse @ x.T @ weights @ y)
-    assert model.errors == pytest.approx(np.sqrt(np.diag(inverse)), rel=1e-6)
-    squares = []
+    squares, without = [], []
     for task in table["task"].unique():
         own = (table["task"] == task).to_numpy()
         others = np.linalg.inv(covariance[np.ix_(~own, ~own)])
         slopes = np.linalg.solve(x[~own].T @ others @ x[~own], x[~own].T @ others @ y[~own])
         squares.append(np.mean((y[own] - x[own] @ slopes) ** 2))
+        without.append(slopes - model.coefficients)
+    jackknife = (1 - 1 / len(without)) * np.transpose(without) @ np.array(without)
+    assert model.covariance == pytest.approx(jackknife)
+    assert model.errors == pytest.approx(np.sqrt(np.diag(jackknife)))
     assert model.spread == pytest.approx(math.sqrt(np.mean(squares)))
     held_out = table[table["task"] == "task 5"]
     other = TaskModel.fitted(table[table["task"] != "task 5"], NAMES)
@@ -76,9 +80,25 @@ def test_the_fit_is_that_of_dense_matrices():
     reach = np.log(left_out["high"] / left_out["predicted"]).to_numpy()
     own = [np.array([1, *(row[name] for name in NAMES)]) for row in known]
     farther = [max(x @ other.covariance @ x - other.leverage, 0) for x in own]
-    assert max(farther) > 0
     width = student_t(10, confidence=0.9) * np.sqrt(other.spread**2 + np.array(farther))
     assert reach == pytest.approx(width)
+
+
+def test_beyond_the_table_a_run_counts_as_at_its_end():
+    """And is told so; there the coefficients' errors count for more than among the rows."""
+    model = TaskModel.fitted(simulated(np.random.default_rng(7), num_tasks=12), NAMES)
+    middle = {
+        name: (low + high) / 2
+        for name, low, high in zip(model.names, model.lowest, model.highest, strict=True)
+    }
+    end = middle | {"log_loss": model.lowest[NAMES.index("log_loss")]}
+    far = middle | {"log_loss": -20.0}
+    assert (model.outside(middle), model.outside(end)) == ([], [])
+    assert model.outside(far) == ["log(L/L_0)"]
+    assert model.log_ratio(far) == pytest.approx(model.log_ratio(end))
+    assert model.log_ratio(end) != pytest.approx(model.log_ratio(middle))
+    corner = dict(zip(model.names, model.highest, strict=True))
+    assert model.half_width(corner, near=False) > 1.02 * model.half_width(middle, near=False)
 
 
 def test_a_shuffled_table_fails():
