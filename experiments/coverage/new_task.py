@@ -3,8 +3,9 @@
     python -m experiments.coverage.new_task
 
 Each task has nine runs to four goals; log(B_crit/𝓑) follows from what the runs know, an effect of
-the task's own, and an error of the run's, most of which its goals have in common. The own effects are normal, or have heavier tails, or the
-rate's part differs from task to task as well, which the model knows nothing of.
+the task's own, and an error of the run's, most of which its goals have in common. The own effects
+are normal, or have heavier tails, or the rate's part differs from task to task as well, which the
+model knows nothing of.
 """
 
 from __future__ import annotations
