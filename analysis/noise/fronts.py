@@ -389,7 +389,7 @@ def _reach(found: pd.DataFrame) -> float:
 
 def _off(rows: pd.DataFrame, column: str) -> float:
     """The median factor between a column and B_crit, 1 or above; nan without rows."""
-    logs = np.log(rows[column] / rows["critical_batch_size"])
+    logs = (rows[column] / rows["critical_batch_size"]).map(math.log)
     return math.exp(logs.abs().median())
 
 
