@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from noisescale.errors import MeasurementError, SettingError
+from noisescale.statistics.critical_batch.calibration import shipped
 from noisescale.statistics.critical_batch.calibration.model import Calibration, measured
 from noisescale.statistics.critical_batch.curves.steps_vs_examples import Tradeoff
 from noisescale.statistics.critical_batch.recommendation import recommend
@@ -197,6 +198,7 @@ def run_of(batch_size, scale):
     return rows.assign(loss=2.31, squared_gradient_norm=0.29, gradient_variance=31.0)
 
 
+@pytest.mark.usefixtures("without_fronts")
 @pytest.mark.parametrize(("batch_size", "rate", "scale"), ONE_RUN)
 def test_the_interval_holds_the_critical_batch_size_that_was_measured(batch_size, rate, scale):
     """60 (39–92) by the fronts: the interval of the noise scale alone held it in none of these."""
@@ -207,6 +209,18 @@ def test_the_interval_holds_the_critical_batch_size_that_was_measured(batch_size
     assert far == (batch_size == 128)  # .03 and .3 times the best rate, by the fronts
 
 
+@pytest.mark.parametrize(("batch_size", "rate", "scale"), ONE_RUN)
+def test_by_the_fronts_of_many_tasks_it_holds_it_too(batch_size, rate, scale):
+    """Of runs that were made before any of these, at rates from .03 times the best one."""
+    if not shipped.has_fronts():
+        pytest.skip("no table of many tasks comes with the package")
+    rows = run_of(batch_size, scale).assign(loss=[2.31, 0.8, 0.4])
+    found = recommend(rows, learning_rate=rate, optimizer="sgd")
+    assert found.critical_batch_size.low < 60 < found.critical_batch_size.high
+    assert any("is not known, as it is after a search" in warning for warning in found.warnings)
+
+
+@pytest.mark.usefixtures("without_fronts")
 def test_without_its_rate_a_run_says_less():
     rows = run_of(128, 100)
     known, unknown = recommend(rows, learning_rate=0.2), recommend(rows)
