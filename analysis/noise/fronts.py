@@ -319,21 +319,22 @@ def coverage_table(predictions: pd.DataFrame) -> pd.DataFrame:
                 of_part = _coverage_row(found[chosen], wider[chosen])
                 rows.append({**what, "tasks": tasks, "terms": terms, **of_part})
     for (quantity, geometry), group in predictions.groupby(["quantity", "geometry"]):
-        if group["task"].nunique() < FEWEST_TASKS:
-            continue
         for read in ("noise_scale", "two_batch"):
             if read == "two_batch" and (quantity, geometry) != ("simple", "plain"):
                 continue
-            near = group[is_near(group)]
             scale = TWO_BATCH if read == "two_batch" else quantity
-            rows.append(
-                {
-                    **{"model": "as it is", "quantity": scale, "geometry": geometry},
-                    **{"tasks": "all", "num_tasks": group["task"].nunique()},
-                    **{"num_rows": len(group), "off": _off(group, read)},
-                    **{"off_near": _off(near, read)},
-                }
-            )
+            for tasks, chosen in _parts(group).items():
+                own = group[chosen]
+                if own.empty or (geometry == "optimizer" and tasks != "adaptive"):
+                    continue
+                rows.append(
+                    {
+                        **{"model": "as it is", "quantity": scale, "geometry": geometry},
+                        **{"tasks": tasks, "num_tasks": own["task"].nunique()},
+                        **{"num_rows": len(own), "off": _off(own, read)},
+                        **{"off_near": _off(own[is_near(own)], read)},
+                    }
+                )
     return pd.DataFrame(rows)
 
 
