@@ -37,7 +37,7 @@ def test_noise_is_tracked_and_a_batch_size_recommended():
     (entry,) = strict(run("measure-noise", "run", "--json").stdout)
     assert entry["recommendation"]["from"] == "simple"
     assert entry["recommendation"]["num_measurements"] == len(rows)
-    assert entry["recommendation"]["relative_rate"] > 0
+    assert entry["recommendation"]["relative_rate"] is None  # a search of rates tells it
     critical = entry["recommendation"]["critical_batch_size"]
     assert critical["high"] / critical["low"] > 4
 
@@ -58,10 +58,18 @@ def test_under_adam_the_noise_scale_of_its_own_geometry_is_tracked_and_spoken_of
     assert result.exit_code == 0, result.output
     assert result.stderr.count("B^P_simple") == result.stderr.count("B_simple") > 2
     assert "no B^P_simple: adamw has made no step" in " ".join(result.stderr.split())
-    assert "B^P_simple goes from" in " ".join(result.stdout.split())
+    # the calibration is by the plain scale, also of Adam's runs
     text = " ".join(run("measure-noise", "run").stdout.split())
-    assert "Along run, B^P_simple goes from" in text
+    assert "Along run, B_simple goes from" in text
     (entry,) = strict(run("measure-noise", "run", "--json").stdout)
+    assert entry["recommendation"]["geometry"] == "plain"
+    alone = (*tracking, "--noise-geometry", "optimizer")
+    result = run(*SMALL, "--optimizer", "adamw", "--lr", 0.01, *alone, "--out", "alone")
+    assert "B^P_simple goes from" in " ".join(result.stdout.split())
+    text = " ".join(run("measure-noise", "alone").stdout.split())
+    assert "Along alone, B^P_simple goes from" in text
+    assert "the interval that of runs of plain SGD" in text
+    (entry,) = strict(run("measure-noise", "alone", "--json").stdout)
     assert entry["recommendation"]["geometry"] == "optimizer"
 
 
