@@ -341,8 +341,9 @@ def recommend(
             leaves out how the run's rate compares with the best.
         batch_size: of a list: that of the run.
         geometry: "plain" for B_simple and B_noise, "optimizer" for B^P_simple and B^P_noise, which
-            are not known before the optimizer's first step. None: the plain ones, by which B_crit
-            of tasks not seen is told better; the optimizer's where they alone were measured.
+            are not known before the optimizer's first step. None: the plain ones, whose
+            calibration has runs of Adam among its own; the optimizer's where they alone were
+            measured.
         optimizer: of which kind the run's is: "sgd", "momentum" or "adaptive", as of Adam; None:
             not known.
 
