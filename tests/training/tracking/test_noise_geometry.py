@@ -1,6 +1,7 @@
 """Noise scales under Adam's own preconditioner along a run."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,13 +9,16 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from experiments.coverage.new_task import simulated
 from noisescale.errors import SettingError
 from noisescale.measure.noise import measure_noise
 from noisescale.measure.noise_parts.options import NoiseOptions
 from noisescale.plots.noise import noise_growth_figure
 from noisescale.problems.build import build_problem
 from noisescale.problems.config import ProblemConfig
+from noisescale.statistics.critical_batch.calibration import shipped
 from noisescale.statistics.critical_batch.recommendation import recommend
+from noisescale.studies.critical_batch.goal_runs import noise_runs
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.tables import (
@@ -208,9 +212,9 @@ def test_second_moments_that_overflow_end_no_run(tmp_path):
     assert "not finite" in rows["reason"].iloc[-1]
 
 
-def test_a_recommendation_is_of_the_geometry_of_the_optimizer(whole):
+def test_a_recommendation_of_the_geometry_of_the_optimizer(whole):
     rows = pd.DataFrame(read_noise(whole))
-    found, plain = recommend(rows), recommend(rows, geometry="plain")
+    found, plain = (recommend(rows, geometry=geometry) for geometry in ("optimizer", "plain"))
     assert (found.geometry, plain.geometry) == ("optimizer", "plain")
     assert found.start.value == rows["preconditioned_simple"].iloc[1]
     assert found.end.value == rows["preconditioned_simple"].iloc[-1]
@@ -223,6 +227,33 @@ def test_a_recommendation_is_of_the_geometry_of_the_optimizer(whole):
     assert found.by_progress.value == pytest.approx(by_progress)
     assert any("optimizer's geometry" in warning for warning in found.warnings)
     assert found.to_dict()["geometry"] == "optimizer"
+
+
+@pytest.mark.usefixtures("without_fronts")
+def test_without_runs_of_adam_in_the_calibration_it_is_of_the_optimizer(whole):
+    rows = pd.DataFrame(read_noise(whole))
+    assert recommend(rows).geometry == "optimizer"
+
+
+def test_with_runs_of_adam_in_it_a_recommendation_is_of_the_plain_scale(
+    whole, tmp_path, monkeypatch
+):
+    """Unless that alone was tracked; and a front's, whose B_crit is told as from plain ones."""
+    table = simulated(np.random.default_rng(5))
+    table.to_csv(tmp_path / "fronts.csv", index=False)
+    monkeypatch.setattr(shipped, "FRONTS", tmp_path / "fronts.csv")
+    rows = pd.DataFrame(read_noise(whole))
+    assert recommend(rows).geometry == "plain"
+    assert not any("geometry" in warning for warning in recommend(rows).warnings)
+    alone = recommend(rows.assign(simple=np.nan))
+    assert alone.geometry == "optimizer"
+    assert any("optimizer's geometry" in warning for warning in alone.warnings)
+
+
+def test_the_noise_beside_a_front_is_plain(whole):
+    run = SimpleNamespace(steps=lambda goal: 1e9, noise=pd.DataFrame(read_noise(whole)))
+    (course,) = noise_runs._courses([run], 0.5, "simple")
+    assert course.geometry == "plain"
 
 
 def test_the_picture_has_both_scales(whole):
