@@ -50,10 +50,10 @@ FIGURES = {
     "heterogeneity": heterogeneity.figure,
     "adam": adam.figure,
     "model_size": model_size.figure,
+    "fronts": fronts.figure,
 }
 # whose tables are not committed yet
 PENDING = {
-    "fronts": fronts.figure,
     "schedules": schedules.figure,
 }
 # drawn from a benchmark's JSON
