@@ -24,7 +24,7 @@ CAPTION = (
     "Each task is predicted by a model that has not seen it; a point is a front's goal, by the run "
     "beside it that is nearest to the best rate. Left: with 90 % intervals, across the measured "
     "ones' of 95 %; small points, the other runs. Right: the two-batch estimator's mean along the "
-    "same runs, read as $B_{\\mathrm{crit}}$, as is common."
+    "same runs, read as B_crit, as is common."
 )
 TABLES = ("intervals", "coverage")
 FACTOR = 2  # of the dotted lines
@@ -48,7 +48,7 @@ def figure(data: Path) -> Figure:
         drawn.legend(handles, labels, loc="outside upper center", ncols=len(KINDS))
         alike = (
             " Fitted and held out as the left is, it is off by ×/÷ "
-            f"{off['two-batch estimator']:.2g} over all runs, the left by {off['simple']:.2g}."
+            f"{off['two-batch estimator']:.3g} over all runs, the left by {off['simple']:.3g}."
         )
         drawn.supxlabel(fill(CAPTION + alike, 104), fontsize=7)
     return drawn

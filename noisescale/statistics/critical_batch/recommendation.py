@@ -363,7 +363,7 @@ def recommend(
         >>> rows = measure_noise(problem).to_frame()  # of each checkpoint, with its step
         >>> table = pd.concat([rows.assign(step=step, batch_size=32) for step in (0, 100)])
         >>> recommend(table).batch_size("balanced")
-        47
+        32
     """
     table = _table(measured, steps=steps, batch_size=batch_size)
     relative_loss = _relative_loss(table)  # before rows without a preconditioner are left out
