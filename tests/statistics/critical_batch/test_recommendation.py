@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 from noisescale.errors import MeasurementError, SettingError
-from noisescale.statistics.critical_batch.calibration import shipped
 from noisescale.statistics.critical_batch.calibration.model import Calibration, measured
 from noisescale.statistics.critical_batch.curves.steps_vs_examples import Tradeoff
 from noisescale.statistics.critical_batch.recommendation import recommend
@@ -212,8 +211,6 @@ def test_the_interval_holds_the_critical_batch_size_that_was_measured(batch_size
 @pytest.mark.parametrize(("batch_size", "rate", "scale"), ONE_RUN)
 def test_by_the_fronts_of_many_tasks_it_holds_it_too(batch_size, rate, scale):
     """Of runs that were made before any of these, at rates from .03 times the best one."""
-    if not shipped.has_fronts():
-        pytest.skip("no table of many tasks comes with the package")
     rows = run_of(batch_size, scale).assign(loss=[2.31, 0.8, 0.4])
     found = recommend(rows, learning_rate=rate, optimizer="sgd")
     assert found.critical_batch_size.low < 60 < found.critical_batch_size.high
