@@ -11,7 +11,6 @@ import torch
 
 from noisescale.problems.data.mnist_files import FILES
 from noisescale.problems.data.splits import default_data_dir
-from noisescale.statistics.critical_batch.calibration import shipped
 from noisescale.studies.critical_batch import pictures as critical_batch
 from noisescale.studies.stability_map import pictures as stability_map
 from noisescale.training.records import comparison, pictures as run
@@ -52,12 +51,6 @@ def _pictures_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.M
     # request.keywords has the names of the folders above as well, such as that of a checkout
     if request.node.get_closest_marker("pictures") is not None:
         draw_again(monkeypatch)
-
-
-@pytest.fixture
-def without_fronts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No table of many tasks comes with the package: B_crit is by the runs on MNIST."""
-    monkeypatch.setattr(shipped, "FRONTS", tmp_path / "no fronts.csv")
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,14 @@ import pandas as pd
 from noisescale.errors import MeasurementError, SettingError, check_count
 from noisescale.statistics.critical_batch.calibration.model import (
     Scale,
-    calibration,
     relative_decrease,
 )
 from noisescale.statistics.critical_batch.calibration.shipped import (
     Geometry,
     OptimizerKind,
     RunFacts,
-    covers_adaptive,
+    covers_preconditioned,
     critical_batch_size,
-    has_fronts,
     outside,
 )
 from noisescale.statistics.critical_batch.curves.steps_vs_examples import Tradeoff
@@ -73,8 +71,8 @@ class Recommendation(Shown):
         population_size: the training examples, which no batch can exceed.
         num_measurements: along the run.
         num_unresolved: of these.
-        relative_decrease: what the run knows of its rate, see `calibration.model`; None where it
-            does not know it.
+        relative_decrease: the share of the loss that the first step's gradient promises to take,
+            see `calibration.model`; None where it is not known. No shipped answer goes by it.
         rate_over_best: the run's rate over the best one that a search has found; None: no search.
         negative_curvature: the share of the steps that begin where GᵀHG lies significantly below
             zero; None where it was not measured.
@@ -153,24 +151,17 @@ class Recommendation(Shown):
 
     @property
     def relative_rate(self) -> float | None:
-        """The run's rate in units of about the best for its batch size; None where not known."""
-        if self.rate_over_best is not None or self.relative_decrease is None or has_fronts():
-            return self.rate_over_best
-        return self.relative_decrease / calibration(self.quantity, with_rate=True).unit
+        """The run's rate over the best for its batch size; None where no search has found that."""
+        return self.rate_over_best
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What keeps the noise scale of this run from being B_crit of a tuned one."""
         rate, made = self.relative_rate, []
-        if rate is None and has_fronts():
+        if rate is None:
             made.append(
                 "how the run's learning rate compares with the best one is not known, as it is "
                 "after a search (noisescale recommend), so the interval is wider"
-            )
-        elif rate is None:
-            made.append(
-                "how the run's learning rate compares with the best one is not known (it is for "
-                "SGD without momentum tracked from its start), so the interval is wider"
             )
         elif not 1 / FAR <= rate <= FAR:
             made.append(
@@ -184,7 +175,7 @@ class Recommendation(Shown):
                 f"{', '.join(beyond)} of this run lies beyond the runs that the interval is "
                 "calibrated on, and counts as at their end"
             )
-        if self.geometry == "optimizer" and not covers_adaptive("optimizer"):
+        if self.geometry == "optimizer" and not covers_preconditioned():
             made.append(
                 "the noise scale is that of the optimizer's geometry, the interval that of runs of "
                 "plain SGD"
@@ -333,8 +324,8 @@ def recommend(
         quantity: which noise scale to take; None: "simple", and B_noise beside it. Over runs at
             many rates, what B_simple says of B_crit is off by a factor of e^0.4 or so, what B_noise
             says by e: far below the best rate GᵀHG is small and B_noise large without bound.
-        learning_rate: ε of the run, where it was constant, of SGD without momentum; None: not
-            known.
+        learning_rate: ε of the run, where it was constant, of SGD without momentum, for
+            `relative_decrease`; None: not known.
         rate_over_best: the run's rate over the best one that a search has found, 1 where it is that
             one; of SGD, with momentum or without. None: not known.
         steps: of a list: the updates after which each was measured; None: at equal distances, which
@@ -436,11 +427,9 @@ def recommend(
 
 
 def _geometry_of(table: pd.DataFrame) -> Geometry:
-    """In which geometry B_crit is told: the plain one where the shipped table has it for all."""
-    if not is_under_preconditioner(table).any():
-        return "plain"
+    """In which geometry B_crit is told: the optimizer's where its noise alone was measured."""
     has_plain = table["simple"].notna().sum() >= 2
-    return "plain" if has_plain and covers_adaptive() else "optimizer"
+    return "plain" if has_plain or not is_under_preconditioner(table).any() else "optimizer"
 
 
 def _relative_loss(table: pd.DataFrame) -> float | None:

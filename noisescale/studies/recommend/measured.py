@@ -21,7 +21,6 @@ from noisescale.statistics.critical_batch.advice import (
 from noisescale.statistics.critical_batch.calibration.shipped import (
     OptimizerKind,
     RunFacts,
-    covers_adaptive,
     critical_batch_size,
 )
 from noisescale.statistics.critical_batch.fit import CriticalBatchFit
@@ -57,12 +56,12 @@ def advise_on_front(
         laws: of the best learning rates by goal, the best first.
         predicted: the rows of predicted.csv; none where the noise was not measured.
         population_size: the training examples; None: not known.
-        optimizer: of the runs; the calibration is of SGD.
+        optimizer: of the runs.
         kind: of that optimizer; None: not known.
     """
     resolved = [goal for goal, fit in fits.items() if fit.resolved]
     goal = min(resolved, default=min(fits)) if fits else math.nan
-    simple = _by_noise(predicted, goal, is_sgd=optimizer == "sgd", kind=kind)
+    simple = _by_noise(predicted, goal, kind)
     if not resolved:
         advice = _by_noise_alone(goal, simple, rates, laws, fits, population_size)
         said = None if simple is None else caveat(optimizer, in_geometry=False)
@@ -116,14 +115,8 @@ def _by_noise_alone(
     )
 
 
-def _by_noise(
-    predicted: pd.DataFrame, goal: float, *, is_sgd: bool, kind: OptimizerKind | None
-) -> Estimate | None:
-    """B_crit by B_simple along the runs to a goal, with the calibration's interval.
-
-    The runs are at the best rate of those tried, as the calibration's are; but these are of SGD, so
-    that of another optimizer's rate nothing is known.
-    """
+def _by_noise(predicted: pd.DataFrame, goal: float, kind: OptimizerKind | None) -> Estimate | None:
+    """B_crit by B_simple along the runs to a goal, each at the best rate of those tried."""
     rows = predicted[(predicted["quantity"] == "simple") & (predicted["goal"] == goal)]
     if rows.empty:
         return None
@@ -133,7 +126,7 @@ def _by_noise(
         return None
     facts = RunFacts(
         batch_size=row.get("batch_size"),
-        rate_over_best=1.0 if is_sgd or covers_adaptive() else None,
+        rate_over_best=1.0,
         optimizer=kind,
     )
     return critical_batch_size(simple, facts, quantity="simple", geometry="plain")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from noisescale.statistics.critical_batch.advice import ScalingRules
-from noisescale.statistics.critical_batch.calibration.shipped import calibrated_on, covers_adaptive
+from noisescale.statistics.critical_batch.calibration.shipped import (
+    calibrated_on,
+    covers_preconditioned,
+)
 from noisescale.training.config import TrainConfig
 
 
@@ -36,7 +39,7 @@ def scaling_rules(
 
 
 def caveat(optimizer: str, *, in_geometry: bool) -> str | None:
-    """What keeps a noise scale from being this optimizer's B_crit; None of SGD.
+    """Of which noise scale this optimizer's B_crit is told, and by whose runs; None of SGD.
 
     Args:
         optimizer: as TrainConfig names it.
@@ -44,9 +47,7 @@ def caveat(optimizer: str, *, in_geometry: bool) -> str | None:
     """
     if optimizer == "sgd":
         return None
-    if covers_adaptive("optimizer" if in_geometry else "plain"):
-        where = f"in the geometry of {optimizer}" if in_geometry else "of the plain gradient"
-        return f"Noise {where}; the interval is calibrated on {calibrated_on()}."
-    if in_geometry:
+    if in_geometry and not covers_preconditioned():
         return f"Noise in the geometry of {optimizer}; the interval is calibrated for SGD alone."
-    return f"Plain noise: {optimizer}'s B_crit may lie far above (2505.23971); interval: SGD's."
+    where = f"in the geometry of {optimizer}" if in_geometry else "of the plain gradient"
+    return f"Noise {where}; the interval is calibrated on {calibrated_on()}."

@@ -20,7 +20,7 @@ from noisescale.statistics.critical_batch.advice import (
     interval_text,
     number_text,
 )
-from noisescale.statistics.critical_batch.calibration.shipped import calibrated_on, covers_adaptive
+from noisescale.statistics.critical_batch.calibration.shipped import calibrated_on
 from noisescale.statistics.critical_batch.recommendation import Recommendation, recommend
 from noisescale.statistics.display import Shown, Summary
 from noisescale.statistics.estimate import Estimate, jsonable
@@ -111,11 +111,10 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
     size, rate = look.batch_size, run.summary["learning_rate"]
     cost = _cost(outcome)
     where = f"a run at B = {size:,}, lr {rate:g}"
-    compares = not config.training.is_adaptive or covers_adaptive()
     try:
         found = recommend(
             pd.DataFrame(read_noise(run.path)),
-            rate_over_best=rate / outcome.best_rate if compares else None,
+            rate_over_best=rate / outcome.best_rate,
             optimizer=config.training.optimizer_kind,
         )
     except MeasurementError:

@@ -40,7 +40,6 @@ def test_a_constant_noise_scale_is_the_critical_batch_size():
     assert (by_progress.value, by_progress.low, by_progress.high) == pytest.approx((300, 270, 330))
 
 
-@pytest.mark.usefixtures("without_fronts")
 def test_batch_sizes_are_those_of_the_critical_one():
     found = recommend(tracked([0, 10, 100], [300.0] * 3))
     critical = found.critical_batch_size.value
@@ -197,39 +196,17 @@ def run_of(batch_size, scale):
     return rows.assign(loss=2.31, squared_gradient_norm=0.29, gradient_variance=31.0)
 
 
-@pytest.mark.usefixtures("without_fronts")
 @pytest.mark.parametrize(("batch_size", "rate", "scale"), ONE_RUN)
 def test_the_interval_holds_the_critical_batch_size_that_was_measured(batch_size, rate, scale):
-    """60 (39–92) by the fronts: the interval of the noise scale alone held it in none of these."""
-    found = recommend(run_of(batch_size, scale), learning_rate=rate)
-    assert found.critical_batch_size.low < 60 < found.critical_batch_size.high
-    assert not found.by_progress.low < 60 < found.by_progress.high
-    far = any("times the best one" in warning for warning in found.warnings)
-    assert far == (batch_size == 128)  # .03 and .3 times the best rate, by the fronts
+    """60 (39–92) by the fronts: the interval of the noise scale alone holds it in none of these.
 
-
-@pytest.mark.parametrize(("batch_size", "rate", "scale"), ONE_RUN)
-def test_by_the_fronts_of_many_tasks_it_holds_it_too(batch_size, rate, scale):
-    """Of runs that were made before any of these, at rates from .03 times the best one."""
+    They are runs that no row of the table is of, at rates from .03 times the best one.
+    """
     rows = run_of(batch_size, scale).assign(loss=[2.31, 0.8, 0.4])
     found = recommend(rows, learning_rate=rate, optimizer="sgd")
     assert found.critical_batch_size.low < 60 < found.critical_batch_size.high
+    assert not found.by_progress.low < 60 < found.by_progress.high
     assert any("is not known, as it is after a search" in warning for warning in found.warnings)
-
-
-@pytest.mark.usefixtures("without_fronts")
-def test_without_its_rate_a_run_says_less():
-    rows = run_of(128, 100)
-    known, unknown = recommend(rows, learning_rate=0.2), recommend(rows)
-    width = [
-        math.log(one.critical_batch_size.high / one.critical_batch_size.low)
-        for one in (known, unknown)
-    ]
-    assert 1.5 < width[0] < width[1] - 0.2
-    assert unknown.relative_rate is None
-    assert any("is not known" in warning for warning in unknown.warnings)
-    later = recommend(rows.iloc[1:], learning_rate=0.2)  # not from its start
-    assert later.relative_rate is None
 
 
 @pytest.mark.parametrize("with_rate", [True, False])

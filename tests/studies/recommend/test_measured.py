@@ -64,7 +64,6 @@ def test_one_sentence_says_which_to_believe(noise, says):
     assert says in sentence
 
 
-@pytest.mark.usefixtures("without_fronts")
 def test_without_a_front_the_noise_scale_stands_in_and_without_both_nothing_does():
     flat = front(critical=1e-6)  # all sizes take as many steps: the bend lies below them
     instead = advice(flat, 43.0)

@@ -229,12 +229,6 @@ def test_a_recommendation_of_the_geometry_of_the_optimizer(whole):
     assert found.to_dict()["geometry"] == "optimizer"
 
 
-@pytest.mark.usefixtures("without_fronts")
-def test_without_runs_of_adam_in_the_calibration_it_is_of_the_optimizer(whole):
-    rows = pd.DataFrame(read_noise(whole))
-    assert recommend(rows).geometry == "optimizer"
-
-
 def test_with_runs_of_adam_in_it_a_recommendation_is_of_the_plain_scale(
     whole, tmp_path, monkeypatch
 ):

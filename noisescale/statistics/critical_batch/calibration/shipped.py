@@ -1,8 +1,8 @@
-"""B_crit of a run by the table that comes with the package: of many tasks where there is one.
+"""B_crit of a run by the table of many tasks' fronts that comes with the package.
 
-`fronts.csv` is that of many tasks, made by `python -m analysis fronts`; its header has a version,
-which counts up with every change of its rows. As long as it is not there, `measured.csv` of one
-task stands in, see `model`.
+`fronts.csv` is made by `python -m analysis fronts`; its header has a version, which counts up with
+every change of its rows. Of a noise scale that too few of its tasks have, as under an optimizer's
+preconditioner, the runs of `measured.csv` stand in, see `model`.
 """
 
 from __future__ import annotations
@@ -81,11 +81,9 @@ def critical_batch_size(
     model = _of_tasks(FRONTS, quantity, geometry, tuple(known))
     if model is not None:
         return model.critical_batch_size(noise_scale, known, near=_is_near(facts))
-    if facts.rate_over_best is not None:
-        of_rate = calibration(quantity, with_rate=True, regressor="rate_over_best")
-        return of_rate.critical_batch_size(noise_scale, facts.rate_over_best)
-    of_decrease = calibration(quantity, with_rate=facts.relative_decrease is not None)
-    return of_decrease.critical_batch_size(noise_scale, facts.relative_decrease)
+    rate = facts.rate_over_best
+    instead = calibration(quantity, with_rate=rate is not None, regressor="rate_over_best")
+    return instead.critical_batch_size(noise_scale, rate)
 
 
 def outside(
@@ -104,35 +102,22 @@ def outside(
     return [] if model is None else model.outside(known)
 
 
-def has_fronts() -> bool:
-    """Whether the table of many tasks has come with the package."""
-    return _rows(FRONTS) is not None
-
-
 def calibrated_on() -> str:
-    """What the shipped table is of, as a sentence may have it: "MNIST", or so many tasks."""
-    rows = _rows(FRONTS)
-    return "MNIST" if rows is None else f"{rows['task'].nunique()} tasks"
+    """What the shipped table is of, as a sentence may have it: so many tasks."""
+    return f"{_rows(FRONTS)['task'].nunique()} tasks"
 
 
 def calibrated_by() -> str:
-    """How the interval came about, and what it leaves out, as a sentence has it in brackets."""
-    if _rows(FRONTS) is None:
-        return "by runs on MNIST whose B_crit was measured; other tasks may differ by more"
+    """How the interval came about, as a sentence has it in brackets."""
     return (
         f"by the fronts of {calibrated_on()}, table {version(FRONTS)}, each predicted from the "
         "others"
     )
 
 
-def covers_adaptive(geometry: Geometry = "plain") -> bool:
-    """Whether B_crit of adaptive optimizers is told by runs of theirs, from a scale like this.
-
-    Args:
-        geometry: of the noise scale.
-    """
-    model = _of_tasks(FRONTS, "simple", geometry, ("adaptive",))
-    return model is not None and "adaptive" in model.names
+def covers_preconditioned() -> bool:
+    """Whether enough of the tasks have noise scales under an optimizer's preconditioner."""
+    return _of_tasks(FRONTS, "simple", "optimizer", ()) is not None
 
 
 def version(path: Path) -> int | None:
@@ -162,15 +147,13 @@ def _is_near(facts: RunFacts) -> bool:
 def _of_tasks(
     path: Path, quantity: Scale, geometry: Geometry, names: tuple[str, ...]
 ) -> TaskModel | None:
-    """The model by these regressors, or by those of them that enough tasks have; None without."""
+    """The model by these regressors, but those that few tasks have; None: few have any row."""
     rows = _rows(path)
-    if rows is None:
-        return None
     rows = rows[(rows["quantity"] == quantity) & (rows["geometry"] == geometry)]
     usable = usable_regressors(rows, names)
     return None if usable is None else TaskModel.fitted(rows, usable)
 
 
 @lru_cache(maxsize=4)
-def _rows(path: Path) -> pd.DataFrame | None:
-    return pd.read_csv(path, comment="#") if path.exists() else None
+def _rows(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, comment="#")
