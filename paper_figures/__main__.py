@@ -51,9 +51,6 @@ FIGURES = {
     "adam": adam.figure,
     "model_size": model_size.figure,
     "fronts": fronts.figure,
-}
-# whose tables are not committed yet
-PENDING = {
     "schedules": schedules.figure,
 }
 # drawn from a benchmark's JSON
@@ -98,7 +95,7 @@ def _line(name: str) -> str:
     callback=show_list,
     help="Say of each figure what it shows, and which tables it is drawn from.",
 )
-@click.argument("names", nargs=-1, type=click.Choice([*FIGURES, *OF_BENCHMARKS, *PENDING]))
+@click.argument("names", nargs=-1, type=click.Choice([*FIGURES, *OF_BENCHMARKS]))
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True),
@@ -116,7 +113,7 @@ def main(names: tuple[str, ...], data: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in names or (*FIGURES, *OF_BENCHMARKS):
         try:
-            drawn: Figure = (FIGURES | PENDING | OF_BENCHMARKS)[name](
+            drawn: Figure = (FIGURES | OF_BENCHMARKS)[name](
                 RESULTS if name in OF_BENCHMARKS else data
             )
         except FileNotFoundError as error:

@@ -14,7 +14,7 @@ from noisescale import ProblemConfig, build_problem
 from noisescale.studies.jobs.short_run import LossCurve
 from noisescale.training.records.folder import SUMMARY, read_json
 from noisescale.training.trainer import Training
-from paper_figures.__main__ import FIGURES, PENDING
+from paper_figures.__main__ import FIGURES
 
 TEXT = ProblemConfig(dataset="markov", model="gpt", width=8, depth=1, heads=1, context=8)
 
@@ -119,6 +119,6 @@ def test_tables_become_a_picture(tables, tmp_path):
     (tmp_path / "schedules").mkdir()
     for name, rows in tables.items():
         rows.to_csv(tmp_path / "schedules" / f"{name}.csv", index=False, na_rep="nan")
-    drawn = (FIGURES | PENDING)["schedules"](tmp_path)
+    drawn = FIGURES["schedules"](tmp_path)
     drawn.savefig(tmp_path / "schedules.png", dpi=150)
     assert all(axes.has_data() for axes in drawn.axes)
