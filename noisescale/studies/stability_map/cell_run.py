@@ -12,10 +12,12 @@ from torch import nn
 from noisescale.problems.config import ProblemConfig
 from noisescale.problems.factory import build_own_problem
 from noisescale.problems.models import chance_loss
-from noisescale.problems.problem import Problem, held, source_of
+from noisescale.problems.problem import Problem, Source, held, num_examples_of, source_of
+from noisescale.problems.sampling import select
 from noisescale.statistics.stability.edge import Trajectory
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import (
+    EVALUATED,
     LossCurve,
     ShortRun,
     is_stored,
@@ -32,13 +34,17 @@ from noisescale.training.trainer import Training
 LOOKS = (
     50  # evenly along a run, so that no excursion of 2 % of it is missed, beside log-spaced ones
 )
+# Random examples of a look, of the same at each, which is to see the loss rise to a multiple of its
+# start; at the end it is the loss of EVALUATED. With as many at each look, runs of large batches
+# would look as long as they train
+LOOKED_AT = 500
 # not "test", which not every problem of one's own has
 NEEDED = {"start_loss", "largest_loss", "chance_loss", "largest_share", "train"}
 
 
 def run_cell(cell: Cell) -> ShortRun:
     """The cell's run, computed in its folder unless it is there already; see `short_run`."""
-    short_run(cell, partial(_course, cell))
+    short_run(cell, partial(_course, cell), num_evaluated=LOOKED_AT)
     return read_cell(cell.path)
 
 
@@ -84,7 +90,9 @@ def cell_summary(
     diverged_at_step: int | None,
 ) -> dict[str, Any]:
     """A cell's own part of its summary, from the losses on the way and the model at the end."""
-    final = evaluate(model, problem.loss, curve.examples, problem.weights)
+    size = min(EVALUATED, num_examples_of(problem.train))
+    evaluated = held(select(problem, num_examples=size).examples)
+    final = evaluate(model, problem.loss, evaluated, problem.weights)
     test = None
     if problem.test is not None:
         test = evaluate(model, problem.loss, held(source_of(problem.test)), problem.weights)
@@ -97,7 +105,7 @@ def cell_summary(
     numbers = {
         "start_loss": losses[0],
         "largest_loss": largest,
-        "chance_loss": _chance(cell, curve),
+        "chance_loss": _chance(cell, curve, evaluated),
         "largest_share": math.nan,
     }
     if final.confusion is not None:
@@ -117,18 +125,18 @@ def cell_summary(
     }
 
 
-def _chance(cell: Cell, curve: LossCurve) -> float:
+def _chance(cell: Cell, curve: LossCurve, examples: Source) -> float:
     """The loss of the best constant output; of the user's own problem, of its model as made.
 
     No constant output is known of a model and a loss of any kind; an initialised model comes near
     one.
     """
     if isinstance(cell.problem, ProblemConfig):
-        return chance_loss(cell.problem.loss, curve.examples.part(slice(None)).targets)
+        return chance_loss(cell.problem.loss, examples.part(slice(None)).targets)
     if cell.start is None:
         return curve.points[0][1]
     made = build_own_problem(cell.problem, device=cell.device)
-    return mean_loss(made.model, made.loss, curve.examples, made.weights)
+    return mean_loss(made.model, made.loss, examples, made.weights)
 
 
 def trajectory(summary: dict[str, Any]) -> Trajectory:

@@ -21,7 +21,13 @@ from noisescale.problems.problem import Problem, as_examples
 from noisescale.problems.sampling import Batches
 from noisescale.studies.jobs.cell import Cell, cell_problem, cell_record
 from noisescale.studies.jobs.short_run import LossCurve, ShortRun, write_run
-from noisescale.studies.stability_map.cell_run import cell_summary, look_due, read_cell, run_cell
+from noisescale.studies.stability_map.cell_run import (
+    LOOKED_AT,
+    cell_summary,
+    look_due,
+    read_cell,
+    run_cell,
+)
 from noisescale.training.config import TrainConfig, resolve_batch_size
 from noisescale.training.records.folder import RunFolder, folder_state
 from noisescale.training.trainer import UNCHECKED_LOSSES
@@ -148,7 +154,7 @@ def _run_held(cells: Sequence[Cell]) -> None:
     started = time.perf_counter()
     problems = [cell_problem(cell) for cell in cells]
     training = ReplicaTraining(problems, [cell.training for cell in cells])
-    curves = [LossCurve(problem) for problem in problems]
+    curves = [LossCurve(problem, num_examples=LOOKED_AT) for problem in problems]
     for curve, problem in zip(curves, problems, strict=True):
         curve.look(0, problem.model)
     running = set(range(len(cells)))
