@@ -59,6 +59,10 @@ class MeasurementError(NoisescaleError):
     """A quantity is not defined, or cannot be computed, for this model at these parameters."""
 
 
+class NoProgressError(MeasurementError):
+    """The noise scale along a run whose loss ends above its start says nothing of a batch size."""
+
+
 class NotMeasurable(MeasurementError):
     """A quantity cannot be computed for models of this kind, whatever the settings."""
 

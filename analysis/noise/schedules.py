@@ -16,13 +16,19 @@ RUN = ["schedule", "batch_size", "learning_rate", "seed"]
 
 
 def losses_table(runs: Runs) -> pd.DataFrame:
-    """A row per run, schedule and length in sequences: the loss at its end."""
+    """A row per run, schedule and length in sequences: the loss at its end; nan: it diverged."""
     rows = [
         {name: record[name] for name in RUN[1:]} | row
         for _, record in runs
         for row in record["rows"]
     ]
     table = pd.DataFrame(rows)[[*RUN, "length", "steps", "loss"]]
+    # of a run that has diverged the later lengths are missing, or all of them
+    keys = pd.DataFrame([{name: record[name] for name in RUN[1:]} for _, record in runs])
+    each = keys.merge(table[["schedule"]].drop_duplicates(), how="cross")
+    each = each.merge(table[["length"]].drop_duplicates(), how="cross")
+    table = each.merge(table, how="left", on=[*RUN, "length"])[table.columns.tolist()]
+    table["steps"] = np.ceil(table["length"] / table["batch_size"]).astype(int)
     return table.astype({"loss": float}).sort_values([*RUN, "length"], ignore_index=True)
 
 
@@ -30,8 +36,8 @@ def steps_table(losses: pd.DataFrame) -> pd.DataFrame:
     """A row per schedule (the column front), run and goal: the steps it takes, by interpolation.
 
     Of the log of the length between two lengths, along the lowest loss up to each. censored: the
-    longest run does not come to the goal. A goal that some run has reached in the shortest length
-    is left out, since it is not known how much sooner.
+    longest run does not come to the goal. diverged: a loss is nan. A goal that some run has reached
+    in the shortest length is left out, since it is not known how much sooner.
     """
     rows = []
     for key, run in losses.groupby(RUN, sort=False):
@@ -41,7 +47,8 @@ def steps_table(losses: pd.DataFrame) -> pd.DataFrame:
         for goal in GOALS:
             examples, censored = _examples_to(goal, lengths, lowest)
             row = {**own, "goal": goal, "steps": examples / run["batch_size"].iloc[0]}
-            rows.append(row | {"censored": int(censored), "diverged": int(np.isinf(lowest[0]))})
+            diverged = bool(run["loss"].isna().any())
+            rows.append(row | {"censored": int(censored), "diverged": int(diverged)})
     table = pd.DataFrame(rows)
     too_early = table[table["steps"].isna()]["goal"].unique()
     return table[~table["goal"].isin(too_early)].reset_index(drop=True)

@@ -36,7 +36,7 @@ BENCHMARKS = {
     "monitor": Benchmark(3),
     "monitor_sizes": Benchmark(4),
     "training": Benchmark(6),
-    "curvature": Benchmark(8),
+    "curvature": Benchmark(12),
     "scaling": Benchmark(6),
     "sweep": Benchmark(12),
     "noise": Benchmark(25),

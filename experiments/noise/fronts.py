@@ -219,7 +219,7 @@ def fronts(
             console.print(f"{name} (about {TASKS[name].minutes:g} core minutes at full scale)")
             try:
                 measure(TASKS[name], scale, out / name, pool, options)
-            except NoisescaleError as error:
+            except (NoisescaleError, RuntimeError) as error:  # the latter where a process died
                 failures.append(f"{name}: {error}")
     finally:
         pool.shutdown(cancel_futures=True)

@@ -32,7 +32,7 @@ from noisescale.errors import MeasurementError
 from noisescale.problems.sampling import independent_seed
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.short_run import LossCurve
-from noisescale.studies.stability_map.cell_run import cell_summary, look_due
+from noisescale.studies.stability_map.cell_run import Ends, cell_summary, look_due
 from noisescale.training.records.folder import nullable
 from noisescale.training.records.names import run_name
 from noisescale.training.trainer import Training
@@ -116,6 +116,7 @@ def _ending(cell: Cell, training: Training, curve: LossCurve) -> dict[str, Any]:
     return cell_summary(
         cell,
         training.problem,
+        Ends(training.problem),
         curve,
         training.model,
         steps=where["steps"],

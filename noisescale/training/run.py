@@ -177,8 +177,6 @@ def run_training(
         'metrics.csv'
     """
     options, path = options or RunOptions(), Path(path)
-    if options.noise is not None:
-        options.noise.geometry_for(training_config)  # which says so where it cannot be
     config = object_config(problem) if isinstance(problem, Problem) else problem
     # 1 + seed: with seed 0 alone there is nothing to tell apart
     options = replace(options, device=resolve_device(options.device))
@@ -197,6 +195,8 @@ def run_training(
     built = _built(problem, config, training_config.seed, options)
     # before the folder is made, so that settings which cannot work leave none behind
     training = Training(built, training_config)
+    if options.noise is not None:
+        options.noise.check(training)
     del problem, built  # nothing that is drawn needs the data
     with RunFolder(path, record, force=options.force) as folder:
         if folder.state == "finished":  # by another process, while the data were loaded

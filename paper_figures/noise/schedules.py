@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from noisescale.plots.style import BLUE, VERMILION, error_bars, plain_log_axis
+from noisescale.statistics.critical_batch.goal_table import fastest_runs
 from paper_figures.composition.equal_loss import draw_geometric, loss_axis, loss_colours
 from paper_figures.stability.stability_map import COMPACT
 from paper_figures.style import STYLE, read_table
@@ -23,7 +24,7 @@ SCHEDULES = {  # colour, marker and line, name
 TABLES = ("steps_to_goal", "fits")
 CAPTION = (
     "A character GPT on tiny Shakespeare, AdamW. Left: sequences to a training loss at the best "
-    "rate of each seed, geometric means over three seeds, with the fitted hyperbolas; full, at a "
+    "rate, one for all three seeds, geometric means with the fitted hyperbolas; full, at a "
     "constant rate; dashed and open, with a decay in the last fifth. Right: B_crit of all seeds "
     "together, with 95 % intervals; the ratio of the two within a seed is known better."
 )
@@ -45,10 +46,10 @@ def figure(data: Path) -> Figure:
 
 
 def _draw_examples(axes: Axes, steps: pd.DataFrame, fits: pd.DataFrame) -> None:
-    reached = steps[steps["censored"] == 0]
-    reached = reached.assign(batch_size=reached["batch_size"].astype(int))
-    best = reached.groupby(["front", "goal", "batch_size", "seed"])["steps"].min().reset_index()
-    best["examples"] = best["steps"] * best["batch_size"]
+    steps = steps.assign(batch_size=steps["batch_size"].astype(int))
+    best = pd.concat([fastest_runs(of_one) for _, of_one in steps.groupby("front")])
+    best = best[best["censored"] == 0]
+    best = best.assign(examples=best["steps"] * best["batch_size"])
     for goal, colour in loss_colours(steps["goal"]).items():
         for name, (_, marker, line, _) in SCHEDULES.items():
             rows = best[(best["front"] == name) & (best["goal"] == goal)]

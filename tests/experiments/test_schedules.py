@@ -42,7 +42,7 @@ def test_a_decay_is_the_end_of_the_run_that_has_it_from_its_start(tmp_path):
 
 def test_each_run_ends_at_every_length_after_its_warm_up():
     (units,) = schedules.units("full", None)
-    assert len({unit.folder for unit in units}) == len(units) == 7 * 5 * 3
+    assert len({unit.folder for unit in units}) == len(units) == 7 * 6 * 3
     for unit in units:
         size = unit.training.batch_size
         assert unit.training.max_steps * size == max(schedules.LENGTHS)
@@ -113,6 +113,20 @@ def test_what_is_not_reached_and_what_is_not_finite_are_told(tables):
         "batch_size == 2 and seed == 0 and learning_rate == .5*2**.5 and goal == 2.5"
     )
     assert once["steps"].item() == 4096 / 2  # after a loss that is not finite: where it is seen
+
+
+def test_a_run_that_ends_early_has_diverged_wherever_it_has_no_loss():
+    made = runs({"constant": 20.0, "wsd": 40.0})
+    rows = made[0][1]["rows"]
+    made[0][1]["rows"] = [row for row in rows if row["length"] < 4096]
+    made[1][1]["rows"] = []
+    losses = analysis.losses_table(made)
+    assert len(losses) == len(made) * 2 * 6
+    steps = analysis.steps_table(losses).query("batch_size == 2 and seed == 0")
+    for rate in (0.5 * 2**0.5, 2**0.5):
+        assert steps[steps["learning_rate"] == rate]["diverged"].all()
+        assert steps[steps["learning_rate"] == rate].query("goal == 2.3")["censored"].all()
+    assert not steps[steps["learning_rate"] == 2 * 2**0.5]["diverged"].any()
 
 
 def test_tables_become_a_picture(tables, tmp_path):

@@ -213,7 +213,7 @@ def _measure(path: Path, options: dict[str, Any], started: float) -> None:
         try:
             found = advise_on_run(Path(loaded.run), training, in_use=options["batch_size"])
         except MeasurementError as error:
-            notes = (f"the noise along the run is not enough: {error}",)
+            notes = (f"no answer by the noise along the run: {error}",)
     measurements: Any
     if found is not None:
         advice, recommendation = found

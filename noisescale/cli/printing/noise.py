@@ -482,7 +482,7 @@ def _print_recommendation(
     console.print(
         f"{text}. For another run like it, at the best rate for its batch size, B_crit lies "
         f"between {_rounded(critical.low)} and {_rounded(critical.high)}, about "
-        f"{_rounded(critical.value)} (95 %, {calibrated_by()}):"
+        f"{_rounded(critical.value)} (95 %, {calibrated_by(recommendation.geometry)}):"
     )
     if advice is None:
         console.print(_batch_sizes(recommendation))

@@ -84,10 +84,10 @@ def branch_critical_batch(table: pd.DataFrame, *, tolerance: float) -> Estimate:
         return Estimate(
             value=math.nan, stderr=math.nan, low=0.0, high=highest, num_samples=num_seeds
         )
+    if math.isinf(value) or math.isinf(high):
+        return undefined(num_samples=num_seeds, low=float(np.fmin(low, sizes[-1])))
     if num_seeds < 2:
         return from_stderr(value, math.nan, num_samples=num_seeds)
-    if math.isinf(value) or math.isinf(high):
-        return undefined(num_samples=num_seeds, low=min(low, float(sizes[-1])))
     low = low if low >= sizes[1] else 0.0
     return Estimate.from_interval(value, low, high, num_samples=num_seeds)
 

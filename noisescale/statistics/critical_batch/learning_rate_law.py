@@ -68,7 +68,7 @@ class LearningRateLaw:
 
     def to_dict(self) -> dict[str, Any]:
         """For strict JSON."""
-        stored = ("name", "scale", "power", "batch_size", "held_out_error")
+        stored = ("name", "scale", "power", "bend", "batch_size", "held_out_error")
         record: dict[str, Any] = jsonable({name: getattr(self, name) for name in stored})
         return record
 
@@ -107,7 +107,9 @@ def best_rate(seeds: Sequence[Mapping[float, float]]) -> Estimate:
     vertices, ends, bounds, parabolic = [], [], [], True
     for steps in seeds:
         rates = sorted(steps)
-        fastest = min(range(len(rates)), key=lambda index: steps[rates[index]]) if rates else 0
+        # of equally fast ones that with neighbours on either side
+        order = [*range(1, len(rates) - 1), 0, len(rates) - 1]
+        fastest = min(order, key=lambda index: steps[rates[index]]) if rates else 0
         if len(rates) < 2 or math.isinf(steps[rates[fastest]]):
             continue
         if not 0 < fastest < len(rates) - 1:
@@ -148,12 +150,14 @@ def _vertex(log_rates: np.ndarray, log_steps: np.ndarray) -> float:
     """Exp of where the parabola through three points is least, the middle of which is the least."""
     if not np.isfinite(log_steps).all():
         return float(np.exp(log_rates[1]))
-    curvature, slope, _ = np.polyfit(log_rates - log_rates[1], log_steps, 2)
-    return (
-        float(np.exp(log_rates[1] - slope / (2 * curvature)))
-        if curvature > 0
-        else float(np.exp(log_rates[1]))
-    )
+    # slopes on either side, which are 0 of equal steps without rounding
+    left, right = np.diff(log_steps) / np.diff(log_rates)
+    if not right > left:
+        return float(np.exp(log_rates[1]))
+    before, after = np.diff(log_rates)
+    # where the slope, which is linear and these two at the middles of the two intervals, is 0
+    middle = log_rates[1] - before / 2
+    return float(np.exp(middle - left * (before + after) / (2 * (right - left))))
 
 
 def fit_learning_rate_laws(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from noisescale.errors import MeasurementError, SettingError, check_count
+from noisescale.errors import MeasurementError, NoProgressError, SettingError, check_count
 from noisescale.statistics.critical_batch.calibration.model import (
     Scale,
     relative_decrease,
@@ -359,7 +359,7 @@ def recommend(
     table = _table(measured, steps=steps, batch_size=batch_size)
     relative_loss = _relative_loss(table)  # before rows without a preconditioner are left out
     if relative_loss is not None and relative_loss > 1:
-        raise MeasurementError(
+        raise NoProgressError(
             f"the loss at the end is {relative_loss:.3g} times that at the start: of a run that "
             "makes no progress the noise scale says nothing; track one that trains, as at a lower "
             "learning rate"

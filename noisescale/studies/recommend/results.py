@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from noisescale.errors import MeasurementError, RunFolderError
+from noisescale.errors import MeasurementError, NoProgressError, RunFolderError
 from noisescale.problems.config import AnyConfig, parse_problem
 from noisescale.statistics.critical_batch.advice import (
     Advice,
@@ -114,20 +114,22 @@ def advise(outcome: Outcome) -> tuple[Advice, Recommendation | None]:
     try:
         found = recommend(
             pd.DataFrame(read_noise(run.path)),
-            rate_over_best=rate / outcome.best_rate,
+            # of a search that ended early the best rate tried is no known one
+            rate_over_best=None if math.isnan(outcome.best.value) else rate / outcome.best_rate,
             optimizer=config.training.optimizer_kind,
         )
-    except MeasurementError:
+    except MeasurementError as error:
+        few = (
+            f"|G|² along the run cannot be told from zero on {outcome.plan.noise_examples:,} "
+            "examples; give more --minutes with --force, or measure more examples where the "
+            "data set has them"
+        )
         advice = Advice(
             heading=f"B_crit by the noise scale of {where}:",
             cost=cost,
             worth=(f"Best learning rate at B = {size:,}: {rate:g}.",),
             firmer=firmer_command(config.problem, config.training),
-            reason=(
-                f"|G|² along the run cannot be told from zero on {outcome.plan.noise_examples:,} "
-                "examples; give more --minutes with --force, or measure more examples where the "
-                "data set has them"
-            ),
+            reason=str(error) if isinstance(error, NoProgressError) else few,
         )
         return advice, None
     critical = found.critical_batch_size
@@ -264,7 +266,8 @@ def write_results(
     write_table(out / TRIED, outcome.tried)
     write_table(out / NOISE, noise)
     write_table(out / LOSSES, outcome.run.losses)
-    _write_report(out / REPORT, title, advice, summary["notes"], outcome.tried)
+    picture = f"![Learning rates, the noise scale and the sizes]({PICTURE})" if pictures else ""
+    _write_report(out / REPORT, title, advice, summary["notes"], outcome.tried, picture)
     if pictures:
         from noisescale.plots.style import image
 
@@ -324,9 +327,9 @@ def _figure(
 
 
 def _write_report(
-    path: Path, title: str, advice: Advice, notes: list[str], tried: pd.DataFrame
+    path: Path, title: str, advice: Advice, notes: list[str], tried: pd.DataFrame, picture: str
 ) -> None:
-    """The block, the notes and the tables as Markdown."""
+    """The block, the notes, the link to a picture, if any, and the tables as Markdown."""
     rates = "\n".join(
         f"| {row['learning_rate']:g} | {row['steps']:,} | {row['loss']:.4g} |"
         for row in tried.to_dict("records")
@@ -336,7 +339,7 @@ def _write_report(
         "```\n" + "\n".join(advice.block()) + "\n```",
         *advice.worth,
         "\n".join(f"- {note}." for note in notes),
-        f"![Learning rates, the noise scale and the sizes]({PICTURE})",
+        picture,
         "## Learning rates tried",
         "The loss of each after as many steps as all have in common; inf: it diverged, or did not "
         "train.",

@@ -244,12 +244,17 @@ class _Study:
             if trained(run):
                 break
             text = f"the run at lr {rate:g} diverged after {run.summary['steps']:,} steps"
-            if attempt == MOST_RUNS or self.budget.left < AGAIN_SHARE * self.budget.seconds:
+            if attempt == MOST_RUNS:
+                raise MeasurementError(
+                    f"{text}, as did those at higher rates, though shorter ones did not: give "
+                    f"--lr {rate / 2:.2g}"
+                )
+            if self.budget.left < AGAIN_SHARE * self.budget.seconds:
                 raise MeasurementError(
                     f"{text}, though shorter ones did not, and there is no time for another: give "
                     f"--lr {rate / 2:.2g}, or more --minutes"
                 )
-            self.notes.append(f"{text}; the sizes are those of one at half that rate")
+            self.notes.append(f"{text}; the sizes are those of one at a lower rate")
             rate /= 2
         steps = run.summary["steps"]
         if steps < planned.wanted_steps:

@@ -34,8 +34,8 @@ from noisescale.training.trainer import Training
 LOOKS = (
     50  # evenly along a run, so that no excursion of 2 % of it is missed, beside log-spaced ones
 )
-# Random examples of a look, of the same at each, which is to see the loss rise to a multiple of its
-# start; at the end it is the loss of EVALUATED. With as many at each look, runs of large batches
+# Random examples of a look on the way, which is to see the loss rise to a multiple of its start. At
+# the start and the end it is the loss of EVALUATED: with as many at each look, runs of large batches
 # would look as long as they train
 LOOKED_AT = 500
 # not "test", which not every problem of one's own has
@@ -59,19 +59,36 @@ def read_cell(path: Path) -> ShortRun:
 
 
 def _course(cell: Cell, training: Training, curve: LossCurve) -> dict[str, Any]:
-    examples = training.last_epoch * training.examples.num_examples
-    total = math.ceil(examples / training.batch_size)
-    for _ in looks(training, curve, lambda step: look_due(step, total)):
+    ends = Ends(training.problem)
+    for _ in looks(training, curve, lambda step: look_due(step, training.num_steps)):
         pass
     return cell_summary(
         cell,
         training.problem,
+        ends,
         curve,
         training.model,
         steps=training.step,
         epochs=training.epoch,
         diverged_at_step=training.diverged_at_step,
     )
+
+
+class Ends:
+    """What a run's start and end are compared on.
+
+    Args:
+        problem: its model where the run starts.
+
+    Attributes:
+        examples: EVALUATED of the training examples, the same for every run of a problem.
+        start: the mean loss on them.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        size = min(EVALUATED, num_examples_of(problem.train))
+        self.examples: Source = held(select(problem, num_examples=size).examples)
+        self.start = mean_loss(problem.model, problem.loss, self.examples, problem.weights)
 
 
 def look_due(step: int, total: int) -> bool:
@@ -82,6 +99,7 @@ def look_due(step: int, total: int) -> bool:
 def cell_summary(
     cell: Cell,
     problem: Problem,
+    ends: Ends,
     curve: LossCurve,
     model: nn.Module,
     *,
@@ -90,9 +108,7 @@ def cell_summary(
     diverged_at_step: int | None,
 ) -> dict[str, Any]:
     """A cell's own part of its summary, from the losses on the way and the model at the end."""
-    size = min(EVALUATED, num_examples_of(problem.train))
-    evaluated = held(select(problem, num_examples=size).examples)
-    final = evaluate(model, problem.loss, evaluated, problem.weights)
+    final = evaluate(model, problem.loss, ends.examples, problem.weights)
     test = None
     if problem.test is not None:
         test = evaluate(model, problem.loss, held(source_of(problem.test)), problem.weights)
@@ -102,10 +118,12 @@ def cell_summary(
         held_out = evaluate(model, problem.loss, left_out, problem.weights)
     losses = [loss for _, loss in curve.points]
     largest = max(losses, key=lambda loss: math.inf if math.isnan(loss) else loss)
+    if losses[0] > 0:  # as a multiple of the start, which is of more examples
+        largest *= ends.start / losses[0]
     numbers = {
-        "start_loss": losses[0],
+        "start_loss": ends.start,
         "largest_loss": largest,
-        "chance_loss": _chance(cell, curve, evaluated),
+        "chance_loss": _chance(cell, ends),
         "largest_share": math.nan,
     }
     if final.confusion is not None:
@@ -125,18 +143,18 @@ def cell_summary(
     }
 
 
-def _chance(cell: Cell, curve: LossCurve, examples: Source) -> float:
+def _chance(cell: Cell, ends: Ends) -> float:
     """The loss of the best constant output; of the user's own problem, of its model as made.
 
     No constant output is known of a model and a loss of any kind; an initialised model comes near
     one.
     """
     if isinstance(cell.problem, ProblemConfig):
-        return chance_loss(cell.problem.loss, examples.part(slice(None)).targets)
+        return chance_loss(cell.problem.loss, ends.examples.part(slice(None)).targets)
     if cell.start is None:
-        return curve.points[0][1]
+        return ends.start
     made = build_own_problem(cell.problem, device=cell.device)
-    return mean_loss(made.model, made.loss, examples, made.weights)
+    return mean_loss(made.model, made.loss, ends.examples, made.weights)
 
 
 def trajectory(summary: dict[str, Any]) -> Trajectory:

@@ -166,6 +166,11 @@ class SweepConfig(Settings):
             if rate is not None:
                 TrainConfig(learning_rate=rate)  # refuses what is no rate
         if self.lr_min is None or self.lr_max is None:
+            if self.num_lr == 1:
+                raise SettingError(
+                    "one learning rate, and not which: give its --lr-min and the same --lr-max, or "
+                    "more rates"
+                )
             return
         if self.lr_min > self.lr_max:
             raise SettingError(

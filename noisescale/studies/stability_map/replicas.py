@@ -23,6 +23,7 @@ from noisescale.studies.jobs.cell import Cell, cell_problem, cell_record
 from noisescale.studies.jobs.short_run import LossCurve, ShortRun, write_run
 from noisescale.studies.stability_map.cell_run import (
     LOOKED_AT,
+    Ends,
     cell_summary,
     look_due,
     read_cell,
@@ -154,6 +155,7 @@ def _run_held(cells: Sequence[Cell]) -> None:
     started = time.perf_counter()
     problems = [cell_problem(cell) for cell in cells]
     training = ReplicaTraining(problems, [cell.training for cell in cells])
+    ends = [Ends(problem) for problem in problems]
     curves = [LossCurve(problem, num_examples=LOOKED_AT) for problem in problems]
     for curve, problem in zip(curves, problems, strict=True):
         curve.look(0, problem.model)
@@ -174,6 +176,7 @@ def _run_held(cells: Sequence[Cell]) -> None:
                 numbers = cell_summary(
                     cell,
                     problems[replica],
+                    ends[replica],
                     curve,
                     training.model(replica),
                     steps=training.step,

@@ -406,7 +406,9 @@ class _Sweep:
         root = self.out / CELL_FOLDER
         for run in read_finished(root, read_cell, self.tasks.failed, known=self.known):
             row = cell_row(run.summary, from_checkpoint=self.config.start is not None)
-            self.rows.setdefault((row["batch_size"], row["learning_rate"], row["seed"]), row)
+            key = row["batch_size"], row["learning_rate"], row["seed"]
+            if self.rows.get(key, {}).get("error", "-"):  # none here, or one that failed here
+                self.rows[key] = row
 
     def _to_come(self) -> dict[BatchSize, list[float]]:
         """Of each batch size the examples of every cell no search has asked for yet, about."""

@@ -133,6 +133,20 @@ class NoiseTracking:
     def per_layer(self) -> bool:
         return self.options.per_layer
 
+    def check(self, training: Training) -> None:
+        """SettingError where a run has nothing of what is to be measured along it.
+
+        Args:
+            training: the run.
+        """
+        self.geometry_for(training.config)
+        total = training.examples.num_examples * self.options.augmentations
+        if total < FEWEST_EXAMPLES:
+            raise SettingError(
+                f"{total} training examples: the noise of their gradients takes {FEWEST_EXAMPLES} "
+                "or more"
+            )
+
     def geometry_for(self, config: TrainConfig) -> Geometry:
         """Which scales are recorded along a run.
 
@@ -163,12 +177,8 @@ class NoiseTracker:
     def __init__(self, training: Training, path: Path, tracking: NoiseTracking) -> None:
         self._training = training
         self._every, self._seed = tracking.every, tracking.seed
+        tracking.check(training)
         total = training.examples.num_examples * tracking.options.augmentations
-        if total < FEWEST_EXAMPLES:
-            raise SettingError(
-                f"{total} training examples: the noise of their gradients takes {FEWEST_EXAMPLES} "
-                "or more"
-            )
         self._geometry = tracking.geometry_for(training.config)
         self._options = _resolved(tracking.options, total)
         self._settings = {

@@ -57,8 +57,10 @@ def test_divergence_ends_it_at_the_last_size_that_passes():
     assert found.value == 64
 
 
-def test_where_all_pass_there_is_a_bound():
-    found = branch_critical_batch(branches([1.0, 1.0, 1.0, 1.0, 1.05]), tolerance=0.1)
+@pytest.mark.parametrize("seeds", [1, 6])
+def test_where_all_pass_there_is_a_bound(seeds):
+    table = branches([1.0, 1.0, 1.0, 1.0, 1.05], seeds=seeds)
+    found = branch_critical_batch(table, tolerance=0.1)
     assert math.isnan(found.value)
     assert found.low == 256
 

@@ -159,7 +159,8 @@ def tracked(simple=100.0):
 def test_a_table_of_many_tasks_is_used_where_there_is_one(fronts):
     assert shipped.calibrated_on() == "24 tasks"
     assert shipped.version(fronts) == 7
-    assert shipped.calibrated_by().startswith("by the fronts of 24 tasks, table 7,")
+    assert shipped.calibrated_by("plain").startswith("by the fronts of 24 tasks, table 7,")
+    assert shipped.calibrated_by("optimizer").startswith("by runs of SGD on MNIST")
     assert caveat("adam", in_geometry=False).endswith("the interval is calibrated on 24 tasks.")
     found = recommend(tracked(), rate_over_best=0.5, optimizer="sgd")
     known = {"log_rate": math.log(0.5), "log_loss": math.log(0.25), "adaptive": 0.0}

@@ -125,6 +125,17 @@ def test_the_vertex_is_found_between_the_rates_tried():
     assert found.num_samples == 2
 
 
+def test_of_equally_fast_rates_one_at_an_end_is_no_bound():
+    tied = {0.1: 10.0, 0.2: 10.0, 0.4: 25.0}
+    found = best_rate([tied])
+    assert found.value == pytest.approx(best_rate([tied | {0.1: 10.001}]).value, rel=1e-3)
+    assert 0.1 < found.value < 0.2
+    mirrored = {1 / rate: steps for rate, steps in tied.items()}
+    assert best_rate([mirrored]).value == pytest.approx(1 / found.value)
+    flat = {0.1: 300.0, 0.2: 300.0, 0.4: 300.0, 0.8: 700.0}
+    assert best_rate([flat]).value == 0.2
+
+
 def test_seeds_give_the_interval():
     rates = [0.05, 0.1, 0.2, 0.4]
     found = best_rate([course(best, rates) for best in (0.11, 0.13, 0.16)])

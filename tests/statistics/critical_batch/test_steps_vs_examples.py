@@ -82,3 +82,14 @@ def test_savings_do_not_cancel_at_extreme_exchange_rates():
     found = course(np.full(50, 64.0))
     # (1 + x)/(1 + y) with x y = 1/γ: as r falls, the ratio of steps goes to γ
     assert found.steps_saved(1e-30) == pytest.approx(1 - found.gain, rel=1e-6)
+
+
+def test_a_course_without_progress_or_without_noise_has_no_ratios_that_are_numbers():
+    nothing = Tradeoff()
+    assert math.isnan(nothing.gain)
+    assert nothing.fixed(64) == (math.inf, 1.0)
+    assert all(map(math.isnan, nothing.adaptive(300)))
+    noiseless = nothing.after(0.0, batch_size=32, steps=10)
+    assert noiseless.fixed(64) == (1.0, math.inf)
+    assert math.isnan(noiseless.gain)
+    assert math.isnan(noiseless.steps_saved(300))

@@ -8,11 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from noisescale.errors import MeasurementError, NoisescaleError, RunFolderError, SettingError
+from noisescale.errors import (
+    MeasurementError,
+    NoisescaleError,
+    NoProgressError,
+    RunFolderError,
+    SettingError,
+)
 from noisescale.problems.factory import factory_config
 from noisescale.statistics.critical_batch.fit import fit_critical_batch
+from noisescale.statistics.estimate import undefined
 from noisescale.studies.jobs.options import StudyOptions
-from noisescale.studies.recommend import look, run as study, runs
+from noisescale.studies.recommend import look, run as study, runs, search
 from noisescale.studies.recommend.config import RecommendConfig
 from noisescale.studies.recommend.optimizer import caveat
 from noisescale.studies.recommend.run import run_recommend
@@ -258,6 +265,26 @@ def test_a_run_that_diverges_is_made_again_at_half_the_rate(tmp_path, monkeypatc
     )
     with pytest.raises(MeasurementError, match=r"diverged after .* give --lr"):
         run_recommend(config(batch_size=17), tmp_path / "other", options=QUIET)
+
+
+def test_a_best_rate_that_no_search_has_found_is_none_that_is_known(tmp_path, monkeypatch):
+    """As where time ends the search and the best of the rates tried is at their end."""
+    open_ended = property(lambda self: undefined(num_samples=0))
+    monkeypatch.setattr(search.Search, "best", open_ended)
+    found = run_recommend(config(), tmp_path / "out", options=QUIET)
+    assert any("is not known, as it is after a search" in note for note in found.notes)
+    assert found.summary["measurements"]["noise"]["relative_rate"] is None
+
+
+def test_a_run_that_makes_no_progress_is_told_as_one(tmp_path, monkeypatch):
+    from noisescale.studies.recommend import results
+
+    def climbing(*args, **options):
+        raise NoProgressError("the loss at the end is 1.05 times that at the start")
+
+    monkeypatch.setattr(results, "recommend", climbing)
+    found = run_recommend(config(), tmp_path / "out", options=QUIET)
+    assert found.summary["reason"] == "the loss at the end is 1.05 times that at the start"
 
 
 def test_an_unresolved_noise_scale_is_an_answer(tmp_path, monkeypatch):

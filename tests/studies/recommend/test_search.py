@@ -13,6 +13,7 @@ from noisescale.studies.recommend.search import (
     best_index,
     loss_at,
     next_index,
+    wanted_index,
 )
 
 
@@ -46,6 +47,15 @@ def test_a_search_that_finds_nothing_ends():
     assert len(order) == MOST_DIVERGED
     order, _ = searched(lambda index: -float(index))
     assert len(order) == MOST_TRIED
+
+
+def test_the_last_rate_of_a_search_may_close_it():
+    tried = {index: 1 + (index - 3) ** 2 for index in range(MOST_TRIED)}
+    assert next_index(tried) is None
+    assert wanted_index(tried) is None
+    beyond = {index: -float(index) for index in range(MOST_TRIED)}
+    assert next_index(beyond) is None
+    assert wanted_index(beyond) is not None
 
 
 def test_a_rate_is_compared_at_its_last_look_before_a_cut():

@@ -274,6 +274,7 @@ def test_other_settings_do_not_mix(serial, tmp_path):
         ({"lr_min": -1.0}, "learning rate"),
         ({"lr_max": math.inf}, "learning rate"),
         ({"num_lr": 1}, "one learning rate between two ends"),
+        ({"num_lr": 1, "lr_max": None}, "one learning rate, and not which"),
         ({"factor": 1.0}, "factor"),
         ({"precision": 0.9}, "precision"),
         ({"precision": 1.2, "max_seeds": 1}, "fewer seeds"),
@@ -506,6 +507,18 @@ def test_tables_keep_what_other_sweeps_have_finished_in_the_folder(serial, tmp_p
     found = run_sweep(replace(CONFIG, batch_sizes=(50,)), out, executor=Here(), options=QUIET)
     pd.testing.assert_frame_equal(found.cells, serial[1].cells)
     pd.testing.assert_frame_equal(found.boundary, serial[1].boundary)
+
+
+def test_a_cell_that_failed_here_counts_once_another_sweep_has_finished_it(
+    serial, tmp_path, monkeypatch
+):
+    out = tmp_path / "sweep"
+    shutil.copytree(serial[0], out)
+    monkeypatch.setattr(engine, "stored_cell", lambda cell: None)  # not yet when it is asked for
+    failing = Here(lambda cell: cell.training.batch_size == 4)
+    cells = run_sweep(CONFIG, out, executor=failing, options=QUIET).cells
+    finished = cells[cells["error"] == ""].reset_index(drop=True)
+    pd.testing.assert_frame_equal(finished, serial[1].cells)
 
 
 def test_a_finished_sweep_is_shown_with_each_cell_read_once(serial, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -45,6 +46,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     assert done.stdout.strip() == "File too large"
     assert target.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_names_the_file_that_was_to_be_written(tmp_path, monkeypatch):
+    def refused(source, target):
+        raise PermissionError(errno.EACCES, "Permission denied", str(source), None, str(target))
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(PermissionError) as raised:
+        write_atomically(tmp_path / "file", b"content")
+    assert str(raised.value) == f"[Errno 13] Permission denied: '{tmp_path / 'file'}'"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_and_then_its_folder_are_synced_around_the_rename(tmp_path, monkeypatch):

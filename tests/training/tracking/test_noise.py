@@ -41,6 +41,13 @@ def test_log_spaced_steps_are_eight_in_each_decade():
     assert [step for step in range(10) if is_due(step, 4)] == [0, 4, 8]
 
 
+def test_too_few_examples_are_refused_before_there_is_a_folder(tmp_path):
+    few = replace(PROBLEM, num_train=3)
+    with pytest.raises(SettingError, match="3 training examples: the noise of their gradients"):
+        run_training(few, replace(TRAINING, batch_size=3), tmp_path / "run", MEASURED)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_measuring_leaves_the_trajectory_bit_identical(norm, optimizer, tmp_path):

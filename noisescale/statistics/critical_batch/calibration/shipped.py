@@ -107,8 +107,14 @@ def calibrated_on() -> str:
     return f"{_rows(FRONTS)['task'].nunique()} tasks"
 
 
-def calibrated_by() -> str:
-    """How the interval came about, as a sentence has it in brackets."""
+def calibrated_by(geometry: Geometry) -> str:
+    """How the interval came about, as a sentence has it in brackets.
+
+    Args:
+        geometry: of the noise scale that B_crit is told from.
+    """
+    if geometry == "optimizer" and not covers_preconditioned():
+        return "by runs of SGD on MNIST whose B_crit was measured; other tasks may differ by more"
     return (
         f"by the fronts of {calibrated_on()}, table {version(FRONTS)}, each predicted from the "
         "others"

@@ -66,9 +66,9 @@ class Tradeoff:
     def gain(self) -> float:
         """γ = R²/(S_min E_min), at most 1; 1 where the noise scale does not change.
 
-        (S/S_min − 1)(E/E_min − 1) is 1 at a fixed batch size and γ where B = √(r𝓑).
+        nan where there was no progress, or no noise. (S/S_min − 1)(E/E_min − 1) is 1 at a fixed batch size and γ where B = √(r𝓑).
         """
-        return self.root**2 / (self.min_steps * self.min_examples)
+        return _quotient(self.root**2, self.min_steps * self.min_examples)
 
     def fixed(self, batch_size: float) -> tuple[float, float]:
         """S/S_min and E/E_min at a fixed batch size.
@@ -79,8 +79,8 @@ class Tradeoff:
         Returns:
             The two ratios.
         """
-        ratio = batch_size / self.critical_batch_size
-        return 1 + 1 / ratio, 1 + ratio
+        critical = self.critical_batch_size
+        return 1 + critical / batch_size, 1 + _quotient(batch_size, critical)
 
     def adaptive(self, exchange_rate: float) -> tuple[float, float]:
         """S/S_min and E/E_min where the batch size follows the noise, B = √(r𝓑).
@@ -92,7 +92,10 @@ class Tradeoff:
             The two ratios.
         """
         root = math.sqrt(exchange_rate)
-        return 1 + self.root / (root * self.min_steps), 1 + root * self.root / self.min_examples
+        return (
+            1 + _quotient(self.root, root * self.min_steps),
+            1 + _quotient(root * self.root, self.min_examples),
+        )
 
     def steps_saved(self, exchange_rate: float) -> float:
         """The share of steps that B = √(r𝓑) saves against a fixed batch size of as many examples.
@@ -103,5 +106,12 @@ class Tradeoff:
         Returns:
             1 − S/S_fixed.
         """
-        excess = math.sqrt(exchange_rate) * self.root / self.min_examples  # E/E_min − 1
-        return 1 - self.adaptive(exchange_rate)[0] / (1 + 1 / excess)
+        excess = _quotient(math.sqrt(exchange_rate) * self.root, self.min_examples)  # E/E_min − 1
+        return 1 - self.adaptive(exchange_rate)[0] / (1 + _quotient(1, excess))
+
+
+def _quotient(top: float, bottom: float) -> float:
+    """Infinite over 0, and nan of 0 over 0."""
+    if bottom == 0:
+        return math.inf if top > 0 else math.nan
+    return top / bottom
