@@ -13,13 +13,16 @@ import torch
 from rich.console import Console
 
 from noisescale.errors import first_line
-from noisescale.training.records.environment import environment
+from noisescale.training.records.environment import commit, environment
 from noisescale.training.records.folder import write_json
+
+RESULTS = "experiments/benchmarks/results"  # one benchmark's are no change to the code of the next
 
 
 def where_and_when(device: str) -> dict[str, Any]:
     """The environment and the date of a benchmark, which its results begin with."""
-    return {"environment": environment(device), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    measured_with = environment(device) | {"commit": commit(but=[RESULTS])}
+    return {"environment": measured_with, "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
 class PeerMissing(Exception):

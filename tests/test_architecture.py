@@ -163,8 +163,11 @@ def test_tests_share_by_their_helpers_alone():
 @pytest.mark.processes
 def test_public_names_load_when_they_are_used():
     code = (
-        "import sys, noisescale, noisescale.training.config, noisescale.training.records.folder\n"
-        "assert not {'torch', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "import sys, noisescale.cli, noisescale.training.config\n"
+        "late = {'torch', 'scipy', 'pandas', 'matplotlib', 'sklearn'}\n"
+        "assert not {'numpy', *late} & set(sys.modules)\n"
+        "import noisescale.training.records.folder\n"
+        "assert not late & set(sys.modules)\n"
         "noisescale.Problem\nassert 'torch' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.composition.fronts import by_seed_table, fitted_table, ratios_table
 from analysis.tables import Runs, analysis
+from noisescale.statistics.critical_batch.goal_table import fastest_runs
 
 GOALS = (2.5, 2.4, 2.3)  # training loss
 CONSTANT, DECAYED = "constant", "wsd"
@@ -54,6 +55,12 @@ def steps_table(losses: pd.DataFrame) -> pd.DataFrame:
     return table[~table["goal"].isin(too_early)].reset_index(drop=True)
 
 
+def fastest_table(steps: pd.DataFrame) -> pd.DataFrame:
+    """Of each schedule, goal and batch size the runs at its best rate that come to the goal."""
+    best = pd.concat([fastest_runs(rows) for _, rows in steps.groupby("front", sort=False)])
+    return best[best["censored"] == 0].reset_index(drop=True)
+
+
 def _examples_to(goal: float, lengths: np.ndarray, losses: np.ndarray) -> tuple[float, bool]:
     """The length at which losses that never rise come to a goal, and whether they do not.
 
@@ -75,8 +82,9 @@ def _examples_to(goal: float, lengths: np.ndarray, losses: np.ndarray) -> tuple[
 def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     """Everything the figure is drawn from.
 
-    ratios: front, the decayed runs; log_ratio, of B_crit, S_min and E_min of a seed to those at the
-    constant rate.
+    fastest: the runs at the rate that is best for all seeds together, of which fits are. ratios: of
+    the decayed runs, the log_ratio of a seed's B_crit, S_min and E_min to those at the constant
+    rate.
     """
     losses = losses_table(runs)
     steps = steps_table(losses)
@@ -84,6 +92,7 @@ def tables(runs: Runs) -> dict[str, pd.DataFrame]:
     return {
         "losses": losses,
         "steps_to_goal": steps,
+        "fastest": fastest_table(steps),
         "fits": fitted_table(steps),
         "by_seed": by_seed,
         "ratios": ratios_table(by_seed, CONSTANT),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
-
-import numpy as np
 
 WIDTH = 80  # columns of text, those of a terminal that nobody has widened
 MOST_LINES = 12  # what is taken in at a glance
@@ -115,6 +114,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Makes numpy's numbers Python's: one setting has one key, and goes into JSON."""
+        np = sys.modules.get("numpy")  # where it is not loaded there are none of its numbers
+        if np is None:
+            return
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value

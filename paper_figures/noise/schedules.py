@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from noisescale.plots.style import BLUE, VERMILION, error_bars, plain_log_axis
-from noisescale.statistics.critical_batch.goal_table import fastest_runs
 from paper_figures.composition.equal_loss import draw_geometric, loss_axis, loss_colours
 from paper_figures.stability.stability_map import COMPACT
 from paper_figures.style import STYLE, read_table
@@ -21,7 +20,7 @@ SCHEDULES = {  # colour, marker and line, name
     "constant": (BLUE, "o", "-", "constant rate"),
     "wsd": (VERMILION, "s", "--", "decayed at the end"),
 }
-TABLES = ("steps_to_goal", "fits")
+TABLES = ("fastest", "fits")
 CAPTION = (
     "A character GPT on tiny Shakespeare, AdamW. Left: sequences to a training loss at the best "
     "rate, one for all three seeds, geometric means with the fitted hyperbolas; full, at a "
@@ -32,11 +31,11 @@ CAPTION = (
 
 def figure(data: Path) -> Figure:
     """Examples to a loss against the batch size, and B_crit against the loss, of either."""
-    steps, fits = (read_table(data / "schedules" / f"{name}.csv") for name in TABLES)
+    fastest, fits = (read_table(data / "schedules" / f"{name}.csv") for name in TABLES)
     with plt.rc_context({**STYLE, **COMPACT}):
         drawn = Figure(figsize=(5.5, 3.2), layout="constrained")
         left, right = drawn.subplots(1, 2, width_ratios=(1.3, 1))
-        _draw_examples(left, steps, fits)
+        _draw_examples(left, fastest, fits)
         _draw_critical(right, fits)
         for axes in (left, right):
             axes.set_yscale("log")
@@ -45,12 +44,10 @@ def figure(data: Path) -> Figure:
     return drawn
 
 
-def _draw_examples(axes: Axes, steps: pd.DataFrame, fits: pd.DataFrame) -> None:
-    steps = steps.assign(batch_size=steps["batch_size"].astype(int))
-    best = pd.concat([fastest_runs(of_one) for _, of_one in steps.groupby("front")])
-    best = best[best["censored"] == 0]
-    best = best.assign(examples=best["steps"] * best["batch_size"])
-    for goal, colour in loss_colours(steps["goal"]).items():
+def _draw_examples(axes: Axes, fastest: pd.DataFrame, fits: pd.DataFrame) -> None:
+    sizes = fastest["batch_size"].astype(int)
+    best = fastest.assign(batch_size=sizes, examples=fastest["steps"] * sizes)
+    for goal, colour in loss_colours(fastest["goal"]).items():
         for name, (_, marker, line, _) in SCHEDULES.items():
             rows = best[(best["front"] == name) & (best["goal"] == goal)]
             look = {"color": colour, "fmt": marker, "linewidth": 0}

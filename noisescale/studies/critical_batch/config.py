@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from noisescale.errors import MOST_RUNS, SettingError, check_choice, check_count, is_real
 from noisescale.problems.config import AnyConfig, FactoryConfig, ObjectConfig, ProblemConfig
 from noisescale.statistics.display import Settings
-from noisescale.statistics.estimate import Estimate
 from noisescale.training.config import TrainConfig, check_of_study
+
+if TYPE_CHECKING:
+    from noisescale.statistics.estimate import Estimate
 
 GoalSplit = Literal["train", "test"]
 SETTINGS = "critical_batch.json"  # what all runs of a measurement's folder have in common

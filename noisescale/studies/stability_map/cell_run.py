@@ -34,9 +34,9 @@ from noisescale.training.trainer import Training
 LOOKS = (
     50  # evenly along a run, so that no excursion of 2 % of it is missed, beside log-spaced ones
 )
-# Random examples of a look on the way, which is to see the loss rise to a multiple of its start. At
-# the start and the end it is the loss of EVALUATED: with as many at each look, runs of large batches
-# would look as long as they train
+# Random examples of a look on the way, which is to see the loss rise to a multiple of its start; at
+# start and end it is the loss of EVALUATED. With as many at each look, runs of large batches would
+# look as long as they train
 LOOKED_AT = 500
 # not "test", which not every problem of one's own has
 NEEDED = {"start_loss", "largest_loss", "chance_loss", "largest_share", "train"}

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,18 @@ def device_name(device: torch.device | str) -> str:
     return f"{_processor()}, {cores} cores"
 
 
-def commit() -> str | None:
-    """The commit of the checkout that the package is in, "+changes" where it differs, or None."""
+def commit(*, but: Sequence[str] = ()) -> str | None:
+    """The commit of the checkout that the package is in, "+changes" where it differs, or None.
+
+    Args:
+        but: paths from its top whose changes do not count, as of results written there meanwhile.
+    """
     if not (CHECKOUT / ".git").exists():
         return None
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
+        paths = [".", *(f":(exclude){path}" for path in but)]
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *paths)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+changes" if changed else "")

@@ -8,6 +8,7 @@ import torch
 import torchvision
 
 import noisescale
+from noisescale.training.records import environment as records
 from noisescale.training.records.environment import CHECKOUT, commit, environment
 
 
@@ -38,3 +39,23 @@ def test_the_commit_is_that_of_the_checkout_the_package_lies_in():
         check=True,
     )
     assert (commit() or "").removesuffix("+changes") == head.stdout.strip()
+
+
+@pytest.mark.processes
+def test_changes_are_told_but_for_those_that_do_not_count(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
+
+    (tmp_path / "results").mkdir()
+    for name in ("code.py", "results/one.json"):
+        (tmp_path / name).write_text("before")
+    git("init")
+    git("add", "-A")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "first")
+    monkeypatch.setattr(records, "CHECKOUT", tmp_path)
+    clean = commit()
+    (tmp_path / "results" / "one.json").write_text("after")
+    assert commit() == f"{clean}+changes"
+    assert commit(but=["results"]) == clean
+    (tmp_path / "code.py").write_text("after")
+    assert commit(but=["results"]) == f"{clean}+changes"

@@ -66,7 +66,8 @@ class Tradeoff:
     def gain(self) -> float:
         """γ = R²/(S_min E_min), at most 1; 1 where the noise scale does not change.
 
-        nan where there was no progress, or no noise. (S/S_min − 1)(E/E_min − 1) is 1 at a fixed batch size and γ where B = √(r𝓑).
+        nan where there was no progress, or no noise. (S/S_min − 1)(E/E_min − 1) is 1 at a fixed
+        batch size and γ where B = √(r𝓑).
         """
         return _quotient(self.root**2, self.min_steps * self.min_examples)
 
