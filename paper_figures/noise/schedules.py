@@ -45,8 +45,8 @@ def figure(data: Path) -> Figure:
 
 
 def _draw_examples(axes: Axes, fastest: pd.DataFrame, fits: pd.DataFrame) -> None:
-    sizes = fastest["batch_size"].astype(int)
-    best = fastest.assign(batch_size=sizes, examples=fastest["steps"] * sizes)
+    of_runs = fastest["batch_size"].astype(int)
+    best = fastest.assign(batch_size=of_runs, examples=fastest["steps"] * of_runs)
     for goal, colour in loss_colours(fastest["goal"]).items():
         for name, (_, marker, line, _) in SCHEDULES.items():
             rows = best[(best["front"] == name) & (best["goal"] == goal)]
