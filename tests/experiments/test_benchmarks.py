@@ -28,8 +28,9 @@ from experiments.benchmarks import curvature, monitor, monitor_sizes, noise, sta
 pytestmark = pytest.mark.peers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def digits():
+    """Anew for each test: the monitor's steps train its model."""
     return build_problem(ProblemConfig(dataset="digits", width=16))
 
 
