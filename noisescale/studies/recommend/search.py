@@ -31,11 +31,11 @@ def next_index(losses: Mapping[int, float]) -> int | None:
     Returns:
         The index; None where the best rate lies between neighbours, or enough has been tried.
     """
-    wanted = wanted_index(losses)
+    wanted = _wanted_index(losses)
     return None if len(losses) >= MOST_TRIED else wanted
 
 
-def wanted_index(losses: Mapping[int, float]) -> int | None:
+def _wanted_index(losses: Mapping[int, float]) -> int | None:
     """What `next_index` gives, however many have been tried."""
     if not losses:
         return 0
@@ -117,7 +117,7 @@ class Search:
     def notes(self) -> list[str]:
         """What it could not do."""
         notes, planned = [], self._plan
-        is_open = wanted_index(self.losses) is not None
+        is_open = _wanted_index(self.losses) is not None
         if self.unfinished or (is_open and len(self.runs) >= MOST_TRIED):
             why = "for want of time" if self.unfinished else f"after {MOST_TRIED} rates"
             best = self.rate(best_index(self.losses))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from noisescale.problems.problem import Examples
@@ -30,27 +28,19 @@ class Share:
         """The sum () of the losses, divided; SettingError where they are others."""
         check_losses(losses, self.size)
         if self.counts is None:
-            if self.size == self.divisor:  # the mean of one takes as long as a layer of it
-                return losses.mean() if self.size > 1 else losses.reshape(())
-            return losses.sum() / self.divisor
+            return losses.mean() if self.size == self.divisor else losses.sum() / self.divisor
         return (losses * self.of_each(losses)).sum()
 
     def of_each(self, like: Tensor) -> Tensor:
         """What each loss counts for in that sum, (size,), of this tensor's dtype and device."""
         if self.counts is None:
-            return _even(self.size, float(self.divisor), like.dtype, like.device)
+            return like.new_full((self.size,), 1 / float(self.divisor))
         return self.counts.to(like) / self.divisor
 
     @property
     def weight(self) -> float | None:
         """What their mean gradient counts for beside the others'; None: as they are many."""
         return None if self.counts is None else float(self.counts.sum())
-
-
-@lru_cache(maxsize=16)
-def _even(size: int, divisor: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """1/divisor for each of so many, which is read at every step and never written."""
-    return torch.full((size,), 1 / divisor, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)

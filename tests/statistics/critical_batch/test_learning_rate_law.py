@@ -117,8 +117,8 @@ def test_laws_take_four_batch_sizes():
         fit_learning_rate_laws(SIZES[:3], SIZES[:3])
 
 
-def test_the_vertex_is_found_between_the_rates_tried():
-    rates = [0.05, 0.1, 0.2, 0.4]
+@pytest.mark.parametrize("rates", [[0.05, 0.1, 0.2, 0.4], [0.02, 0.1, 0.3, 0.4]])
+def test_the_vertex_is_found_between_the_rates_tried(rates):
     found = best_rate([course(0.13, rates), course(0.13, rates, width=0.5)])
     assert found.value == pytest.approx(0.13, rel=1e-6)
     assert found.low == pytest.approx(0.13, rel=1e-6)

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -10,10 +11,10 @@ from noisescale.studies.jobs.short_run import ShortRun
 from noisescale.studies.recommend.search import (
     MOST_DIVERGED,
     MOST_TRIED,
+    Search,
     best_index,
     loss_at,
     next_index,
-    wanted_index,
 )
 
 
@@ -49,13 +50,15 @@ def test_a_search_that_finds_nothing_ends():
     assert len(order) == MOST_TRIED
 
 
-def test_the_last_rate_of_a_search_may_close_it():
-    tried = {index: 1 + (index - 3) ** 2 for index in range(MOST_TRIED)}
+@pytest.mark.parametrize("best", [3, MOST_TRIED - 1])
+def test_a_search_that_its_last_rate_closes_was_not_cut_short(best, monkeypatch):
+    tried = {index: 1.0 + (index - best) ** 2 for index in range(MOST_TRIED)}
+    monkeypatch.setattr(Search, "losses", tried)
+    search = Search(SimpleNamespace(first_rate=0.1), SimpleNamespace(rate_steps=9, run_steps=9))
+    search.runs = dict.fromkeys(tried, ShortRun({"cut": False}, pd.DataFrame(), Path()))
     assert next_index(tried) is None
-    assert wanted_index(tried) is None
-    beyond = {index: -float(index) for index in range(MOST_TRIED)}
-    assert next_index(beyond) is None
-    assert wanted_index(beyond) is not None
+    cut = [f"ended after {MOST_TRIED} rates" in note for note in search.notes]
+    assert cut == ([] if best == 3 else [True])
 
 
 def test_a_rate_is_compared_at_its_last_look_before_a_cut():

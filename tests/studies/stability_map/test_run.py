@@ -33,7 +33,7 @@ from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.folder import INDEPENDENT, SHARED, ordered
 from noisescale.studies.jobs.local import LocalProcesses
 from noisescale.studies.jobs.options import StudyOptions
-from noisescale.studies.stability_map import run as engine
+from noisescale.studies.stability_map import cell_run, run as engine
 from noisescale.studies.stability_map.cell_run import run_cell
 from noisescale.studies.stability_map.config import Horizon, SweepConfig
 from noisescale.studies.stability_map.pictures import draw_pictures
@@ -42,6 +42,7 @@ from noisescale.studies.stability_map.run import SweepOptions, run_sweep
 from noisescale.studies.stability_map.search import from_guess, scan_and_bisect
 from noisescale.studies.stability_map.tables import cell_row
 from noisescale.training.config import TrainConfig
+from noisescale.training.evaluation import evaluate
 from noisescale.training.records.names import file_digest
 from tests.helpers.executors import Here
 from tests.helpers.processes import environment
@@ -174,8 +175,6 @@ def test_a_sweep_may_leave_its_picture_out(tmp_path):
 
 
 def test_a_cell_is_the_run_that_train_makes(serial):
-    from noisescale.problems.build import build_problem
-    from noisescale.training.evaluation import evaluate
     from noisescale.training.trainer import train
 
     _, result, _ = serial
@@ -491,6 +490,20 @@ def test_the_loss_is_looked_at_evenly_and_at_log_spaced_steps(tmp_path):
     steps = set(pd.read_csv(tmp_path / "cell" / "losses.csv")["step"])
     assert {0, 1, 2, 3, 4, 6, 7, 8, *range(4, 201, 4)} <= steps
     assert len(steps) < 80
+
+
+def test_looks_on_fewer_examples_are_told_in_the_loss_of_more(tmp_path, monkeypatch):
+    """Start and end are of the same ones; what lies between, as a multiple of its own start."""
+    monkeypatch.setattr(cell_run, "LOOKED_AT", 10)
+    training = TrainConfig(batch_size=10, learning_rate=5.0, max_steps=6)
+    run = run_cell(Cell(path=tmp_path, problem=PROBLEM, training=training))
+    problem = build_problem(PROBLEM, seed=training.seed)
+    start = evaluate(problem.model, problem.loss, problem.train)
+    assert run.summary["num_evaluated"] == 10
+    assert run.summary["start_loss"] == pytest.approx(start.loss)
+    seen = run.losses["loss"]
+    assert seen[0] != pytest.approx(start.loss, rel=1e-3)
+    assert run.summary["largest_loss"] == pytest.approx(start.loss * seen.max() / seen[0])
 
 
 def test_chance_is_the_loss_of_the_best_constant():
