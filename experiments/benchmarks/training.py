@@ -40,7 +40,7 @@ from noisescale import Problem, ProblemConfig, TrainConfig, build_problem
 from noisescale.problems.data.splits import default_data_dir
 from noisescale.problems.problem import as_examples
 from noisescale.training.trainer import Training
-from noisescale.training.updates.in_place_sgd import update_linear
+from noisescale.training.updates.in_place.in_place_sgd import update_linear
 
 RESULTS = Path(__file__).parent / "results"
 LEARNING_RATE = 1e-3

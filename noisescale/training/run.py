@@ -316,7 +316,7 @@ class _Run:
                 self._evaluate(report)
             self._track(report)
             said: tuple[str, ...] = ()
-            for step in training:
+            for step in training.calls(self._stops_at):
                 if report.is_due:
                     left = self._seconds_left()
                     report.update(epoch=training.epoch, step=step, seconds_left=left)
@@ -346,6 +346,15 @@ class _Run:
                     "finite; the run ends there, and that is its result"
                 )
             return self._finish()
+
+    def _stops_at(self, step: int) -> bool:
+        """Whether something is to be done after this step, besides those that end an epoch."""
+        every = self.options.checkpoint_every
+        return (
+            ends_window(step)
+            or (every is not None and step % every == 0)
+            or any(tracker.is_at(step) for tracker in self.trackers)
+        )
 
     def _seconds_left(self) -> float | None:
         """What updates, evaluations and measurements still take, each at its own mean cost."""

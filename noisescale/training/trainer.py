@@ -41,12 +41,12 @@ from noisescale.training.tracking.losses import LossHistory
 from noisescale.training.updates.batch import Batch, Share
 from noisescale.training.updates.cuda_graph import CudaGraphUpdate
 from noisescale.training.updates.importance import ImportanceBatches, OutputNorms
+from noisescale.training.updates.in_place.proved import ProvedInPlaceSGD
 from noisescale.training.updates.preparation import (
     build_optimizer,
     make_gradients_dense,
     trainable_copy,
 )
-from noisescale.training.updates.proved import ProvedInPlaceSGD
 from noisescale.training.updates.rates import num_updates, rate_at
 
 # examples in a forward and backward pass: a larger batch is accumulated in chunks, to bound the
@@ -107,7 +107,7 @@ def train(
         training.restore(start)
     if start is None and 0 in checkpoint_steps:
         yield training.checkpoint()
-    for step in training:
+    for step in training.calls(lambda step: step in checkpoint_steps):
         if training.epoch_ended or training.finished or step in checkpoint_steps:
             yield training.checkpoint()
 
@@ -171,6 +171,13 @@ class Training:
         self.losses = LossHistory()
         self.carried: dict[str, Any] = {}
         self._set_rate()
+        # which say all of a step, at one rate, by their examples
+        self._has_plain_batches = (
+            isinstance(self.examples, Examples)
+            and problem.weights is None
+            and config.has_constant_rate
+            and config.sampling == "shuffle"
+        )
         # epoch and loss of the latest updates, not yet looked at
         self._unseen: list[tuple[float, Tensor]] = []
         # not given a method of this object, which would then hold itself, and its data, in a cycle
@@ -216,19 +223,52 @@ class Training:
 
     def __iter__(self) -> Iterator[int]:
         """Makes one update at a time until `finished`, and gives the number of updates made."""
+        return self.calls(lambda step: True)
+
+    def calls(self, stops: Callable[[int], bool]) -> Iterator[int]:
+        """Makes the same updates, on a CPU several small ones in a call, which takes less time.
+
+        Gives the number of updates made after each call, and so at the end of each epoch.
+
+        Args:
+            stops: whether a call is to end with the update of this number.
+        """
         while not self.finished:
             started = time.perf_counter()
-            indices = self.batches.take(self.batch_size)
-            loss = self._update(indices)
-            self.step += 1
+            indices = self.batches.take(self._together(stops) * self.batch_size)
+            for loss in self._updates(indices):
+                self.step += 1
+                self.examples_seen += min(self.batch_size, len(indices))
+                self._unseen.append((self.epoch, loss))
             self._set_rate()
-            self.examples_seen += len(indices)
-            self._unseen.append((self.epoch, loss))
             due = self.device.type == "cpu" or len(self._unseen) >= UNCHECKED_LOSSES
             if due or self.epoch_ended or self.finished:
                 self.check_losses()
             self.seconds += time.perf_counter() - started
             yield self.step
+
+    def _together(self, stops: Callable[[int], bool]) -> int:
+        """How many updates the next call makes: of full batches, within an epoch."""
+        if self.in_place is None or not self._has_plain_batches:
+            return 1
+        most = min(
+            self.in_place.together(self.batch_size), self.batches.remaining // self.batch_size
+        )
+        if self.config.max_steps is not None:
+            most = min(most, self.config.max_steps - self.step)
+        return next((count for count in range(1, most) if stops(self.step + count)), max(most, 1))
+
+    def _updates(self, indices: Tensor) -> Sequence[Tensor]:
+        """A step on each batch of the examples at `indices` (K·B,), up to a divergence.
+
+        Returns the mean loss () before each.
+        """
+        if len(indices) > self.batch_size:
+            assert self.in_place is not None
+            losses = self.in_place.updates(self._examples_at(indices), self.batch_size)
+            if losses is not None:
+                return losses.unbind()
+        return [self._update(batch) for batch in indices.split(self.batch_size)]
 
     def checkpoint(self) -> Checkpoint:
         """The state after the latest step, a copy."""

@@ -210,7 +210,7 @@ def test_estimates_along_a_run_have_their_value_and_interval(pages):
 def test_the_command_on_the_page_is_of_what_lies_there(left, pages, kind, monkeypatch):
     """Run again it finds everything finished, and trains nothing."""
     monkeypatch.setattr("noisescale.studies.jobs.local.LocalProcesses", lambda count: Here())
-    monkeypatch.setattr("noisescale.training.trainer.Training.__iter__", None)
+    monkeypatch.setattr("noisescale.training.trainer.Training.calls", None)
     command = pages[kind].commands[0]
     before = sorted(Path(kind).rglob("*/summary.json"))
     result = run(*shlex.split(command)[1:])

@@ -29,7 +29,7 @@ from noisescale.training.records.tables import read_losses
 from noisescale.training.run import RunOptions, run_training
 from noisescale.training.tracking.noise import NoiseTracking
 from noisescale.training.trainer import train
-from noisescale.training.updates import chain
+from noisescale.training.updates.in_place import chain
 from tests.helpers.processes import unmeasured
 
 PROBLEM = ProblemConfig(dataset="digits", width=16)

@@ -119,7 +119,7 @@ def looks(training: Training, curve: LossCurve, due: Callable[[int], bool]) -> I
     """
     curve.look(0, training.model)
     yield 0
-    for step in training:
+    for step in training.calls(due):
         if due(step) or training.finished:
             curve.look(step, training.model)
             yield step

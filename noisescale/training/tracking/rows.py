@@ -43,6 +43,9 @@ def num_due(step: int, last: int, every: Every, *, per_decade: int = PER_DECADE)
 class Tracker(Protocol):
     """What a run measures between its updates, which it does not influence."""
 
+    def is_at(self, step: int) -> bool:
+        """Whether a measurement may fall on this step, as far as it can be told before."""
+
     @property
     def due(self) -> bool:
         """Whether the step just made is to be measured and has not been yet."""

@@ -55,9 +55,12 @@ class SharpnessTracker:
             rows=rows if same_subset else [],
         )
 
+    def is_at(self, step: int) -> bool:
+        return is_due(step, self._every)
+
     @property
     def due(self) -> bool:
-        return self._rows.due(now=is_due(self._training.step, self._every))
+        return self._rows.due(now=self.is_at(self._training.step))
 
     def num_left(self, last: int) -> int:
         return num_due(self._training.step, last, self._every)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from noisescale.errors import first_line
-from noisescale.training.updates.proved import agree
+from noisescale.training.updates.in_place.proved import agree
 
 Update = Callable[[Tensor], Tensor]
 # eager updates of a batch size before it is captured, in which libraries set themselves up: torch's

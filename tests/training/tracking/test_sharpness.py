@@ -123,16 +123,16 @@ def test_a_full_batch_has_its_own_sharpness_without_error(tmp_path):
 
 def test_another_number_of_examples_begins_the_table_anew(tmp_path, monkeypatch):
     stop = iter([False] * 15)
-    step = Training.__iter__
+    calls = Training.calls
 
-    def interrupted(self):
-        for made in step(self):
+    def interrupted(self, stops):
+        for made in calls(self, stops):
             yield made
             if next(stop, True):
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "__iter__", interrupted)
+        patch.setattr(Training, "calls", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_training(PROBLEM, TRAINING, tmp_path / "run", MEASURED)
     other = RunOptions(measure_sharpness_every=10, sharpness_examples=50)

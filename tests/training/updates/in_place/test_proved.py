@@ -15,8 +15,8 @@ from noisescale.errors import SettingError
 from noisescale.problems.problem import Examples, Problem
 from noisescale.training.config import AdaptiveConfig, TrainConfig
 from noisescale.training.trainer import Training, train
-from noisescale.training.updates import in_place_sgd
-from noisescale.training.updates.proved import PROVED_UPDATES
+from noisescale.training.updates.in_place import in_place_sgd
+from noisescale.training.updates.in_place.proved import PROVED_UPDATES
 
 FEATURES, CLASSES, NUM_EXAMPLES = 6, 3, 30
 

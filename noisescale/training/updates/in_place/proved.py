@@ -10,11 +10,12 @@ from torch.optim import SGD
 
 from noisescale.errors import first_line
 from noisescale.problems.models import copy_of, gradient_of
-from noisescale.problems.problem import LossFn, Tree
+from noisescale.problems.problem import Examples, LossFn, Tree
 from noisescale.problems.random_state import preserved_random_state
 from noisescale.training.updates.batch import Batch
-from noisescale.training.updates.chain import Chain
-from noisescale.training.updates.in_place_sgd import InPlaceSGD
+from noisescale.training.updates.in_place.chain import Chain
+from noisescale.training.updates.in_place.compiled import NOT_BUILT, CompiledSteps
+from noisescale.training.updates.in_place.in_place_sgd import InPlaceSGD
 from noisescale.training.updates.preparation import make_gradients_dense
 
 # Updates made both ways: in the first one alone, layers that start at zero hide all below them
@@ -31,7 +32,8 @@ class ProvedInPlaceSGD:
     autograd and torch.optim.SGD, and in place on a copy. Where the parameters come out the same up
     to rounding, those of the copy are taken, and later updates are in place alone, but for
     parameters that `InPlaceSGD.check` leaves to autograd. Where they do not, or the copy fails,
-    every update is torch.optim's. On a CPU the way in place of a chain of layers is `Chain`.
+    every update is torch.optim's. On a CPU the way in place of a chain of layers is `Chain`, at
+    small batch sizes `CompiledSteps`.
 
     Args:
         model: whose parameters are updated.
@@ -63,6 +65,7 @@ class ProvedInPlaceSGD:
         self._to_prove = PROVED_UPDATES
         self._in_place: InPlaceSGD | None = None
         self._chain: Chain | None = None
+        self._compiled: CompiledSteps | None = None
         if any(_is_compiled(module) for module in model.modules()):
             self._disprove("the model is compiled")
             return
@@ -70,6 +73,7 @@ class ProvedInPlaceSGD:
             mode = InPlaceSGD(model, inputs, learning_rate=learning_rate, weight_decay=weight_decay)
             self._in_place = mode if mode.covered else None
             self._chain = _chain_of(model)
+            self._compiled = CompiledSteps.of(self._chain, self._gradient)
         except Exception as error:
             self._disprove(f"the model fails on two examples ({first_line(error)})")
 
@@ -97,8 +101,48 @@ class ProvedInPlaceSGD:
             self._to_prove -= 1
             return self._both_ways(in_place, batch)
         if self._chain is not None:
-            return self._down_the_chain(self._chain, self._optimizer, batch)
+            return self._down_the_chain(self._chain, self._compiled, self._optimizer, batch)
         return self._without_storing(in_place, self._model, self._optimizer, batch)
+
+    def together(self, batch_size: int) -> int:
+        """How many updates `updates` may be asked for at once; noted where it should be more.
+
+        Args:
+            batch_size: examples of each.
+        """
+        compiled = self._compiled
+        if self._to_prove or self._in_place is None or compiled is None:
+            return 1
+        at_once = compiled.at_once(batch_size)
+        if at_once and not compiled.is_built:
+            self.note = self.note or NOT_BUILT
+            return 1
+        return max(1, at_once)
+
+    def updates(self, examples: Examples, batch_size: int) -> Tensor | None:
+        """Steps on one batch after the other; returns the mean losses (K,) before each.
+
+        They end after the first one whose loss is not finite. None: no step is made, and each is to
+        be made by `update`.
+
+        Args:
+            examples: of all batches.
+            batch_size: examples of each.
+        """
+        assert self._compiled is not None
+        return self._steps(self._compiled, self._optimizer, examples, batch_size)
+
+    def _steps(
+        self, compiled: CompiledSteps, optimizer: SGD, examples: Examples, batch_size: int
+    ) -> Tensor | None:
+        group = optimizer.param_groups[0]
+        return compiled(
+            examples.inputs,
+            examples.targets,
+            batch_size=batch_size,
+            learning_rate=group["lr"],
+            weight_decay=group["weight_decay"],
+        )
 
     def _both_ways(self, in_place: InPlaceSGD, batch: Batch) -> Tensor:
         """One step by torch.optim, and the same one in place on a copy, whose result is kept."""
@@ -128,7 +172,8 @@ class ProvedInPlaceSGD:
                 in_place.serve(twin)
                 optimizer = self._sgd(twin.parameters(), lr=self.learning_rate)
                 if self._chain is not None and (chain := _chain_of(twin)) is not None:
-                    self._down_the_chain(chain, optimizer, batch)
+                    compiled = CompiledSteps.of(chain, self._gradient)
+                    self._down_the_chain(chain, compiled, optimizer, batch)
                     return twin
                 self._without_storing(in_place, twin, optimizer, batch)
         except Exception as error:
@@ -139,8 +184,16 @@ class ProvedInPlaceSGD:
             return None
         return twin
 
-    def _down_the_chain(self, chain: Chain, optimizer: SGD, batch: Batch) -> Tensor:
+    def _down_the_chain(
+        self, chain: Chain, compiled: CompiledSteps | None, optimizer: SGD, batch: Batch
+    ) -> Tensor:
         """One step on a chain, its layers one by one where nothing has been hung on them."""
+        share = batch.share
+        is_mean = share.counts is None and share.size == share.divisor
+        if compiled is not None and is_mean and compiled.at_once(share.size):
+            losses = self._steps(compiled, optimizer, batch.examples, share.size)
+            if losses is not None:
+                return losses[0]
         group = optimizer.param_groups[0]
         known = self._without_autograd(chain, batch)
         if known is not None:

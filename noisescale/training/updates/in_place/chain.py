@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as of_all_modules
 
-from noisescale.training.updates.in_place_sgd import update_linear
+from noisescale.training.updates.in_place.in_place_sgd import update_linear
 
 
 class _Elementwise(NamedTuple):
@@ -45,7 +45,7 @@ ELEMENTWISE: dict[type[nn.Module], _Elementwise] = {
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class _Link(NamedTuple):
+class Link(NamedTuple):
     """A layer of a chain: how an activation is run; or what a linear one has, and is it trained."""
 
     layer: nn.Module
@@ -70,6 +70,7 @@ class Chain:
         layers: its layers, in order.
 
     Attributes:
+        links: its layers in order, with what each has.
         ran: whether the latest call was of the layers one by one; else it was one of the model, as
             where something has been hung on it since, and gradients are autograd's.
     """
@@ -77,12 +78,12 @@ class Chain:
     def __init__(self, model: nn.Module, layers: tuple[nn.Module, ...]) -> None:
         self.ran = False
         self._model = model
-        self._links = [_link(layer) for layer in layers]
-        trained = [link.is_trained for link in self._links]
+        self.links = [_link(layer) for layer in layers]
+        trained = [link.is_trained for link in self.links]
         lowest = trained.index(True)
         # from the top down to the lowest that is trained, below which no gradient is needed
         self._down = [
-            (place, place > lowest, *self._links[place])
+            (place, place > lowest, *self.links[place])
             for place in reversed(range(lowest, len(layers)))
         ]
         self._watch = _Watch(model, layers)
@@ -106,10 +107,9 @@ class Chain:
         chain = cls(model, layers)
         return None if chain._watch.sees_a_change() else chain
 
-    def forward(self, inputs: Any) -> Tensor | None:
-        """The outputs, without a graph; None: they are not those of the layers one by one."""
-        self._passed = []
-        if not (
+    def takes(self, inputs: Any) -> bool:
+        """Whether at this moment the model does with these inputs what its layers do one by one."""
+        return (
             type(inputs) is Tensor
             and inputs.layout is torch.strided
             and not inputs.requires_grad
@@ -117,12 +117,17 @@ class Chain:
             and not torch.is_autocast_enabled(inputs.device.type)
             and not torch._C._are_functorch_transforms_active()
             and not self._watch.sees_a_change()
-        ):
+        )
+
+    def forward(self, inputs: Any) -> Tensor | None:
+        """The outputs, without a graph; None: they are not those of the layers one by one."""
+        self._passed = []
+        if not self.takes(inputs):
             return None
         passed = self._passed
-        x = inputs
+        x: Tensor = inputs
         with torch.no_grad():
-            for layer, elementwise, weight, bias, _ in self._links:
+            for layer, elementwise, weight, bias, _ in self.links:
                 passed.append(x)
                 if elementwise is None:
                     x = F.linear(x, weight, bias)
@@ -213,9 +218,9 @@ class _Watch:
         return False
 
 
-def _link(layer: nn.Module) -> _Link:
+def _link(layer: nn.Module) -> Link:
     params = layer._parameters
-    return _Link(
+    return Link(
         layer,
         ELEMENTWISE.get(type(layer)),
         params.get("weight"),

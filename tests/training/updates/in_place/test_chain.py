@@ -13,10 +13,17 @@ from noisescale.problems import models
 from noisescale.problems.problem import Examples, Problem
 from noisescale.training.config import TrainConfig
 from noisescale.training.trainer import Training
-from noisescale.training.updates.chain import ELEMENTWISE, Chain
-from noisescale.training.updates.proved import PROVED_UPDATES
+from noisescale.training.updates.in_place import compiled
+from noisescale.training.updates.in_place.chain import ELEMENTWISE, Chain
+from noisescale.training.updates.in_place.proved import PROVED_UPDATES
 
 FEATURES, CLASSES, NUM_EXAMPLES = 6, 3, 30
+
+
+@pytest.fixture(autouse=True)
+def not_compiled(monkeypatch):
+    """All batches are above those that compiled code is for, see test_compiled.py."""
+    monkeypatch.setattr(compiled, "MOST_EXAMPLES", 0)
 
 
 def linear(*, inputs=FEATURES, outputs=5, bias=True):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from noisescale.problems.models import cnn, cross_entropy, mlp
-from noisescale.training.updates.in_place_sgd import InPlaceSGD, covered_parameters
+from noisescale.training.updates.in_place.in_place_sgd import InPlaceSGD, covered_parameters
 
 
 class Tied(nn.Module):
