@@ -382,6 +382,17 @@ def _sweep(record: Record) -> Iterator[Rows]:
     yield rows
 
 
+def _studies(record: Record) -> Iterator[Rows]:
+    yield [
+        ["command, with its defaults", "seconds", "target", "runs"],
+        *(
+            [f"`noisescale {of['command']}`", _number(of["seconds"]), f"≤ {of['target']:g}",
+             str(of["runs"])]
+            for of in record.get("commands", [])
+        ),
+    ]  # fmt: skip
+
+
 def _startup(record: Record) -> Iterator[Rows]:
     if (results := record.get("results")) is None:
         return
@@ -490,6 +501,11 @@ def _figures_of_sweep(record: Record) -> Iterator[Figure]:
         yield Figure(what, row["replicas/eager"], "≥", targets["replicas"])
 
 
+def _figures_of_studies(record: Record) -> Iterator[Figure]:
+    for of in record.get("commands", []):
+        yield Figure(f"seconds of {of['command']}", of["seconds"], "≤", of["target"])
+
+
 def _figures_of_startup(record: Record) -> Iterator[Figure]:
     for name, of in record.get("results", {}).get("added", {}).items():
         yield Figure(f"seconds of {name} beside {of['bare']}", of["seconds"], "≤", of["target"])
@@ -508,6 +524,7 @@ FIGURES: dict[str, Callable[[Record], Iterable[Figure]]] = {
     "monitor": _figures_of_monitor,
     "monitor_sizes": _figures_of_monitor_sizes,
     "sweep": _figures_of_sweep,
+    "studies": _figures_of_studies,
     "startup": _figures_of_startup,
     "scaling": _figures_of_scaling,
 }
@@ -518,6 +535,7 @@ TABLES: dict[str, Callable[[Record], Iterator[Rows]]] = {
     "monitor": _monitor,
     "monitor_sizes": _monitor_sizes,
     "sweep": _sweep,
+    "studies": _studies,
     "startup": _startup,
     "scaling": _scaling,
 }

@@ -25,7 +25,11 @@ def where_and_when(device: str) -> dict[str, Any]:
     return {"environment": measured_with, "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
-class PeerMissing(Exception):
+class LeftOut(Exception):
+    """Why a part of a benchmark is not measured."""
+
+
+class PeerMissing(LeftOut):
     """A library that is compared with is not installed."""
 
 
@@ -124,8 +128,8 @@ class Record:
                 try:
                     self._put(place, part(share))
                     del left_out[place]
-                except PeerMissing as missing:
-                    left_out[place] = str(missing)
+                except LeftOut as reason:
+                    left_out[place] = str(reason)
             self._write()
 
     def _put(self, place: str, found: Any) -> None:

@@ -39,6 +39,7 @@ BENCHMARKS = {
     "curvature": Benchmark(12),
     "scaling": Benchmark(6),
     "sweep": Benchmark(12),
+    "studies": Benchmark(14, on_gpu=False),
     "noise": Benchmark(25),
 }
 # Of a benchmark's share what it is told to keep to: it ends its last part after that, and Python

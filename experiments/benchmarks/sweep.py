@@ -145,8 +145,10 @@ def replicas(
     together = ReplicaTraining([problem] * REPLICAS, configs)
 
     def ours() -> None:
-        for _, _ in zip(range(steps), single, strict=False):
-            pass
+        last = single.step + steps
+        for step in single.calls(lambda step: step == last):
+            if step == last:
+                break
         single.check_losses()
 
     def vmapped() -> None:

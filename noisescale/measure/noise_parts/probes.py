@@ -25,9 +25,10 @@ HESSIAN_GROUPS = 16  # whose spread is H's sampling error: 15 degrees of freedom
 DEFLATED = 10  # eigenvectors taken out of the probes, which hold most of tr(HΣ) of a network
 PRODUCTS_PER_VECTOR = 2.5  # spent on them; a control variate need not have converged
 GRADIENTS = 3  # times the moments' seconds, that the probes' sums and projections of gradients take
-# Of H's examples one in so many has its part in the eigenvectors, but for those that cost little:
-# of a small GPT the vectors of 75 examples take as much out of the probes as those of 300
-DEFLATING = 8
+# Of H's examples one in so many has its part in the eigenvectors, where graphs are kept and where
+# each product records them anew. Of an MLP those of half of the examples take as much out of the
+# probes as all would, of a small GPT those of an eighth
+DEFLATING, DEFLATING_ANEW = 2, 8
 # A probe is taken with one in so many groups, and a group with one in so many probes, of which
 # this many remain at least: the error is of the signs and the examples, hardly of the pairs
 CROSSED, FEWEST_CROSSED = 4, 4
@@ -59,9 +60,9 @@ def probe_curvature(
     1/n − 1/N. Of a problem with weights r_i, u is made of r_i·(g_i − G), and GᵀHG takes 2·E[r_i²
     (g_i − G)]ᵀHG/n back, the bias of the weighted mean along HG.
 
-    Where the memory does not hold the graphs of all of H's examples, the eigenvectors are those of
-    an eighth, each u is multiplied by H on a quarter of their groups, and each group has a quarter
-    of the blocks: all would take several times as long for hardly less error.
+    The eigenvectors are those of half of H's examples. Where the memory does not hold the graphs of
+    all, they are of an eighth, each u is multiplied by H on a quarter of the groups, and each group
+    has a quarter of the blocks: all would take several times as long for hardly less error.
 
     Errors: the spread over blocks covers the signs and the sample of gradients, that over groups
     the sample of H. For a data set the former's share of sampling shrinks by 1 − n/N, the latter's
@@ -91,8 +92,9 @@ def probe_curvature(
         MeasurementError: H is not defined, or the memory runs out between two probes.
     """
     num_blocks = _num_blocks(gradients, num_probes)
-    hessian.cap_chunk_size(-(-hessian.num_examples // HESSIAN_GROUPS))
-    product = CurvatureProduct(hessian, record_hessian)
+    in_groups = hessian.on(hessian.examples)
+    in_groups.cap_chunk_size(-(-hessian.num_examples // HESSIAN_GROUPS))
+    product = CurvatureProduct(in_groups, record_hessian)
     report("mean gradient")
     if mean is None:
         mean = gradients.value_and_gradient()[1]
@@ -101,13 +103,16 @@ def probe_curvature(
     report("a Hessian product")
     image, mean_forms, group_shares = product.with_forms(_times(root, mean))
     image = _times(root, image)
+    are_kept = product.num_kept == hessian.num_examples
     crossed = torch.ones(num_blocks, len(group_shares), dtype=torch.bool)
-    part, share = product, 1.0  # of H's examples, whose eigenvectors are sought
-    if product.num_kept < hessian.num_examples:
+    if not are_kept:
         crossed = _crossed(num_blocks, len(group_shares))
-        part = product.on(hessian.examples.part(slice(-(-hessian.num_examples // DEFLATING))))
-        share = part.objective.num_examples / hessian.num_examples
-        part(mean)  # with which its graphs are recorded
+    # whose eigenvectors are sought, in chunks as large as they may be
+    num_deflating = -(-hessian.num_examples // (DEFLATING if are_kept else DEFLATING_ANEW))
+    deflating = hessian.on(hessian.examples.part(slice(num_deflating)))
+    part = CurvatureProduct(deflating, record_hessian)
+    share = num_deflating / hessian.num_examples
+    part(mean)  # with which its graphs are recorded
     num_products = float(crossed.sum()) / len(group_shares)
     if rounds:
         to_come = DEFLATED * PRODUCTS_PER_VECTOR + num_products / share

@@ -24,6 +24,7 @@ from noisescale.studies.critical_batch.goal_runs.goal_run import (
     stored_goal_run,
 )
 from noisescale.studies.critical_batch.goal_runs.noise_runs import (
+    PARTS,
     choose_noise_runs,
     make_noise_runs,
 )
@@ -38,7 +39,15 @@ from noisescale.studies.critical_batch.results import (
     Outcome,
     write_results,
 )
-from noisescale.studies.critical_batch.tuning import SLACK, Steps, Trial, Tuned, best_indices, tune
+from noisescale.studies.critical_batch.tuning import (
+    SLACK,
+    Steps,
+    Trial,
+    Tuned,
+    best_indices,
+    tune,
+    tune_first,
+)
 from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.folder import CELL_FOLDER, Orders, claim, ordered
 from noisescale.studies.jobs.local import given_or_local
@@ -56,6 +65,7 @@ from noisescale.studies.jobs.search_loop import (
     carry_out,
     read_finished,
 )
+from noisescale.studies.jobs.short_run import is_stored
 from noisescale.studies.jobs.tasks import Tasks
 from noisescale.training.config import ADAPTIVE_RATE, resolve_batch_size
 from noisescale.training.records.folder import may_write, write_table
@@ -256,7 +266,8 @@ class _Measurement:
                 self.budgets[size] = min(self.budgets[size], math.ceil(SLACK * steps[-1]))
             return steps
 
-        search = tune(self._index(rate), budget, factor=self.config.factor)
+        search_rates = tune_first if (size, seed) == (self.first_size, 0) else tune
+        search = search_rates(self._index(rate), budget, factor=self.config.factor)
         tuned = yield from carry_out(search, job, steps)
         self.ended.add((size, seed))
         if seed == 0:
@@ -306,13 +317,23 @@ class _Measurement:
         if runs is None:
             return [], None
 
-        def goal_cell(seed: int) -> GoalCell:
+        def goal_cell(seed: int, part: tuple[int, int]) -> GoalCell:
             size, rate, max_steps, _ = runs
-            cell = self._cell(size, rate, seed, max_steps, folder=runs.folder)
-            noise = runs.tracking(seed)
-            return GoalCell(cell=cell, goals=self.goals, split=self.config.split, noise=noise)
+            return GoalCell(
+                cell=self._cell(size, rate, seed, max_steps, folder=runs.folder(part)),
+                goals=self.goals,
+                split=self.config.split,
+                noise=runs.tracking(seed),
+                part=part,
+            )
 
-        cells = [goal_cell(seed) for seed in range(self.config.num_seeds)]
+        def parts(seed: int) -> list[GoalCell]:
+            whole = goal_cell(seed, (0, 1))  # as releases before 0.2 made them
+            if is_stored(whole.cell):
+                return [whole]
+            return [goal_cell(seed, (number, PARTS)) for number in range(PARTS)]
+
+        cells = [parts(seed) for seed in range(self.config.num_seeds)]
         return make_noise_runs(self.tasks, runs, cells, self.start.seconds_an_example)
 
     def _cell(

@@ -13,6 +13,7 @@ SLACK = 2.0
 # and two more on either side, by factors of 2
 MOST_UNREACHED = 7
 WIDEST = 64.0
+SHARES = (16, 4, 1)  # of the first search's budget, one after the other
 MOST = 15  # rates tried beyond those, in all: steps that fall without end must not be followed
 
 Steps = tuple[float, ...]  # to each goal, from the highest; infinity where it was not reached
@@ -56,6 +57,24 @@ def tune(centre: int, budget: int, *, factor: float = 2.0) -> Tuning:
         enough = len(tried) >= MOST + most_unreached
         wanted = [] if enough else _widened(tried, most_unreached)
     return Tuned(tried, budget)
+
+
+def tune_first(centre: int, budget: int, *, factor: float = 2.0) -> Tuning:
+    """As `tune` where nothing bounds the steps yet but what the user allows, many times the need.
+
+    With a sixteenth of it, a quarter and all, until a rate reaches every goal: one that never will
+    would take all of it before others are tried.
+
+    Args:
+        centre: index of the first rate.
+        budget: updates, at most.
+        factor: between neighbouring rates.
+    """
+    for share in SHARES:
+        tuned = yield from tune(centre, math.ceil(budget / share), factor=factor)
+        if None not in best_indices(tuned.tried):
+            break
+    return tuned
 
 
 def best_indices(tried: Mapping[int, Steps]) -> list[int | None]:

@@ -1,5 +1,6 @@
 """Measurements of the critical batch size in small: what is run, kept, shared, refused."""
 
+import itertools
 import json
 import math
 import os
@@ -30,10 +31,12 @@ from noisescale.studies.critical_batch.config import (
 )
 from noisescale.studies.critical_batch.goal_runs import goal_run
 from noisescale.studies.critical_batch.goal_runs.goal_run import (
+    FAR,
     GoalCell,
     read_goal_run,
     run_to_goal,
 )
+from noisescale.studies.critical_batch.goal_runs.noise_runs import PARTS
 from noisescale.studies.critical_batch.pictures import draw_pictures
 from noisescale.studies.critical_batch.run import run_critical_batch
 from noisescale.studies.jobs.cell import Cell
@@ -45,6 +48,7 @@ from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import finished_runs
 from noisescale.training.records.tables import read_noise
 from noisescale.training.tracking.noise import NoiseTracking
+from noisescale.training.tracking.rows import is_due
 from tests.helpers.critical_batch import CONFIG, PROBLEM, TRACKED
 from tests.helpers.executors import Here
 from tests.helpers.problems import seeded
@@ -108,6 +112,23 @@ def test_the_files_of_a_measurement(serial):
     assert summary["num_runs"] == len(table) / 2
 
 
+def test_looks_are_fewer_until_the_loss_is_near_the_first_goal(serial):
+    out, result, _ = serial
+    first_goal = max(result.table["goal"])
+    for path in finished_runs(out / "cells"):
+        losses = read_goal_run(path).losses
+        is_far = [loss > FAR * first_goal for loss in losses["loss"]]
+        reached = [loss <= first_goal for loss in losses["loss"]]
+        steps = losses["step"].tolist()
+        for number, (step, following) in enumerate(itertools.pairwise(steps)):
+            far = is_far[number] and not any(reached[: number + 1])
+            per_decade = 8 if far else 24
+            due = next(
+                at for at in itertools.count(step + 1) if is_due(at, "log", per_decade=per_decade)
+            )
+            assert following == due or following == steps[-1] < due
+
+
 def test_steps_are_passages_of_the_smoothed_recorded_losses(serial):
     """The oracle: a plain loop over losses.csv with NumPy's weighted polynomials."""
     out, result, _ = serial
@@ -120,7 +141,7 @@ def test_steps_are_passages_of_the_smoothed_recorded_losses(serial):
                 run.summary[name] == row[name] for name in ("batch_size", "learning_rate", "seed")
             )
         ]
-        (run,) = matching
+        run = max(matching, key=lambda run: run.summary["steps"])  # of the first search's rungs
         before = None
         looks = list(run.losses.itertuples(index=False))
         for step, loss in looks:
@@ -332,23 +353,37 @@ def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tmp_path):
     assert found.fits[1.2].num_batch_sizes == 4
 
 
+def noise_runs_by_seed(out):
+    """The two parts of each seed's run."""
+    runs = [read_goal_run(path) for path in finished_runs(out / "noise-100")]
+    seeds = sorted({run.summary["seed"] for run in runs})
+    return [[run for run in runs if run.summary["seed"] == seed] for seed in seeds]
+
+
 def test_noise_along_the_runs_stands_beside(serial):
     """Every number of predicted.csv again, from the runs' own noise.csv."""
     out, result, _ = serial
-    runs = [read_goal_run(path) for path in finished_runs(out / "noise-100")]
+    runs = noise_runs_by_seed(out)
     assert len(runs) == 2
-    for run in runs:
-        assert sorted((run.path / "checkpoints").glob("step-*.pt"))
+    for parts in runs:
+        for run, other in (parts, parts[::-1]):
+            mine, theirs = ({row["step"] for row in read_noise(of.path)} for of in (run, other))
+            assert not mine & theirs  # each measurement is made once
+            assert run.losses.equals(other.losses)
         for goal in (1.8, 1.2):
+            run = parts[0]
             at = int(run.losses["step"][run.losses["loss"] <= goal].iloc[0])
-            checkpoint = load_checkpoint(run.path / "checkpoints" / f"step-{at}.pt")
+            (by,) = [run for run in parts if at in {row["step"] for row in read_noise(run.path)}]
+            checkpoint = load_checkpoint(by.path / "checkpoints" / f"step-{at}.pt")
             assert checkpoint.step == at
-            assert at in [row["step"] for row in read_noise(run.path)]
     row = result.predicted.query("goal == 1.2 and quantity == 'simple'").iloc[0]
     averages = []
-    for run in runs:
-        noise = pd.DataFrame(read_noise(run.path))
-        noise = noise[: (noise["step"] < run.steps(1.2)).sum() + 1]  # and the first one beyond
+    for parts in runs:
+        noise = pd.DataFrame([row for run in parts for row in read_noise(run.path)])
+        noise = noise.sort_values("step", ignore_index=True)
+        assert noise["step"][0] == 0
+        reached = parts[0].steps(1.2)
+        noise = noise[: (noise["step"] < reached).sum() + 1]  # and the first one beyond
         area = sum(
             (noise["simple"][i] + noise["simple"][i + 1])
             / 2
@@ -362,9 +397,25 @@ def test_noise_along_the_runs_stands_beside(serial):
         assert row["ratio"] == pytest.approx(fit.critical_batch_size.value / row["average"])
 
 
+def test_a_whole_noise_run_of_an_earlier_release_is_not_made_again(serial, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(serial[0], out)
+    for parts in noise_runs_by_seed(out):
+        first = parts[0]
+        whole = out / "noise-100" / first.path.relative_to(out / "noise-100" / "part-1-of-2")
+        shutil.copytree(first.path, whole)
+        steps = pd.concat([pd.DataFrame(read_noise(run.path)) for run in parts])
+        steps.sort_values("step").to_csv(whole / "noise.csv", index=False)
+    for part in (out / "noise-100").glob("part-*"):
+        shutil.rmtree(part)
+    again = run_critical_batch(TRACKED, out, executor=Here())
+    assert not list((out / "noise-100").glob("part-*"))
+    pd.testing.assert_frame_equal(again.predicted, serial.result.predicted)
+
+
 def test_each_seed_measures_noise_on_examples_of_its_own(serial):
     out, _, _ = serial
-    first, second = (pd.DataFrame(read_noise(path)) for path in finished_runs(out / "noise-100"))
+    first, second = (pd.DataFrame(read_noise(parts[0].path)) for parts in noise_runs_by_seed(out))
     assert first["simple"][0] != second["simple"][0]
     assert (first["num_examples"] == 100).all()
 
@@ -569,7 +620,7 @@ def test_a_finished_measurement_is_shown_without_fits_or_pictures_made_anew(
     )
     again = run_critical_batch(TRACKED, out, executor=Here())
     assert again.to_dict() == finished_critical_batch.result.to_dict()
-    assert len(read) == len(set(read)) == TRACKED.num_seeds
+    assert len(read) == len(set(read)) == PARTS * TRACKED.num_seeds
 
     # and what draws the folder has its fits too
     draw_pictures(out, out=tmp_path / "new")

@@ -10,10 +10,11 @@ from noisescale.studies.critical_batch.tuning import (
     Trial,
     best_indices,
     tune,
+    tune_first,
 )
 
 
-def search(steps_at, centre, budget=1000, *, factor=2.0):
+def search(steps_at, centre, budget=1000, *, factor=2.0, tune=tune):
     """A search of runs that take steps_at(index): its trials in rounds, and what was tried."""
     tried, rounds = {}, []
     tuning = tune(centre, budget, factor=factor)
@@ -81,3 +82,27 @@ def test_a_fine_grid_is_searched_as_widely():
 def test_steps_that_fall_without_end_are_not_followed_for_ever():
     _, tried = search(lambda index: (1000.0 * 0.99**index,), 0, budget=10**6)
     assert len(tried) < 40
+
+
+def test_the_first_search_spends_no_more_than_it_needs_on_rates_that_never_arrive():
+    """At 1 and above a run ends where it is told to: within a 16th of what the user allows."""
+
+    def steps_at(index):
+        return (100.0 * 1.5**-index if index < 1 else math.inf,)
+
+    rounds, tried = search(steps_at, 1, 4000, tune=tune_first)
+    assert best_indices(tried) == [0]
+    assert max(trial.max_steps for trials in rounds for trial in trials) == 250
+
+
+def test_the_first_search_comes_to_all_that_the_user_allows():
+    rounds, tried = search(lambda index: (900.0 * 1.5 ** abs(index),), 0, 1000, tune=tune_first)
+    first = [trials[0].max_steps for trials in rounds if len(trials) == 3]
+    assert first == [63, 250, 1000]
+    assert best_indices(tried) == [0]
+
+
+def test_a_goal_out_of_reach_ends_the_first_search_too():
+    rounds, tried = search(lambda index: (math.inf,), 0, 1000, tune=tune_first)
+    assert len(tried) == MOST_UNREACHED
+    assert sum(len(trials) for trials in rounds) == 3 * MOST_UNREACHED

@@ -6,6 +6,7 @@ import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,16 @@ from noisescale.training.records.folder import STEP_CHECKPOINTS
 from noisescale.training.records.tables import read_noise
 from noisescale.training.records.weight_files import read_weights
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
-from noisescale.training.tracking.rows import is_due
+from noisescale.training.tracking.rows import PER_DECADE, is_due
 from noisescale.training.trainer import Training
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LOOKS_PER_DECADE = 24  # a tenth more steps each, over five of which or so losses are smoothed
+# Until the loss is within FAR of the first goal there is nothing to be smoothed, and a look takes
+# as long as many small steps
+FAR, FAR_LOOKS_PER_DECADE = 1.5, PER_DECADE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +46,25 @@ class GoalCell:
 
     goals: descending; none: to its last step. split: whose loss. noise: what of the noise scale is
     measured along it; then a checkpoint is kept where each goal is first seen reached, and a
-    measurement made there.
+    measurement made there. part: which of these it makes, as (0, 2) the first, third and so on: a
+    run whose measurements take longer than it does is made twice, at the same time.
     """
 
     cell: Cell
     goals: tuple[float, ...]
     split: GoalSplit = "train"
     noise: NoiseTracking | None = None
+    part: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
 class GoalRun(ShortRun):
-    """A finished run, and when its loss reached a goal."""
+    """A finished run, and when its loss reached a goal.
+
+    others: folders of the same run with other measurements along it.
+    """
+
+    others: tuple[Path, ...] = ()
 
     def steps(self, goal: float) -> float:
         """Updates to the goal, of the smoothed loss and interpolated; infinity if not reached."""
@@ -70,7 +81,10 @@ class GoalRun(ShortRun):
         """The rows of noise.csv, of a run with the noise measured along it."""
         import pandas as pd  # a worker that makes the runs needs none
 
-        return pd.DataFrame(read_noise(self.path))
+        rows: list[dict[Any, Any]] = []
+        for path in (self.path, *self.others):
+            rows += read_noise(path)
+        return pd.DataFrame(sorted(rows, key=itemgetter("step")))
 
     @cached_property
     def _smoothed(self) -> tuple[np.ndarray, np.ndarray]:
@@ -103,18 +117,24 @@ def _course(goal_cell: GoalCell, training: Training, curve: LossCurve) -> dict[s
         tracker = NoiseTracker(training, cell.path, goal_cell.noise)
 
     waiting = list(goals)  # for the loss as it is seen, before it is smoothed
-    for step in looks(
-        training, curve, lambda step: is_due(step, "log", per_decade=LOOKS_PER_DECADE)
-    ):
+
+    def due(step: int) -> bool:
+        is_far = len(waiting) == len(goals) > 0 and curve.points[-1][1] > FAR * goals[0]
+        return is_due(step, "log", per_decade=FAR_LOOKS_PER_DECADE if is_far else LOOKS_PER_DECADE)
+
+    part, num_parts = goal_cell.part
+    num_measured = 0  # in all parts
+    for step in looks(training, curve, due):
         _, loss = curve.points[-1]
         passed = [goal for goal in waiting if loss <= goal]
         waiting = waiting[len(passed) :]
-        if tracker is not None:
-            if passed and step > 0:
-                path = cell.path / STEP_CHECKPOINTS / f"step-{step}.pt"
-                save_checkpoint(training.checkpoint(), path)
-            if passed or tracker.due:
+        if tracker is not None and (passed or tracker.due):
+            if num_measured % num_parts == part:
+                if passed and step > 0:
+                    path = cell.path / STEP_CHECKPOINTS / f"step-{step}.pt"
+                    save_checkpoint(training.checkpoint(), path)
                 tracker.measure()
+            num_measured += 1
         if step > 0 and goals and not waiting and _reached(curve, goals[-1]):
             break
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from noisescale.studies.critical_batch.goal_runs.goal_run import (
     run_to_goal,
     stored_goal_run,
 )
+from noisescale.studies.critical_batch.goal_runs.start import LEAST_EXAMPLES, hessian_settings
 from noisescale.studies.critical_batch.tuning import SLACK
 from noisescale.studies.jobs.tasks import Tasks
 from noisescale.training.console import duration_text
@@ -37,8 +39,9 @@ from noisescale.training.tracking.noise import NoiseTracking
 from noisescale.training.tracking.rows import num_due
 
 NOISE_FOLDER = "noise"
-NUM_PROBES = 16  # of B_noise: their error, 1/√16 of a probe's, is below that of the examples
-LEAST_EXAMPLES = 16  # of which a quarter, on which H is measured, have errors
+# of a run's measurements, which take far longer than it does: three runs in halves keep two
+# processes busy to the end
+PARTS = 2
 QUANTITIES: tuple[Scale, ...] = ("simple", "full")
 ESTIMATES = (
     "critical_batch_size",
@@ -63,18 +66,18 @@ class NoiseRuns(NamedTuple):
     max_steps: int
     num_examples: int
 
-    @property
-    def folder(self) -> str:
-        return f"{NOISE_FOLDER}-{self.num_examples}"
+    def folder(self, part: tuple[int, int]) -> str:
+        """Of the runs with a part of the measurements, or with all."""
+        name = f"{NOISE_FOLDER}-{self.num_examples}"
+        number, of = part
+        return name if of == 1 else f"{name}/part-{number + 1}-of-{of}"
 
     def tracking(self, seed: int) -> NoiseTracking:
         """What is measured along the run of a seed: on examples of its own."""
         return NoiseTracking(
             num_examples=self.num_examples,
-            hessian=True,
-            num_probes=NUM_PROBES,
-            hessian_examples=self.num_examples // 4,
             seed=seed,
+            **hessian_settings(self.num_examples),
         )
 
 
@@ -114,37 +117,46 @@ def choose_noise_runs(
 
 
 def make_noise_runs(
-    tasks: Tasks, runs: NoiseRuns, cells: list[GoalCell], seconds_an_example: float
+    tasks: Tasks, runs: NoiseRuns, cells: list[list[GoalCell]], seconds_an_example: float
 ) -> tuple[list[GoalRun], Interrupted | None]:
     """The runs that could be made, by seed, and the signal that ended them early, if one did.
 
-    cells: the runs, one for each seed. seconds_an_example: that one measurement takes, about; nan
+    cells: the parts of each seed's run. seconds_an_example: that one measurement takes, about; nan
     where it is not known.
     """
-    stored = [stored_goal_run(cell) for cell in cells]
-    finished = [run for run in stored if run is not None]
-    to_make = [cell for cell, run in zip(cells, stored, strict=True) if run is None]
+    parts = [cell for of_seed in cells for cell in of_seed]
+    stored = [stored_goal_run(cell) for cell in parts]
+    finished = {run.path: run for run in stored if run is not None}
+    to_make = [cell for cell, run in zip(parts, stored, strict=True) if run is None]
     if to_make:
         tasks.progress.log(_announcement(tasks, runs, len(to_make), seconds_an_example))
     waiting = {tasks.submit(run_to_goal, cell) for cell in to_make}
     stopped = None
     try:
         while waiting:
-            tasks.progress.activity(f"noise runs: {len(finished)} of {len(cells)} done")
+            tasks.progress.activity(f"noise runs: {len(finished)} of {len(parts)} parts done")
             done = tasks.wait(waiting)
             waiting -= done
             for future in done:
                 if (error := tasks.error(future)) is not None:
                     tasks.failed("a run with the noise scale along it", error)
                 else:
-                    finished.append(future.result())
+                    run = future.result()
+                    finished[run.path] = run
     except Interrupted as signal:
         stopped = signal
-    return sorted(finished, key=lambda run: run.summary["seed"]), stopped
+    whole = []
+    for of_seed in cells:
+        made = [finished[cell.cell.path] for cell in of_seed if cell.cell.path in finished]
+        if len(made) == len(of_seed):
+            first, *others = made
+            whole.append(replace(first, others=tuple(other.path for other in others)))
+    return whole, stopped
 
 
-def _announcement(tasks: Tasks, runs: NoiseRuns, num_runs: int, seconds_an_example: float) -> str:
+def _announcement(tasks: Tasks, runs: NoiseRuns, num_parts: int, seconds_an_example: float) -> str:
     """What the noise runs are, what they will cost, and how to do without."""
+    num_runs = math.ceil(num_parts / PARTS)
     measurements = num_runs * (1 + num_due(0, runs.max_steps, "log"))
     cost = f"{measurements} measurements"
     if math.isfinite(seconds_an_example):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from noisescale.errors import NoisescaleError, RunFolderError, SettingError
 from noisescale.measure.noise import measure_noise
@@ -20,6 +20,14 @@ from noisescale.training.records.folder import read_json, write_json
 
 START = "start.json"
 NUM_EXAMPLES = 2000  # of which ε_max and B_noise are measured: they need be right to a factor
+NUM_PROBES = 16  # of B_noise: their error, 1/√16 of a probe's, is below that of the examples
+LEAST_EXAMPLES = 16  # of which a quarter, on which H is measured, have errors
+
+
+def hessian_settings(num_examples: int) -> dict[str, Any]:
+    """How B_noise is measured on so many examples, at the start and along runs."""
+    hessian_examples = max(num_examples, LEAST_EXAMPLES) // 4
+    return {"hessian": True, "num_probes": NUM_PROBES, "hessian_examples": hessian_examples}
 
 
 def examples_for(problem: ProblemConfig | FactoryConfig, split: GoalSplit) -> int:
@@ -69,7 +77,7 @@ def start_at(cell: Cell, out: Path, split: GoalSplit, *, curvature: bool) -> Sta
             measured |= {"max_rate": math.nan, "rate_bend": math.nan}
             began = time.perf_counter()
             try:
-                noise = measure_noise(problem, num_examples=examples, hessian=True)
+                noise = measure_noise(problem, num_examples=examples, **hessian_settings(examples))
             except NoisescaleError:  # whatever keeps it from being measured: the rates can be given
                 pass
             else:
