@@ -530,7 +530,7 @@ def _branch_table(runs: list[GoalRun], start_loss: float) -> pd.DataFrame:
             summary["seed"],
             summary["examples_seen"],
             loss,
-            int(summary["diverged_at_step"] is not None or blown_up),
+            int(run.has_diverged or blown_up),
         )
         rows.append(dict(zip(BRANCH_COLUMNS, row, strict=True)))
     return pd.DataFrame(rows).sort_values(["batch_size", "seed"]).reset_index(drop=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -131,9 +133,10 @@ def run_critical_batch(
 class _Measurement:
     """A measurement in progress, on an executor.
 
-    runs: by batch size, rate and seed; None: it failed. num_asked: how many runs the search of each
-    batch size and seed has asked for; ended: of those that have ended. budgets: the updates that
-    further runs of each batch size may take, about.
+    runs: by batch size, rate and seed; None: it failed. earlier: those that lay in the folder
+    before. num_asked: how many runs the search of each batch size and seed has asked for; ended: of
+    those that have ended. budgets: the updates that further runs of each batch size may take,
+    about.
     """
 
     def __init__(
@@ -155,6 +158,7 @@ class _Measurement:
         self.goals: tuple[float, ...] = ()
         self.start = Start(math.nan, math.nan, math.nan)
         self.runs: dict[tuple[int, float, int], GoalRun | None] = {}
+        self.earlier: dict[tuple[int, float, int], GoalRun] = {}
         self.num_asked: Counter[tuple[int, int]] = Counter()
         self.ended: set[tuple[int, int]] = set()
         self.budgets: dict[int, int] = {}
@@ -165,6 +169,7 @@ class _Measurement:
         started = time.monotonic()
         with self.tasks:
             self._look_at_start()
+            self.earlier = self._longest(lambda name, error: None)  # damaged ones are met below
             budget = self.config.epochs * math.ceil(self.num_examples / self.first_size)
             self._begin(self.first_size, 0, self._first_rate(), budget)
             self.loop.run()
@@ -253,7 +258,8 @@ class _Measurement:
             goal_cell = GoalCell(cell=cell, goals=self.goals, split=self.config.split)
             name = f"B = {size}, lr {rate:g}, seed {seed}"
             work = size * trial.max_steps
-            return Job(run_to_goal, goal_cell, name, kind=size, work=work, stored=stored_goal_run)
+            stored = partial(self._stored, (size, rate, seed))
+            return Job(run_to_goal, goal_cell, name, kind=size, work=work, stored=stored)
 
         def steps(trial: Trial, run: GoalRun | Failure) -> Steps:
             key = (size, self._rate(trial.grid_index), seed)
@@ -272,6 +278,16 @@ class _Measurement:
         self.ended.add((size, seed))
         if seed == 0:
             self._follow(size, tuned)
+
+    def _stored(self, key: tuple[int, float, int], goal_cell: GoalCell) -> GoalRun | None:
+        """The run where it lies finished, or one that went on for longer, as others may have."""
+        if (run := stored_goal_run(goal_cell)) is not None:
+            return run
+        earlier, most = self.earlier.get(key), goal_cell.cell.training.max_steps
+        if earlier is None or most is None:
+            return None
+        has_ended = math.isfinite(earlier.steps(self.goals[-1])) or earlier.has_diverged
+        return earlier if has_ended or earlier.summary["steps"] >= most else None
 
     def _index(self, rate: float) -> int:
         """Of the nearest rate on the grid, which is the same for all batch sizes."""
@@ -369,13 +385,24 @@ class _Measurement:
 
     def _take_others(self) -> None:
         """Adds the runs that others have finished in this folder, so that no table loses them."""
-        root = self.out / CELL_FOLDER / f"to-{self.goals[-1]:g}"
         known = {run.path for run in self.runs.values() if run is not None}
-        for run in read_finished(root, read_goal_run, self.tasks.failed, known=known):
+        self.runs |= self._longest(self.tasks.failed, known=known)
+
+    def _longest(
+        self, failed: Callable[[str, BaseException], object], *, known: Collection[Path] = ()
+    ) -> dict[tuple[int, float, int], GoalRun]:
+        """The finished runs in the folder that go beyond ours of the same rate and seed, if any.
+
+        failed: is told of one that is damaged. known: folders that need not be read again.
+        """
+        longest: dict[tuple[int, float, int], GoalRun] = {}
+        root = self.out / CELL_FOLDER / f"to-{self.goals[-1]:g}"
+        for run in read_finished(root, read_goal_run, failed, known=known):
             key = (run.summary["batch_size"], run.summary["learning_rate"], run.summary["seed"])
-            ours = self.runs.get(key)
+            ours = longest.get(key) or self.runs.get(key)
             if ours is None or ours.summary["steps"] < run.summary["steps"]:
-                self.runs[key] = run
+                longest[key] = run
+        return longest
 
     def table(self) -> pd.DataFrame:
         """The rows of steps_to_goal.csv."""
@@ -389,7 +416,7 @@ class _Measurement:
                 bound = run.seen if censored else steps
                 if not bound > 0:  # it diverged at once, or started beyond the goal
                     continue
-                diverged = run.summary["diverged_at_step"] is not None
+                diverged = run.has_diverged
                 row = (goal, size, rate, seed, bound, int(censored), int(diverged))
                 rows.append(dict(zip(COLUMNS, row, strict=True)))
         return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -13,6 +13,7 @@ SLACK = 2.0
 # and two more on either side, by factors of 2
 MOST_UNREACHED = 7
 WIDEST = 64.0
+LEAST = 8  # updates of a rate: below, a loss cannot be smoothed
 SHARES = (16, 4, 1)  # of the first search's budget, one after the other
 MOST = 15  # rates tried beyond those, in all: steps that fall without end must not be followed
 
@@ -42,20 +43,19 @@ def tune(centre: int, budget: int, *, factor: float = 2.0) -> Tuning:
     Args:
         centre: index of the first rate.
         budget: updates of the first ones; later ones get twice what the fastest took to the last
-            goal.
+            of the goals that they are tried for.
         factor: between neighbouring rates.
     """
     most_unreached = max(MOST_UNREACHED, math.ceil(math.log(WIDEST) / math.log(factor)))
     tried: dict[int, Steps] = {}
-    wanted = [centre - 1, centre, centre + 1]
+    wanted = dict.fromkeys((centre - 1, centre, centre + 1), budget)
     while wanted:
-        answers = yield [Trial(index, budget) for index in wanted]
+        answers = yield list(map(Trial, wanted.keys(), wanted.values()))
         tried |= dict(zip(wanted, answers, strict=True))
-        fewest = min(steps[-1] for steps in tried.values())
-        if math.isfinite(fewest):
-            budget = math.ceil(SLACK * fewest)
+        budget = _budget(tried, -1, budget)
         enough = len(tried) >= MOST + most_unreached
-        wanted = [] if enough else _widened(tried, most_unreached)
+        goals = {} if enough else _widened(tried, most_unreached)
+        wanted = {index: _budget(tried, goal, budget) for index, goal in goals.items()}
     return Tuned(tried, budget)
 
 
@@ -85,9 +85,20 @@ def best_indices(tried: Mapping[int, Steps]) -> list[int | None]:
     ]
 
 
-def _widened(tried: Mapping[int, Steps], most_unreached: int) -> list[int]:
-    """The indices beyond an end that is best for a goal; beyond both while one is unreached."""
+def _budget(tried: Mapping[int, Steps], goal: int, otherwise: int) -> int:
+    """The updates of another rate that is tried for a goal: SLACK times the fewest so far."""
+    fewest = min(steps[goal] for steps in tried.values())
+    return max(math.ceil(SLACK * fewest), LEAST) if math.isfinite(fewest) else otherwise
+
+
+def _widened(tried: Mapping[int, Steps], most_unreached: int) -> dict[int, int]:
+    """The indices beyond the ends that are best for a goal, each with the last such goal.
+
+    While a goal is unreached, both, for that goal.
+    """
     low, high = min(tried), max(tried)
     best = best_indices(tried)
-    unreached = None in best and len(tried) < most_unreached
-    return [index for index, end in ((low - 1, low), (high + 1, high)) if end in best or unreached]
+    if None in best and len(tried) < most_unreached:
+        return dict.fromkeys((low - 1, high + 1), best.index(None))
+    last = {end: goal for goal, end in enumerate(best)}
+    return {beyond: last[end] for beyond, end in ((low - 1, low), (high + 1, high)) if end in last}

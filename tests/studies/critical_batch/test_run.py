@@ -413,6 +413,22 @@ def test_a_whole_noise_run_of_an_earlier_release_is_not_made_again(serial, tmp_p
     pd.testing.assert_frame_equal(again.predicted, serial.result.predicted)
 
 
+def test_a_longer_run_of_an_earlier_release_stands_for_a_shorter_one(serial, tmp_path, monkeypatch):
+    """Whatever the budgets of a release, a finished folder is read and no run is made."""
+    out = tmp_path / "out"
+    shutil.copytree(serial[0], out)
+    for path in finished_runs(out / "cells"):
+        summary = json.loads((path / "summary.json").read_text())
+        longer = path.with_name(path.name + "-longer")
+        path.rename(longer)
+        assert summary["steps"] > 0
+    monkeypatch.setattr(
+        "noisescale.studies.critical_batch.run.run_to_goal", lambda cell: pytest.fail("run again")
+    )
+    again = run_critical_batch(CONFIG, out, executor=Here())
+    pd.testing.assert_frame_equal(again.table, serial.result.table)
+
+
 def test_each_seed_measures_noise_on_examples_of_its_own(serial):
     out, _, _ = serial
     first, second = (pd.DataFrame(read_noise(parts[0].path)) for parts in noise_runs_by_seed(out))

@@ -106,3 +106,12 @@ def test_a_goal_out_of_reach_ends_the_first_search_too():
     rounds, tried = search(lambda index: (math.inf,), 0, 1000, tune=tune_first)
     assert len(tried) == MOST_UNREACHED
     assert sum(len(trials) for trials in rounds) == 3 * MOST_UNREACHED
+
+
+def test_a_rate_that_one_goal_wants_gets_what_that_goal_takes():
+    """The best rate of the first goal is far below: no run there goes on to the second."""
+    rounds, tried = search(
+        lambda index: (20.0 * 1.5 ** abs(index + 2), 500.0 * 1.5 ** abs(index)), 0, 10_000
+    )
+    assert rounds[1:] == [[Trial(-2, 60)], [Trial(-3, 40)]]
+    assert best_indices(tried) == [-2, 0]

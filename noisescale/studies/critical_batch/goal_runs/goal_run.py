@@ -72,6 +72,11 @@ class GoalRun(ShortRun):
         return math.inf if steps is None else steps
 
     @property
+    def has_diverged(self) -> bool:
+        """Whether a loss was not finite."""
+        return self.summary["diverged_at_step"] is not None
+
+    @property
     def seen(self) -> float:
         """The last step at which the smoothed loss is known: a goal not reached takes more."""
         return float(self._smoothed[0][-1])
