@@ -359,6 +359,15 @@ def _monitor_sizes(record: Record) -> Iterator[Rows]:
 
 def _sweep(record: Record) -> Iterator[Rows]:
     targets = record["targets"]
+    if "commands" in record:
+        yield [
+            ["command, with its defaults", "seconds", "target", "runs"],
+            *(
+                [f"`noisescale {of['command']}`", _number(of["seconds"]), f"≤ {of['target']:g}",
+                 str(of["runs"])]
+                for of in record["commands"]
+            ),
+        ]  # fmt: skip
     rows = [["what", "against", "ratio", "target", ""]]
     if (processes := record.get("processes")) is not None:
         one, two = (float(np.median(processes["seconds"][count])) for count in ("1", "2"))
@@ -380,17 +389,6 @@ def _sweep(record: Record) -> Iterator[Rows]:
         for row in record.get("replicas", [])
     ]  # fmt: skip
     yield rows
-
-
-def _studies(record: Record) -> Iterator[Rows]:
-    yield [
-        ["command, with its defaults", "seconds", "target", "runs"],
-        *(
-            [f"`noisescale {of['command']}`", _number(of["seconds"]), f"≤ {of['target']:g}",
-             str(of["runs"])]
-            for of in record.get("commands", [])
-        ),
-    ]  # fmt: skip
 
 
 def _startup(record: Record) -> Iterator[Rows]:
@@ -490,6 +488,8 @@ def _figures_of_monitor_sizes(record: Record) -> Iterator[Figure]:
 
 def _figures_of_sweep(record: Record) -> Iterator[Figure]:
     targets = record["targets"]
+    for of in record.get("commands", []):
+        yield Figure(f"seconds of {of['command']}", of["seconds"], "≤", of["target"])
     if (processes := record.get("processes")) is not None:
         what = "speed of two processes in that of one"
         yield Figure(what, processes["speed_up"], "≥", targets["processes"])
@@ -499,11 +499,6 @@ def _figures_of_sweep(record: Record) -> Iterator[Figure]:
     for row in record.get("replicas", []):
         what = f"updates of {row['replicas']} replicas in eager ones, B = {row['batch_size']}"
         yield Figure(what, row["replicas/eager"], "≥", targets["replicas"])
-
-
-def _figures_of_studies(record: Record) -> Iterator[Figure]:
-    for of in record.get("commands", []):
-        yield Figure(f"seconds of {of['command']}", of["seconds"], "≤", of["target"])
 
 
 def _figures_of_startup(record: Record) -> Iterator[Figure]:
@@ -524,7 +519,6 @@ FIGURES: dict[str, Callable[[Record], Iterable[Figure]]] = {
     "monitor": _figures_of_monitor,
     "monitor_sizes": _figures_of_monitor_sizes,
     "sweep": _figures_of_sweep,
-    "studies": _figures_of_studies,
     "startup": _figures_of_startup,
     "scaling": _figures_of_scaling,
 }
@@ -535,7 +529,6 @@ TABLES: dict[str, Callable[[Record], Iterator[Rows]]] = {
     "monitor": _monitor,
     "monitor_sizes": _monitor_sizes,
     "sweep": _sweep,
-    "studies": _studies,
     "startup": _startup,
     "scaling": _scaling,
 }

@@ -107,14 +107,18 @@ class Record:
         self._path = path
         self._deadline = Deadline(minutes)
 
-    def measure(self, parts: Mapping[str, Part], console: Console) -> None:
+    def measure(
+        self, parts: Mapping[str, Part], console: Console, shares: Mapping[str, float] | None = None
+    ) -> None:
         """Measures parts in turn, each within its share of the time that is left.
 
         Args:
             parts: by the place of what they give: "a/b" is `content["a"]["b"]`, and "a/+b" the next
                 of the list `content["a"]`.
             console: is told which part is being measured.
+            shares: of the time, by place, beside one for every other part; None: all alike.
         """
+        weights = [(shares or {}).get(place, 1.0) for place in parts]
         left_out = self.content["left_out"]
         left_out.update(dict.fromkeys(parts, CUT))
         self._write()
@@ -123,10 +127,11 @@ class Record:
             if minutes is not None and minutes <= 0:
                 left_out[place] = "there was no time left for it"
             else:
-                share = Deadline(None if minutes is None else minutes / (len(parts) - number))
+                share = weights[number] / sum(weights[number:])
+                deadline = Deadline(None if minutes is None else minutes * share)
                 console.print(place.replace("/", ": ").replace("+", ""))
                 try:
-                    self._put(place, part(share))
+                    self._put(place, part(deadline))
                     del left_out[place]
                 except LeftOut as reason:
                     left_out[place] = str(reason)

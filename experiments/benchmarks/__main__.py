@@ -38,8 +38,7 @@ BENCHMARKS = {
     "training": Benchmark(6),
     "curvature": Benchmark(12),
     "scaling": Benchmark(6),
-    "sweep": Benchmark(12),
-    "studies": Benchmark(14, on_gpu=False),
+    "sweep": Benchmark(22),
     "noise": Benchmark(25),
 }
 # Of a benchmark's share what it is told to keep to: it ends its last part after that, and Python

@@ -1,4 +1,4 @@
-"""How fast a sweep is: two processes against one, bisection against the grid, replicas.
+"""How fast studies are: their default commands, two processes against one, bisection, replicas.
 
     python -m experiments.benchmarks.sweep
 
@@ -6,14 +6,21 @@ The limits. Processes: cells share nothing but memory bandwidth and the cores, s
 fast, less the start of Python and torch in each. Bisection: of n rates and s seeds, a scan of every
 k-th, log₂ k of it and about three of each other seed, against n·s. Replicas: at small B a run is
 bound by launching its kernels on a GPU, which R replicas share; on a CPU by reading and writing the
-weights, which they do not.
+weights, which they do not. Commands: of `sweep-lr` about half is training, a third the simulation
+of linearised SGD, which --no-predict leaves out; of `critical-batch` two fifths are training, most
+of it at the largest batch sizes, a fifth looks at the loss, a third the noise scale along runs,
+which --no-noise leaves out.
 """
 
 from __future__ import annotations
 
 import math
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -25,7 +32,7 @@ import click
 import torch
 from rich.console import Console
 
-from experiments.resources import NEVER, Deadline, Part, Record, seconds
+from experiments.resources import NEVER, Deadline, LeftOut, Part, Record, seconds
 from noisescale import (
     Horizon,
     ProblemConfig,
@@ -40,10 +47,12 @@ from noisescale.problems.problem import Problem, as_examples
 from noisescale.studies.jobs.cell import one_thread
 from noisescale.studies.jobs.local import LocalProcesses
 from noisescale.studies.stability_map.replicas import ReplicaTraining
+from noisescale.training.records.folder import SUMMARY, finished_runs
 from noisescale.training.trainer import Training
 
 RESULTS = Path(__file__).parent / "results"
-TARGETS = {"processes": 1.7, "bisection": 0.4, "replicas": 5.0}
+TARGETS = {"processes": 1.85, "bisection": 0.4, "replicas": 5.0}
+COMMANDS = {"sweep-lr": 240.0, "critical-batch": 300.0}  # seconds on two cores, at most
 REPLICAS = 16
 BATCH_SIZES = (1, 8, 32)
 UNIT = ProblemConfig(dataset="mnist", width=256)
@@ -173,6 +182,28 @@ def replicas(
     }
 
 
+def default_command(command: str, deadline: Deadline = NEVER) -> dict[str, Any]:
+    """Seconds of a command with its defaults in an empty folder, and the runs that it made."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "noisescale", command, "--out", folder],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            code = process.wait(None if deadline.minutes is None else 60 * deadline.minutes)
+        except subprocess.TimeoutExpired as late:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise LeftOut(f"it takes longer than the {late.timeout:.0f} s left for it") from late
+        seconds = time.monotonic() - started
+        if code != 0:
+            raise subprocess.CalledProcessError(code, process.args)
+        assert (Path(folder) / SUMMARY).exists()
+        runs = len(finished_runs(Path(folder) / "cells"))
+    return {"command": command, "seconds": seconds, "runs": runs, "target": COMMANDS[command]}
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
@@ -186,17 +217,20 @@ def replicas(
 def main(
     device: str, rounds: int, data_dir: Path | None, minutes: float | None, out: Path | None
 ) -> None:
-    """Measure all three, and print and write them. Two processes need two idle cores."""
+    """Measure all of them, and print and write it. Commands and processes need two idle cores."""
     record = Record(
         out or RESULTS / f"sweep-{device}.json", device, minutes=minutes, targets=TARGETS
     )
     parts = parts_of(device, rounds=rounds, data_dir=data_dir)
-    record.measure(parts, Console(stderr=True, highlight=False))
+    shares = dict.fromkeys(
+        (f"commands/+{name}" for name in COMMANDS), 5.0
+    )  # minutes, of which the others take one or two
+    record.measure(parts, Console(stderr=True, highlight=False), shares)
     show(record.content)
 
 
 def parts_of(device: str, *, rounds: int, data_dir: Path | None) -> dict[str, Part]:
-    """What is measured: replicas, which are quick, before whole sweeps."""
+    """What is measured: replicas, which are quick, before whole studies."""
     options = SweepOptions(data_dir=data_dir, predict=False)
 
     @cache
@@ -212,6 +246,7 @@ def parts_of(device: str, *, rounds: int, data_dir: Path | None) -> dict[str, Pa
 
     parts = {f"replicas/+B = {batch_size}": replicas_at(batch_size) for batch_size in BATCH_SIZES}
     if device == "cpu":
+        parts |= {f"commands/+{name}": partial(default_command, name) for name in COMMANDS}
         parts["processes"] = lambda deadline: processes(
             EVEN, options, rounds=rounds, deadline=deadline
         )
@@ -221,6 +256,11 @@ def parts_of(device: str, *, rounds: int, data_dir: Path | None) -> dict[str, Pa
 
 def show(results: dict[str, Any]) -> None:
     """Prints what was measured."""
+    for row in results.get("commands", []):
+        click.echo(
+            f"noisescale {row['command']}: {row['seconds']:.0f} s for {row['runs']} runs "
+            f"(target {row['target']:.0f})"
+        )
     if (bisected := results.get("bisection")) is not None:
         click.echo(
             f"bisection: {bisected['runs']} runs of {bisected['runs_of_grid']} "

@@ -28,9 +28,16 @@ def interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-def send_signal(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGINT)
-    raise RuntimeError("cut short")
+def cut_short_by_a_signal():
+    """A function in the place of a run, which is pressed Ctrl-C in, once."""
+    signals = iter([signal.SIGINT])
+
+    def cut_short(*args, **kwargs):
+        for number in signals:
+            os.kill(os.getpid(), number)
+        raise RuntimeError("cut short")
+
+    return cut_short
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +90,8 @@ def test_a_critical_batch_size_without_the_rest_of_its_noise(tmp_path, monkeypat
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(
-            "noisescale.studies.critical_batch.goal_runs.noise_runs.run_to_goal", send_signal
+            "noisescale.studies.critical_batch.goal_runs.noise_runs.run_to_goal",
+            cut_short_by_a_signal(),
         )
         result = run(*CRITICAL, "--out", out)
     assert result.exit_code == 130

@@ -24,6 +24,7 @@ for peer in ("backpack", "curvlinops", "opacus", "pyhessian"):
     pytest.importorskip(peer)
 
 from experiments.benchmarks import curvature, monitor, monitor_sizes, noise, startup, sweep
+from experiments.resources import Deadline, LeftOut
 
 pytestmark = pytest.mark.peers
 
@@ -97,6 +98,32 @@ def test_a_start_is_measured_in_seconds_of_its_own_process():
     assert idle < 0.5 <= busy
     with pytest.raises(subprocess.CalledProcessError):
         startup.cpu_seconds("-c", "raise SystemExit(3)")
+
+
+@pytest.mark.slow
+def test_a_command_is_timed_or_ended_where_its_time_is_up(monkeypatch):
+    small = [
+        "--dataset",
+        "digits",
+        "--num-train",
+        "60",
+        "--width",
+        "4",
+        "--bs",
+        "4",
+        "--steps",
+        "6",
+    ]
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess,
+        "Popen",
+        lambda arguments, **kwargs: popen([*arguments, *small, "--seeds", "1"], **kwargs),
+    )
+    found = sweep.default_command("sweep-lr")
+    assert found["runs"] > 0 < found["seconds"] < 300
+    with pytest.raises(LeftOut, match="longer than the 0 s left for it"):
+        sweep.default_command("sweep-lr", Deadline(0.0))
 
 
 @pytest.mark.slow

@@ -65,6 +65,14 @@ def test_parts_share_the_time_that_is_left(clock, tmp_path):
     }
 
 
+def test_a_part_may_have_a_larger_share(clock, tmp_path):
+    given = []
+    record = Record(tmp_path / "r.json", "cpu", minutes=10.0)
+    parts = dict.fromkeys("abc", lambda deadline: given.append(deadline.minutes))
+    record.measure(parts, QUIET, {"b": 3.0})
+    assert given == [10 * 1 / 5, 10 * 3 / 4, 10 * 1 / 1]
+
+
 def test_what_ends_a_benchmark_leaves_the_parts_before_it(tmp_path):
     path = tmp_path / "r.json"
 

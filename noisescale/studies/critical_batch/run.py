@@ -76,7 +76,7 @@ from noisescale.training.records.tables import STEPS_TO_GOAL
 from noisescale.training.updates.muon import check_muon
 
 DRAWN_EVENLY = "B_simple and B_noise are those of examples drawn evenly, and not by importance"
-CELLS_A_SEARCH = 5  # about, for the estimate of the time left: three rates and two beyond an end
+CELLS_A_SEARCH = 4  # about, for the estimate of the time left
 
 
 def run_critical_batch(
@@ -135,8 +135,8 @@ class _Measurement:
 
     runs: by batch size, rate and seed; None: it failed. earlier: those that lay in the folder
     before. num_asked: how many runs the search of each batch size and seed has asked for; ended: of
-    those that have ended. budgets: the updates that further runs of each batch size may take,
-    about.
+    those that have ended, how many runs of the whole budget they came to. budgets: the updates that
+    further runs of each batch size may take, about.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class _Measurement:
         self.runs: dict[tuple[int, float, int], GoalRun | None] = {}
         self.earlier: dict[tuple[int, float, int], GoalRun] = {}
         self.num_asked: Counter[tuple[int, int]] = Counter()
-        self.ended: set[tuple[int, int]] = set()
+        self.ended: dict[tuple[int, int], float] = {}
         self.budgets: dict[int, int] = {}
         self.tasks = Tasks(pool, options.console)
         self.loop = SearchLoop(self.tasks, to_come=self._to_come)
@@ -250,14 +250,18 @@ class _Measurement:
 
     def _tune(self, size: int, seed: int, rate: float, budget: int) -> Search[GoalRun, None]:
         """Makes the runs that a search of the best rates asks for; others follow seed 0's."""
+        is_first = (size, seed) == (self.first_size, 0)
+        allowed: list[int] = []  # updates of each run
 
         def job(trial: Trial) -> Job[GoalRun]:
             self.num_asked[size, seed] += 1
+            allowed.append(trial.max_steps)
             rate = self._rate(trial.grid_index)
             cell = self._cell(size, rate, seed, trial.max_steps)
             goal_cell = GoalCell(cell=cell, goals=self.goals, split=self.config.split)
             name = f"B = {size}, lr {rate:g}, seed {seed}"
-            work = size * trial.max_steps
+            # for the time left: steps that no other search bounds are not twice what is needed
+            work = size * trial.max_steps * (SLACK if is_first else 1)
             stored = partial(self._stored, (size, rate, seed))
             return Job(run_to_goal, goal_cell, name, kind=size, work=work, stored=stored)
 
@@ -272,10 +276,10 @@ class _Measurement:
                 self.budgets[size] = min(self.budgets[size], math.ceil(SLACK * steps[-1]))
             return steps
 
-        search_rates = tune_first if (size, seed) == (self.first_size, 0) else tune
+        search_rates = tune_first if is_first else tune
         search = search_rates(self._index(rate), budget, factor=self.config.factor)
         tuned = yield from carry_out(search, job, steps)
-        self.ended.add((size, seed))
+        self.ended[size, seed] = sum(min(most / tuned.budget, 1.0) for most in allowed)
         if seed == 0:
             self._follow(size, tuned)
 
@@ -423,11 +427,12 @@ class _Measurement:
 
     def _to_come(self) -> dict[int, list[float]]:
         """Of each batch size the examples of every run no search has asked for yet, about."""
-        of_ended = [self.num_asked[search] for search in self.ended]
-        a_search = (CELLS_A_SEARCH + sum(of_ended)) / (1 + len(of_ended))
+        # the first search, which no other has told what runs take, is like none of those to come
+        others = [count for search, count in self.ended.items() if search != (self.first_size, 0)]
+        a_search = (CELLS_A_SEARCH + sum(others)) / (1 + len(others))
 
         def more(size: int) -> int:
-            searches = {(size, seed) for seed in range(self.config.num_seeds)} - self.ended
+            searches = {(size, seed) for seed in range(self.config.num_seeds)} - self.ended.keys()
             return round(sum(max(a_search - self.num_asked[search], 0) for search in searches))
 
         return {size: [self._examples(size)] * more(size) for size in self.sizes}
