@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,10 +46,11 @@ def scales_table(runs: Runs) -> pd.DataFrame:
     goals = sorted(steps["goal"].unique(), reverse=True)
     rows = []
     for name, root in front_folders(runs).items():
-        for folder, record in runs:
-            if root not in folder.parents or not folder.parent.parent.name.startswith("noise-"):
-                continue
-            losses, noise = read_losses(folder), pd.DataFrame(read_noise(folder))
+        for parts in _noise_runs(runs, root):
+            folder, record = parts[0]
+            losses = read_losses(folder)
+            measured = pd.DataFrame([row for part, _ in parts for row in read_noise(part)])
+            noise = measured.drop_duplicates("step").sort_values("step")
             smoothed = smoothed_losses(losses["step"].to_numpy(), losses["loss"].to_numpy())
             for goal in goals:
                 end = steps_to_goal(*smoothed, goal)
@@ -57,6 +61,16 @@ def scales_table(runs: Runs) -> pd.DataFrame:
                     continue
                 rows.append(row | _averages(noise[noise["step"] <= end]))
     return pd.DataFrame(rows, columns=["front", "seed", "goal", "batch_size", *NOISE])
+
+
+def _noise_runs(runs: Runs, root: Path) -> Iterable[Runs]:
+    """The runs with the noise scale along them, each in one folder or in parts, by its name."""
+    parts: dict[str, Runs] = defaultdict(list)
+    for folder, record in runs:
+        inside = folder.parents[: folder.parents.index(root)] if root in folder.parents else ()
+        if any(parent.name.startswith("noise-") for parent in inside):
+            parts[folder.name].append((folder, record))
+    return parts.values()
 
 
 def _averages(noise: pd.DataFrame) -> dict[str, float]:

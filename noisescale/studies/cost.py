@@ -22,6 +22,7 @@ from noisescale.measure.noise_parts.probes import (
     CROSSED,
     DEFLATED,
     DEFLATING,
+    DEFLATING_ANEW,
     GRADIENTS,
     HESSIAN_GROUPS,
     PRODUCTS_PER_VECTOR,
@@ -360,10 +361,14 @@ def _products_of_noise(objective: Objective, wanted: int, options: NoiseOptions)
     share = wanted / hessian.num_examples  # more than were measured the gradients of
     vectors = DEFLATED * PRODUCTS_PER_VECTOR
     if one.kept_chunks >= one.chunks:
-        seconds = one.recording + one.times(1 + vectors + options.num_probes)
+        part = 1 / DEFLATING  # whose graphs are kept beside
+        seconds = (1 + part) * one.recording
+        seconds += one.times(1 + vectors * part + options.num_probes)
+        memory_bytes = (1 + part) * one.memory_bytes
     else:
-        seconds = one.times(1 + vectors / DEFLATING + options.num_probes / CROSSED)
-    return _Hessian(share * seconds, round(share * one.memory_bytes))
+        seconds = one.times(1 + vectors / DEFLATING_ANEW + options.num_probes / CROSSED)
+        memory_bytes = one.memory_bytes
+    return _Hessian(share * seconds, round(share * memory_bytes))
 
 
 def _seconds_of_all(work: Callable[[Objective], Any], first: Objective, whole: Objective) -> float:

@@ -171,7 +171,7 @@ class Training:
         self.losses = LossHistory()
         self.carried: dict[str, Any] = {}
         self._set_rate()
-        # which say all of a step, at one rate, by their examples
+        # of which a step needs nothing but the examples
         self._has_plain_batches = (
             isinstance(self.examples, Examples)
             and problem.weights is None
@@ -228,7 +228,7 @@ class Training:
     def calls(self, stops: Callable[[int], bool]) -> Iterator[int]:
         """Makes the same updates, on a CPU several small ones in a call, which takes less time.
 
-        Gives the number of updates made after each call, and so at the end of each epoch.
+        Gives the number of updates made after each call, none of which goes beyond an epoch's end.
 
         Args:
             stops: whether a call is to end with the update of this number.
@@ -258,17 +258,23 @@ class Training:
             most = min(most, self.config.max_steps - self.step)
         return next((count for count in range(1, most) if stops(self.step + count)), max(most, 1))
 
-    def _updates(self, indices: Tensor) -> Sequence[Tensor]:
-        """A step on each batch of the examples at `indices` (K·B,), up to a divergence.
+    def _updates(self, indices: Tensor) -> Iterator[Tensor]:
+        """A step on each batch of the examples at `indices` (K·B,); gives the mean loss () before.
 
-        Returns the mean loss () before each.
+        Of several, up to one whose loss is not finite.
         """
         if len(indices) > self.batch_size:
             assert self.in_place is not None
             losses = self.in_place.updates(self._examples_at(indices), self.batch_size)
             if losses is not None:
-                return losses.unbind()
-        return [self._update(batch) for batch in indices.split(self.batch_size)]
+                yield from losses.unbind()
+                return
+        batches = indices.split(self.batch_size)
+        for batch in batches:
+            loss = self._update(batch)
+            yield loss
+            if len(batches) > 1 and not math.isfinite(loss):
+                return
 
     def checkpoint(self) -> Checkpoint:
         """The state after the latest step, a copy."""

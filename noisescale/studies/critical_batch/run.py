@@ -26,7 +26,9 @@ from noisescale.studies.critical_batch.goal_runs.goal_run import (
     stored_goal_run,
 )
 from noisescale.studies.critical_batch.goal_runs.noise_runs import (
-    PARTS,
+    HALVES,
+    WHOLE,
+    Parts,
     choose_noise_runs,
     make_noise_runs,
 )
@@ -287,7 +289,10 @@ class _Measurement:
         """The run where it lies finished, or one that went on for longer, as others may have."""
         if (run := stored_goal_run(goal_cell)) is not None:
             return run
-        earlier, most = self.earlier.get(key), goal_cell.cell.training.max_steps
+        earlier, most = (
+            self.runs.get(key) or self.earlier.get(key),
+            goal_cell.cell.training.max_steps,
+        )
         if earlier is None or most is None:
             return None
         has_ended = math.isfinite(earlier.steps(self.goals[-1])) or earlier.has_diverged
@@ -347,13 +352,13 @@ class _Measurement:
                 part=part,
             )
 
-        def parts(seed: int) -> list[GoalCell]:
-            whole = goal_cell(seed, (0, 1))  # as releases before 0.2 made them
-            if is_stored(whole.cell):
-                return [whole]
-            return [goal_cell(seed, (number, PARTS)) for number in range(PARTS)]
+        def are_stored(parts: Parts) -> bool:
+            return any(is_stored(goal_cell(0, part).cell) for part in parts)
 
-        cells = [parts(seed) for seed in range(self.config.num_seeds)]
+        # as they lie in the folder, else whatever leaves no process without work
+        parts: Parts = HALVES if self.config.num_seeds % self.tasks.num_at_once else WHOLE
+        parts = next((there for there in (WHOLE, HALVES) if are_stored(there)), parts)
+        cells = [[goal_cell(seed, part) for part in parts] for seed in range(self.config.num_seeds)]
         return make_noise_runs(self.tasks, runs, cells, self.start.seconds_an_example)
 
     def _cell(

@@ -71,7 +71,8 @@ def tune_first(centre: int, budget: int, *, factor: float = 2.0) -> Tuning:
         factor: between neighbouring rates.
     """
     for share in SHARES:
-        tuned = yield from tune(centre, math.ceil(budget / share), factor=factor)
+        rung = min(budget, max(math.ceil(budget / share), LEAST))
+        tuned = yield from tune(centre, rung, factor=factor)
         if None not in best_indices(tuned.tried):
             break
     return tuned

@@ -228,10 +228,11 @@ def _seconds_of_update(
     config = with_run(cell, batch_size, rate, MOST_TIMED).training
     begun = before = budget.now()
     times: list[float] = []
-    for _ in Training(problem, config):
+    made = 0
+    for step in Training(problem, config).calls(lambda step: False):
         now = budget.now()
-        times.append(now - before)
-        before = now
+        times.append((now - before) / (step - made))
+        before, made = now, step
         spent = (now - begun) / budget.seconds
         enough = WARM_UP + FEWEST_TIMED if spent < MOST_TIMED_SHARE else 2
         if spent > TIMED_SHARE and len(times) >= enough:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 # steps between two measurements, or "log" for eight in each decade of steps
 Every = int | Literal["log"]
 SHORT = 500  # rows, of a table that is written in a moment
+DECADES = 15  # of steps, which no run comes to the end of
 PER_DECADE = 8  # neighbours are a third apart: a course in logarithms, at few measurements
 
 
@@ -26,7 +28,13 @@ def is_due(step: int, every: Every, *, per_decade: int = PER_DECADE) -> bool:
     """
     if every != "log":
         return step % every == 0
-    return step == 0 or step == round(10 ** (round(per_decade * math.log10(step)) / per_decade))
+    return step in _log_spaced(per_decade)
+
+
+@cache
+def _log_spaced(per_decade: int) -> frozenset[int]:
+    """0 and the steps round(10^(k/per_decade)) of any run: asked of every step, so looked up."""
+    return frozenset({0, *(round(10 ** (k / per_decade)) for k in range(DECADES * per_decade))})
 
 
 def num_due(step: int, last: int, every: Every, *, per_decade: int = PER_DECADE) -> int:

@@ -28,16 +28,13 @@ from noisescale.training.records.folder import STEP_CHECKPOINTS
 from noisescale.training.records.tables import read_noise
 from noisescale.training.records.weight_files import read_weights
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
-from noisescale.training.tracking.rows import PER_DECADE, is_due
+from noisescale.training.tracking.rows import is_due
 from noisescale.training.trainer import Training
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LOOKS_PER_DECADE = 24  # a tenth more steps each, over five of which or so losses are smoothed
-# Until the loss is within FAR of the first goal there is nothing to be smoothed, and a look takes
-# as long as many small steps
-FAR, FAR_LOOKS_PER_DECADE = 1.5, PER_DECADE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +43,9 @@ class GoalCell:
 
     goals: descending; none: to its last step. split: whose loss. noise: what of the noise scale is
     measured along it; then a checkpoint is kept where each goal is first seen reached, and a
-    measurement made there. part: which of these it makes, as (0, 2) the first, third and so on: a
-    run whose measurements take longer than it does is made twice, at the same time.
+    measurement made there. part: which measurements it makes, of a run that is made several times
+    because they take far longer than it: (0, 2) is every other one from the first, and those where
+    goals are reached.
     """
 
     cell: Cell
@@ -89,7 +87,8 @@ class GoalRun(ShortRun):
         rows: list[dict[Any, Any]] = []
         for path in (self.path, *self.others):
             rows += read_noise(path)
-        return pd.DataFrame(sorted(rows, key=itemgetter("step")))
+        table = pd.DataFrame(sorted(rows, key=itemgetter("step")))
+        return table.drop_duplicates("step", ignore_index=True) if rows else table
 
     @cached_property
     def _smoothed(self) -> tuple[np.ndarray, np.ndarray]:
@@ -122,24 +121,24 @@ def _course(goal_cell: GoalCell, training: Training, curve: LossCurve) -> dict[s
         tracker = NoiseTracker(training, cell.path, goal_cell.noise)
 
     waiting = list(goals)  # for the loss as it is seen, before it is smoothed
-
-    def due(step: int) -> bool:
-        is_far = len(waiting) == len(goals) > 0 and curve.points[-1][1] > FAR * goals[0]
-        return is_due(step, "log", per_decade=FAR_LOOKS_PER_DECADE if is_far else LOOKS_PER_DECADE)
-
     part, num_parts = goal_cell.part
-    num_measured = 0  # in all parts
-    for step in looks(training, curve, due):
+    num_due = 0
+    for step in looks(
+        training, curve, lambda step: is_due(step, "log", per_decade=LOOKS_PER_DECADE)
+    ):
         _, loss = curve.points[-1]
         passed = [goal for goal in waiting if loss <= goal]
         waiting = waiting[len(passed) :]
-        if tracker is not None and (passed or tracker.due):
-            if num_measured % num_parts == part:
-                if passed and step > 0:
-                    path = cell.path / STEP_CHECKPOINTS / f"step-{step}.pt"
-                    save_checkpoint(training.checkpoint(), path)
+        if tracker is not None:
+            is_ours = bool(passed) and part == 0
+            if is_ours and step > 0:
+                path = cell.path / STEP_CHECKPOINTS / f"step-{step}.pt"
+                save_checkpoint(training.checkpoint(), path)
+            if tracker.due:
+                is_ours |= num_due % num_parts == part
+                num_due += 1
+            if is_ours:
                 tracker.measure()
-            num_measured += 1
         if step > 0 and goals and not waiting and _reached(curve, goals[-1]):
             break
 

@@ -39,9 +39,10 @@ from noisescale.training.tracking.noise import NoiseTracking
 from noisescale.training.tracking.rows import num_due
 
 NOISE_FOLDER = "noise"
-# of a run's measurements, which take far longer than it does: three runs in halves keep two
-# processes busy to the end
-PARTS = 2
+WHOLE = ((0, 1),)
+# of a run whose measurements take far longer than it does: three in halves keep two processes busy
+HALVES = ((0, 2), (1, 2))
+Parts = tuple[tuple[int, int], ...]
 QUANTITIES: tuple[Scale, ...] = ("simple", "full")
 ESTIMATES = (
     "critical_batch_size",
@@ -129,7 +130,8 @@ def make_noise_runs(
     finished = {run.path: run for run in stored if run is not None}
     to_make = [cell for cell, run in zip(parts, stored, strict=True) if run is None]
     if to_make:
-        tasks.progress.log(_announcement(tasks, runs, len(to_make), seconds_an_example))
+        num_runs = sum(1 / cell.part[1] for cell in to_make)
+        tasks.progress.log(_announcement(tasks, runs, math.ceil(num_runs), seconds_an_example))
     waiting = {tasks.submit(run_to_goal, cell) for cell in to_make}
     stopped = None
     try:
@@ -145,18 +147,22 @@ def make_noise_runs(
                     finished[run.path] = run
     except Interrupted as signal:
         stopped = signal
-    whole = []
-    for of_seed in cells:
-        made = [finished[cell.cell.path] for cell in of_seed if cell.cell.path in finished]
-        if len(made) == len(of_seed):
-            first, *others = made
-            whole.append(replace(first, others=tuple(other.path for other in others)))
-    return whole, stopped
+    made = [[finished.get(cell.cell.path) for cell in of_seed] for of_seed in cells]
+    return [
+        _together([run for run in of_seed if run is not None])
+        for of_seed in made
+        if None not in of_seed
+    ], stopped
 
 
-def _announcement(tasks: Tasks, runs: NoiseRuns, num_parts: int, seconds_an_example: float) -> str:
+def _together(parts: list[GoalRun]) -> GoalRun:
+    """A run with the measurements of all its parts."""
+    first, *others = parts
+    return replace(first, others=tuple(other.path for other in others))
+
+
+def _announcement(tasks: Tasks, runs: NoiseRuns, num_runs: int, seconds_an_example: float) -> str:
     """What the noise runs are, what they will cost, and how to do without."""
-    num_runs = math.ceil(num_parts / PARTS)
     measurements = num_runs * (1 + num_due(0, runs.max_steps, "log"))
     cost = f"{measurements} measurements"
     if math.isfinite(seconds_an_example):

@@ -39,28 +39,29 @@ typedef struct {
 #define INLINE static inline __attribute__((always_inline))
 #define SIMD _Pragma("omp simd")
 
-/* row -= rate * (sum over the batch of coefficient * input + decay * row) */
+/* row -= rate * (sum over the batch of coefficient * input + decay * row)
+
+In one expression, for 1 - rate * decay is 1 in float32 where they are small. */
 INLINE void update_row(float *restrict row, const float *coefficients, int64_t stride,
                        const float *restrict inputs, int64_t cols, const Chain *chain)
 {
-    if (chain->decay != 0) {
-        float kept = 1 - chain->rate * chain->decay;
-        SIMD for (int64_t j = 0; j < cols; j++) row[j] *= kept;
-    }
+    float decay = chain->rate * chain->decay; /* in the first of the sums below */
     int64_t b = 0;
     for (; b + AT_ONCE <= chain->batch; b += AT_ONCE) {
         float c[AT_ONCE];
         for (int k = 0; k < AT_ONCE; k++) c[k] = chain->rate * coefficients[(b + k) * stride];
-        if (c[0] == 0 && c[1] == 0 && c[2] == 0 && c[3] == 0) continue;
+        if (c[0] == 0 && c[1] == 0 && c[2] == 0 && c[3] == 0 && decay == 0) continue;
         const float *x0 = inputs + b * cols, *x1 = x0 + cols, *x2 = x1 + cols, *x3 = x2 + cols;
         SIMD for (int64_t j = 0; j < cols; j++)
-            row[j] -= (c[0] * x0[j] + c[1] * x1[j]) + (c[2] * x2[j] + c[3] * x3[j]);
+            row[j] -= (c[0] * x0[j] + c[1] * x1[j]) + (c[2] * x2[j] + c[3] * x3[j]) + decay * row[j];
+        decay = 0;
     }
     for (; b < chain->batch; b++) {
         float c = chain->rate * coefficients[b * stride];
-        if (c == 0) continue;
+        if (c == 0 && decay == 0) continue;
         const float *x = inputs + b * cols;
-        SIMD for (int64_t j = 0; j < cols; j++) row[j] -= c * x[j];
+        SIMD for (int64_t j = 0; j < cols; j++) row[j] -= c * x[j] + decay * row[j];
+        decay = 0;
     }
 }
 
@@ -94,12 +95,12 @@ INLINE void forward(const Chain *chain, int64_t place, const float *old, const f
     for (int64_t i = 0; i < rows; i += AT_ONCE) {
         int64_t last = i + AT_ONCE < rows ? i + AT_ONCE : rows;
         if (old != NULL) update(chain, place, old, i, last);
-        const float *w0 = layer->weight + i * cols;
-        const float *w1 = w0 + cols, *w2 = w1 + cols, *w3 = w2 + cols;
         for (int64_t b = 0; b < chain->batch; b++) {
             const float *x = inputs + b * cols;
             float sums[AT_ONCE];
             if (last - i == AT_ONCE) {
+                const float *w0 = layer->weight + i * cols;
+                const float *w1 = w0 + cols, *w2 = w1 + cols, *w3 = w2 + cols;
                 float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
                 for (int64_t j = 0; j < cols; j++) {
@@ -148,7 +149,6 @@ INLINE void backward(const Chain *chain, int64_t place, const float *below)
     for (int64_t i = 0; i < rows; i += AT_ONCE) {
         int64_t last = i + AT_ONCE < rows ? i + AT_ONCE : rows;
         const float *w0 = layer->weight + i * cols;
-        const float *w1 = w0 + cols, *w2 = w1 + cols, *w3 = w2 + cols;
         for (int64_t b = 0; b < chain->batch; b++) {
             const float *g = chain->buffers[place].grad + b * rows + i;
             float *restrict out = into + b * cols;
@@ -158,6 +158,7 @@ INLINE void backward(const Chain *chain, int64_t place, const float *below)
                     SIMD for (int64_t j = 0; j < cols; j++) out[j] += g[k] * w[j];
                 }
             } else if (g[0] != 0 || g[1] != 0 || g[2] != 0 || g[3] != 0) {
+                const float *w1 = w0 + cols, *w2 = w1 + cols, *w3 = w2 + cols;
                 float g0 = g[0], g1 = g[1], g2 = g[2], g3 = g[3];
                 SIMD for (int64_t j = 0; j < cols; j++)
                     out[j] += (g0 * w0[j] + g1 * w1[j]) + (g2 * w2[j] + g3 * w3[j]);

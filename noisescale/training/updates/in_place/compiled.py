@@ -21,15 +21,16 @@ try:
 except ImportError:  # it is built where noisescale is installed, if a C compiler is found there
     sgd = None  # type: ignore[assignment]
 NOT_BUILT = (
-    "small batches are trained by torch's operations, which takes several times as long: no C "
-    "compiler was found when noisescale was installed"
+    "small batches are trained by torch's operations, which takes several times as long: the "
+    "compiled steps were not built when noisescale was installed, as without a C compiler"
 )
 
 # of a batch: above it the matrix products of libraries are as fast
-MOST_EXAMPLES = 16
+MOST_EXAMPLES = 8
 READ_AT_ONCE = 64  # examples of a call, which a processor's cache still holds
 # as _chain_steps.c numbers them
-ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.Tanh: 2}
+IDENTITY = 0
+ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.Tanh: 2}
 LOSSES: dict[LossGradient, int] = {cross_entropy_gradient: 0, squared_error_gradient: 1}
 
 
@@ -50,28 +51,29 @@ class CompiledSteps:
         self._chain = chain
         self._loss = loss
         self._layers = layers
-        self._params = [param for weight, bias, _ in layers for param in (weight, bias)]
+        params = [param for weight, bias, _ in layers for param in (weight, bias)]
+        self._params = [(param, param.shape) for param in params if param is not None]
         self._is_flattened = any(isinstance(link.layer, nn.Flatten) for link in chain.links)
 
     @classmethod
     def of(cls, chain: Chain | None, gradient: LossGradient | None) -> Self | None:
-        """The compiled steps of a chain under a loss; None: it is another kind of one."""
+        """The compiled steps of a chain under a loss; None: one of them is not covered."""
         loss = None if gradient is None else LOSSES.get(gradient)
         if chain is None or loss is None:
             return None
         layers: list[Any] = []
         for link in chain.links:
             if isinstance(link.layer, nn.Linear) and link.is_trained:
-                layers.append((link.weight, link.bias, None))
+                layers.append((link.weight, link.bias, IDENTITY))
             elif isinstance(link.layer, nn.Flatten):
                 if (link.layer.start_dim, link.layer.end_dim) != (1, -1):
                     return None
-            elif type(link.layer) in ACTIVATIONS and layers and layers[-1][2] is None:
+            elif type(link.layer) in ACTIVATIONS and layers and layers[-1][2] == IDENTITY:
                 layers[-1] = (*layers[-1][:2], ACTIVATIONS[type(link.layer)])
             elif not isinstance(link.layer, nn.Identity):
                 return None
-        identity = ACTIVATIONS[nn.Identity]
-        return cls(chain, loss, [(*params, kind or identity) for *params, kind in layers])
+        compiled = cls(chain, loss, layers)
+        return compiled if compiled._fits() else None
 
     @property
     def is_built(self) -> bool:
@@ -118,7 +120,7 @@ class CompiledSteps:
             learning_rate,
             weight_decay,
         )
-        increment_version([param for param in self._params if param is not None])
+        increment_version([param for param, _ in self._params])
         return losses[:made]
 
     def _takes(self, inputs: Any, targets: Any) -> bool:
@@ -133,14 +135,16 @@ class CompiledSteps:
         if inputs[0].numel() != width or targets.shape != inputs.shape[:1]:
             return False
         low, high = targets.aminmax()
-        return (
-            int(low) >= 0
-            and int(high) < num_classes
-            and all(
-                param is None
-                or (param.dtype == torch.float32 and param.is_contiguous() and param.is_cpu)
-                for param in self._params
-            )
+        return int(low) >= 0 and int(high) < num_classes and self._fits()
+
+    def _fits(self) -> bool:
+        """Whether the parameters lie in memory as the compiled code reads them."""
+        return all(
+            param.dtype == torch.float32
+            and param.is_cpu
+            and param.is_contiguous()
+            and param.shape == shape
+            for param, shape in self._params
         )
 
     def _layout(self) -> array[int]:

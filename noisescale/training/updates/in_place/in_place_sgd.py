@@ -25,9 +25,10 @@ class InPlaceSGD(TorchFunctionMode):
     """`F.linear` called in this context updates its weight and bias once their gradient is due.
 
     The backward pass of a linear layer with input a (B, F) and output gradient δ (B, C) applies W ←
-    (1 − η·λ)·W − η·δᵀa as one matrix product accumulated into W: the update of `torch.optim.SGD`
-    with weight decay λ and no momentum, up to rounding, without writing, reading or clearing the
-    gradient. At batch size 1 a step is bound by memory traffic, and this removes about half of it.
+    W − η·δᵀa as one matrix product accumulated into W: the update of `torch.optim.SGD` without
+    momentum, up to rounding, without writing, reading or clearing the gradient. At batch size 1 a
+    step is bound by memory traffic, and this removes about half of it. With weight decay λ the
+    gradient of one layer at a time is written, so that λ·W is added to it before either is rounded.
 
     One trial forward pass of a copy of the model decides which parameters are *covered*: used
     exactly once, as the weight or bias of `F.linear`. A covered parameter's `.grad` stays None, so
@@ -322,16 +323,25 @@ def update_linear(
     """
     if grad.dim() != 2:
         inputs, grad = _rows(inputs), _rows(grad)
-    keep = 1.0 - learning_rate * weight_decay
     is_single = grad.shape[0] == 1  # len() takes as long as a small update
-    if is_single and keep == 1.0:  # elementwise kernels beat BLAS at an outer product
+    if weight_decay:  # 1 − η·λ would be 1 in float32 where they are small
+        _decayed_step(weight, grad.T @ inputs, learning_rate, weight_decay)
+    elif is_single:  # elementwise kernels beat BLAS at an outer product
         weight.addcmul_(grad.T, inputs, value=-learning_rate)
     else:
-        weight.addmm_(grad.T, inputs, beta=keep, alpha=-learning_rate)
-    if bias is not None:
-        if keep != 1.0:
-            bias.mul_(keep)
-        bias.sub_(grad[0] if is_single else grad.sum(0), alpha=learning_rate)
+        weight.addmm_(grad.T, inputs, alpha=-learning_rate)
+    if bias is None:
+        return
+    of_bias = grad[0] if is_single else grad.sum(0)
+    if weight_decay:
+        _decayed_step(bias, of_bias, learning_rate, weight_decay)
+    else:
+        bias.sub_(of_bias, alpha=learning_rate)
+
+
+def _decayed_step(param: Tensor, grad: Tensor, learning_rate: float, weight_decay: float) -> None:
+    """θ ← θ − η·(g + λ·θ), as `torch.optim.SGD` computes it."""
+    param.sub_(grad.add(param, alpha=weight_decay), alpha=learning_rate)
 
 
 def _rows(tensor: Tensor) -> Tensor:

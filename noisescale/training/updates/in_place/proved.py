@@ -105,7 +105,9 @@ class ProvedInPlaceSGD:
         return self._without_storing(in_place, self._model, self._optimizer, batch)
 
     def together(self, batch_size: int) -> int:
-        """How many updates `updates` may be asked for at once; noted where it should be more.
+        """How many updates `updates` may be asked for at once.
+
+        Notes where it is one for want of compiled code.
 
         Args:
             batch_size: examples of each.
