@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -16,10 +17,13 @@ from noisescale.problems.models.losses import (
 )
 from noisescale.training.updates.in_place.chain import Chain
 
-try:
-    from noisescale.training.updates.in_place._chain_steps import sgd
+try:  # beside the package, so that a checkout finds it too
+    import _noisescale_chain_steps as built
 except ImportError:  # it is built where noisescale is installed, if a C compiler is found there
-    sgd = None  # type: ignore[assignment]
+    built = None
+
+LAYOUT = 1  # of what chain_steps.c is given, which another version may have given otherwise
+sgd: Callable[..., int] | None = built.sgd if built and built.LAYOUT == LAYOUT else None
 NOT_BUILT = (
     "small batches are trained by torch's operations, which takes several times as long: the "
     "compiled steps were not built when noisescale was installed, as without a C compiler"
@@ -28,7 +32,7 @@ NOT_BUILT = (
 # of a batch: above it the matrix products of libraries are as fast
 MOST_EXAMPLES = 8
 READ_AT_ONCE = 64  # examples of a call, which a processor's cache still holds
-# as _chain_steps.c numbers them
+# as chain_steps.c numbers them
 IDENTITY = 0
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.Tanh: 2}
 LOSSES: dict[LossGradient, int] = {cross_entropy_gradient: 0, squared_error_gradient: 1}
@@ -105,7 +109,7 @@ class CompiledSteps:
             learning_rate: η.
             weight_decay: λ.
         """
-        if not self.is_built or not self._takes(inputs, targets):
+        if sgd is None or not self._takes(inputs, targets):
             return None
         losses = torch.empty(len(targets) // batch_size, dtype=torch.float32, device="cpu")
         inputs, targets = inputs.contiguous(), targets.contiguous()
@@ -148,7 +152,7 @@ class CompiledSteps:
         )
 
     def _layout(self) -> array[int]:
-        """Where the layers lie in memory at this moment, as _chain_steps.c reads it."""
+        """Where the layers lie in memory at this moment, as chain_steps.c reads it."""
         layout = array("q")
         for weight, bias, activation in self._layers:
             address = 0 if bias is None else bias.data_ptr()

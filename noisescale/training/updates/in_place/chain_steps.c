@@ -265,7 +265,16 @@ static Buffers *allocated(const Chain *chain)
     return buffers;
 }
 
-/* See _chain_steps.pyi. */
+PyDoc_STRVAR(sgd_doc,
+             "sgd(layers, inputs, targets, losses, steps, batch_size, loss, learning_rate, "
+             "weight_decay, /)\n--\n\n"
+             "Makes steps of plain SGD on the mean loss of batches, and returns how many: they end\n"
+             "after the first whose loss is not finite. Nothing is checked.\n\n"
+             "layers: five numbers of 64 bits each: the addresses of the weight (rows, cols) in\n"
+             "float32 and of the bias (rows,), or 0; rows, cols, the number of the activation.\n"
+             "inputs, targets, losses: addresses of the examples (steps * batch_size, cols) in\n"
+             "float32, of their classes in int64, and of where the losses (steps,) go, float32.");
+
 static PyObject *sgd(PyObject *Py_UNUSED(module), PyObject *args)
 {
     Py_buffer layers;
@@ -296,8 +305,13 @@ static PyObject *sgd(PyObject *Py_UNUSED(module), PyObject *args)
     return PyLong_FromLongLong(made);
 }
 
-static PyMethodDef methods[] = {{"sgd", sgd, METH_VARARGS, NULL}, {NULL, NULL, 0, NULL}};
+static PyMethodDef methods[] = {{"sgd", sgd, METH_VARARGS, sgd_doc}, {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {
-    .m_base = PyModuleDef_HEAD_INIT, .m_name = "_chain_steps", .m_size = 0, .m_methods = methods};
+    .m_base = PyModuleDef_HEAD_INIT, .m_name = "_noisescale_chain_steps", .m_size = 0, .m_methods = methods};
 
-PyMODINIT_FUNC PyInit__chain_steps(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__noisescale_chain_steps(void)
+{
+    PyObject *built = PyModule_Create(&module);
+    if (built != NULL && PyModule_AddIntConstant(built, "LAYOUT", 1) < 0) Py_CLEAR(built);
+    return built;
+}
