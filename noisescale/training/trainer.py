@@ -82,9 +82,9 @@ def train(
             numbers of the config's seed and the epoch.
         config: optimizer, rate, batch size, length and seed.
         checkpoint_steps: updates after which there is a checkpoint besides; 0: before the first.
-        start: a checkpoint of an earlier run of the same config, which is continued: on the CPU, at
-            the same number of threads, to bit-identical parameters. Of one that is finished there
-            is no further checkpoint. None: from the beginning.
+        start: a checkpoint of an earlier run of the same config, which is continued: on the CPU, by
+            the same installation at the same number of threads, to bit-identical parameters. Of one
+            that is finished there is no further checkpoint. None: from the beginning.
 
     A model that draws random numbers itself, as dropout does, draws the process's: neither the seed
     nor a resume gives the same ones again.

@@ -44,8 +44,8 @@ class ProvedInPlaceSGD:
             autograd. None: autograd is wanted.
 
     Attributes:
-        note: why linear layers are, or once were, not updated in place; None: there is no such
-            layer, or they always were.
+        note: why linear layers are, or once were, not updated in place, or small batches not by
+            compiled code; None: there is no such layer, or they always were.
     """
 
     def __init__(
