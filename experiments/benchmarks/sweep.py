@@ -190,8 +190,9 @@ def default_command(command: str, deadline: Deadline = NEVER) -> dict[str, Any]:
             [sys.executable, "-m", "noisescale", command, "--out", folder],
             stdout=subprocess.DEVNULL,
         )
+        minutes = deadline.minutes
         try:
-            code = process.wait(None if deadline.minutes is None else 60 * deadline.minutes)
+            code = process.wait(None if minutes is None else 60 * max(minutes, 0.0))
         except subprocess.TimeoutExpired as late:
             process.send_signal(signal.SIGINT)
             process.wait()
