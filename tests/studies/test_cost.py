@@ -63,6 +63,17 @@ def test_the_parts_of_the_noise_scale_are_counted(slow):
     assert cost.memory_bytes >= plain.memory_bytes > 2**20
 
 
+def test_the_eigenvectors_cost_what_they_are_taken_of(monkeypatch):
+    """Where products cost alike, the Hessian's part is its count of products that were made."""
+    problem = classification(nn.Linear(6, 3), num_examples=EXAMPLES)
+    made = []
+    monkeypatch.setattr(module._Products, "times", lambda self, number: made.append(number) or 1.0)
+    options = NoiseOptions(chunk_size=20, hessian=True, num_probes=8)
+    noise_cost(problem, options=options)
+    found = measure_noise(problem, options=options).curvature
+    assert made[-1] == pytest.approx(found.num_matvecs, rel=0.3)
+
+
 @pytest.mark.parametrize("options", [{"per_class": True}, {"anatomy": True}])
 def test_what_is_measured_class_by_class_takes_what_was_foreseen(slow, options):
     chosen = NoiseOptions(chunk_size=20, **options)

@@ -1,5 +1,6 @@
 """A recommendation of a problem whose critical batch size is known, by a clock that is not real."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from noisescale.errors import (
     MeasurementError,
@@ -16,17 +19,22 @@ from noisescale.errors import (
     SettingError,
 )
 from noisescale.problems.factory import factory_config
+from noisescale.problems.models import cross_entropy
+from noisescale.problems.problem import Examples, Problem
 from noisescale.statistics.critical_batch.fit import fit_critical_batch
 from noisescale.statistics.estimate import undefined
+from noisescale.studies.jobs.cell import Cell
 from noisescale.studies.jobs.options import StudyOptions
 from noisescale.studies.recommend import look, run as study, runs, search
-from noisescale.studies.recommend.config import RecommendConfig
+from noisescale.studies.recommend.config import Budget, RecommendConfig
 from noisescale.studies.recommend.optimizer import caveat
 from noisescale.studies.recommend.run import run_recommend
 from noisescale.training.config import TrainConfig
 from noisescale.training.records.folder import read_json
 from noisescale.training.tracking import noise
 from noisescale.training.trainer import Training
+from noisescale.training.updates.in_place import compiled
+from noisescale.training.updates.in_place.proved import PROVED_UPDATES
 from tests.helpers import own_problems as problems
 from tests.helpers.command_line import strict
 
@@ -320,3 +328,15 @@ def test_settings_out_of_range_are_refused(settings, says):
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     with pytest.raises(SettingError, match="there are 2000 training examples"):
         run_recommend(config(batch_size=5000), tmp_path / "out", options=QUIET)
+
+
+def test_updates_are_timed_as_runs_make_them(tmp_path):
+    """Several in a call where they are compiled: a second a call is no second an update."""
+    ticks = itertools.count()
+    budget = Budget(1e6, lambda: float(next(ticks)))
+    examples = Examples(torch.randn(200, 6), torch.randint(3, (200,)))
+    problem = Problem(model=nn.Linear(6, 3), loss=cross_entropy, train=examples)
+    cell = Cell(path=tmp_path, problem=config().problem, training=TrainConfig())
+    found = look._seconds_of_update(problem, cell, 1, 0.1, budget)
+    in_a_call = look.MOST_TIMED - PROVED_UPDATES
+    assert found == pytest.approx(1.0 if compiled.sgd is None else 1 / in_a_call)
