@@ -24,7 +24,7 @@ from noisescale.statistics.critical_batch.curves.steps_to_goal import (
 )
 from noisescale.statistics.critical_batch.recommendation import recommend
 from noisescale.statistics.estimate import estimate_row
-from noisescale.training.records.tables import read_losses, read_noise
+from noisescale.training.records.tables import noise_table, read_losses
 
 # name: quantity and geometry
 NOISE: dict[str, tuple[Scale, Geometry]] = {
@@ -49,8 +49,7 @@ def scales_table(runs: Runs) -> pd.DataFrame:
         for parts in _noise_runs(runs, root):
             folder, record = parts[0]
             losses = read_losses(folder)
-            measured = pd.DataFrame([row for part, _ in parts for row in read_noise(part)])
-            noise = measured.drop_duplicates("step").sort_values("step")
+            noise = noise_table(part for part, _ in parts)
             smoothed = smoothed_losses(losses["step"].to_numpy(), losses["loss"].to_numpy())
             for goal in goals:
                 end = steps_to_goal(*smoothed, goal)

@@ -6,10 +6,8 @@ The limits. Processes: cells share nothing but memory bandwidth and the cores, s
 fast, less the start of Python and torch in each. Bisection: of n rates and s seeds, a scan of every
 k-th, log₂ k of it and about three of each other seed, against n·s. Replicas: at small B a run is
 bound by launching its kernels on a GPU, which R replicas share; on a CPU by reading and writing the
-weights, which they do not. Commands: of `sweep-lr` about half is training, a third the simulation
-of linearised SGD, which --no-predict leaves out; of `critical-batch` two fifths are training, most
-of it at the largest batch sizes, a fifth looks at the loss, a third the noise scale along runs,
-which --no-noise leaves out.
+weights, which they do not. Commands: runs that do not repeat one another, and what can be left out
+of them, the simulations of linearised SGD by --no-predict, the noise along runs by --no-noise.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ class Training:
         self.losses = LossHistory()
         self.carried: dict[str, Any] = {}
         self._set_rate()
-        # of which a step needs nothing but the examples
+        # a step depends on nothing but its examples, and all have one rate
         self._has_plain_batches = (
             isinstance(self.examples, Examples)
             and problem.weights is None

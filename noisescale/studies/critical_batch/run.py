@@ -289,10 +289,8 @@ class _Measurement:
         """The run where it lies finished, or one that went on for longer, as others may have."""
         if (run := stored_goal_run(goal_cell)) is not None:
             return run
-        earlier, most = (
-            self.runs.get(key) or self.earlier.get(key),
-            goal_cell.cell.training.max_steps,
-        )
+        earlier = self.runs.get(key) or self.earlier.get(key)
+        most = goal_cell.cell.training.max_steps
         if earlier is None or most is None:
             return None
         has_ended = math.isfinite(earlier.steps(self.goals[-1])) or earlier.has_diverged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +173,20 @@ def read_noise(folder: Path | str) -> list[dict[Any, Any]]:
     """
     columns = (*NOISE_COLUMNS, *PRECONDITIONED_COLUMNS, *SIGN_COLUMNS)
     return _read_rows(Path(folder) / NOISE, list(columns), _types(columns))
+
+
+def noise_table(folders: Iterable[Path]) -> pd.DataFrame:
+    """The rows of noise.csv of a run that was made several times, each step once, by step.
+
+    Args:
+        folders: of the run; each may have rows that others lack.
+    """
+    import pandas as pd
+
+    rows: dict[int, dict[Any, Any]] = {}
+    for folder in folders:
+        rows |= {row["step"]: row for row in read_noise(folder)}
+    return pd.DataFrame([rows[step] for step in sorted(rows)])
 
 
 def read_noise_layers(folder: Path | str) -> list[dict[Any, Any]]:

@@ -28,7 +28,6 @@ from noisescale.studies.critical_batch.config import (
     default_batch_sizes,
     default_goals,
 )
-from noisescale.studies.critical_batch.goal_runs import goal_run
 from noisescale.studies.critical_batch.goal_runs.goal_run import (
     GoalCell,
     read_goal_run,
@@ -42,6 +41,7 @@ from noisescale.studies.jobs.tasks import Tasks
 from noisescale.studies.stability_map.run import SweepOptions
 from noisescale.training.config import TrainConfig
 from noisescale.training.evaluation import evaluate, mean_loss
+from noisescale.training.records import tables
 from noisescale.training.records.checkpoint import load_checkpoint
 from noisescale.training.records.folder import finished_runs
 from noisescale.training.records.tables import read_noise
@@ -596,7 +596,7 @@ def test_a_finished_measurement_is_shown_without_fits_or_pictures_made_anew(
     out = tmp_path / "out"
     shutil.copytree(finished_critical_batch.out, out)
     read = []
-    monkeypatch.setattr(goal_run, "read_noise", lambda path: read.append(path) or read_noise(path))
+    monkeypatch.setattr(tables, "read_noise", lambda path: read.append(path) or read_noise(path))
     monkeypatch.setattr(fits, "fit_goals", lambda table: pytest.fail("fitted again"))
     monkeypatch.setattr(
         pictures, "draw_pictures", lambda folder, **options: pytest.fail("drawn again")

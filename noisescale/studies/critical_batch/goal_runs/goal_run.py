@@ -6,7 +6,6 @@ import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property, partial
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from noisescale.studies.jobs.short_run import (
 )
 from noisescale.training.records.checkpoint import Checkpoint, save_checkpoint
 from noisescale.training.records.folder import STEP_CHECKPOINTS
-from noisescale.training.records.tables import read_noise
+from noisescale.training.records.tables import noise_table
 from noisescale.training.records.weight_files import read_weights
 from noisescale.training.tracking.noise import NoiseTracker, NoiseTracking
 from noisescale.training.tracking.rows import is_due
@@ -82,13 +81,7 @@ class GoalRun(ShortRun):
     @cached_property
     def noise(self) -> pd.DataFrame:
         """The rows of noise.csv, of a run with the noise measured along it."""
-        import pandas as pd  # a worker that makes the runs needs none
-
-        rows: list[dict[Any, Any]] = []
-        for path in (self.path, *self.others):
-            rows += read_noise(path)
-        table = pd.DataFrame(sorted(rows, key=itemgetter("step")))
-        return table.drop_duplicates("step", ignore_index=True) if rows else table
+        return noise_table((self.path, *self.others))
 
     @cached_property
     def _smoothed(self) -> tuple[np.ndarray, np.ndarray]:

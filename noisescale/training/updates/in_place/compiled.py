@@ -29,7 +29,7 @@ NOT_BUILT = (
     "compiled steps were not built when noisescale was installed, as without a C compiler"
 )
 
-# of a batch: above it the matrix products of libraries are as fast
+# of a batch: with more, the matrix products of libraries are as fast on wide layers
 MOST_EXAMPLES = 8
 READ_AT_ONCE = 64  # examples of a call, which a processor's cache still holds
 # as chain_steps.c numbers them

@@ -18,9 +18,7 @@ from noisescale.training.updates.in_place.proved import PROVED_UPDATES
 
 FEATURES, CLASSES, NUM_EXAMPLES = 11, 3, 70
 
-built = pytest.mark.skipif(
-    compiled.sgd is None, reason="no C compiler was found where noisescale was installed"
-)
+built = pytest.mark.skipif(compiled.sgd is None, reason="the compiled steps were not built")
 
 # widths that are no multiples of the rows taken at once, and one that is
 MODELS = {
